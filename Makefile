@@ -1,0 +1,80 @@
+# What developers type. `make` alone prints this list.
+
+CARGO_TARGET_DIR ?= $(CURDIR)/target
+CARGO_DENY_VERSION := 0.20.2
+TOOLS := $(if $(OCI_MODEL_CSI_CACHE),$(OCI_MODEL_CSI_CACHE),$(HOME)/.cache/oci-model-csi)
+CARGO_DENY := $(TOOLS)/cargo-deny-$(CARGO_DENY_VERSION)/bin/cargo-deny
+MSRV := $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+
+export CARGO_TARGET_DIR
+export LOCALSTORE_BIN ?= $(CARGO_TARGET_DIR)/debug/localstore
+export OCI_MODEL_CSI_BIN ?= $(CARGO_TARGET_DIR)/debug/oci-model-csi
+
+# The tests of the driver as a process wait more than they compute.
+INTEGRATION_THREADS ?= 8
+
+.PHONY: help
+help: ## This list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
+
+.PHONY: demo
+demo: ## See the driver work here, without Kubernetes and without an account
+	demo/run.sh
+
+.PHONY: test
+test: rust sanity clients ## All tests: rust, sanity, clients
+
+.PHONY: rust
+rust: ## cargo test: unit tests, then the integration tests with real mounts
+	cargo test --locked --no-fail-fast --workspace --lib --bins
+	RUST_TEST_THREADS=$(INTEGRATION_THREADS) cargo test --locked --no-fail-fast --workspace --test '*'
+	cargo test --locked --no-fail-fast --workspace --doc
+
+.PHONY: sanity
+sanity: ## csi-sanity against the driver (installs it with Go)
+	csi-sanity/run.sh
+
+.PHONY: clients
+clients: ## oci-cli, the Python SDK, rclone and a real model (installs them with pip)
+	cargo build --locked --workspace --bins
+	venv="$$(tests/tools.sh)" && "$$venv/bin/pytest" -q tests/clients
+
+.PHONY: fmt
+fmt: ## Format the Rust code
+	cargo fmt --all
+
+.PHONY: lint
+lint: ## Formatting, clippy, and the syntax of the shell scripts
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	for script in $$(git ls-files '*.sh') .ci/run; do bash -n $$script || exit 1; done
+
+.PHONY: doc
+doc: ## The API documentation, without a warning
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items
+
+.PHONY: msrv
+msrv: ## Builds with the oldest Rust that Cargo.toml promises
+	rustup toolchain install $(MSRV).0 --profile minimal --no-self-update
+	cargo +$(MSRV).0 check --locked --workspace --lib --bins
+
+.PHONY: feature
+feature: ## The feature oci-rust-sdk builds, and signs as our own signer does
+	cargo test --locked --features oci-rust-sdk --lib sign
+
+.PHONY: deny
+deny: $(CARGO_DENY) ## Licences, bans and sources of all dependencies
+	$(CARGO_DENY) --log-level error check --hide-inclusion-graph licenses bans sources
+
+$(CARGO_DENY):
+	cargo install --quiet --locked --debug cargo-deny --version $(CARGO_DENY_VERSION) \
+		--root $(TOOLS)/cargo-deny-$(CARGO_DENY_VERSION) --target-dir $(TOOLS)/build
+	rm -rf $(TOOLS)/build
+
+.PHONY: bench
+bench: ## oci-model-csi fetch beside curl: time, CPU, memory (minutes, and 2 GB of disk)
+	benches/fetch.sh
+
+.PHONY: clean
+clean: ## Remove what the build made; the installed tools stay in ~/.cache/oci-model-csi
+	cargo clean

@@ -1,0 +1,135 @@
+//! What operators and probes ask over HTTP: `/metrics`, `/healthz` and
+//! `/readyz` on `--metrics-address`, and `/status` besides on the Unix socket
+//! of `--admin-endpoint`, since it names models and pods.
+
+mod status;
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderValue, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
+use tokio_util::sync::CancellationToken;
+
+use crate::cache::Cache;
+use crate::csi::Readiness;
+use crate::error::{Error, Result};
+use crate::metrics::Metrics;
+
+/// A client that sends no request for this long is let go.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What is told.
+#[derive(Clone)]
+pub struct Admin {
+    /// For `/metrics`.
+    pub metrics: Arc<Metrics>,
+    /// For `/readyz`.
+    pub readiness: Readiness,
+    /// For `/status`; `None` in the controller, which has no cache.
+    pub cache: Option<Cache>,
+}
+
+/// Where it is told.
+pub enum Listener {
+    /// `--metrics-address`: open to the cluster, so it names no model and no pod.
+    Tcp(TcpListener),
+    /// `--admin-endpoint`: for the node's administrator.
+    Unix(UnixListener),
+}
+
+impl Listener {
+    /// Binds `--metrics-address`.
+    ///
+    /// # Errors
+    /// When the address cannot be had.
+    pub async fn tcp(address: SocketAddr) -> Result<Self> {
+        let bound = TcpListener::bind(address).await;
+        bound
+            .map(Self::Tcp)
+            .map_err(|e| Error::io(format!("listening on {address} (--metrics-address)"), &e))
+    }
+}
+
+impl Admin {
+    /// Answers until `shutdown`.
+    pub async fn serve(self, listener: Listener, shutdown: CancellationToken) {
+        loop {
+            let accepted = tokio::select! {
+                accepted = self.accept(&listener) => accepted,
+                () = shutdown.cancelled() => return,
+            };
+            if let Err(error) = accepted {
+                tracing::warn!(%error, "could not accept a connection for metrics or status");
+                // Out of descriptors, most likely: others have to close some first.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+
+    async fn accept(&self, listener: &Listener) -> std::io::Result<()> {
+        match listener {
+            Listener::Tcp(tcp) => {
+                let (stream, _) = tcp.accept().await?;
+                self.clone().connection(stream, false);
+            }
+            Listener::Unix(unix) => {
+                let (stream, _) = unix.accept().await?;
+                self.clone().connection(stream, true);
+            }
+        }
+        Ok(())
+    }
+
+    fn connection<S>(self, stream: S, trusted: bool)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let service = service_fn(move |request| {
+            let answer = self.answer(&request, trusted);
+            async move { Ok::<_, Infallible>(answer) }
+        });
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEADER_TIMEOUT)
+            .serve_connection(TokioIo::new(stream), service);
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "a connection for metrics or status ended");
+            }
+        });
+    }
+
+    fn answer(&self, request: &Request<Incoming>, trusted: bool) -> Response<Full<Bytes>> {
+        const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+        const PLAIN: &str = "text/plain; charset=utf-8";
+        const JSON: &str = "application/json";
+        let (status, kind, text) = match request.uri().path() {
+            "/metrics" => (StatusCode::OK, OPENMETRICS, self.metrics.to_text()),
+            "/healthz" => (StatusCode::OK, PLAIN, "ok\n".to_owned()),
+            "/readyz" => match self.readiness.check() {
+                Ok(()) => (StatusCode::OK, PLAIN, "ready\n".to_owned()),
+                Err(error) => (StatusCode::SERVICE_UNAVAILABLE, PLAIN, format!("{error}\n")),
+            },
+            "/status" if trusted => (StatusCode::OK, JSON, status::json(self)),
+            _ => {
+                let known =
+                    "known are /metrics, /healthz, /readyz, and on the admin socket /status";
+                (StatusCode::NOT_FOUND, PLAIN, format!("{known}\n"))
+            }
+        };
+        let mut response = Response::new(Full::from(text));
+        *response.status_mut() = status;
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+        response
+    }
+}

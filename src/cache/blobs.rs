@@ -1,0 +1,299 @@
+//! The verified object versions of the cache.
+//!
+//! # How a blob is committed
+//!
+//! 1. `staging/<id>.part` holds all bytes, and their checksum was compared.
+//! 2. Its mode becomes 0444.
+//! 3. `blobs/<2>/<id>.unsynced` is written: size, CRC-32C, what proved it.
+//! 4. `staging/<id>.part` is renamed to `blobs/<2>/<id>`: now it is a blob.
+//! 5. `staging/<id>.journal` is removed.
+//! 6. Later, after a sync of the file system, `.unsynced` is renamed to
+//!    `.json`: the machine may die from here on.
+//!
+//! A killed process loses nothing of this, since the kernel has it all:
+//! - after 1 or 2: the part and its journal; the next download checks the
+//!   journal's spans, finds nothing missing and goes on with 2.
+//! - after 3: a record without a blob means nothing and is overwritten.
+//! - after 4: a journal without a part is removed at start.
+//!
+//! A dead machine may have lost anything that was not synced, in any order.
+//! So a blob whose record is still `.unsynced` when a process finds it is a
+//! suspect: it is read and its CRC compared before it is served, or dropped.
+
+use std::collections::HashSet;
+use std::fs;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+use serde::{Deserialize, Serialize};
+
+use super::files;
+use super::layout::Layout;
+use crate::download::{Check, Verified, crc32c_of_file};
+use crate::error::{Error, Result};
+use crate::model::BlobId;
+
+const FORMAT: u32 = 1;
+
+/// What is known of a blob's bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct BlobRecord {
+    format: u32,
+    /// Size in bytes.
+    pub size: u64,
+    /// CRC-32C of the content.
+    pub crc32c: u32,
+    /// What proved the content when it was downloaded.
+    pub check: Check,
+    /// The object, for people.
+    pub object: String,
+}
+
+/// The blobs of one cache.
+#[derive(Debug)]
+pub(super) struct Blobs {
+    layout: Layout,
+    /// Unsynced blobs that this process wrote or checked itself.
+    known_good: Mutex<HashSet<BlobId>>,
+}
+
+impl Blobs {
+    pub(super) fn new(layout: Layout) -> Self {
+        Self { layout, known_good: Mutex::new(HashSet::new()) }
+    }
+
+    /// Commits a verified part; see the module's numbered steps. Blocks.
+    pub(super) fn commit(
+        &self,
+        id: &BlobId,
+        object: &str,
+        size: u64,
+        verified: Verified,
+    ) -> Result<()> {
+        let part = self.layout.part(id);
+        // A flight that was given up may have come this far all the same.
+        if self.find(id)?.is_some() {
+            return self.abandon(id);
+        }
+        files::set_mode(&part, 0o444)?;
+        let Verified { crc32c, check } = verified;
+        self.write_record(
+            id,
+            &BlobRecord { format: FORMAT, size, crc32c, check, object: object.to_owned() },
+        )?;
+        files::rename(&part, &self.layout.blob(id))?;
+        files::remove(&self.layout.journal(id))?;
+        self.lock().insert(id.clone());
+        Ok(())
+    }
+
+    /// The record of a blob that may be served, if there is one. A suspect is
+    /// read from the disk first, and dropped when it is not what it should be.
+    /// Blocks, for a suspect as long as reading it takes.
+    pub(super) fn find(&self, id: &BlobId) -> Result<Option<BlobRecord>> {
+        let Some((record, durable)) = self.read_record(id)? else { return Ok(None) };
+        let path = self.layout.blob(id);
+        let size = match fs::symlink_metadata(&path) {
+            Ok(metadata) => metadata.len(),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(Error::io(format!("looking at {}", path.display()), &e)),
+        };
+        if durable && size == record.size || self.lock().contains(id) {
+            return Ok(Some(record));
+        }
+        if size == record.size && self.crc(id)? == record.crc32c {
+            self.lock().insert(id.clone());
+            return Ok(Some(record));
+        }
+        tracing::warn!(
+            blob = id.as_str(),
+            object = record.object,
+            "bytes in the cache are not what was downloaded (the machine may have lost power); \
+             they are dropped and will be downloaded again"
+        );
+        self.drop_blob(id)?;
+        Ok(None)
+    }
+
+    /// Removes what was downloaded of a version that nobody can ask for again.
+    pub(super) fn abandon(&self, id: &BlobId) -> Result<()> {
+        files::remove(&self.layout.part(id))?;
+        files::remove(&self.layout.journal(id))
+    }
+
+    /// Forgets what this process knew of blobs: they are read again before
+    /// they are served, from the disk and not from memory.
+    pub(super) fn distrust(&self, ids: &[BlobId]) {
+        for id in ids {
+            self.lock().remove(id);
+            if let Ok(file) = fs::File::open(self.layout.blob(id)) {
+                // Advice: without it the check may see what the disk never got.
+                let _ = posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
+            }
+        }
+    }
+
+    /// Gives a blob a second name: the same content under a new ETag.
+    pub(super) fn link(&self, from: &BlobId, to: &BlobId) -> Result<bool> {
+        let Some(record) = self.find(from)? else { return Ok(false) };
+        self.write_record(to, &record)?;
+        let (source, target) = (self.layout.blob(from), self.layout.blob(to));
+        // What stands there without a good record is not what is linked now.
+        files::rename(&target, &self.layout.trash().join(format!("blob-{to}")))?;
+        fs::hard_link(&source, &target).map_err(|e| {
+            Error::io(format!("linking {} to {}", source.display(), target.display()), &e)
+        })?;
+        self.lock().insert(to.clone());
+        Ok(true)
+    }
+
+    /// Notes that these blobs are on the disk.
+    pub(super) fn made_durable(&self, ids: &[BlobId]) -> Result<()> {
+        for id in ids {
+            let unsynced = self.layout.blob_record_unsynced(id);
+            files::rename(&unsynced, &self.layout.blob_record(id))?;
+            self.lock().remove(id);
+        }
+        Ok(())
+    }
+
+    /// Whether a blob's record says that it is on the disk.
+    pub(super) fn is_durable(&self, id: &BlobId) -> bool {
+        self.layout.blob_record(id).exists()
+    }
+
+    fn drop_blob(&self, id: &BlobId) -> Result<()> {
+        files::rename(&self.layout.blob(id), &self.layout.trash().join(format!("blob-{id}")))?;
+        files::remove(&self.layout.blob_record(id))?;
+        files::remove(&self.layout.blob_record_unsynced(id))
+    }
+
+    fn write_record(&self, id: &BlobId, record: &BlobRecord) -> Result<()> {
+        files::make_directory(&self.layout.blob_directory(id), 0o755)?;
+        // A record of a blob that was dropped must not vouch for this one.
+        files::remove(&self.layout.blob_record(id))?;
+        let json = serde_json::to_vec(record)
+            .map_err(|e| Error::internal(format!("writing the record of blob {id}: {e}")))?;
+        files::write_whole(&self.layout.blob_record_unsynced(id), &json, 0o644)
+    }
+
+    /// The record, and whether it is durable. A torn one is none.
+    fn read_record(&self, id: &BlobId) -> Result<Option<(BlobRecord, bool)>> {
+        // The durable name is asked twice: the syncer may rename in between.
+        let durable = self.layout.blob_record(id);
+        let unsynced = self.layout.blob_record_unsynced(id);
+        for (path, durable) in [(&durable, true), (&unsynced, false), (&durable, true)] {
+            let Some(bytes) = files::read(path)? else { continue };
+            let record = serde_json::from_slice::<BlobRecord>(&bytes).ok();
+            if let Some(record) = record.filter(|record| record.format == FORMAT) {
+                return Ok(Some((record, durable)));
+            }
+        }
+        Ok(None)
+    }
+
+    fn crc(&self, id: &BlobId) -> Result<u32> {
+        let path = self.layout.blob(id);
+        let read = crc32c_of_file(&path);
+        read.map(|(crc32c, _)| crc32c)
+            .map_err(|e| Error::io(format!("checking {}", path.display()), &e))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashSet<BlobId>> {
+        self.known_good.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Fixture {
+        _dir: tempfile::TempDir,
+        layout: Layout,
+        id: BlobId,
+    }
+
+    const CONTENT: &[u8] = b"weights";
+
+    fn fixture() -> Fixture {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path());
+        for name in super::super::layout::DIRECTORIES {
+            fs::create_dir(layout.directory(name)).unwrap();
+        }
+        Fixture { _dir: dir, layout, id: BlobId::parse(&"ab".repeat(32)).unwrap() }
+    }
+
+    fn commit(f: &Fixture) -> Blobs {
+        let blobs = Blobs::new(f.layout.clone());
+        fs::write(f.layout.part(&f.id), CONTENT).unwrap();
+        fs::write(f.layout.journal(&f.id), "").unwrap();
+        let verified = Verified { crc32c: crc32c::crc32c(CONTENT), check: Check::Md5 };
+        blobs.commit(&f.id, "m/weights", CONTENT.len() as u64, verified).unwrap();
+        blobs
+    }
+
+    #[test]
+    fn a_committed_blob_is_found_and_leaves_nothing_in_staging() {
+        let f = fixture();
+        let blobs = commit(&f);
+        assert_eq!(blobs.find(&f.id).unwrap().unwrap().check, Check::Md5);
+        assert_eq!(files::names(&f.layout.staging()).unwrap(), [""; 0]);
+        assert!(!blobs.is_durable(&f.id));
+        blobs.made_durable(std::slice::from_ref(&f.id)).unwrap();
+        assert!(blobs.is_durable(&f.id));
+        assert!(blobs.find(&f.id).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_suspect_of_an_earlier_process_is_read_before_it_is_served() {
+        let f = fixture();
+        drop(commit(&f));
+        assert!(Blobs::new(f.layout.clone()).find(&f.id).unwrap().is_some(), "intact");
+        for torn in [&b""[..], b"weight", b"weighty", b"WEIGHTS", b"\0\0\0\0\0\0\0"] {
+            drop(commit(&f));
+            files::set_mode(&f.layout.blob(&f.id), 0o644).unwrap();
+            fs::write(f.layout.blob(&f.id), torn).unwrap();
+            let blobs = Blobs::new(f.layout.clone());
+            assert!(blobs.find(&f.id).unwrap().is_none(), "{torn:?} was served");
+            assert!(!f.layout.blob(&f.id).exists());
+        }
+    }
+
+    #[test]
+    fn a_torn_record_vouches_for_nothing() {
+        let f = fixture();
+        drop(commit(&f));
+        let path = f.layout.blob_record_unsynced(&f.id);
+        let whole = fs::read(&path).unwrap();
+        for cut in [0, 1, whole.len() / 2, whole.len() - 1] {
+            fs::write(&path, &whole[..cut]).unwrap();
+            assert!(Blobs::new(f.layout.clone()).find(&f.id).unwrap().is_none());
+        }
+    }
+
+    #[test]
+    fn a_durable_blob_of_the_wrong_size_is_not_served() {
+        let f = fixture();
+        let blobs = commit(&f);
+        blobs.made_durable(std::slice::from_ref(&f.id)).unwrap();
+        files::set_mode(&f.layout.blob(&f.id), 0o644).unwrap();
+        fs::write(f.layout.blob(&f.id), b"x").unwrap();
+        assert!(Blobs::new(f.layout.clone()).find(&f.id).unwrap().is_none());
+    }
+
+    #[test]
+    fn equal_content_under_a_new_etag_is_the_same_inode() {
+        use std::os::unix::fs::MetadataExt;
+        let f = fixture();
+        let blobs = commit(&f);
+        let other = BlobId::parse(&"cd".repeat(32)).unwrap();
+        assert!(blobs.link(&f.id, &other).unwrap());
+        assert!(blobs.find(&other).unwrap().is_some());
+        let ino = |id| fs::metadata(f.layout.blob(id)).unwrap().ino();
+        assert_eq!(ino(&f.id), ino(&other));
+        assert!(!blobs.link(&BlobId::parse(&"ef".repeat(32)).unwrap(), &f.id).unwrap());
+    }
+}

@@ -1,0 +1,89 @@
+//! Makes what was committed outlive the machine, after the publish and in the
+//! background: one sync of the file system, then the records that say so.
+//!
+//! A publish never waits for the disk. Whatever is not recorded when the
+//! machine dies is checked before it is served again.
+
+use std::fs::File;
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+
+use super::blobs::Blobs;
+use super::layout::Layout;
+use super::models::Models;
+use crate::blocking::blocking;
+use crate::error::{Error, Result};
+use crate::model::{BlobId, ModelKey};
+
+/// A committed model that is not yet known to be on the disk.
+#[derive(Debug)]
+pub(super) struct Unsynced {
+    pub(super) model: ModelKey,
+    pub(super) blobs: Vec<BlobId>,
+}
+
+/// Hands committed models to the task that syncs them.
+#[derive(Debug, Clone)]
+pub(super) struct Syncer(mpsc::UnboundedSender<Unsynced>);
+
+impl Syncer {
+    /// The handle, and the work: to be spawned; it ends when all handles are dropped
+    /// and everything is synced.
+    pub(super) fn new(
+        layout: &Layout,
+        blobs: Arc<Blobs>,
+        models: Arc<Models>,
+    ) -> Result<(Self, impl Future<Output = ()> + Send + use<>)> {
+        let (sender, mut inbox) = mpsc::unbounded_channel();
+        // Opened before the first byte is written: the kernel reports a failed
+        // write-back to descriptors that were open by then, and only once.
+        let directory = File::open(layout.root())
+            .map(Arc::new)
+            .map_err(|e| Error::io(format!("opening {}", layout.root().display()), &e))?;
+        let work = async move {
+            let mut batch = Vec::new();
+            // All that piled up during one sync shares the next.
+            while inbox.recv_many(&mut batch, usize::MAX).await > 0 {
+                let (directory, blobs, models) =
+                    (Arc::clone(&directory), Arc::clone(&blobs), Arc::clone(&models));
+                let batch = std::mem::take(&mut batch);
+                let synced = blocking(move || {
+                    sync(&directory, &blobs, &models, &batch).inspect_err(|_| {
+                        for unsynced in &batch {
+                            blobs.distrust(&unsynced.blobs);
+                            models.distrust(&unsynced.model);
+                        }
+                    })
+                });
+                if let Err(error) = synced.await {
+                    tracing::error!(
+                        %error,
+                        "the cache could not be made durable; what was written is checked again \
+                         before it is served"
+                    );
+                }
+            }
+        };
+        Ok((Self(sender), work))
+    }
+
+    pub(super) fn enqueue(&self, unsynced: Unsynced) {
+        // Without a receiver the process is ending; then it stays a suspect.
+        let _ = self.0.send(unsynced);
+    }
+}
+
+fn sync(directory: &File, blobs: &Blobs, models: &Models, batch: &[Unsynced]) -> Result<()> {
+    let started = std::time::Instant::now();
+    nix::unistd::syncfs(directory)
+        .map_err(|e| Error::io("syncing the cache's file system", &e.into()))?;
+    // Only now, and in this order: a record that reaches the disk speaks of
+    // bytes that have reached it before.
+    for unsynced in batch {
+        blobs.made_durable(&unsynced.blobs)?;
+        models.made_durable(&unsynced.model)?;
+    }
+    tracing::debug!(models = batch.len(), elapsed = ?started.elapsed(), "made durable");
+    Ok(())
+}

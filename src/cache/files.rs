@@ -1,0 +1,141 @@
+//! Small file effects of the cache, each with the path in its error.
+
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::error::{Error, Result};
+
+/// Writes a small file so that its name shows all of it or nothing.
+pub(super) fn write_whole(path: &Path, content: &[u8], mode: u32) -> Result<()> {
+    let temporary = beside(path);
+    let written = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(mode)
+        .open(&temporary)
+        .and_then(|mut file| file.write_all(content))
+        .and_then(|()| fs::rename(&temporary, path));
+    written.map_err(|e| {
+        // What is left of a failed write is in nobody's way, but takes an inode.
+        let _ = fs::remove_file(&temporary);
+        Error::io(format!("writing {}", path.display()), &e)
+    })
+}
+
+/// A name for the unfinished file; two writers never share one.
+fn beside(path: &Path) -> PathBuf {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let n = NEXT.fetch_add(1, Ordering::Relaxed);
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!(".{name}.{}.{n}.tmp", std::process::id()))
+}
+
+/// Whether this is an unfinished file of [`write_whole`].
+pub(super) fn is_unfinished(name: &str) -> bool {
+    name.starts_with('.') && Path::new(name).extension() == Some("tmp".as_ref())
+}
+
+/// Creates a directory that may already be there.
+pub(super) fn make_directory(path: &Path, mode: u32) -> Result<()> {
+    match DirBuilder::new().mode(mode).create(path) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        other => other.map_err(|e| Error::io(format!("creating {}", path.display()), &e)),
+    }
+}
+
+/// Reads a small file; `None` when it is not there.
+pub(super) fn read(path: &Path) -> Result<Option<Vec<u8>>> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(Error::io(format!("reading {}", path.display()), &e)),
+    }
+}
+
+/// Removes a file that may be gone already.
+pub(super) fn remove(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            Err(Error::io(format!("removing {}", path.display()), &e))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Renames; a source that is gone already is `false`.
+pub(super) fn rename(from: &Path, to: &Path) -> Result<bool> {
+    match fs::rename(from, to) {
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == io::ErrorKind::NotFound && !from.exists() => Ok(false),
+        Err(e) => Err(Error::io(format!("renaming {} to {}", from.display(), to.display()), &e)),
+    }
+}
+
+/// Sets the permission bits.
+pub(super) fn set_mode(path: &Path, mode: u32) -> Result<()> {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
+        .map_err(|e| Error::io(format!("setting the mode of {}", path.display()), &e))
+}
+
+/// Names in a directory; what vanishes meanwhile is left out.
+pub(super) fn names(directory: &Path) -> Result<Vec<String>> {
+    let failed = |e: io::Error| Error::io(format!("listing {}", directory.display()), &e);
+    let mut names = Vec::new();
+    for entry in fs::read_dir(directory).map_err(failed)? {
+        names.push(entry.map_err(failed)?.file_name().to_string_lossy().into_owned());
+    }
+    Ok(names)
+}
+
+/// Deletes a tree whose directories are read-only. For the trash only.
+pub(super) fn delete_tree(path: &Path) -> io::Result<()> {
+    let metadata = fs::symlink_metadata(path)?;
+    if !metadata.is_dir() {
+        return fs::remove_file(path);
+    }
+    // Without the write bit an owner other than root cannot empty it.
+    fs::set_permissions(path, fs::Permissions::from_mode(0o700))?;
+    for entry in fs::read_dir(path)? {
+        delete_tree(&entry?.path())?;
+    }
+    fs::remove_dir(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_read_only_tree_is_deleted_and_links_are_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let outside = dir.path().join("outside");
+        fs::create_dir(&outside).unwrap();
+        fs::write(outside.join("precious"), "x").unwrap();
+        let tree = dir.path().join("tree");
+        fs::create_dir_all(tree.join("a/b")).unwrap();
+        fs::write(tree.join("a/b/file"), "x").unwrap();
+        std::os::unix::fs::symlink(&outside, tree.join("a/link")).unwrap();
+        for path in ["a/b", "a", ""] {
+            set_mode(&tree.join(path), 0o555).unwrap();
+        }
+        delete_tree(&tree).unwrap();
+        assert!(!tree.exists());
+        assert!(outside.join("precious").exists());
+    }
+
+    #[test]
+    fn a_written_file_replaces_the_old_one_and_leaves_nothing_beside_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        write_whole(&path, b"one", 0o600).unwrap();
+        write_whole(&path, b"two", 0o600).unwrap();
+        assert_eq!(read(&path).unwrap().unwrap(), b"two");
+        assert_eq!(names(dir.path()).unwrap(), ["f"]);
+        assert!(is_unfinished(beside(&path).file_name().unwrap().to_str().unwrap()));
+        assert!(!rename(&dir.path().join("gone"), &path).unwrap());
+    }
+}

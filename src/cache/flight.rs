@@ -1,0 +1,445 @@
+//! Work that outlives its callers.
+//!
+//! A flight is a spawned task that owns its own entry in the registry; callers
+//! hold only a [`Ticket`]: a place to wait, and the progress to read. A caller
+//! that goes away (kubelet cancels every call after two minutes) neither stops
+//! the work nor makes the next one start it twice. A flight ends when its work
+//! is done, at shutdown, or when nobody has asked for it during `grace`.
+//!
+//! The registry's lock decides all races: a ticket is taken, and an abandoned
+//! flight is removed, under it. It is never held across an await.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// How long a failure answers for a new try: so long that a hundred pods do
+/// not each find it out, so short that nobody waits for it.
+const MEMO: Duration = Duration::from_millis(1500);
+
+/// The running flights of one kind.
+pub struct Flights<K, P, T> {
+    shared: Arc<Shared<K, P, T>>,
+    /// How long a flight goes on that nobody waits for.
+    grace: Duration,
+    tasks: TaskTracker,
+    shutdown: CancellationToken,
+}
+
+struct Shared<K, P, T> {
+    entries: Mutex<HashMap<K, Entry<P, T>>>,
+}
+
+struct Entry<P, T> {
+    id: u64,
+    progress: Arc<P>,
+    outcome: watch::Receiver<Option<Result<T>>>,
+    interest: Arc<Interest>,
+}
+
+/// Who waits for a flight.
+struct Interest {
+    state: Mutex<Waiting>,
+    changed: Notify,
+}
+
+struct Waiting {
+    tickets: usize,
+    /// When the last one left.
+    idle_since: Instant,
+}
+
+/// A place to wait for a flight. Dropping it is no cancellation.
+pub struct Ticket<P, T> {
+    progress: Arc<P>,
+    outcome: watch::Receiver<Option<Result<T>>>,
+    interest: Arc<Interest>,
+    joined: bool,
+}
+
+impl<K, P, T> Flights<K, P, T>
+where
+    K: Clone + Eq + Hash + Send + 'static,
+    P: Send + Sync + 'static,
+    T: Clone + Send + Sync + 'static,
+{
+    /// A registry whose flights are tracked by `tasks` and end at `shutdown`.
+    pub fn new(grace: Duration, tasks: TaskTracker, shutdown: CancellationToken) -> Self {
+        let shared = Arc::new(Shared { entries: Mutex::new(HashMap::new()) });
+        Self { shared, grace, tasks, shutdown }
+    }
+
+    /// Joins the running flight of this key, or starts it.
+    ///
+    /// A failure of the last second answers at once, unless it is about
+    /// permission: that is never shared.
+    pub fn join<F>(&self, key: K, progress: P, work: impl FnOnce(Arc<P>) -> F) -> Ticket<P, T>
+    where
+        F: Future<Output = Result<T>> + Send + 'static,
+    {
+        let mut entries = self.shared.lock();
+        if let Some(entry) = entries.get(&key) {
+            return entry.ticket(true);
+        }
+        let (sender, outcome) = watch::channel(None);
+        let progress = Arc::new(progress);
+        let waiting = Waiting { tickets: 0, idle_since: Instant::now() };
+        let interest = Arc::new(Interest { state: Mutex::new(waiting), changed: Notify::new() });
+        let id = next_id();
+        let entry = Entry { id, progress: Arc::clone(&progress), outcome, interest };
+        let ticket = entry.ticket(false);
+        let landing = Landing {
+            shared: Arc::clone(&self.shared),
+            key: key.clone(),
+            id,
+            sender,
+            interest: Arc::clone(&entry.interest),
+        };
+        let work = work(progress);
+        let (grace, shutdown) = (self.grace, self.shutdown.clone());
+        entries.insert(key, entry);
+        drop(entries);
+        self.tasks.spawn(async move { landing.fly(work, grace, shutdown).await });
+        ticket
+    }
+
+    /// The running flights' keys and progress.
+    pub fn running(&self) -> Vec<(K, Arc<P>)> {
+        let entries = self.shared.lock();
+        let running = entries.iter().filter(|(_, e)| e.outcome.borrow().is_none());
+        running.map(|(key, entry)| (key.clone(), Arc::clone(&entry.progress))).collect()
+    }
+}
+
+impl<K, P, T> Shared<K, P, T> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<K, Entry<P, T>>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<P, T: Clone> Entry<P, T> {
+    fn ticket(&self, joined: bool) -> Ticket<P, T> {
+        self.interest.lock().tickets += 1;
+        Ticket {
+            progress: Arc::clone(&self.progress),
+            outcome: self.outcome.clone(),
+            interest: Arc::clone(&self.interest),
+            joined,
+        }
+    }
+}
+
+impl Interest {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns when nobody has waited for `grace`. Cancellation safe.
+    async fn lost(&self, grace: Duration) {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            let idle_until = {
+                let waiting = self.lock();
+                (waiting.tickets == 0).then_some(waiting.idle_since + grace)
+            };
+            match idle_until {
+                Some(until) => tokio::select! {
+                    () = tokio::time::sleep_until(until) => return,
+                    () = changed => {}
+                },
+                None => changed.await,
+            }
+        }
+    }
+}
+
+impl<P, T: Clone> Ticket<P, T> {
+    /// Waits for the end of the flight. Cancellation safe: the flight goes on.
+    pub async fn landed(&mut self) -> Result<T> {
+        match self.outcome.wait_for(Option::is_some).await {
+            Ok(outcome) => match outcome.as_ref() {
+                Some(result) => result.clone(),
+                None => Err(Error::internal("a flight ended without an outcome")),
+            },
+            Err(_) => Err(Error::internal("a flight was lost")),
+        }
+    }
+
+    /// How far it is.
+    pub fn progress(&self) -> &P {
+        &self.progress
+    }
+
+    /// The progress, to be kept.
+    pub fn shared_progress(&self) -> Arc<P> {
+        Arc::clone(&self.progress)
+    }
+
+    /// Whether somebody else had started it.
+    pub fn joined(&self) -> bool {
+        self.joined
+    }
+}
+
+impl<P, T> Drop for Ticket<P, T> {
+    fn drop(&mut self) {
+        let mut waiting = self.interest.lock();
+        waiting.tickets -= 1;
+        waiting.idle_since = Instant::now();
+        drop(waiting);
+        self.interest.changed.notify_waiters();
+    }
+}
+
+/// The task's own end of its entry: whatever becomes of the task, waiters get
+/// an outcome and the key becomes free.
+struct Landing<K: Eq + Hash, P, T> {
+    shared: Arc<Shared<K, P, T>>,
+    key: K,
+    id: u64,
+    sender: watch::Sender<Option<Result<T>>>,
+    interest: Arc<Interest>,
+}
+
+impl<K: Eq + Hash, P, T: Clone> Landing<K, P, T> {
+    async fn fly<F>(self, work: F, grace: Duration, shutdown: CancellationToken)
+    where
+        F: Future<Output = Result<T>>,
+    {
+        let outcome = {
+            tokio::pin!(work);
+            loop {
+                tokio::select! {
+                    outcome = &mut work => break outcome,
+                    () = shutdown.cancelled() => break Err(Error::new(
+                        ErrorKind::InProgress,
+                        "the driver is shutting down; what was downloaded is kept, and the next \
+                         call goes on with it",
+                    )),
+                    () = self.interest.lost(grace) => {
+                        if self.remove_abandoned() {
+                            // The future is dropped here; downloads keep their journals.
+                            return;
+                        }
+                    }
+                }
+            }
+        };
+        let remembered = outcome.as_ref().is_err_and(|e| is_shared(e.kind()));
+        if !remembered {
+            self.remove();
+        }
+        self.sender.send_replace(Some(outcome));
+        if remembered {
+            tokio::select! {
+                () = tokio::time::sleep(MEMO) => {}
+                () = shutdown.cancelled() => {}
+            }
+        }
+        // Dropping self removes what is still there.
+    }
+
+    fn remove(&self) {
+        let mut entries = self.shared.lock();
+        if entries.get(&self.key).is_some_and(|entry| entry.id == self.id) {
+            entries.remove(&self.key);
+        }
+    }
+
+    /// Removes the entry if still nobody waits: under the same lock under
+    /// which tickets are taken.
+    fn remove_abandoned(&self) -> bool {
+        let mut entries = self.shared.lock();
+        let abandoned = self.interest.lock().tickets == 0;
+        if abandoned {
+            entries.remove(&self.key);
+        }
+        abandoned
+    }
+}
+
+impl<K: Eq + Hash, P, T> Drop for Landing<K, P, T> {
+    fn drop(&mut self) {
+        let mut entries = self.shared.lock();
+        if entries.get(&self.key).is_some_and(|entry| entry.id == self.id) {
+            entries.remove(&self.key);
+        }
+        drop(entries);
+        self.sender.send_if_modified(|outcome| {
+            let silent = outcome.is_none();
+            if silent {
+                *outcome = Some(Err(Error::internal("a background task ended early")));
+            }
+            silent
+        });
+    }
+}
+
+/// A failure that is the same for everybody.
+fn is_shared(kind: ErrorKind) -> bool {
+    match kind {
+        ErrorKind::Unauthenticated
+        | ErrorKind::Denied
+        | ErrorKind::NotFound
+        | ErrorKind::InProgress
+        | ErrorKind::Changed => false,
+        ErrorKind::Unavailable
+        | ErrorKind::NoSpace
+        | ErrorKind::Invalid
+        | ErrorKind::Precondition
+        | ErrorKind::Conflict
+        | ErrorKind::OutOfRange
+        | ErrorKind::Corrupt
+        | ErrorKind::Internal => true,
+    }
+}
+
+fn next_id() -> u64 {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    struct Fixture {
+        flights: Flights<&'static str, (), u32>,
+        shutdown: CancellationToken,
+        tasks: TaskTracker,
+        starts: Arc<AtomicUsize>,
+    }
+
+    fn fixture() -> Fixture {
+        let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
+        let flights = Flights::new(Duration::from_secs(600), tasks.clone(), shutdown.clone());
+        Fixture { flights, shutdown, tasks, starts: Arc::default() }
+    }
+
+    impl Fixture {
+        fn join(
+            &self,
+            work: impl Future<Output = Result<u32>> + Send + 'static,
+        ) -> Ticket<(), u32> {
+            let starts = Arc::clone(&self.starts);
+            self.flights.join("key", (), |_| async move {
+                starts.fetch_add(1, Ordering::Relaxed);
+                work.await
+            })
+        }
+
+        fn starts(&self) -> usize {
+            self.starts.load(Ordering::Relaxed)
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_hundred_callers_share_one_flight() {
+        let f = fixture();
+        let (go, wait) = oneshot::channel::<()>();
+        let mut first = f.join(async {
+            let _ = wait.await;
+            Ok(7)
+        });
+        let mut rest: Vec<_> = (0..99).map(|_| f.join(async { Ok(8) })).collect();
+        assert!(!first.joined() && rest.iter().all(Ticket::joined));
+        go.send(()).unwrap();
+        assert_eq!(first.landed().await, Ok(7));
+        for ticket in &mut rest {
+            assert_eq!(ticket.landed().await, Ok(7));
+        }
+        assert_eq!(f.starts(), 1);
+        assert_eq!(f.join(async { Ok(9) }).landed().await, Ok(9), "the key is free again");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_caller_that_leaves_does_not_stop_the_work() {
+        let f = fixture();
+        let (go, wait) = oneshot::channel::<()>();
+        let ticket = f.join(async {
+            let _ = wait.await;
+            Ok(7)
+        });
+        drop(ticket);
+        tokio::time::sleep(Duration::from_secs(300)).await;
+        let mut again = f.join(async { Ok(8) });
+        assert!(again.joined(), "the retry joins what runs");
+        go.send(()).unwrap();
+        assert_eq!(again.landed().await, Ok(7));
+        assert_eq!(f.starts(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flight_nobody_asks_for_is_given_up_after_the_grace() {
+        let f = fixture();
+        let (stopped, was_stopped) = oneshot::channel::<()>();
+        let ticket = f.join(async move {
+            let _held = stopped;
+            std::future::pending().await
+        });
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+        assert_eq!(f.flights.running().len(), 1, "somebody waits");
+        drop(ticket);
+        tokio::time::sleep(Duration::from_secs(599)).await;
+        assert_eq!(f.flights.running().len(), 1);
+        assert!(was_stopped.await.is_err(), "the work was dropped");
+        assert_eq!(f.flights.running().len(), 0);
+        assert_eq!(f.join(async { Ok(1) }).landed().await, Ok(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failure_answers_for_a_moment_and_then_is_tried_again() {
+        let f = fixture();
+        let fails = || async { Err(Error::new(ErrorKind::Unavailable, "no route")) };
+        assert!(f.join(fails()).landed().await.is_err());
+        assert!(f.join(fails()).landed().await.is_err());
+        assert_eq!(f.starts(), 1, "remembered");
+        tokio::time::sleep(MEMO * 2).await;
+        assert_eq!(f.join(async { Ok(1) }).landed().await, Ok(1));
+        assert_eq!(f.starts(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refusal_of_permission_is_never_shared() {
+        let f = fixture();
+        for _ in 0..2 {
+            let denied = async { Err(Error::new(ErrorKind::Denied, "no")) };
+            assert!(f.join(denied).landed().await.is_err());
+        }
+        assert_eq!(f.starts(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn shutdown_ends_every_flight_with_an_error_that_is_not_final() {
+        let f = fixture();
+        let mut ticket = f.join(std::future::pending());
+        f.shutdown.cancel();
+        let error = ticket.landed().await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InProgress);
+        f.tasks.close();
+        f.tasks.wait().await;
+    }
+
+    #[tokio::test]
+    async fn a_panic_in_the_work_reaches_every_waiter_and_frees_the_key() {
+        let f = fixture();
+        let mut ticket = f.join(async { panic!("on purpose") });
+        assert_eq!(ticket.landed().await.unwrap_err().kind(), ErrorKind::Internal);
+        assert_eq!(f.join(async { Ok(1) }).landed().await, Ok(1));
+    }
+}

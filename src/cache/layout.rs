@@ -1,0 +1,134 @@
+//! Every path of the cache, and nothing but paths.
+//!
+//! ```text
+//! <cache>/
+//!   VERSION                 whose directory this is, and in which layout
+//!   lock                    held by the one process that owns the cache
+//!   blobs/<2>/<id>          one verified object version, 0444
+//!   blobs/<2>/<id>.json     its size, CRC-32C and check; durable
+//!   blobs/<2>/<id>.unsynced the same, while the disk may not have it all
+//!   content/<id>            which blob has this name, size and MD5
+//!   models/<key>/           manifest.json, tree/ of hard links into blobs/, `durable` once it is
+//!   requests/<digest>       the newest revision resolved for a request
+//!   staging/                downloads (.part, .journal) and models being built
+//!   leases/<digest>.json    one per (volume id, target path)
+//!   trash/                  renamed here first, deleted after
+//! ```
+
+use std::path::{Path, PathBuf};
+
+use crate::model::{BlobId, ModelKey, RequestDigest};
+
+/// What VERSION holds.
+pub(super) const VERSION: &str = "oci-model-csi cache 1\n";
+
+/// The start of VERSION in every layout.
+pub(super) const VERSION_STEM: &str = "oci-model-csi cache ";
+
+/// Directories that are made when the cache is.
+pub(super) const DIRECTORIES: &[&str] =
+    &["blobs", "content", "models", "requests", "staging", "leases", "trash"];
+
+/// Where things are in one cache directory.
+#[derive(Debug, Clone)]
+pub struct Layout {
+    root: PathBuf,
+}
+
+impl Layout {
+    /// The layout of the cache in `root`.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    /// The cache directory.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(super) fn version(&self) -> PathBuf {
+        self.root.join("VERSION")
+    }
+
+    pub(super) fn lock(&self) -> PathBuf {
+        self.root.join("lock")
+    }
+
+    pub(super) fn directory(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
+    /// One verified object version.
+    pub fn blob(&self, id: &BlobId) -> PathBuf {
+        self.blob_directory(id).join(id.as_str())
+    }
+
+    pub(super) fn blob_directory(&self, id: &BlobId) -> PathBuf {
+        self.root.join("blobs").join(&id.as_str()[..2])
+    }
+
+    pub(super) fn blob_record(&self, id: &BlobId) -> PathBuf {
+        self.blob_directory(id).join(format!("{id}.json"))
+    }
+
+    pub(super) fn blob_record_unsynced(&self, id: &BlobId) -> PathBuf {
+        self.blob_directory(id).join(format!("{id}.unsynced"))
+    }
+
+    pub(super) fn content(&self, id: &BlobId) -> PathBuf {
+        self.root.join("content").join(id.as_str())
+    }
+
+    pub(super) fn models(&self) -> PathBuf {
+        self.root.join("models")
+    }
+
+    pub(super) fn model(&self, key: &ModelKey) -> PathBuf {
+        self.models().join(key.as_str())
+    }
+
+    /// The tree that is bound into pods.
+    pub fn tree(&self, key: &ModelKey) -> PathBuf {
+        self.model(key).join("tree")
+    }
+
+    pub(super) fn manifest(&self, key: &ModelKey) -> PathBuf {
+        self.model(key).join("manifest.json")
+    }
+
+    pub(super) fn durable(&self, key: &ModelKey) -> PathBuf {
+        self.model(key).join("durable")
+    }
+
+    pub(super) fn request(&self, digest: &RequestDigest) -> PathBuf {
+        self.root.join("requests").join(digest.as_str())
+    }
+
+    pub(super) fn staging(&self) -> PathBuf {
+        self.root.join("staging")
+    }
+
+    pub(super) fn part(&self, id: &BlobId) -> PathBuf {
+        self.staging().join(format!("{id}.part"))
+    }
+
+    pub(super) fn journal(&self, id: &BlobId) -> PathBuf {
+        self.staging().join(format!("{id}.journal"))
+    }
+
+    pub(super) fn building(&self, key: &ModelKey) -> PathBuf {
+        self.staging().join(format!("model-{key}"))
+    }
+
+    pub(super) fn leases(&self) -> PathBuf {
+        self.root.join("leases")
+    }
+
+    pub(super) fn lease(&self, digest: &RequestDigest) -> PathBuf {
+        self.leases().join(format!("{digest}.json"))
+    }
+
+    pub(super) fn trash(&self) -> PathBuf {
+        self.root.join("trash")
+    }
+}

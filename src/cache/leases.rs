@@ -1,0 +1,308 @@
+//! Leases: which volume holds which model.
+//!
+//! One file per (volume id, target path), since pods of one PV share the
+//! volume id. Written before the bind and removed after the unmount, so that a
+//! mount without a lease can only be one whose lease somebody deleted. Leases
+//! have to outlive the process and not the machine: mounts die with the boot,
+//! and a lease of an earlier boot is void.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+use super::files;
+use super::layout::Layout;
+use super::models::{CachedModel, discard};
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::{ModelKey, PodIdentity, RequestDigest};
+use crate::mount::{self, DirId};
+
+const FORMAT: u32 = 1;
+
+/// Who holds a model, and where it is shown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holder {
+    /// CSI volume id.
+    pub volume_id: String,
+    /// Target path.
+    pub target: PathBuf,
+    /// Digest of our own keys of the request.
+    pub request: RequestDigest,
+    /// The pod, when kubelet said it.
+    pub pod: Option<PodIdentity>,
+}
+
+/// A lease as it stands on the disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LeaseRecord {
+    format: u32,
+    /// CSI volume id.
+    pub volume_id: String,
+    /// Target path.
+    pub target: PathBuf,
+    /// Digest of our own keys of the request.
+    pub request: RequestDigest,
+    /// The model that is held.
+    pub model: ModelKey,
+    /// The tree that was bound: a mount of it is this volume's, whatever
+    /// stands under the model's key by then.
+    pub root: DirId,
+    /// `namespace/name` of the pod, when known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<String>,
+    /// Seconds since the epoch.
+    pub since: u64,
+    boot_id: String,
+}
+
+/// Proof that a model is leased: what may be bound.
+#[derive(Debug)]
+pub struct Lease {
+    /// What is held.
+    pub model: CachedModel,
+    /// Where it is to be shown.
+    pub target: PathBuf,
+}
+
+/// The leases of one cache.
+#[derive(Debug)]
+pub(super) struct Leases {
+    layout: Layout,
+    boot_id: String,
+    by_target: Mutex<HashMap<PathBuf, LeaseRecord>>,
+}
+
+impl Leases {
+    pub(super) fn new(layout: Layout, boot_id: String) -> Self {
+        Self { layout, boot_id, by_target: Mutex::default() }
+    }
+
+    /// Leases a model. A lease of the same volume and target is replaced.
+    pub(super) fn take(&self, model: CachedModel, holder: Holder) -> Result<Lease> {
+        // The map's lock is asked from async code and never held over the
+        // disk; a target's calls come one at a time.
+        let other = self.of_target(&holder.target);
+        if let Some(other) = other.filter(|other| other.volume_id != holder.volume_id) {
+            return Err(Error::new(
+                ErrorKind::Conflict,
+                format!(
+                    "{} is published for the volume {}; unpublish that first",
+                    holder.target.display(),
+                    other.volume_id
+                ),
+            ));
+        }
+        let evicted = || Error::new(ErrorKind::InProgress, "the model was just evicted; try again");
+        let root = mount::identity(&model.tree).map_err(|_| evicted())?;
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        let record = LeaseRecord {
+            format: FORMAT,
+            volume_id: holder.volume_id,
+            target: holder.target.clone(),
+            request: holder.request,
+            model: model.key.clone(),
+            root,
+            pod: holder.pod.map(|pod| format!("{}/{}", pod.namespace, pod.name)),
+            since,
+            boot_id: self.boot_id.clone(),
+        };
+        let json = serde_json::to_vec(&record)
+            .map_err(|e| Error::internal(format!("writing a lease: {e}")))?;
+        files::write_whole(&self.path(&record.volume_id, &record.target), &json, 0o600)?;
+        self.lock().insert(holder.target.clone(), record);
+        if mount::identity(&model.tree) != Ok(root) {
+            // Removed between the look and the lease.
+            self.release(&holder.target)?;
+            return Err(evicted());
+        }
+        Ok(Lease { model, target: holder.target })
+    }
+
+    /// Ends the lease of a target; one that is not there is fine.
+    pub(super) fn release(&self, target: &Path) -> Result<()> {
+        if let Some(record) = self.of_target(target) {
+            files::remove(&self.path(&record.volume_id, target))?;
+            self.lock().remove(target);
+        }
+        Ok(())
+    }
+
+    /// The lease of a target.
+    pub(super) fn of_target(&self, target: &Path) -> Option<LeaseRecord> {
+        self.lock().get(target).cloned()
+    }
+
+    /// All leases.
+    pub(super) fn all(&self) -> Vec<LeaseRecord> {
+        self.lock().values().cloned().collect()
+    }
+
+    /// Reads the leases back at start. `is_over` is asked about those of this boot.
+    ///
+    /// Those of an earlier boot are void. Files that cannot be read are put
+    /// into the trash: mounts are asked too before anything is deleted.
+    pub(super) fn recover(&self, is_over: impl Fn(&LeaseRecord) -> bool) -> Result<usize> {
+        let mut removed = 0;
+        for name in files::names(&self.layout.leases())? {
+            let path = self.layout.leases().join(&name);
+            let record = files::read(&path)?
+                .and_then(|bytes| serde_json::from_slice::<LeaseRecord>(&bytes).ok())
+                .filter(|r| r.format == FORMAT && path == self.path(&r.volume_id, &r.target));
+            match record {
+                None => {
+                    if !files::is_unfinished(&name) {
+                        tracing::warn!(lease = name, "a lease cannot be read and is set aside");
+                    }
+                    discard(&self.layout, &path)?;
+                    removed += 1;
+                }
+                Some(record) if record.boot_id != self.boot_id || is_over(&record) => {
+                    files::remove(&path)?;
+                    removed += 1;
+                }
+                Some(record) => {
+                    self.lock().insert(record.target.clone(), record);
+                }
+            }
+        }
+        Ok(removed)
+    }
+
+    fn path(&self, volume_id: &str, target: &Path) -> PathBuf {
+        let target = target.to_string_lossy();
+        let fields = [volume_id, &*target];
+        self.layout.lease(&RequestDigest::of_fields("oci-model-csi lease", fields.into_iter()))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<PathBuf, LeaseRecord>> {
+        self.by_target.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Identifies this boot of the machine.
+pub(super) fn boot_id() -> Result<String> {
+    let path = Path::new("/proc/sys/kernel/random/boot_id");
+    let text = std::fs::read_to_string(path)
+        .map_err(|e| Error::io(format!("reading {}", path.display()), &e))?;
+    Ok(text.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::model::{
+        BucketName, Filters, ListedObject, Manifest, NamespaceName, Prefix, Source, Tree,
+    };
+
+    struct Fixture {
+        _dir: tempfile::TempDir,
+        layout: Layout,
+        model: CachedModel,
+    }
+
+    fn fixture() -> Fixture {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path());
+        for name in super::super::layout::DIRECTORIES {
+            std::fs::create_dir(layout.directory(name)).unwrap();
+        }
+        let source = Source {
+            location: "l".into(),
+            namespace: NamespaceName::parse("n").unwrap(),
+            bucket: BucketName::parse("b").unwrap(),
+            prefix: Prefix::parse("m").unwrap(),
+        };
+        let object = ListedObject {
+            name: "m/w".into(),
+            size: 1,
+            etag: "e".into(),
+            md5: None,
+            archived: false,
+        };
+        let tree = Tree::arrange([object], &source.prefix, &Filters::default()).unwrap().unwrap();
+        let manifest = Arc::new(Manifest::new(source, "", tree));
+        let key = manifest.key();
+        std::fs::create_dir_all(layout.tree(&key)).unwrap();
+        let model = CachedModel { tree: layout.tree(&key), key, manifest };
+        Fixture { _dir: dir, layout, model }
+    }
+
+    fn holder(volume: &str, target: &str) -> Holder {
+        Holder {
+            volume_id: volume.into(),
+            target: target.into(),
+            request: RequestDigest::of_fields("t", [].into_iter()),
+            pod: None,
+        }
+    }
+
+    fn leases(f: &Fixture, boot: &str) -> Leases {
+        Leases::new(f.layout.clone(), boot.to_owned())
+    }
+
+    #[test]
+    fn leases_outlive_the_process_and_not_the_boot() {
+        let f = fixture();
+        let first = leases(&f, "boot-1");
+        first.take(f.model.clone(), holder("v", "/t/1")).unwrap();
+        first.take(f.model.clone(), holder("v", "/t/2")).unwrap();
+        let next = leases(&f, "boot-1");
+        assert_eq!(next.recover(|_| false).unwrap(), 0);
+        assert_eq!(next.all().len(), 2, "one PV, two pods");
+        assert_eq!(next.of_target(Path::new("/t/2")).unwrap().model, f.model.key);
+        let rebooted = leases(&f, "boot-2");
+        assert_eq!(rebooted.recover(|_| false).unwrap(), 2);
+        assert_eq!(rebooted.all().len(), 0);
+        assert_eq!(files::names(&f.layout.leases()).unwrap(), [""; 0]);
+    }
+
+    #[test]
+    fn a_released_lease_is_gone_and_releasing_again_is_fine() {
+        let f = fixture();
+        let leases = leases(&f, "b");
+        leases.take(f.model.clone(), holder("v", "/t/1")).unwrap();
+        leases.release(Path::new("/t/1")).unwrap();
+        leases.release(Path::new("/t/1")).unwrap();
+        assert!(leases.of_target(Path::new("/t/1")).is_none());
+        assert_eq!(files::names(&f.layout.leases()).unwrap(), [""; 0]);
+    }
+
+    #[test]
+    fn another_volume_does_not_get_a_target_that_is_held() {
+        let f = fixture();
+        let leases = leases(&f, "b");
+        leases.take(f.model.clone(), holder("v", "/t/1")).unwrap();
+        let error = leases.take(f.model.clone(), holder("w", "/t/1")).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Conflict);
+        leases.take(f.model.clone(), holder("v", "/t/1")).unwrap();
+    }
+
+    #[test]
+    fn a_lease_cut_in_half_is_set_aside() {
+        let f = fixture();
+        leases(&f, "b").take(f.model.clone(), holder("v", "/t/1")).unwrap();
+        let name = files::names(&f.layout.leases()).unwrap().remove(0);
+        let path = f.layout.leases().join(name);
+        let whole = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &whole[..whole.len() / 2]).unwrap();
+        let next = leases(&f, "b");
+        assert_eq!(next.recover(|_| false).unwrap(), 1);
+        assert_eq!(files::names(&f.layout.trash()).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_model_that_vanished_cannot_be_leased() {
+        let f = fixture();
+        std::fs::remove_dir(&f.model.tree).unwrap();
+        let leases = leases(&f, "b");
+        let error = leases.take(f.model.clone(), holder("v", "/t/1")).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InProgress);
+        assert!(leases.all().is_empty());
+    }
+}

@@ -1,0 +1,255 @@
+//! The node's cache: models that stand complete, and the one way to get there.
+//!
+//! The disk is the truth ([`Layout`] shows it), and memory is rebuilt from it.
+//! A blob is the unit of download, verification, resume and sharing; a model
+//! is the unit of publishing and leasing. A commit never copies: the staging
+//! file's inode is the blob's and the tree's.
+
+mod blobs;
+mod content;
+mod durability;
+mod files;
+mod fill;
+pub mod flight;
+mod layout;
+mod leases;
+mod models;
+mod open;
+mod progress;
+mod recover;
+mod space;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub use flight::Ticket;
+pub use layout::Layout;
+pub use leases::{Holder, Lease, LeaseRecord};
+pub use models::CachedModel;
+pub use progress::{FillProgress, Phase, Snapshot};
+pub use recover::Recovered;
+pub use space::{FileSystem, Reserve};
+
+use crate::blocking::blocking;
+use crate::download::{Engine, Progress};
+use crate::error::Result;
+use crate::metrics::Metrics;
+use crate::model::{BlobId, Manifest, ModelKey, RequestDigest};
+use blobs::Blobs;
+use durability::Syncer;
+use flight::Flights;
+use leases::Leases;
+use models::Models;
+use open::Ownership;
+use space::Ledger;
+
+/// What the administrator decided about the cache.
+#[derive(Debug, Clone)]
+pub struct CacheOptions {
+    /// The directory.
+    pub dir: PathBuf,
+    /// Refuse a directory that is no mount point of its own.
+    pub require_mount: bool,
+    /// What stays free on its file system.
+    pub reserve: Reserve,
+    /// Models that download at once.
+    pub max_models: usize,
+    /// How long a download goes on that nobody asks for.
+    pub abandon_after: Duration,
+}
+
+/// The cache; cheap to clone.
+#[derive(Clone)]
+pub struct Cache(Arc<Inner>);
+
+struct Inner {
+    layout: Layout,
+    blobs: Arc<Blobs>,
+    models: Arc<Models>,
+    leases: Leases,
+    ledger: Ledger,
+    syncer: Syncer,
+    model_slots: Semaphore,
+    model_flights: Flights<ModelKey, FillProgress, CachedModel>,
+    check_flights: Flights<ModelKey, (), Option<CachedModel>>,
+    blob_flights: Flights<BlobId, Progress, ()>,
+    metrics: Arc<Metrics>,
+    _ownership: Ownership,
+}
+
+impl Cache {
+    /// Takes the directory as ours; fast, whatever it holds. Nothing may be
+    /// published before [`Cache::recover`] has run. Blocks.
+    ///
+    /// Background work is tracked by `tasks` and ends at `shutdown`.
+    ///
+    /// # Errors
+    /// `Precondition` when the directory is not ours to use.
+    pub fn open(
+        options: CacheOptions,
+        metrics: Arc<Metrics>,
+        tasks: &TaskTracker,
+        shutdown: &CancellationToken,
+    ) -> Result<Self> {
+        let layout = Layout::new(options.dir);
+        let ownership = open::take(&layout, options.require_mount)?;
+        let blobs = Arc::new(Blobs::new(layout.clone()));
+        let models = Arc::new(Models::new(layout.clone()));
+        let (syncer, work) = Syncer::new(&layout, Arc::clone(&blobs), Arc::clone(&models))?;
+        // Not tracked: it ends when the cache is dropped.
+        tokio::spawn(work);
+        let flights = |grace| (grace, tasks.clone(), shutdown.clone());
+        let (grace, t, s) = flights(options.abandon_after);
+        let model_flights = Flights::new(grace, t, s);
+        let (grace, t, s) = flights(options.abandon_after);
+        let check_flights = Flights::new(grace, t, s);
+        // A blob's flight lives as long as some model's flight wants it.
+        let (grace, t, s) = flights(Duration::ZERO);
+        let blob_flights = Flights::new(grace, t, s);
+        Ok(Self(Arc::new(Inner {
+            leases: Leases::new(layout.clone(), leases::boot_id()?),
+            ledger: Ledger::new(layout.clone(), options.reserve),
+            model_slots: Semaphore::new(options.max_models.max(1)),
+            layout,
+            blobs,
+            models,
+            syncer,
+            model_flights,
+            check_flights,
+            blob_flights,
+            metrics,
+            _ownership: ownership,
+        })))
+    }
+
+    /// Puts the cache in order after whatever ended the last process; `pods`
+    /// is kubelet's directory of pods. Blocks; the time does not depend on the
+    /// size of the cache.
+    pub fn recover(&self, pods: &Path) -> Result<Recovered> {
+        let recovered = recover::recover(&self.0.layout, &self.0.leases, pods)?;
+        self.count_leases();
+        Ok(recovered)
+    }
+
+    /// Empties the trash and drops downloads that nobody went on with, now and
+    /// once an hour until `shutdown`.
+    pub async fn keep_house(&self, shutdown: &CancellationToken) {
+        let mut hour = tokio::time::interval(Duration::from_secs(60 * 60));
+        loop {
+            tokio::select! {
+                _ = hour.tick() => {}
+                () = shutdown.cancelled() => return,
+            }
+            let inner = Arc::clone(&self.0);
+            let kept = blocking(move || {
+                let busy = inner.blob_flights.running().into_iter().map(|(id, _)| id).collect();
+                recover::drop_stale_downloads(&inner.layout, &busy)?;
+                recover::empty_trash(&inner.layout)
+            });
+            if let Err(error) = kept.await {
+                tracing::warn!(%error, "could not clean up in the cache");
+            }
+        }
+    }
+
+    /// The paths.
+    pub fn layout(&self) -> &Layout {
+        &self.0.layout
+    }
+
+    /// The model of this key, if it stands complete. One that this process has
+    /// not seen may be read from the disk first.
+    pub async fn find(&self, key: &ModelKey) -> Result<Option<CachedModel>> {
+        let (inner, wanted) = (Arc::clone(&self.0), key.clone());
+        let known = blocking(move || Ok(inner.models.known(&wanted))).await?;
+        if known.is_some() {
+            return Ok(known);
+        }
+        // Reading a suspect may take minutes: once for all who ask, and going
+        // on when they give up.
+        let (inner, wanted) = (Arc::clone(&self.0), key.clone());
+        let mut ticket = self.0.check_flights.join(key.clone(), (), move |_| {
+            blocking(move || {
+                let found = inner.models.check(&wanted, &inner.blobs)?;
+                if let Some(model) = &found {
+                    inner.make_durable(model);
+                }
+                Ok(found)
+            })
+        });
+        ticket.landed().await
+    }
+
+    /// Joins the flight that brings this model into the cache, or starts it.
+    pub fn fill(
+        &self,
+        engine: &Engine,
+        manifest: &Arc<Manifest>,
+        title: &str,
+    ) -> Ticket<FillProgress, CachedModel> {
+        let (inner, engine) = (Arc::clone(&self.0), engine.clone());
+        let (manifest, title) = (Arc::clone(manifest), title.to_owned());
+        self.0.model_flights.join(manifest.key(), FillProgress::default(), move |progress| {
+            fill::fill(inner, engine, manifest, title, progress)
+        })
+    }
+
+    /// The newest revision of a request, if it stands complete.
+    pub async fn latest(&self, request: &RequestDigest) -> Result<Option<CachedModel>> {
+        let (inner, request) = (Arc::clone(&self.0), request.clone());
+        let key = blocking(move || inner.models.latest(&request)).await?;
+        match key {
+            Some(key) => self.find(&key).await,
+            None => Ok(None),
+        }
+    }
+
+    /// Notes a complete model as the newest revision of a request. Blocks.
+    pub fn set_latest(&self, request: &RequestDigest, model: &CachedModel) -> Result<()> {
+        self.0.models.set_latest(request, model)
+    }
+
+    /// Leases a model for a volume. Blocks.
+    pub fn lease(&self, model: CachedModel, holder: Holder) -> Result<Lease> {
+        let lease = self.0.leases.take(model, holder);
+        self.count_leases();
+        lease
+    }
+
+    /// Ends the lease of a target path, if there is one. Blocks.
+    pub fn release(&self, target: &Path) -> Result<()> {
+        let released = self.0.leases.release(target);
+        self.count_leases();
+        released
+    }
+
+    /// The lease of a target path.
+    pub fn lease_of(&self, target: &Path) -> Option<LeaseRecord> {
+        self.0.leases.of_target(target)
+    }
+
+    /// All leases.
+    pub fn leases(&self) -> Vec<LeaseRecord> {
+        self.0.leases.all()
+    }
+
+    /// The manifest of a leased model. Blocks.
+    pub fn manifest(&self, key: &ModelKey) -> Result<Option<Manifest>> {
+        self.0.models.read_manifest(key)
+    }
+
+    /// The models that are being brought in, and how far they are.
+    pub fn running(&self) -> Vec<(ModelKey, Arc<FillProgress>)> {
+        self.0.model_flights.running()
+    }
+
+    fn count_leases(&self) {
+        let count = i64::try_from(self.0.leases.all().len()).unwrap_or(i64::MAX);
+        self.0.metrics.leases.set(count);
+    }
+}

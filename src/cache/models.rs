@@ -1,0 +1,213 @@
+//! The complete models of the cache.
+//!
+//! # How a model is committed
+//!
+//! 1. All of its blobs are committed (`blobs.rs`).
+//! 2. `staging/model-<key>/` is built: manifest.json, and tree/ of hard links
+//!    into blobs/, directories 0555.
+//! 3. It is renamed to `models/<key>`: now it is a model, and may be leased.
+//! 4. `requests/<digest>` names it as the newest for its request.
+//! 5. After the publish, in the background: the file system is synced, the
+//!    blobs' records become durable, and `models/<key>/durable` is written.
+//!
+//! Killed after 2: the half-built directory is thrown away at start. Killed
+//! after 3: only `IfNotPresent` misses it until the next resolve. A machine
+//! that dies before 5: the model is a suspect at the next start. Its manifest
+//! is parsed, its links and blobs are checked, and it is rebuilt or dropped
+//! before anybody sees it; a model with `durable` waits for none of that.
+
+use std::collections::{HashMap, HashSet};
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde::{Deserialize, Serialize};
+
+use super::blobs::Blobs;
+use super::files;
+use super::layout::Layout;
+use crate::error::{Error, Result};
+use crate::model::{Manifest, ModelKey, RequestDigest, Revision};
+
+/// A complete model that stands in the cache.
+#[derive(Debug, Clone)]
+pub struct CachedModel {
+    /// Its key.
+    pub key: ModelKey,
+    /// What it is.
+    pub manifest: Arc<Manifest>,
+    /// What is bound into pods.
+    pub tree: PathBuf,
+}
+
+/// The models of one cache.
+#[derive(Debug)]
+pub(super) struct Models {
+    layout: Layout,
+    /// Models that this process built or checked.
+    known: Mutex<HashMap<ModelKey, Arc<Manifest>>>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Latest {
+    model: ModelKey,
+    revision: Revision,
+}
+
+impl Models {
+    pub(super) fn new(layout: Layout) -> Self {
+        Self { layout, known: Mutex::new(HashMap::new()) }
+    }
+
+    /// Builds the model from its committed blobs. Blocks.
+    pub(super) fn commit(&self, manifest: &Arc<Manifest>) -> Result<CachedModel> {
+        let key = manifest.key();
+        let building = self.layout.building(&key);
+        discard(&self.layout, &building)?;
+        files::make_directory(&building, 0o755)?;
+        files::write_whole(&building.join("manifest.json"), &manifest.to_json(), 0o644)?;
+        self.build_tree(manifest, &building.join("tree"))?;
+        let model = self.layout.model(&key);
+        if model.exists() {
+            // Its flight found it damaged. Pods that show it keep what they
+            // have: the trash is not emptied of what is mounted.
+            discard(&self.layout, &model)?;
+        }
+        files::rename(&building, &model)?;
+        self.lock().insert(key.clone(), Arc::clone(manifest));
+        Ok(self.cached(key, Arc::clone(manifest)))
+    }
+
+    fn build_tree(&self, manifest: &Manifest, tree: &Path) -> Result<()> {
+        files::make_directory(tree, 0o755)?;
+        for directory in &manifest.directories {
+            files::make_directory(&tree.join(directory), 0o755)?;
+        }
+        for file in &manifest.files {
+            let (blob, link) = (self.layout.blob(&file.blob), tree.join(&file.path));
+            fs::hard_link(&blob, &link).map_err(|e| {
+                Error::io(format!("linking {} to {}", blob.display(), link.display()), &e)
+            })?;
+        }
+        for directory in manifest.directories.iter().rev() {
+            files::set_mode(&tree.join(directory), 0o555)?;
+        }
+        files::set_mode(tree, 0o555)
+    }
+
+    /// The model of this key if this process built or checked it. Blocks for
+    /// a moment.
+    pub(super) fn known(&self, key: &ModelKey) -> Option<CachedModel> {
+        let manifest = self.lock().get(key).cloned()?;
+        if self.layout.tree(key).is_dir() {
+            return Some(self.cached(key.clone(), manifest));
+        }
+        self.lock().remove(key);
+        None
+    }
+
+    /// The model of this key if it stands complete. One that this process has
+    /// not seen yet is checked first; what may be torn is read for that, so
+    /// this belongs into a flight. Blocks, as long as reading takes.
+    pub(super) fn check(&self, key: &ModelKey, blobs: &Blobs) -> Result<Option<CachedModel>> {
+        if let Some(known) = self.known(key) {
+            return Ok(Some(known));
+        }
+        let Some(manifest) = self.read_manifest(key)? else { return Ok(None) };
+        if !self.is_whole(key, &manifest, blobs)? {
+            return Ok(None);
+        }
+        self.lock().insert(key.clone(), Arc::new(manifest));
+        Ok(self.known(key))
+    }
+
+    /// Forgets what this process knew of a model: it will be checked again.
+    pub(super) fn distrust(&self, key: &ModelKey) {
+        self.lock().remove(key);
+    }
+
+    /// The manifest of a model, as it was written.
+    pub(super) fn read_manifest(&self, key: &ModelKey) -> Result<Option<Manifest>> {
+        let Some(bytes) = files::read(&self.layout.manifest(key))? else { return Ok(None) };
+        match Manifest::from_json(&bytes) {
+            Ok(manifest) if manifest.key() == *key => Ok(Some(manifest)),
+            Ok(_) => Ok(None),
+            Err(error) => {
+                tracing::warn!(model = key.as_str(), %error, "a manifest in the cache is torn");
+                Ok(None)
+            }
+        }
+    }
+
+    /// Whether every file of the tree is the blob that the manifest names, and
+    /// every blob is good.
+    fn is_whole(&self, key: &ModelKey, manifest: &Manifest, blobs: &Blobs) -> Result<bool> {
+        let tree = self.layout.tree(key);
+        let durable = self.layout.durable(key).exists();
+        for file in &manifest.files {
+            let good = fs::symlink_metadata(tree.join(&file.path)).is_ok_and(|link| {
+                let blob = fs::symlink_metadata(self.layout.blob(&file.blob));
+                link.len() == file.size && blob.is_ok_and(|b| b.ino() == link.ino())
+            });
+            if !good || !(durable || blobs.find(&file.blob)?.is_some()) {
+                tracing::warn!(
+                    model = key.as_str(),
+                    path = file.path,
+                    "a cached model is not whole; it will be built again"
+                );
+                return Ok(false);
+            }
+        }
+        Ok(manifest.directories.iter().all(|directory| tree.join(directory).is_dir()))
+    }
+
+    /// Notes the newest revision of a request.
+    pub(super) fn set_latest(&self, request: &RequestDigest, model: &CachedModel) -> Result<()> {
+        let latest = Latest { model: model.key.clone(), revision: model.manifest.revision.clone() };
+        let json = serde_json::to_vec(&latest)
+            .map_err(|e| Error::internal(format!("noting the newest revision: {e}")))?;
+        let path = self.layout.request(request);
+        if files::read(&path)?.as_deref() == Some(&json) {
+            return Ok(());
+        }
+        files::write_whole(&path, &json, 0o644)
+    }
+
+    /// The newest revision that was resolved and completed for a request.
+    pub(super) fn latest(&self, request: &RequestDigest) -> Result<Option<ModelKey>> {
+        let bytes = files::read(&self.layout.request(request))?;
+        Ok(bytes.and_then(|b| serde_json::from_slice::<Latest>(&b).ok()).map(|l| l.model))
+    }
+
+    /// Notes that a model is on the disk, all of it.
+    pub(super) fn made_durable(&self, key: &ModelKey) -> Result<()> {
+        if self.layout.model(key).is_dir() {
+            files::write_whole(&self.layout.durable(key), b"", 0o644)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn is_durable(&self, key: &ModelKey) -> bool {
+        self.layout.durable(key).exists()
+    }
+
+    fn cached(&self, key: ModelKey, manifest: Arc<Manifest>) -> CachedModel {
+        let tree = self.layout.tree(&key);
+        CachedModel { key, manifest, tree }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<ModelKey, Arc<Manifest>>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Renames something into the trash, under a name that is not taken.
+pub(super) fn discard(layout: &Layout, path: &Path) -> Result<()> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let taken: HashSet<String> = files::names(&layout.trash())?.into_iter().collect();
+    // One more candidate than there are names: one of them is free.
+    let mut candidates = (0..=taken.len()).map(|n| format!("{name}.{n}"));
+    let free = candidates.find(|candidate| !taken.contains(candidate)).unwrap_or_default();
+    files::rename(path, &layout.trash().join(free)).map(|_| ())
+}

@@ -1,0 +1,224 @@
+//! Taking a directory as our cache: only what is ours, only one process.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use super::files;
+use super::layout::{DIRECTORIES, Layout, VERSION, VERSION_STEM};
+use crate::error::{Error, ErrorKind, Result};
+use crate::mount;
+
+/// The right to use a cache directory, as long as it is held.
+#[derive(Debug)]
+pub(super) struct Ownership {
+    _lock: File,
+}
+
+/// Makes the directory a cache or recognizes it as one, and locks it.
+///
+/// Nothing is ever cleaned here: a directory of a newer layout, of another
+/// program, or in use by another driver is refused and left as it is.
+pub(super) fn take(layout: &Layout, require_mount: bool) -> Result<Ownership> {
+    let root = layout.root();
+    if !root.is_absolute() {
+        return Err(refused(root, "is not an absolute path; give one with --cache-dir"));
+    }
+    match std::fs::symlink_metadata(root) {
+        Ok(metadata) if metadata.is_dir() => {}
+        Ok(_) => {
+            return Err(refused(
+                root,
+                "is a file or a symbolic link; a cache has to be a directory",
+            ));
+        }
+        Err(_) if require_mount => {
+            return Err(refused(root, "does not exist, and cache.requireMount is set: mount it"));
+        }
+        Err(_) => {
+            std::fs::create_dir_all(root)
+                .map_err(|e| Error::io(format!("creating the cache {}", root.display()), &e))?;
+            files::set_mode(root, 0o700)?;
+        }
+    }
+    // In a container every hostPath is a mount point: what counts is whether
+    // it shows a whole file system, or a directory of the node's root disk.
+    let own = || -> Result<bool> {
+        let mounted = mount::mounted(root)?;
+        Ok(mounted.is_some_and(|mounted| mounted.root_path == Path::new("/")))
+    };
+    if require_mount && !own()? {
+        return Err(refused(
+            root,
+            "is not the mount point of a file system of its own, and cache.requireMount is set: \
+             its disk is not mounted, and downloads would fill the one below",
+        ));
+    }
+    claim(layout)?;
+    let lock = lock(layout)?;
+    for name in DIRECTORIES {
+        files::make_directory(&layout.directory(name), 0o755)?;
+    }
+    check_hard_links(layout)?;
+    warn_of_foreign_files(layout)?;
+    Ok(Ownership { _lock: lock })
+}
+
+/// Recognizes the layout, or writes VERSION into an empty directory.
+fn claim(layout: &Layout) -> Result<()> {
+    let root = layout.root();
+    match files::read(&layout.version())? {
+        Some(version) if version == VERSION.as_bytes() => Ok(()),
+        Some(version) => {
+            let text = String::from_utf8_lossy(&version);
+            let shown: String = text.lines().next().unwrap_or("").chars().take(60).collect();
+            Err(refused(
+                root,
+                &match text.strip_prefix(VERSION_STEM) {
+                    Some(_) => format!(
+                        "has the layout {shown:?}; this version knows {:?}. It was left as it is: \
+                         run the version that wrote it, or choose another --cache-dir",
+                        VERSION.trim_end()
+                    ),
+                    None => format!("belongs to another program (VERSION says {shown:?})"),
+                },
+            ))
+        }
+        None => {
+            let foreign = files::names(root)?.into_iter().find(|name| !is_expected(name));
+            if let Some(name) = foreign {
+                return Err(refused(
+                    root,
+                    &format!(
+                        "is not empty and not a cache of ours (it holds {name:?}); choose an empty \
+                         directory with --cache-dir"
+                    ),
+                ));
+            }
+            files::write_whole(&layout.version(), VERSION.as_bytes(), 0o644)
+        }
+    }
+}
+
+/// What may stand in a directory that is not a cache yet: a fresh file system's
+/// own, and what a start of ours leaves before VERSION is written.
+fn is_expected(name: &str) -> bool {
+    matches!(name, "lost+found" | "lock" | "admin.sock" | ".admin.sock.lock" | ".admin.sock.new")
+        || files::is_unfinished(name)
+}
+
+fn lock(layout: &Layout) -> Result<File> {
+    let path = layout.lock();
+    let shown = path.display().to_string();
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .map_err(|e| Error::io(format!("opening {shown}"), &e))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(Error::new(
+            ErrorKind::Precondition,
+            format!(
+                "the cache {} is in use by another oci-model-csi process (it holds {shown}); one \
+                 process owns a cache",
+                layout.root().display()
+            ),
+        )),
+        Err(TryLockError::Error(e)) => Err(Error::io(format!("locking {shown}"), &e)),
+    }
+}
+
+/// Trees are hard links into blobs/: a file system without them cannot hold a cache.
+fn check_hard_links(layout: &Layout) -> Result<()> {
+    let (from, to) = (layout.staging().join(".link-from"), layout.staging().join(".link-to"));
+    files::remove(&to)?;
+    files::write_whole(&from, b"", 0o600)?;
+    let linked = std::fs::hard_link(&from, &to);
+    files::remove(&from)?;
+    files::remove(&to)?;
+    linked.map_err(|e| {
+        let why = format!("is on a file system without hard links ({e}); use ext4, xfs or btrfs");
+        refused(layout.root(), &why)
+    })
+}
+
+fn warn_of_foreign_files(layout: &Layout) -> Result<()> {
+    let ours = |name: &str| DIRECTORIES.contains(&name) || name == "VERSION" || is_expected(name);
+    for name in files::names(layout.root())?.iter().filter(|name| !ours(name)).take(10) {
+        tracing::warn!(
+            name,
+            cache = %layout.root().display(),
+            "the cache directory holds something that is not the driver's; it is left alone"
+        );
+    }
+    Ok(())
+}
+
+fn refused(root: &Path, why: &str) -> Error {
+    Error::new(ErrorKind::Precondition, format!("the cache directory {} {why}", root.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(layout: &Layout) -> String {
+        take(layout, false).expect_err("was taken").message().to_owned()
+    }
+
+    #[test]
+    fn an_empty_directory_becomes_a_cache_and_is_recognized_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path().join("new/cache"));
+        drop(take(&layout, false).unwrap());
+        std::fs::write(layout.root().join("notes.txt"), "mine").unwrap();
+        drop(take(&layout, false).unwrap());
+        assert!(layout.root().join("notes.txt").exists(), "foreign files are left alone");
+    }
+
+    #[test]
+    fn what_is_not_ours_is_refused_and_left_as_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path());
+        std::fs::write(dir.path().join("data"), "precious").unwrap();
+        assert!(refusal(&layout).contains("\"data\""));
+        std::fs::write(dir.path().join("VERSION"), "oci-model-csi cache 99\n").unwrap();
+        assert!(refusal(&layout).contains("cache 99"));
+        std::fs::write(dir.path().join("VERSION"), "something else").unwrap();
+        assert!(refusal(&layout).contains("another program"));
+        let mut names = files::names(dir.path()).unwrap();
+        names.sort();
+        assert_eq!(names, ["VERSION", "data"]);
+    }
+
+    #[test]
+    fn a_file_and_a_symbolic_link_are_no_cache_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("file"), "").unwrap();
+        std::os::unix::fs::symlink(dir.path(), dir.path().join("link")).unwrap();
+        for name in ["file", "link"] {
+            assert!(refusal(&Layout::new(dir.path().join(name))).contains("symbolic link"));
+        }
+    }
+
+    #[test]
+    fn a_second_process_is_told_who_holds_the_cache() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path());
+        let held = take(&layout, false).unwrap();
+        assert!(refusal(&layout).contains("in use by another"));
+        drop(held);
+        take(&layout, false).unwrap();
+    }
+
+    #[test]
+    fn a_required_mount_that_is_missing_stops_the_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = take(&Layout::new(dir.path()), true).unwrap_err();
+        assert!(error.message().contains("requireMount"), "{error}");
+        assert_eq!(files::names(dir.path()).unwrap(), [""; 0], "nothing was written");
+    }
+}

@@ -1,0 +1,182 @@
+//! How far a model is: what pods' events and the Aborted answers say.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::download::Progress;
+use crate::model::{duration_text, progress_text, size_text};
+
+/// The rate is that of the last seconds, so that it follows what happens now.
+const WINDOW: Duration = Duration::from_secs(15);
+
+/// What a model's flight is doing.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Phase {
+    /// Waiting until fewer models download (`download.maxModels`).
+    #[default]
+    Waiting,
+    /// Looking at what the cache already has.
+    Checking,
+    /// Downloading.
+    Downloading,
+    /// All bytes are there; the tree is built.
+    Finishing,
+}
+
+/// Progress of one model, shared with everybody who waits for it.
+#[derive(Debug, Default)]
+pub struct FillProgress {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    phase: Phase,
+    total: u64,
+    /// Bytes that the cache had before.
+    cached: u64,
+    parts: Vec<Arc<Progress>>,
+    samples: VecDeque<(Instant, u64)>,
+}
+
+/// The progress at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Snapshot {
+    /// What is being done.
+    pub phase: Phase,
+    /// Bytes that are there.
+    pub done: u64,
+    /// Bytes of the model.
+    pub total: u64,
+    /// Bytes per second, once it can be told.
+    pub rate: Option<u64>,
+}
+
+impl FillProgress {
+    pub(super) fn enter(&self, phase: Phase) {
+        self.lock().phase = phase;
+    }
+
+    pub(super) fn start(&self, total: u64, cached: u64) {
+        let mut state = self.lock();
+        (state.phase, state.total, state.cached) = (Phase::Downloading, total, cached);
+    }
+
+    pub(super) fn add_part(&self, part: Arc<Progress>) {
+        self.lock().parts.push(part);
+    }
+
+    /// Notes where it stands; called once a second.
+    pub(super) fn sample(&self) {
+        let mut state = self.lock();
+        let (now, done) = (Instant::now(), state.done());
+        state.samples.push_back((now, done));
+        while state.samples.front().is_some_and(|(then, _)| now - *then > WINDOW) {
+            state.samples.pop_front();
+        }
+    }
+
+    /// Where it stands.
+    pub fn snapshot(&self) -> Snapshot {
+        let state = self.lock();
+        let done = state.done();
+        let rate = state.samples.front().and_then(|(then, before)| {
+            let elapsed = then.elapsed();
+            let gained = u128::from(done.checked_sub(*before)?);
+            let rate = gained * 1000 / elapsed.as_millis().max(1);
+            (elapsed >= Duration::from_secs(1)).then(|| u64::try_from(rate).unwrap_or(u64::MAX))
+        });
+        Snapshot { phase: state.phase, done, total: state.total, rate }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn done(&self) -> u64 {
+        let parts = self.parts.iter().map(|part| part.done());
+        parts.fold(self.cached, u64::saturating_add).min(self.total)
+    }
+}
+
+impl Snapshot {
+    /// `downloading models/x/ from b: 41.2 of 140 GiB (29 %), 1.1 GiB/s, about 1m30s left`.
+    pub fn text(&self, title: &str) -> String {
+        match self.phase {
+            Phase::Waiting => {
+                format!("{title} waits until fewer models download (download.maxModels)")
+            }
+            Phase::Checking => format!("{title}: looking at what the cache has of it"),
+            Phase::Finishing => {
+                format!("{title}: all {} are here, building the tree", size_text(self.total))
+            }
+            Phase::Downloading => {
+                let progress = progress_text(self.done, self.total);
+                let pace = match (self.rate, self.left()) {
+                    (Some(rate), Some(left)) => {
+                        format!(", {}/s, about {} left", size_text(rate), duration_text(left))
+                    }
+                    (Some(_), None) => ", stalled for the last seconds".to_owned(),
+                    (None, _) => String::new(),
+                };
+                format!("downloading {title}: {progress}{pace}")
+            }
+        }
+    }
+
+    /// The time left at the rate of now.
+    pub fn left(&self) -> Option<Duration> {
+        let rate = self.rate.filter(|rate| *rate > 0)?;
+        Some(Duration::from_secs(self.total.saturating_sub(self.done).div_ceil(rate)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GIB: u64 = 1 << 30;
+
+    #[test]
+    fn the_text_is_the_contracts() {
+        let snapshot = Snapshot {
+            phase: Phase::Downloading,
+            done: 44_238_163_149,
+            total: 140 * GIB,
+            rate: Some(1_181_116_007),
+        };
+        assert_eq!(
+            snapshot.text("models/llama3-70b/ from ai-model-cache"),
+            "downloading models/llama3-70b/ from ai-model-cache: 41.2 of 140 GiB (29 %), 1.1 GiB/s, \
+             about 1m30s left"
+        );
+    }
+
+    #[test]
+    fn a_stalled_download_says_so() {
+        let snapshot = Snapshot { phase: Phase::Downloading, done: 1, total: GIB, rate: Some(0) };
+        assert!(snapshot.text("m").ends_with("stalled for the last seconds"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_rate_is_that_of_the_last_seconds() {
+        let progress = FillProgress::default();
+        let part = Arc::new(Progress::default());
+        progress.start(1000 * GIB, 10 * GIB);
+        progress.add_part(Arc::clone(&part));
+        assert_eq!(progress.snapshot().rate, None, "nothing is known yet");
+        for second in 0..60 {
+            progress.sample();
+            tokio::time::advance(Duration::from_secs(1)).await;
+            part.add(if second < 40 { 5 * GIB } else { GIB });
+        }
+        let snapshot = progress.snapshot();
+        assert_eq!(snapshot.rate, Some(GIB));
+        assert_eq!(snapshot.done, (10 + 40 * 5 + 20) * GIB);
+    }
+}

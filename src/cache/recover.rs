@@ -1,0 +1,218 @@
+//! What a start finds, and what it does about it.
+//!
+//! | found | meaning | done |
+//! |---|---|---|
+//! | `staging/model-*` | a model was being built | trash |
+//! | `.part` without `.journal`, or the reverse | a step of a commit | trash |
+//! | both, younger than a day | an interrupted download | kept for the next asker |
+//! | both, older | nobody asked again | trash |
+//! | unfinished temporary files | a write was cut | removed |
+//! | a lease of an earlier boot | its mount died with the boot | removed |
+//! | a lease of this boot with its mount | a running pod | kept |
+//! | a lease of this boot, no mount in sight | doubt: propagation may be broken | kept while the pod's directory is there |
+//! | `trash/*` | a deletion was cut | deleted in the background, unless mounted |
+//!
+//! Nothing here reads a blob or a manifest, so the time does not depend on the
+//! size of the cache.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use super::files;
+use super::layout::Layout;
+use super::leases::{LeaseRecord, Leases};
+use super::models::discard;
+use crate::error::Result;
+use crate::model::BlobId;
+use crate::mount;
+
+/// How long an interrupted download waits for somebody to ask again.
+const JOURNAL_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// What a recovery found.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Recovered {
+    /// Interrupted downloads that can go on.
+    pub resumable: usize,
+    /// Leftovers that were put into the trash.
+    pub leftovers: usize,
+    /// Leases of pods that still run.
+    pub leases: usize,
+    /// Leases that were void.
+    pub void_leases: usize,
+}
+
+/// Puts the cache in order; see the table above. Blocks.
+pub(super) fn recover(layout: &Layout, leases: &Leases, pods: &Path) -> Result<Recovered> {
+    let mut recovered = Recovered::default();
+    staging(layout, &mut recovered)?;
+    let mounted: HashSet<PathBuf> =
+        mount::mount_points_of_file_system(layout.root())?.into_iter().collect();
+    recovered.void_leases =
+        leases.recover(|lease| !mounted.contains(&lease.target) && pod_is_gone(lease, pods))?;
+    recovered.leases = leases.all().len();
+    Ok(recovered)
+}
+
+fn staging(layout: &Layout, recovered: &mut Recovered) -> Result<()> {
+    let directory = layout.staging();
+    let names = files::names(&directory)?;
+    let present: HashSet<&str> = names.iter().map(String::as_str).collect();
+    let now = SystemTime::now();
+    for name in &names {
+        let path = directory.join(name);
+        if files::is_unfinished(name) {
+            files::remove(&path)?;
+            continue;
+        }
+        let partner = name
+            .strip_suffix(".part")
+            .map(|id| format!("{id}.journal"))
+            .or_else(|| name.strip_suffix(".journal").map(|id| format!("{id}.part")));
+        let whole = partner.is_some_and(|partner| present.contains(partner.as_str()));
+        if whole && is_young(&path, now) {
+            recovered.resumable +=
+                usize::from(Path::new(name).extension() == Some("part".as_ref()));
+        } else {
+            discard_quickly(layout, &path, name)?;
+            recovered.leftovers += 1;
+        }
+    }
+    Ok(())
+}
+
+/// Drops interrupted downloads that nobody went on with for a day, except
+/// those that run now. Blocks.
+pub(super) fn drop_stale_downloads(layout: &Layout, busy: &HashSet<BlobId>) -> Result<()> {
+    let now = SystemTime::now();
+    for name in files::names(&layout.staging())? {
+        let Some(id) = name.strip_suffix(".part").and_then(BlobId::parse) else { continue };
+        if !busy.contains(&id) && !is_young(&layout.part(&id), now) {
+            files::remove(&layout.part(&id))?;
+            files::remove(&layout.journal(&id))?;
+        }
+    }
+    Ok(())
+}
+
+/// A clock that jumped back makes everything young: kept, and dropped another day.
+fn is_young(path: &Path, now: SystemTime) -> bool {
+    std::fs::symlink_metadata(path).and_then(|metadata| metadata.modified()).is_ok_and(|modified| {
+        now.duration_since(modified).is_ok_and(|age| age < JOURNAL_KEPT) || modified > now
+    })
+}
+
+/// As `discard`, without looking which names are taken: leftovers may be many,
+/// and a file may be replaced by a file.
+fn discard_quickly(layout: &Layout, path: &Path, name: &str) -> Result<()> {
+    let trashed = layout.trash().join(format!("staging-{name}"));
+    if path.is_dir() {
+        return discard(layout, path);
+    }
+    files::rename(path, &trashed).map(|_| ())
+}
+
+/// kubelet removes a pod's directory when nothing of the pod is left.
+fn pod_is_gone(lease: &LeaseRecord, pods: &Path) -> bool {
+    let Ok(below) = lease.target.strip_prefix(pods) else { return false };
+    let Some(pod) = below.components().next() else { return false };
+    // Asked about its parent first: a kubelet directory that is not visible says nothing.
+    pods.is_dir() && matches!(pods.join(pod).try_exists(), Ok(false))
+}
+
+/// Deletes what is in the trash and not mounted. Blocks, for as long as it takes.
+pub(super) fn empty_trash(layout: &Layout) -> Result<usize> {
+    let names = files::names(&layout.trash())?;
+    if names.is_empty() {
+        return Ok(0);
+    }
+    let in_use: HashSet<mount::DirId> = mount::mounts_of_file_system(layout.root())?
+        .into_iter()
+        .map(|mounted| mounted.root)
+        .collect();
+    let mut deleted = 0;
+    for name in names {
+        let path = layout.trash().join(&name);
+        let held = mount::identity(&path.join("tree")).is_ok_and(|tree| in_use.contains(&tree));
+        if held {
+            tracing::warn!(name, "something in the trash is still mounted; it is kept for now");
+        } else if let Err(error) = files::delete_tree(&path) {
+            tracing::warn!(name, %error, "could not delete something in the trash");
+        } else {
+            deleted += 1;
+        }
+    }
+    Ok(deleted)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn layout(dir: &Path) -> Layout {
+        let layout = Layout::new(dir);
+        for name in super::super::layout::DIRECTORIES {
+            fs::create_dir(layout.directory(name)).unwrap();
+        }
+        layout
+    }
+
+    #[test]
+    fn interrupted_downloads_are_kept_and_leftovers_are_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = layout(dir.path());
+        let staging = layout.staging();
+        for name in ["a.part", "a.journal", "b.part", "c.journal", ".x.1.0.tmp"] {
+            fs::write(staging.join(name), "x").unwrap();
+        }
+        fs::create_dir_all(staging.join("model-k/tree/d")).unwrap();
+        for name in ["old.part", "old.journal"] {
+            let file = fs::File::create(staging.join(name)).unwrap();
+            file.set_modified(SystemTime::now() - JOURNAL_KEPT * 2).unwrap();
+        }
+        let mut recovered = Recovered::default();
+        super::staging(&layout, &mut recovered).unwrap();
+        let mut left = files::names(&staging).unwrap();
+        left.sort();
+        assert_eq!(left, ["a.journal", "a.part"]);
+        assert_eq!((recovered.resumable, recovered.leftovers), (1, 5));
+        assert_eq!(empty_trash(&layout).unwrap(), 5);
+        assert_eq!(files::names(&layout.trash()).unwrap(), [""; 0]);
+    }
+
+    #[test]
+    fn a_clock_that_jumped_back_loses_no_download() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        fs::File::create(&path)
+            .unwrap()
+            .set_modified(SystemTime::now() + JOURNAL_KEPT * 365)
+            .unwrap();
+        assert!(is_young(&path, SystemTime::now()));
+    }
+
+    #[test]
+    fn a_lease_without_a_mount_ends_only_with_its_pod() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("cache")).unwrap();
+        let layout = layout(&dir.path().join("cache"));
+        let pods = dir.path().join("pods");
+        fs::create_dir_all(pods.join("alive")).unwrap();
+        let lease = |target: PathBuf| -> LeaseRecord {
+            serde_json::from_value(serde_json::json!({
+                "format": 1, "volume_id": "v", "target": target, "request": "0".repeat(64),
+                "root": {"dev": 1, "ino": 1},
+                "model": "0".repeat(64), "since": 0, "boot_id": "b",
+            }))
+            .unwrap()
+        };
+        assert!(!pod_is_gone(&lease(pods.join("alive/volumes/x/mount")), &pods));
+        assert!(pod_is_gone(&lease(pods.join("dead/volumes/x/mount")), &pods));
+        assert!(!pod_is_gone(&lease("/elsewhere/dead/mount".into()), &pods));
+        assert!(!pod_is_gone(&lease(pods.join("dead/v")), &dir.path().join("invisible")));
+        assert!(layout.root().is_dir());
+    }
+}

@@ -1,0 +1,57 @@
+//! Errors as the shell sees them.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use crate::error::{Error, ErrorKind};
+
+/// Prints the error on stderr, and for `--output json` as an object on
+/// stdout; returns the exit code that its meaning has.
+pub(super) fn report(error: &Error, json: bool) -> ExitCode {
+    // Nobody is left to tell when the streams are closed.
+    if json {
+        let object = serde_json::json!({
+            "error": error.message(), "kind": format!("{:?}", error.kind())
+        });
+        let _ = writeln!(std::io::stdout(), "{object}");
+    }
+    let _ = writeln!(std::io::stderr(), "oci-model-csi: {error}");
+    ExitCode::from(code(error.kind()))
+}
+
+fn code(kind: ErrorKind) -> u8 {
+    match kind {
+        ErrorKind::Invalid => 2,
+        ErrorKind::NotFound => 3,
+        ErrorKind::Unauthenticated | ErrorKind::Denied => 4,
+        ErrorKind::Corrupt => 5,
+        ErrorKind::InProgress
+        | ErrorKind::Unavailable
+        | ErrorKind::NoSpace
+        | ErrorKind::Precondition
+        | ErrorKind::Changed
+        | ErrorKind::Conflict
+        | ErrorKind::OutOfRange
+        | ErrorKind::Internal => 1,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_exit_codes_are_the_contracts() {
+        for (kind, expected) in [
+            (ErrorKind::Internal, 1),
+            (ErrorKind::Unavailable, 1),
+            (ErrorKind::Invalid, 2),
+            (ErrorKind::NotFound, 3),
+            (ErrorKind::Unauthenticated, 4),
+            (ErrorKind::Denied, 4),
+            (ErrorKind::Corrupt, 5),
+        ] {
+            assert_eq!(code(kind), expected, "{kind:?}");
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! `oci-model-csi fetch URI DIR`
+
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use tokio::runtime::Runtime;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::options;
+use super::storage::{self, StorageArgs};
+use crate::config::Config;
+use crate::download::Engine;
+use crate::error::{Error, ErrorKind, Result};
+use crate::fetch::{FetchProgress, FetchReport, describe_checks, fetch};
+use crate::metrics::Metrics;
+use crate::model::{Filters, ModelRequest, ModelUri, Revision, duration_text, size_text};
+use crate::oci::AuthMethod;
+use crate::volume::Resolver;
+
+const AFTER_HELP: &str = "\
+Examples:
+  oci-model-csi fetch oci://ai-model-cache/models/phi3-mini/ ./phi3
+  oci-model-csi fetch oci://ai-model-cache@mytenancy/models/phi3-mini ./phi3 --include '*.json'
+  oci-model-csi fetch oci://public-models@mytenancy/tiny ./tiny --auth none --region us-ashburn-1
+
+An interrupted fetch goes on where it was when it is run again.";
+
+#[derive(Debug, Args)]
+#[command(after_help = AFTER_HELP)]
+pub(super) struct FetchArgs {
+    /// oci://BUCKET@NAMESPACE/PREFIX, or oci://BUCKET/PREFIX in the tenancy's namespace
+    #[arg(value_name = "URI")]
+    uri: String,
+    /// Directory that gets the content of the prefix; absent, empty, or of an earlier fetch
+    #[arg(value_name = "DIR")]
+    dir: PathBuf,
+    /// Only names that match one of these patterns, comma-separated: * (crosses /), ?, [...]
+    #[arg(long, env = "OCI_MODEL_CSI_INCLUDE", value_name = "PATTERNS")]
+    include: Option<String>,
+    /// No names that match one of these patterns
+    #[arg(long, env = "OCI_MODEL_CSI_EXCLUDE", value_name = "PATTERNS")]
+    exclude: Option<String>,
+    /// This revision (sha256:…) or nothing
+    #[arg(long, env = "OCI_MODEL_CSI_REVISION")]
+    revision: Option<String>,
+    /// Requests at once
+    #[arg(
+        long,
+        env = "OCI_MODEL_CSI_CONCURRENCY",
+        default_value_t = 16,
+        value_parser = clap::value_parser!(u32).range(1..=1024)
+    )]
+    concurrency: u32,
+    /// Form of the result on stdout
+    #[arg(long, env = "OCI_MODEL_CSI_OUTPUT", value_enum, default_value = "text")]
+    output: Output,
+    #[command(flatten)]
+    storage: StorageArgs,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Output {
+    Text,
+    Json,
+}
+
+impl FetchArgs {
+    pub(super) fn wants_json(&self) -> bool {
+        self.output == Output::Json
+    }
+
+    fn request(&self) -> Result<ModelRequest> {
+        let ModelUri { namespace, bucket, prefix } = ModelUri::parse(&self.uri)?;
+        let mut request = ModelRequest::of(namespace, bucket, prefix);
+        request.filters = Filters::parse(self.include.as_deref(), self.exclude.as_deref())?;
+        request.revision = self.revision.as_deref().map(Revision::parse).transpose()?;
+        Ok(request)
+    }
+}
+
+pub(super) fn run(args: &FetchArgs, runtime: &Runtime) -> Result<()> {
+    let request = args.request()?;
+    let metrics = Arc::new(Metrics::default());
+    let settings = args.storage.settings(None, AuthMethod::ApiKey, &metrics)?;
+    let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
+    let mut config = Config::default();
+    config.download.concurrency = args.concurrency;
+    let progress = FetchProgress::default();
+    let report = runtime.block_on(async {
+        let client = storage::connect(settings).await?;
+        let engine =
+            Engine::new(client.clone(), options::engine(&config.download, false), metrics)?;
+        let limits = options::limits(&config.limits);
+        let resolver = Resolver::new(client, limits, "", &tasks, &shutdown);
+        let work = fetch(&resolver, &engine, &request, &args.dir, &progress);
+        let outcome = tokio::select! {
+            outcome = work => outcome,
+            interrupted = tokio::signal::ctrl_c() => Err(match interrupted {
+                Ok(()) => Error::new(
+                    ErrorKind::Unavailable,
+                    "interrupted; what was downloaded is kept, run the same command to go on",
+                ),
+                Err(e) => Error::io("waiting for an interrupt", &e),
+            }),
+            () = draw(&progress) => Err(Error::internal("the progress bar ended")),
+        };
+        // The last journal entries are written before the program ends.
+        tokio::task::spawn_blocking(move || engine.stop(Duration::from_secs(5)))
+            .await
+            .map_err(|e| Error::internal(format!("stopping the downloads: {e}")))?;
+        outcome
+    })?;
+    print(args, &report)
+}
+
+/// Draws the progress until it is dropped; nothing without a terminal.
+async fn draw(progress: &FetchProgress) {
+    if !std::io::stderr().is_terminal() {
+        return std::future::pending().await;
+    }
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+    let style = "{bar:30} {percent:>3} %  {binary_bytes} of {binary_total_bytes}  \
+                 {binary_bytes_per_sec}  {eta} left";
+    if let Ok(style) = ProgressStyle::with_template(style) {
+        bar.set_style(style);
+    }
+    let _finished = scopeguard(&bar);
+    let mut tick = tokio::time::interval(Duration::from_millis(200));
+    loop {
+        tick.tick().await;
+        let (done, total) = progress.now();
+        if total > 0 {
+            bar.set_length(total);
+            bar.set_position(done);
+        }
+    }
+}
+
+/// Clears the bar when the drawing is dropped, so that the result stands alone.
+fn scopeguard(bar: &ProgressBar) -> impl Drop + use<> {
+    struct Clear(ProgressBar);
+    impl Drop for Clear {
+        fn drop(&mut self) {
+            self.0.finish_and_clear();
+        }
+    }
+    Clear(bar.clone())
+}
+
+fn print(args: &FetchArgs, report: &FetchReport) -> Result<()> {
+    let seconds = report.elapsed.as_secs_f64();
+    let text = if args.wants_json() {
+        serde_json::json!({
+            "uri": args.uri,
+            "directory": args.dir,
+            "revision": report.revision,
+            "files": report.files,
+            "bytes": report.bytes,
+            "receivedBytes": report.received,
+            "seconds": seconds,
+            "verifiedBy": report.checks,
+        })
+        .to_string()
+    } else {
+        let millis = report.elapsed.as_millis().max(1);
+        let rate = u128::from(report.received) * 1000 / millis;
+        format!(
+            "{} files, {} in {}: {} received in {} ({}/s)\nverified: {}\nrevision {}",
+            report.files,
+            size_text(report.bytes),
+            args.dir.display(),
+            size_text(report.received),
+            match report.elapsed.as_secs() {
+                0..10 => format!("{seconds:.1}s"),
+                _ => duration_text(report.elapsed),
+            },
+            size_text(u64::try_from(rate).unwrap_or(u64::MAX)),
+            describe_checks(&report.checks),
+            report.revision,
+        )
+    };
+    writeln!(std::io::stdout(), "{text}").map_err(|e| Error::io("writing the result", &e))
+}

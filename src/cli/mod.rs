@@ -1,0 +1,116 @@
+//! The command line: one file per subcommand, the flags they share, and the
+//! exit codes. `services` is the composition root of the driver.
+
+mod exit;
+mod fetch;
+mod logging;
+mod options;
+mod services;
+mod storage;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+
+use crate::error::{Error, Result};
+use logging::LogArgs;
+
+const ABOUT: &str = "Kubernetes CSI driver: AI models from OCI Object Storage as shared, verified, \
+                     read-only volumes";
+
+const AFTER_HELP: &str = "\
+Every flag can be given by an environment variable: --cache-dir is OCI_MODEL_CSI_CACHE_DIR.
+Where a value is given several times, the first of these wins: flag, OCI_MODEL_CSI_*, --config,
+OCI_CLI_*, the oci CLI's profile.
+
+Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 not allowed, 5 failed verification.";
+
+#[derive(Debug, Parser)]
+#[command(name = "oci-model-csi", version, about = ABOUT, after_help = AFTER_HELP)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    log: LogArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve the CSI Identity and Node services: the node plugin
+    Node(services::ServiceArgs),
+    /// Serve the CSI Identity and Controller services: provisioning for StorageClasses
+    Controller(services::ServiceArgs),
+    /// Serve all CSI services from one process
+    All(services::ServiceArgs),
+    /// Bring a model into a directory, without a cluster: verified and resumable
+    Fetch(fetch::FetchArgs),
+}
+
+/// Parses the arguments and runs the command.
+pub fn run() -> ExitCode {
+    let cli = Cli::parse();
+    let (result, json) = match cli.command {
+        Command::Node(args) => (serve(&cli.log, args, services::Mode::Node), false),
+        Command::Controller(args) => (serve(&cli.log, args, services::Mode::Controller), false),
+        Command::All(args) => (serve(&cli.log, args, services::Mode::All), false),
+        Command::Fetch(args) => {
+            logging::start(&cli.log, "warn");
+            let json = args.wants_json();
+            (runtime().and_then(|runtime| fetch::run(&args, &runtime)), json)
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => exit::report(&error, json),
+    }
+}
+
+fn serve(log: &LogArgs, args: services::ServiceArgs, mode: services::Mode) -> Result<()> {
+    logging::start(log, "info");
+    let runtime = runtime()?;
+    let result = services::run(args, mode, &runtime);
+    // A sync of the disk may be running; whatever it does not reach is checked
+    // at the next start.
+    runtime.shutdown_timeout(Duration::from_secs(2));
+    result
+}
+
+/// The runtime of everything but the downloads, which have their own.
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Error::io("starting the runtime", &e))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_flag_has_its_variable() {
+        let mut command = Cli::command();
+        command.build();
+        let flags = command
+            .get_subcommands()
+            .flat_map(clap::Command::get_arguments)
+            .filter(|arg| arg.get_long().is_some_and(|long| !matches!(long, "help" | "version")));
+        let mut seen = 0;
+        for flag in flags {
+            let long = flag.get_long().unwrap_or_default();
+            let expected = format!("OCI_MODEL_CSI_{}", long.to_uppercase().replace('-', "_"));
+            let variable = flag.get_env().map(|v| v.to_string_lossy().into_owned());
+            assert_eq!(variable.as_deref(), Some(expected.as_str()), "--{long}");
+            seen += 1;
+        }
+        assert!(seen > 20, "{seen} flags");
+    }
+}

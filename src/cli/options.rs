@@ -1,0 +1,61 @@
+//! From the administrator's configuration to the parts' options.
+
+use std::path::Path;
+
+use bytesize::ByteSize;
+
+use crate::cache::{CacheOptions, FileSystem, Reserve};
+use crate::config::{self, Config};
+use crate::download::{EngineOptions, Verify};
+use crate::error::Result;
+use crate::oci::RetryPolicy;
+use crate::volume::Limits;
+
+/// How the engine works under this configuration.
+pub(super) fn engine(config: &config::Download, write_back: bool) -> EngineOptions {
+    EngineOptions {
+        concurrency: usize::try_from(config.concurrency).unwrap_or(usize::MAX),
+        range_size: config.range_size.as_u64(),
+        verify: match config.verify {
+            config::Verify::Always => Verify::Always,
+            config::Verify::Cheap => Verify::Cheap,
+        },
+        write_back,
+        retry: RetryPolicy::default(),
+    }
+}
+
+/// What a model may be under this configuration.
+pub(super) fn limits(config: &config::Limits) -> Limits {
+    Limits {
+        max_objects: usize::try_from(config.max_objects).unwrap_or(usize::MAX),
+        max_bytes: config.max_model_size.map(|size| size.as_u64()),
+    }
+}
+
+/// The cache under this configuration; `dir` wins over the configured one.
+pub(super) fn cache(config: &Config, dir: Option<&Path>, kubelet: &Path) -> Result<CacheOptions> {
+    let dir = dir.unwrap_or(&config.cache.dir).to_owned();
+    // The directory may not exist yet; its file system does.
+    let standing = dir.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    let fs = FileSystem::of(standing)?;
+    let pods = kubelet.join("pods");
+    let shared = FileSystem::is_shared(standing, &[Path::new("/"), kubelet, &pods])?;
+    if shared {
+        tracing::warn!(
+            cache = %dir.display(),
+            "the cache shares its file system with the node's root or with kubelet: cache.minFree \
+             keeps it above kubelet's eviction thresholds; a file system of its own is better"
+        );
+    }
+    Ok(CacheOptions {
+        require_mount: config.cache.require_mount,
+        reserve: Reserve {
+            bytes: config.cache.min_free.resolve(ByteSize::b(fs.total_bytes), shared).as_u64(),
+            inodes: config.cache.min_free_inodes.of(fs.total_inodes),
+        },
+        max_models: usize::try_from(config.download.max_models).unwrap_or(usize::MAX),
+        abandon_after: config.download.abandon_after,
+        dir,
+    })
+}

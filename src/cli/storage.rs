@@ -1,0 +1,77 @@
+//! The flags that say how Object Storage is reached, shared by all commands.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::Args;
+
+use crate::config;
+use crate::error::{Error, Result};
+use crate::metrics::Metrics;
+use crate::oci::{self, AuthMethod, ObjectStorage, Settings};
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Object Storage")]
+pub(super) struct StorageArgs {
+    /// Identity, by the oci CLI's names: auto, api_key, instance_principal, none; security_token,
+    /// resource_principal and oke_workload_identity come with a later version [default: api_key for
+    /// commands, instance_principal for services]
+    #[arg(long, env = "OCI_MODEL_CSI_AUTH", value_name = "METHOD")]
+    auth: Option<String>,
+    /// Profile in the oci CLI's config file [default: DEFAULT]
+    #[arg(long, env = "OCI_MODEL_CSI_PROFILE")]
+    profile: Option<String>,
+    /// The oci CLI's config file [default: ~/.oci/config]
+    #[arg(long, env = "OCI_MODEL_CSI_CONFIG_FILE", value_name = "FILE")]
+    config_file: Option<PathBuf>,
+    /// Region, such as us-ashburn-1 or iad [default: the instance's, or the profile's]
+    #[arg(long, env = "OCI_MODEL_CSI_REGION")]
+    region: Option<String>,
+    /// Object Storage endpoint in place of the region's
+    #[arg(long, env = "OCI_MODEL_CSI_OCI_ENDPOINT", value_name = "URL")]
+    oci_endpoint: Option<String>,
+    /// PEM certificates to trust besides the system's
+    #[arg(long, env = "OCI_MODEL_CSI_CA_FILE", value_name = "FILE")]
+    ca_file: Option<PathBuf>,
+}
+
+/// Connects; what is configured wrong is the fault of who started the program.
+pub(super) async fn connect(settings: Settings) -> Result<ObjectStorage> {
+    ObjectStorage::connect(settings).await.map_err(told)
+}
+
+fn told(error: oci::Error) -> Error {
+    match error.kind() {
+        oci::ErrorKind::Config => Error::invalid(error.to_string()),
+        _ => error.into(),
+    }
+}
+
+impl StorageArgs {
+    /// The settings of the client: flags before `config`, before `default_auth`.
+    pub(super) fn settings(
+        &self,
+        config: Option<&config::ObjectStorage>,
+        default_auth: AuthMethod,
+        metrics: &Arc<Metrics>,
+    ) -> Result<Settings> {
+        let parse = |name: &str| name.parse::<AuthMethod>().map_err(told);
+        let auth = match (&self.auth, config) {
+            (Some(flag), _) => parse(flag)?,
+            (None, Some(config)) => parse(config.auth.as_str())?,
+            (None, None) => default_auth,
+        };
+        let mut settings = Settings::new(auth);
+        settings.region = self.region.clone().or_else(|| config?.region.clone());
+        settings.endpoint = self.oci_endpoint.clone().or_else(|| config?.endpoint.clone());
+        settings.namespace = config.and_then(|config| config.namespace.clone());
+        settings.ca_file = self.ca_file.clone().or_else(|| config?.ca_file.clone());
+        settings.config_file.clone_from(&self.config_file);
+        settings.profile.clone_from(&self.profile);
+        let metrics = Arc::clone(metrics);
+        settings.observer = Some(Arc::new(move |operation, status| {
+            metrics.object_storage_request(operation, status);
+        }));
+        Ok(settings)
+    }
+}

@@ -1,0 +1,175 @@
+//! How single values are read: each check is made where the parser still
+//! knows the line, and each message says what would have been right.
+
+use std::fmt::Display;
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use serde::de::{Deserialize, Deserializer, Error};
+
+use super::amount::{Amount, MinFree, Percent, parse_size};
+use super::{AuthName, Verify};
+
+/// A scalar as it was written; the YAML types of numbers and words do not matter.
+fn text<'de, D: Deserializer<'de>>(input: D) -> Result<String, D::Error> {
+    String::deserialize(input)
+}
+
+fn parsed<'de, D, T>(input: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: FromStr<Err: Display>,
+{
+    text(input)?.parse().map_err(Error::custom)
+}
+
+fn number<'de, D>(input: D, range: RangeInclusive<u32>) -> Result<u32, D::Error>
+where
+    D: Deserializer<'de>,
+{
+    let text = text(input)?;
+    text.parse().ok().filter(|number| range.contains(number)).ok_or_else(|| {
+        let (least, most) = range.into_inner();
+        Error::custom(format!("`{text}` is not a whole number from {least} to {most}"))
+    })
+}
+
+/// How many of something are at work at once.
+pub(super) fn workers<'de, D: Deserializer<'de>>(input: D) -> Result<u32, D::Error> {
+    number(input, 1..=1024)
+}
+
+pub(super) fn max_objects<'de, D: Deserializer<'de>>(input: D) -> Result<u32, D::Error> {
+    number(input, 1..=10_000_000)
+}
+
+pub(super) fn range_size<'de, D: Deserializer<'de>>(input: D) -> Result<ByteSize, D::Error> {
+    let size = parse_size(&text(input)?).map_err(Error::custom)?;
+    if !(ByteSize::mib(1)..=ByteSize::gib(1)).contains(&size) {
+        return Err(Error::custom(format!("{size} is not between 1MiB and 1GiB")));
+    }
+    Ok(size)
+}
+
+/// A limit in bytes, where 0 is none.
+pub(super) fn limit<'de, D: Deserializer<'de>>(input: D) -> Result<Option<ByteSize>, D::Error> {
+    let size = parse_size(&text(input)?).map_err(Error::custom)?;
+    Ok(Some(size).filter(|size| size.as_u64() > 0))
+}
+
+pub(super) fn max_size<'de, D: Deserializer<'de>>(input: D) -> Result<Amount, D::Error> {
+    let amount: Amount = parsed(input)?;
+    if amount.resolve(ByteSize::b(u64::MAX)).as_u64() == 0 {
+        return Err(Error::custom("a cache of no size holds no model"));
+    }
+    Ok(amount)
+}
+
+pub(super) fn min_free<'de, D: Deserializer<'de>>(input: D) -> Result<MinFree, D::Error> {
+    let min_free = parsed(input)?;
+    if min_free == MinFree::Amount(Amount::Percent(Percent::ALL)) {
+        return Err(Error::custom("100% leaves nothing for models"));
+    }
+    Ok(min_free)
+}
+
+pub(super) fn min_free_inodes<'de, D: Deserializer<'de>>(input: D) -> Result<Percent, D::Error> {
+    let percent = parsed(input)?;
+    if percent == Percent::ALL {
+        return Err(Error::custom("100% leaves nothing for models"));
+    }
+    Ok(percent)
+}
+
+pub(super) fn abandon_after<'de, D: Deserializer<'de>>(input: D) -> Result<Duration, D::Error> {
+    const RANGE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
+    let text = text(input)?;
+    let duration = humantime::parse_duration(&text)
+        .map_err(|error| Error::custom(format!("`{text}` is not a duration like 10m: {error}")))?;
+    if !RANGE.contains(&duration) {
+        return Err(Error::custom(format!("`{text}` is not between 1s and 24h")));
+    }
+    Ok(duration)
+}
+
+pub(super) fn verify<'de, D: Deserializer<'de>>(input: D) -> Result<Verify, D::Error> {
+    match text(input)?.as_str() {
+        "always" => Ok(Verify::Always),
+        "cheap" => Ok(Verify::Cheap),
+        other => Err(Error::custom(format!("`{other}` is neither `always` nor `cheap`"))),
+    }
+}
+
+pub(super) fn directory<'de, D: Deserializer<'de>>(input: D) -> Result<PathBuf, D::Error> {
+    absolute(&text(input)?)
+}
+
+pub(super) fn file<'de, D: Deserializer<'de>>(input: D) -> Result<Option<PathBuf>, D::Error> {
+    let text = text(input)?;
+    if text.is_empty() { Ok(None) } else { absolute(&text).map(Some) }
+}
+
+fn absolute<E: Error>(text: &str) -> Result<PathBuf, E> {
+    let path = PathBuf::from(text);
+    if !path.is_absolute() || text.contains('\0') {
+        return Err(Error::custom(format!("`{text}` is not an absolute path")));
+    }
+    Ok(path)
+}
+
+pub(super) fn auth<'de, D: Deserializer<'de>>(input: D) -> Result<AuthName, D::Error> {
+    parsed(input)
+}
+
+pub(super) fn optional_auth<'de, D>(input: D) -> Result<Option<AuthName>, D::Error>
+where
+    D: Deserializer<'de>,
+{
+    let text = text(input)?;
+    if text.is_empty() { Ok(None) } else { text.parse().map(Some).map_err(Error::custom) }
+}
+
+/// A bucket, namespace or region; none of Oracle's has anything else in it.
+pub(super) fn name<'de, D: Deserializer<'de>>(input: D) -> Result<String, D::Error> {
+    let text = text(input)?;
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    if text.is_empty() || !text.bytes().all(allowed) {
+        return Err(Error::custom(format!(
+            "`{text}` is not a name of letters, digits, `-`, `_` and `.`"
+        )));
+    }
+    Ok(text)
+}
+
+pub(super) fn optional_name<'de, D>(input: D) -> Result<Option<String>, D::Error>
+where
+    D: Deserializer<'de>,
+{
+    match text(input)? {
+        empty if empty.is_empty() => Ok(None),
+        text => name(serde::de::value::StringDeserializer::new(text)).map(Some),
+    }
+}
+
+pub(super) fn endpoint<'de, D: Deserializer<'de>>(input: D) -> Result<Option<String>, D::Error> {
+    let text = text(input)?;
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let uri = text.parse::<http::Uri>().ok();
+    let usable = uri.is_some_and(|uri| {
+        matches!(uri.scheme_str(), Some("http" | "https"))
+            && uri.host().is_some_and(|host| !host.is_empty())
+            && matches!(uri.path_and_query().map(ToString::to_string).as_deref(), None | Some("/"))
+            && uri.authority().is_some_and(|authority| !authority.as_str().contains('@'))
+    });
+    if !usable {
+        return Err(Error::custom(
+            "an endpoint is `https://host` or `https://host:port`, without path or credentials",
+        ));
+    }
+    Ok(Some(text.trim_end_matches('/').to_owned()))
+}

@@ -1,0 +1,344 @@
+//! What the administrator wrote (`--config`), parsed and validated once.
+//!
+//! A configuration that exists is valid: every value is checked while its line
+//! is known. What this version accepts and does not act on says
+//! [`Config::unsupported`].
+
+mod amount;
+mod fields;
+mod report;
+
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use serde::Deserialize;
+
+pub use amount::{Amount, MinFree, Percent};
+
+use crate::model::nearest;
+use crate::{Error, Result};
+
+/// The driver's configuration. Everything left out has its default, and so has an empty file.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Config {
+    /// The cache of this node.
+    pub cache: Cache,
+    /// How models are downloaded and verified.
+    pub download: Download,
+    /// What a single model may be.
+    pub limits: Limits,
+    /// Where models come from.
+    pub object_storage: ObjectStorage,
+    /// Who may mount what.
+    pub policy: Policy,
+    /// Mount the newest cached revision when Object Storage cannot be asked.
+    pub serve_stale_on_outage: bool,
+}
+
+/// The `cache` section.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Cache {
+    /// The cache directory; absolute.
+    #[serde(deserialize_with = "fields::directory")]
+    pub dir: PathBuf,
+    /// Refuse to start unless `dir` is a mount point of its own.
+    pub require_mount: bool,
+    /// The most the cache takes of its file system.
+    #[serde(deserialize_with = "fields::max_size")]
+    pub max_size: Amount,
+    /// What stays free on its file system, whoever fills it.
+    #[serde(deserialize_with = "fields::min_free")]
+    pub min_free: MinFree,
+    /// The share of inodes that stays free.
+    #[serde(deserialize_with = "fields::min_free_inodes")]
+    pub min_free_inodes: Percent,
+}
+
+/// The `download` section.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Download {
+    /// Connections at once, for all models together; 1 to 1024.
+    #[serde(deserialize_with = "fields::workers")]
+    pub concurrency: u32,
+    /// Bytes per request; 1 MiB to 1 GiB.
+    #[serde(deserialize_with = "fields::range_size")]
+    pub range_size: ByteSize,
+    /// Bytes per second for all models together; `None` is no limit.
+    #[serde(deserialize_with = "fields::limit")]
+    pub bandwidth_limit: Option<ByteSize>,
+    /// Models downloaded at once; more wait; 1 to 1024.
+    #[serde(deserialize_with = "fields::workers")]
+    pub max_models: u32,
+    /// Which checksums are computed.
+    #[serde(deserialize_with = "fields::verify")]
+    pub verify: Verify,
+    /// A download that nobody has asked for during this time ends; 1 s to 24 h.
+    #[serde(deserialize_with = "fields::abandon_after")]
+    pub abandon_after: Duration,
+}
+
+/// Which checksums of an object are computed before its bytes are served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verify {
+    /// The best that the object carries.
+    Always,
+    /// As `Always`, without MD5 where the object is over 1 GiB.
+    Cheap,
+}
+
+/// The `limits` section.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Limits {
+    /// Objects that a model may have; 1 to 10 million.
+    #[serde(deserialize_with = "fields::max_objects")]
+    pub max_objects: u32,
+    /// Bytes that a model may have; `None` is no limit.
+    #[serde(deserialize_with = "fields::limit")]
+    pub max_model_size: Option<ByteSize>,
+}
+
+/// The `objectStorage` section. What is `None` here comes from the environment or the identity.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct ObjectStorage {
+    /// How requests are signed.
+    #[serde(deserialize_with = "fields::auth")]
+    pub auth: AuthName,
+    /// The region.
+    #[serde(deserialize_with = "fields::optional_name")]
+    pub region: Option<String>,
+    /// Replaces the region's Object Storage endpoint; without a trailing slash.
+    #[serde(deserialize_with = "fields::endpoint")]
+    pub endpoint: Option<String>,
+    /// The namespace of buckets that name none.
+    #[serde(deserialize_with = "fields::optional_name")]
+    pub namespace: Option<String>,
+    /// Certificates to trust besides the system's; absolute.
+    #[serde(deserialize_with = "fields::file")]
+    pub ca_file: Option<PathBuf>,
+    /// Buckets of other regions or tenancies that pods may name.
+    pub buckets: Vec<Bucket>,
+}
+
+/// A bucket that is reached in another way than the driver's own.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Bucket {
+    /// The bucket's name.
+    #[serde(deserialize_with = "fields::name")]
+    pub name: String,
+    /// Its namespace, if not the driver's.
+    #[serde(default, deserialize_with = "fields::optional_name")]
+    pub namespace: Option<String>,
+    /// Its region, if not the driver's.
+    #[serde(default, deserialize_with = "fields::optional_name")]
+    pub region: Option<String>,
+    /// How its requests are signed, if not as the driver's.
+    #[serde(default, deserialize_with = "fields::optional_auth")]
+    pub auth: Option<AuthName>,
+}
+
+/// The `policy` section: the first rule that matches decides. Without rules
+/// everything the driver can read is allowed; with rules the default is deny.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Policy {
+    /// In the order of evaluation.
+    pub rules: Vec<Rule>,
+}
+
+/// Who (all of the first two) gets what (all of the others), or does not.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Rule {
+    /// Patterns over the pod's Kubernetes namespace.
+    pub namespaces: Vec<String>,
+    /// Patterns over the pod's service account.
+    #[serde(default = "everybody")]
+    pub service_accounts: Vec<String>,
+    /// Object Storage namespaces; empty means the own tenancy's.
+    #[serde(default)]
+    pub object_storage_namespaces: Vec<String>,
+    /// Patterns over the bucket's name.
+    pub buckets: Vec<String>,
+    /// Prefixes, which match at `/`.
+    pub prefixes: Vec<String>,
+    /// The decision.
+    pub allow: bool,
+}
+
+fn everybody() -> Vec<String> {
+    vec!["*".to_owned()]
+}
+
+/// The name of a way to sign requests, spelled as the oci CLI's `--auth` spells it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct AuthName(String);
+
+impl AuthName {
+    const KNOWN: [&str; 7] = [
+        "auto",
+        "api_key",
+        "security_token",
+        "instance_principal",
+        "resource_principal",
+        "oke_workload_identity",
+        "none",
+    ];
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for AuthName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if Self::KNOWN.contains(&text) {
+            return Ok(Self(text.to_owned()));
+        }
+        let hint = nearest(text, Self::KNOWN)
+            .map(|nearest| format!("did you mean `{nearest}`? "))
+            .unwrap_or_default();
+        Err(format!("unknown auth `{text}`; {hint}valid: {}", Self::KNOWN.join(", ")))
+    }
+}
+
+impl fmt::Display for AuthName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The services' default; the commands for people have another.
+impl Default for AuthName {
+    fn default() -> Self {
+        Self("instance_principal".to_owned())
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            cache: Cache::default(),
+            download: Download::default(),
+            limits: Limits::default(),
+            object_storage: ObjectStorage::default(),
+            policy: Policy::default(),
+            serve_stale_on_outage: true,
+        }
+    }
+}
+
+impl Default for Cache {
+    fn default() -> Self {
+        const TENTH: Percent = Percent::new(10).expect("10 is a percentage");
+        Self {
+            dir: PathBuf::from("/var/lib/oci-model-csi"),
+            require_mount: false,
+            max_size: Amount::Percent(Percent::ALL),
+            min_free: MinFree::Auto,
+            min_free_inodes: TENTH,
+        }
+    }
+}
+
+impl Default for Download {
+    fn default() -> Self {
+        Self {
+            concurrency: 16,
+            range_size: ByteSize::mib(16),
+            bandwidth_limit: None,
+            max_models: 4,
+            verify: Verify::Always,
+            abandon_after: Duration::from_secs(600),
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { max_objects: 100_000, max_model_size: None }
+    }
+}
+
+/// A setting that is understood and not acted on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unsupported {
+    /// The setting, as a path of keys.
+    pub key: &'static str,
+    /// What this version does instead, for people.
+    pub sentence: String,
+    /// Whether a service must not start: somebody would rely on a
+    /// protection, or an access, that is not there.
+    pub refuse: bool,
+}
+
+impl Config {
+    /// Reads the configuration file.
+    ///
+    /// # Errors
+    /// `Invalid`, with the file and the system's reason, or with file, line,
+    /// key and what would be right.
+    pub fn load(path: &Path) -> Result<Self> {
+        let text = fs::read_to_string(path).map_err(|error| {
+            Error::invalid(format!("reading the configuration {}: {error}", path.display()))
+        })?;
+        Self::parse(&text, &path.display().to_string())
+    }
+
+    /// Parses a configuration; `file` is its name in errors.
+    pub fn parse(text: &str, file: &str) -> Result<Self> {
+        serde_saphyr::from_str(text).map_err(|error| report::explain(file, text, &error))
+    }
+
+    /// What is configured and not acted on by this version.
+    pub fn unsupported(&self) -> Vec<Unsupported> {
+        let mut found = Vec::new();
+        let mut add = |present, key, refuse, sentence: &str| {
+            if present {
+                found.push(Unsupported { key, sentence: format!("{key} {sentence}"), refuse });
+            }
+        };
+        add(
+            !self.policy.rules.is_empty(),
+            "policy.rules",
+            true,
+            "is not enforced by this version: every pod could mount everything that the driver \
+             can read; remove the rules to accept that",
+        );
+        add(
+            !self.object_storage.buckets.is_empty(),
+            "objectStorage.buckets",
+            true,
+            "is not supported by this version: all buckets are reached in the driver's own \
+             region and with its own identity; remove the list to accept that",
+        );
+        add(
+            self.download.bandwidth_limit.is_some(),
+            "download.bandwidthLimit",
+            false,
+            "is not enforced by this version: downloads take what the network gives",
+        );
+        add(
+            self.cache.max_size != Amount::Percent(Percent::ALL),
+            "cache.maxSize",
+            false,
+            "is not enforced by this version: the cache grows until cache.minFree is reached",
+        );
+        found
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,246 @@
+use super::*;
+use crate::ErrorKind;
+
+/// The documented sample, word for word.
+const SAMPLE: &str = r#"cache:
+  dir: /var/lib/oci-model-csi
+  requireMount: false     # true: refuse to start unless dir is a mount point of its own
+  maxSize: 100%           # bytes (IEC units) or percent of the file system
+  minFree: auto           # 20 % on a file system shared with kubelet or root (kubelet acts at 10-15 %), else 5 %
+  minFreeInodes: 10%
+download: {concurrency: 16, rangeSize: 16MiB, bandwidthLimit: 0, maxModels: 4, verify: always, abandonAfter: 10m}
+limits: {maxObjects: 100000, maxModelSize: 0}
+objectStorage:
+  auth: instance_principal
+  region: ""
+  endpoint: ""
+  namespace: ""
+  caFile: ""
+  buckets: []             # {name, namespace, region, auth}: others that pods may name
+policy:                   # first match wins; no rules: everything the driver can read; with rules the default is deny
+  rules:
+  - {namespaces: ["team-a", "ml-*"], serviceAccounts: ["*"], objectStorageNamespaces: [], buckets: ["ai-model-cache"], prefixes: ["models/"], allow: true}
+serveStaleOnOutage: true
+"#;
+
+fn parse(text: &str) -> Config {
+    Config::parse(text, "config.yaml").unwrap()
+}
+
+fn error(text: &str) -> String {
+    let error = Config::parse(text, "config.yaml").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Invalid);
+    error.message().to_owned()
+}
+
+#[track_caller]
+fn assert_all_in(message: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(message.contains(part), "{part:?} is not in {message:?}");
+    }
+}
+
+#[test]
+fn the_documented_sample_is_the_defaults_and_one_rule() {
+    let mut config = parse(SAMPLE);
+    let rule = config.policy.rules.pop().unwrap();
+    assert_eq!(config, Config::default());
+    assert_eq!(
+        rule,
+        Rule {
+            namespaces: vec!["team-a".into(), "ml-*".into()],
+            service_accounts: vec!["*".into()],
+            object_storage_namespaces: vec![],
+            buckets: vec!["ai-model-cache".into()],
+            prefixes: vec!["models/".into()],
+            allow: true,
+        }
+    );
+}
+
+#[test]
+fn every_default_is_the_documented_one() {
+    let config = Config::default();
+    assert_eq!(config.cache.dir, Path::new("/var/lib/oci-model-csi"));
+    assert!(!config.cache.require_mount);
+    assert_eq!(config.cache.max_size, "100%".parse().unwrap());
+    assert_eq!(config.cache.min_free, MinFree::Auto);
+    assert_eq!(config.cache.min_free_inodes, "10%".parse().unwrap());
+    assert_eq!(config.download.concurrency, 16);
+    assert_eq!(config.download.range_size, ByteSize::mib(16));
+    assert_eq!(config.download.bandwidth_limit, None);
+    assert_eq!(config.download.max_models, 4);
+    assert_eq!(config.download.verify, Verify::Always);
+    assert_eq!(config.download.abandon_after, Duration::from_secs(600));
+    assert_eq!(config.limits.max_objects, 100_000);
+    assert_eq!(config.limits.max_model_size, None);
+    assert_eq!(config.object_storage.auth.as_str(), "instance_principal");
+    assert_eq!(config.object_storage.region, None);
+    assert_eq!(config.object_storage.endpoint, None);
+    assert_eq!(config.object_storage.namespace, None);
+    assert_eq!(config.object_storage.ca_file, None);
+    assert_eq!(config.object_storage.buckets, []);
+    assert_eq!(config.policy.rules, []);
+    assert!(config.serve_stale_on_outage);
+}
+
+#[test]
+fn nothing_written_is_the_defaults() {
+    for text in ["", "\n", "# a comment\n", "{}", "cache: {}\n"] {
+        assert_eq!(parse(text), Config::default(), "{text:?}");
+    }
+}
+
+#[test]
+fn every_value_can_be_set() {
+    let config = parse(
+        "cache: {dir: /nvme/models, requireMount: true, maxSize: 2TiB, minFree: 50GiB, minFreeInodes: 5%}
+download: {concurrency: 1024, rangeSize: 1GiB, bandwidthLimit: 100MiB, maxModels: 1, verify: cheap, abandonAfter: 1h 30m}
+limits: {maxObjects: 7, maxModelSize: 1.5TiB}
+objectStorage:
+  auth: oke_workload_identity
+  region: eu-frankfurt-1
+  endpoint: http://127.0.0.1:8080/
+  namespace: mytenancy
+  caFile: /etc/ca.pem
+  buckets:
+  - {name: shared}
+  - {name: far, namespace: other, region: us-ashburn-1, auth: api_key}
+serveStaleOnOutage: false
+",
+    );
+    assert_eq!(config.cache.dir, Path::new("/nvme/models"));
+    assert!(config.cache.require_mount);
+    assert_eq!(config.cache.max_size, Amount::Bytes(ByteSize::tib(2)));
+    assert_eq!(config.cache.min_free, MinFree::Amount(Amount::Bytes(ByteSize::gib(50))));
+    assert_eq!(config.cache.min_free_inodes.of(100), 5);
+    assert_eq!(config.download.concurrency, 1024);
+    assert_eq!(config.download.range_size, ByteSize::gib(1));
+    assert_eq!(config.download.bandwidth_limit, Some(ByteSize::mib(100)));
+    assert_eq!(config.download.max_models, 1);
+    assert_eq!(config.download.verify, Verify::Cheap);
+    assert_eq!(config.download.abandon_after, Duration::from_secs(5400));
+    assert_eq!(config.limits.max_objects, 7);
+    assert_eq!(config.limits.max_model_size, Some(ByteSize::gib(1536)));
+    assert_eq!(config.object_storage.auth.as_str(), "oke_workload_identity");
+    assert_eq!(config.object_storage.region.as_deref(), Some("eu-frankfurt-1"));
+    assert_eq!(config.object_storage.endpoint.as_deref(), Some("http://127.0.0.1:8080"));
+    assert_eq!(config.object_storage.namespace.as_deref(), Some("mytenancy"));
+    assert_eq!(config.object_storage.ca_file.as_deref(), Some(Path::new("/etc/ca.pem")));
+    let [shared, far] = &config.object_storage.buckets[..] else { panic!("two buckets") };
+    assert_eq!((shared.name.as_str(), &shared.region, &shared.auth), ("shared", &None, &None));
+    assert_eq!(far.region.as_deref(), Some("us-ashburn-1"));
+    assert_eq!(far.namespace.as_deref(), Some("other"));
+    assert_eq!(far.auth.as_ref().map(AuthName::as_str), Some("api_key"));
+    assert!(!config.serve_stale_on_outage);
+}
+
+#[test]
+fn an_unknown_key_is_refused_with_file_line_and_the_nearest_key() {
+    let message = error("cache:\n  dir: /x\n  maxSzie: 50%\n");
+    assert_all_in(&message, &["config.yaml, line 3", "`maxSzie`", "did you mean `maxSize`?"]);
+    let message = error("serveStale: true\n");
+    assert_all_in(&message, &["line 1", "`serveStale`", "valid here: cache, download"]);
+    let message = error("objectStorage:\n  buckets:\n  - {name: a, regoin: b}\n");
+    assert_all_in(&message, &["line 3", "did you mean `region`?"]);
+    let message = error("policy:\n  rules:\n  - {namespace: [a]}\n");
+    assert_all_in(&message, &["line 3", "did you mean `namespaces`?"]);
+}
+
+#[test]
+fn a_wrong_value_is_refused_with_line_key_and_what_would_be_right() {
+    for (line, key, right) in [
+        ("cache: {dir: models}", "dir", "absolute path"),
+        ("cache: {dir: }", "dir", "no value"),
+        ("cache: {dir: [/a, /b]}", "dir", "single value"),
+        ("cache: {requireMount: maybe}", "requireMount", "true nor false"),
+        ("cache: {maxSize: 120%}", "maxSize", "0% to 100%"),
+        ("cache: {maxSize: 0}", "maxSize", "holds no model"),
+        ("cache: {maxSize: 500GB}", "maxSize", "500GiB"),
+        ("cache: {minFree: 100%}", "minFree", "leaves nothing"),
+        ("cache: {minFree: automatic}", "minFree", "`auto`"),
+        ("cache: {minFreeInodes: 1000}", "minFreeInodes", "percentage"),
+        ("download: {concurrency: 0}", "concurrency", "from 1 to 1024"),
+        ("download: {concurrency: 1025}", "concurrency", "from 1 to 1024"),
+        ("download: {concurrency: many}", "concurrency", "from 1 to 1024"),
+        ("download: {rangeSize: 512KiB}", "rangeSize", "between 1MiB and 1GiB"),
+        ("download: {rangeSize: 2GiB}", "rangeSize", "between 1MiB and 1GiB"),
+        ("download: {bandwidthLimit: -1}", "bandwidthLimit", "not a size"),
+        ("download: {maxModels: 0}", "maxModels", "from 1 to 1024"),
+        ("download: {verify: never}", "verify", "`always` nor `cheap`"),
+        ("download: {abandonAfter: 10}", "abandonAfter", "like 10m"),
+        ("download: {abandonAfter: 0s}", "abandonAfter", "between 1s and 24h"),
+        ("download: {abandonAfter: 2days}", "abandonAfter", "between 1s and 24h"),
+        ("limits: {maxObjects: 0}", "maxObjects", "from 1 to 10000000"),
+        ("limits: {maxModelSize: big}", "maxModelSize", "not a size"),
+        ("objectStorage: {auth: instance_principals}", "auth", "`instance_principal`?"),
+        ("objectStorage: {region: a b}", "region", "letters, digits"),
+        ("objectStorage: {endpoint: objectstorage.example}", "endpoint", "https://host"),
+        ("objectStorage: {endpoint: 'ftp://host'}", "endpoint", "https://host"),
+        ("objectStorage: {endpoint: 'https://host/n/x'}", "endpoint", "without path"),
+        ("objectStorage: {caFile: ca.pem}", "caFile", "absolute path"),
+        ("objectStorage: {buckets: [{name: ''}]}", "name", "letters, digits"),
+        ("objectStorage: {buckets: [{name: a, auth: key}]}", "auth", "api_key"),
+        ("objectStorage: {buckets: shared}", "buckets", "list is expected"),
+    ] {
+        let message = error(&format!("# a comment\n{line}\n"));
+        assert_all_in(&message, &["config.yaml, line 2, column ", &format!(": {key}: "), right]);
+    }
+}
+
+#[test]
+fn a_password_in_the_endpoint_is_refused_and_not_repeated() {
+    let message = error("objectStorage: {endpoint: 'https://me:hunter2@host'}");
+    assert_all_in(&message, &["without path or credentials"]);
+    assert!(!message.contains("hunter2"), "{message}");
+}
+
+#[test]
+fn a_rule_says_what_it_decides() {
+    let message = error("policy:\n  rules:\n  - {namespaces: [a], buckets: [b], prefixes: [c]}\n");
+    assert_all_in(&message, &["line 3", "the key `allow` is missing"]);
+}
+
+#[test]
+fn what_is_not_yaml_of_this_shape_is_refused_with_its_place() {
+    assert_all_in(&error("cache: [\n"), &["config.yaml, line "]);
+    assert_all_in(&error("cache:\n"), &["line 1", "section"]);
+    assert_all_in(&error("- cache\n"), &["line 1"]);
+    assert_all_in(&error("limits: {}\nlimits: {}\n"), &["line 2", "limits", "twice"]);
+    assert_all_in(&error("cache: {}\n---\ncache: {}\n"), &["second YAML document"]);
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("absent.yaml");
+    assert_all_in(Config::load(&path).unwrap_err().message(), &["absent.yaml", "No such file"]);
+
+    let path = dir.path().join("config.yaml");
+    fs::write(&path, "limits: {maxObjects: 3}\n").unwrap();
+    assert_eq!(Config::load(&path).unwrap().limits.max_objects, 3);
+    fs::write(&path, "limit: {}\n").unwrap();
+    let message = Config::load(&path).unwrap_err().to_string();
+    assert_all_in(&message, &[path.to_str().unwrap(), "line 1", "`limits`"]);
+}
+
+#[test]
+fn the_defaults_are_supported() {
+    assert_eq!(Config::default().unsupported(), []);
+}
+
+#[test]
+fn what_is_not_enforced_is_told_and_refused_where_somebody_relies_on_it() {
+    for (text, key, refuse) in [
+        (SAMPLE, "policy.rules", true),
+        ("objectStorage: {buckets: [{name: a}]}", "objectStorage.buckets", true),
+        ("download: {bandwidthLimit: 1MiB}", "download.bandwidthLimit", false),
+        ("cache: {maxSize: 99%}", "cache.maxSize", false),
+        ("cache: {maxSize: 1TiB}", "cache.maxSize", false),
+    ] {
+        let found = parse(text).unsupported();
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert_eq!((found[0].key, found[0].refuse), (key, refuse));
+        assert!(found[0].sentence.starts_with(key) && found[0].sentence.contains("this version"));
+    }
+}

@@ -1,0 +1,48 @@
+//! The CSI services: the only code that knows protobuf and gRPC codes.
+//!
+//! A handler parses, delegates and maps; nothing downloads, mounts or waits
+//! for a disk in it. The way of a call, top to bottom:
+//!
+//! | step | module |
+//! |---|---|
+//! | the socket, and who may connect | [`server`] |
+//! | the services on it, and their end | [`services`](Services) |
+//! | one method each | `identity`, `node`, `controller` |
+//! | measured, logged, refused | `rpc` |
+//! | not before recovery is done | [`Readiness`] |
+//! | from protobuf to validated types | `request`, `target`, `capability` |
+//! | how long a caller waits | `deadline` |
+//! | from meanings to gRPC codes | [`status`] |
+
+mod capability;
+mod controller;
+mod deadline;
+mod identity;
+mod node;
+mod readiness;
+mod request;
+mod rpc;
+pub mod server;
+mod services;
+pub mod status;
+mod target;
+
+pub use controller::ControllerService;
+pub use identity::IdentityService;
+pub use node::{NodeOptions, NodeService};
+pub use readiness::Readiness;
+pub use services::{Services, serve};
+
+/// CSI v1.12.0 as `proto/csi.proto` says it. Requests that carry secrets have
+/// no `Debug`, so that nothing can print them.
+pub mod proto {
+    #![allow(
+        missing_docs,
+        unreachable_pub,
+        unused_qualifications,
+        clippy::all,
+        clippy::pedantic,
+        reason = "generated code"
+    )]
+    tonic::include_proto!("csi.v1");
+}

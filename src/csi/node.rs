@@ -1,0 +1,212 @@
+//! The Node service: what kubelet asks for volumes of pods on this node.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tonic::{Request, Response, Status};
+
+use super::proto::node_server::Node;
+use super::proto::node_service_capability::{Rpc, Type, rpc};
+use super::proto::volume_usage::Unit;
+use super::proto::{
+    NodeGetCapabilitiesRequest, NodeGetCapabilitiesResponse, NodeGetInfoRequest,
+    NodeGetInfoResponse, NodeGetVolumeStatsRequest, NodeGetVolumeStatsResponse,
+    NodePublishVolumeRequest, NodePublishVolumeResponse, NodeServiceCapability,
+    NodeUnpublishVolumeRequest, NodeUnpublishVolumeResponse, VolumeCondition, VolumeUsage,
+};
+use super::readiness::Readiness;
+use super::rpc::{Call, not_served};
+use super::{deadline, request, target};
+use crate::error::{Error, Result};
+use crate::metrics::Metrics;
+use crate::volume::{VolumeStats, Volumes};
+
+/// What the administrator says about this node.
+#[derive(Debug, Clone)]
+pub struct NodeOptions {
+    /// `--node-id`: the Kubernetes name of the node.
+    pub node_id: String,
+    /// `--kubelet-dir`: kubelet's root directory; `pods` is below it.
+    pub kubelet_dir: PathBuf,
+}
+
+/// Publishes and unpublishes volumes.
+pub struct NodeService {
+    volumes: Volumes,
+    options: NodeOptions,
+    readiness: Readiness,
+    metrics: Arc<Metrics>,
+}
+
+impl NodeService {
+    /// The service of this node over `volumes`.
+    pub fn new(
+        volumes: Volumes,
+        options: NodeOptions,
+        readiness: Readiness,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self { volumes, options, readiness, metrics }
+    }
+
+    async fn publish(
+        &self,
+        request: Request<NodePublishVolumeRequest>,
+    ) -> Result<NodePublishVolumeResponse> {
+        self.readiness.check()?;
+        let wait = deadline::wait(request.metadata());
+        let request = Arc::new(request.into_inner());
+        let first = Arc::clone(&request);
+        let key = self.looking(move |kubelet| request::publish_key(&first, kubelet)).await?;
+        if self.volumes.is_published(&key).await.unwrap_or(false) {
+            return Ok(NodePublishVolumeResponse {});
+        }
+        let parsed = self.looking(move |kubelet| request::publish(&request, kubelet)).await?;
+        self.volumes.publish(parsed, wait).await?;
+        Ok(NodePublishVolumeResponse {})
+    }
+
+    async fn unpublish(
+        &self,
+        request: NodeUnpublishVolumeRequest,
+    ) -> Result<NodeUnpublishVolumeResponse> {
+        self.readiness.check()?;
+        request::volume_id(&request.volume_id)?;
+        let path = request.target_path;
+        let target = self.looking(move |kubelet| target::confine(&path, kubelet)).await?;
+        self.volumes.unpublish(&request.volume_id, &target.path).await?;
+        Ok(NodeUnpublishVolumeResponse {})
+    }
+
+    async fn stats(
+        &self,
+        request: NodeGetVolumeStatsRequest,
+    ) -> Result<NodeGetVolumeStatsResponse> {
+        self.readiness.check()?;
+        let volume_id = request::volume_id(&request.volume_id)?;
+        if request.volume_path.is_empty() {
+            return Err(Error::invalid("volume_path is missing: say where the volume appears"));
+        }
+        // Any other path is one where nothing is published: NotFound.
+        let stats = self.volumes.stats(volume_id, Path::new(&request.volume_path)).await?;
+        Ok(stats_response(stats))
+    }
+
+    /// Parses what needs a look at the disk, off the reactor.
+    async fn looking<T: Send + 'static>(
+        &self,
+        parse: impl FnOnce(&Path) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let kubelet_dir = self.options.kubelet_dir.clone();
+        match tokio::task::spawn_blocking(move || parse(&kubelet_dir)).await {
+            Ok(parsed) => parsed,
+            Err(error) => Err(Error::internal(format!("parsing a request failed: {error}"))),
+        }
+    }
+}
+
+/// Everything is used and nothing is available: a model cannot grow.
+fn stats_response(stats: VolumeStats) -> NodeGetVolumeStatsResponse {
+    let usage = |amount: u64, unit: Unit| {
+        let total = i64::try_from(amount).unwrap_or(i64::MAX);
+        VolumeUsage { available: 0, total, used: total, unit: unit.into() }
+    };
+    let abnormal = stats.abnormal.is_some();
+    let message = stats.abnormal.unwrap_or_else(|| "the model is complete and mounted".to_owned());
+    NodeGetVolumeStatsResponse {
+        usage: vec![usage(stats.bytes, Unit::Bytes), usage(stats.inodes, Unit::Inodes)],
+        volume_condition: Some(VolumeCondition { abnormal, message }),
+    }
+}
+
+#[tonic::async_trait]
+impl Node for NodeService {
+    async fn node_publish_volume(
+        &self,
+        request: Request<NodePublishVolumeRequest>,
+    ) -> Result<Response<NodePublishVolumeResponse>, Status> {
+        let volume_id = &request.get_ref().volume_id;
+        let call = Call::begin(&self.metrics, "NodePublishVolume", volume_id);
+        call.answer(self.publish(request).await.map_err(Status::from))
+    }
+
+    async fn node_unpublish_volume(
+        &self,
+        request: Request<NodeUnpublishVolumeRequest>,
+    ) -> Result<Response<NodeUnpublishVolumeResponse>, Status> {
+        let request = request.into_inner();
+        let call = Call::begin(&self.metrics, "NodeUnpublishVolume", &request.volume_id);
+        call.answer(self.unpublish(request).await.map_err(Status::from))
+    }
+
+    async fn node_get_volume_stats(
+        &self,
+        request: Request<NodeGetVolumeStatsRequest>,
+    ) -> Result<Response<NodeGetVolumeStatsResponse>, Status> {
+        let request = request.into_inner();
+        let call = Call::begin(&self.metrics, "NodeGetVolumeStats", &request.volume_id);
+        call.answer(self.stats(request).await.map_err(Status::from))
+    }
+
+    async fn node_get_capabilities(
+        &self,
+        _request: Request<NodeGetCapabilitiesRequest>,
+    ) -> Result<Response<NodeGetCapabilitiesResponse>, Status> {
+        let call = Call::begin(&self.metrics, "NodeGetCapabilities", "");
+        let capabilities = [rpc::Type::GetVolumeStats, rpc::Type::VolumeCondition]
+            .map(|can| NodeServiceCapability {
+                r#type: Some(Type::Rpc(Rpc { r#type: can.into() })),
+            })
+            .to_vec();
+        call.answer(Ok(NodeGetCapabilitiesResponse { capabilities }))
+    }
+
+    async fn node_get_info(
+        &self,
+        _request: Request<NodeGetInfoRequest>,
+    ) -> Result<Response<NodeGetInfoResponse>, Status> {
+        let call = Call::begin(&self.metrics, "NodeGetInfo", "");
+        call.answer(Ok(NodeGetInfoResponse {
+            node_id: self.options.node_id.clone(),
+            // No limit, and every node reaches every bucket.
+            max_volumes_per_node: 0,
+            accessible_topology: None,
+        }))
+    }
+
+    not_served! {
+        node_stage_volume, "NodeStageVolume",
+            NodeStageVolumeRequest => NodeStageVolumeResponse:
+            "volumes are published without staging";
+        node_unstage_volume, "NodeUnstageVolume",
+            NodeUnstageVolumeRequest => NodeUnstageVolumeResponse:
+            "volumes are published without staging";
+        node_expand_volume, "NodeExpandVolume",
+            NodeExpandVolumeRequest => NodeExpandVolumeResponse:
+            "a volume is as large as its model";
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_uses_all_it_has_in_bytes_and_inodes() {
+        let response = stats_response(VolumeStats { bytes: 7, inodes: 3, abnormal: None });
+        let told: Vec<_> = response
+            .usage
+            .iter()
+            .map(|usage| (usage.unit(), usage.total, usage.used, usage.available))
+            .collect();
+        assert_eq!(told, [(Unit::Bytes, 7, 7, 0), (Unit::Inodes, 3, 3, 0)]);
+        assert!(!response.volume_condition.unwrap().abnormal);
+
+        let broken =
+            VolumeStats { bytes: u64::MAX, inodes: 0, abnormal: Some("unmounted".to_owned()) };
+        let response = stats_response(broken);
+        assert_eq!(response.usage[0].total, i64::MAX);
+        let condition = response.volume_condition.unwrap();
+        assert_eq!((condition.abnormal, condition.message.as_str()), (true, "unmounted"));
+    }
+}

@@ -1,0 +1,194 @@
+//! From protobuf to the validated types of the use cases.
+//!
+//! Everything here is hostile until it is parsed. Nothing here is ever logged:
+//! requests carry secrets and tokens.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::Path;
+
+use super::capability;
+use super::proto::{CapacityRange, CreateVolumeRequest, NodePublishVolumeRequest};
+use super::target::{self, Target};
+use crate::error::{Error, Result};
+use crate::model::{AttributeSource, PodIdentity, RequestDigest, own_attributes, parse_attributes};
+use crate::volume::{Capacity, ProvisionRequest, PublishKey, PublishRequest};
+
+/// Longest volume id taken: twice what the specification asks of us.
+const ID_BYTES: usize = 256;
+
+/// Longest volume name taken (CSI specification, "Size Limits").
+const NAME_BYTES: usize = 128;
+
+/// Set by kubelet: `true` for an inline volume, `false` for one of a PV.
+const EPHEMERAL: &str = "csi.storage.k8s.io/ephemeral";
+
+/// A volume id as it came.
+///
+/// # Errors
+/// `Invalid` when it is missing, longer than 256 bytes, or has control characters.
+pub(super) fn volume_id(id: &str) -> Result<&str> {
+    plain("volume_id", id, ID_BYTES)
+}
+
+fn plain<'a>(field: &str, text: &'a str, most: usize) -> Result<&'a str> {
+    if text.is_empty() {
+        return Err(Error::invalid(format!("{field} is missing")));
+    }
+    if text.len() > most {
+        let length = text.len();
+        return Err(Error::invalid(format!("{field} is {length} bytes long; {most} is the most")));
+    }
+    if text.chars().any(char::is_control) {
+        return Err(Error::invalid(format!("{field} contains a control character")));
+    }
+    Ok(text)
+}
+
+/// Which publish this is, before it is judged: kubelet asks again for every
+/// running pod, and today's schema must not refuse what runs. Blocks, to look
+/// for symbolic links.
+///
+/// # Errors
+/// `Invalid` when the volume id or the target path cannot be ours.
+pub(super) fn publish_key(
+    request: &NodePublishVolumeRequest,
+    kubelet_dir: &Path,
+) -> Result<PublishKey> {
+    key(request, target::confine(&request.target_path, kubelet_dir)?)
+}
+
+fn key(request: &NodePublishVolumeRequest, target: Target) -> Result<PublishKey> {
+    let volume_id = volume_id(&request.volume_id)?.to_owned();
+    let context = &request.volume_context;
+    let inline = context.get(EPHEMERAL).is_some_and(|value| value == "true");
+    let flags = capability::flags_as_written(request.volume_capability.as_ref());
+    let digest = digest(&own_attributes(context), &flags, inline);
+    Ok(PublishKey { volume_id, target: target.path, digest })
+}
+
+/// A publish, parsed. Blocks, to look for symbolic links.
+///
+/// # Errors
+/// `Invalid`, saying what to write instead.
+pub(super) fn publish(
+    request: &NodePublishVolumeRequest,
+    kubelet_dir: &Path,
+) -> Result<PublishRequest> {
+    volume_id(&request.volume_id)?;
+    let target = target::confine(&request.target_path, kubelet_dir)?;
+    let capability = capability::parse(request.volume_capability.as_ref())?;
+    let context = &request.volume_context;
+    let inline = context.get(EPHEMERAL).is_some_and(|value| value == "true");
+    let pod = pod_identity(context, &target)?;
+    if inline && !request.readonly {
+        return Err(Error::invalid(
+            "an inline volume of this driver needs readOnly: true beside its driver: line \
+             (without it, the container runtime would relabel files that other pods share)",
+        ));
+    }
+    if inline && !capability.flags.is_empty() {
+        return Err(Error::invalid("an inline volume may not choose mount options"));
+    }
+    let source = source(inline, pod.as_ref());
+    let (model, _) = parse_attributes(context, source).map_err(|error| {
+        if inline || source == AttributeSource::Administrator {
+            return error;
+        }
+        error.context(
+            "kubelet does not say whose volume this is (podInfoOnMount: true in the CSIDriver \
+             object makes it), so only the attributes of pods count",
+        )
+    })?;
+    let options = capability.options();
+    Ok(PublishRequest { key: key(request, target)?, model, pod, options })
+}
+
+/// Whose keys count. Without pod information that is proven to be kubelet's,
+/// the mark of an inline volume could be missing, so a pod's author may have
+/// written this.
+fn source(inline: bool, pod: Option<&PodIdentity>) -> AttributeSource {
+    match pod {
+        Some(_) if !inline => AttributeSource::Administrator,
+        _ => AttributeSource::Pod,
+    }
+}
+
+/// The pod, when kubelet's word on it can be trusted: a pod's author can write
+/// these keys where kubelet does not, but cannot know the UID of the path.
+fn pod_identity(context: &HashMap<String, String>, target: &Target) -> Result<Option<PodIdentity>> {
+    let get = |key: &str| context.get(key).filter(|value| !value.is_empty()).cloned();
+    let Some(uid) = get("csi.storage.k8s.io/pod.uid") else { return Ok(None) };
+    if uid != target.pod_uid {
+        return Err(Error::invalid(format!(
+            "the volume is said to be of pod {:?}, but target_path is a place of pod {:?}; the \
+             attribute csi.storage.k8s.io/pod.uid is kubelet's to write",
+            uid.chars().take(100).collect::<String>(),
+            target.pod_uid
+        )));
+    }
+    let name = get("csi.storage.k8s.io/pod.name");
+    let namespace = get("csi.storage.k8s.io/pod.namespace");
+    let (Some(name), Some(namespace)) = (name, namespace) else { return Ok(None) };
+    let service_account = get("csi.storage.k8s.io/serviceAccount.name").unwrap_or_default();
+    Ok(Some(PodIdentity { namespace, name, uid, service_account }))
+}
+
+/// What makes two publishes of a target the same. Our own keys only: tokens
+/// and the pod's keys differ with each call.
+fn digest(
+    attributes: &BTreeMap<String, String>,
+    flags: &BTreeSet<&str>,
+    inline: bool,
+) -> RequestDigest {
+    let count = attributes.len().to_string();
+    let pairs = attributes.iter().flat_map(|(key, value)| [key.as_str(), value.as_str()]);
+    let fields = [count.as_str()].into_iter().chain(pairs).chain(flags.iter().copied());
+    let kind = if inline { "ephemeral" } else { "persistent" };
+    RequestDigest::of_fields("oci-model-csi publish", fields.chain([kind]))
+}
+
+/// A CreateVolume, parsed.
+///
+/// # Errors
+/// `Invalid`, saying what to write instead.
+pub(super) fn provision(request: &CreateVolumeRequest) -> Result<ProvisionRequest> {
+    let name = plain("name", &request.name, NAME_BYTES)?.to_owned();
+    if request.volume_capabilities.is_empty() {
+        return Err(Error::invalid("volume_capabilities are missing"));
+    }
+    capability::check_all(&request.volume_capabilities)?;
+    if request.volume_content_source.is_some() {
+        return Err(Error::invalid(
+            "a volume's content is what is in the bucket; it cannot be made from a snapshot or \
+             another volume: remove dataSource from the claim",
+        ));
+    }
+    if !request.mutable_parameters.is_empty() {
+        return Err(Error::invalid(
+            "mutable parameters are not supported: remove volumeAttributesClassName from the claim",
+        ));
+    }
+    let parameters = request.parameters.clone();
+    Ok(ProvisionRequest { name, parameters, capacity: capacity(request.capacity_range)? })
+}
+
+fn capacity(range: Option<CapacityRange>) -> Result<Capacity> {
+    let Some(range) = range else { return Ok(Capacity::default()) };
+    let bytes = |field: &str, value: i64| {
+        u64::try_from(value).map_err(|_| Error::invalid(format!("{field} {value} is negative")))
+    };
+    let required_bytes = bytes("required_bytes", range.required_bytes)?;
+    let limit_bytes = bytes("limit_bytes", range.limit_bytes)?;
+    let limit_bytes = (limit_bytes > 0).then_some(limit_bytes);
+    if limit_bytes.is_some_and(|limit| limit < required_bytes) {
+        return Err(Error::invalid(format!(
+            "limit_bytes {} is less than required_bytes {required_bytes}",
+            range.limit_bytes
+        )));
+    }
+    Ok(Capacity { required_bytes, limit_bytes })
+}
+
+#[cfg(test)]
+#[path = "request_tests.rs"]
+mod tests;

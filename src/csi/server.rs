@@ -1,0 +1,484 @@
+//! The Unix socket that kubelet and the sidecars connect to.
+//!
+//! A socket file outlives its process, so one that is there says nothing:
+//! connecting tells. What nobody answers on is replaced; a driver that lives
+//! is never robbed of its clients.
+
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::fs::{self, DirBuilder, File, Permissions, TryLockError};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::UnixListener as StdUnixListener;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use tokio::net::{UnixListener, UnixStream};
+use tracing::{debug, warn};
+
+use crate::mount::{DirId, identity};
+use crate::{Error, ErrorKind, Result};
+
+/// The longest path that connect(2) takes: `sun_path` less its terminating NUL.
+const MAX_PATH_BYTES: usize = 107;
+
+/// Where a service listens: the path of a Unix socket.
+///
+/// Spelled `unix:///path`, `unix:/path`, `unix://path` or `/path`, which are
+/// the spellings of the CSI sidecars and of gRPC.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint(PathBuf);
+
+impl Endpoint {
+    /// The socket's path.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl FromStr for Endpoint {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let refuse = |why: &str| {
+            Err(Error::invalid(format!(
+                "endpoint `{text}` is not a Unix socket: {why}; write unix:///path/to/csi.sock"
+            )))
+        };
+        let path = match text.split_once(':') {
+            Some((scheme, path)) if scheme.eq_ignore_ascii_case("unix") => {
+                path.strip_prefix("//").unwrap_or(path)
+            }
+            // A colon after a slash is part of a bare path.
+            Some((scheme, _)) if !scheme.contains('/') => {
+                return refuse("only unix: endpoints are served");
+            }
+            _ => text,
+        };
+        if path.contains('\0') {
+            return refuse("it contains a NUL byte");
+        }
+        if path.starts_with('@') {
+            return refuse("abstract sockets have no permissions");
+        }
+        let path = Path::new(path);
+        if path.file_name().is_none() || text.ends_with('/') {
+            return refuse("it names no file");
+        }
+        if path.as_os_str().len() > MAX_PATH_BYTES {
+            return refuse("the path is longer than the 107 bytes that a Unix socket can have");
+        }
+        Ok(Self(path.to_owned()))
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "unix:{}", self.0.display())
+    }
+}
+
+/// Owns the name of a bound socket: keeps other drivers off it, and removes it when dropped.
+///
+/// A guard that was not dropped, since the process was killed, leaves a stale
+/// file, which the next [`bind`] replaces.
+#[derive(Debug)]
+pub struct SocketGuard {
+    path: PathBuf,
+    bound: DirId,
+    /// Released by the kernel when the process ends, however it ends.
+    _lock: File,
+}
+
+impl SocketGuard {
+    /// The socket's path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// Removes the socket file if it is still the one that was bound.
+impl Drop for SocketGuard {
+    fn drop(&mut self) {
+        let path = self.path.display();
+        match identity(&self.path) {
+            Ok(found) if found == self.bound => match fs::remove_file(&self.path) {
+                Ok(()) => debug!(%path, "removed the socket"),
+                Err(error) => warn!(%path, %error, "the socket file could not be removed"),
+            },
+            _ => warn!(%path, "the socket file is not the one that was bound; leaving it alone"),
+        }
+    }
+}
+
+/// Listens on `endpoint`. From the first instant only this user can connect: mode 0600.
+///
+/// Two drivers cannot both win one name: who listens holds a lock on a file
+/// beside the socket, `.NAME.lock`, which stays there when it stops. Removing
+/// it on the way out would let a third one lock another file of the same name.
+///
+/// The listener is to be closed before the guard is dropped. Blocks the thread
+/// for a few file operations, once at the start.
+///
+/// # Errors
+/// `Conflict` when another process listens there or is about to, or when the
+/// name is taken by something that is no socket, which is left alone;
+/// `Invalid` when the parent directory does not exist; else `Internal`.
+pub async fn bind(endpoint: &Endpoint) -> Result<(UnixListener, SocketGuard)> {
+    let path = endpoint.path();
+    let failed = |step: &str, error: &io::Error| {
+        Error::io(format_args!("listening on {}: {step}", path.display()), error)
+    };
+    let parent = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    if !parent.is_dir() {
+        return Err(Error::invalid(format!(
+            "listening on {}: the directory {} does not exist; create it, or mount it into the \
+             container",
+            path.display(),
+            parent.display()
+        )));
+    }
+    let lock = lock(path, parent)?;
+    refuse_unless_free_or_stale(path).await?;
+    let listener = place(path, parent).map_err(|error| failed("placing the socket", &error))?;
+    let guard = SocketGuard { path: path.to_owned(), bound: identity(path)?, _lock: lock };
+
+    listener.set_nonblocking(true).map_err(|error| failed("making it non-blocking", &error))?;
+    let listener =
+        UnixListener::from_std(listener).map_err(|error| failed("handing it to tokio", &error))?;
+    Ok((listener, guard))
+}
+
+/// `.NAME.suffix`, beside the socket.
+fn beside(path: &Path, parent: &Path, suffix: &str) -> PathBuf {
+    let mut name = OsString::from(".");
+    name.push(path.file_name().unwrap_or(OsStr::new("socket")));
+    name.push(suffix);
+    parent.join(name)
+}
+
+fn lock(path: &Path, parent: &Path) -> Result<File> {
+    let lock_path = beside(path, parent, ".lock");
+    let failed = |error| {
+        Error::io(
+            format_args!("listening on {}: locking {}", path.display(), lock_path.display()),
+            &error,
+        )
+    };
+    let file = fs::OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(&lock_path)
+        .map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(in_use(path)),
+        Err(TryLockError::Error(error)) => Err(failed(error)),
+    }
+}
+
+fn in_use(path: &Path) -> Error {
+    Error::new(
+        ErrorKind::Conflict,
+        format!(
+            "another driver is listening on {}; stop it first, or choose another endpoint and \
+             driver name",
+            path.display()
+        ),
+    )
+}
+
+/// A refused connection is the proof that nobody listens; any other answer is not.
+async fn refuse_unless_free_or_stale(path: &Path) -> Result<()> {
+    let failed = |error| {
+        Error::io(
+            format_args!(
+                "listening on {}: finding out whether another driver listens there",
+                path.display()
+            ),
+            &error,
+        )
+    };
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(failed(error)),
+        Ok(metadata) if metadata.file_type().is_socket() => {}
+        Ok(_) => {
+            return Err(Error::new(
+                ErrorKind::Conflict,
+                format!(
+                    "listening on {}: something that is no socket has this name; it was left \
+                     alone; move it away, or choose another endpoint",
+                    path.display()
+                ),
+            ));
+        }
+    }
+    // Never blocks: where the backlog is full, the kernel says so.
+    match UnixStream::connect(path).await {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            debug!(path = %path.display(), "replacing a socket that nobody listens on");
+            Ok(())
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Ok(_) => Err(in_use(path)),
+        // A full backlog: somebody listens, if slowly.
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(in_use(path)),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+/// Binds in a private directory, sets the mode there, and renames the socket
+/// into place. bind(2) makes the file with the umask's mode, and the umask
+/// belongs to the whole process; so nobody may reach the file until its mode is set.
+fn place(path: &Path, parent: &Path) -> io::Result<StdUnixListener> {
+    let workshop = beside(path, parent, ".new");
+    clear(&workshop)?;
+    DirBuilder::new().mode(0o700).create(&workshop)?;
+    let placed = (|| {
+        // Through the descriptor, since the path may be too long for a socket's address.
+        let directory = File::open(&workshop)?;
+        let socket = PathBuf::from(format!("/proc/self/fd/{}/s", directory.as_raw_fd()));
+        let listener = StdUnixListener::bind(&socket)?;
+        fs::set_permissions(&socket, Permissions::from_mode(0o600))?;
+        fs::rename(&socket, path)?;
+        Ok(listener)
+    })();
+    let cleared = clear(&workshop);
+    placed.and_then(|listener| cleared.map(|()| listener))
+}
+
+/// Removes what a driver that was killed in [`place`] has left; the lock keeps others out of it.
+fn clear(workshop: &Path) -> io::Result<()> {
+    let gone = |result: io::Result<()>| match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    };
+    gone(fs::remove_file(workshop.join("s")))?;
+    gone(fs::remove_dir(workshop))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Barrier;
+
+    use tempfile::TempDir;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    fn endpoint(text: &str) -> Endpoint {
+        text.parse().unwrap()
+    }
+
+    fn in_dir(dir: &TempDir) -> Endpoint {
+        endpoint(dir.path().join("csi.sock").to_str().unwrap())
+    }
+
+    fn leave_a_stale_socket(endpoint: &Endpoint) {
+        drop(StdUnixListener::bind(endpoint.path()).unwrap());
+        assert!(endpoint.path().exists());
+    }
+
+    async fn refused(endpoint: &Endpoint, kind: ErrorKind) -> String {
+        let error = bind(endpoint).await.map(drop).unwrap_err();
+        assert_eq!(error.kind(), kind, "{error}");
+        assert!(error.message().contains(endpoint.path().to_str().unwrap()), "{error}");
+        error.message().to_owned()
+    }
+
+    #[test]
+    fn every_spelling_of_a_unix_endpoint_is_understood() {
+        for (text, path) in [
+            ("unix:///csi/csi.sock", "/csi/csi.sock"),
+            ("unix:/csi/csi.sock", "/csi/csi.sock"),
+            ("unix://csi/csi.sock", "csi/csi.sock"),
+            ("unix:csi.sock", "csi.sock"),
+            ("UNIX:///csi/csi.sock", "/csi/csi.sock"),
+            ("/csi/csi.sock", "/csi/csi.sock"),
+            ("/csi/with:colon", "/csi/with:colon"),
+            ("csi.sock", "csi.sock"),
+        ] {
+            assert_eq!(endpoint(text).path(), Path::new(path), "{text}");
+        }
+        assert_eq!(endpoint("unix:///a/b").to_string(), "unix:/a/b");
+        let longest = format!("/{}", "x".repeat(MAX_PATH_BYTES - 1));
+        assert_eq!(endpoint(&longest).path(), Path::new(&longest));
+    }
+
+    #[test]
+    fn anything_else_is_refused_with_the_right_spelling() {
+        let long = format!("unix:///{}", "x".repeat(MAX_PATH_BYTES));
+        for text in [
+            "",
+            "unix:",
+            "unix://",
+            "unix:///",
+            "/",
+            "/csi/",
+            "/csi/..",
+            "tcp://127.0.0.1:10000",
+            "127.0.0.1:10000",
+            "http://localhost/csi.sock",
+            "unix-abstract:csi",
+            "unix:@csi",
+            "unix:///a\0b",
+            &long,
+        ] {
+            let error = text.parse::<Endpoint>().unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Invalid);
+            assert!(error.message().contains("unix:///path/to/csi.sock"), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_client_is_served_on_a_socket_only_its_owner_may_use() {
+        let dir = tempfile::tempdir().unwrap();
+        let endpoint = in_dir(&dir);
+        let (listener, guard) = bind(&endpoint).await.unwrap();
+        assert_eq!(guard.path(), endpoint.path());
+        let metadata = fs::symlink_metadata(endpoint.path()).unwrap();
+        assert!(metadata.file_type().is_socket());
+        assert_eq!(metadata.permissions().mode() & 0o7777, 0o600);
+
+        let mut client = UnixStream::connect(endpoint.path()).await.unwrap();
+        let (mut server, _) = listener.accept().await.unwrap();
+        client.write_all(b"ping").await.unwrap();
+        let mut got = [0; 4];
+        server.read_exact(&mut got).await.unwrap();
+        assert_eq!(&got, b"ping");
+    }
+
+    #[tokio::test]
+    async fn a_stale_socket_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let endpoint = in_dir(&dir);
+        leave_a_stale_socket(&endpoint);
+        let (listener, guard) = bind(&endpoint).await.unwrap();
+        UnixStream::connect(endpoint.path()).await.unwrap();
+        listener.accept().await.unwrap();
+        drop(guard);
+    }
+
+    #[tokio::test]
+    async fn a_live_socket_is_never_taken_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let endpoint = in_dir(&dir);
+        // Of a program that knows nothing of the lock.
+        let other = StdUnixListener::bind(endpoint.path()).unwrap();
+        let before = identity(endpoint.path()).unwrap();
+        assert!(refused(&endpoint, ErrorKind::Conflict).await.contains("stop it first"));
+        assert_eq!(identity(endpoint.path()).unwrap(), before);
+        drop(other);
+        bind(&endpoint).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_second_driver_is_refused_even_when_the_first_one_lost_its_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let endpoint = in_dir(&dir);
+        let first = bind(&endpoint).await.unwrap();
+        refused(&endpoint, ErrorKind::Conflict).await;
+        fs::remove_file(endpoint.path()).unwrap();
+        refused(&endpoint, ErrorKind::Conflict).await;
+        drop(first);
+        bind(&endpoint).await.unwrap();
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn of_drivers_that_start_together_exactly_one_wins() {
+        let dir = tempfile::tempdir().unwrap();
+        let endpoint = in_dir(&dir);
+        leave_a_stale_socket(&endpoint);
+        let start = Barrier::new(8);
+        let runtime = tokio::runtime::Handle::current();
+        let results: Vec<_> = std::thread::scope(|scope| {
+            let start_one = || {
+                start.wait();
+                runtime.block_on(bind(&endpoint))
+            };
+            let starters: Vec<_> = (0..8).map(|_| scope.spawn(start_one)).collect();
+            starters.into_iter().map(|one| one.join().unwrap()).collect()
+        });
+        assert_eq!(results.iter().filter(|one| one.is_ok()).count(), 1);
+        UnixStream::connect(endpoint.path()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_is_no_socket_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let endpoint = in_dir(&dir);
+        fs::write(endpoint.path(), "data").unwrap();
+        assert!(refused(&endpoint, ErrorKind::Conflict).await.contains("no socket"));
+        assert_eq!(fs::read_to_string(endpoint.path()).unwrap(), "data");
+
+        fs::remove_file(endpoint.path()).unwrap();
+        let real = dir.path().join("real.sock");
+        drop(StdUnixListener::bind(&real).unwrap());
+        std::os::unix::fs::symlink(&real, endpoint.path()).unwrap();
+        refused(&endpoint, ErrorKind::Conflict).await;
+        assert!(real.exists() && endpoint.path().is_symlink());
+    }
+
+    #[tokio::test]
+    async fn a_missing_directory_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("absent/csi.sock");
+        let message = refused(&endpoint(path.to_str().unwrap()), ErrorKind::Invalid).await;
+        assert!(message.contains("absent does not exist"), "{message}");
+        assert!(!dir.path().join("absent").exists());
+    }
+
+    #[tokio::test]
+    async fn the_socket_file_goes_with_its_guard() {
+        let dir = tempfile::tempdir().unwrap();
+        let endpoint = in_dir(&dir);
+        let (listener, guard) = bind(&endpoint).await.unwrap();
+        drop(listener);
+        drop(guard);
+        let left: Vec<_> =
+            fs::read_dir(dir.path()).unwrap().map(|one| one.unwrap().file_name()).collect();
+        assert_eq!(left, [".csi.sock.lock"]);
+    }
+
+    #[tokio::test]
+    async fn a_socket_file_of_somebody_else_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let endpoint = in_dir(&dir);
+        let (listener, guard) = bind(&endpoint).await.unwrap();
+        // Made before the first one's inode is free, so that its number differs.
+        let other = dir.path().join("other.sock");
+        let _other = StdUnixListener::bind(&other).unwrap();
+        fs::rename(&other, endpoint.path()).unwrap();
+        drop(listener);
+        drop(guard);
+        UnixStream::connect(endpoint.path()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_leftovers_of_a_killed_start_do_not_stop_the_next() {
+        let dir = tempfile::tempdir().unwrap();
+        let endpoint = in_dir(&dir);
+        let workshop = dir.path().join(".csi.sock.new");
+        fs::create_dir(&workshop).unwrap();
+        drop(StdUnixListener::bind(workshop.join("s")).unwrap());
+        fs::write(dir.path().join(".csi.sock.lock"), "").unwrap();
+        bind(&endpoint).await.unwrap();
+        assert!(!workshop.exists());
+    }
+
+    #[tokio::test]
+    async fn the_longest_path_that_clients_can_use_is_served() {
+        let dir = tempfile::tempdir().unwrap();
+        let room = MAX_PATH_BYTES - dir.path().as_os_str().len() - 1;
+        let path = dir.path().join("s".repeat(room));
+        let (listener, _guard) = bind(&endpoint(path.to_str().unwrap())).await.unwrap();
+        UnixStream::connect(&path).await.unwrap();
+        listener.accept().await.unwrap();
+    }
+}

@@ -1,0 +1,161 @@
+//! From meanings to gRPC codes: the only place where a [`Status`] is made.
+//!
+//! kubelet takes a code as **final** or not (`isFinalError` in its CSI
+//! client). Not final are Canceled, DeadlineExceeded, Unavailable,
+//! ResourceExhausted and Aborted: the volume may be half made, so kubelet keeps
+//! its directory, asks again, and is sure to call NodeUnpublishVolume. Every
+//! other code is final: kubelet removes the directory and may never call
+//! NodeUnpublishVolume, so nothing may be left behind by such an answer, and no
+//! such answer may be given while work goes on. It asks again in both cases.
+
+use tonic::{Code, Status};
+
+use crate::error::{Error, ErrorKind};
+
+/// The longest message, in characters: it ends up in events and `kubectl describe`.
+pub const MESSAGE_MAX: usize = 800;
+
+/// What stands where the middle was.
+const CUT: &str = " […] ";
+
+/// Characters that stay at the end.
+const TAIL: usize = 300;
+
+/// The code of a meaning.
+pub fn code(kind: ErrorKind) -> Code {
+    match kind {
+        ErrorKind::InProgress => Code::Aborted,
+        ErrorKind::Unavailable => Code::Unavailable,
+        ErrorKind::NoSpace => Code::ResourceExhausted,
+        ErrorKind::Invalid => Code::InvalidArgument,
+        ErrorKind::NotFound => Code::NotFound,
+        ErrorKind::Unauthenticated => Code::Unauthenticated,
+        ErrorKind::Denied => Code::PermissionDenied,
+        ErrorKind::Precondition | ErrorKind::Changed => Code::FailedPrecondition,
+        ErrorKind::Conflict => Code::AlreadyExists,
+        ErrorKind::OutOfRange => Code::OutOfRange,
+        ErrorKind::Corrupt => Code::DataLoss,
+        ErrorKind::Internal => Code::Internal,
+    }
+}
+
+/// Whether kubelet takes this code as the end of the matter.
+pub fn is_final(code: Code) -> bool {
+    !matches!(
+        code,
+        Code::Cancelled
+            | Code::DeadlineExceeded
+            | Code::Unavailable
+            | Code::ResourceExhausted
+            | Code::Aborted
+    )
+}
+
+/// The code as other CSI components spell it in logs and metrics.
+pub fn name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "Canceled",
+        Code::Unknown => "Unknown",
+        Code::InvalidArgument => "InvalidArgument",
+        Code::DeadlineExceeded => "DeadlineExceeded",
+        Code::NotFound => "NotFound",
+        Code::AlreadyExists => "AlreadyExists",
+        Code::PermissionDenied => "PermissionDenied",
+        Code::ResourceExhausted => "ResourceExhausted",
+        Code::FailedPrecondition => "FailedPrecondition",
+        Code::Aborted => "Aborted",
+        Code::OutOfRange => "OutOfRange",
+        Code::Unimplemented => "Unimplemented",
+        Code::Internal => "Internal",
+        Code::Unavailable => "Unavailable",
+        Code::DataLoss => "DataLoss",
+        Code::Unauthenticated => "Unauthenticated",
+    }
+}
+
+impl From<Error> for Status {
+    fn from(error: Error) -> Self {
+        Self::new(code(error.kind()), readable(error.message()))
+    }
+}
+
+/// The answer of a method that this driver does not serve, and why not.
+pub(super) fn unimplemented(method: &str, why: &str) -> Status {
+    Status::unimplemented(readable(&format!("{method} is not served: {why}")))
+}
+
+/// One line of at most [`MESSAGE_MAX`] characters. The beginning says what was
+/// attempted and the end what to do next, so the middle is what goes.
+fn readable(message: &str) -> String {
+    let line: Vec<char> = message.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    if line.len() <= MESSAGE_MAX {
+        return line.into_iter().collect();
+    }
+    let head = MESSAGE_MAX - TAIL - CUT.chars().count();
+    let (head, tail) = (&line[..head], &line[line.len() - TAIL..]);
+    head.iter().copied().chain(CUT.chars()).chain(tail.iter().copied()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The contract's table: meaning, code, whether final for kubelet.
+    const TABLE: [(ErrorKind, Code, bool); 13] = [
+        (ErrorKind::InProgress, Code::Aborted, false),
+        (ErrorKind::Unavailable, Code::Unavailable, false),
+        (ErrorKind::NoSpace, Code::ResourceExhausted, false),
+        (ErrorKind::Invalid, Code::InvalidArgument, true),
+        (ErrorKind::NotFound, Code::NotFound, true),
+        (ErrorKind::Unauthenticated, Code::Unauthenticated, true),
+        (ErrorKind::Denied, Code::PermissionDenied, true),
+        (ErrorKind::Precondition, Code::FailedPrecondition, true),
+        (ErrorKind::Changed, Code::FailedPrecondition, true),
+        (ErrorKind::Conflict, Code::AlreadyExists, true),
+        (ErrorKind::OutOfRange, Code::OutOfRange, true),
+        (ErrorKind::Corrupt, Code::DataLoss, true),
+        (ErrorKind::Internal, Code::Internal, true),
+    ];
+
+    #[test]
+    fn every_meaning_has_the_code_of_the_contract() {
+        for (kind, code, last) in TABLE {
+            let status = Status::from(Error::new(kind, "sentence"));
+            assert_eq!((status.code(), status.message()), (code, "sentence"), "{kind:?}");
+            assert_eq!(is_final(status.code()), last, "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn codes_are_spelled_as_other_csi_components_spell_them() {
+        for number in 0..=16 {
+            let code = Code::from_i32(number);
+            let expected = match code {
+                Code::Ok => "OK".to_owned(),
+                Code::Cancelled => "Canceled".to_owned(),
+                other => format!("{other:?}"),
+            };
+            assert_eq!(name(code), expected);
+        }
+    }
+
+    #[test]
+    fn a_long_message_keeps_its_beginning_and_its_remedy() {
+        let long = format!("downloading {}; ask the administrator", "ä".repeat(2000));
+        let status = Status::from(Error::internal(long));
+        assert_eq!(status.message().chars().count(), MESSAGE_MAX);
+        assert!(status.message().starts_with("downloading ä"));
+        assert!(status.message().contains(CUT));
+        assert!(status.message().ends_with("ä; ask the administrator"));
+
+        let exact = "x".repeat(MESSAGE_MAX);
+        assert_eq!(Status::from(Error::internal(exact.clone())).message(), exact);
+    }
+
+    #[test]
+    fn a_message_is_one_line_without_control_characters() {
+        let status = Status::from(Error::invalid("a\nb\x1b[31m\0\u{85}c"));
+        assert_eq!(status.message(), "a b [31m  c");
+    }
+}

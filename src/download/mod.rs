@@ -1,0 +1,69 @@
+//! The download engine: one object of Object Storage into one file, verified
+//! and resumable. It knows a source and a file, no cache and no CSI.
+//!
+//! ```text
+//! size ──▶ spans (what is missing?) ──▶ ranges ──▶ workers: signed GET, If-Match
+//!                 ▲                                   │ chunk ──▶ pwrite, CRC-32C
+//!                 └──────── journal ◀── span ◀────────┘
+//!                                          │
+//!          checksum of the object ◀── verify: combine the CRCs, or MD5 behind the writers
+//! ```
+//!
+//! Each range stays on one worker from socket to disk; a worker holds one
+//! chunk at a time, so memory is bounded by `concurrency` × chunk, whatever
+//! the size of the object. Workers live on a runtime of their own, since a
+//! write may block on the disk, and an RPC must never wait for that.
+
+mod content;
+mod engine;
+mod gate;
+mod journal;
+mod md5;
+mod progress;
+mod range;
+mod spans;
+mod target;
+
+pub use content::crc32c_of_file;
+pub use engine::{Engine, EngineOptions, Staging, Verify};
+pub use progress::Progress;
+
+use serde::{Deserialize, Serialize};
+
+/// How the bytes of a finished download were proved to be the object's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Check {
+    /// `opc-content-crc32c` of the whole object.
+    Crc32c,
+    /// `content-md5` of an object that was uploaded in one part.
+    Md5,
+    /// `opc-multipart-md5`, with the part size that fits.
+    MultipartMd5,
+    /// The object has no bytes.
+    Empty,
+    /// No checksum could be compared: only size and `ETag` vouch for the bytes.
+    SizeAndEtag,
+}
+
+impl Check {
+    /// The value of the metric label `check`.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Crc32c => "crc32c",
+            Self::Md5 => "md5",
+            Self::MultipartMd5 => "multipart_md5",
+            Self::Empty => "empty",
+            Self::SizeAndEtag => "size_etag",
+        }
+    }
+}
+
+/// What a finished download is known to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Verified {
+    /// CRC-32C of the whole content, computed while it was written.
+    pub crc32c: u32,
+    /// What proved it.
+    pub check: Check,
+}

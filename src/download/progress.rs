@@ -1,0 +1,37 @@
+//! How far a download is.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Bytes of one object that are there. Shared by the workers that add and by
+/// everybody who asks.
+#[derive(Debug, Default)]
+pub struct Progress {
+    done: AtomicU64,
+    received: AtomicU64,
+}
+
+impl Progress {
+    /// Bytes of the object that stand in the file.
+    pub fn done(&self) -> u64 {
+        self.done.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that came over the network, repeated ones included.
+    pub fn received(&self) -> u64 {
+        self.received.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that were found where they belong.
+    pub(crate) fn found(&self, bytes: u64) {
+        self.set_done(bytes);
+    }
+
+    pub(crate) fn set_done(&self, bytes: u64) {
+        self.done.store(bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn add(&self, bytes: u64) {
+        self.done.fetch_add(bytes, Ordering::Relaxed);
+        self.received.fetch_add(bytes, Ordering::Relaxed);
+    }
+}

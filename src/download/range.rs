@@ -1,0 +1,175 @@
+//! One worker fetches one range: from the socket to the disk, resumed from
+//! the byte it reached.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Engine;
+use super::gate::Gate;
+use super::spans::Span;
+use super::target::Target;
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::shown;
+use crate::oci;
+
+/// A span is noted in the journal at least this often: what a kill can cost.
+const SPAN_BYTES: u64 = 1 << 20;
+
+/// Progress of an attempt that makes it count as a new start.
+const WORTHWHILE_BYTES: u64 = 256 << 10;
+
+/// Failures in a row, without progress, after which a range gives up. With
+/// the delays of the retry policy these are minutes.
+const FAILURES_IN_A_ROW: u32 = 8;
+
+/// All attempts of one range, so that a server that gives a little each time
+/// cannot keep a worker for ever.
+const ATTEMPTS: u32 = 200;
+
+/// What one object's workers share.
+#[derive(Clone)]
+pub(super) struct Job {
+    pub(super) engine: Engine,
+    pub(super) object: oci::ObjectName,
+    pub(super) etag: Arc<str>,
+    pub(super) target: Arc<Target>,
+}
+
+/// Fetches the range, or the whole object without asking for a range; the head
+/// of a whole answer carries the object's checksums.
+pub(super) async fn fetch(
+    job: &Job,
+    range: Range<u64>,
+    whole: bool,
+) -> Result<Option<oci::ObjectHead>> {
+    let mut at = range.start;
+    let mut head = None;
+    let (mut failures, mut attempts) = (0, 0);
+    let started = std::time::Instant::now();
+    loop {
+        attempts += 1;
+        let from = at;
+        let slot = job.engine.gate().enter().await;
+        let as_whole = whole && at == 0;
+        let outcome = attempt(job, &mut at, range.end, as_whole, &mut head).await;
+        drop(slot);
+        let error = match outcome {
+            Ok(()) => {
+                job.engine.gate().succeeded();
+                return Ok(head);
+            }
+            Err(Attempt::Final(error)) => return Err(error),
+            Err(Attempt::Storage(error)) => error,
+        };
+        failures = if at - from >= WORTHWHILE_BYTES { 1 } else { failures + 1 };
+        let gone = error.kind() == oci::ErrorKind::NotFound;
+        if error.kind() == oci::ErrorKind::Changed || (gone && failures >= 3) {
+            return Err(changed(job, &error));
+        }
+        let again = error.is_transient() || gone || error.kind() == oci::ErrorKind::Protocol;
+        if !again || failures >= FAILURES_IN_A_ROW || attempts >= ATTEMPTS {
+            let spent = started.elapsed().as_secs();
+            let error = Error::from(error);
+            return Err(match attempts {
+                1 => error,
+                n => error.context(format!("after {n} attempts in {spent} s")),
+            });
+        }
+        if throttles(&error, job.engine.gate()) {
+            job.engine.metrics().object_storage_throttled.inc();
+        }
+        let delay = job.engine.retry().delay(failures, error.retry_after());
+        tracing::debug!(object = job.object.name, at, attempts, %error, ?delay, "range interrupted");
+        tokio::time::sleep(delay.max(Duration::from_millis(10))).await;
+    }
+}
+
+enum Attempt {
+    Storage(oci::Error),
+    Final(Error),
+}
+
+async fn attempt(
+    job: &Job,
+    at: &mut u64,
+    end: u64,
+    whole: bool,
+    head: &mut Option<oci::ObjectHead>,
+) -> Result<(), Attempt> {
+    let range = (!whole).then_some(*at..end);
+    let client = job.engine.client();
+    let mut body =
+        client.get_object(&job.object, &job.etag, range).await.map_err(Attempt::Storage)?;
+    if whole {
+        *head = Some(body.head.clone());
+    }
+    let mut span = OpenSpan { target: &job.target, start: *at, len: 0, crc32c: 0 };
+    let disk = |error: std::io::Error| {
+        Attempt::Final(Error::io(
+            format!("writing {} to the disk", shown(&job.object.name, 200)),
+            &error,
+        ))
+    };
+    while let Some(chunk) = body.chunk().await.map_err(Attempt::Storage)? {
+        let left = usize::try_from(end - *at).unwrap_or(usize::MAX);
+        // A server that sends more than it announced is cut off here.
+        let chunk = &chunk[..chunk.len().min(left)];
+        job.target.write(chunk, *at).map_err(disk)?;
+        job.engine.metrics().download_bytes.inc_by(chunk.len() as u64);
+        span.crc32c = crc32c::crc32c_append(span.crc32c, chunk);
+        span.len += chunk.len() as u64;
+        *at += chunk.len() as u64;
+        if span.len >= SPAN_BYTES {
+            span.close().map_err(disk)?;
+        }
+    }
+    span.close().map_err(disk)?;
+    if *at == end {
+        Ok(())
+    } else {
+        // The client vouches for the length it was told; the object has another size now.
+        let name = shown(&job.object.name, 200);
+        let text = format!("{name} ended at byte {at} where the listing said {end}");
+        Err(Attempt::Final(Error::new(ErrorKind::Changed, text)))
+    }
+}
+
+/// The bytes since the last journal entry. Dropping it notes them too, so that
+/// a cancelled download keeps every byte it wrote.
+struct OpenSpan<'a> {
+    target: &'a Target,
+    start: u64,
+    len: u64,
+    crc32c: u32,
+}
+
+impl OpenSpan<'_> {
+    fn close(&mut self) -> std::io::Result<()> {
+        let span = Span { start: self.start, len: self.len, crc32c: self.crc32c };
+        (self.start, self.len, self.crc32c) = (span.end(), 0, 0);
+        if span.len == 0 { Ok(()) } else { self.target.record(span) }
+    }
+}
+
+impl Drop for OpenSpan<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.close() {
+            tracing::warn!(%error, "could not note the last bytes of a download");
+        }
+    }
+}
+
+fn throttles(error: &oci::Error, gate: &Gate) -> bool {
+    let throttled =
+        error.kind() == oci::ErrorKind::Throttled || matches!(error.status(), Some(429 | 503));
+    if throttled {
+        gate.throttled();
+    }
+    throttled
+}
+
+fn changed(job: &Job, error: &oci::Error) -> Error {
+    let name = shown(&job.object.name, 200);
+    Error::new(ErrorKind::Changed, format!("{name} changed while it was read: {error}"))
+}

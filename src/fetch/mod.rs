@@ -1,0 +1,221 @@
+//! A model into a plain directory, without a cluster: the same engine, verified
+//! and resumable.
+//!
+//! Everything is downloaded into `DIR/.oci-model-csi/` first, under the id of
+//! its object version, and renamed into place when all of it is there: a
+//! directory never shows two revisions of a model. Nothing that was in the
+//! directory before is ever deleted or overwritten.
+
+mod place;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+
+use crate::blocking::blocking;
+use crate::download::{Check, Engine, Progress, Staging, Verified};
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::{Manifest, ManifestFile, ModelRequest, Revision};
+use crate::oci::{Bucket, ObjectName};
+use crate::volume::Resolver;
+use place::{Claim, Place};
+
+/// Objects that download side by side.
+const OBJECTS_AT_ONCE: usize = 64;
+
+/// Times that a model may change under a fetch.
+const RESOLVES: u32 = 3;
+
+/// What a fetch did.
+#[derive(Debug, Clone)]
+pub struct FetchReport {
+    /// The revision that stands in the directory.
+    pub revision: Revision,
+    /// Its files.
+    pub files: usize,
+    /// Its bytes.
+    pub bytes: u64,
+    /// Bytes that came over the network.
+    pub received: u64,
+    /// Files by the checksum that proved them.
+    pub checks: BTreeMap<&'static str, usize>,
+    /// From the first request to the last rename.
+    pub elapsed: Duration,
+}
+
+/// How far a fetch is, for a progress bar.
+#[derive(Debug, Default)]
+pub struct FetchProgress {
+    parts: std::sync::Mutex<(u64, Vec<Arc<Progress>>)>,
+}
+
+impl FetchProgress {
+    /// Bytes that are there, and bytes of the model (0 while it is not known).
+    pub fn now(&self) -> (u64, u64) {
+        let parts = self.lock();
+        (parts.1.iter().map(|part| part.done()).sum(), parts.0)
+    }
+
+    fn received(&self) -> u64 {
+        self.lock().1.iter().map(|part| part.received()).sum()
+    }
+
+    fn start(&self, total: u64, parts: Vec<Arc<Progress>>) {
+        *self.lock() = (total, parts);
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, (u64, Vec<Arc<Progress>>)> {
+        self.parts.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// Fetches a model into `dir`. Dropping the future keeps what was downloaded;
+/// the next fetch into the same directory goes on with it.
+///
+/// # Errors
+/// `Conflict` when the directory holds anything that is not this model's;
+/// otherwise those of resolving and downloading.
+pub async fn fetch(
+    resolver: &Resolver,
+    engine: &Engine,
+    request: &ModelRequest,
+    dir: &Path,
+    progress: &FetchProgress,
+) -> Result<FetchReport> {
+    let started = Instant::now();
+    let mut received = 0;
+    let mut last = None;
+    let mut claim = None;
+    for _ in 0..RESOLVES {
+        let manifest = resolver.resolve(request, "").await?;
+        check_revision(request, &manifest)?;
+        let claim = match &claim {
+            Some(claim) => claim,
+            None => claim.insert(Claim::take(dir, &manifest)?),
+        };
+        let outcome = once(engine, &manifest, claim, progress).await;
+        received += progress.received();
+        match outcome {
+            Ok(checks) => {
+                return Ok(FetchReport {
+                    revision: manifest.revision.clone(),
+                    files: manifest.files.len(),
+                    bytes: manifest.bytes(),
+                    received,
+                    checks,
+                    elapsed: started.elapsed(),
+                });
+            }
+            Err(error) if error.kind() == ErrorKind::Changed => {
+                tracing::warn!(%error, "the model changed; looking again which revision is current");
+                last = Some(error);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Err(Error::new(
+        ErrorKind::Precondition,
+        format!(
+            "{} kept changing while it was downloaded, {RESOLVES} times in a row{}; wait until \
+             its upload is finished",
+            request.title(),
+            last.map(|error| format!(" ({error})")).unwrap_or_default(),
+        ),
+    ))
+}
+
+fn check_revision(request: &ModelRequest, manifest: &Manifest) -> Result<()> {
+    match &request.revision {
+        Some(wanted) if *wanted != manifest.revision => Err(Error::new(
+            ErrorKind::Precondition,
+            format!(
+                "{} is at revision {}, and {wanted} was asked for",
+                request.title(),
+                manifest.revision
+            ),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// One try with one revision; returns what proved the files.
+async fn once(
+    engine: &Engine,
+    manifest: &Arc<Manifest>,
+    claim: &Claim,
+    progress: &FetchProgress,
+) -> Result<BTreeMap<&'static str, usize>> {
+    let place = Arc::new(Place::enter(claim, manifest)?);
+    let parts: Vec<Arc<Progress>> = manifest.files.iter().map(|_| Arc::default()).collect();
+    progress.start(manifest.bytes(), parts.clone());
+    let source = &manifest.source;
+    let bucket = Arc::new(Bucket::new(source.namespace.as_str(), source.bucket.as_str()));
+    let mut work: Vec<(&ManifestFile, Arc<Progress>)> = manifest.files.iter().zip(parts).collect();
+    work.sort_by(|(a, _), (b, _)| (a.size, &a.path).cmp(&(b.size, &b.path)));
+    let verified: Vec<Verified> = stream::iter(work)
+        .map(|(file, part)| {
+            let object = ObjectName::new(Arc::clone(&bucket), manifest.object_name(file));
+            bring(engine, &place, file, object, part)
+        })
+        .buffer_unordered(OBJECTS_AT_ONCE)
+        .try_collect()
+        .await?;
+    let mut checks: BTreeMap<&'static str, usize> = BTreeMap::new();
+    for Verified { check, .. } in verified {
+        *checks.entry(check.label()).or_default() += 1;
+    }
+    let manifest = Arc::clone(manifest);
+    blocking(move || place.settle(&manifest)).await?;
+    Ok(checks)
+}
+
+/// One file: found in place, found finished by an earlier fetch, or downloaded.
+async fn bring(
+    engine: &Engine,
+    place: &Arc<Place>,
+    file: &ManifestFile,
+    object: ObjectName,
+    progress: Arc<Progress>,
+) -> Result<Verified> {
+    let (place_, file_, progress_) = (Arc::clone(place), file.clone(), Arc::clone(&progress));
+    let finished = blocking(move || place_.finished(&file_, &progress_)).await?;
+    if let Some(verified) = finished {
+        return Ok(verified);
+    }
+    if let Some(path) = place.in_place(file) {
+        let verified = engine.verify(object, file.size, &file.etag, &path, progress).await?;
+        return verified.ok_or_else(|| {
+            Error::new(
+                ErrorKind::Conflict,
+                format!(
+                    "{} is there already and cannot be proved to be what the object holds; it was \
+                     left as it is: move it away, or fetch into an empty directory",
+                    path.display()
+                ),
+            )
+        });
+    }
+    let staging = Staging { data: place.part(&file.blob), journal: place.journal(&file.blob) };
+    let verified = engine.download(object, file.size, &file.etag, staging, progress).await?;
+    let (place, file) = (Arc::clone(place), file.clone());
+    blocking(move || place.finish(&file, verified)).await?;
+    Ok(verified)
+}
+
+/// The names under which checks are reported, for texts.
+pub fn describe_checks(checks: &BTreeMap<&'static str, usize>) -> String {
+    let unproved = Check::SizeAndEtag.label();
+    let mut texts: Vec<String> = checks
+        .iter()
+        .filter(|(c, _)| **c != unproved)
+        .map(|(c, n)| format!("{n} by {c}"))
+        .collect();
+    if let Some(n) = checks.get(unproved) {
+        texts
+            .push(format!("{n} by size and ETag only, since the objects carry no usable checksum"));
+    }
+    texts.join(", ")
+}

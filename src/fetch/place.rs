@@ -1,0 +1,213 @@
+//! The directory that a fetch fills: what may be in it, and how it gets its files.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::{self, File, TryLockError};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use crate::download::{Check, Progress, Verified, crc32c_of_file};
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::{BlobId, Manifest, ManifestFile};
+
+/// Our own directory in it, gone when the fetch is complete.
+const STATE: &str = ".oci-model-csi";
+
+/// The right to fill a directory, for one fetch at a time.
+#[derive(Debug)]
+pub(super) struct Claim {
+    dir: PathBuf,
+    state: PathBuf,
+    _lock: File,
+}
+
+impl Claim {
+    /// Takes the directory, which may be absent. Nothing in it is touched but
+    /// our own state.
+    pub(super) fn take(dir: &Path, manifest: &Manifest) -> Result<Self> {
+        check(dir, manifest)?;
+        let state = dir.join(STATE);
+        fs::create_dir_all(&state)
+            .map_err(|e| Error::io(format!("creating {}", state.display()), &e))?;
+        let lock = state.join("lock");
+        let file = File::create(&lock)
+            .map_err(|e| Error::io(format!("creating {}", lock.display()), &e))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Self { dir: dir.to_owned(), state, _lock: file }),
+            Err(TryLockError::WouldBlock) => Err(Error::new(
+                ErrorKind::Conflict,
+                format!("another fetch is at work in {}; wait for it", dir.display()),
+            )),
+            Err(TryLockError::Error(e)) => {
+                Err(Error::io(format!("locking {}", lock.display()), &e))
+            }
+        }
+    }
+}
+
+/// A directory that holds nothing but this model and our own state.
+#[derive(Debug)]
+pub(super) struct Place {
+    dir: PathBuf,
+    state: PathBuf,
+    /// What an earlier fetch finished and could not put into place.
+    finished: HashMap<BlobId, (PathBuf, Verified)>,
+}
+
+impl Place {
+    /// The claimed directory, for this revision of the model; anything foreign
+    /// in it is a `Conflict`, and nothing is touched then.
+    pub(super) fn enter(claim: &Claim, manifest: &Manifest) -> Result<Self> {
+        check(&claim.dir, manifest)?;
+        let (dir, state) = (claim.dir.clone(), claim.state.clone());
+        let finished = finished_in(&state)?;
+        Ok(Self { dir, state, finished })
+    }
+
+    pub(super) fn part(&self, id: &BlobId) -> PathBuf {
+        self.state.join(format!("{id}.part"))
+    }
+
+    pub(super) fn journal(&self, id: &BlobId) -> PathBuf {
+        self.state.join(format!("{id}.journal"))
+    }
+
+    /// The path of a file that stands in the directory already.
+    pub(super) fn in_place(&self, file: &ManifestFile) -> Option<PathBuf> {
+        let path = self.dir.join(&file.path);
+        path.is_file().then_some(path)
+    }
+
+    /// A file that an earlier fetch finished and could not put into place: read
+    /// again and believed if its CRC is the one in its name. Blocks.
+    pub(super) fn finished(
+        &self,
+        file: &ManifestFile,
+        progress: &Progress,
+    ) -> Result<Option<Verified>> {
+        let Some((path, verified)) = self.finished.get(&file.blob).cloned() else {
+            return Ok(None);
+        };
+        let crc = crc32c_of_file(&path)
+            .map_err(|e| Error::io(format!("reading {}", path.display()), &e))?;
+        if crc != (verified.crc32c, file.size) {
+            fs::remove_file(&path)
+                .map_err(|e| Error::io(format!("removing {}", path.display()), &e))?;
+            return Ok(None);
+        }
+        progress.found(file.size);
+        Ok(Some(verified))
+    }
+
+    /// Notes a verified part as finished. Blocks.
+    pub(super) fn finish(&self, file: &ManifestFile, verified: Verified) -> Result<()> {
+        let part = self.part(&file.blob);
+        let name = format!("{}.{:08x}.{}", file.blob, verified.crc32c, verified.check.label());
+        let done = self.state.join(name);
+        fs::set_permissions(&part, fs::Permissions::from_mode(0o644))
+            .and_then(|()| fs::rename(&part, &done))
+            .and_then(|()| fs::remove_file(self.journal(&file.blob)))
+            .map_err(|e| Error::io(format!("finishing {}", file.path), &e))
+    }
+
+    /// Renames everything into place and removes our own state. Blocks.
+    pub(super) fn settle(&self, manifest: &Manifest) -> Result<()> {
+        for directory in &manifest.directories {
+            let path = self.dir.join(directory);
+            fs::create_dir_all(&path)
+                .map_err(|e| Error::io(format!("creating {}", path.display()), &e))?;
+        }
+        let finished = finished_in(&self.state)?;
+        for file in &manifest.files {
+            let target = self.dir.join(&file.path);
+            if let Some((from, _)) = finished.get(&file.blob) {
+                if target.exists() {
+                    return Err(Error::new(
+                        ErrorKind::Conflict,
+                        format!("{} appeared during the fetch; move it away", target.display()),
+                    ));
+                }
+                fs::rename(from, &target)
+                    .map_err(|e| Error::io(format!("putting {} into place", file.path), &e))?;
+            }
+        }
+        fs::remove_dir_all(&self.state)
+            .map_err(|e| Error::io(format!("removing {}", self.state.display()), &e))
+    }
+}
+
+/// The finished files of a state directory.
+fn finished_in(state: &Path) -> Result<HashMap<BlobId, (PathBuf, Verified)>> {
+    let listing = |e| Error::io(format!("listing {}", state.display()), &e);
+    let mut finished = HashMap::new();
+    for entry in fs::read_dir(state).map_err(listing)? {
+        let entry = entry.map_err(listing)?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let id = name.get(..64).and_then(BlobId::parse);
+        let verified = name.get(64..).and_then(parse_finished);
+        if let (Some(id), Some(verified)) = (id, verified) {
+            finished.insert(id, (entry.path(), verified));
+        }
+    }
+    Ok(finished)
+}
+
+/// `.<crc32c>.<check>`, what follows the id in a finished file's name.
+fn parse_finished(rest: &str) -> Option<Verified> {
+    let (crc, label) = rest.strip_prefix('.')?.split_once('.')?;
+    let checks = [Check::Crc32c, Check::Md5, Check::MultipartMd5, Check::Empty, Check::SizeAndEtag];
+    let check = checks.into_iter().find(|check| check.label() == label)?;
+    let crc32c = u32::from_str_radix(crc, 16).ok().filter(|_| crc.len() == 8)?;
+    Some(Verified { crc32c, check })
+}
+
+/// Only this model's files and our own state may be there, and nothing of the
+/// model may stand where our state is.
+fn check(dir: &Path, manifest: &Manifest) -> Result<()> {
+    let of_ours = |path: &str| path == STATE || path.starts_with(&format!("{STATE}/"));
+    let paths = manifest.files.iter().map(|f| &f.path).chain(&manifest.directories);
+    if let Some(path) = paths.into_iter().find(|path| of_ours(path)) {
+        return Err(Error::new(
+            ErrorKind::Precondition,
+            format!(
+                "the model holds {path}, where a fetch keeps its own state (an interrupted fetch \
+                 was uploaded?): leave it out with --exclude '{STATE}/*'"
+            ),
+        ));
+    }
+    if !dir.exists() {
+        return Ok(());
+    }
+    let files: HashSet<&str> = manifest.files.iter().map(|f| f.path.as_str()).collect();
+    let directories: HashSet<&str> = manifest.directories.iter().map(String::as_str).collect();
+    let mut open = vec![String::new()];
+    while let Some(below) = open.pop() {
+        let path = dir.join(&below);
+        let listed = fs::read_dir(&path)
+            .map_err(|e| Error::io(format!("listing {}", path.display()), &e))?;
+        for entry in listed {
+            let entry = entry.map_err(|e| Error::io(format!("listing {}", path.display()), &e))?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let relative = if below.is_empty() { name } else { format!("{below}/{name}") };
+            let kind = entry
+                .file_type()
+                .map_err(|e| Error::io(format!("looking at {}", entry.path().display()), &e))?;
+            let known = (kind.is_file() && files.contains(relative.as_str()))
+                || (kind.is_dir()
+                    && (relative == STATE || directories.contains(relative.as_str())));
+            if !known {
+                return Err(Error::new(
+                    ErrorKind::Conflict,
+                    format!(
+                        "{} is not part of the model; nothing was changed: fetch into an empty \
+                         directory, or move it away",
+                        entry.path().display()
+                    ),
+                ));
+            }
+            if kind.is_dir() && relative != STATE {
+                open.push(relative);
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,19 @@
+//! OCI Object Storage models as shared, verified, read-only volumes.
+
+pub mod admin;
+mod blocking;
+pub mod cache;
+pub mod cli;
+pub mod config;
+pub mod csi;
+pub mod download;
+pub mod error;
+pub mod fetch;
+pub mod metrics;
+pub mod model;
+pub mod mount;
+pub mod oci;
+pub mod policy;
+pub mod volume;
+
+pub use error::{Error, ErrorKind, Result};

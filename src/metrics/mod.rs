@@ -1,0 +1,204 @@
+//! What the driver counts, under the prefix `oci_model_csi_`. No label ever
+//! names a pod, a model or an object.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::Registry;
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct VerifyLabels {
+    check: &'static str,
+    result: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResultLabel {
+    result: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RpcLabels {
+    method: &'static str,
+    code: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    operation: &'static str,
+    status: String,
+}
+
+type Seconds = Family<ResultLabel, Histogram, fn() -> Histogram>;
+type RpcSeconds = Family<RpcLabels, Histogram, fn() -> Histogram>;
+
+/// All metrics of one process.
+pub struct Metrics {
+    registry: Registry,
+    /// Bytes that arrived from Object Storage, repeated ones included.
+    pub download_bytes: Counter,
+    /// Downloads of blobs that run now.
+    pub downloads_in_flight: Gauge,
+    /// 429 and 503 answers during downloads.
+    pub object_storage_throttled: Counter,
+    /// Leases that stand now.
+    pub leases: Gauge,
+    requests: Family<RequestLabels, Counter>,
+    verify: Family<VerifyLabels, Counter>,
+    publish: Family<ResultLabel, Counter>,
+    publish_duration: Seconds,
+    rpc_duration: RpcSeconds,
+}
+
+/// How a publish came to its model: the label of `publish_total`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PublishResult {
+    /// It stood in the cache.
+    Hit,
+    /// A download that already ran was joined.
+    Joined,
+    /// It was downloaded.
+    Downloaded,
+    /// An older revision, since Object Storage could not be asked.
+    Stale,
+    /// Not published.
+    Failed,
+}
+
+impl PublishResult {
+    fn label(self) -> &'static str {
+        match self {
+            Self::Hit => "hit",
+            Self::Joined => "joined",
+            Self::Downloaded => "downloaded",
+            Self::Stale => "stale",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+fn short_buckets() -> Histogram {
+    Histogram::new([0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 120.0])
+}
+
+fn publish_buckets() -> Histogram {
+    Histogram::new([0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 5.0, 15.0, 60.0, 120.0, 300.0, 900.0, 3600.0])
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::with_prefix("oci_model_csi");
+        let metrics = Self {
+            download_bytes: Counter::default(),
+            downloads_in_flight: Gauge::default(),
+            object_storage_throttled: Counter::default(),
+            leases: Gauge::default(),
+            requests: Family::default(),
+            verify: Family::default(),
+            publish: Family::default(),
+            publish_duration: Family::new_with_constructor(publish_buckets),
+            rpc_duration: Family::new_with_constructor(short_buckets),
+            registry: Registry::default(),
+        };
+        let m = &metrics;
+        let r = &mut registry;
+        r.register(
+            "download_bytes",
+            "Bytes received from Object Storage, repeated ones included",
+            m.download_bytes.clone(),
+        );
+        r.register(
+            "downloads_in_flight",
+            "Downloads of models that run now",
+            m.downloads_in_flight.clone(),
+        );
+        r.register(
+            "object_storage_throttled",
+            "Answers 429 and 503 during downloads",
+            m.object_storage_throttled.clone(),
+        );
+        r.register(
+            "object_storage_requests",
+            "Requests to Object Storage, by operation and HTTP status; none without an answer",
+            m.requests.clone(),
+        );
+        r.register("leases", "Volumes that hold a model", m.leases.clone());
+        r.register(
+            "verify",
+            "Checks of downloaded content, by the checksum that was compared; size_etag means \
+             that the object carries none",
+            m.verify.clone(),
+        );
+        r.register("publish", "Answers to NodePublishVolume, by outcome", m.publish.clone());
+        r.register(
+            "publish_duration_seconds",
+            "Duration of answered NodePublishVolume calls, by outcome",
+            m.publish_duration.clone(),
+        );
+        r.register(
+            "rpc_duration_seconds",
+            "Duration of CSI calls, by method and gRPC code",
+            m.rpc_duration.clone(),
+        );
+        let version = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
+        r.register("build", "Version of the driver", version);
+        Self { registry, ..metrics }
+    }
+}
+
+impl Metrics {
+    /// Counts a verification by the checksum that was compared.
+    pub fn verified(&self, check: &'static str, passed: bool) {
+        let result = if passed { "passed" } else { "failed" };
+        self.verify.get_or_create(&VerifyLabels { check, result }).inc();
+    }
+
+    /// Counts a request to Object Storage; `status` is `None` without an answer.
+    pub fn object_storage_request(&self, operation: &'static str, status: Option<u16>) {
+        let status = status.map_or_else(|| "none".to_owned(), |status| status.to_string());
+        self.requests.get_or_create(&RequestLabels { operation, status }).inc();
+    }
+
+    /// Counts an answered publish and the seconds it took.
+    pub fn published(&self, result: PublishResult, seconds: f64) {
+        let label = ResultLabel { result: result.label() };
+        self.publish.get_or_create(&label).inc();
+        self.publish_duration.get_or_create(&label).observe(seconds);
+    }
+
+    /// Counts a CSI call.
+    pub fn rpc(&self, method: &'static str, code: &'static str, seconds: f64) {
+        self.rpc_duration.get_or_create(&RpcLabels { method, code }).observe(seconds);
+    }
+
+    /// The metrics in the OpenMetrics text format.
+    pub fn to_text(&self) -> String {
+        let mut text = String::new();
+        // Writing to a String cannot fail.
+        let _ = encode(&mut text, &self.registry);
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_counted_can_be_read_with_its_help() {
+        let metrics = Metrics::default();
+        metrics.verified("size_etag", true);
+        metrics.published(PublishResult::Hit, 0.01);
+        let text = metrics.to_text();
+        assert!(
+            text.contains("oci_model_csi_verify_total{check=\"size_etag\",result=\"passed\"} 1")
+        );
+        assert!(text.contains("oci_model_csi_publish_total{result=\"hit\"} 1"));
+        assert!(text.contains("# HELP oci_model_csi_download_bytes Bytes received"));
+        assert!(text.contains("oci_model_csi_build_info{version="));
+    }
+}

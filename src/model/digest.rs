@@ -1,0 +1,263 @@
+//! What identifies things: revisions, blobs, models, requests. All are
+//! SHA-256 over length-prefixed fields, so that no two field lists share one.
+
+use std::fmt;
+
+use aws_lc_rs::digest::{Context, SHA256};
+use serde::{Deserialize, Serialize};
+
+use super::{BucketName, Filters, NamespaceName, Prefix};
+use crate::error::{Error, Result};
+
+/// Part of every cache id: ids of another layout can never be confused with ours.
+const LAYOUT: &str = "1";
+
+/// Where a model comes from: the place in Object Storage, without its version.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Source {
+    /// Region or endpoint, as the client names it.
+    pub location: String,
+    /// Object Storage namespace.
+    pub namespace: NamespaceName,
+    /// Bucket.
+    pub bucket: BucketName,
+    /// Prefix.
+    pub prefix: Prefix,
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "oci://{}@{}/{}", self.bucket, self.namespace, self.prefix)
+    }
+}
+
+macro_rules! hex_id {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(String);
+
+        impl $name {
+            /// The 64 hexadecimal digits.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+
+            /// Parses 64 lower-case hexadecimal digits.
+            pub fn parse(text: &str) -> Option<Self> {
+                is_hex64(text).then(|| Self(text.to_owned()))
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = String;
+            fn try_from(text: String) -> Result<Self, String> {
+                Self::parse(&text).ok_or_else(|| format!("{text:?} is not an id of 64 hex digits"))
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(id: $name) -> Self {
+                id.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
+}
+
+hex_id!(
+    /// One object version's bytes in the cache.
+    BlobId
+);
+hex_id!(
+    /// One revision of one source in the cache: what is published and leased.
+    ModelKey
+);
+hex_id!(
+    /// What a pod asked for, before it was resolved.
+    RequestDigest
+);
+
+/// The exact set of object versions of a model: `sha256:` and 64 hex digits.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Revision(String);
+
+impl Revision {
+    /// Parses `sha256:` and 64 lower-case hex digits; anything else is `Invalid`.
+    pub fn parse(text: &str) -> Result<Self> {
+        match text.strip_prefix("sha256:") {
+            Some(hex) if is_hex64(hex) => Ok(Self(text.to_owned())),
+            _ => Err(Error::invalid(format!(
+                "revision {text:?} is not `sha256:` followed by 64 lower-case hex digits"
+            ))),
+        }
+    }
+
+    /// The revision of these (relative name, size in bytes, ETag), in any order.
+    pub fn of<'a>(selected: impl Iterator<Item = (&'a str, u64, &'a str)>) -> Self {
+        let mut lines: Vec<_> = selected.collect();
+        lines.sort_unstable();
+        let mut fields = Fields::new("oci-model-csi revision");
+        for (name, size, etag) in lines {
+            fields.add(name).add(&size.to_string()).add(etag);
+        }
+        Self(format!("sha256:{}", fields.hex()))
+    }
+
+    /// The text, `sha256:…`.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for Revision {
+    type Error = Error;
+    fn try_from(text: String) -> Result<Self> {
+        Self::parse(&text)
+    }
+}
+
+impl From<Revision> for String {
+    fn from(revision: Revision) -> Self {
+        revision.0
+    }
+}
+
+impl fmt::Display for Revision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl BlobId {
+    /// The id of one object version of `source`'s bucket in this cache scope.
+    pub fn of(scope: &str, source: &Source, object: &str, etag: &str) -> Self {
+        let mut fields = Fields::new("oci-model-csi blob");
+        fields.add(scope).add(&source.location).add(source.namespace.as_str());
+        Self(fields.add(source.bucket.as_str()).add(object).add(etag).hex())
+    }
+
+    /// The id under which equal content of the same object name is found
+    /// again after a re-upload: by size and MD5 in place of the ETag.
+    pub fn of_content(scope: &str, source: &Source, object: &str, size: u64, md5: &str) -> Self {
+        let mut fields = Fields::new("oci-model-csi content");
+        fields.add(scope).add(&source.location).add(source.namespace.as_str());
+        Self(fields.add(source.bucket.as_str()).add(object).add(&size.to_string()).add(md5).hex())
+    }
+}
+
+impl ModelKey {
+    /// The key of one revision of `source` in this cache scope.
+    pub fn of(scope: &str, source: &Source, revision: &Revision) -> Self {
+        let mut fields = Fields::new("oci-model-csi model");
+        fields.add(scope).add(&source.location).add(source.namespace.as_str());
+        fields.add(source.bucket.as_str()).add(source.prefix.as_str());
+        Self(fields.add(revision.as_str()).hex())
+    }
+}
+
+impl RequestDigest {
+    /// The digest of a request: region or endpoint, namespace (`None`: the
+    /// tenancy's own), bucket, prefix, filters and cache scope.
+    pub fn of(
+        scope: &str,
+        location: &str,
+        namespace: Option<&NamespaceName>,
+        bucket: &BucketName,
+        prefix: &Prefix,
+        filters: &Filters,
+    ) -> Self {
+        let mut fields = Fields::new("oci-model-csi request");
+        fields.add(scope).add(location).add(namespace.map_or("", NamespaceName::as_str));
+        fields.add(bucket.as_str()).add(prefix.as_str());
+        Self(fields.add(&filters.canonical()).hex())
+    }
+
+    /// The digest of any list of texts, under a name of its own.
+    pub fn of_fields<'a>(name: &str, fields: impl Iterator<Item = &'a str>) -> Self {
+        let mut digest = Fields::new(name);
+        for field in fields {
+            digest.add(field);
+        }
+        Self(digest.hex())
+    }
+}
+
+fn is_hex64(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// A digest over length-prefixed fields, the first one a format line.
+struct Fields(Context);
+
+impl Fields {
+    fn new(format: &str) -> Self {
+        let mut fields = Self(Context::new(&SHA256));
+        fields.add(format).add(LAYOUT);
+        fields
+    }
+
+    fn add(&mut self, field: &str) -> &mut Self {
+        self.0.update(format!("{}:", field.len()).as_bytes());
+        self.0.update(field.as_bytes());
+        self.0.update(b"\n");
+        self
+    }
+
+    fn hex(&mut self) -> String {
+        use fmt::Write as _;
+        let digest = self.0.clone().finish();
+        digest.as_ref().iter().fold(String::with_capacity(64), |mut hex, byte| {
+            // Writing to a String cannot fail.
+            let _ = write!(hex, "{byte:02x}");
+            hex
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_revision_does_not_depend_on_the_order_of_the_listing() {
+        let a = [("a", 1, "e1"), ("b", 2, "e2")];
+        let b = [("b", 2, "e2"), ("a", 1, "e1")];
+        assert_eq!(Revision::of(a.into_iter()), Revision::of(b.into_iter()));
+    }
+
+    #[test]
+    fn a_revision_changes_with_name_size_and_etag() {
+        let base = Revision::of([("a", 1, "e")].into_iter());
+        for other in [("b", 1, "e"), ("a", 2, "e"), ("a", 1, "f")] {
+            assert_ne!(base, Revision::of([other].into_iter()));
+        }
+        assert_ne!(
+            Revision::of([("a\nb", 1, "e")].into_iter()),
+            Revision::of([("a", 1, "e"), ("b", 1, "e")].into_iter())
+        );
+    }
+
+    #[test]
+    fn only_whole_revisions_are_taken() {
+        let good = format!("sha256:{}", "0a".repeat(32));
+        assert_eq!(Revision::parse(&good).unwrap().as_str(), good);
+        for bad in ["", "sha256:", "sha256:abc", &good.to_uppercase(), &good[7..]] {
+            assert!(Revision::parse(bad).is_err(), "{bad:?} was taken");
+        }
+    }
+
+    #[test]
+    fn fields_cannot_run_into_each_other() {
+        let digest = |fields: &[&str]| RequestDigest::of_fields("t", fields.iter().copied());
+        assert_ne!(digest(&["ab", "c"]), digest(&["a", "bc"]));
+        assert_ne!(digest(&["a", ""]), digest(&["a"]));
+    }
+}

@@ -1,0 +1,25 @@
+//! The vocabulary all other modules share: what a model is, which objects it
+//! selects, what its tree looks like, what identifies it. No input or output,
+//! no async.
+
+mod attributes;
+mod digest;
+mod manifest;
+mod names;
+mod nearest;
+mod pattern;
+mod request;
+mod tree;
+mod units;
+mod uri;
+
+pub use attributes::{AttributeSource, own_attributes, parse_attributes};
+pub use digest::{BlobId, ModelKey, RequestDigest, Revision, Source};
+pub use manifest::{Manifest, ManifestFile};
+pub use names::{BucketName, NamespaceName, Prefix};
+pub use nearest::nearest;
+pub use pattern::{Filters, Pattern};
+pub use request::{CacheScope, ModelRequest, PodIdentity, PullPolicy};
+pub use tree::{ListedObject, Tree, TreeFile};
+pub use units::{duration_text, progress_text, shown, size_text};
+pub use uri::ModelUri;

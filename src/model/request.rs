@@ -1,0 +1,145 @@
+//! What a pod, a claim or a command asks for.
+
+use super::{BucketName, Filters, NamespaceName, Prefix, RequestDigest, Revision, shown};
+use crate::error::{Error, Result};
+
+/// When Object Storage is asked which revision is current.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum PullPolicy {
+    /// On every publish; what changed is downloaded.
+    #[default]
+    Always,
+    /// Only when no complete revision of the same request is cached.
+    IfNotPresent,
+    /// Never: what is not cached is `NotFound`.
+    Never,
+}
+
+impl PullPolicy {
+    /// Parses `Always`, `IfNotPresent` or `Never`, as Kubernetes spells them.
+    pub fn parse(text: &str) -> Result<Self> {
+        match text {
+            "Always" => Ok(Self::Always),
+            "IfNotPresent" => Ok(Self::IfNotPresent),
+            "Never" => Ok(Self::Never),
+            _ => Err(Error::invalid(format!(
+                "pullPolicy {:?} is none of Always, IfNotPresent, Never",
+                shown(text, 50)
+            ))),
+        }
+    }
+}
+
+/// With whom cached bytes are shared.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum CacheScope {
+    /// With every pod of the node.
+    #[default]
+    Cluster,
+    /// With pods of the same Kubernetes namespace.
+    Namespace,
+}
+
+impl CacheScope {
+    /// Parses `cluster` or `namespace`.
+    pub fn parse(text: &str) -> Result<Self> {
+        match text {
+            "cluster" => Ok(Self::Cluster),
+            "namespace" => Ok(Self::Namespace),
+            _ => Err(Error::invalid(format!(
+                "cacheScope {:?} is none of cluster, namespace",
+                shown(text, 50)
+            ))),
+        }
+    }
+}
+
+/// Who asks, as kubelet says it (`podInfoOnMount`).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PodIdentity {
+    /// Kubernetes namespace.
+    pub namespace: String,
+    /// Pod name.
+    pub name: String,
+    /// Pod UID.
+    pub uid: String,
+    /// Service account.
+    pub service_account: String,
+}
+
+/// One model, as it was asked for and before it is resolved.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelRequest {
+    /// Object Storage namespace; `None`: the driver's own tenancy's.
+    pub namespace: Option<NamespaceName>,
+    /// Bucket.
+    pub bucket: BucketName,
+    /// Prefix.
+    pub prefix: Prefix,
+    /// What of it.
+    pub filters: Filters,
+    /// When to ask Object Storage.
+    pub pull_policy: PullPolicy,
+    /// This exact revision or nothing.
+    pub revision: Option<Revision>,
+    /// Region of the bucket (administrators only).
+    pub region: Option<String>,
+    /// Identity to read it with (administrators only).
+    pub auth: Option<String>,
+    /// With whom the cached bytes are shared (administrators only).
+    pub scope: CacheScope,
+}
+
+impl ModelRequest {
+    /// The request for everything under a prefix.
+    pub fn of(namespace: Option<NamespaceName>, bucket: BucketName, prefix: Prefix) -> Self {
+        Self {
+            namespace,
+            bucket,
+            prefix,
+            filters: Filters::default(),
+            pull_policy: PullPolicy::default(),
+            revision: None,
+            region: None,
+            auth: None,
+            scope: CacheScope::default(),
+        }
+    }
+
+    /// The scope's part of every cache id: empty for the whole cluster.
+    ///
+    /// A namespace scope without a trusted pod namespace is `Invalid`: sharing
+    /// among the unknown is what the administrator ruled out.
+    pub fn scope_id(&self, pod: Option<&PodIdentity>) -> Result<String> {
+        match (self.scope, pod) {
+            (CacheScope::Cluster, _) => Ok(String::new()),
+            (CacheScope::Namespace, Some(pod)) => Ok(format!("namespace/{}", pod.namespace)),
+            (CacheScope::Namespace, None) => Err(Error::invalid(
+                "cacheScope namespace needs to know the pod's namespace: set podInfoOnMount: true \
+                 in the CSIDriver object",
+            )),
+        }
+    }
+
+    /// The digest that "the same request" means, for pull policies.
+    pub fn digest(&self, scope: &str, location: &str) -> RequestDigest {
+        RequestDigest::of(
+            scope,
+            location,
+            self.namespace.as_ref(),
+            &self.bucket,
+            &self.prefix,
+            &self.filters,
+        )
+    }
+
+    /// How messages name the model: `models/phi3/ from ai-model-cache`.
+    /// A long prefix is shortened, so that it does not push out what to do.
+    pub fn title(&self) -> String {
+        if self.prefix.as_str().is_empty() {
+            format!("the whole bucket {}", self.bucket)
+        } else {
+            format!("{} from {}", shown(self.prefix.as_str(), 200), self.bucket)
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! An object's bytes as they arrive.
+
+use std::fmt;
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::body::Incoming;
+
+use super::answer::ObjectHead;
+use super::error::{Error, ErrorKind};
+use super::transport;
+
+/// The body of a `GetObject`: exactly the bytes asked for, or an error.
+pub struct ObjectBody {
+    /// What the answer says of the object.
+    pub head: ObjectHead,
+    body: Incoming,
+    length: u64,
+    received: u64,
+    idle: Duration,
+    attempted: String,
+}
+
+impl ObjectBody {
+    pub(crate) fn new(
+        head: ObjectHead,
+        body: Incoming,
+        length: u64,
+        idle: Duration,
+        attempted: String,
+    ) -> Self {
+        Self { head, body, length, received: 0, idle, attempted }
+    }
+
+    /// How many bytes there will be in all.
+    pub fn len(&self) -> u64 {
+        self.length
+    }
+
+    /// Whether there will be none.
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    /// How many bytes [`chunk`](Self::chunk) has returned.
+    pub fn received(&self) -> u64 {
+        self.received
+    }
+
+    /// The next bytes, up to 512 KiB of them; `None` once all have been returned.
+    ///
+    /// An error is of kind [`Unavailable`](ErrorKind::Unavailable): what was
+    /// returned before is good, and the rest can be asked for again.
+    ///
+    /// Cancel safe: a chunk is either returned or comes with the next call.
+    pub async fn chunk(&mut self) -> Result<Option<Bytes>, Error> {
+        match transport::next_chunk(&mut self.body, self.idle).await {
+            Ok(Some(chunk)) => {
+                self.received += u64::try_from(chunk.len()).unwrap_or(u64::MAX);
+                if self.received > self.length {
+                    return Err(self.broken("the body is longer than its head said"));
+                }
+                Ok(Some(chunk))
+            }
+            Ok(None) if self.received == self.length => Ok(None),
+            Ok(None) => Err(self.broken("the body ended early")),
+            Err(failure) => Err(self.broken(&failure.what)),
+        }
+    }
+
+    fn broken(&self, why: &str) -> Error {
+        let Self { received, length, attempted, .. } = self;
+        let cause = format!("{why} ({received} of {length} bytes received)");
+        Error::new(ErrorKind::Unavailable, attempted.clone(), cause)
+    }
+}
+
+impl fmt::Debug for ObjectBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ObjectBody")
+            .field("head", &self.head)
+            .field("length", &self.length)
+            .field("received", &self.received)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,266 @@
+//! What can go wrong between us and Oracle, told as one sentence.
+
+use std::fmt;
+use std::time::Duration;
+
+/// What a caller can do about an [`Error`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ErrorKind {
+    /// 401: the signature, the key or the token was refused, also after a refresh.
+    Unauthenticated,
+    /// 403: the credential is good, and the answer is no.
+    Forbidden,
+    /// 404: absent, or not to be seen with this credential; the service does not tell.
+    NotFound,
+    /// 409 `NotRestored`: in the archive tier, and nobody restored it.
+    Archived,
+    /// 412: the object's ETag is no longer the one asked for.
+    Changed,
+    /// 416: the range starts at or after the object's end.
+    RangeNotSatisfiable,
+    /// 429.
+    Throttled,
+    /// 5xx, a conflict that passes, connecting, DNS, TLS, timeouts, a broken body.
+    Unavailable,
+    /// An answer that breaks the API: a wrong `Content-Range`, JSON that is none.
+    Protocol,
+    /// The other 4xx: asking again gives the same answer.
+    Invalid,
+    /// The settings, the config file or the key are wrong; nothing was sent.
+    Config,
+    /// The metadata service or the federation endpoint cannot be reached; passes.
+    Identity,
+}
+
+/// An error of Oracle's services, or of what it takes to ask them.
+///
+/// `Display` is a complete sentence: what was attempted on what and where, the
+/// status, code and message of the service, its request id, how often and how
+/// long it was tried, and what to do where that is known.
+#[derive(Clone)]
+pub struct Error(Box<Inner>);
+
+#[derive(Clone)]
+struct Inner {
+    kind: ErrorKind,
+    attempted: String,
+    cause: String,
+    status: Option<u16>,
+    code: Option<String>,
+    request_id: Option<String>,
+    retry_after: Option<Duration>,
+    attempts: u32,
+    elapsed: Duration,
+    remedy: Option<String>,
+}
+
+impl Error {
+    /// `attempted: cause`; everything else is added where it is known.
+    pub(crate) fn new(
+        kind: ErrorKind,
+        attempted: impl Into<String>,
+        cause: impl Into<String>,
+    ) -> Self {
+        Self(Box::new(Inner {
+            kind,
+            attempted: attempted.into(),
+            cause: cause.into(),
+            status: None,
+            code: None,
+            request_id: None,
+            retry_after: None,
+            attempts: 1,
+            elapsed: Duration::ZERO,
+            remedy: None,
+        }))
+    }
+
+    /// Something that is written wrong, found before anything is sent.
+    pub(crate) fn config(attempted: impl Into<String>, cause: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Config, attempted, cause)
+    }
+
+    pub(crate) fn with_status(mut self, status: u16) -> Self {
+        self.0.status = Some(status);
+        self
+    }
+
+    pub(crate) fn with_code(mut self, code: Option<String>) -> Self {
+        self.0.code = code;
+        self
+    }
+
+    pub(crate) fn with_request_id(mut self, id: Option<String>) -> Self {
+        self.0.request_id = id;
+        self
+    }
+
+    pub(crate) fn with_retry_after(mut self, after: Option<Duration>) -> Self {
+        self.0.retry_after = after;
+        self
+    }
+
+    pub(crate) fn with_remedy(mut self, remedy: impl Into<String>) -> Self {
+        self.0.remedy = Some(remedy.into());
+        self
+    }
+
+    pub(crate) fn with_attempts(mut self, attempts: u32, elapsed: Duration) -> Self {
+        self.0.attempts = attempts;
+        self.0.elapsed = elapsed;
+        self
+    }
+
+    /// What a caller can do about it.
+    pub fn kind(&self) -> ErrorKind {
+        self.0.kind
+    }
+
+    /// The HTTP status, where an answer came.
+    pub fn status(&self) -> Option<u16> {
+        self.0.status
+    }
+
+    /// The service's own code, such as `BucketNotFound`; HEAD answers carry none.
+    pub fn code(&self) -> Option<&str> {
+        self.0.code.as_deref()
+    }
+
+    /// How long the service asked to be left alone (`Retry-After`).
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.0.retry_after
+    }
+
+    /// Whether a policy has repeated it, and has given up.
+    pub(crate) fn was_repeated(&self) -> bool {
+        self.0.attempts > 1
+    }
+
+    /// Whether the same request may succeed later without anybody changing anything.
+    pub fn is_transient(&self) -> bool {
+        matches!(self.0.kind, ErrorKind::Throttled | ErrorKind::Unavailable | ErrorKind::Identity)
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Inner { attempted, cause, status, code, request_id, attempts, elapsed, remedy, .. } =
+            &*self.0;
+        write!(f, "{attempted}: ")?;
+        if let Some(status) = status {
+            write!(f, "{status} ")?;
+        }
+        if let Some(code) = code {
+            write!(f, "{code}: ")?;
+        }
+        f.write_str(cause.trim_end_matches('.'))?;
+        if let Some(id) = request_id {
+            write!(f, " (opc-request-id {id})")?;
+        }
+        if *attempts > 1 {
+            write!(f, ", after {attempts} attempts in {:.1} s", elapsed.as_secs_f64())?;
+        }
+        if let Some(remedy) = remedy {
+            write!(f, "; {remedy}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}: {self}", self.0.kind)
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl From<Error> for crate::Error {
+    fn from(error: Error) -> Self {
+        use crate::ErrorKind as Meaning;
+        let meaning = match error.kind() {
+            ErrorKind::Unauthenticated => Meaning::Unauthenticated,
+            ErrorKind::Forbidden => Meaning::Denied,
+            ErrorKind::NotFound => Meaning::NotFound,
+            // A driver that is configured wrong is not the fault of who asks.
+            ErrorKind::Archived | ErrorKind::Changed | ErrorKind::Config => Meaning::Precondition,
+            // An answer that is no answer comes from a proxy in between, and passes.
+            ErrorKind::Throttled
+            | ErrorKind::Unavailable
+            | ErrorKind::Identity
+            | ErrorKind::Protocol => Meaning::Unavailable,
+            ErrorKind::Invalid => Meaning::Invalid,
+            ErrorKind::RangeNotSatisfiable => Meaning::Internal,
+        };
+        Self::new(meaning, error.to_string())
+    }
+}
+
+/// The first `limit` characters of text that came from elsewhere, on one line.
+pub(crate) fn excerpt(text: &str, limit: usize) -> String {
+    let mut short: String = text
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .take(limit)
+        .collect::<String>()
+        .trim()
+        .to_owned();
+    if text.chars().nth(limit).is_some() {
+        short.push('…');
+    }
+    short
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sentence_says_what_where_why_how_often_and_what_to_do() {
+        let error = Error::new(
+            ErrorKind::Throttled,
+            "ListObjects of m/ in bucket b of namespace n at objectstorage.example",
+            "rate limit exceeded.",
+        )
+        .with_status(429)
+        .with_code(Some("TooManyRequests".into()))
+        .with_request_id(Some("iad-1:x".into()))
+        .with_attempts(3, Duration::from_millis(2_140))
+        .with_remedy("ask for fewer objects at once");
+        assert_eq!(
+            error.to_string(),
+            "ListObjects of m/ in bucket b of namespace n at objectstorage.example: 429 \
+             TooManyRequests: rate limit exceeded (opc-request-id iad-1:x), after 3 attempts in \
+             2.1 s; ask for fewer objects at once"
+        );
+    }
+
+    #[test]
+    fn every_kind_has_the_meaning_that_the_library_gives_it() {
+        use crate::ErrorKind as Meaning;
+        for (kind, meaning, transient) in [
+            (ErrorKind::Unauthenticated, Meaning::Unauthenticated, false),
+            (ErrorKind::Forbidden, Meaning::Denied, false),
+            (ErrorKind::NotFound, Meaning::NotFound, false),
+            (ErrorKind::Archived, Meaning::Precondition, false),
+            (ErrorKind::Changed, Meaning::Precondition, false),
+            (ErrorKind::RangeNotSatisfiable, Meaning::Internal, false),
+            (ErrorKind::Throttled, Meaning::Unavailable, true),
+            (ErrorKind::Unavailable, Meaning::Unavailable, true),
+            (ErrorKind::Identity, Meaning::Unavailable, true),
+            (ErrorKind::Protocol, Meaning::Unavailable, false),
+            (ErrorKind::Invalid, Meaning::Invalid, false),
+            (ErrorKind::Config, Meaning::Precondition, false),
+        ] {
+            let error = Error::new(kind, "a", "b");
+            assert_eq!(error.is_transient(), transient, "{kind:?}");
+            assert_eq!(crate::Error::from(error).kind(), meaning, "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn text_from_elsewhere_is_cut_and_kept_on_one_line() {
+        assert_eq!(excerpt("a\nb\tc", 10), "a b c");
+        assert_eq!(excerpt("äöüß", 2), "äö…");
+    }
+}

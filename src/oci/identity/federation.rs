@@ -1,0 +1,182 @@
+//! The exchange of an instance's certificate for a token (`POST /v1/x509`).
+
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use http::{HeaderValue, Request, StatusCode, header};
+use http_body_util::Full;
+use serde::{Deserialize, Serialize};
+
+use super::certificate::InstanceCertificate;
+use crate::oci::answer::{self, ErrorBody};
+use crate::oci::clock::{Clock, skew_remedy};
+use crate::oci::endpoint::Endpoint;
+use crate::oci::error::{Error, ErrorKind, excerpt};
+use crate::oci::key::KeyPair;
+use crate::oci::retry::RetryPolicy;
+use crate::oci::sign;
+use crate::oci::transport::Transport;
+
+/// A token is a few kilobytes.
+const LONGEST_ANSWER: usize = 256 * 1024;
+
+/// What the metadata service says of the instance at one moment.
+pub(crate) struct InstanceDocuments {
+    pub(crate) leaf: InstanceCertificate,
+    pub(crate) leaf_key: KeyPair,
+    pub(crate) intermediate: InstanceCertificate,
+    pub(crate) tenancy: String,
+}
+
+/// A token with the service's clock when it came.
+pub(crate) struct Token {
+    pub(crate) jwt: String,
+    pub(crate) server_time: Option<SystemTime>,
+}
+
+/// A client of one federation endpoint.
+pub(crate) struct Federation {
+    pub(crate) transport: Transport,
+    pub(crate) retry: RetryPolicy,
+    pub(crate) clock: Clock,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ExchangeRequest<'a> {
+    certificate: &'a str,
+    public_key: &'a str,
+    intermediate_certificates: [&'a str; 1],
+    fingerprint_algorithm: &'a str,
+}
+
+#[derive(Deserialize)]
+struct ExchangeAnswer {
+    token: String,
+}
+
+impl Federation {
+    /// A token for `session_key`, asked for in the name of the instance.
+    ///
+    /// The form is the Go SDK's: SHA-256 fingerprint in the key id, `host` not signed.
+    pub(crate) async fn exchange(
+        &self,
+        endpoint: &Endpoint,
+        instance: &InstanceDocuments,
+        session_key: &KeyPair,
+    ) -> Result<Token, Error> {
+        use base64::Engine as _;
+        let attempted =
+            format!("exchanging the instance's certificate for a token at {}", endpoint.host());
+        let broken = |why: String| Error::new(ErrorKind::Protocol, attempted.clone(), why);
+        let public_key = session_key.public_der().map_err(|error| broken(error.to_string()))?;
+        let body = serde_json::to_vec(&ExchangeRequest {
+            certificate: instance.leaf.base64(),
+            public_key: &base64::engine::general_purpose::STANDARD.encode(public_key),
+            intermediate_certificates: [instance.intermediate.base64()],
+            fingerprint_algorithm: "SHA256",
+        })
+        .map_err(|error| broken(error.to_string()))?;
+        let body = Bytes::from(body);
+        let key_id =
+            format!("{}/fed-x509-sha256/{}", instance.tenancy, instance.leaf.fingerprint());
+        let mut attempts = self.retry.start();
+        loop {
+            let request = self
+                .signed(endpoint, &body, &key_id, &instance.leaf_key)
+                .map_err(|why| Error::config(attempted.clone(), why))?;
+            match self.attempt(request, &attempted).await {
+                Ok(token) => return Ok(token),
+                Err(error) => attempts.again(error).await?,
+            }
+        }
+    }
+
+    fn signed(
+        &self,
+        endpoint: &Endpoint,
+        body: &Bytes,
+        key_id: &str,
+        key: &KeyPair,
+    ) -> Result<Request<Full<Bytes>>, String> {
+        let target = endpoint.target("");
+        let date = httpdate::fmt_http_date(self.clock.now());
+        let signed = sign::sign(
+            &sign::Request {
+                method: "POST",
+                target: &target,
+                host: None,
+                date: &date,
+                date_header: sign::DateHeader::Date,
+                body: Some(sign::Body { content_type: sign::JSON, bytes: body }),
+            },
+            key_id,
+            key,
+        )
+        .map_err(|error| error.to_string())?;
+        let uri = endpoint.uri(&target).map_err(|error| error.to_string())?;
+        let mut authorization =
+            HeaderValue::try_from(signed.authorization).map_err(|error| error.to_string())?;
+        authorization.set_sensitive(true);
+        Request::post(uri)
+            .header(header::HOST, endpoint.host())
+            .header(header::DATE, date)
+            .header(header::CONTENT_TYPE, sign::JSON)
+            .header(header::CONTENT_LENGTH, body.len())
+            .header("x-content-sha256", signed.content_sha256.unwrap_or_default())
+            .header(header::AUTHORIZATION, authorization)
+            .body(Full::new(body.clone()))
+            .map_err(|error| error.to_string())
+    }
+
+    async fn attempt(
+        &self,
+        request: Request<Full<Bytes>>,
+        attempted: &str,
+    ) -> Result<Token, Error> {
+        let unreachable =
+            |what: String| Error::new(ErrorKind::Identity, attempted.to_owned(), what);
+        let response = self.transport.send(request).await.map_err(|failure| {
+            let error = unreachable(failure.what);
+            match failure.remedy {
+                Some(remedy) => error.with_remedy(remedy),
+                None => error,
+            }
+        })?;
+        let (parts, body) = response.into_parts();
+        let body = self
+            .transport
+            .read(body, LONGEST_ANSWER)
+            .await
+            .map_err(|failure| unreachable(failure.what))?;
+        if parts.status == StatusCode::OK {
+            let answer: ExchangeAnswer = serde_json::from_slice(&body).map_err(|_| {
+                // Not quoted: it may hold a token.
+                Error::new(ErrorKind::Protocol, attempted.to_owned(), "the answer has no token")
+            })?;
+            let server_time = answer::text(&parts.headers, "date")
+                .and_then(|date| httpdate::parse_http_date(date).ok());
+            return Ok(Token { jwt: answer.token, server_time });
+        }
+        let kind = match parts.status {
+            StatusCode::UNAUTHORIZED => ErrorKind::Unauthenticated,
+            StatusCode::FORBIDDEN => ErrorKind::Forbidden,
+            status if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS => {
+                ErrorKind::Identity
+            }
+            status if status.is_client_error() => ErrorKind::Invalid,
+            _ => ErrorKind::Protocol,
+        };
+        let ErrorBody { code, message } = serde_json::from_slice(&body).unwrap_or_default();
+        let message = message.unwrap_or_else(|| "refused".to_owned());
+        let error = Error::new(kind, attempted.to_owned(), excerpt(&message, 300))
+            .with_status(parts.status.as_u16())
+            .with_code(code)
+            .with_request_id(answer::text(&parts.headers, "opc-request-id").map(str::to_owned))
+            .with_retry_after(answer::retry_after(&parts.headers, self.clock.now()));
+        Err(match skew_remedy(self.clock.now(), &parts.headers, "the identity service") {
+            Some(remedy) if kind == ErrorKind::Unauthenticated => error.with_remedy(remedy),
+            _ => error,
+        })
+    }
+}

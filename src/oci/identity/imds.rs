@@ -1,0 +1,92 @@
+//! The instance metadata service, version 2.
+
+use bytes::Bytes;
+use http::{Request, StatusCode, header};
+use http_body_util::Full;
+
+use crate::oci::endpoint::Endpoint;
+use crate::oci::error::{Error, ErrorKind, excerpt};
+use crate::oci::retry::RetryPolicy;
+use crate::oci::settings::{Settings, Timeouts};
+use crate::oci::transport::Transport;
+
+/// Where every instance finds it; link-local, so never through a proxy.
+const DEFAULT_BASE: &str = "http://169.254.169.254/opc/v2";
+
+/// Certificates and keys are a few kilobytes.
+const LONGEST_ANSWER: usize = 64 * 1024;
+
+/// A client of the metadata service of this node.
+pub(crate) struct Imds {
+    transport: Transport,
+    base: Endpoint,
+    retry: RetryPolicy,
+}
+
+impl Imds {
+    pub(crate) fn new(settings: &Settings) -> Result<Self, Error> {
+        let base = settings
+            .or_variable(settings.metadata_base.as_ref(), "OCI_METADATA_BASE_URL")
+            .unwrap_or_else(|| DEFAULT_BASE.to_owned());
+        let timeouts =
+            Timeouts { connect: settings.timeouts.metadata_connect, ..settings.timeouts.clone() };
+        Ok(Self {
+            transport: Transport::new(&timeouts, settings.ca_file().as_deref())?,
+            base: Endpoint::parse(&base, "the metadata service's URL")?,
+            retry: settings.retry.clone(),
+        })
+    }
+
+    /// The text at `path`, which begins with a slash.
+    ///
+    /// A 404 is repeated too: the service answers so while it is starting.
+    pub(crate) async fn get(&self, path: &str) -> Result<String, Error> {
+        let mut attempts = self.retry.start();
+        loop {
+            match self.attempt(path).await {
+                Ok(text) => return Ok(text),
+                Err(error) => attempts.again(error).await?,
+            }
+        }
+    }
+
+    async fn attempt(&self, path: &str) -> Result<String, Error> {
+        let target = self.base.target(path);
+        let attempted = format!("asking the metadata service at {} for {target}", self.base.host());
+        let request = self
+            .base
+            .uri(&target)
+            .and_then(|uri| {
+                Request::get(uri)
+                    .header(header::HOST, self.base.host())
+                    .header(header::AUTHORIZATION, "Bearer Oracle")
+                    .body(Full::new(Bytes::new()))
+            })
+            .map_err(|error| Error::config(attempted.clone(), error.to_string()))?;
+        let unreachable = |what: String| {
+            Error::new(ErrorKind::Identity, attempted.clone(), what).with_remedy(
+                "instance_principal works on OCI compute instances only: elsewhere use \
+                 --auth api_key; on an instance, check that pods may reach 169.254.169.254",
+            )
+        };
+        let response =
+            self.transport.send(request).await.map_err(|failure| unreachable(failure.what))?;
+        let status = response.status();
+        let body = self
+            .transport
+            .read(response.into_body(), LONGEST_ANSWER)
+            .await
+            .map_err(|failure| unreachable(failure.what))?;
+        if status == StatusCode::OK {
+            return String::from_utf8(body.to_vec())
+                .map_err(|_| Error::new(ErrorKind::Protocol, attempted, "the answer is not text"));
+        }
+        let passes = status == StatusCode::NOT_FOUND
+            || status == StatusCode::TOO_MANY_REQUESTS
+            || status.is_server_error();
+        let kind = if passes { ErrorKind::Identity } else { ErrorKind::Config };
+        let text = excerpt(&String::from_utf8_lossy(&body), 120);
+        let cause = if text.is_empty() { "refused".to_owned() } else { text };
+        Err(Error::new(kind, attempted, cause).with_status(status.as_u16()))
+    }
+}

@@ -1,0 +1,284 @@
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use aws_lc_rs::signature::{RSA_PKCS1_2048_8192_SHA256, UnparsedPublicKey};
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use serde_json::Value;
+
+use super::*;
+use crate::oci::pem;
+use crate::oci::sign::tests::{parameters, vectors};
+use crate::oci::test_server::{Answer, Seen, Server};
+use crate::oci::{AuthMethod, Bucket, ObjectStorage, RetryPolicy};
+
+const RSA: &UnparsedParameters = &RSA_PKCS1_2048_8192_SHA256;
+type UnparsedParameters = aws_lc_rs::signature::RsaParameters;
+
+/// Metadata service, federation endpoint and Object Storage in one, as strict as the real ones.
+struct Oracle {
+    server: Server,
+    world: Arc<World>,
+}
+
+#[derive(Default)]
+struct World {
+    tokens: AtomicU64,
+    /// The token that counts and the session key that was posted for it.
+    valid: Mutex<(String, Vec<u8>)>,
+    /// Answers that come before the regular ones, by path.
+    first: Mutex<Vec<(&'static str, Answer)>>,
+}
+
+impl World {
+    fn answer(&self, seen: &Seen) -> Answer {
+        let mut first = self.first.lock().unwrap();
+        if let Some(at) = first.iter().position(|(path, _)| *path == seen.target) {
+            return first.remove(at).1;
+        }
+        let file = vectors();
+        let text = |name: &str| Answer::new(200, file[name].as_str().unwrap());
+        if seen.target.starts_with("/opc/v2/")
+            && seen.header("authorization") != Some("Bearer Oracle")
+        {
+            return Answer::new(401, "");
+        }
+        match seen.target.as_str() {
+            "/opc/v2/instance/region" => Answer::new(200, "iad\n"),
+            "/opc/v2/identity/cert.pem" | "/opc/v2/identity/intermediate.pem" => {
+                text("leaf_certificate_pem")
+            }
+            "/opc/v2/identity/key.pem" => text("private_key_pkcs1"),
+            "/v1/x509" => self.federate(seen, &file),
+            _ => self.serve(seen),
+        }
+    }
+
+    fn federate(&self, seen: &Seen, file: &Value) -> Answer {
+        let parameters = parameters(seen.header("authorization").unwrap());
+        let (tenancy, fingerprint) =
+            (file["tenancy"].as_str().unwrap(), file["leaf_fingerprint_sha256"].as_str().unwrap());
+        assert_eq!(parameters["keyId"], format!("{tenancy}/fed-x509-sha256/{fingerprint}"));
+        assert_eq!(
+            parameters["headers"],
+            "date (request-target) content-length content-type x-content-sha256"
+        );
+        let spki = pem::blocks(file["public_key_spki"].as_str().unwrap())[0].der().unwrap();
+        verify(seen, &spki);
+        let body: Value = serde_json::from_slice(&seen.body).unwrap();
+        let leaf = pem::blocks(file["leaf_certificate_pem"].as_str().unwrap())[0].base64.clone();
+        assert_eq!(body["certificate"], leaf);
+        assert_eq!(body["intermediateCertificates"], serde_json::json!([leaf]));
+        assert_eq!(body["fingerprintAlgorithm"], "SHA256");
+        let session = STANDARD.decode(body["publicKey"].as_str().unwrap()).unwrap();
+
+        let number = self.tokens.fetch_add(1, Ordering::SeqCst);
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+        let claims = serde_json::json!({"iat": now, "exp": now + 3600, "n": number}).to_string();
+        let jwt = format!("e30.{}.c2ln", URL_SAFE_NO_PAD.encode(claims));
+        *self.valid.lock().unwrap() = (jwt.clone(), session);
+        Answer::new(200, serde_json::json!({"token": jwt}).to_string())
+    }
+
+    fn serve(&self, seen: &Seen) -> Answer {
+        let (jwt, session) = self.valid.lock().unwrap().clone();
+        if parameters(seen.header("authorization").unwrap())["keyId"] != format!("ST${jwt}") {
+            return Answer::refusal(401, "NotAuthenticated");
+        }
+        verify(seen, &session);
+        Answer::new(200, "\"ns\"")
+    }
+}
+
+/// Panics in the server where the signature does not fit the request as it came.
+fn verify(seen: &Seen, public: &[u8]) {
+    let parameters = parameters(seen.header("authorization").unwrap());
+    let lines: Vec<_> = parameters["headers"]
+        .split(' ')
+        .map(|name| match name {
+            "(request-target)" => {
+                format!("{name}: {} {}", seen.method.to_lowercase(), seen.target)
+            }
+            _ => format!("{name}: {}", seen.header(name).unwrap()),
+        })
+        .collect();
+    let signature = STANDARD.decode(&parameters["signature"]).unwrap();
+    UnparsedPublicKey::new(RSA, public).verify(lines.join("\n").as_bytes(), &signature).unwrap();
+}
+
+impl Oracle {
+    async fn start() -> Self {
+        let world = Arc::<World>::default();
+        let script = Arc::clone(&world);
+        let server = Server::start(move |_, seen| script.answer(seen)).await;
+        Self { server, world }
+    }
+
+    fn first(&self, path: &'static str, answer: Answer) {
+        self.world.first.lock().unwrap().push((path, answer));
+    }
+
+    async fn client(&self) -> ObjectStorage {
+        let settings =
+            Settings { endpoint: Some(self.server.url.clone()), ..settings(&self.server.url) };
+        ObjectStorage::connect(settings).await.unwrap()
+    }
+
+    fn asked(&self, path: &str) -> usize {
+        self.server.seen().iter().filter(|seen| seen.target == path).count()
+    }
+}
+
+fn settings(url: &str) -> Settings {
+    let (initial, max) = (Duration::from_millis(1), Duration::from_millis(5));
+    Settings {
+        metadata_base: Some(format!("{url}/opc/v2")),
+        federation_endpoint: Some(format!("{url}/v1/x509")),
+        retry: RetryPolicy::new(4, initial, max, Duration::from_secs(20)).unwrap(),
+        environment: Environment::empty(),
+        ..Settings::new(AuthMethod::InstancePrincipal)
+    }
+}
+
+fn bucket() -> Bucket {
+    Bucket::new("ns", "models")
+}
+
+#[tokio::test]
+async fn certificate_and_session_key_become_a_token_that_requests_are_signed_with() {
+    let oracle = Oracle::start().await;
+    let client = oracle.client().await;
+    assert!(oracle.server.seen().is_empty(), "nothing is asked before the first request");
+    assert_eq!(client.namespace().await.unwrap(), "ns");
+    client.head_bucket(&bucket()).await.unwrap();
+    assert_eq!(oracle.asked("/v1/x509"), 1);
+    let identity = client.identity().unwrap();
+    assert_eq!((identity.refreshes(), identity.refresh_failures()), (1, 0));
+    let left = identity.expires_at().unwrap().duration_since(SystemTime::now()).unwrap();
+    assert!(left > Duration::from_secs(3500) && left <= Duration::from_secs(3601), "{left:?}");
+}
+
+#[tokio::test]
+async fn a_401_is_met_by_a_new_token_and_the_caller_hears_nothing_of_it() {
+    let oracle = Oracle::start().await;
+    let client = oracle.client().await;
+    client.head_bucket(&bucket()).await.unwrap();
+    // The service forgets the token, as when a dynamic group is changed.
+    oracle.world.valid.lock().unwrap().0 = "revoked".into();
+    let bucket = bucket();
+    let calls = (0..8).map(|_| client.head_bucket(&bucket));
+    assert!(futures_util::future::join_all(calls).await.iter().all(Result::is_ok));
+    assert_eq!(oracle.asked("/v1/x509"), 2, "eight refusals, one refresh");
+    assert_eq!(oracle.asked("/opc/v2/identity/cert.pem"), 2, "the certificate is read again");
+}
+
+#[tokio::test]
+async fn a_401_that_a_new_token_does_not_heal_is_told() {
+    let oracle = Oracle::start().await;
+    let client = oracle.client().await;
+    for _ in 0..2 {
+        oracle.first("/n/ns/b/models", Answer::refusal(401, "NotAuthenticated"));
+    }
+    let error = client.head_bucket(&bucket()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unauthenticated);
+    assert!(error.to_string().contains("dynamic group"), "{error}");
+}
+
+#[tokio::test]
+async fn certificate_and_key_that_do_not_belong_together_are_read_again() {
+    let oracle = Oracle::start().await;
+    let rotated = KeyPair::generate().unwrap().to_pkcs8_pem().unwrap();
+    oracle.first("/opc/v2/identity/key.pem", Answer::new(200, rotated));
+    oracle.client().await.namespace().await.unwrap();
+    assert_eq!(oracle.asked("/opc/v2/identity/cert.pem"), 2);
+    assert_eq!(oracle.asked("/v1/x509"), 1);
+}
+
+#[tokio::test]
+async fn an_exchange_that_is_refused_is_repeated_once_with_documents_read_again() {
+    let oracle = Oracle::start().await;
+    oracle.first("/v1/x509", Answer::refusal(401, "NotAuthenticated"));
+    oracle.client().await.namespace().await.unwrap();
+    assert_eq!(oracle.asked("/opc/v2/identity/cert.pem"), 2);
+
+    let skewed = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(600));
+    for _ in 0..2 {
+        let answer = Answer::refusal(401, "NotAuthenticated").header("date", &skewed);
+        oracle.first("/v1/x509", answer);
+    }
+    let error = oracle.client().await.namespace().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unauthenticated);
+    assert!(error.to_string().contains("behind the identity service"), "{error}");
+}
+
+#[tokio::test]
+async fn what_passes_is_waited_for_and_what_does_not_is_told_at_once() {
+    let oracle = Oracle::start().await;
+    oracle.first("/opc/v2/identity/cert.pem", Answer::new(404, "not yet"));
+    oracle.first("/opc/v2/identity/key.pem", Answer::new(503, ""));
+    oracle.first("/v1/x509", Answer::new(500, ""));
+    oracle.client().await.namespace().await.unwrap();
+    assert_eq!(oracle.asked("/v1/x509"), 2);
+
+    oracle.first("/v1/x509", Answer::refusal(400, "InvalidParameter"));
+    let error = oracle.client().await.namespace().await.unwrap_err();
+    assert_eq!((error.kind(), oracle.asked("/v1/x509")), (ErrorKind::Invalid, 3));
+}
+
+#[tokio::test]
+async fn an_instance_that_moves_to_another_tenancy_is_not_followed() {
+    let oracle = Oracle::start().await;
+    let client = oracle.client().await;
+    client.namespace().await.unwrap();
+    let file = vectors();
+    let mut der = pem::blocks(file["leaf_certificate_pem"].as_str().unwrap())[0].der().unwrap();
+    let tenancy = file["tenancy"].as_str().unwrap().as_bytes();
+    // The issuer's stands first.
+    let at = der.windows(tenancy.len()).rposition(|window| window == tenancy).unwrap();
+    der[at + tenancy.len() - 1] = b'X';
+    let moved = pem::encode("CERTIFICATE", &der);
+    oracle.first("/opc/v2/identity/cert.pem", Answer::new(200, moved));
+    oracle.world.valid.lock().unwrap().0 = "revoked".into();
+    let error = client.head_bucket(&bucket()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unauthenticated);
+    assert!(error.to_string().contains("tenancy changed"), "{error}");
+}
+
+#[tokio::test]
+async fn where_no_metadata_service_is_the_error_says_that_this_is_no_instance() {
+    let gone = Oracle::start().await.server.url.clone();
+    let client = ObjectStorage::connect(settings(&gone)).await.unwrap();
+    for error in [client.namespace().await.unwrap_err(), client.location().await.unwrap_err()] {
+        assert_eq!(error.kind(), ErrorKind::Identity);
+        assert!(error.to_string().contains("on OCI compute instances only"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_metadata_service_that_refuses_is_not_asked_again() {
+    let oracle = Oracle::start().await;
+    oracle.first("/opc/v2/identity/cert.pem", Answer::new(403, "no"));
+    let error = oracle.client().await.namespace().await.unwrap_err();
+    assert_eq!((error.kind(), error.status()), (ErrorKind::Config, Some(403)));
+    assert_eq!(oracle.asked("/opc/v2/identity/cert.pem"), 1);
+}
+
+#[tokio::test]
+async fn the_region_is_the_instances_own_also_when_it_is_newer_than_the_table() {
+    let oracle = Oracle::start().await;
+    let location = async || {
+        ObjectStorage::connect(settings(&oracle.server.url)).await.unwrap().location().await
+    };
+    assert_eq!(location().await.unwrap(), "us-ashburn-1");
+    oracle.first("/opc/v2/instance/region", Answer::new(200, "xx-new-1"));
+    let info = r#"{"realmKey":"OC99","realmDomainComponent":"example.cloud",
+        "regionKey":"NEW","regionIdentifier":"xx-new-1"}"#;
+    oracle.first("/opc/v2/instance/regionInfo", Answer::new(200, info));
+    let imds = Arc::new(Imds::new(&settings(&oracle.server.url)).unwrap());
+    let region = InstanceRegion::new(None, Environment::empty(), imds);
+    assert_eq!(
+        region.get().await.unwrap().federation_url(),
+        "https://auth.xx-new-1.example.cloud/v1/x509"
+    );
+}

@@ -1,0 +1,313 @@
+//! Who asks: one immutable [`Credential`] behind an atomic swap.
+//!
+//! A credential is key id and key together, so that no request is ever signed
+//! with the key of one token under the name of another. [`Identity`] hands out
+//! the current one, replaces it before it expires, and replaces it when the
+//! service refuses it; how a new one is made is the business of a source, one
+//! per authentication method.
+
+pub(crate) mod api_key;
+pub(crate) mod certificate;
+pub(crate) mod federation;
+pub(crate) mod imds;
+pub(crate) mod instance_principal;
+pub(crate) mod token;
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwapOption;
+use futures_util::future::BoxFuture;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::clock::Clock;
+use super::error::{Error, ErrorKind};
+use super::key::KeyPair;
+use super::retry::RetryPolicy;
+use super::sign::{self, Signed};
+
+/// After a refresh that changed nothing, 401s do not cause another for this long:
+/// a clock that is off or a missing policy must not turn each request into three.
+const FUTILE_PAUSE: Duration = Duration::from_secs(30);
+
+/// The refresher looks at the clock at least this often, since wall clocks jump.
+const LONGEST_NAP: Duration = Duration::from_secs(60);
+
+/// Key id and key, which belong together and never change.
+pub struct Credential {
+    key_id: String,
+    key: KeyPair,
+    lifetime: Option<token::Lifetime>,
+    #[cfg(feature = "oci-rust-sdk")]
+    sdk: Option<super::sdk_signer::SdkSigner>,
+}
+
+impl Credential {
+    /// One that does not expire.
+    pub(crate) fn lasting(key_id: String, key: KeyPair) -> Self {
+        Self {
+            key_id,
+            key,
+            lifetime: None,
+            #[cfg(feature = "oci-rust-sdk")]
+            sdk: None,
+        }
+    }
+
+    /// A token's.
+    pub(crate) fn expiring(key_id: String, key: KeyPair, lifetime: token::Lifetime) -> Self {
+        Self { lifetime: Some(lifetime), ..Self::lasting(key_id, key) }
+    }
+
+    /// Signs through oci-rust-sdk from here on.
+    #[cfg(feature = "oci-rust-sdk")]
+    pub(crate) fn through_sdk(mut self) -> Result<Self, Error> {
+        self.sdk = Some(super::sdk_signer::SdkSigner::new(&self.key_id, &self.key)?);
+        Ok(self)
+    }
+
+    /// The headers that make `request` this credential's; `origin` is `scheme://host[:port]`.
+    pub(crate) fn sign(&self, request: &sign::Request<'_>, origin: &str) -> Result<Signed, Error> {
+        #[cfg(feature = "oci-rust-sdk")]
+        if let Some(sdk) = &self.sdk {
+            return sdk.sign(request, origin);
+        }
+        #[cfg(not(feature = "oci-rust-sdk"))]
+        let _ = origin;
+        sign::sign(request, &self.key_id, &self.key)
+            .map_err(|error| Error::config("signing a request", error.to_string()))
+    }
+
+    /// When the service stops accepting it.
+    pub fn expires_at(&self) -> Option<SystemTime> {
+        self.lifetime.map(|lifetime| lifetime.expires_at)
+    }
+}
+
+impl fmt::Debug for Credential {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The key id of a token is the token itself.
+        f.debug_struct("Credential").field("expires_at", &self.expires_at()).finish_non_exhaustive()
+    }
+}
+
+/// Where credentials come from: one implementation per authentication method.
+pub(crate) trait Source: Send + Sync + 'static {
+    /// A new credential; transient failures are repeated inside.
+    fn fetch(&self) -> BoxFuture<'_, Result<Credential, Error>>;
+}
+
+/// Hands out the current credential and keeps it current; cheap to clone.
+#[derive(Clone)]
+pub struct Identity(Arc<Shared>);
+
+type Outcome = Option<Result<Arc<Credential>, Error>>;
+
+struct Shared {
+    source: Box<dyn Source>,
+    clock: Clock,
+    current: ArcSwapOption<Credential>,
+    /// The refresh that runs, if one does: the task that runs it owns this entry.
+    flight: Mutex<Option<watch::Receiver<Outcome>>>,
+    /// The last time that a refresh on 401 did not help.
+    futile: Mutex<Option<Instant>>,
+    refresher: Mutex<Option<tokio::task::JoinHandle<()>>>,
+    refreshes: AtomicU64,
+    failures: AtomicU64,
+}
+
+impl Identity {
+    pub(crate) fn new(source: impl Source, clock: Clock) -> Self {
+        Self(Arc::new(Shared {
+            source: Box::new(source),
+            clock,
+            current: ArcSwapOption::empty(),
+            flight: Mutex::default(),
+            futile: Mutex::default(),
+            refresher: Mutex::default(),
+            refreshes: AtomicU64::new(0),
+            failures: AtomicU64::new(0),
+        }))
+    }
+
+    /// The current credential; a new one where there is none or it has expired.
+    ///
+    /// Cancel safe: a refresh that was begun goes on, and the next call joins it.
+    pub async fn credentials(&self) -> Result<Arc<Credential>, Error> {
+        let current = self.0.current.load_full();
+        match &current {
+            Some(credential) if !self.0.has_expired(credential) => Ok(Arc::clone(credential)),
+            seen => self.0.refresh(seen.as_ref()).await,
+        }
+    }
+
+    /// After a 401 to a request signed with `seen`: another credential to repeat
+    /// it with, or `None` where there is no other and the refusal stands.
+    pub async fn invalidate(
+        &self,
+        seen: &Arc<Credential>,
+    ) -> Result<Option<Arc<Credential>>, Error> {
+        if let Some(current) = self.0.current.load_full()
+            && current.key_id != seen.key_id
+        {
+            return Ok(Some(current));
+        }
+        if lock(&self.0.futile).is_some_and(|since| since.elapsed() < FUTILE_PAUSE) {
+            return Ok(None);
+        }
+        let fresh = self.0.refresh(Some(seen)).await?;
+        if fresh.key_id == seen.key_id {
+            self.repeat_was_futile();
+            return Ok(None);
+        }
+        Ok(Some(fresh))
+    }
+
+    /// To be told when also the repeated request was refused.
+    pub fn repeat_was_futile(&self) {
+        *lock(&self.0.futile) = Some(Instant::now());
+    }
+
+    /// How many credentials were fetched.
+    pub fn refreshes(&self) -> u64 {
+        self.0.refreshes.load(Ordering::Relaxed)
+    }
+
+    /// How many times fetching one failed, its own repetitions not counted.
+    pub fn refresh_failures(&self) -> u64 {
+        self.0.failures.load(Ordering::Relaxed)
+    }
+
+    /// When the current credential expires; `None` where it does not, or there is none yet.
+    pub fn expires_at(&self) -> Option<SystemTime> {
+        self.0.current.load().as_ref()?.expires_at()
+    }
+}
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Identity").field("expires_at", &self.expires_at()).finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    fn has_expired(&self, credential: &Credential) -> bool {
+        credential.expires_at().is_some_and(|end| end <= self.clock.now())
+    }
+
+    /// One that is not `seen`: the current one, the running refresh's, or a new refresh's.
+    async fn refresh(
+        self: &Arc<Self>,
+        seen: Option<&Arc<Credential>>,
+    ) -> Result<Arc<Credential>, Error> {
+        let mut flight = {
+            let mut slot = lock(&self.flight);
+            if let Some(current) = self.current.load_full()
+                && seen.is_none_or(|seen| !Arc::ptr_eq(seen, &current))
+            {
+                return Ok(current);
+            }
+            match &*slot {
+                Some(running) => running.clone(),
+                None => slot.insert(self.depart()).clone(),
+            }
+        };
+        let outcome = flight.wait_for(Option::is_some).await;
+        match outcome.as_deref() {
+            Ok(Some(result)) => result.clone(),
+            Ok(None) | Err(_) => Err(Error::new(
+                ErrorKind::Identity,
+                "refreshing the credential",
+                "the refresh was ended by the process",
+            )),
+        }
+    }
+
+    /// Starts a refresh that lives on when its callers do not.
+    fn depart(self: &Arc<Self>) -> watch::Receiver<Outcome> {
+        let (announce, outcome) = watch::channel(None);
+        let shared = Arc::clone(self);
+        tokio::spawn(async move {
+            let entry = FlightEntry(&shared);
+            let result = shared.source.fetch().await.map(Arc::new);
+            match &result {
+                Ok(credential) => {
+                    shared.current.store(Some(Arc::clone(credential)));
+                    shared.refreshes.fetch_add(1, Ordering::Relaxed);
+                    shared.keep_fresh(credential);
+                }
+                Err(_) => {
+                    shared.failures.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+            // First the entry, then the news: who hears of a failure may start anew.
+            drop(entry);
+            announce.send_replace(Some(result));
+        });
+        outcome
+    }
+
+    /// Makes sure that one task watches over a credential that expires.
+    fn keep_fresh(self: &Arc<Self>, credential: &Credential) {
+        if credential.lifetime.is_none() {
+            return;
+        }
+        let mut refresher = lock(&self.refresher);
+        // It ends with its runtime, which need not be this one.
+        if refresher.as_ref().is_none_or(tokio::task::JoinHandle::is_finished) {
+            *refresher = Some(tokio::spawn(watch_over(Arc::downgrade(self))));
+        }
+    }
+}
+
+/// Takes the refresh out of the registry when its task ends, however it ends.
+struct FlightEntry<'a>(&'a Shared);
+
+impl Drop for FlightEntry<'_> {
+    fn drop(&mut self) {
+        *lock(&self.0.flight) = None;
+    }
+}
+
+/// Replaces the credential before it expires, for as long as somebody holds the identity.
+///
+/// A failed refresh leaves the old credential in its place, to be used until its end.
+async fn watch_over(identity: Weak<Shared>) {
+    let (initial, max) = (Duration::from_secs(1), Duration::from_secs(60));
+    let backoff = RetryPolicy::new(u32::MAX, initial, max, Duration::MAX)
+        .expect("these constants are a valid policy");
+    let mut failed = 0_u32;
+    loop {
+        let nap = {
+            let Some(shared) = identity.upgrade() else { return };
+            let Some(current) = shared.current.load_full() else { return };
+            let Some(lifetime) = current.lifetime else { return };
+            match lifetime.refresh_at.duration_since(shared.clock.now()) {
+                Ok(early) if !early.is_zero() => early.min(LONGEST_NAP),
+                _ => match shared.refresh(Some(&current)).await {
+                    Ok(_) => {
+                        failed = 0;
+                        continue;
+                    }
+                    Err(error) => {
+                        failed = failed.saturating_add(1);
+                        tracing::warn!(%error, failed, "refreshing the credential failed");
+                        backoff.delay(failed, error.retry_after())
+                    }
+                },
+            }
+        };
+        tokio::time::sleep(nap).await;
+    }
+}
+
+/// The values behind these locks are whole at every instant, so a panic elsewhere does not spoil them.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests;

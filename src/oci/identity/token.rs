@@ -1,0 +1,93 @@
+//! How long a token lives: its JWT claims, read without verifying them.
+//!
+//! The service verifies; here they only say when to ask for the next one.
+
+use std::time::{Duration, SystemTime};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde::Deserialize;
+
+/// The longest time before its expiry that a token is replaced.
+const MARGIN: Duration = Duration::from_secs(5 * 60);
+
+/// When a token ends and when to replace it, by the local clock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Lifetime {
+    pub(crate) expires_at: SystemTime,
+    pub(crate) refresh_at: SystemTime,
+}
+
+#[derive(Deserialize)]
+struct Claims {
+    exp: u64,
+}
+
+impl Lifetime {
+    /// Of a JWT received at `now` from a service whose clock said `theirs`.
+    ///
+    /// `exp` is in the service's time, so a local clock that is off does not
+    /// make every token look expired. It is replaced five minutes before its
+    /// end, or after two thirds of what is left of it where that is later.
+    pub(crate) fn of_jwt(
+        jwt: &str,
+        now: SystemTime,
+        theirs: Option<SystemTime>,
+    ) -> Result<Self, &'static str> {
+        let payload = jwt.split('.').nth(1).ok_or("the token is not a JWT")?;
+        let json = URL_SAFE_NO_PAD
+            .decode(payload.trim_end_matches('='))
+            .map_err(|_| "the token's payload is not base64url")?;
+        let claims: Claims =
+            serde_json::from_slice(&json).map_err(|_| "the token's payload has no valid exp")?;
+        let expiry = SystemTime::UNIX_EPOCH
+            .checked_add(Duration::from_secs(claims.exp))
+            .ok_or("the token's exp is beyond all time")?;
+        // A `Date` header leaves out the fraction: their clock may be almost a second further.
+        let theirs = theirs.map_or(now, |theirs| theirs + Duration::from_secs(1));
+        let left = expiry
+            .duration_since(theirs)
+            .ok()
+            .filter(|left| !left.is_zero())
+            .ok_or("the token has expired already")?;
+        let expires_at = now.checked_add(left).ok_or("the token's exp is beyond all time")?;
+        Ok(Self { expires_at, refresh_at: expires_at - MARGIN.min(left / 3) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
+    fn jwt(payload: &str) -> String {
+        format!("e30.{}.c2ln", URL_SAFE_NO_PAD.encode(payload))
+    }
+
+    #[test]
+    fn a_long_token_is_replaced_five_minutes_early_and_a_short_one_at_two_thirds() {
+        for (left, refresh) in [(3600, 3300), (900, 600), (90, 60), (3, 2)] {
+            let token = jwt(&format!(r#"{{"exp":{},"iat":1000}}"#, 1000 + left));
+            let lifetime = Lifetime::of_jwt(&token, at(1000), None).unwrap();
+            assert_eq!(lifetime.expires_at, at(1000 + left));
+            assert_eq!(lifetime.refresh_at, at(1000 + refresh));
+        }
+    }
+
+    #[test]
+    fn a_clock_that_is_off_does_not_shorten_the_life() {
+        let token = jwt(r#"{"exp":4600}"#);
+        let lifetime = Lifetime::of_jwt(&token, at(9000), Some(at(1000))).unwrap();
+        assert_eq!(lifetime.expires_at, at(9000 + 3599));
+    }
+
+    #[test]
+    fn what_is_no_living_token_is_refused() {
+        for token in ["", "x", "e30.!!.x", &jwt("{}"), &jwt(r#"{"exp":1000}"#)] {
+            assert!(Lifetime::of_jwt(token, at(1000), None).is_err(), "{token}");
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! Everything that knows Oracle: endpoints, signing, identity, Object Storage.
+//!
+//! The way of a request, top to bottom:
+//!
+//! | step | module |
+//! |---|---|
+//! | what the administrator wrote, and the `oci` CLI's variables and file | `settings`, `config_file` |
+//! | the calls: list, head, get | `object_storage`, `answer`, `body` |
+//! | who asks: one immutable credential behind an atomic swap | [`identity`] |
+//! | the signature, a pure function | [`sign`], [`key`], `pem` |
+//! | the host | [`region`], `endpoint` |
+//! | the wire: hyper, rustls, timeouts | `transport` |
+//! | when it fails | [`Error`], [`RetryPolicy`] |
+//!
+//! Nothing outside this module builds a URL or a signature, and nothing in it
+//! knows of models, caches or CSI.
+
+mod answer;
+mod body;
+mod clock;
+mod config_file;
+mod encode;
+mod endpoint;
+mod error;
+pub mod identity;
+pub mod key;
+mod names;
+mod object_storage;
+mod pem;
+pub mod region;
+mod retry;
+#[cfg(feature = "oci-rust-sdk")]
+mod sdk_signer;
+mod settings;
+pub mod sign;
+#[cfg(test)]
+mod test_server;
+mod transport;
+
+pub use answer::{Listing, MultipartMd5, ObjectHead, ObjectSummary};
+pub use body::ObjectBody;
+pub use error::{Error, ErrorKind};
+pub use names::{Bucket, ObjectName};
+pub use object_storage::ObjectStorage;
+pub use retry::{Attempts, RetryPolicy};
+pub use settings::{AuthMethod, Environment, RequestObserver, Settings, Timeouts};
+
+/// This module's result.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -1,0 +1,274 @@
+//! The calls: namespace, list, head, get.
+//!
+//! Every call is one target string, which is signed and sent as the same
+//! bytes. A 401 is met by another credential and one repetition before the
+//! caller hears of it; what else fails is told or repeated as the policy says.
+
+mod connect;
+mod exchange;
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use http::{HeaderName, Method, StatusCode, header};
+use tokio::sync::OnceCell;
+
+use self::connect::Place;
+use self::exchange::Call;
+use super::answer::{self, Listing, ObjectHead, Page};
+use super::body::ObjectBody;
+use super::clock::Clock;
+use super::encode::strict;
+use super::error::{Error, ErrorKind, excerpt};
+use super::identity::Identity;
+use super::names::{Bucket, ObjectName};
+use super::retry::RetryPolicy;
+use super::settings::RequestObserver;
+use super::transport::Transport;
+
+/// The service's own limit on a page of a listing.
+const PAGE_LIMIT: usize = 1000;
+
+/// A thousand names of 1 KiB with everything escaped stay below this.
+const LONGEST_PAGE: usize = 32 * 1024 * 1024;
+
+/// A page may be empty and point further; so many in a row are a server that is stuck.
+const EMPTY_PAGES: usize = 1000;
+
+const LISTED_FIELDS: &str = "name,size,etag,md5,timeModified,storageTier,archivalState";
+
+/// Object Storage at one place as one identity; cheap to clone.
+#[derive(Clone)]
+pub struct ObjectStorage(Arc<Inner>);
+
+struct Inner {
+    transport: Transport,
+    place: Place,
+    identity: Option<Identity>,
+    /// Whether the credential is on this machine, so that `connect` can check it.
+    load_at_once: bool,
+    configured_namespace: Option<String>,
+    namespace: OnceCell<String>,
+    retry: RetryPolicy,
+    clock: Clock,
+    observer: Option<RequestObserver>,
+}
+
+impl ObjectStorage {
+    /// Where the objects are, in stable words for cache keys: the region's name,
+    /// or the endpoint's URL where one was chosen.
+    pub async fn location(&self) -> Result<String, Error> {
+        self.0.place.location().await
+    }
+
+    /// Who asks; `None` where requests are not signed.
+    pub fn identity(&self) -> Option<&Identity> {
+        self.0.identity.as_ref()
+    }
+
+    /// How requests are repeated, for callers that resume on their own.
+    pub fn retry_policy(&self) -> &RetryPolicy {
+        &self.0.retry
+    }
+
+    /// The namespace that was configured, else the tenancy's, asked for until it is known once.
+    pub async fn namespace(&self) -> Result<String, Error> {
+        if let Some(configured) = &self.0.configured_namespace {
+            return Ok(configured.clone());
+        }
+        self.0.namespace.get_or_try_init(|| self.get_namespace()).await.cloned()
+    }
+
+    async fn get_namespace(&self) -> Result<String, Error> {
+        let call = Call::new("GetNamespace", "the tenancy", Method::GET, "/n".to_owned());
+        let (_, body) = self.0.read_retrying(&call, 64 * 1024).await?;
+        serde_json::from_slice::<String>(&body)
+            .ok()
+            .filter(|namespace| !namespace.is_empty())
+            .ok_or_else(|| call.error(ErrorKind::Protocol, "the answer is not a JSON string"))
+    }
+
+    /// The objects whose names begin with `prefix`, in the service's order: all
+    /// pages, or the first `max` objects and the news that there are more.
+    pub async fn list_objects(
+        &self,
+        bucket: &Bucket,
+        prefix: &str,
+        max: usize,
+    ) -> Result<Listing, Error> {
+        self.list_objects_watched(bucket, prefix, max, || ()).await
+    }
+
+    /// As [`list_objects`](Self::list_objects); `on_page` is called for every
+    /// page that came, so that a long listing can be told from one that hangs.
+    pub async fn list_objects_watched(
+        &self,
+        bucket: &Bucket,
+        prefix: &str,
+        max: usize,
+        on_page: impl Fn() + Send,
+    ) -> Result<Listing, Error> {
+        let subject = format!("prefix {:?} in {bucket}", excerpt(prefix, 200));
+        let mut listing = Listing::default();
+        let mut start: Option<String> = None;
+        let mut empty_pages = 0;
+        loop {
+            // One more than may be kept tells whether there are more.
+            let limit = (max - listing.objects.len()).saturating_add(1).min(PAGE_LIMIT);
+            let mut target = format!(
+                "/n/{}/b/{}/o?fields={}&limit={limit}&prefix={}",
+                strict(&bucket.namespace),
+                strict(&bucket.name),
+                strict(LISTED_FIELDS),
+                strict(prefix),
+            );
+            if let Some(start) = &start {
+                target.push_str("&start=");
+                target.push_str(&strict(start).to_string());
+            }
+            let call = Call::new("ListObjects", &subject, Method::GET, target).in_bucket(bucket);
+            let (_, body) = self.0.read_retrying(&call, LONGEST_PAGE).await?;
+            on_page();
+            let broken = |why: String| call.error(ErrorKind::Protocol, why);
+            let page: Page = serde_json::from_slice(&body)
+                .map_err(|error| broken(format!("the answer is not a listing: {error}")))?;
+            let objects = page.objects.unwrap_or_default();
+            empty_pages = if objects.is_empty() { empty_pages + 1 } else { 0 };
+            for object in objects {
+                if listing.objects.len() == max {
+                    listing.truncated = true;
+                    return Ok(listing);
+                }
+                listing.objects.push(object.complete().map_err(broken)?);
+            }
+            let Some(next) = page.next_start_with.filter(|next| !next.is_empty()) else {
+                return Ok(listing);
+            };
+            let last = listing.objects.last().map(|object| object.name.as_bytes());
+            if start.as_ref().is_some_and(|start| next.as_bytes() <= start.as_bytes())
+                || last.is_some_and(|last| next.as_bytes() <= last)
+                || empty_pages > EMPTY_PAGES
+            {
+                let next = excerpt(&next, 200);
+                return Err(broken(format!("the listing does not advance beyond {next:?}")));
+            }
+            start = Some(next);
+        }
+    }
+
+    /// Whether the bucket is there and may be seen.
+    pub async fn head_bucket(&self, bucket: &Bucket) -> Result<(), Error> {
+        let target = format!("/n/{}/b/{}", strict(&bucket.namespace), strict(&bucket.name));
+        let call = Call::new("HeadBucket", bucket, Method::HEAD, target).in_bucket(bucket);
+        self.0.send_retrying(&call).await.map(drop)
+    }
+
+    /// The object's size, ETag and checksums; with `if_match`, of this version only.
+    pub async fn head_object(
+        &self,
+        object: &ObjectName,
+        if_match: Option<&str>,
+    ) -> Result<ObjectHead, Error> {
+        let mut call = Call::of_object("HeadObject", object, Method::HEAD)?;
+        if let Some(etag) = if_match {
+            call = call.with_header(header::IF_MATCH, etag);
+        }
+        let response = self.0.send_retrying(&call).await?;
+        let size = answer::length(response.headers())
+            .ok_or_else(|| call.error(ErrorKind::Protocol, "the answer has no content-length"))?;
+        Ok(ObjectHead::whole(response.headers(), size))
+    }
+
+    /// The bytes of this version of the object, all or a part of them.
+    ///
+    /// One attempt, since callers resume where a body broke; only a 401 is met
+    /// by another credential inside. Status, range and length are checked here,
+    /// so that what [`ObjectBody::chunk`] gives can be written where it belongs.
+    /// A range must not be empty nor reach beyond the object's end; an empty
+    /// object is asked for whole.
+    pub async fn get_object(
+        &self,
+        object: &ObjectName,
+        etag: &str,
+        range: Option<Range<u64>>,
+    ) -> Result<ObjectBody, Error> {
+        let mut call =
+            Call::of_object("GetObject", object, Method::GET)?.with_header(header::IF_MATCH, etag);
+        if let Some(range) = &range {
+            if range.is_empty() {
+                return Err(call.error(ErrorKind::Invalid, "an empty range was asked for"));
+            }
+            let value = format!("bytes={}-{}", range.start, range.end - 1);
+            call = call.with_header(header::RANGE, &value);
+        }
+        let response = self.0.send(&call).await?;
+        let headers = response.headers();
+        let broken = |why: String| call.error(ErrorKind::Protocol, why);
+        let length = answer::length(headers)
+            .ok_or_else(|| broken("the answer has no content-length".into()))?;
+        let head = match (&range, response.status()) {
+            (None, StatusCode::OK) => ObjectHead::whole(headers, length),
+            (Some(asked), StatusCode::PARTIAL_CONTENT) => {
+                let (given, total) = answer::content_range(headers)
+                    .ok_or_else(|| broken("the answer has no valid content-range".into()))?;
+                if given != *asked || length != asked.end - asked.start {
+                    return Err(broken(format!(
+                        "bytes {}-{} were asked for, and {}-{} in a body of {length} came",
+                        asked.start,
+                        asked.end - 1,
+                        given.start,
+                        given.end - 1,
+                    )));
+                }
+                ObjectHead::part(headers, total)
+            }
+            (Some(_), StatusCode::OK) => {
+                return Err(broken("a range was asked for, and the whole object came".into()));
+            }
+            (_, status) => return Err(broken(format!("unexpected status {status}"))),
+        };
+        if !head.etag.is_empty() && head.etag != answer::unquoted(etag) {
+            let why = format!("version {etag} was asked for, and {} came", head.etag);
+            return Err(call.error(ErrorKind::Changed, why));
+        }
+        let idle = self.0.transport.body_idle();
+        let attempted = call.attempted();
+        Ok(ObjectBody::new(head, response.into_body(), length, idle, attempted))
+    }
+}
+
+impl std::fmt::Debug for ObjectStorage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ObjectStorage").field("identity", &self.0.identity).finish_non_exhaustive()
+    }
+}
+
+impl<'a> Call<'a> {
+    /// `/n/{namespace}/b/{bucket}/o/{object}`; the name is one segment, `/` being `%2F`.
+    fn of_object(
+        operation: &'static str,
+        object: &'a ObjectName,
+        method: Method,
+    ) -> Result<Self, Error> {
+        let ObjectName { bucket, name } = object;
+        let target = format!(
+            "/n/{}/b/{}/o/{}",
+            strict(&bucket.namespace),
+            strict(&bucket.name),
+            strict(name)
+        );
+        let call = Self::new(operation, object, method, target).in_bucket(bucket);
+        if name.is_empty() {
+            return Err(call.error(ErrorKind::Invalid, "the object's name is empty"));
+        }
+        Ok(call)
+    }
+
+    fn with_header(mut self, name: HeaderName, value: &str) -> Self {
+        self.headers.push((name, value.to_owned()));
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,153 @@
+//! From settings to a client: who asks, and where.
+
+use std::sync::Arc;
+
+use tokio::sync::OnceCell;
+
+use super::{Inner, ObjectStorage};
+use crate::oci::clock::Clock;
+use crate::oci::endpoint::Endpoint;
+use crate::oci::error::Error;
+use crate::oci::identity::Identity;
+use crate::oci::identity::api_key::ProfileSource;
+use crate::oci::identity::imds::Imds;
+use crate::oci::identity::instance_principal::{InstancePrincipal, InstanceRegion};
+use crate::oci::region::Region;
+use crate::oci::settings::{AuthMethod, Settings};
+use crate::oci::transport::Transport;
+
+/// Where Object Storage is.
+pub(super) enum Place {
+    /// Known from the settings.
+    Fixed { endpoint: Endpoint, location: String },
+    /// In the instance's own region, known once the metadata service was asked.
+    Instance { region: Arc<InstanceRegion> },
+}
+
+impl Place {
+    fn chosen(url: &str) -> Result<Self, Error> {
+        let endpoint = Endpoint::parse_bare(url, "the Object Storage endpoint")?;
+        let location = endpoint.origin();
+        Ok(Self::Fixed { endpoint, location })
+    }
+
+    fn of_region(region: &Region) -> Result<Self, Error> {
+        let what = "the endpoint of the region";
+        let endpoint = Endpoint::parse_bare(&region.object_storage_url(), what)?;
+        Ok(Self::Fixed { endpoint, location: region.name().to_owned() })
+    }
+
+    pub(super) async fn endpoint(&self) -> Result<Endpoint, Error> {
+        match self {
+            Self::Fixed { endpoint, .. } => Ok(endpoint.clone()),
+            Self::Instance { region } => {
+                let url = region.get().await?.object_storage_url();
+                Endpoint::parse_bare(&url, "the endpoint of the region")
+            }
+        }
+    }
+
+    pub(super) async fn location(&self) -> Result<String, Error> {
+        match self {
+            Self::Fixed { location, .. } => Ok(location.clone()),
+            Self::Instance { region } => Ok(region.get().await?.name().to_owned()),
+        }
+    }
+}
+
+impl ObjectStorage {
+    /// Checks everything that can be checked without the network.
+    ///
+    /// An API key is loaded here; the instance principal asks its services at
+    /// the first request, so that a node plugin starts also while they are away.
+    pub async fn connect(settings: Settings) -> Result<Self, Error> {
+        // Reads the system's certificates, the CA file and the config file.
+        let inner = tokio::task::spawn_blocking(move || prepare(settings, Clock::system()))
+            .await
+            .map_err(|error| Error::config("preparing the client", error.to_string()))??;
+        if let Some(identity) = inner.identity.as_ref().filter(|_| inner.load_at_once) {
+            identity.credentials().await?;
+        }
+        Ok(Self(Arc::new(inner)))
+    }
+}
+
+fn prepare(settings: Settings, clock: Clock) -> Result<Inner, Error> {
+    let transport = Transport::new(&settings.timeouts, settings.ca_file().as_deref())?;
+    let endpoint = settings.or_variable(settings.endpoint.as_ref(), "OCI_CLI_ENDPOINT");
+    let region = settings.or_variable(settings.region.as_ref(), "OCI_CLI_REGION");
+    let profile = ProfileSource::new(&settings);
+    let method = resolve_auto(&settings, &profile)?;
+    let environment = &settings.environment;
+    let fixed = |region: Option<String>| match (&endpoint, region) {
+        (Some(url), _) => Place::chosen(url),
+        (None, Some(region)) => Place::of_region(&Region::resolve(&region, environment)),
+        (None, None) => Err(Error::config(
+            "finding Object Storage",
+            "neither a region nor an endpoint is configured",
+        )
+        .with_remedy("set --region, OCI_CLI_REGION or region= in the profile")),
+    };
+    let (place, identity) = match method {
+        AuthMethod::ApiKey => {
+            let region = match region {
+                Some(region) => Some(region),
+                None => profile.region(&profile.read()?),
+            };
+            (fixed(region)?, Some(Identity::new(profile, clock.clone())))
+        }
+        AuthMethod::InstancePrincipal => {
+            let imds = Arc::new(Imds::new(&settings)?);
+            let instance = Arc::new(InstanceRegion::new(
+                region.clone(),
+                environment.clone(),
+                Arc::clone(&imds),
+            ));
+            let place = if endpoint.is_some() || region.is_some() {
+                fixed(region)?
+            } else {
+                Place::Instance { region: Arc::clone(&instance) }
+            };
+            let source = InstancePrincipal::new(
+                &settings,
+                transport.clone(),
+                imds,
+                instance,
+                clock.clone(),
+            )?;
+            (place, Some(Identity::new(source, clock.clone())))
+        }
+        AuthMethod::None => (fixed(region)?, None),
+        AuthMethod::Auto
+        | AuthMethod::SecurityToken
+        | AuthMethod::ResourcePrincipal
+        | AuthMethod::OkeWorkloadIdentity => return Err(not_yet(method)),
+    };
+    Ok(Inner {
+        transport,
+        place,
+        identity,
+        load_at_once: method == AuthMethod::ApiKey,
+        configured_namespace: settings.namespace.filter(|namespace| !namespace.trim().is_empty()),
+        namespace: OnceCell::new(),
+        retry: settings.retry,
+        clock,
+        observer: settings.observer,
+    })
+}
+
+fn resolve_auto(settings: &Settings, profile: &ProfileSource) -> Result<AuthMethod, Error> {
+    if settings.auth != AuthMethod::Auto {
+        return Ok(settings.auth);
+    }
+    match settings.environment.get("OCI_CLI_AUTH").map(str::parse).transpose()? {
+        None | Some(AuthMethod::Auto) if profile.is_there() => Ok(AuthMethod::ApiKey),
+        None | Some(AuthMethod::Auto) => Ok(AuthMethod::InstancePrincipal),
+        Some(method) => Ok(method),
+    }
+}
+
+fn not_yet(method: AuthMethod) -> Error {
+    Error::config(format!("authenticating with {method}"), "this version does not support it")
+        .with_remedy("use one of api_key, instance_principal, none")
+}

@@ -1,0 +1,332 @@
+//! One request and its answer: signing, 401, repetition, errors.
+
+use std::fmt::Display;
+
+use bytes::Bytes;
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header, response,
+};
+use http_body_util::Full;
+use hyper::body::Incoming;
+
+use super::Inner;
+use crate::oci::answer::{self, ErrorBody};
+use crate::oci::clock::skew_remedy;
+use crate::oci::endpoint::Endpoint;
+use crate::oci::error::{Error, ErrorKind, excerpt};
+use crate::oci::identity::Credential;
+use crate::oci::names::Bucket;
+use crate::oci::sign;
+use crate::oci::transport::Failure;
+
+const USER_AGENT: &str = concat!("oci-model-csi/", env!("CARGO_PKG_VERSION"));
+
+/// Errors are short; what is longer is not one of the service's.
+const LONGEST_ERROR: usize = 64 * 1024;
+
+/// What is asked of whom, before it is signed.
+pub(super) struct Call<'a> {
+    operation: &'static str,
+    subject: String,
+    bucket: Option<&'a Bucket>,
+    method: Method,
+    target: String,
+    pub(super) headers: Vec<(HeaderName, String)>,
+}
+
+impl<'a> Call<'a> {
+    pub(super) fn new(
+        operation: &'static str,
+        subject: impl Display,
+        method: Method,
+        target: String,
+    ) -> Self {
+        let subject = subject.to_string();
+        Self { operation, subject, bucket: None, method, target, headers: Vec::new() }
+    }
+
+    pub(super) fn in_bucket(mut self, bucket: &'a Bucket) -> Self {
+        self.bucket = Some(bucket);
+        self
+    }
+
+    /// `GetObject of a/b in bucket c of namespace d`.
+    pub(super) fn attempted(&self) -> String {
+        format!("{} of {}", self.operation, self.subject)
+    }
+
+    pub(super) fn error(&self, kind: ErrorKind, cause: impl Into<String>) -> Error {
+        Error::new(kind, self.attempted(), cause)
+    }
+
+    fn request(
+        &self,
+        endpoint: &Endpoint,
+        date: &str,
+        credential: Option<&Credential>,
+    ) -> Result<Request<Full<Bytes>>, Error> {
+        let refuse = |error: http::Error| self.error(ErrorKind::Config, error.to_string());
+        let uri = endpoint.uri(&self.target).map_err(refuse)?;
+        let mut request = Request::builder()
+            .method(&self.method)
+            .header(header::HOST, endpoint.host())
+            .header(header::DATE, date)
+            .header(header::USER_AGENT, USER_AGENT)
+            .header("opc-client-request-id", client_request_id());
+        for (name, value) in &self.headers {
+            request = request.header(name, value);
+        }
+        if let Some(credential) = credential {
+            // The target comes from the URI that is sent, never from a second formatting.
+            let target = uri.path_and_query().map_or("/", |target| target.as_str());
+            let signed = credential.sign(
+                &sign::Request {
+                    method: self.method.as_str(),
+                    target,
+                    host: Some(endpoint.host()),
+                    date,
+                    date_header: sign::DateHeader::Date,
+                    body: None,
+                },
+                &endpoint.origin(),
+            )?;
+            let mut authorization = HeaderValue::try_from(signed.authorization)
+                .map_err(|error| self.error(ErrorKind::Config, error.to_string()))?;
+            authorization.set_sensitive(true);
+            request = request.header(header::AUTHORIZATION, authorization);
+        }
+        request.uri(uri).body(Full::new(Bytes::new())).map_err(refuse)
+    }
+}
+
+impl Inner {
+    /// One attempt, 401 and its repetition included; any status but 2xx is an error.
+    pub(super) async fn send(&self, call: &Call<'_>) -> Result<Response<Incoming>, Error> {
+        let endpoint = self.place.endpoint().await?;
+        let Some(identity) = &self.identity else {
+            let response = self.exchange(call, &endpoint, None).await?;
+            return self.succeeded(call, &endpoint, response).await;
+        };
+        let credential = identity.credentials().await?;
+        let response = self.exchange(call, &endpoint, Some(&credential)).await?;
+        if response.status() != StatusCode::UNAUTHORIZED {
+            return self.succeeded(call, &endpoint, response).await;
+        }
+        let other = match identity.invalidate(&credential).await {
+            Ok(Some(other)) => other,
+            Ok(None) => return self.succeeded(call, &endpoint, response).await,
+            Err(error) if error.is_transient() => return Err(error),
+            // The refusal is what happened; why it could not be met belongs to it.
+            Err(cause) => {
+                let refusal = self.succeeded(call, &endpoint, response).await;
+                let why = format!("no other credential could be had: {cause}");
+                return refusal.map_err(|refusal| refusal.with_remedy(why));
+            }
+        };
+        // Read to its end, the connection can be used again.
+        let _ = self.transport.read(response.into_body(), LONGEST_ERROR).await;
+        let response = self.exchange(call, &endpoint, Some(&other)).await?;
+        if response.status() == StatusCode::UNAUTHORIZED {
+            identity.repeat_was_futile();
+        }
+        self.succeeded(call, &endpoint, response).await
+    }
+
+    /// As [`send`](Self::send), repeated as the policy says.
+    pub(super) async fn send_retrying(&self, call: &Call<'_>) -> Result<Response<Incoming>, Error> {
+        let mut attempts = self.retry.start();
+        loop {
+            match self.send(call).await {
+                Ok(response) => return Ok(response),
+                Err(error) => attempts.again(error).await?,
+            }
+        }
+    }
+
+    /// The head and the whole body, repeated as the policy says also when the body breaks.
+    pub(super) async fn read_retrying(
+        &self,
+        call: &Call<'_>,
+        limit: usize,
+    ) -> Result<(HeaderMap, Bytes), Error> {
+        let mut attempts = self.retry.start();
+        loop {
+            let error = match self.send(call).await {
+                Ok(response) => {
+                    let (parts, body) = response.into_parts();
+                    match self.transport.read(body, limit).await {
+                        Ok(body) => return Ok((parts.headers, body)),
+                        Err(failure) => call.error(ErrorKind::Unavailable, failure.what),
+                    }
+                }
+                Err(error) => error,
+            };
+            attempts.again(error).await?;
+        }
+    }
+
+    async fn exchange(
+        &self,
+        call: &Call<'_>,
+        endpoint: &Endpoint,
+        credential: Option<&Credential>,
+    ) -> Result<Response<Incoming>, Error> {
+        let date = httpdate::fmt_http_date(self.clock.now());
+        let request = call.request(endpoint, &date, credential)?;
+        let answer = self.transport.send(request).await;
+        if let Some(observe) = &self.observer {
+            observe(call.operation, answer.as_ref().ok().map(|answer| answer.status().as_u16()));
+        }
+        answer.map_err(|Failure { what, remedy }| {
+            let attempted = format!("{} at {}", call.attempted(), endpoint.host());
+            let error = Error::new(ErrorKind::Unavailable, attempted, what);
+            match remedy {
+                Some(remedy) => error.with_remedy(remedy),
+                None => error,
+            }
+        })
+    }
+
+    async fn succeeded(
+        &self,
+        call: &Call<'_>,
+        endpoint: &Endpoint,
+        response: Response<Incoming>,
+    ) -> Result<Response<Incoming>, Error> {
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        let (parts, body) = response.into_parts();
+        // The status is what counts; a body that breaks off only has no words.
+        let body = self.transport.read(body, LONGEST_ERROR).await.unwrap_or_default();
+        Err(self.refusal(call, endpoint, &parts, &body))
+    }
+
+    fn refusal(
+        &self,
+        call: &Call<'_>,
+        endpoint: &Endpoint,
+        parts: &response::Parts,
+        body: &[u8],
+    ) -> Error {
+        let ErrorBody { code, message } = serde_json::from_slice(body).unwrap_or_default();
+        let kind = classify(parts.status, code.as_deref());
+        let cause = message
+            .filter(|message| !message.is_empty())
+            .or_else(|| parts.status.canonical_reason().map(str::to_owned))
+            .unwrap_or_else(|| "refused".to_owned());
+        let attempted = format!("{} at {}", call.attempted(), endpoint.host());
+        let now = self.clock.now();
+        let remedy = match kind {
+            ErrorKind::Unauthenticated => skew_remedy(now, &parts.headers, "Object Storage")
+                .or_else(|| Some(self.unauthenticated_remedy().to_owned())),
+            _ => remedy(kind, code.as_deref(), call.bucket),
+        };
+        let error = Error::new(kind, attempted, excerpt(&cause, 300))
+            .with_status(parts.status.as_u16())
+            .with_code(code.map(|code| excerpt(&code, 60)))
+            .with_request_id(
+                answer::text(&parts.headers, "opc-request-id").map(|id| excerpt(id, 80)),
+            )
+            .with_retry_after(answer::retry_after(&parts.headers, now));
+        match remedy {
+            Some(remedy) => error.with_remedy(remedy),
+            None => error,
+        }
+    }
+
+    fn unauthenticated_remedy(&self) -> &'static str {
+        if self.identity.is_some() {
+            "check that the key or the dynamic group still exists in this tenancy and region"
+        } else {
+            "the request was not signed: choose another --auth, or make the bucket public"
+        }
+    }
+}
+
+/// 32 hex digits, by which Oracle's support finds the request in its logs.
+fn client_request_id() -> String {
+    let mut bytes = [0; 16];
+    // Without randomness the id is of no use, and the request as good as before.
+    let _ = aws_lc_rs::rand::fill(&mut bytes);
+    format!("{:032X}", u128::from_be_bytes(bytes))
+}
+
+/// By status first; the code only tells conflicts apart.
+fn classify(status: StatusCode, code: Option<&str>) -> ErrorKind {
+    match (status.as_u16(), code) {
+        (401, _) => ErrorKind::Unauthenticated,
+        (403, _) => ErrorKind::Forbidden,
+        (404, _) => ErrorKind::NotFound,
+        (409, Some("NotRestored")) => ErrorKind::Archived,
+        (409, Some("ConcurrentObjectUpdate" | "IncorrectState" | "LockConflict")) | (408, _) => {
+            ErrorKind::Unavailable
+        }
+        (412, _) => ErrorKind::Changed,
+        (416, _) => ErrorKind::RangeNotSatisfiable,
+        (429, _) => ErrorKind::Throttled,
+        (501 | 100..=399, _) => ErrorKind::Protocol,
+        (500.., _) => ErrorKind::Unavailable,
+        _ => ErrorKind::Invalid,
+    }
+}
+
+fn remedy(kind: ErrorKind, code: Option<&str>, bucket: Option<&Bucket>) -> Option<String> {
+    let bucket = bucket?;
+    match kind {
+        // The bucket was seen, so the permission is there.
+        ErrorKind::NotFound if code == Some("ObjectNotFound") => None,
+        ErrorKind::NotFound => Some(format!(
+            "it does not exist, or the driver may not see it; to allow it: Allow dynamic-group … \
+             to read objects in compartment … where target.bucket.name='{}'",
+            bucket.name
+        )),
+        ErrorKind::Forbidden => Some(format!(
+            "to allow it: Allow dynamic-group … to read objects in compartment … where \
+             target.bucket.name='{}'",
+            bucket.name
+        )),
+        ErrorKind::Archived => Some(format!(
+            "restore it first: oci os object restore --bucket-name {} --name NAME",
+            bucket.name
+        )),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_status_decides_and_the_code_tells_conflicts_apart() {
+        for (status, code, kind) in [
+            (400, Some("InvalidParameter"), ErrorKind::Invalid),
+            (401, Some("NotAuthenticated"), ErrorKind::Unauthenticated),
+            (403, None, ErrorKind::Forbidden),
+            (404, Some("NotAuthorizedOrNotFound"), ErrorKind::NotFound),
+            (405, None, ErrorKind::Invalid),
+            (409, Some("NotRestored"), ErrorKind::Archived),
+            (409, Some("ConcurrentObjectUpdate"), ErrorKind::Unavailable),
+            (409, None, ErrorKind::Invalid),
+            (412, None, ErrorKind::Changed),
+            (416, None, ErrorKind::RangeNotSatisfiable),
+            (429, None, ErrorKind::Throttled),
+            (301, None, ErrorKind::Protocol),
+            (500, None, ErrorKind::Unavailable),
+            (501, None, ErrorKind::Protocol),
+            (503, Some("ServiceUnavailable"), ErrorKind::Unavailable),
+        ] {
+            let status = StatusCode::from_u16(status).unwrap();
+            assert_eq!(classify(status, code), kind, "{status} {code:?}");
+        }
+    }
+
+    #[test]
+    fn a_404_names_the_missing_policy_unless_the_bucket_was_seen() {
+        let bucket = Bucket::new("ns", "models");
+        let text = remedy(ErrorKind::NotFound, Some("BucketNotFound"), Some(&bucket)).unwrap();
+        assert!(text.contains("target.bucket.name='models'"), "{text}");
+        assert_eq!(remedy(ErrorKind::NotFound, Some("ObjectNotFound"), Some(&bucket)), None);
+    }
+}

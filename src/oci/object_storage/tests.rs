@@ -1,0 +1,384 @@
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::time::{Duration, SystemTime};
+
+use super::*;
+use crate::oci::test_server::{AfterCut, Answer, Seen, Server};
+use crate::oci::{AuthMethod, Environment, Settings, Timeouts};
+
+fn settings(server: &Server) -> Settings {
+    let (initial, max) = (Duration::from_millis(1), Duration::from_millis(5));
+    Settings {
+        endpoint: Some(server.url.clone()),
+        retry: RetryPolicy::new(4, initial, max, Duration::from_secs(20)).unwrap(),
+        timeouts: Timeouts { body_idle: Duration::from_millis(200), ..Timeouts::default() },
+        environment: Environment::empty(),
+        ..Settings::new(AuthMethod::None)
+    }
+}
+
+async fn client(server: &Server) -> ObjectStorage {
+    ObjectStorage::connect(settings(server)).await.unwrap()
+}
+
+fn bucket() -> Arc<Bucket> {
+    Arc::new(Bucket::new("ns", "models"))
+}
+
+async fn read(mut body: ObjectBody) -> Result<Vec<u8>, Error> {
+    let mut bytes = Vec::new();
+    while let Some(chunk) = body.chunk().await? {
+        bytes.extend_from_slice(&chunk);
+    }
+    Ok(bytes)
+}
+
+#[tokio::test]
+async fn names_reach_the_request_line_encoded_once_and_whole() {
+    let server = Server::start(|_, _| Answer::new(200, "x").header("etag", "e")).await;
+    let client = client(&server).await;
+    for (name, target) in [
+        ("..", ".."),
+        ("a/../b", "a%2F..%2Fb"),
+        ("//a", "%2F%2Fa"),
+        ("we ird+name%20#?&=~(x).bin", "we%20ird%2Bname%2520%23%3F%26%3D~%28x%29.bin"),
+        ("ünï", "%C3%BCn%C3%AF"),
+    ] {
+        let body = client.get_object(&bucket().object(name), "e", None).await.unwrap();
+        assert_eq!(read(body).await.unwrap(), b"x");
+        let seen = server.seen().pop().unwrap();
+        assert_eq!(seen.target, format!("/n/ns/b/models/o/{target}"));
+        assert_eq!(seen.header("if-match"), Some("e"));
+        assert_eq!(seen.header("accept-encoding"), None);
+    }
+    let empty = client.get_object(&bucket().object(""), "e", None).await.unwrap_err();
+    assert_eq!(empty.kind(), ErrorKind::Invalid);
+}
+
+#[tokio::test]
+async fn a_range_is_read_whole_with_the_size_of_the_object() {
+    let server = Server::start(|_, seen| {
+        assert_eq!(seen.header("range"), Some("bytes=2-4"));
+        Answer::new(206, "cde").header("content-range", "bytes 2-4/10").header("etag", "e")
+    })
+    .await;
+    let body =
+        client(&server).await.get_object(&bucket().object("a"), "e", Some(2..5)).await.unwrap();
+    assert_eq!((body.head.size, body.len()), (10, 3));
+    assert_eq!(read(body).await.unwrap(), b"cde");
+}
+
+#[tokio::test]
+async fn an_answer_that_is_not_the_range_asked_for_is_refused_before_its_bytes() {
+    type Make = fn() -> Answer;
+    let answers: [(Make, &str); 5] = [
+        (|| Answer::new(200, "abcdefghij"), "the whole object came"),
+        (|| Answer::new(206, "cde"), "no valid content-range"),
+        (|| Answer::new(206, "cde").header("content-range", "bytes 3-5/10"), "3-5"),
+        (|| Answer::new(206, "cd").header("content-range", "bytes 2-4/10"), "body of 2"),
+        (|| Answer::new(204, ""), "unexpected status 204"),
+    ];
+    for (make, why) in answers {
+        let server = Server::start(move |_, _| make()).await;
+        let client = client(&server).await;
+        let error = client.get_object(&bucket().object("a"), "e", Some(2..5)).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Protocol, "{error}");
+        assert!(error.to_string().contains(why), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn another_version_than_the_one_asked_for_is_changed() {
+    let server = Server::start(|number, _| match number {
+        0 => Answer::new(200, "abc").header("etag", "other"),
+        _ => Answer::refusal(412, "IfMatchFailed"),
+    })
+    .await;
+    let client = client(&server).await;
+    for _ in 0..2 {
+        let error = client.get_object(&bucket().object("a"), "e", None).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Changed, "{error}");
+    }
+}
+
+#[tokio::test]
+async fn an_empty_range_is_refused_without_asking() {
+    let server = Server::start(|_, _| Answer::new(500, "")).await;
+    let error =
+        client(&server).await.get_object(&bucket().object("a"), "e", Some(7..7)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Invalid);
+    assert!(server.seen().is_empty());
+}
+
+#[tokio::test]
+async fn a_body_that_ends_early_or_stalls_is_unavailable_and_says_how_far_it_came() {
+    for then in [AfterCut::Close, AfterCut::Hang] {
+        let server =
+            Server::start(move |_, _| Answer::new(200, "abcdef").header("etag", "e").cut(4, then))
+                .await;
+        let mut body =
+            client(&server).await.get_object(&bucket().object("a"), "e", None).await.unwrap();
+        assert_eq!(body.chunk().await.unwrap().unwrap(), "abcd");
+        let error = body.chunk().await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unavailable);
+        assert!(error.to_string().contains("4 of 6 bytes received"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn get_object_is_one_attempt_and_carries_retry_after() {
+    let server =
+        Server::start(|_, _| Answer::refusal(429, "TooManyRequests").header("retry-after", "7"))
+            .await;
+    let error =
+        client(&server).await.get_object(&bucket().object("a"), "e", None).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Throttled);
+    assert_eq!(error.retry_after(), Some(Duration::from_secs(7)));
+    assert_eq!(server.seen().len(), 1);
+    assert_eq!(
+        error.to_string(),
+        format!(
+            "GetObject of a in bucket models of namespace ns at {}: 429 TooManyRequests: scripted \
+             (opc-request-id iad-1:test)",
+            server.url.trim_start_matches("http://")
+        )
+    );
+}
+
+#[tokio::test]
+async fn head_object_is_repeated_and_reads_the_checksums() {
+    let server = Server::start(|number, _| match number {
+        0 => Answer::new(503, ""),
+        1 => Answer::new(500, "").cut(0, AfterCut::Close),
+        _ => Answer::new(200, "123456789")
+            .header("etag", "e")
+            .header("opc-content-crc32c", "4waSgw=="),
+    })
+    .await;
+    let client = client(&server).await;
+    let head = client.head_object(&bucket().object("a"), Some("e")).await.unwrap();
+    assert_eq!((head.size, head.crc32c), (9, Some(0xE306_9283)));
+    assert_eq!(server.seen().len(), 3);
+    assert!(server.seen().iter().all(|seen| seen.header("if-match") == Some("e")));
+}
+
+#[tokio::test]
+async fn what_stays_broken_is_told_with_attempts_and_what_is_refused_is_not_repeated() {
+    let server = Server::start(|_, seen| {
+        if seen.target.ends_with("archived") {
+            Answer::refusal(409, "NotRestored")
+        } else {
+            Answer::new(503, "<html>")
+        }
+    })
+    .await;
+    let client = client(&server).await;
+    let error = client.head_bucket(&bucket()).await.unwrap_err();
+    assert!(error.is_transient());
+    assert!(error.to_string().contains("after 4 attempts"), "{error}");
+    let error = client.get_object(&bucket().object("archived"), "e", None).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Archived);
+    assert!(error.to_string().contains("oci os object restore"), "{error}");
+    assert_eq!(server.seen().len(), 5);
+}
+
+#[tokio::test]
+async fn a_401_without_another_credential_names_the_clock_when_it_is_off() {
+    let date = httpdate::fmt_http_date(SystemTime::now() - Duration::from_secs(432));
+    let server =
+        Server::start(move |_, _| Answer::refusal(401, "NotAuthenticated").header("date", &date))
+            .await;
+    let error = client(&server).await.head_bucket(&bucket()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unauthenticated);
+    let text = error.to_string();
+    assert!(text.contains("this node's clock is 7m1"), "{text}");
+    assert!(text.contains("ahead of Object Storage"), "{text}");
+}
+
+#[tokio::test]
+async fn a_redirect_is_not_followed() {
+    let server =
+        Server::start(|_, _| Answer::new(307, "").header("location", "http://127.0.0.1:9/")).await;
+    let error = client(&server).await.head_bucket(&bucket()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Protocol);
+}
+
+/// Serves `names` in pages of `page`, as the service does.
+fn listing(names: &[String], page: usize, seen: &Seen) -> Answer {
+    let query: BTreeMap<_, _> = seen
+        .target
+        .split_once('?')
+        .unwrap()
+        .1
+        .split('&')
+        .map(|pair| pair.split_once('=').unwrap())
+        .collect();
+    let limit: usize = query["limit"].parse().unwrap();
+    assert_eq!(query["prefix"], "m%2F");
+    let start = query.get("start").map_or("", |start| start.strip_prefix("m%2F").unwrap());
+    let mut rest = names.iter().map(String::as_str).filter(|name| &name[2..] >= start);
+    let objects: Vec<_> = rest
+        .by_ref()
+        .take(page.min(limit))
+        .map(|name| serde_json::json!({"name": name, "size": 1, "etag": "e", "md5": null}))
+        .collect();
+    let page = serde_json::json!({"objects": objects, "nextStartWith": rest.next()});
+    Answer::new(200, page.to_string())
+}
+
+#[tokio::test]
+async fn a_listing_follows_its_pages_up_to_the_greatest_number_and_says_so() {
+    let names: Vec<_> = (0..25).map(|n| format!("m/{n:03}")).collect();
+    let server = Server::start(move |_, seen| listing(&names, 10, seen)).await;
+    let client = client(&server).await;
+    for (max, length, truncated) in
+        [(100, 25, false), (25, 25, false), (24, 24, true), (0, 0, true)]
+    {
+        let listing = client.list_objects(&bucket(), "m/", max).await.unwrap();
+        assert_eq!((listing.objects.len(), listing.truncated), (length, truncated), "{max}");
+        assert!(listing.objects.is_sorted_by(|a, b| a.name < b.name));
+    }
+}
+
+#[tokio::test]
+async fn a_listing_that_does_not_advance_is_an_error() {
+    for next in ["a", "b"] {
+        let page = format!(
+            r#"{{"objects":[{{"name":"b","size":1,"etag":"e"}}],"nextStartWith":"{next}"}}"#
+        );
+        let server = Server::start(move |_, _| Answer::new(200, page.clone())).await;
+        let error = client(&server).await.list_objects(&bucket(), "", 10).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Protocol);
+        assert!(error.to_string().contains("does not advance"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn an_empty_page_that_points_further_is_followed() {
+    let server = Server::start(|number, _| match number {
+        0 => Answer::new(200, r#"{"objects":[],"nextStartWith":"b"}"#),
+        _ => Answer::new(200, r#"{"objects":[{"name":"b","size":1,"etag":"e"}]}"#),
+    })
+    .await;
+    let listing = client(&server).await.list_objects(&bucket(), "", 10).await.unwrap();
+    assert_eq!(listing.objects.len(), 1);
+}
+
+#[tokio::test]
+async fn a_listing_whose_body_breaks_is_asked_for_again() {
+    let server = Server::start(|number, _| {
+        let page = Answer::new(200, r#"{"objects":[],"nextStartWith":null}"#);
+        if number == 0 { page.cut(5, AfterCut::Close) } else { page }
+    })
+    .await;
+    client(&server).await.list_objects(&bucket(), "", 10).await.unwrap();
+    assert_eq!(server.seen().len(), 2);
+}
+
+#[tokio::test]
+async fn the_namespace_is_asked_for_once_and_not_at_all_when_it_is_configured() {
+    let server = Server::start(|number, _| match number {
+        0 => Answer::refusal(404, "NamespaceNotFound"),
+        _ => Answer::new(200, "\"axaxnpcrorw5\""),
+    })
+    .await;
+    let asking = client(&server).await;
+    assert!(asking.namespace().await.is_err());
+    for _ in 0..3 {
+        assert_eq!(asking.namespace().await.unwrap(), "axaxnpcrorw5");
+    }
+    assert_eq!(server.seen().len(), 2);
+    let settings = Settings { namespace: Some("mine".into()), ..settings(&server) };
+    let configured = ObjectStorage::connect(settings).await.unwrap();
+    assert_eq!(configured.namespace().await.unwrap(), "mine");
+    assert_eq!(server.seen().len(), 2);
+}
+
+#[tokio::test]
+async fn every_request_is_observed_with_its_operation_and_status() {
+    let server =
+        Server::start(|number, _| Answer::new(if number == 0 { 503 } else { 200 }, "")).await;
+    let log: Arc<Mutex<Vec<_>>> = Arc::default();
+    let sink = Arc::clone(&log);
+    let observer: RequestObserver =
+        Arc::new(move |operation, status| sink.lock().unwrap().push((operation, status)));
+    let settings = Settings { observer: Some(observer), ..settings(&server) };
+    ObjectStorage::connect(settings).await.unwrap().head_bucket(&bucket()).await.unwrap();
+    assert_eq!(*log.lock().unwrap(), [("HeadBucket", Some(503)), ("HeadBucket", Some(200))]);
+}
+
+#[tokio::test]
+async fn a_server_that_is_not_there_is_unavailable_and_named() {
+    let server = Server::start(|_, _| Answer::new(200, "")).await;
+    let client = client(&server).await;
+    let host = server.url.trim_start_matches("http://").to_owned();
+    let port = host.rsplit_once(':').unwrap().1.parse::<u16>().unwrap();
+    drop(server);
+    // The port is free once the aborted task is gone, which this waits for.
+    while std::net::TcpListener::bind(("127.0.0.1", port)).is_err() {
+        tokio::task::yield_now().await;
+    }
+    let error = client.head_bucket(&bucket()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    let text = error.to_string();
+    assert!(text.contains(&host) && text.contains("Connection refused"), "{text}");
+}
+
+#[tokio::test]
+async fn what_is_not_supported_or_not_configured_is_told_before_anything_is_sent() {
+    let settings = |auth| Settings { environment: Environment::empty(), ..Settings::new(auth) };
+    let error = |settings| async { ObjectStorage::connect(settings).await.unwrap_err() };
+    for method in
+        [AuthMethod::SecurityToken, AuthMethod::ResourcePrincipal, AuthMethod::OkeWorkloadIdentity]
+    {
+        let text = error(settings(method)).await.to_string();
+        assert!(text.contains(method.as_str()), "{text}");
+        assert!(text.contains("api_key, instance_principal, none"), "{text}");
+    }
+    let text = error(settings(AuthMethod::None)).await.to_string();
+    assert!(text.contains("--region"), "{text}");
+    let ca_file = Some("/nonexistent/ca.pem".into());
+    let text = error(Settings { ca_file, ..settings(AuthMethod::None) }).await.to_string();
+    assert!(text.contains("/nonexistent/ca.pem"), "{text}");
+}
+
+#[tokio::test]
+async fn the_location_is_the_region_or_the_endpoint_that_was_chosen() {
+    let settings = |region: Option<&str>, endpoint: Option<&str>| Settings {
+        region: region.map(str::to_owned),
+        endpoint: endpoint.map(str::to_owned),
+        environment: [("OCI_CLI_REGION", "phx")].into_iter().collect(),
+        ..Settings::new(AuthMethod::None)
+    };
+    for (region, endpoint, location) in [
+        (Some("IAD"), None, "us-ashburn-1"),
+        (None, None, "us-phoenix-1"),
+        (Some("iad"), Some("http://127.0.0.1:9/"), "http://127.0.0.1:9"),
+    ] {
+        let client = ObjectStorage::connect(settings(region, endpoint)).await.unwrap();
+        assert_eq!(client.location().await.unwrap(), location);
+    }
+}
+
+#[tokio::test]
+async fn auto_is_the_variable_then_a_configured_key_then_the_instance() {
+    let connect = async |variables: &[(&str, &str)]| {
+        let region = Some("iad".to_owned());
+        let environment = variables.iter().copied().collect();
+        let settings = Settings { region, environment, ..Settings::new(AuthMethod::Auto) };
+        ObjectStorage::connect(settings).await
+    };
+    let empty = tempfile::tempdir().unwrap();
+    let home = ("HOME", empty.path().to_str().unwrap());
+    let unsigned = connect(&[home, ("OCI_CLI_AUTH", "none")]).await.unwrap();
+    assert!(unsigned.identity().is_none());
+    let instance = connect(&[home]).await.unwrap();
+    assert_eq!(instance.identity().unwrap().refreshes(), 0, "asked for at the first request");
+    let key = connect(&[home, ("OCI_CLI_USER", "me")]).await.unwrap_err().to_string();
+    assert!(key.contains("oci setup config"), "{key}");
+    let misspelt = connect(&[home, ("OCI_CLI_AUTH", "instance")]).await.unwrap_err().to_string();
+    assert!(misspelt.contains("instance_principal"), "{misspelt}");
+    let bundle = ("OCI_CLI_CERT_BUNDLE", "/nonexistent/bundle.pem");
+    let missing = connect(&[home, bundle]).await.unwrap_err().to_string();
+    assert!(missing.contains("/nonexistent/bundle.pem"), "{missing}");
+}

@@ -1,0 +1,289 @@
+//! What the administrator chose, before it is resolved against the oci CLI's variables and file.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::error::Error;
+use super::retry::RetryPolicy;
+
+/// Who asks: the oci CLI's `--auth` values, and two more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AuthMethod {
+    /// `OCI_CLI_AUTH`, else an API key where one is configured, else the instance principal.
+    #[default]
+    Auto,
+    /// A user's API key, from the oci CLI's config file and variables.
+    ApiKey,
+    /// A session token of `oci session authenticate`.
+    SecurityToken,
+    /// The compute instance itself: no keys on the node.
+    InstancePrincipal,
+    /// The resource principal of a function or a data science job.
+    ResourcePrincipal,
+    /// A pod's service account in an enhanced OKE cluster.
+    OkeWorkloadIdentity,
+    /// Unsigned requests: public buckets.
+    None,
+}
+
+impl AuthMethod {
+    const NAMES: [(&'static str, Self); 7] = [
+        ("auto", Self::Auto),
+        ("api_key", Self::ApiKey),
+        ("security_token", Self::SecurityToken),
+        ("instance_principal", Self::InstancePrincipal),
+        ("resource_principal", Self::ResourcePrincipal),
+        ("oke_workload_identity", Self::OkeWorkloadIdentity),
+        ("none", Self::None),
+    ];
+
+    /// The name on the command line.
+    pub fn as_str(self) -> &'static str {
+        Self::NAMES
+            .iter()
+            .find(|(_, method)| *method == self)
+            .map(|(name, _)| *name)
+            .expect("every method stands in the table, which a test checks")
+    }
+}
+
+impl fmt::Display for AuthMethod {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for AuthMethod {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        Self::NAMES.iter().find(|(name, _)| *name == text).map(|(_, method)| *method).ok_or_else(
+            || {
+                let names: Vec<_> = Self::NAMES.iter().map(|(name, _)| *name).collect();
+                Error::config(
+                    format!("reading the authentication method {text:?}"),
+                    format!("it must be one of {}", names.join(", ")),
+                )
+            },
+        )
+    }
+}
+
+/// How long is waited for what. There is no limit on a whole body: a slow
+/// transfer is none that hangs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Timeouts {
+    /// For a TCP connection.
+    pub connect: Duration,
+    /// For a TCP connection to the metadata service, which is on the node or not at all.
+    pub metadata_connect: Duration,
+    /// From sending a request to the head of its answer, TLS handshake included.
+    pub response_head: Duration,
+    /// Between two chunks of a body.
+    pub body_idle: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(10),
+            metadata_connect: Duration::from_secs(2),
+            response_head: Duration::from_secs(60),
+            body_idle: Duration::from_secs(30),
+        }
+    }
+}
+
+/// The process environment, as far as Oracle's tools give it a meaning; injectable.
+///
+/// Values may be secrets (`OCI_CLI_PASSPHRASE`), so `Debug` shows names only.
+#[derive(Clone, Default)]
+pub struct Environment(BTreeMap<String, String>);
+
+impl Environment {
+    /// The variables `OCI_*` and `HOME` of this process; non-Unicode ones are absent.
+    pub fn process() -> Self {
+        std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .filter(|(name, _)| name.starts_with("OCI_") || name == "HOME")
+            .collect()
+    }
+
+    /// No variables at all.
+    pub fn empty() -> Self {
+        Self::default()
+    }
+
+    /// A variable that is set and not blank.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(|value| value.trim()).filter(|value| !value.is_empty())
+    }
+
+    /// As [`get`](Self::get), but byte for byte: passphrases may begin with a blank.
+    pub(crate) fn get_exact(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str).filter(|value| !value.is_empty())
+    }
+
+    /// `~` and `~/…` below `HOME`; anything else as it is.
+    pub(crate) fn expand(&self, path: &str) -> PathBuf {
+        match (path.strip_prefix('~'), self.get("HOME")) {
+            (Some(""), Some(home)) => PathBuf::from(home),
+            (Some(rest), Some(home)) if rest.starts_with('/') => {
+                Path::new(home).join(rest.trim_start_matches('/'))
+            }
+            _ => PathBuf::from(path),
+        }
+    }
+}
+
+impl<K: Into<String>, V: Into<String>> FromIterator<(K, V)> for Environment {
+    fn from_iter<T: IntoIterator<Item = (K, V)>>(variables: T) -> Self {
+        Self(variables.into_iter().map(|(name, value)| (name.into(), value.into())).collect())
+    }
+}
+
+impl fmt::Debug for Environment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}
+
+/// Called once per answered or failed request: operation (`GetObject`), status where one came.
+pub type RequestObserver = Arc<dyn Fn(&'static str, Option<u16>) + Send + Sync>;
+
+/// How Object Storage is to be reached and as whom.
+///
+/// What is `None` here is taken from the oci CLI's variables (`OCI_CLI_REGION`,
+/// `OCI_CLI_ENDPOINT`, …), then from the profile; flags, `OCI_MODEL_CSI_*` and
+/// `--config` come already resolved in these fields.
+#[derive(Clone)]
+pub struct Settings {
+    /// Who asks.
+    pub auth: AuthMethod,
+    /// A region's name or short code. The instance principal asks the metadata service.
+    pub region: Option<String>,
+    /// `http(s)://host[:port]` instead of the region's.
+    pub endpoint: Option<String>,
+    /// The Object Storage namespace instead of the tenancy's own.
+    pub namespace: Option<String>,
+    /// A PEM bundle that is trusted besides the system's roots.
+    pub ca_file: Option<PathBuf>,
+    /// The oci CLI's config file instead of `~/.oci/config`.
+    pub config_file: Option<PathBuf>,
+    /// The profile instead of `DEFAULT`.
+    pub profile: Option<String>,
+    /// For everything but `get_object`, which its callers resume themselves.
+    pub retry: RetryPolicy,
+    /// How long is waited for what.
+    pub timeouts: Timeouts,
+    /// The metadata service instead of `http://169.254.169.254/opc/v2`.
+    pub metadata_base: Option<String>,
+    /// The whole URL instead of `https://auth.REGION.DOMAIN/v1/x509`.
+    pub federation_endpoint: Option<String>,
+    /// Where the oci CLI's variables are read.
+    pub environment: Environment,
+    /// Sees every request, for metrics.
+    pub observer: Option<RequestObserver>,
+}
+
+impl Settings {
+    /// The environment of this process, and defaults.
+    pub fn new(auth: AuthMethod) -> Self {
+        Self {
+            auth,
+            region: None,
+            endpoint: None,
+            namespace: None,
+            ca_file: None,
+            config_file: None,
+            profile: None,
+            retry: RetryPolicy::default(),
+            timeouts: Timeouts::default(),
+            metadata_base: None,
+            federation_endpoint: None,
+            environment: Environment::process(),
+            observer: None,
+        }
+    }
+
+    /// `ca_file`, else the oci CLI's variable for the same.
+    pub(crate) fn ca_file(&self) -> Option<PathBuf> {
+        let variable =
+            || Some(self.environment.expand(self.environment.get("OCI_CLI_CERT_BUNDLE")?));
+        self.ca_file.clone().or_else(variable)
+    }
+
+    /// The chosen value, else the variable's; blank is absent in both.
+    pub(crate) fn or_variable(&self, chosen: Option<&String>, variable: &str) -> Option<String> {
+        chosen
+            .map(|text| text.trim())
+            .filter(|text| !text.is_empty())
+            .or_else(|| self.environment.get(variable))
+            .map(str::to_owned)
+    }
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self::new(AuthMethod::Auto)
+    }
+}
+
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Settings")
+            .field("auth", &self.auth)
+            .field("region", &self.region)
+            .field("endpoint", &self.endpoint)
+            .field("namespace", &self.namespace)
+            .field("ca_file", &self.ca_file)
+            .field("config_file", &self.config_file)
+            .field("profile", &self.profile)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_method_has_the_name_it_is_read_by() {
+        for (name, method) in AuthMethod::NAMES {
+            assert_eq!(name.parse::<AuthMethod>().unwrap(), method);
+            assert_eq!(method.to_string(), name);
+        }
+        let error = "apikey".parse::<AuthMethod>().unwrap_err().to_string();
+        assert!(error.contains("api_key, security_token, instance_principal"), "{error}");
+    }
+
+    #[test]
+    fn a_tilde_is_the_home_directory_only_where_it_stands_alone() {
+        let environment: Environment = [("HOME", "/home/me")].into_iter().collect();
+        assert_eq!(environment.expand("~/.oci/k.pem"), Path::new("/home/me/.oci/k.pem"));
+        assert_eq!(environment.expand("~"), Path::new("/home/me"));
+        assert_eq!(environment.expand("~other/k"), Path::new("~other/k"));
+        assert_eq!(environment.expand("/a/~"), Path::new("/a/~"));
+    }
+
+    #[test]
+    fn debug_shows_no_value_of_the_environment() {
+        let environment = [("OCI_CLI_PASSPHRASE", "hunter2")].into_iter().collect();
+        let settings = Settings { environment, ..Settings::default() };
+        assert!(!format!("{settings:?} {:?}", settings.environment).contains("hunter2"));
+    }
+
+    #[test]
+    fn what_is_chosen_wins_over_the_variable_and_blank_is_not_chosen() {
+        let environment = [("OCI_CLI_REGION", "phx")].into_iter().collect();
+        let settings = Settings { environment, ..Settings::default() };
+        let resolve = |chosen: &str| {
+            settings.or_variable(Some(&chosen.to_owned()), "OCI_CLI_REGION").unwrap()
+        };
+        assert_eq!((resolve("iad"), resolve(" ")), ("iad".into(), "phx".into()));
+    }
+}

@@ -1,0 +1,186 @@
+//! HTTP/1.1 over hyper and rustls: no redirects, no decompression, no proxies.
+
+use std::error::Error as StdError;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::{Request, Response};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper_rustls::HttpsConnector;
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+
+use super::error::{Error, excerpt};
+use super::settings::Timeouts;
+
+/// What one read of a connection may take. Chunks are that long where the network keeps up, and at
+/// most twice that: 128 to 512 KiB measured best when they go straight to positional writes.
+const READ_BUFFER: usize = 256 * 1024;
+
+/// More than the workers of one node's downloads use.
+const IDLE_CONNECTIONS: usize = 64;
+
+/// How a request went wrong before an answer's head or within its body.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) what: String,
+    pub(crate) remedy: Option<&'static str>,
+}
+
+/// One pool of connections with its timeouts; cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Transport {
+    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    response_head: Duration,
+    body_idle: Duration,
+}
+
+impl Transport {
+    /// Trusts the system's roots and those of `ca_file`.
+    pub(crate) fn new(timeouts: &Timeouts, ca_file: Option<&Path>) -> Result<Self, Error> {
+        let tls = rustls::ClientConfig::builder_with_provider(Arc::new(
+            rustls::crypto::aws_lc_rs::default_provider(),
+        ))
+        .with_safe_default_protocol_versions()
+        .map_err(|error| Error::config("setting up TLS", error.to_string()))?
+        .with_root_certificates(roots(ca_file)?)
+        .with_no_client_auth();
+        let mut tcp = HttpConnector::new();
+        tcp.enforce_http(false);
+        tcp.set_nodelay(true);
+        tcp.set_keepalive(Some(Duration::from_secs(60)));
+        tcp.set_connect_timeout(Some(timeouts.connect));
+        let connector = hyper_rustls::HttpsConnectorBuilder::new()
+            .with_tls_config(tls)
+            .https_or_http()
+            .enable_http1()
+            .wrap_connector(tcp);
+        let client = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(Duration::from_secs(45))
+            .pool_max_idle_per_host(IDLE_CONNECTIONS)
+            .http1_max_buf_size(READ_BUFFER)
+            .build(connector);
+        Ok(Self { client, response_head: timeouts.response_head, body_idle: timeouts.body_idle })
+    }
+
+    /// Sends, and waits for the head of the answer.
+    pub(crate) async fn send(
+        &self,
+        request: Request<Full<Bytes>>,
+    ) -> Result<Response<Incoming>, Failure> {
+        match tokio::time::timeout(self.response_head, self.client.request(request)).await {
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(error)) => Err(describe(&error)),
+            Err(_) => Err(Failure {
+                what: format!("no answer within {} s", self.response_head.as_secs_f64()),
+                remedy: None,
+            }),
+        }
+    }
+
+    /// The longest pause between two chunks of a body.
+    pub(crate) fn body_idle(&self) -> Duration {
+        self.body_idle
+    }
+
+    /// The whole of a body that is expected to be small.
+    pub(crate) async fn read(&self, mut body: Incoming, limit: usize) -> Result<Bytes, Failure> {
+        let mut whole = BytesMut::new();
+        while let Some(chunk) = next_chunk(&mut body, self.body_idle).await? {
+            if whole.len() + chunk.len() > limit {
+                let what = format!("the answer is longer than {limit} bytes");
+                return Err(Failure { what, remedy: None });
+            }
+            whole.extend_from_slice(&chunk);
+        }
+        Ok(whole.freeze())
+    }
+}
+
+/// The next piece of a body; `None` at its end.
+///
+/// Cancel safe: a chunk is either returned or still in the body.
+pub(crate) async fn next_chunk(
+    body: &mut Incoming,
+    idle: Duration,
+) -> Result<Option<Bytes>, Failure> {
+    loop {
+        match tokio::time::timeout(idle, body.frame()).await {
+            Ok(None) => return Ok(None),
+            Ok(Some(Ok(frame))) => match frame.into_data() {
+                Ok(data) if data.is_empty() => {}
+                Ok(data) => return Ok(Some(data)),
+                Err(_trailers) => {}
+            },
+            Ok(Some(Err(error))) => {
+                let what = format!("the body broke off: {}", causes(&error));
+                return Err(Failure { what, remedy: None });
+            }
+            Err(_) => {
+                let what = format!("the body stalled for {} s", idle.as_secs_f64());
+                return Err(Failure { what, remedy: None });
+            }
+        }
+    }
+}
+
+fn roots(ca_file: Option<&Path>) -> Result<rustls::RootCertStore, Error> {
+    let mut roots = rustls::RootCertStore::empty();
+    let system = rustls_native_certs::load_native_certs();
+    for error in &system.errors {
+        tracing::warn!(%error, "reading the system's CA certificates");
+    }
+    // Systems carry certificates that rustls refuses; the others are what counts.
+    roots.add_parsable_certificates(system.certs);
+    if let Some(path) = ca_file {
+        let refuse = |why: String| {
+            Error::config(format!("reading the CA file {}", path.display()), why)
+                .with_remedy("it must hold one or more PEM certificates")
+        };
+        let certificates = CertificateDer::pem_file_iter(path)
+            .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+            .map_err(|error| refuse(error.to_string()))?;
+        if certificates.is_empty() {
+            return Err(refuse("no certificate in it".into()));
+        }
+        for certificate in certificates {
+            roots.add(certificate).map_err(|error| refuse(error.to_string()))?;
+        }
+    }
+    Ok(roots)
+}
+
+fn describe(error: &hyper_util::client::legacy::Error) -> Failure {
+    let what = causes(error);
+    let remedy = what
+        .contains("UnknownIssuer")
+        .then_some("name the CA that signed the endpoint's certificate with --ca-file");
+    let what = if error.is_connect() {
+        format!("no connection: {what}")
+    } else {
+        format!("the exchange broke off: {what}")
+    };
+    Failure { what, remedy }
+}
+
+/// What lies below the library's own wrapper, innermost last.
+fn causes(error: &dyn StdError) -> String {
+    let mut texts: Vec<String> = Vec::new();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let text = cause.to_string();
+        if texts.last().is_none_or(|last| !last.contains(&text)) {
+            texts.push(text);
+        }
+        next = cause.source();
+    }
+    let text = if texts.is_empty() { error.to_string() } else { texts.join(": ") };
+    excerpt(&text, 300)
+}

@@ -1,0 +1,245 @@
+//! StorageClass volumes: a claim names a model, and the volume is that model's
+//! attributes. Nothing is made in Object Storage, so nothing is ever deleted.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::records::{Record, Records};
+use super::resolve::Resolver;
+use super::template::{self, Claim};
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::{AttributeSource, ModelRequest, RequestDigest, parse_attributes, size_text};
+
+/// What every id of ours begins with; the digits tell the form's version.
+const ID_FORM: &str = "ocimodel-v1-";
+
+/// Hex digits after it.
+const ID_DIGITS: usize = 40;
+
+/// Volumes remembered, to tell a repeated call from one that differs.
+const RECORDS: usize = 10_000;
+
+/// How large a volume is to be, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Capacity {
+    /// At least.
+    pub required_bytes: u64,
+    /// At most; not less than `required_bytes`.
+    pub limit_bytes: Option<u64>,
+}
+
+impl Capacity {
+    fn holds(&self, bytes: u64) -> bool {
+        bytes >= self.required_bytes && self.limit_bytes.is_none_or(|limit| bytes <= limit)
+    }
+}
+
+/// A CreateVolume, parsed. No `Debug`: it is written by others.
+pub struct ProvisionRequest {
+    /// Unique for a volume: the same name is the same volume.
+    pub name: String,
+    /// Of the StorageClass, with what external-provisioner adds.
+    pub parameters: HashMap<String, String>,
+    /// How large.
+    pub capacity: Capacity,
+}
+
+/// A volume that can be published.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewVolume {
+    /// CSI volume id; see [`is_volume_id`].
+    pub id: String,
+    /// max(required, size of the model).
+    pub capacity_bytes: u64,
+    /// The attributes that a publish will carry; our own keys only.
+    pub context: BTreeMap<String, String>,
+}
+
+/// Makes volumes of StorageClass parameters.
+///
+/// The id follows from the driver's and the volume's name alone. That the same
+/// name with other parameters or an incompatible capacity is refused comes
+/// from a record in memory of the last 10,000 volumes: after a restart, or
+/// beyond that number, such a request gets the same id and its own context.
+pub struct Provisioner {
+    resolver: Resolver,
+    driver_name: String,
+    records: Records,
+}
+
+impl Provisioner {
+    /// Asks Object Storage through `resolver` whether models exist.
+    pub fn new(resolver: Resolver, driver_name: impl Into<String>) -> Self {
+        Self { resolver, driver_name: driver_name.into(), records: Records::new(RECORDS) }
+    }
+
+    /// The volume of this name; the model has to exist.
+    ///
+    /// Cancellation safe: a second call makes the same volume.
+    ///
+    /// # Errors
+    /// `Invalid` for wrong parameters; `InProgress` while another call is at
+    /// work on the name; `Conflict` when it was made of other parameters or
+    /// with a capacity that does not fit; `OutOfRange` when the model is
+    /// larger than the limit; `Precondition` when the pinned revision is not
+    /// the bucket's; what [`Resolver::resolve`] says.
+    pub async fn create(&self, request: ProvisionRequest) -> Result<NewVolume> {
+        let (model, context) = attributes(&request.parameters, Claim::Of(&request.parameters))?;
+        let id = self.id_of(&request.name);
+        let busy = self.records.enter(&id)?;
+        let digest = digest(&context);
+        if let Some(made) = self.records.get(&id) {
+            let capacity_bytes = made.capacity_bytes;
+            return match made.digest == digest && request.capacity.holds(capacity_bytes) {
+                true => Ok(NewVolume { id, capacity_bytes, context }),
+                false => Err(conflict(&request, made.digest == digest, capacity_bytes)),
+            };
+        }
+        let capacity_bytes = self.capacity(&model, request.capacity).await?;
+        busy.remember(Record { digest, capacity_bytes });
+        Ok(NewVolume { id, capacity_bytes, context })
+    }
+
+    async fn capacity(&self, model: &ModelRequest, wanted: Capacity) -> Result<u64> {
+        // The scope names cached copies, of which there are none here.
+        let manifest = self.resolver.resolve(model, "").await?;
+        if let Some(pinned) = model.revision.as_ref().filter(|&r| *r != manifest.revision) {
+            return Err(Error::new(
+                ErrorKind::Precondition,
+                format!(
+                    "{} is revision {} now, not the pinned {pinned}; correct the parameter revision",
+                    model.title(),
+                    manifest.revision
+                ),
+            ));
+        }
+        let bytes = manifest.bytes();
+        match wanted.limit_bytes {
+            Some(limit) if bytes > limit => Err(Error::new(
+                ErrorKind::OutOfRange,
+                format!(
+                    "{} is {} ({bytes} bytes) large, more than the limit of {limit} bytes; raise \
+                     the claim's limit or leave it out",
+                    model.title(),
+                    size_text(bytes)
+                ),
+            )),
+            _ => Ok(wanted.required_bytes.max(bytes)),
+        }
+    }
+
+    /// Forgets a volume. Never touches an object; unknown ids are fine.
+    ///
+    /// # Errors
+    /// `InProgress` while another call is at work on it.
+    pub fn delete(&self, id: &str) -> Result<()> {
+        if is_volume_id(id) {
+            self.records.enter(id)?.forget();
+        }
+        Ok(())
+    }
+
+    /// Whether the id can be a volume's of this driver: the record in memory
+    /// ends with the process, so the form has to be enough.
+    ///
+    /// # Errors
+    /// `NotFound` for an id of another form.
+    pub fn find(&self, id: &str) -> Result<()> {
+        if is_volume_id(id) {
+            return Ok(());
+        }
+        let shown: String = id.chars().take(150).collect();
+        let text = format!(
+            "volume {shown:?} is not one of {}: its ids are {ID_FORM} and {ID_DIGITS} digits",
+            self.driver_name
+        );
+        Err(Error::new(ErrorKind::NotFound, text))
+    }
+
+    /// Whether these are parameters and a context that a volume can have.
+    /// Empty ones were not given.
+    ///
+    /// # Errors
+    /// `Invalid`, saying what is wrong.
+    pub fn validate(
+        &self,
+        id: &str,
+        parameters: &HashMap<String, String>,
+        context: &HashMap<String, String>,
+    ) -> Result<()> {
+        if !parameters.is_empty() {
+            attributes(parameters, Claim::Any).map_err(|error| error.context("parameters"))?;
+        }
+        if context.is_empty() {
+            return Ok(());
+        }
+        let (_, ours) = parse_attributes(context, AttributeSource::Administrator)
+            .map_err(|error| error.context("volume_context"))?;
+        match self.records.get(id) {
+            Some(made) if made.digest != digest(&ours) => Err(Error::invalid(format!(
+                "volume_context is not the one that {id} was made with"
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    fn id_of(&self, name: &str) -> String {
+        let fields = [self.driver_name.as_str(), name].into_iter();
+        let digest = RequestDigest::of_fields("oci-model-csi volume", fields);
+        format!("{ID_FORM}{}", &digest.as_str()[..ID_DIGITS])
+    }
+}
+
+/// Whether an id has the form of those that [`Provisioner::create`] gives.
+pub fn is_volume_id(id: &str) -> bool {
+    id.strip_prefix(ID_FORM).is_some_and(|digits| {
+        digits.len() == ID_DIGITS && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+    })
+}
+
+/// The attributes that parameters mean for a claim.
+fn attributes(
+    parameters: &HashMap<String, String>,
+    claim: Claim<'_>,
+) -> Result<(ModelRequest, BTreeMap<String, String>)> {
+    // Keys of Kubernetes have a slash, and their values are not ours to judge.
+    let misplaced = parameters.iter().find(|(key, value)| {
+        *key != "prefix" && !key.contains('/') && template::is_template(value)
+    });
+    if let Some((key, _)) = misplaced {
+        let shown: String = key.chars().take(100).collect();
+        return Err(Error::invalid(format!(
+            "parameter {shown:?} has a ${{, but variables are replaced in prefix only"
+        )));
+    }
+    let mut expanded = parameters.clone();
+    if let Some(prefix) = expanded.get_mut("prefix") {
+        *prefix = template::expand(prefix, claim)?;
+    }
+    parse_attributes(&expanded, AttributeSource::Administrator)
+}
+
+fn digest(context: &BTreeMap<String, String>) -> RequestDigest {
+    let fields = context.iter().flat_map(|(key, value)| [key.as_str(), value.as_str()]);
+    RequestDigest::of_fields("oci-model-csi volume context", fields)
+}
+
+fn conflict(request: &ProvisionRequest, same_parameters: bool, capacity_bytes: u64) -> Error {
+    let name = &request.name;
+    let text = if same_parameters {
+        let Capacity { required_bytes, limit_bytes } = request.capacity;
+        let limit = limit_bytes.map_or(String::new(), |limit| format!(" and at most {limit}"));
+        format!(
+            "volume {name} was made with {capacity_bytes} bytes, which is not at least \
+             {required_bytes}{limit}; delete it first, or use another name"
+        )
+    } else {
+        format!(
+            "volume {name} was made with other parameters; delete it first, or use another name"
+        )
+    };
+    Error::new(ErrorKind::Conflict, text)
+}
+
+#[cfg(test)]
+#[path = "provision_tests.rs"]
+mod tests;

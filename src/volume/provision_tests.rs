@@ -1,0 +1,227 @@
+//! Provisioning over a store that answers.
+
+use super::super::fake::FakeStore;
+use super::*;
+
+const MODEL: u64 = 7_500_000_000;
+
+async fn store() -> FakeStore {
+    FakeStore::start(&[("models/llama3-8b/weights", MODEL), ("models/phi3/weights", 10)]).await
+}
+
+async fn provisioner(store: &FakeStore) -> Provisioner {
+    Provisioner::new(store.resolver().await, "oci-model-csi.dev")
+}
+
+fn map(pairs: &[(&str, &str)]) -> HashMap<String, String> {
+    pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+}
+
+fn claim(name: &str, claim: &str) -> ProvisionRequest {
+    let parameters = map(&[
+        ("bucket", "ai-model-cache"),
+        ("prefix", "models/${pvc.name}/"),
+        ("csi.storage.k8s.io/pvc/name", claim),
+        ("csi.storage.k8s.io/pvc/namespace", "team-a"),
+        ("csi.storage.k8s.io/pv/name", name),
+    ]);
+    ProvisionRequest { name: name.to_owned(), parameters, capacity: Capacity::default() }
+}
+
+fn with_capacity(
+    request: ProvisionRequest,
+    required_bytes: u64,
+    limit_bytes: Option<u64>,
+) -> ProvisionRequest {
+    ProvisionRequest { capacity: Capacity { required_bytes, limit_bytes }, ..request }
+}
+
+fn with_parameter(mut request: ProvisionRequest, key: &str, value: &str) -> ProvisionRequest {
+    request.parameters.insert(key.to_owned(), value.to_owned());
+    request
+}
+
+#[tokio::test]
+async fn a_claims_name_is_the_model_and_nothing_of_kubernetes_is_kept() {
+    let provisioner = provisioner(&store().await).await;
+    let volume = provisioner.create(claim("pvc-1", "llama3-8b")).await.unwrap();
+    assert!(is_volume_id(&volume.id) && volume.id.len() <= 128, "{}", volume.id);
+    assert_eq!(volume.capacity_bytes, MODEL);
+    let context: Vec<_> = volume.context.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+    assert_eq!(context, [("bucket", "ai-model-cache"), ("prefix", "models/llama3-8b/")]);
+}
+
+#[tokio::test]
+async fn a_claim_may_be_larger_than_its_model_and_a_limit_may_not_be_smaller() {
+    let provisioner = provisioner(&store().await).await;
+    let of = |name: &str| claim(name, "llama3-8b");
+    let fifty = 50 << 30;
+    let large = provisioner.create(with_capacity(of("a"), fifty, None)).await.unwrap();
+    assert_eq!(large.capacity_bytes, fifty);
+    let exact = provisioner.create(with_capacity(of("b"), 1, Some(MODEL))).await.unwrap();
+    assert_eq!(exact.capacity_bytes, MODEL);
+    let error = provisioner.create(with_capacity(of("c"), 1, Some(MODEL - 1))).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::OutOfRange);
+    assert!(error.message().contains("7500000000 bytes"), "{error}");
+}
+
+#[tokio::test]
+async fn the_same_name_again_is_the_same_volume_without_asking_again() {
+    let store = store().await;
+    let provisioner = provisioner(&store).await;
+    let first = provisioner.create(claim("pvc-1", "phi3")).await.unwrap();
+    let asked = store.listings();
+    assert_eq!(provisioner.create(claim("pvc-1", "phi3")).await.unwrap(), first);
+    assert_eq!(store.listings(), asked);
+
+    let other = provisioner.create(claim("pvc-2", "phi3")).await.unwrap();
+    assert_ne!(other.id, first.id);
+    let of_another_driver = Provisioner::new(store.resolver().await, "other.dev");
+    assert_ne!(of_another_driver.create(claim("pvc-1", "phi3")).await.unwrap().id, first.id);
+}
+
+#[tokio::test]
+async fn the_same_name_with_other_parameters_or_capacity_is_a_conflict() {
+    let provisioner = provisioner(&store().await).await;
+    let made = with_capacity(claim("pvc-1", "phi3"), 100, Some(100));
+    let made = provisioner.create(made).await.unwrap();
+    for (different, says) in [
+        (with_capacity(claim("pvc-1", "phi3"), 200, Some(200)), "made with 100 bytes"),
+        (with_capacity(claim("pvc-1", "phi3"), 0, Some(99)), "made with 100 bytes"),
+        (claim("pvc-1", "llama3-8b"), "other parameters"),
+        (with_parameter(claim("pvc-1", "phi3"), "pullPolicy", "Never"), "other parameters"),
+    ] {
+        let error = provisioner.create(different).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Conflict);
+        assert!(error.message().contains(says), "{error}");
+    }
+    let fitting = with_capacity(claim("pvc-1", "phi3"), 50, None);
+    assert_eq!(provisioner.create(fitting).await.unwrap(), made);
+
+    provisioner.delete(&made.id).unwrap();
+    provisioner.create(claim("pvc-1", "llama3-8b")).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_model_that_is_not_there_or_not_pinned_is_no_volume() {
+    let provisioner = provisioner(&store().await).await;
+    let error = provisioner.create(claim("pvc-1", "phi4")).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+    assert!(error.message().contains("models/phi4/"), "{error}");
+
+    let pinned = format!("sha256:{}", "0".repeat(64));
+    let request = with_parameter(claim("pvc-1", "phi3"), "revision", &pinned);
+    let error = provisioner.create(request).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Precondition);
+    assert!(error.message().contains(&pinned), "{error}");
+    assert_eq!(error.message().matches("sha256:").count(), 2, "{error}");
+    provisioner.create(claim("pvc-1", "phi3")).await.unwrap();
+}
+
+#[tokio::test]
+async fn wrong_parameters_are_refused_before_anything_is_asked() {
+    let store = store().await;
+    let provisioner = provisioner(&store).await;
+    for (key, value, says) in [
+        ("prefix", "models/${claim}/", "unknown variable"),
+        ("prefix", "models/${pvc.annotations['oci-model-csi.dev/model']}/", "not supported"),
+        ("bucket", "${pvc.namespace}", "in prefix only"),
+        ("include", "${pvc.name}", "in prefix only"),
+        ("buckets", "x", "did you mean bucket?"),
+        ("csi.storage.k8s.io/pvc/name", "", "--extra-create-metadata"),
+        ("csi.storage.k8s.io/pvc/name", "..", "one segment"),
+    ] {
+        let request = with_parameter(claim("pvc-1", "phi3"), key, value);
+        let error = provisioner.create(request).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
+        assert!(error.message().contains(says), "{error}");
+    }
+    assert_eq!(store.listings(), 0);
+}
+
+#[tokio::test]
+async fn a_second_call_for_a_name_at_work_is_told_to_come_again() {
+    let store = store().await;
+    let provisioner = provisioner(&store).await;
+    store.set_open(false);
+    let first = provisioner.create(claim("pvc-1", "phi3"));
+    tokio::pin!(first);
+    assert!(futures_util::poll!(&mut first).is_pending());
+    let error = provisioner.create(claim("pvc-1", "phi3")).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InProgress);
+    store.set_open(true);
+    let made = first.await.unwrap();
+    assert_eq!(provisioner.create(claim("pvc-1", "phi3")).await.unwrap(), made);
+}
+
+#[tokio::test]
+async fn a_call_that_was_cut_off_leaves_nothing_in_the_way() {
+    let store = store().await;
+    let provisioner = provisioner(&store).await;
+    store.set_open(false);
+    {
+        let first = provisioner.create(claim("pvc-1", "phi3"));
+        tokio::pin!(first);
+        assert!(futures_util::poll!(&mut first).is_pending());
+    }
+    store.set_open(true);
+    provisioner.create(claim("pvc-1", "phi3")).await.unwrap();
+}
+
+#[tokio::test]
+async fn deleting_is_fine_for_every_id_and_asks_nothing() {
+    let store = store().await;
+    let provisioner = provisioner(&store).await;
+    let own_form = format!("{ID_FORM}{}", "0".repeat(ID_DIGITS));
+    for id in ["csi-sanity", own_form.as_str(), "../.."] {
+        provisioner.delete(id).unwrap();
+    }
+    assert_eq!(store.listings(), 0);
+}
+
+#[test]
+fn ids_of_ours_are_told_from_others_by_their_form() {
+    let digits = "0a".repeat(20);
+    assert!(is_volume_id(&format!("ocimodel-v1-{digits}")));
+    for other in [
+        String::new(),
+        digits.clone(),
+        format!("ocimodel-v2-{digits}"),
+        format!("ocimodel-v1-{}", digits.to_uppercase()),
+        format!("ocimodel-v1-{digits}0"),
+        format!("csi-{digits}"),
+    ] {
+        assert!(!is_volume_id(&other), "{other}");
+    }
+}
+
+#[tokio::test]
+async fn what_was_made_validates_and_what_cannot_be_does_not() {
+    let provisioner = provisioner(&store().await).await;
+    let request = claim("pvc-1", "phi3");
+    let parameters = request.parameters.clone();
+    let made = provisioner.create(request).await.unwrap();
+    let context: HashMap<_, _> = made.context.clone().into_iter().collect();
+    let none = HashMap::new();
+
+    assert_eq!(provisioner.find("foreign").unwrap_err().kind(), ErrorKind::NotFound);
+    provisioner.find(&made.id).unwrap();
+    provisioner.validate(&made.id, &parameters, &context).unwrap();
+    provisioner.validate(&made.id, &none, &none).unwrap();
+    // As a caller has them that knows nothing of the claim.
+    let plain = map(&[("bucket", "b"), ("prefix", "models/${pvc.name}/")]);
+    provisioner.validate(&made.id, &plain, &none).unwrap();
+
+    let other = map(&[("bucket", "b"), ("prefix", "x")]);
+    for (parameters, context, says) in [
+        (&none, &other, "not the one"),
+        (&none, &map(&[("bucket", "b")]), "volume_context: attribute prefix is missing"),
+        (&map(&[("prefix", "${x}")]), &none, "parameters: unknown variable"),
+    ] {
+        let error = provisioner.validate(&made.id, parameters, context).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Invalid);
+        assert!(error.message().contains(says), "{error}");
+    }
+    provisioner.delete(&made.id).unwrap();
+    provisioner.validate(&made.id, &none, &other).unwrap();
+}

@@ -1,0 +1,335 @@
+//! Publish, unpublish and stats of one volume.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::choose::{Choice, Chooser};
+use super::targets::{TargetGuard, Targets};
+use super::{PublishKey, PublishRequest, VolumeStats};
+use crate::blocking::blocking;
+use crate::cache::{Cache, CachedModel, Holder};
+use crate::download::Engine;
+use crate::error::{Error, ErrorKind, Result};
+use crate::metrics::{Metrics, PublishResult};
+use crate::mount;
+use crate::policy::Policy;
+
+/// Times that a model may change under a publish before that is the answer.
+const RESOLVES: u32 = 3;
+
+/// The volumes of this node; cheap to clone.
+#[derive(Clone)]
+pub struct Volumes(Arc<Inner>);
+
+struct Inner {
+    cache: Cache,
+    engine: Engine,
+    chooser: Chooser,
+    policy: Policy,
+    targets: Targets,
+    metrics: Arc<Metrics>,
+}
+
+impl Volumes {
+    /// The use cases over these parts.
+    pub fn new(
+        cache: Cache,
+        engine: Engine,
+        chooser: Chooser,
+        policy: Policy,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let targets = Targets::default();
+        Self(Arc::new(Inner { cache, engine, chooser, policy, targets, metrics }))
+    }
+
+    /// Shows a model at the target path, read-only, or says why not.
+    ///
+    /// Waits for a download at most `wait`; then the answer is `InProgress`
+    /// with the progress, the download goes on, and the next call joins it.
+    ///
+    /// Cancellation safe: what must not be left half done (lease and mount) is
+    /// finished even when the caller goes away.
+    pub async fn publish(&self, request: PublishRequest, wait: Duration) -> Result<()> {
+        let started = Instant::now();
+        let result = self.try_publish(request, started + wait).await;
+        let seconds = started.elapsed().as_secs_f64();
+        match &result {
+            Ok(None) => {}
+            Ok(Some(how)) => self.0.metrics.published(*how, seconds),
+            Err(error) if error.kind() == ErrorKind::InProgress => {}
+            Err(_) => self.0.metrics.published(PublishResult::Failed, seconds),
+        }
+        result.map(|_| ())
+    }
+
+    /// `None` when it was published before.
+    async fn try_publish(
+        &self,
+        request: PublishRequest,
+        deadline: Instant,
+    ) -> Result<Option<PublishResult>> {
+        let guard = self.0.targets.enter(&request.key.target)?;
+        // kubelet asks again for every running pod after its restart: no
+        // policy, network or limit of today may hurt those.
+        if self.is_published(&request.key).await? {
+            return Ok(None);
+        }
+        self.0.policy.check(request.pod.as_ref(), &request.model)?;
+        let title = request.model.title();
+        let bringing = self.bring(&request, &title, deadline);
+        let (model, how) = match tokio::time::timeout_at(deadline, bringing).await {
+            Ok(brought) => brought?,
+            Err(_) => {
+                let text = format!("looking up {title} in Object Storage; it goes on");
+                return Err(Error::new(ErrorKind::InProgress, text));
+            }
+        };
+        let (inner, revision) = (Arc::clone(&self.0), model.manifest.revision.clone());
+        let PublishKey { volume_id, target, .. } = request.key.clone();
+        blocking(move || inner.show(guard, request, model)).await?;
+        tracing::info!(
+            volume_id,
+            target = %target.display(),
+            model = title,
+            revision = revision.as_str(),
+            result = ?how,
+            "published"
+        );
+        Ok(Some(how))
+    }
+
+    /// Whether the target shows this volume's model already, for this request.
+    ///
+    /// # Errors
+    /// `Conflict` when it shows something else.
+    pub async fn is_published(&self, key: &PublishKey) -> Result<bool> {
+        let Some(lease) = self.0.cache.lease_of(&key.target) else { return Ok(false) };
+        let same_volume = lease.volume_id == key.volume_id;
+        if same_volume && lease.request == key.digest {
+            let target = key.target.clone();
+            return blocking(move || shows(&target, lease.root)).await;
+        }
+        let target = key.target.clone();
+        if blocking(move || mount::mounted(&target)).await?.is_none() {
+            return Ok(false);
+        }
+        let shown = key.target.display();
+        Err(Error::new(
+            ErrorKind::Conflict,
+            if same_volume {
+                format!(
+                    "{shown} shows this volume with other attributes; a running volume does not \
+                     change: delete the pod to get the new ones"
+                )
+            } else {
+                format!("{shown} shows another volume, {}; unpublish that first", lease.volume_id)
+            },
+        ))
+    }
+
+    /// The model, complete in the cache.
+    async fn bring(
+        &self,
+        request: &PublishRequest,
+        title: &str,
+        deadline: Instant,
+    ) -> Result<(CachedModel, PublishResult)> {
+        let scope = request.model.scope_id(request.pod.as_ref())?;
+        let mut changed = None;
+        for _ in 0..RESOLVES {
+            let chosen = self.0.chooser.choose(&self.0.cache, &request.model, &scope).await?;
+            let manifest = match chosen {
+                Choice::Cached(model) => return Ok((model, PublishResult::Hit)),
+                Choice::Stale(model) => return Ok((model, PublishResult::Stale)),
+                Choice::Wanted(manifest) => manifest,
+            };
+            let (model, how) = match self.0.cache.find(&manifest.key()).await? {
+                Some(model) => (model, PublishResult::Hit),
+                None => {
+                    let mut ticket = self.0.cache.fill(&self.0.engine, &manifest, title);
+                    let how = match ticket.joined() {
+                        true => PublishResult::Joined,
+                        false => PublishResult::Downloaded,
+                    };
+                    let landed = tokio::select! {
+                        landed = ticket.landed() => landed,
+                        () = tokio::time::sleep_until(deadline) => {
+                            let text = ticket.progress().snapshot().text(title);
+                            return Err(Error::new(ErrorKind::InProgress, text));
+                        }
+                    };
+                    match landed {
+                        Ok(model) => (model, how),
+                        Err(error) if error.kind() == ErrorKind::Changed => {
+                            tracing::info!(model = title, %error, "resolving again");
+                            changed = Some(error);
+                            continue;
+                        }
+                        Err(error) => return Err(error),
+                    }
+                }
+            };
+            self.note_latest(request, &scope, &model).await?;
+            return Ok((model, how));
+        }
+        let last = changed.map(|error| format!(" ({error})")).unwrap_or_default();
+        Err(Error::new(
+            ErrorKind::Precondition,
+            format!(
+                "{title} kept changing while it was downloaded, {RESOLVES} times in a row{last}; \
+                 wait until its upload is finished"
+            ),
+        ))
+    }
+
+    async fn note_latest(
+        &self,
+        request: &PublishRequest,
+        scope: &str,
+        model: &CachedModel,
+    ) -> Result<()> {
+        let digest = self.0.chooser.resolver().digest(&request.model, scope).await?;
+        let (inner, model) = (Arc::clone(&self.0), model.clone());
+        blocking(move || inner.cache.set_latest(&digest, &model)).await
+    }
+
+    /// Takes a volume away: unmount, remove the empty directory, end the lease.
+    /// What is gone already is fine.
+    pub async fn unpublish(&self, volume_id: &str, target: &Path) -> Result<()> {
+        let guard = self.0.targets.enter(target)?;
+        let (inner, volume_id) = (Arc::clone(&self.0), volume_id.to_owned());
+        let target = target.to_owned();
+        blocking(move || {
+            let _guard = guard;
+            inner.take_away(&volume_id, &target)
+        })
+        .await
+    }
+
+    /// What a published volume takes, from its manifest.
+    ///
+    /// # Errors
+    /// `NotFound` when this path does not show this volume.
+    pub async fn stats(&self, volume_id: &str, path: &Path) -> Result<VolumeStats> {
+        let unknown = || {
+            let shown = path.display();
+            let text = format!("volume {volume_id} is not published at {shown} by this driver");
+            Error::new(ErrorKind::NotFound, text)
+        };
+        let lease = self.0.cache.lease_of(path).filter(|lease| lease.volume_id == volume_id);
+        let lease = lease.ok_or_else(unknown)?;
+        let (inner, target) = (Arc::clone(&self.0), path.to_owned());
+        let (manifest, shown) = blocking(move || {
+            Ok((inner.cache.manifest(&lease.model)?, shows(&target, lease.root)?))
+        })
+        .await?;
+        let abnormal = match (&manifest, shown) {
+            (None, _) => Some("the model's manifest is gone from the cache".to_owned()),
+            (_, false) => Some("the model is not mounted at the volume's path".to_owned()),
+            _ => None,
+        };
+        let (bytes, inodes) = manifest.map_or((0, 0), |m| (m.bytes(), m.inodes()));
+        Ok(VolumeStats { bytes, inodes, abnormal })
+    }
+}
+
+impl Inner {
+    /// Lease, then bind; a failure leaves neither. Blocks.
+    fn show(&self, _guard: TargetGuard, request: PublishRequest, model: CachedModel) -> Result<()> {
+        let PublishKey { volume_id, target, digest } = request.key;
+        let tree = model.tree.clone();
+        // A process that was killed between bind and answer left a mount that
+        // may be just what is wanted.
+        let before = mount::mounted(&target)?;
+        let foreign = before.as_ref().is_some_and(|m| mount::identity(&tree) != Ok(m.root));
+        if foreign {
+            return Err(Error::new(
+                ErrorKind::Conflict,
+                format!(
+                    "something else is mounted at {} already; unpublish it first",
+                    target.display()
+                ),
+            ));
+        }
+        if before.as_ref().is_some_and(|m| !m.hardened) {
+            mount::unmount(&target)?;
+        } else if before.is_none() {
+            mount::create_target(&target)?;
+        }
+        let holder =
+            Holder { volume_id, target: target.clone(), request: digest, pod: request.pod };
+        let standing = before.is_some_and(|mounted| mounted.hardened);
+        let lease = match self.cache.lease(model, holder) {
+            Ok(lease) => lease,
+            // Nothing of this call stands but an empty directory.
+            Err(error) if standing => return Err(error),
+            Err(error) => return self.undo(&target, false, error),
+        };
+        if standing {
+            return Ok(());
+        }
+        // Only what is leased can be bound.
+        match mount::bind_read_only(&lease.model.tree, &lease.target, request.options) {
+            Ok(()) => Ok(()),
+            Err(error) => self.undo(&target, true, error),
+        }
+    }
+
+    /// Takes back what a failed publish made. While that is not possible, the
+    /// answer is not final: kubelet comes again, or unpublishes.
+    fn undo(&self, target: &Path, leased: bool, cause: Error) -> Result<()> {
+        let undone = mount::unmount(target)
+            .and_then(|_| mount::remove_target(target))
+            .and_then(|()| if leased { self.cache.release(target) } else { Ok(()) });
+        Err(match undone {
+            Ok(()) => cause,
+            Err(error) => {
+                let text = format!("{cause}; taking it back failed too: {error}");
+                Error::new(ErrorKind::InProgress, text)
+            }
+        })
+    }
+
+    fn take_away(&self, volume_id: &str, target: &Path) -> Result<()> {
+        let lease = self.cache.lease_of(target);
+        if let Some(other) = lease.as_ref().filter(|lease| lease.volume_id != volume_id) {
+            return Err(Error::new(
+                ErrorKind::Conflict,
+                format!(
+                    "{} shows the volume {}, not {volume_id}; it was left as it is",
+                    target.display(),
+                    other.volume_id
+                ),
+            ));
+        }
+        if let Some(mounted) = mount::mounted(target)? {
+            let ours = lease.is_some()
+                || mount::identity(self.cache.layout().root())
+                    .is_ok_and(|cache| cache.dev == mounted.root.dev);
+            if !ours {
+                return Err(Error::new(
+                    ErrorKind::Precondition,
+                    format!(
+                        "what is mounted at {} is not this driver's; it was left as it is",
+                        target.display()
+                    ),
+                ));
+            }
+            mount::unmount(target)?;
+        }
+        mount::remove_target(target)?;
+        self.cache.release(target)?;
+        tracing::info!(volume_id, target = %target.display(), "unpublished");
+        Ok(())
+    }
+}
+
+/// Whether this tree is mounted at the target as it should be. Blocks.
+fn shows(target: &Path, root: mount::DirId) -> Result<bool> {
+    let Some(mounted) = mount::mounted(target)? else { return Ok(false) };
+    Ok(mounted.hardened && mounted.root == root)
+}

@@ -1,0 +1,149 @@
+//! What is remembered of provisioned volumes: a bounded record in memory.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::RequestDigest;
+
+/// What a volume was made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Record {
+    /// Of its context.
+    pub(super) digest: RequestDigest,
+    /// As it was answered.
+    pub(super) capacity_bytes: u64,
+}
+
+/// The volumes made or asked for last, by their ids.
+#[derive(Clone)]
+pub(super) struct Records {
+    most: usize,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Default)]
+struct State {
+    by_id: HashMap<String, (u64, Record)>,
+    /// From the least recently used on.
+    by_use: BTreeMap<u64, String>,
+    uses: u64,
+    busy: HashSet<String>,
+}
+
+/// The sole right to work on a volume; ends when dropped.
+pub(super) struct Busy {
+    records: Records,
+    id: String,
+}
+
+impl Records {
+    /// A record of at most `most` volumes.
+    pub(super) fn new(most: usize) -> Self {
+        Self { most, state: Arc::default() }
+    }
+
+    /// The right to work on a volume, or `InProgress` while another call has it.
+    pub(super) fn enter(&self, id: &str) -> Result<Busy> {
+        if self.lock().busy.insert(id.to_owned()) {
+            return Ok(Busy { records: self.clone(), id: id.to_owned() });
+        }
+        let text = format!("another call is at work on volume {id}; it will be tried again");
+        Err(Error::new(ErrorKind::InProgress, text))
+    }
+
+    /// What is remembered of a volume; it counts as used now.
+    pub(super) fn get(&self, id: &str) -> Option<Record> {
+        let mut state = self.lock();
+        let record = state.by_id.get(id)?.1.clone();
+        state.put(id, record.clone());
+        Some(record)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Busy {
+    /// Remembers the volume, and forgets the least recently used ones beyond the bound.
+    pub(super) fn remember(&self, record: Record) {
+        let mut state = self.records.lock();
+        state.put(&self.id, record);
+        while state.by_id.len() > self.records.most {
+            let Some((_, oldest)) = state.by_use.pop_first() else { break };
+            state.by_id.remove(&oldest);
+        }
+    }
+
+    /// Forgets the volume.
+    pub(super) fn forget(&self) {
+        let mut state = self.records.lock();
+        if let Some((used, _)) = state.by_id.remove(&self.id) {
+            state.by_use.remove(&used);
+        }
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.records.lock().busy.remove(&self.id);
+    }
+}
+
+impl State {
+    fn put(&mut self, id: &str, record: Record) {
+        self.uses += 1;
+        if let Some((used, _)) = self.by_id.insert(id.to_owned(), (self.uses, record)) {
+            self.by_use.remove(&used);
+        }
+        self.by_use.insert(self.uses, id.to_owned());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(capacity_bytes: u64) -> Record {
+        let digest = RequestDigest::of_fields("test", std::iter::empty());
+        Record { digest, capacity_bytes }
+    }
+
+    #[test]
+    fn the_least_recently_used_is_forgotten_first() {
+        let records = Records::new(2);
+        records.enter("a").unwrap().remember(record(1));
+        records.enter("b").unwrap().remember(record(2));
+        assert_eq!(records.get("a"), Some(record(1)));
+        records.enter("c").unwrap().remember(record(3));
+        assert_eq!(records.get("b"), None);
+        assert_eq!(records.get("a"), Some(record(1)));
+        assert_eq!(records.get("c"), Some(record(3)));
+    }
+
+    #[test]
+    fn remembering_again_replaces_and_forgetting_forgets() {
+        let records = Records::new(2);
+        let busy = records.enter("a").unwrap();
+        for capacity in 0..10 {
+            busy.remember(record(capacity));
+        }
+        assert_eq!(records.get("a"), Some(record(9)));
+        busy.forget();
+        busy.forget();
+        assert_eq!(records.get("a"), None);
+        assert!(records.lock().by_use.is_empty());
+    }
+
+    #[test]
+    fn a_second_call_on_a_volume_is_told_to_come_again() {
+        let records = Records::new(2);
+        let busy = records.enter("a").unwrap();
+        let error = records.enter("a").map(drop).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InProgress);
+        records.enter("b").unwrap();
+        drop(busy);
+        records.enter("a").unwrap();
+    }
+}

@@ -1,0 +1,263 @@
+//! From a request to the exact set of object versions it means now.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::cache::flight::{Flights, Ticket};
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::{
+    ListedObject, Manifest, ModelRequest, NamespaceName, RequestDigest, Source, Tree, size_text,
+};
+use crate::oci::{self, Bucket, ObjectStorage, ObjectSummary};
+
+/// Resolving goes on this long without a caller: long enough for the retry of
+/// one that gave up early.
+const GRACE: Duration = Duration::from_secs(30);
+
+/// How long a bucket that was listed is believed to exist, against a 404.
+const BUCKET_REMEMBERED: Duration = Duration::from_secs(60 * 60);
+
+/// The delays before asking again for a bucket that flickers.
+const FLICKER: [Duration; 3] =
+    [Duration::from_millis(500), Duration::from_secs(1), Duration::from_secs(2)];
+
+/// What is too much for one model.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Objects under the prefix.
+    pub max_objects: usize,
+    /// Bytes of the model; `None` for no limit.
+    pub max_bytes: Option<u64>,
+}
+
+/// Asks Object Storage which revision of a model is current.
+#[derive(Clone)]
+pub struct Resolver(Arc<Inner>);
+
+struct Inner {
+    client: ObjectStorage,
+    limits: Limits,
+    auth: String,
+    /// When a bucket was listed last.
+    seen: Mutex<HashMap<Bucket, Instant>>,
+    flights: Flights<RequestDigest, Pulse, Arc<Manifest>>,
+}
+
+/// When Object Storage answered last: a long listing is no outage.
+#[derive(Debug)]
+pub(super) struct Pulse(Mutex<Instant>);
+
+impl Default for Pulse {
+    fn default() -> Self {
+        Self(Mutex::new(Instant::now()))
+    }
+}
+
+impl Pulse {
+    fn beat(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    /// The last answer, or the start.
+    pub(super) fn last(&self) -> Instant {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Resolver {
+    /// A resolver that reads through `client`, which signs as `auth` says.
+    pub fn new(
+        client: ObjectStorage,
+        limits: Limits,
+        auth: &str,
+        tasks: &TaskTracker,
+        shutdown: &CancellationToken,
+    ) -> Self {
+        let flights = Flights::new(GRACE, tasks.clone(), shutdown.clone());
+        Self(Arc::new(Inner {
+            client,
+            limits,
+            auth: auth.to_owned(),
+            seen: Mutex::default(),
+            flights,
+        }))
+    }
+
+    /// Where the request's model comes from.
+    pub async fn source(&self, request: &ModelRequest) -> Result<Source> {
+        self.0.source(request).await
+    }
+
+    /// The digest that "the same request" means; needs the location only.
+    ///
+    /// # Errors
+    /// `Invalid` when the request names a region or an identity that is not the
+    /// driver's. The digest does not hold those, so they are checked before it
+    /// is given away: nobody may join or find what another request started.
+    pub async fn digest(&self, request: &ModelRequest, scope: &str) -> Result<RequestDigest> {
+        let location = self.0.client.location().await?;
+        self.0.check_administrators_choice(request, &location)?;
+        Ok(request.digest(scope, &location))
+    }
+
+    /// The current revision. Callers that ask for the same at the same time
+    /// share one listing.
+    ///
+    /// # Errors
+    /// `NotFound` when nothing is selected (the message names both causes that
+    /// a 404 has); `Precondition` when what is selected cannot be a tree;
+    /// `Unavailable` when Object Storage cannot be asked.
+    pub async fn resolve(&self, request: &ModelRequest, scope: &str) -> Result<Arc<Manifest>> {
+        self.start(request, scope).await?.landed().await
+    }
+
+    /// As [`Resolver::resolve`], for callers that watch how it goes on.
+    pub(super) async fn start(
+        &self,
+        request: &ModelRequest,
+        scope: &str,
+    ) -> Result<Ticket<Pulse, Arc<Manifest>>> {
+        let digest = self.digest(request, scope).await?;
+        let (inner, request, scope) = (Arc::clone(&self.0), request.clone(), scope.to_owned());
+        Ok(self.0.flights.join(digest, Pulse::default(), move |pulse| async move {
+            inner.ask(&request, &scope, &pulse).await.map(Arc::new)
+        }))
+    }
+}
+
+impl Inner {
+    async fn source(&self, request: &ModelRequest) -> Result<Source> {
+        let location = self.client.location().await?;
+        let namespace = match &request.namespace {
+            Some(namespace) => namespace.clone(),
+            None => NamespaceName::parse(&self.client.namespace().await?)?,
+        };
+        let (bucket, prefix) = (request.bucket.clone(), request.prefix.clone());
+        Ok(Source { location, namespace, bucket, prefix })
+    }
+
+    async fn ask(&self, request: &ModelRequest, scope: &str, pulse: &Pulse) -> Result<Manifest> {
+        let source = self.source(request).await?;
+        let bucket = Bucket::new(source.namespace.as_str(), source.bucket.as_str());
+        let listing = self.list(&bucket, source.prefix.as_str(), pulse).await?;
+        if listing.truncated {
+            return Err(Error::new(
+                ErrorKind::Precondition,
+                format!(
+                    "{} has more than {} objects (limits.maxObjects): name a longer prefix, or \
+                     ask the administrator to raise the limit",
+                    request.title(),
+                    self.limits.max_objects
+                ),
+            ));
+        }
+        let objects = listing.objects.into_iter().map(listed);
+        let Some(tree) = Tree::arrange(objects, &request.prefix, &request.filters)? else {
+            return Err(self.nothing(request, &source, &bucket).await);
+        };
+        let bytes = tree.bytes();
+        if self.limits.max_bytes.is_some_and(|most| bytes > most) {
+            return Err(Error::new(
+                ErrorKind::Precondition,
+                format!(
+                    "{} is {} large, more than limits.maxModelSize allows",
+                    request.title(),
+                    size_text(bytes)
+                ),
+            ));
+        }
+        Ok(Manifest::new(source, scope, tree))
+    }
+
+    /// Lists, and asks again when a bucket that was there within the hour is
+    /// said not to be: the service is known to answer so for moments.
+    async fn list(&self, bucket: &Bucket, prefix: &str, pulse: &Pulse) -> Result<oci::Listing> {
+        let most = self.limits.max_objects;
+        let on_page = || pulse.beat();
+        for delay in FLICKER {
+            match self.client.list_objects_watched(bucket, prefix, most, on_page).await {
+                Err(error) if error.kind() == oci::ErrorKind::NotFound && self.saw(bucket) => {
+                    tracing::warn!(%error, "a bucket that was there is said to be gone; asking again");
+                    tokio::time::sleep(delay).await;
+                }
+                other => {
+                    if other.is_ok() {
+                        self.lock().insert(bucket.clone(), Instant::now());
+                    }
+                    return Ok(other?);
+                }
+            }
+        }
+        Ok(self.client.list_objects_watched(bucket, prefix, most, on_page).await?)
+    }
+
+    fn saw(&self, bucket: &Bucket) -> bool {
+        self.lock().get(bucket).is_some_and(|seen| seen.elapsed() < BUCKET_REMEMBERED)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Bucket, Instant>> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Parameters may say what holds anyway; what differs has to be refused,
+    /// not ignored.
+    fn check_administrators_choice(&self, request: &ModelRequest, location: &str) -> Result<()> {
+        let differs = |key: &str, wanted: &str, have: &str| {
+            Err(Error::invalid(format!(
+                "{key} {wanted:?} is not the driver's ({have:?}), and this version reads every \
+                 bucket with the driver's own region and identity"
+            )))
+        };
+        match (&request.region, &request.auth) {
+            (Some(region), _) if region != location && !location.contains("://") => {
+                differs("region", region, location)
+            }
+            (_, Some(auth)) if *auth != self.auth => differs("auth", auth, &self.auth),
+            _ => Ok(()),
+        }
+    }
+
+    /// Why nothing is selected, as far as it can be told.
+    async fn nothing(&self, request: &ModelRequest, source: &Source, bucket: &Bucket) -> Error {
+        let place = format!("bucket {} of namespace {}", source.bucket, source.namespace);
+        let not_found = |text: String| Error::new(ErrorKind::NotFound, text);
+        if !request.filters.is_everything() {
+            return not_found(format!(
+                "nothing under {:?} in {place} is selected by include and exclude, or nothing is \
+                 there; `oci os object list` with --prefix shows the names",
+                source.prefix.as_str()
+            ));
+        }
+        if let Some(name) = source.prefix.as_object_name() {
+            let object = oci::ObjectName::new(Arc::new(bucket.clone()), name);
+            if self.client.head_object(&object, None).await.is_ok() {
+                return not_found(format!(
+                    "prefix {name:?} in {place} is an object, not a directory of objects: name \
+                     the directory that holds it, with include for this object only"
+                ));
+            }
+        }
+        not_found(format!(
+            "no object under {} in {place}, or the driver may not see it; to allow it: Allow \
+             dynamic-group <the nodes' group> to read objects in compartment <the bucket's> where \
+             target.bucket.name='{}'",
+            if source.prefix.as_str().is_empty() { "/" } else { source.prefix.as_str() },
+            source.bucket
+        ))
+    }
+}
+
+fn listed(object: ObjectSummary) -> ListedObject {
+    // "Restored" can be read; what is being restored cannot yet.
+    let archived = match object.archival_state.as_deref() {
+        Some(state) => !state.eq_ignore_ascii_case("restored"),
+        None => object.storage_tier.as_deref().is_some_and(|t| t.eq_ignore_ascii_case("archive")),
+    };
+    let (name, size, etag, md5) = (object.name, object.size, object.etag, object.md5);
+    ListedObject { name, size, etag, md5, archived }
+}

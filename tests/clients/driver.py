@@ -1,0 +1,127 @@
+"""The driver as a process, and a client that speaks CSI to it as kubelet does."""
+
+import functools
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_tools import protoc
+
+from conftest import REPOSITORY
+
+BINARY = os.environ.get("OCI_MODEL_CSI_BIN", REPOSITORY / "target/debug/oci-model-csi")
+INSIDE = "OCI_MODEL_CSI_TEST_INSIDE"
+REQUIRED = "OCI_MODEL_CSI_TEST_REQUIRE_NAMESPACES"
+MOUNTS = ["--mount", "--propagation", "private"]
+
+
+def in_mount_namespace(test):
+    """Runs a test again, alone, where it may mount: as root in a mount namespace
+    of its own, as anybody else in a user namespace besides. The test's only
+    fixture is `request`, so that the outer run starts nothing."""
+
+    @functools.wraps(test)
+    def run(request):
+        if INSIDE in os.environ:
+            return test(request)
+        flags = MOUNTS if os.geteuid() == 0 else ["--user", "--map-root-user", *MOUNTS]
+        possible = subprocess.run(["unshare", *flags, "true"], capture_output=True, text=True)
+        if possible.returncode != 0:
+            assert REQUIRED not in os.environ, possible.stderr
+            pytest.skip(f"no namespaces here: {possible.stderr.strip()}")
+        environment = {**os.environ, INSIDE: "root" if os.geteuid() == 0 else "user"}
+        again = subprocess.run(
+            ["unshare", *flags, sys.executable, "-m", "pytest", "-q", request.node.nodeid],
+            cwd=request.config.rootpath, env=environment,
+            capture_output=True, text=True, timeout=300)
+        assert again.returncode == 0 and "1 passed" in again.stdout, again.stdout + again.stderr
+
+    return run
+
+
+def csi_modules(directory):
+    """The messages and stubs of proto/csi.proto, made by protoc in `directory`."""
+    includes = Path(protoc.__file__).parent / "_proto"
+    failed = protoc.main(["protoc", f"-I{REPOSITORY / 'proto'}", f"-I{includes}",
+                          f"--python_out={directory}", f"--grpc_python_out={directory}",
+                          "csi.proto"])
+    assert not failed
+    sys.path.insert(0, str(directory))
+    try:
+        import csi_pb2
+        import csi_pb2_grpc
+    finally:
+        sys.path.pop(0)
+    return csi_pb2, csi_pb2_grpc
+
+
+class Driver:
+    """A running driver that reads from `store` with the API key of the oci CLI's file."""
+
+    def __init__(self, directory, store):
+        self.kubelet = directory / "kubelet"
+        (self.kubelet / "pods").mkdir(parents=True)
+        socket = directory / "csi.sock"
+        config = directory / "config.yaml"
+        config.write_text("cache: {minFree: 1MiB, minFreeInodes: 0%}\n")
+        self.log = directory / "driver.log"
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [BINARY, "all", "--csi-endpoint", f"unix://{socket}", "--node-id", "node-1",
+                 "--cache-dir", directory / "cache", "--kubelet-dir", self.kubelet,
+                 "--config", config, "--auth", "api_key", "--config-file", store.config,
+                 "--oci-endpoint", store.endpoint],
+                env={}, stderr=log)
+        self.csi, stubs = csi_modules(directory)
+        # Without this option grpcio sends the percent-encoded path as authority.
+        self.channel = grpc.insecure_channel(
+            f"unix:{socket}", options=[("grpc.default_authority", "localhost")])
+        self.node = stubs.NodeStub(self.channel)
+        self.identity = stubs.IdentityStub(self.channel)
+        self.until_ready()
+
+    def until_ready(self):
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline and self.process.poll() is None:
+            try:
+                probe = self.identity.Probe(self.csi.ProbeRequest(), timeout=5, wait_for_ready=True)
+                if probe.ready.value:
+                    return
+            except grpc.RpcError:
+                pass
+            time.sleep(0.05)
+        raise AssertionError(f"the driver is not ready:\n{self.log.read_text()}")
+
+    def target(self, pod):
+        return self.kubelet / "pods" / f"uid-of-{pod}" / "volumes/kubernetes.io~csi/model/mount"
+
+    def publish(self, pod, **attributes):
+        """Publishes an inline volume; where it stands."""
+        target = self.target(pod)
+        target.parent.mkdir(parents=True)
+        capability = self.csi.VolumeCapability(
+            mount={}, access_mode={"mode": "SINGLE_NODE_WRITER"})
+        self.node.NodePublishVolume(self.csi.NodePublishVolumeRequest(
+            volume_id=f"csi-{pod}", target_path=str(target), readonly=True,
+            volume_capability=capability, volume_context={
+                "csi.storage.k8s.io/pod.name": pod,
+                "csi.storage.k8s.io/pod.namespace": "team-a",
+                "csi.storage.k8s.io/pod.uid": f"uid-of-{pod}",
+                "csi.storage.k8s.io/serviceAccount.name": "default",
+                "csi.storage.k8s.io/ephemeral": "true",
+                **attributes,
+            }), timeout=120)
+        return target
+
+    def unpublish(self, pod):
+        self.node.NodeUnpublishVolume(self.csi.NodeUnpublishVolumeRequest(
+            volume_id=f"csi-{pod}", target_path=str(self.target(pod))), timeout=60)
+
+    def stop(self):
+        self.channel.close()
+        self.process.terminate()
+        assert self.process.wait(timeout=30) == 0, self.log.read_text()

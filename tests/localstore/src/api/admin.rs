@@ -1,0 +1,96 @@
+//! This server's own interface, `/_localstore/…`: faults, statistics, objects.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use http::{Method, StatusCode};
+use serde::Deserialize;
+use serde_json::json;
+
+use crate::error::ApiError;
+use crate::faults::Rule;
+use crate::objects::{PutOptions, Source, StorageTier, put};
+use crate::server::Call;
+use crate::server::reply::{self, Failure, Handled};
+
+pub(crate) async fn handle(call: &mut Call) -> Handled {
+    let path = call.target.path.clone();
+    let path = path.strip_prefix("/_localstore/").unwrap_or_default();
+    let (get, post) = (call.method == Method::GET, call.method == Method::POST);
+    let done = reply::empty(StatusCode::NO_CONTENT);
+    let state = Arc::clone(&call.state);
+    Ok(match path {
+        "faults" if get => reply::json(StatusCode::OK, &state.faults.list()),
+        "faults" if post => {
+            let rule: Rule = call.read_json().await?;
+            reply::json(StatusCode::CREATED, &json!({ "id": state.faults.add(rule) }))
+        }
+        "faults" if call.method == Method::DELETE => {
+            state.faults.clear();
+            done
+        }
+        "stats" if get => reply::json(StatusCode::OK, &state.counters.snapshot()),
+        "stats/reset" if post => {
+            state.counters.reset();
+            done
+        }
+        "requests" if get => reply::json(StatusCode::OK, &state.counters.records()),
+        "objects" if post => create_object(call).await?,
+        "tokens/expire" if post => {
+            state.keys.expire_tokens();
+            done
+        }
+        "imds/rotate" if post => {
+            state.identity.rotate().map_err(|error| ApiError::internal(&error))?;
+            done
+        }
+        other => match other.strip_prefix("faults/").and_then(|id| id.parse().ok()) {
+            Some(id) if call.method == Method::DELETE && state.faults.remove(id) => done,
+            _ => return Err(ApiError::no_such_route().into()),
+        },
+    })
+}
+
+/// A synthetic object; the bucket is created when there is none.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CreateObject {
+    bucket: String,
+    name: String,
+    size: u64,
+    #[serde(default)]
+    seed: u64,
+    #[serde(default)]
+    crc32c: bool,
+    #[serde(default)]
+    part_size: Option<u64>,
+    #[serde(default)]
+    no_checksums: bool,
+    #[serde(default)]
+    tier: StorageTier,
+    #[serde(default)]
+    content_type: Option<String>,
+    #[serde(default)]
+    metadata: BTreeMap<String, String>,
+}
+
+async fn create_object(call: &mut Call) -> Handled {
+    let wanted: CreateObject = call.read_json().await?;
+    let state = Arc::clone(&call.state);
+    // Checksums of a large object take their time.
+    let etag = tokio::task::spawn_blocking(move || {
+        let bucket = state.bucket_or_create(&wanted.bucket)?;
+        let options = PutOptions {
+            crc32c: wanted.crc32c,
+            part_size: wanted.part_size,
+            no_checksums: wanted.no_checksums,
+            tier: wanted.tier,
+            content_type: wanted.content_type,
+            metadata: wanted.metadata,
+        };
+        let source = Source::Synthetic { size: wanted.size, seed: wanted.seed };
+        put(&bucket, &wanted.name, &source, options)
+    });
+    let etag = etag.await.map_err(|_| Failure::Aborted)??;
+    Ok(reply::json(StatusCode::CREATED, &json!({ "etag": etag })))
+}

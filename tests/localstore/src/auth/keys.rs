@@ -1,0 +1,94 @@
+//! Who may call: registered API keys and issued tokens, and what is hidden from whom.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use aws_lc_rs::signature::ParsedPublicKey;
+
+use super::signature::{Refusal, public_key};
+use crate::glob;
+use crate::sync::RwLock;
+
+/// A public key under which requests are verified.
+#[derive(Debug)]
+pub(crate) struct RegisteredKey {
+    pub(crate) key: ParsedPublicKey,
+    /// Who signs with it, for permissions and records: `tenancy/user/fingerprint`
+    /// of an API key, the subject of a token. Never the token itself.
+    pub(crate) caller: String,
+    expires: Option<SystemTime>,
+}
+
+/// Keys by the `keyId` of the requests that they sign.
+#[derive(Debug, Default)]
+pub(crate) struct Keys {
+    by_key_id: RwLock<HashMap<String, Arc<RegisteredKey>>>,
+    /// (caller pattern, bucket pattern) pairs: these callers do not see these buckets.
+    hidden: RwLock<Vec<(String, String)>>,
+}
+
+/// Expired tokens are remembered this long, so that their refusal says so.
+const REMEMBER_EXPIRED: Duration = Duration::from_secs(3600);
+
+impl Keys {
+    /// `None` when the DER is no RSA key of at least 2048 bits.
+    pub(crate) fn add_api_key(&self, key_id: &str, public_der: &[u8]) -> Option<()> {
+        let key = public_key(public_der)?;
+        let registered = RegisteredKey { key, caller: key_id.to_owned(), expires: None };
+        self.by_key_id.write().insert(key_id.to_owned(), Arc::new(registered));
+        Some(())
+    }
+
+    pub(crate) fn add_token(
+        &self,
+        token: &str,
+        caller: &str,
+        public_der: &[u8],
+        expires: SystemTime,
+    ) -> Option<()> {
+        let key = public_key(public_der)?;
+        let registered = RegisteredKey { key, caller: caller.to_owned(), expires: Some(expires) };
+        let forget = SystemTime::now() - REMEMBER_EXPIRED;
+        let mut keys = self.by_key_id.write();
+        keys.retain(|_, key| key.expires.is_none_or(|expires| expires > forget));
+        keys.insert(format!("ST${token}"), Arc::new(registered));
+        Some(())
+    }
+
+    /// All tokens are refused from now on, as if they had expired.
+    pub(crate) fn expire_tokens(&self) {
+        let mut keys = self.by_key_id.write();
+        for key in keys.values_mut() {
+            if key.expires.is_some() {
+                *key = Arc::new(RegisteredKey {
+                    key: key.key.clone(),
+                    caller: key.caller.clone(),
+                    expires: Some(SystemTime::now() - Duration::from_secs(1)),
+                });
+            }
+        }
+    }
+
+    pub(crate) fn find(
+        &self,
+        key_id: &str,
+        now: SystemTime,
+    ) -> Result<Arc<RegisteredKey>, Refusal> {
+        let key = self.by_key_id.read().get(key_id).cloned().ok_or(Refusal::UnknownKey)?;
+        match key.expires {
+            Some(expires) if now >= expires => Err(Refusal::ExpiredToken),
+            _ => Ok(key),
+        }
+    }
+
+    pub(crate) fn hide(&self, caller_pattern: &str, bucket_pattern: &str) {
+        self.hidden.write().push((caller_pattern.to_owned(), bucket_pattern.to_owned()));
+    }
+
+    pub(crate) fn is_hidden(&self, caller: &str, bucket: &str) -> bool {
+        self.hidden.read().iter().any(|(callers, buckets)| {
+            glob::matches(callers, caller) && glob::matches(buckets, bucket)
+        })
+    }
+}

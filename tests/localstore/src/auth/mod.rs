@@ -1,0 +1,16 @@
+//! Who calls: API keys, security tokens, and the certificates that buy tokens.
+
+pub(crate) mod config_file;
+mod der;
+mod identity;
+mod keys;
+mod signature;
+mod token;
+#[cfg(test)]
+pub(crate) mod vectors;
+
+pub(crate) use der::from_pem;
+pub(crate) use identity::{Identity, Instance};
+pub(crate) use keys::Keys;
+pub(crate) use signature::{READING, Refusal, SignedRequest, WITH_BODY, content_sha256};
+pub(crate) use token::Subject;

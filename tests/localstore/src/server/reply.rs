@@ -1,0 +1,81 @@
+//! Answers: status, headers, body.
+
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use http::{HeaderName, HeaderValue, Response, StatusCode};
+use serde::Serialize;
+
+use super::body::ReplyBody;
+use crate::error::ApiError;
+
+/// An answer on its way out.
+pub(crate) type Reply = Response<ReplyBody>;
+
+/// Why there is no answer from a handler.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// Answered with OCI's error body.
+    Refused(ApiError),
+    /// Not answered: the connection ends.
+    Aborted,
+}
+
+impl<E: Into<ApiError>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self::Refused(error.into())
+    }
+}
+
+/// What a handler returns.
+pub(crate) type Handled = Result<Reply, Failure>;
+
+/// No body. 204 and 304 must not even say that it is empty.
+pub(crate) fn empty(status: StatusCode) -> Reply {
+    let mut reply = Response::new(ReplyBody::empty());
+    *reply.status_mut() = status;
+    if !matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
+        reply.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
+    }
+    reply
+}
+
+pub(crate) fn json(status: StatusCode, value: &impl Serialize) -> Reply {
+    let body = serde_json::to_vec(value).expect("values of this server's own types are JSON");
+    with_body(status, "application/json", body)
+}
+
+pub(crate) fn text(body: impl Into<String>) -> Reply {
+    with_body(StatusCode::OK, "text/plain", body.into().into_bytes())
+}
+
+/// `{"code", "message"}`; on HEAD only its length.
+pub(crate) fn error(error: &ApiError, head: bool) -> Reply {
+    let body = serde_json::json!({"code": error.code, "message": error.message});
+    let mut reply = json(error.status, &body);
+    if head {
+        *reply.body_mut() = ReplyBody::empty();
+    }
+    for (name, value) in &error.headers {
+        set(&mut reply, name, value);
+    }
+    reply
+}
+
+fn with_body(status: StatusCode, content_type: &'static str, body: Vec<u8>) -> Reply {
+    let mut reply = Response::new(ReplyBody::empty());
+    *reply.status_mut() = status;
+    reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    reply.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+    *reply.body_mut() = ReplyBody::bytes(body);
+    reply
+}
+
+/// Sets a header; a value that HTTP cannot carry is left out with a warning.
+pub(crate) fn set(reply: &mut Reply, name: &str, value: &str) {
+    let header =
+        (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_bytes(value.as_bytes()));
+    if let (Ok(name), Ok(value)) = header {
+        reply.headers_mut().insert(name, value);
+    } else {
+        tracing::warn!(name, "not a header that HTTP can carry");
+    }
+}

@@ -1,0 +1,36 @@
+//! Everything that requests share.
+
+use std::sync::Arc;
+
+use crate::auth::{Identity, Keys};
+use crate::error::ApiResult;
+use crate::faults::Faults;
+use crate::objects::{Bucket, Catalog, PublicAccess};
+use crate::server::Buffers;
+use crate::stats::Counters;
+
+/// The state of a running server.
+#[derive(Debug)]
+pub(crate) struct State {
+    pub(crate) namespace: String,
+    /// Whether signatures are verified.
+    pub(crate) verify: bool,
+    /// The most entries of one page of a listing.
+    pub(crate) max_page: usize,
+    pub(crate) catalog: Catalog,
+    pub(crate) keys: Keys,
+    pub(crate) identity: Identity,
+    pub(crate) faults: Faults,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) buffers: Buffers,
+}
+
+impl State {
+    /// The bucket, made when there is none: for those who put objects without a request.
+    pub(crate) fn bucket_or_create(&self, name: &str) -> ApiResult<Arc<Bucket>> {
+        self.catalog.bucket(name).or_else(|_| {
+            let compartment = &self.identity.instance.compartment;
+            self.catalog.create_bucket(name, compartment, PublicAccess::NoPublicAccess)
+        })
+    }
+}

@@ -1,0 +1,89 @@
+//! No credential is logged, told in an error, shown in a metric, or written to disk.
+
+mod support;
+
+use std::fs;
+use std::path::Path;
+
+use localstore::{Action, LocalStore, Operation, Rule};
+use support::driver::{Driver, Setup};
+use support::models::{BUCKET, PHI3, store_with_phi3};
+use support::run::end_to_end;
+
+/// What kubelet may send along for a pod.
+const POD_TOKEN: &str = "pods-own-token-5e0f9c";
+
+/// What begins every token (a JWT) and every signature, and ends every key.
+const MARKS: [&str; 5] = ["eyJ", "ST$", "Signature version=", "PRIVATE KEY", POD_TOKEN];
+
+/// Everything that goes right and wrong once, with every log line there is.
+async fn live(scratch: &Path, store: &LocalStore, instance: bool) -> (Driver, String) {
+    let mut setup = Setup::new(scratch, store);
+    if instance {
+        setup = setup.with_instance_principal(store);
+    }
+    setup.arguments = vec!["--log-level".to_owned(), "trace".to_owned()];
+    let driver = setup.start().await;
+    let kubelet = driver.kubelet();
+    let tokens = format!("{{\"\":{{\"token\":\"{POD_TOKEN}\"}}}}");
+    let with_token = [PHI3.as_slice(), &[("csi.storage.k8s.io/serviceAccount.tokens", &tokens)]];
+    let volume = kubelet.inline("1", &with_token.concat());
+    volume.publish().await.unwrap();
+    let mut told = String::new();
+    for (pod, status, prefix) in [("2", 401, "a"), ("3", 403, "b"), ("4", 404, "c")] {
+        let rule = Rule::new(Action::status(status)).operation(Operation::List);
+        let rule = store.faults().add(rule);
+        let token = ("csi.storage.k8s.io/serviceAccount.tokens", tokens.as_str());
+        let refused = kubelet.inline(pod, &[("bucket", BUCKET), ("prefix", prefix), token]);
+        told.push_str(&refused.refused().await.1);
+        store.faults().remove(rule);
+    }
+    told.push_str(&driver.metrics().await);
+    (driver, told)
+}
+
+/// Every file below a directory, as far as it is text.
+fn text_below(directory: &Path) -> String {
+    let content = support::models::content_of(directory);
+    content
+        .into_values()
+        .flatten()
+        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+        .collect()
+}
+
+#[track_caller]
+fn assert_no_secret(what: &str, text: &str, secrets: &[String]) {
+    assert!(!text.is_empty(), "there is nothing in {what}");
+    for secret in MARKS.iter().copied().chain(secrets.iter().map(String::as_str)) {
+        let line = text.lines().find(|line| line.contains(secret));
+        assert!(line.is_none(), "{secret:?} is in {what}: {line:?}");
+    }
+}
+
+async fn assert_discreet(scratch: &Path, instance: bool) {
+    let store = store_with_phi3();
+    let (driver, told) = live(scratch, &store, instance).await;
+    // The lines of the key file, whose marks alone a log could leave out.
+    let keys = text_below(&scratch.join("oci"));
+    let secrets: Vec<String> =
+        keys.lines().filter(|line| line.len() == 64).map(str::to_owned).collect();
+    assert!(secrets.len() > 10, "the premise: a key in PEM");
+    assert_no_secret("errors and metrics", &told, &secrets);
+    assert_no_secret("the log", &driver.log(), &secrets);
+    assert!(driver.log().contains("TRACE"), "the premise: everything is logged");
+    assert_no_secret("the cache", &text_below(&driver.setup.cache), &secrets);
+    let lease = &driver.in_cache("leases")[0];
+    let lease = fs::read_to_string(driver.setup.cache.join("leases").join(lease)).unwrap();
+    assert_no_secret("a lease", &lease, &secrets);
+}
+
+#[test]
+fn neither_an_api_key_nor_a_pods_token_is_to_be_found_anywhere() {
+    end_to_end(async |scratch| assert_discreet(scratch, false).await);
+}
+
+#[test]
+fn neither_an_instances_token_nor_its_key_is_to_be_found_anywhere() {
+    end_to_end(async |scratch| assert_discreet(scratch, true).await);
+}

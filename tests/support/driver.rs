@@ -1,0 +1,254 @@
+//! The driver as a process: started, watched, killed and started again on the
+//! same directories.
+
+use std::fs::{self, File};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::{Duration, Instant};
+
+use localstore::LocalStore;
+use oci_model_csi::csi::proto::ProbeRequest;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::process::{Child, Command};
+
+use super::kubelet::{Kubelet, connect_identity};
+use super::run::eventually;
+
+/// The built program.
+pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_oci-model-csi");
+
+/// Longer than any start may take; how long it takes is asserted elsewhere.
+const START: Duration = Duration::from_secs(20);
+
+/// The driver has 30 s from Kubernetes.
+const STOP: Duration = Duration::from_secs(30);
+
+/// A full test machine must not decide about space.
+const ROOM: &str = "cache: {minFree: 1MiB, minFreeInodes: 0%}\n";
+
+/// How a driver is started. Change fields before [`Setup::start`].
+#[derive(Debug, Clone)]
+pub(crate) struct Setup {
+    pub(crate) mode: &'static str,
+    config: String,
+    pub(crate) endpoint: String,
+    pub(crate) auth: &'static str,
+    pub(crate) oci_config: PathBuf,
+    pub(crate) environment: Vec<(&'static str, String)>,
+    pub(crate) arguments: Vec<String>,
+    pub(crate) scratch: PathBuf,
+    pub(crate) cache: PathBuf,
+    pub(crate) socket: PathBuf,
+    metrics: SocketAddr,
+}
+
+impl Setup {
+    /// A driver that reads from `store` with an API key, everything else in `scratch`.
+    pub(crate) fn new(scratch: &Path, store: &LocalStore) -> Self {
+        let oci = scratch.join("oci");
+        fs::create_dir_all(&oci).expect("a directory for the oci CLI's file");
+        fs::create_dir_all(scratch.join("kubelet/pods")).expect("kubelet's directory");
+        Self {
+            mode: "all",
+            config: String::new(),
+            endpoint: store.endpoint(),
+            auth: "api_key",
+            oci_config: store.write_cli_config(&oci).expect("the oci CLI's file"),
+            environment: Vec::new(),
+            arguments: Vec::new(),
+            scratch: scratch.to_owned(),
+            cache: scratch.join("cache"),
+            socket: scratch.join("csi.sock"),
+            metrics: own_address(),
+        }
+    }
+
+    /// With these lines of YAML; those about space stay unless there is a `cache:`.
+    pub(crate) fn with_config(mut self, yaml: &str) -> Self {
+        yaml.clone_into(&mut self.config);
+        self
+    }
+
+    /// As the instance that `store` plays.
+    pub(crate) fn with_instance_principal(mut self, store: &LocalStore) -> Self {
+        self.auth = "instance_principal";
+        self.environment.push(("OCI_METADATA_BASE_URL", store.imds_base()));
+        self.environment.push(("OCI_CLI_FEDERATION_ENDPOINT", store.federation_endpoint()));
+        self
+    }
+
+    /// Starts, and returns when the driver says that it is ready.
+    pub(crate) async fn start(self) -> Driver {
+        let process = self.spawn();
+        let mut driver = Driver { setup: self, process };
+        driver.until_ready().await;
+        driver
+    }
+
+    /// Starts a driver that is expected to end by itself at once; its status and log.
+    pub(crate) async fn refuses(self) -> (ExitStatus, String) {
+        let mut process = self.spawn();
+        let ended = tokio::time::timeout(START, process.wait()).await;
+        let log = self.log();
+        (ended.unwrap_or_else(|_| panic!("the driver did not end:\n{log}")).unwrap(), log)
+    }
+
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.scratch.join("driver.log")
+    }
+
+    fn spawn(&self) -> Child {
+        let config = self.scratch.join("config.yaml");
+        let room = if self.config.contains("cache:") { "" } else { ROOM };
+        fs::write(&config, format!("{room}{}", self.config)).expect("the configuration");
+        let log = File::options().create(true).append(true).open(self.log_path()).expect("a log");
+        let path = |path: &Path| path.to_str().expect("a UTF-8 path").to_owned();
+        let mut command = Command::new(BINARY);
+        command
+            .arg(self.mode)
+            .args(["--csi-endpoint", &format!("unix://{}", path(&self.socket))])
+            .args(["--node-id", "node-1", "--auth", self.auth])
+            .args(["--cache-dir", &path(&self.cache)])
+            .args(["--kubelet-dir", &path(&self.scratch.join("kubelet"))])
+            .args(["--config", &path(&config), "--config-file", &path(&self.oci_config)])
+            .args(["--oci-endpoint", &self.endpoint])
+            .args(["--metrics-address", &self.metrics.to_string()])
+            .args(&self.arguments)
+            .env_clear()
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a second handle"))
+            .stderr(log)
+            .kill_on_drop(true);
+        command.spawn().expect("the driver's program")
+    }
+}
+
+/// A running driver; it ends with this value, and shows its log if the test failed.
+pub(crate) struct Driver {
+    pub(crate) setup: Setup,
+    process: Child,
+}
+
+impl Driver {
+    /// A driver with the defaults of [`Setup::new`].
+    pub(crate) async fn start(scratch: &Path, store: &LocalStore) -> Self {
+        Setup::new(scratch, store).start().await
+    }
+
+    pub(crate) fn kubelet(&self) -> Kubelet {
+        Kubelet::new(&self.setup.socket, &self.setup.scratch.join("kubelet"))
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.id().expect("a running driver")
+    }
+
+    /// SIGKILL, and until the process is gone.
+    pub(crate) async fn kill(&mut self) {
+        self.process.kill().await.expect("SIGKILL");
+    }
+
+    /// SIGTERM; [`Driver::ended`] waits for the end.
+    pub(crate) async fn terminate(&self) {
+        let killed = Command::new("kill").args(["-TERM", &self.pid().to_string()]).status().await;
+        assert!(killed.expect("kill").success());
+    }
+
+    /// Until the process is gone by itself.
+    pub(crate) async fn ended(&mut self) -> ExitStatus {
+        let ended = tokio::time::timeout(STOP, self.process.wait()).await;
+        ended.expect("the driver did not end within its 30 s").expect("its status")
+    }
+
+    /// Starts again on the same directories; the time until it was ready.
+    pub(crate) async fn restart(&mut self) -> Duration {
+        let started = Instant::now();
+        self.process = self.setup.spawn();
+        self.until_ready().await;
+        started.elapsed()
+    }
+
+    async fn until_ready(&mut self) {
+        let (socket, process) = (self.setup.socket.clone(), &mut self.process);
+        let log = self.setup.log_path();
+        eventually("the driver is ready", START, async || {
+            if let Some(status) = process.try_wait().expect("its status") {
+                let log = fs::read_to_string(&log).unwrap_or_default();
+                panic!("the driver ended with {status}:\n{log}");
+            }
+            let mut identity = connect_identity(&socket).await.ok()?;
+            let probe = identity.probe(ProbeRequest {}).await.ok()?;
+            probe.into_inner().ready.unwrap_or(true).then_some(())
+        })
+        .await;
+    }
+
+    pub(crate) fn log(&self) -> String {
+        self.setup.log()
+    }
+
+    /// What a Prometheus server would read.
+    pub(crate) async fn metrics(&self) -> String {
+        let mut stream = TcpStream::connect(self.setup.metrics).await.expect("the metrics' port");
+        let request = "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+        stream.write_all(request.as_bytes()).await.expect("a request");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.expect("an answer");
+        answer
+    }
+
+    /// The value of one series, named without the prefix; 0 while it is not there.
+    pub(crate) async fn metric(&self, series: &str) -> u64 {
+        let metrics = self.metrics().await;
+        let name = format!("oci_model_csi_{series} ");
+        let value = metrics.lines().find_map(|line| line.strip_prefix(&name));
+        value.map_or(0, |value| value.trim().parse().expect("a whole number"))
+    }
+
+    /// Names in one of the cache's directories.
+    pub(crate) fn in_cache(&self, directory: &str) -> Vec<String> {
+        let listed = fs::read_dir(self.setup.cache.join(directory)).expect("a cache");
+        listed.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect()
+    }
+
+    /// One lease file for each volume that holds a model.
+    pub(crate) fn leases(&self) -> usize {
+        self.in_cache("leases").len()
+    }
+
+    /// Whether a download has left its journal, or writes it now.
+    pub(crate) fn journals(&self) -> usize {
+        let names = self.in_cache("staging");
+        let journal = |name: &&String| Path::new(name).extension().is_some_and(|e| e == "journal");
+        names.iter().filter(journal).count()
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = self.log();
+            let tail: Vec<&str> = log.lines().rev().take(60).collect();
+            let tail: Vec<&str> = tail.into_iter().rev().collect();
+            let text = format!("the driver's log ended with:\n{}\n", tail.join("\n"));
+            super::namespace::forward(text.as_bytes());
+        }
+    }
+}
+
+/// An address of this test alone. All of 127/8 is loopback, and no two tests
+/// that start drivers run in one process.
+fn own_address() -> SocketAddr {
+    static NEXT_PORT: AtomicU16 = AtomicU16::new(9100);
+    let [_, a, b, c] = std::process::id().to_be_bytes();
+    // Not below 127.0, where everybody else listens.
+    SocketAddr::from(([127, 64 + a % 64, b, c], NEXT_PORT.fetch_add(1, Ordering::Relaxed)))
+}

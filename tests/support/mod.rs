@@ -1,0 +1,21 @@
+//! What several integration tests need.
+//!
+//! An end-to-end test ([`run::end_to_end`]) is the built program over its
+//! socket ([`driver`]), a client that behaves like kubelet ([`kubelet`]), real
+//! mounts in a namespace of the test's own ([`namespace`]), and a local Object
+//! Storage whose counters say what was asked of it (`localstore`). Everything
+//! a test makes is its own, so that tests run side by side.
+//!
+//! Where neither root nor user namespaces are to be had, such a test says
+//! SKIPPED and passes, unless `OCI_MODEL_CSI_TEST_REQUIRE_NAMESPACES` is set.
+//! What a test measures it reports on stderr as a line `figure: …`.
+
+#![allow(dead_code, reason = "each test binary uses its part")]
+
+pub(crate) mod driver;
+pub(crate) mod fetch;
+pub(crate) mod kubelet;
+pub(crate) mod models;
+pub(crate) mod namespace;
+pub(crate) mod protobuf;
+pub(crate) mod run;
