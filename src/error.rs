@@ -104,3 +104,16 @@ impl fmt::Debug for Error {
 }
 
 impl std::error::Error for Error {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_and_a_full_quota_are_told_apart_from_other_failures() {
+        let kind = |errno: nix::errno::Errno| Error::io("writing", &errno.into()).kind();
+        assert_eq!(kind(nix::errno::Errno::ENOSPC), ErrorKind::NoSpace);
+        assert_eq!(kind(nix::errno::Errno::EDQUOT), ErrorKind::NoSpace);
+        assert_eq!(kind(nix::errno::Errno::EIO), ErrorKind::Internal);
+    }
+}

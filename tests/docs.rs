@@ -15,7 +15,7 @@ use serde_json::Value;
 use oci_model_csi::ErrorKind;
 use oci_model_csi::config::Config;
 use oci_model_csi::csi::status;
-use oci_model_csi::metrics::{Metrics, PublishResult};
+use oci_model_csi::metrics::{EvictionReason, Metrics, PublishResult};
 use oci_model_csi::model::{AttributeSource, parse_attributes};
 
 const KINDS: [ErrorKind; 13] = [
@@ -41,6 +41,9 @@ fn the_documented_metrics_are_those_that_are_served() {
     metrics.object_storage_request("GetObject", Some(206));
     metrics.published(PublishResult::Hit, 0.1);
     metrics.rpc("Probe", "OK", 0.1);
+    metrics.evicted(EvictionReason::Space);
+    metrics.cache_size("trash", 1);
+    metrics.cache_models("pinned", 1);
     let text = metrics.to_text();
     let served = served_metrics(&text);
     let registered = read("src/metrics/mod.rs").matches(".register(").count();

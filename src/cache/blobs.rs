@@ -29,6 +29,7 @@ use serde::{Deserialize, Serialize};
 
 use super::files;
 use super::layout::Layout;
+use crate::abort_point;
 use crate::download::{Check, Verified, crc32c_of_file};
 use crate::error::{Error, Result};
 use crate::model::BlobId;
@@ -112,7 +113,7 @@ impl Blobs {
             "bytes in the cache are not what was downloaded (the machine may have lost power); \
              they are dropped and will be downloaded again"
         );
-        self.drop_blob(id)?;
+        self.evict(id)?;
         Ok(None)
     }
 
@@ -141,9 +142,13 @@ impl Blobs {
         let (source, target) = (self.layout.blob(from), self.layout.blob(to));
         // What stands there without a good record is not what is linked now.
         files::rename(&target, &self.layout.trash().join(format!("blob-{to}")))?;
-        fs::hard_link(&source, &target).map_err(|e| {
-            Error::io(format!("linking {} to {}", source.display(), target.display()), &e)
-        })?;
+        match fs::hard_link(&source, &target) {
+            // Evicted between the look and the link.
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+            linked => linked.map_err(|e| {
+                Error::io(format!("linking {} to {}", source.display(), target.display()), &e)
+            })?,
+        }
         self.lock().insert(to.clone());
         Ok(true)
     }
@@ -158,15 +163,35 @@ impl Blobs {
         Ok(())
     }
 
+    /// The record of a blob, whether its bytes are good or not, and whether it
+    /// is durable.
+    pub(super) fn record(&self, id: &BlobId) -> Result<Option<(BlobRecord, bool)>> {
+        self.read_record(id)
+    }
+
+    /// Takes a blob away; see the numbered steps of `evict.rs`. Blocks.
+    pub(super) fn evict(&self, id: &BlobId) -> Result<()> {
+        self.lock().remove(id);
+        files::rename(&self.layout.blob(id), &self.layout.trash().join(format!("blob-{id}")))?;
+        abort_point::reach("evict-3");
+        files::remove(&self.layout.blob_record(id))?;
+        files::remove(&self.layout.blob_record_unsynced(id))?;
+        abort_point::reach("evict-4");
+        Ok(())
+    }
+
+    /// Puts a damaged blob into quarantine. Blocks.
+    pub(super) fn put_aside(&self, id: &BlobId) -> Result<()> {
+        self.lock().remove(id);
+        let name = format!("blob-{id}");
+        files::rename(&self.layout.blob(id), &self.layout.quarantine().join(name))?;
+        files::remove(&self.layout.blob_record(id))?;
+        files::remove(&self.layout.blob_record_unsynced(id))
+    }
+
     /// Whether a blob's record says that it is on the disk.
     pub(super) fn is_durable(&self, id: &BlobId) -> bool {
         self.layout.blob_record(id).exists()
-    }
-
-    fn drop_blob(&self, id: &BlobId) -> Result<()> {
-        files::rename(&self.layout.blob(id), &self.layout.trash().join(format!("blob-{id}")))?;
-        files::remove(&self.layout.blob_record(id))?;
-        files::remove(&self.layout.blob_record_unsynced(id))
     }
 
     fn write_record(&self, id: &BlobId, record: &BlobRecord) -> Result<()> {

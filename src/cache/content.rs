@@ -24,6 +24,16 @@ impl Inner {
         }
     }
 
+    /// Forgets under which content an evicted blob could be found. Blocks.
+    pub(super) fn forget_content(&self, manifest: &Manifest, file: &ManifestFile) -> Result<()> {
+        let Some(content) = content_id(manifest, file) else { return Ok(()) };
+        let path = self.layout.content(&content);
+        match files::read(&path)?.is_some_and(|named| named == file.blob.as_str().as_bytes()) {
+            true => files::remove(&path),
+            false => Ok(()),
+        }
+    }
+
     /// Gives the blob that holds this file's content the file's blob id;
     /// `false` when there is none. Blocks.
     pub(super) fn find_by_content(&self, manifest: &Manifest, file: &ManifestFile) -> Result<bool> {

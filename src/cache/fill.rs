@@ -12,15 +12,23 @@ use super::durability::Unsynced;
 use super::flight::Ticket;
 use super::models::CachedModel;
 use super::progress::{FillProgress, Phase};
+use super::shortage::Shortage;
+use super::space::Wanted;
 use crate::blocking::blocking;
 use crate::download::{Engine, Progress, Staging};
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{BlobId, Manifest, ManifestFile};
+use crate::model::{BlobId, Manifest, ManifestFile, progress_text, shown};
 use crate::oci::{Bucket, ObjectName};
 
 /// Blobs of one model that download side by side. Requests are limited by the
 /// engine; this only bounds tasks for models of many thousand files.
 const BLOBS_AT_ONCE: usize = 64;
+
+/// A model that waits for space looks at least this often whether there is.
+const SPACE_POLL: Duration = Duration::from_secs(5);
+
+/// And at most this often.
+const SPACE_PAUSE: Duration = Duration::from_millis(200);
 
 /// Fills the cache with one model.
 pub(super) async fn fill(
@@ -51,52 +59,164 @@ async fn steps(
     title: &str,
     progress: &Arc<FillProgress>,
 ) -> Result<CachedModel> {
+    loop {
+        match attempt(inner, engine, manifest, title, progress).await? {
+            Outcome::Stands(model) => return Ok(model),
+            Outcome::Short(shortage) => {
+                tracing::warn!(model = title, "{}", shortage.error(title, None));
+                progress.short(Some(*shortage));
+                wait_for_space(inner, progress).await;
+            }
+        }
+    }
+}
+
+enum Outcome {
+    Stands(CachedModel),
+    /// There is no space for it now.
+    Short(Box<Shortage>),
+}
+
+/// Until there may be space: something was released or deleted here, somebody
+/// asks again, or others may have tidied up.
+async fn wait_for_space(inner: &Inner, progress: &FillProgress) {
+    tokio::select! {
+        () = inner.space_freed.notified() => {}
+        () = progress.asked_again() => {}
+        () = tokio::time::sleep(SPACE_POLL) => {}
+    }
+    // A hundred pods that ask at once cost one look.
+    tokio::time::sleep(SPACE_PAUSE).await;
+}
+
+async fn attempt(
+    inner: &Arc<Inner>,
+    engine: &Engine,
+    manifest: &Arc<Manifest>,
+    title: &str,
+    progress: &Arc<FillProgress>,
+) -> Result<Outcome> {
     let _slot = inner
         .model_slots
         .acquire()
         .await
         .map_err(|_| Error::internal("the download slots are closed"))?;
-    progress.enter(Phase::Checking);
+    if progress.snapshot().phase != Phase::WaitingForSpace {
+        progress.enter(Phase::Checking);
+    }
     // Somebody else's flight may have ended between the caller's look and the
     // start of this one; and a suspect of an earlier process may be whole.
-    let found = {
-        let (inner, key) = (Arc::clone(inner), manifest.key());
-        blocking(move || inner.models.check(&key, &inner.blobs)).await?
+    let (found, _held) = {
+        let (inner, manifest) = (Arc::clone(inner), Arc::clone(manifest));
+        blocking(move || {
+            let held = inner.holds.blobs(manifest.files.iter().map(|file| file.blob.clone()));
+            Ok((inner.models.check(&manifest.key(), &inner.blobs)?, held))
+        })
+        .await?
     };
     if let Some(model) = found {
-        return Ok(model);
+        return Ok(Outcome::Stands(model));
     }
     let missing = missing(inner, manifest).await?;
-    let reservation = {
-        let (inner, title) = (Arc::clone(inner), title.to_owned());
-        let blobs: Vec<_> = missing.iter().map(|file| (file.blob.clone(), file.size)).collect();
-        let inodes = manifest.inodes().saturating_add(2);
-        blocking(move || inner.ledger.reserve(&title, &blobs, inodes)).await?
+    let wanted = Wanted {
+        missing: missing.iter().map(|file| (file.blob.clone(), file.size)).collect(),
+        // The tree's files are links; directories are not, nor the tree's root,
+        // the model's directory, its manifest and its mark.
+        tree_inodes: u64::try_from(manifest.directories.len())
+            .unwrap_or(u64::MAX)
+            .saturating_add(4),
     };
+    let admitted = {
+        let (inner, wanted) = (Arc::clone(inner), wanted.clone());
+        blocking(move || inner.admit(&wanted)).await?
+    };
+    let reservation = match admitted {
+        Ok(reservation) => reservation,
+        Err(shortage) => return Ok(Outcome::Short(Box::new(shortage))),
+    };
+    progress.short(None);
     let to_come: u64 = missing.iter().map(|file| file.size).fold(0, u64::saturating_add);
     progress.start(manifest.bytes(), manifest.bytes().saturating_sub(to_come));
-    if !missing.is_empty() {
-        tracing::info!(
-            model = title,
-            revision = manifest.revision.as_str(),
-            objects = missing.len(),
-            bytes = to_come,
-            "downloading"
-        );
-        inner.metrics.downloads_in_flight.inc();
-        let _counted = InFlight(inner);
-        stream::iter(missing.iter().map(Ok))
-            .try_for_each_concurrent(BLOBS_AT_ONCE, |file| async {
-                let mut ticket = join_blob(inner, engine, manifest, file);
-                progress.add_part(ticket.shared_progress());
-                ticket.landed().await
-            })
-            .await
-            .map_err(|error| error.context(format!("downloading {title}")))?;
-    }
-    progress.enter(Phase::Finishing);
+    let brought = match download(inner, engine, manifest, &missing, title, progress).await {
+        Ok(()) => {
+            progress.enter(Phase::Finishing);
+            commit(inner, manifest).await
+        }
+        Err(error) => Err(error),
+    };
     drop(reservation);
-    commit(inner, manifest).await
+    match brought {
+        Ok(model) => Ok(Outcome::Stands(model)),
+        Err(error) if error.kind() == ErrorKind::NoSpace => {
+            let done = progress.snapshot().done;
+            make_room(inner, &wanted).await?;
+            let told = format!(
+                "the disk ran full with {} of it there ({}); that is kept",
+                progress_text(done, manifest.bytes()),
+                shown(error.message(), 300)
+            );
+            let inner = Arc::clone(inner);
+            let shortage = blocking(move || inner.cut_short(&wanted, told)).await?;
+            Ok(Outcome::Short(Box::new(shortage)))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+async fn download(
+    inner: &Arc<Inner>,
+    engine: &Engine,
+    manifest: &Arc<Manifest>,
+    missing: &[ManifestFile],
+    title: &str,
+    progress: &Arc<FillProgress>,
+) -> Result<()> {
+    if missing.is_empty() {
+        return Ok(());
+    }
+    tracing::info!(
+        model = title,
+        revision = manifest.revision.as_str(),
+        objects = missing.len(),
+        bytes = missing.iter().map(|file| file.size).fold(0, u64::saturating_add),
+        "downloading"
+    );
+    inner.metrics.downloads_in_flight.inc();
+    let _counted = InFlight(inner);
+    stream::iter(missing.iter().map(Ok))
+        .try_for_each_concurrent(BLOBS_AT_ONCE, |file| async {
+            let mut ticket = join_blob(inner, engine, manifest, file);
+            progress.add_part(ticket.shared_progress());
+            ticket.landed().await
+        })
+        .await
+        .map_err(|error| error.context(format!("downloading {title}")))
+}
+
+/// After the disk ran full: gives back the blocks that were taken for bytes
+/// which have not come. What has come stays, to be gone on with.
+async fn make_room(inner: &Arc<Inner>, wanted: &Wanted) -> Result<()> {
+    let ours: HashSet<_> = wanted.missing.iter().map(|(id, _)| id.clone()).collect();
+    // The other blobs' flights end soon after the one that failed.
+    for _ in 0..100 {
+        if !inner.blob_flights.running().iter().any(|(id, _)| ours.contains(id)) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let inner = Arc::clone(inner);
+    blocking(move || {
+        for id in ours {
+            let staging = inner.staging_of(&id);
+            if staging.data.exists()
+                && let Err(error) = staging.give_back_unwritten()
+            {
+                tracing::warn!(%error, "could not give back what a download had taken ahead");
+            }
+        }
+        Ok(())
+    })
+    .await
 }
 
 struct InFlight<'a>(&'a Inner);
@@ -159,7 +279,7 @@ async fn fetch_blob(
     let source = &manifest.source;
     let bucket = Arc::new(Bucket::new(source.namespace.as_str(), source.bucket.as_str()));
     let name = manifest.object_name(&file);
-    let staging = Staging { data: inner.layout.part(&id), journal: inner.layout.journal(&id) };
+    let staging = inner.staging_of(&id);
     let object = ObjectName::new(bucket, name.clone());
     let downloaded = engine.download(object, file.size, &file.etag, staging, progress).await;
     let verified = match downloaded {
@@ -188,6 +308,10 @@ async fn commit(inner: &Arc<Inner>, manifest: &Arc<Manifest>) -> Result<CachedMo
 }
 
 impl Inner {
+    fn staging_of(&self, id: &BlobId) -> Staging {
+        Staging { data: self.layout.part(id), journal: self.layout.journal(id) }
+    }
+
     /// Hands a complete model to the task that syncs it, if it needs that.
     pub(super) fn make_durable(&self, model: &CachedModel) {
         if self.models.is_durable(&model.key) {

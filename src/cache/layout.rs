@@ -12,6 +12,8 @@
 //!   requests/<digest>       the newest revision resolved for a request
 //!   staging/                downloads (.part, .journal) and models being built
 //!   leases/<digest>.json    one per (volume id, target path)
+//!   pins/<key>              a model that stays although nobody uses it
+//!   quarantine/             damaged blobs, and the models that show them
 //!   trash/                  renamed here first, deleted after
 //! ```
 
@@ -27,7 +29,7 @@ pub(super) const VERSION_STEM: &str = "oci-model-csi cache ";
 
 /// Directories that are made when the cache is.
 pub(super) const DIRECTORIES: &[&str] =
-    &["blobs", "content", "models", "requests", "staging", "leases", "trash"];
+    &["blobs", "content", "models", "requests", "staging", "leases", "pins", "quarantine", "trash"];
 
 /// Where things are in one cache directory.
 #[derive(Debug, Clone)]
@@ -126,6 +128,14 @@ impl Layout {
 
     pub(super) fn lease(&self, digest: &RequestDigest) -> PathBuf {
         self.leases().join(format!("{digest}.json"))
+    }
+
+    pub(super) fn pin(&self, key: &ModelKey) -> PathBuf {
+        self.root.join("pins").join(key.as_str())
+    }
+
+    pub(super) fn quarantine(&self) -> PathBuf {
+        self.root.join("quarantine")
     }
 
     pub(super) fn trash(&self) -> PathBuf {

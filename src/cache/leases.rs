@@ -15,7 +15,8 @@ use serde::{Deserialize, Serialize};
 
 use super::files;
 use super::layout::Layout;
-use super::models::{CachedModel, discard};
+use super::models::CachedModel;
+use super::trash::discard;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{ModelKey, PodIdentity, RequestDigest};
 use crate::mount::{self, DirId};
@@ -56,6 +57,9 @@ pub struct LeaseRecord {
     pub pod: Option<String>,
     /// Seconds since the epoch.
     pub since: u64,
+    /// What of it is damaged on the disk, when that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub damaged: Option<String>,
     boot_id: String,
 }
 
@@ -108,18 +112,50 @@ impl Leases {
             root,
             pod: holder.pod.map(|pod| format!("{}/{}", pod.namespace, pod.name)),
             since,
+            damaged: None,
             boot_id: self.boot_id.clone(),
         };
-        let json = serde_json::to_vec(&record)
-            .map_err(|e| Error::internal(format!("writing a lease: {e}")))?;
-        files::write_whole(&self.path(&record.volume_id, &record.target), &json, 0o600)?;
-        self.lock().insert(holder.target.clone(), record);
+        self.write(record)?;
         if mount::identity(&model.tree) != Ok(root) {
             // Removed between the look and the lease.
             self.release(&holder.target)?;
             return Err(evicted());
         }
         Ok(Lease { model, target: holder.target })
+    }
+
+    /// Notes that volumes show damaged content; returns their leases. Blocks.
+    pub(super) fn mark_damaged(&self, root: DirId, what: &str) -> Result<Vec<LeaseRecord>> {
+        let mut showing: Vec<_> =
+            self.all().into_iter().filter(|lease| lease.root == root).collect();
+        for lease in &mut showing {
+            lease.damaged = Some(what.to_owned());
+            self.write(lease.clone())?;
+        }
+        Ok(showing)
+    }
+
+    /// Ends leases without a mount whose pods are gone, while the driver runs.
+    /// Blocks.
+    pub(super) fn sweep(&self, is_over: impl Fn(&LeaseRecord) -> bool) -> Result<usize> {
+        let over: Vec<_> = self.all().into_iter().filter(is_over).collect();
+        for lease in &over {
+            tracing::warn!(
+                volume_id = lease.volume_id,
+                target = %lease.target.display(),
+                "a pod went without an unpublish; its lease is ended"
+            );
+            self.release(&lease.target)?;
+        }
+        Ok(over.len())
+    }
+
+    fn write(&self, record: LeaseRecord) -> Result<()> {
+        let json = serde_json::to_vec(&record)
+            .map_err(|e| Error::internal(format!("writing a lease: {e}")))?;
+        files::write_whole(&self.path(&record.volume_id, &record.target), &json, 0o600)?;
+        self.lock().insert(record.target.clone(), record);
+        Ok(())
     }
 
     /// Ends the lease of a target; one that is not there is fine.
@@ -195,6 +231,7 @@ pub(super) fn boot_id() -> Result<String> {
 mod tests {
     use std::sync::Arc;
 
+    use super::super::holds::Holds;
     use super::*;
     use crate::model::{
         BucketName, Filters, ListedObject, Manifest, NamespaceName, Prefix, Source, Tree,
@@ -229,7 +266,8 @@ mod tests {
         let manifest = Arc::new(Manifest::new(source, "", tree));
         let key = manifest.key();
         std::fs::create_dir_all(layout.tree(&key)).unwrap();
-        let model = CachedModel { tree: layout.tree(&key), key, manifest };
+        let hold = Holds::default().model(&key);
+        let model = CachedModel { tree: layout.tree(&key), key, manifest, _hold: hold };
         Fixture { _dir: dir, layout, model }
     }
 

@@ -5,35 +5,55 @@
 //! is the unit of publishing and leasing. A commit never copies: the staging
 //! file's inode is the blob's and the tree's.
 
+mod admission;
 mod blobs;
 mod content;
 mod durability;
+mod evict;
 mod files;
 mod fill;
 pub mod flight;
+mod holds;
+mod inventory;
+mod keeper;
 mod layout;
 mod leases;
+mod manage;
 mod models;
 mod open;
+mod pins;
+mod policy;
 mod progress;
+mod quarantine;
 mod recover;
+mod report;
+mod reread;
+mod shortage;
 mod space;
+mod trash;
+mod verify;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use flight::Ticket;
 pub use layout::Layout;
 pub use leases::{Holder, Lease, LeaseRecord};
+pub use manage::{CollectOptions, Collected, Purged, Wish};
 pub use models::CachedModel;
 pub use progress::{FillProgress, Phase, Snapshot};
+pub use quarantine::Damage;
 pub use recover::Recovered;
-pub use space::{FileSystem, Reserve};
+pub use report::{Inventory, ModelReport, ModelState, Usage};
+pub use shortage::Shortage;
+pub use space::{FileSystem, Limits};
+pub use verify::{Verification, VerifyProgress};
 
 use crate::blocking::blocking;
 use crate::download::{Engine, Progress};
@@ -43,6 +63,7 @@ use crate::model::{BlobId, Manifest, ModelKey, RequestDigest};
 use blobs::Blobs;
 use durability::Syncer;
 use flight::Flights;
+use holds::Holds;
 use leases::Leases;
 use models::Models;
 use open::Ownership;
@@ -55,8 +76,11 @@ pub struct CacheOptions {
     pub dir: PathBuf,
     /// Refuse a directory that is no mount point of its own.
     pub require_mount: bool,
-    /// What stays free on its file system.
-    pub reserve: Reserve,
+    /// What it may take.
+    pub limits: Limits,
+    /// Models that nobody used for so long are evicted; `None` keeps them
+    /// while there is space.
+    pub idle_ttl: Option<Duration>,
     /// Models that download at once.
     pub max_models: usize,
     /// How long a download goes on that nobody asks for.
@@ -72,13 +96,24 @@ struct Inner {
     blobs: Arc<Blobs>,
     models: Arc<Models>,
     leases: Leases,
+    holds: Holds,
     ledger: Ledger,
+    idle_ttl: Option<Duration>,
+    /// Held by the one admission that may evict.
+    admissions: Mutex<()>,
+    /// Held by the one that empties the trash.
+    emptying: Mutex<()>,
+    trash_filled: Notify,
+    /// A model that waits for space may look again.
+    space_freed: Notify,
+    watermark_told: AtomicBool,
     syncer: Syncer,
     model_slots: Semaphore,
     model_flights: Flights<ModelKey, FillProgress, CachedModel>,
     check_flights: Flights<ModelKey, (), Option<CachedModel>>,
     blob_flights: Flights<BlobId, Progress, ()>,
     metrics: Arc<Metrics>,
+    shutdown: CancellationToken,
     _ownership: Ownership,
 }
 
@@ -99,7 +134,8 @@ impl Cache {
         let layout = Layout::new(options.dir);
         let ownership = open::take(&layout, options.require_mount)?;
         let blobs = Arc::new(Blobs::new(layout.clone()));
-        let models = Arc::new(Models::new(layout.clone()));
+        let holds = Holds::default();
+        let models = Arc::new(Models::new(layout.clone(), holds.clone()));
         let (syncer, work) = Syncer::new(&layout, Arc::clone(&blobs), Arc::clone(&models))?;
         // Not tracked: it ends when the cache is dropped.
         tokio::spawn(work);
@@ -113,7 +149,14 @@ impl Cache {
         let blob_flights = Flights::new(grace, t, s);
         Ok(Self(Arc::new(Inner {
             leases: Leases::new(layout.clone(), leases::boot_id()?),
-            ledger: Ledger::new(layout.clone(), options.reserve),
+            holds,
+            ledger: Ledger::new(layout.clone(), options.limits),
+            idle_ttl: options.idle_ttl,
+            admissions: Mutex::default(),
+            emptying: Mutex::default(),
+            trash_filled: Notify::new(),
+            space_freed: Notify::new(),
+            watermark_told: AtomicBool::new(false),
             model_slots: Semaphore::new(options.max_models.max(1)),
             layout,
             blobs,
@@ -123,6 +166,7 @@ impl Cache {
             check_flights,
             blob_flights,
             metrics,
+            shutdown: shutdown.clone(),
             _ownership: ownership,
         })))
     }
@@ -132,29 +176,8 @@ impl Cache {
     /// size of the cache.
     pub fn recover(&self, pods: &Path) -> Result<Recovered> {
         let recovered = recover::recover(&self.0.layout, &self.0.leases, pods)?;
-        self.count_leases();
+        self.0.count_leases();
         Ok(recovered)
-    }
-
-    /// Empties the trash and drops downloads that nobody went on with, now and
-    /// once an hour until `shutdown`.
-    pub async fn keep_house(&self, shutdown: &CancellationToken) {
-        let mut hour = tokio::time::interval(Duration::from_secs(60 * 60));
-        loop {
-            tokio::select! {
-                _ = hour.tick() => {}
-                () = shutdown.cancelled() => return,
-            }
-            let inner = Arc::clone(&self.0);
-            let kept = blocking(move || {
-                let busy = inner.blob_flights.running().into_iter().map(|(id, _)| id).collect();
-                recover::drop_stale_downloads(&inner.layout, &busy)?;
-                recover::empty_trash(&inner.layout)
-            });
-            if let Err(error) = kept.await {
-                tracing::warn!(%error, "could not clean up in the cache");
-            }
-        }
     }
 
     /// The paths.
@@ -194,7 +217,8 @@ impl Cache {
     ) -> Ticket<FillProgress, CachedModel> {
         let (inner, engine) = (Arc::clone(&self.0), engine.clone());
         let (manifest, title) = (Arc::clone(manifest), title.to_owned());
-        self.0.model_flights.join(manifest.key(), FillProgress::default(), move |progress| {
+        let progress = FillProgress::new(Some(Arc::clone(&manifest)));
+        self.0.model_flights.join(manifest.key(), progress, move |progress| {
             fill::fill(inner, engine, manifest, title, progress)
         })
     }
@@ -216,15 +240,22 @@ impl Cache {
 
     /// Leases a model for a volume. Blocks.
     pub fn lease(&self, model: CachedModel, holder: Holder) -> Result<Lease> {
+        let key = model.key.clone();
         let lease = self.0.leases.take(model, holder);
-        self.count_leases();
+        self.0.count_leases();
+        self.0.used(&key);
         lease
     }
 
     /// Ends the lease of a target path, if there is one. Blocks.
     pub fn release(&self, target: &Path) -> Result<()> {
+        let model = self.lease_of(target).map(|lease| lease.model);
         let released = self.0.leases.release(target);
-        self.count_leases();
+        self.0.count_leases();
+        if let Some(model) = model {
+            self.0.used(&model);
+            self.0.space_freed.notify_waiters();
+        }
         released
     }
 
@@ -247,9 +278,19 @@ impl Cache {
     pub fn running(&self) -> Vec<(ModelKey, Arc<FillProgress>)> {
         self.0.model_flights.running()
     }
+}
 
+impl Inner {
     fn count_leases(&self) {
-        let count = i64::try_from(self.0.leases.all().len()).unwrap_or(i64::MAX);
-        self.0.metrics.leases.set(count);
+        let count = i64::try_from(self.leases.all().len()).unwrap_or(i64::MAX);
+        self.metrics.leases.set(count);
+    }
+
+    /// Notes a use for the choice of what is evicted. That it could not be
+    /// noted spoils no publish.
+    fn used(&self, key: &ModelKey) {
+        if let Err(error) = inventory::touch(&self.layout, key) {
+            tracing::warn!(%error, "a model's last use could not be noted");
+        }
     }
 }

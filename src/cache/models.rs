@@ -16,7 +16,7 @@
 //! is parsed, its links and blobs are checked, and it is rebuilt or dropped
 //! before anybody sees it; a model with `durable` waits for none of that.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -26,7 +26,9 @@ use serde::{Deserialize, Serialize};
 
 use super::blobs::Blobs;
 use super::files;
+use super::holds::{Holds, ModelHold};
 use super::layout::Layout;
+use super::trash::discard;
 use crate::error::{Error, Result};
 use crate::model::{Manifest, ModelKey, RequestDigest, Revision};
 
@@ -39,12 +41,15 @@ pub struct CachedModel {
     pub manifest: Arc<Manifest>,
     /// What is bound into pods.
     pub tree: PathBuf,
+    /// It is not evicted while this lives.
+    pub(super) _hold: ModelHold,
 }
 
 /// The models of one cache.
 #[derive(Debug)]
 pub(super) struct Models {
     layout: Layout,
+    holds: Holds,
     /// Models that this process built or checked.
     known: Mutex<HashMap<ModelKey, Arc<Manifest>>>,
 }
@@ -56,13 +61,14 @@ struct Latest {
 }
 
 impl Models {
-    pub(super) fn new(layout: Layout) -> Self {
-        Self { layout, known: Mutex::new(HashMap::new()) }
+    pub(super) fn new(layout: Layout, holds: Holds) -> Self {
+        Self { layout, holds, known: Mutex::new(HashMap::new()) }
     }
 
     /// Builds the model from its committed blobs. Blocks.
     pub(super) fn commit(&self, manifest: &Arc<Manifest>) -> Result<CachedModel> {
         let key = manifest.key();
+        let held = self.holds.model(&key);
         let building = self.layout.building(&key);
         discard(&self.layout, &building)?;
         files::make_directory(&building, 0o755)?;
@@ -76,7 +82,7 @@ impl Models {
         }
         files::rename(&building, &model)?;
         self.lock().insert(key.clone(), Arc::clone(manifest));
-        Ok(self.cached(key, Arc::clone(manifest)))
+        Ok(self.cached(key, Arc::clone(manifest), held))
     }
 
     fn build_tree(&self, manifest: &Manifest, tree: &Path) -> Result<()> {
@@ -100,8 +106,10 @@ impl Models {
     /// a moment.
     pub(super) fn known(&self, key: &ModelKey) -> Option<CachedModel> {
         let manifest = self.lock().get(key).cloned()?;
+        // Held before the look: what is there now stays.
+        let held = self.holds.model(key);
         if self.layout.tree(key).is_dir() {
-            return Some(self.cached(key.clone(), manifest));
+            return Some(self.cached(key.clone(), manifest, held));
         }
         self.lock().remove(key);
         None
@@ -143,23 +151,52 @@ impl Models {
     /// Whether every file of the tree is the blob that the manifest names, and
     /// every blob is good.
     fn is_whole(&self, key: &ModelKey, manifest: &Manifest, blobs: &Blobs) -> Result<bool> {
-        let tree = self.layout.tree(key);
-        let durable = self.layout.durable(key).exists();
-        for file in &manifest.files {
-            let good = fs::symlink_metadata(tree.join(&file.path)).is_ok_and(|link| {
-                let blob = fs::symlink_metadata(self.layout.blob(&file.blob));
-                link.len() == file.size && blob.is_ok_and(|b| b.ino() == link.ino())
-            });
-            if !good || !(durable || blobs.find(&file.blob)?.is_some()) {
-                tracing::warn!(
-                    model = key.as_str(),
-                    path = file.path,
-                    "a cached model is not whole; it will be built again"
-                );
-                return Ok(false);
+        let mut misfit = self.misfit(key, manifest)?;
+        if misfit.is_none() && !self.is_durable(key) {
+            for file in &manifest.files {
+                if blobs.find(&file.blob)?.is_none() {
+                    misfit = Some((file.path.clone(), "its bytes are not there".to_owned()));
+                    break;
+                }
             }
         }
-        Ok(manifest.directories.iter().all(|directory| tree.join(directory).is_dir()))
+        if let Some((path, why)) = &misfit {
+            tracing::warn!(
+                model = key.as_str(),
+                path,
+                why,
+                "a cached model is not whole; it will be built again"
+            );
+        }
+        Ok(misfit.is_none())
+    }
+
+    /// What of the tree is not what the manifest says, and how; nothing is
+    /// read. Blocks.
+    pub(super) fn misfit(
+        &self,
+        key: &ModelKey,
+        manifest: &Manifest,
+    ) -> Result<Option<(String, String)>> {
+        let tree = self.layout.tree(key);
+        let misfit = |path: &str, why: &str| Ok(Some((path.to_owned(), why.to_owned())));
+        for file in &manifest.files {
+            let Ok(link) = fs::symlink_metadata(tree.join(&file.path)) else {
+                return misfit(&file.path, "it is gone from the tree");
+            };
+            if link.len() != file.size {
+                let why = format!("it has {} bytes instead of {}", link.len(), file.size);
+                return misfit(&file.path, &why);
+            }
+            let blob = fs::symlink_metadata(self.layout.blob(&file.blob));
+            if !blob.is_ok_and(|blob| blob.ino() == link.ino()) {
+                return misfit(&file.path, "it is not the blob that the manifest names");
+            }
+        }
+        match manifest.directories.iter().find(|directory| !tree.join(directory).is_dir()) {
+            Some(directory) => misfit(directory, "it is gone from the tree"),
+            None => Ok(None),
+        }
     }
 
     /// Notes the newest revision of a request.
@@ -192,22 +229,12 @@ impl Models {
         self.layout.durable(key).exists()
     }
 
-    fn cached(&self, key: ModelKey, manifest: Arc<Manifest>) -> CachedModel {
+    fn cached(&self, key: ModelKey, manifest: Arc<Manifest>, hold: ModelHold) -> CachedModel {
         let tree = self.layout.tree(&key);
-        CachedModel { key, manifest, tree }
+        CachedModel { key, manifest, tree, _hold: hold }
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<ModelKey, Arc<Manifest>>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Renames something into the trash, under a name that is not taken.
-pub(super) fn discard(layout: &Layout, path: &Path) -> Result<()> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let taken: HashSet<String> = files::names(&layout.trash())?.into_iter().collect();
-    // One more candidate than there are names: one of them is free.
-    let mut candidates = (0..=taken.len()).map(|n| format!("{name}.{n}"));
-    let free = candidates.find(|candidate| !taken.contains(candidate)).unwrap_or_default();
-    files::rename(path, &layout.trash().join(free)).map(|_| ())
 }

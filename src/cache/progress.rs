@@ -4,10 +4,12 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
+use super::shortage::Shortage;
 use crate::download::Progress;
-use crate::model::{duration_text, progress_text, size_text};
+use crate::model::{Manifest, duration_text, progress_text, size_text};
 
 /// The rate is that of the last seconds, so that it follows what happens now.
 const WINDOW: Duration = Duration::from_secs(15);
@@ -18,6 +20,8 @@ pub enum Phase {
     /// Waiting until fewer models download (`download.maxModels`).
     #[default]
     Waiting,
+    /// Waiting until there is space.
+    WaitingForSpace,
     /// Looking at what the cache already has.
     Checking,
     /// Downloading.
@@ -27,9 +31,14 @@ pub enum Phase {
 }
 
 /// Progress of one model, shared with everybody who waits for it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct FillProgress {
+    manifest: Option<Arc<Manifest>>,
     state: Mutex<State>,
+    /// What keeps it from going on, while there is no space.
+    shortage: watch::Sender<Option<Arc<Shortage>>>,
+    /// Somebody asks whether there is space by now.
+    asked: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -56,6 +65,47 @@ pub struct Snapshot {
 }
 
 impl FillProgress {
+    pub(super) fn new(manifest: Option<Arc<Manifest>>) -> Self {
+        let (shortage, _) = watch::channel(None);
+        Self { manifest, state: Mutex::default(), shortage, asked: Notify::new() }
+    }
+
+    /// What is brought in.
+    pub(super) fn manifest(&self) -> Option<Arc<Manifest>> {
+        self.manifest.clone()
+    }
+
+    /// Returns when the model waits for space, as of now or later: an answer
+    /// that somebody else got before is asked for again. Cancellation safe.
+    pub async fn short_of_space(&self) -> Arc<Shortage> {
+        let asked = Instant::now();
+        self.asked.notify_one();
+        let mut shortage = self.shortage.subscribe();
+        loop {
+            let found = shortage.borrow_and_update().clone();
+            if let Some(found) = found.filter(|found| found.at >= asked) {
+                return found;
+            }
+            if shortage.changed().await.is_err() {
+                // The sender is this value itself.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// Notes that there is no space, or that there is again.
+    pub(super) fn short(&self, shortage: Option<Shortage>) {
+        if shortage.is_some() {
+            self.enter(Phase::WaitingForSpace);
+        }
+        self.shortage.send_replace(shortage.map(Arc::new));
+    }
+
+    /// Returns when somebody asks again. Cancellation safe.
+    pub(super) async fn asked_again(&self) {
+        self.asked.notified().await;
+    }
+
     pub(super) fn enter(&self, phase: Phase) {
         self.lock().phase = phase;
     }
@@ -63,6 +113,7 @@ impl FillProgress {
     pub(super) fn start(&self, total: u64, cached: u64) {
         let mut state = self.lock();
         (state.phase, state.total, state.cached) = (Phase::Downloading, total, cached);
+        state.parts.clear();
     }
 
     pub(super) fn add_part(&self, part: Arc<Progress>) {
@@ -111,6 +162,7 @@ impl Snapshot {
             Phase::Waiting => {
                 format!("{title} waits until fewer models download (download.maxModels)")
             }
+            Phase::WaitingForSpace => format!("{title}: waiting for space in the cache"),
             Phase::Checking => format!("{title}: looking at what the cache has of it"),
             Phase::Finishing => {
                 format!("{title}: all {} are here, building the tree", size_text(self.total))
@@ -165,7 +217,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_rate_is_that_of_the_last_seconds() {
-        let progress = FillProgress::default();
+        let progress = FillProgress::new(None);
         let part = Arc::new(Progress::default());
         progress.start(1000 * GIB, 10 * GIB);
         progress.add_part(Arc::clone(&part));

@@ -22,7 +22,7 @@ use std::time::{Duration, SystemTime};
 use super::files;
 use super::layout::Layout;
 use super::leases::{LeaseRecord, Leases};
-use super::models::discard;
+use super::trash::discard;
 use crate::error::Result;
 use crate::model::BlobId;
 use crate::mount;
@@ -53,6 +53,16 @@ pub(super) fn recover(layout: &Layout, leases: &Leases, pods: &Path) -> Result<R
         leases.recover(|lease| !mounted.contains(&lease.target) && pod_is_gone(lease, pods))?;
     recovered.leases = leases.all().len();
     Ok(recovered)
+}
+
+/// Ends leases whose mount and pod went while the driver ran. Blocks.
+pub(super) fn drop_dead_leases(layout: &Layout, leases: &Leases, pods: &Path) -> Result<usize> {
+    if leases.all().iter().all(|lease| !pod_is_gone(lease, pods)) {
+        return Ok(0);
+    }
+    let mounted: HashSet<PathBuf> =
+        mount::mount_points_of_file_system(layout.root())?.into_iter().collect();
+    leases.sweep(|lease| !mounted.contains(&lease.target) && pod_is_gone(lease, pods))
 }
 
 fn staging(layout: &Layout, recovered: &mut Recovered) -> Result<()> {
@@ -121,31 +131,6 @@ fn pod_is_gone(lease: &LeaseRecord, pods: &Path) -> bool {
     pods.is_dir() && matches!(pods.join(pod).try_exists(), Ok(false))
 }
 
-/// Deletes what is in the trash and not mounted. Blocks, for as long as it takes.
-pub(super) fn empty_trash(layout: &Layout) -> Result<usize> {
-    let names = files::names(&layout.trash())?;
-    if names.is_empty() {
-        return Ok(0);
-    }
-    let in_use: HashSet<mount::DirId> = mount::mounts_of_file_system(layout.root())?
-        .into_iter()
-        .map(|mounted| mounted.root)
-        .collect();
-    let mut deleted = 0;
-    for name in names {
-        let path = layout.trash().join(&name);
-        let held = mount::identity(&path.join("tree")).is_ok_and(|tree| in_use.contains(&tree));
-        if held {
-            tracing::warn!(name, "something in the trash is still mounted; it is kept for now");
-        } else if let Err(error) = files::delete_tree(&path) {
-            tracing::warn!(name, %error, "could not delete something in the trash");
-        } else {
-            deleted += 1;
-        }
-    }
-    Ok(deleted)
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -179,8 +164,7 @@ mod tests {
         left.sort();
         assert_eq!(left, ["a.journal", "a.part"]);
         assert_eq!((recovered.resumable, recovered.leftovers), (1, 5));
-        assert_eq!(empty_trash(&layout).unwrap(), 5);
-        assert_eq!(files::names(&layout.trash()).unwrap(), [""; 0]);
+        assert_eq!(files::names(&layout.trash()).unwrap().len(), 5);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Space is admitted before the first byte: sizes are known from the listing,
 //! and the running downloads' share counts.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,39 +9,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use nix::sys::statvfs::statvfs;
 
 use super::layout::Layout;
-use crate::error::{Error, ErrorKind, Result};
-use crate::model::{BlobId, size_text};
+use super::policy::Space;
+use super::shortage::Bound;
+use crate::error::{Error, Result};
+use crate::model::BlobId;
 use crate::mount;
-
-/// What is never touched: the rest of the node lives on it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Reserve {
-    /// Bytes that stay free.
-    pub bytes: u64,
-    /// Inodes that stay free.
-    pub inodes: u64,
-}
-
-/// Counts what running downloads will still take.
-#[derive(Debug, Clone)]
-pub(super) struct Ledger {
-    layout: Layout,
-    reserve: Reserve,
-    pending: Arc<Mutex<HashMap<BlobId, Pending>>>,
-}
-
-#[derive(Debug)]
-struct Pending {
-    size: u64,
-    reservations: usize,
-}
-
-/// A model's admitted share; given back when dropped.
-#[derive(Debug)]
-pub(super) struct Reservation {
-    ledger: Ledger,
-    blobs: Vec<BlobId>,
-}
 
 /// What a file system has, in bytes and inodes.
 #[derive(Debug, Clone, Copy)]
@@ -70,9 +42,7 @@ impl FileSystem {
             free_inodes: stat.files_available(),
         })
     }
-}
 
-impl FileSystem {
     /// Whether the file system that holds `path` is also that of one of these,
     /// or may be: in a container `/` is an overlay, and a cache on the node's
     /// root disk is a bind of one of its directories.
@@ -84,72 +54,151 @@ impl FileSystem {
     }
 }
 
+/// A blob, its record, its entry in the index of contents; and its journal,
+/// while it downloads.
+const INODES_PER_BLOB: u64 = 4;
+
+/// What the cache may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes that stay free on its file system, whoever fills it.
+    pub min_free: u64,
+    /// Inodes that stay free.
+    pub min_free_inodes: u64,
+    /// Bytes that the cache takes at most; `None` leaves it at what is free.
+    pub max_size: Option<u64>,
+}
+
+/// Counts what running downloads will still take.
+#[derive(Debug, Clone)]
+pub(super) struct Ledger {
+    layout: Layout,
+    limits: Limits,
+    pending: Arc<Mutex<HashMap<BlobId, Pending>>>,
+}
+
+#[derive(Debug)]
+struct Pending {
+    size: u64,
+    reservations: usize,
+}
+
+/// A model's admitted share; given back when dropped.
+#[derive(Debug)]
+pub(super) struct Reservation {
+    ledger: Ledger,
+    blobs: Vec<BlobId>,
+}
+
+/// What a model needs to be brought in.
+#[derive(Debug, Clone)]
+pub(super) struct Wanted {
+    /// Blobs that are not there, and their sizes.
+    pub(super) missing: Vec<(BlobId, u64)>,
+    /// Inodes of the tree.
+    pub(super) tree_inodes: u64,
+}
+
+/// What is not there, in numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Lack {
+    /// What the model still needs.
+    pub(super) needs: Space,
+    /// What is free for it, running downloads taken off.
+    pub(super) free: Space,
+    /// What running downloads will still take.
+    pub(super) running: u64,
+    pub(super) bound: Bound,
+}
+
+impl Lack {
+    /// What has to become free.
+    pub(super) fn deficit(&self) -> Space {
+        self.needs.saturating_sub(self.free)
+    }
+}
+
 impl Ledger {
-    pub(super) fn new(layout: Layout, reserve: Reserve) -> Self {
-        Self { layout, reserve, pending: Arc::default() }
+    pub(super) fn new(layout: Layout, limits: Limits) -> Self {
+        Self { layout, limits, pending: Arc::default() }
     }
 
-    /// Admits the missing blobs of a model, or says what is missing.
-    /// `extra_inodes` are the tree's. Blocks on a few file system calls.
+    pub(super) fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// The blobs that running downloads have been admitted for.
+    pub(super) fn admitted(&self) -> HashSet<BlobId> {
+        self.lock().keys().cloned().collect()
+    }
+
+    /// Admits the missing blobs of a model, or says what lacks. `used` is what
+    /// the cache takes now, where that is limited. Blocks on a few file system
+    /// calls.
     pub(super) fn reserve(
         &self,
-        title: &str,
-        missing: &[(BlobId, u64)],
-        extra_inodes: u64,
-    ) -> Result<Reservation> {
+        wanted: &Wanted,
+        used: Option<u64>,
+    ) -> Result<Result<Reservation, Lack>> {
         let fs = FileSystem::of(self.layout.root())?;
         let mut pending = self.lock();
-        let outstanding: u64 = pending
+        let running: u64 = pending
             .iter()
             .map(|(id, p)| self.still_to_come(id, p.size))
             .fold(0, u64::saturating_add);
-        let new = missing.iter().filter(|(id, _)| !pending.contains_key(id));
-        let wanted =
+        let new = wanted.missing.iter().filter(|(id, _)| !pending.contains_key(id));
+        let bytes =
             new.map(|(id, size)| self.still_to_come(id, *size)).fold(0, u64::saturating_add);
-        let free = fs.free_bytes.saturating_sub(self.reserve.bytes);
-        let available = free.saturating_sub(outstanding);
-        let count = u64::try_from(missing.len()).unwrap_or(u64::MAX);
-        // A blob takes two inodes, its record being one.
-        let inodes = count.saturating_mul(2).saturating_add(extra_inodes);
-        let root = self.layout.root().display();
-        if wanted > available {
-            let running = match outstanding {
-                0 => String::new(),
-                bytes => format!(", and running downloads will take {} of them", size_text(bytes)),
-            };
-            return Err(Error::new(
-                ErrorKind::NoSpace,
-                format!(
-                    "{title} needs {}; {} can be had in {root} ({} free above the reserve of {} \
-                     (cache.minFree){running}): free space there, give the cache a larger disk, or \
-                     choose less with include/exclude",
-                    size_text(wanted),
-                    size_text(available),
-                    size_text(free),
-                    size_text(self.reserve.bytes),
-                ),
-            ));
+        let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+        let inodes = count(wanted.missing.len())
+            .saturating_mul(INODES_PER_BLOB)
+            .saturating_add(self.missing_fans(wanted));
+        let needs = Space { bytes, inodes: inodes.saturating_add(wanted.tree_inodes) };
+        let free = Space {
+            bytes: fs.free_bytes.saturating_sub(self.limits.min_free).saturating_sub(running),
+            // A file system without a fixed number of inodes has any.
+            inodes: match fs.total_inodes {
+                0 => u64::MAX,
+                _ => fs
+                    .free_inodes
+                    .saturating_sub(self.limits.min_free_inodes)
+                    .saturating_sub(count(pending.len()).saturating_mul(INODES_PER_BLOB)),
+            },
+        };
+        let lacking = |free, bound| Lack { needs, free, running, bound };
+        let within = self.limits.max_size.zip(used).map(|(most, used)| {
+            let left = most.saturating_sub(used).saturating_sub(running);
+            lacking(Space { bytes: left, ..free }, Bound::Limit { bytes: most })
+        });
+        let on_disk = lacking(
+            free,
+            match free.inodes < needs.inodes {
+                true => Bound::Inodes { inodes: self.limits.min_free_inodes },
+                false => Bound::Reserve { bytes: self.limits.min_free, of: fs.total_bytes },
+            },
+        );
+        // The one that lacks more decides.
+        let lack = match within {
+            Some(within) if within.deficit().bytes > on_disk.deficit().bytes => within,
+            _ => on_disk,
+        };
+        if lack.deficit() != Space::default() {
+            return Ok(Err(lack));
         }
-        let running_inodes = u64::try_from(pending.len()).unwrap_or(u64::MAX).saturating_mul(2);
-        let free_inodes =
-            fs.free_inodes.saturating_sub(self.reserve.inodes).saturating_sub(running_inodes);
-        if fs.total_inodes > 0 && inodes > free_inodes {
-            return Err(Error::new(
-                ErrorKind::NoSpace,
-                format!(
-                    "{title} needs {inodes} inodes; {free_inodes} can be had in {root} above the \
-                     reserve of {} (cache.minFreeInodes)",
-                    self.reserve.inodes
-                ),
-            ));
-        }
-        for (id, size) in missing {
+        for (id, size) in &wanted.missing {
             let entry = pending.entry(id.clone());
             entry.or_insert(Pending { size: *size, reservations: 0 }).reservations += 1;
         }
-        let blobs = missing.iter().map(|(id, _)| id.clone()).collect();
+        let blobs = wanted.missing.iter().map(|(id, _)| id.clone()).collect();
         drop(pending);
-        Ok(Reservation { ledger: self.clone(), blobs })
+        Ok(Ok(Reservation { ledger: self.clone(), blobs }))
+    }
+
+    /// Directories of `blobs/` that have to be made first.
+    fn missing_fans(&self, wanted: &Wanted) -> u64 {
+        let fans: HashSet<PathBuf> =
+            wanted.missing.iter().map(|(id, _)| self.layout.blob_directory(id)).collect();
+        u64::try_from(fans.iter().filter(|fan| !fan.is_dir()).count()).unwrap_or(u64::MAX)
     }
 
     /// Bytes that this blob will still take: the staging file is preallocated,
@@ -190,44 +239,65 @@ mod tests {
         BlobId::parse(&format!("{n:02x}").repeat(32)).unwrap()
     }
 
-    fn ledger(dir: &Path, bytes: u64) -> Ledger {
+    fn ledger(dir: &Path, bytes: u64, max_size: Option<u64>) -> Ledger {
         let free = FileSystem::of(dir).unwrap().free_bytes;
         // All but `bytes` of what is free is somebody else's.
-        Ledger::new(Layout::new(dir), Reserve { bytes: free - bytes, inodes: 0 })
+        let min_free = free.saturating_sub(bytes);
+        Ledger::new(Layout::new(dir), Limits { min_free, min_free_inodes: 0, max_size })
+    }
+
+    fn wanted(n: u8, size: u64) -> Wanted {
+        Wanted { missing: vec![(id(n), size)], tree_inodes: 3 }
     }
 
     #[test]
     fn what_does_not_fit_is_refused_with_the_numbers() {
         let dir = tempfile::tempdir().unwrap();
-        let ledger = ledger(dir.path(), 1 << 30);
-        let error = ledger.reserve("models/x/", &[(id(1), 100 << 30)], 3).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::NoSpace);
-        assert!(error.message().starts_with("models/x/ needs 100 GiB; "), "{error}");
-        assert!(error.message().contains("cache.minFree"), "{error}");
+        let ledger = ledger(dir.path(), 1 << 30, None);
+        let lack = ledger.reserve(&wanted(1, 100 << 30), None).unwrap().unwrap_err();
+        assert_eq!(lack.needs, Space { bytes: 100 << 30, inodes: INODES_PER_BLOB + 1 + 3 });
+        assert!(matches!(lack.bound, Bound::Reserve { .. }));
+        assert!(lack.deficit().bytes > 98 << 30);
+        assert_eq!(lack.deficit().inodes, 0);
     }
 
     #[test]
     fn running_downloads_count_once_and_until_they_end() {
         let dir = tempfile::tempdir().unwrap();
-        let ledger = ledger(dir.path(), 4 << 30);
-        let first = ledger.reserve("a", &[(id(1), 3 << 30)], 0).unwrap();
-        let shared = ledger.reserve("b", &[(id(1), 3 << 30)], 0).unwrap();
-        let error = ledger.reserve("c", &[(id(2), 3 << 30)], 0).unwrap_err();
-        assert!(error.message().contains("running downloads will take 3 GiB"), "{error}");
+        let ledger = ledger(dir.path(), 4 << 30, None);
+        let first = ledger.reserve(&wanted(1, 3 << 30), None).unwrap().unwrap();
+        let shared = ledger.reserve(&wanted(1, 3 << 30), None).unwrap().unwrap();
+        let lack = ledger.reserve(&wanted(2, 3 << 30), None).unwrap().unwrap_err();
+        assert_eq!(lack.running, 3 << 30);
         drop(first);
-        assert!(ledger.reserve("c", &[(id(2), 3 << 30)], 0).is_err(), "b still runs");
+        assert!(ledger.reserve(&wanted(2, 3 << 30), None).unwrap().is_err(), "b still runs");
         drop(shared);
-        ledger.reserve("c", &[(id(2), 3 << 30)], 0).unwrap();
+        ledger.reserve(&wanted(2, 3 << 30), None).unwrap().unwrap();
+    }
+
+    #[test]
+    fn the_caches_own_limit_counts_what_it_has_and_what_is_on_its_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = ledger(dir.path(), 1 << 40, Some(10 << 30));
+        let running = ledger.reserve(&wanted(1, 3 << 30), Some(4 << 30)).unwrap().unwrap();
+        let lack = ledger.reserve(&wanted(2, 4 << 30), Some(4 << 30)).unwrap().unwrap_err();
+        assert_eq!(lack.bound, Bound::Limit { bytes: 10 << 30 });
+        assert_eq!((lack.free.bytes, lack.deficit().bytes), (3 << 30, 1 << 30));
+        drop(running);
+        ledger.reserve(&wanted(2, 4 << 30), Some(4 << 30)).unwrap().unwrap();
     }
 
     #[test]
     fn inodes_are_admitted_too() {
         let dir = tempfile::tempdir().unwrap();
         let free = FileSystem::of(dir.path()).unwrap();
-        let reserve = Reserve { bytes: 0, inodes: free.free_inodes };
-        let ledger = Ledger::new(Layout::new(dir.path()), reserve);
-        let refused = ledger.reserve("a", &[(id(1), 1)], 0);
+        let limits = Limits { min_free: 0, min_free_inodes: free.free_inodes, max_size: None };
+        let ledger = Ledger::new(Layout::new(dir.path()), limits);
+        let lack = ledger.reserve(&wanted(1, 1), None).unwrap();
         // A file system without a fixed number of inodes admits any.
-        assert_eq!(refused.is_err(), free.total_inodes > 0);
+        assert_eq!(lack.is_err(), free.total_inodes > 0);
+        if let Err(lack) = lack {
+            assert!(matches!(lack.bound, Bound::Inodes { .. }));
+        }
     }
 }

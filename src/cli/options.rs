@@ -4,10 +4,11 @@ use std::path::Path;
 
 use bytesize::ByteSize;
 
-use crate::cache::{CacheOptions, FileSystem, Reserve};
+use crate::cache::{self, CacheOptions, FileSystem};
 use crate::config::{self, Config};
 use crate::download::{EngineOptions, Verify};
 use crate::error::Result;
+use crate::metrics::Metrics;
 use crate::oci::RetryPolicy;
 use crate::volume::Limits;
 
@@ -34,13 +35,19 @@ pub(super) fn limits(config: &config::Limits) -> Limits {
 }
 
 /// The cache under this configuration; `dir` wins over the configured one.
-pub(super) fn cache(config: &Config, dir: Option<&Path>, kubelet: &Path) -> Result<CacheOptions> {
+pub(super) fn cache(
+    config: &Config,
+    dir: Option<&Path>,
+    kubelet: &Path,
+    metrics: &Metrics,
+) -> Result<CacheOptions> {
     let dir = dir.unwrap_or(&config.cache.dir).to_owned();
     // The directory may not exist yet; its file system does.
     let standing = dir.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
     let fs = FileSystem::of(standing)?;
     let pods = kubelet.join("pods");
     let shared = FileSystem::is_shared(standing, &[Path::new("/"), kubelet, &pods])?;
+    metrics.cache_shared_file_system.set(i64::from(shared));
     if shared {
         tracing::warn!(
             cache = %dir.display(),
@@ -48,12 +55,16 @@ pub(super) fn cache(config: &Config, dir: Option<&Path>, kubelet: &Path) -> Resu
              keeps it above kubelet's eviction thresholds; a file system of its own is better"
         );
     }
+    let total = ByteSize::b(fs.total_bytes);
     Ok(CacheOptions {
         require_mount: config.cache.require_mount,
-        reserve: Reserve {
-            bytes: config.cache.min_free.resolve(ByteSize::b(fs.total_bytes), shared).as_u64(),
-            inodes: config.cache.min_free_inodes.of(fs.total_inodes),
+        limits: cache::Limits {
+            min_free: config.cache.min_free.resolve(total, shared).as_u64(),
+            min_free_inodes: config.cache.min_free_inodes.of(fs.total_inodes),
+            max_size: (config.cache.max_size != config::Amount::Percent(config::Percent::ALL))
+                .then(|| config.cache.max_size.resolve(total).as_u64()),
         },
+        idle_ttl: config.cache.idle_ttl,
         max_models: usize::try_from(config.download.max_models).unwrap_or(usize::MAX),
         abandon_after: config.download.abandon_after,
         dir,

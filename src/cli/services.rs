@@ -159,8 +159,8 @@ async fn start(args: ServiceArgs, config: &Config, mode: Mode) -> Result<()> {
     };
 
     stop_at_signals(&tasks, &shutdown)?;
-    let cache = node.as_ref().map(|node| node.cache.clone());
-    let recovery = recover(cache, &args, &readiness, &tasks, &shutdown);
+    let volumes = node.as_ref().map(|node| (node.cache.clone(), node.volumes.clone()));
+    let recovery = recover(volumes, &args, config, &readiness, &tasks, &shutdown);
     let (served, recovered) = tokio::join!(serve(listener, services, shutdown.clone()), recovery);
 
     // Calls have ended; now what they left running, then what that stood on.
@@ -199,7 +199,8 @@ impl Node {
         tasks: &TaskTracker,
         shutdown: &CancellationToken,
     ) -> Result<Self> {
-        let options = options::cache(config, args.cache_dir.as_deref(), &args.kubelet_dir)?;
+        let options =
+            options::cache(config, args.cache_dir.as_deref(), &args.kubelet_dir, metrics)?;
         let cache = Cache::open(options, Arc::clone(metrics), tasks, shutdown)?;
         let engine =
             Engine::new(client, options::engine(&config.download, true), Arc::clone(metrics))?;
@@ -212,25 +213,30 @@ impl Node {
 
 /// Puts the cache in order while the socket answers already, then says ready.
 async fn recover(
-    cache: Option<Cache>,
+    node: Option<(Cache, Volumes)>,
     args: &ServiceArgs,
+    config: &Config,
     readiness: &Readiness,
     tasks: &TaskTracker,
     shutdown: &CancellationToken,
 ) -> Result<()> {
-    let Some(cache) = cache else {
+    let Some((cache, volumes)) = node else {
         readiness.ready();
         return Ok(());
     };
     readiness.doing("recovering the cache");
     let started = std::time::Instant::now();
     let pods = args.kubelet_dir.join("pods");
-    let recovering = cache.clone();
-    match blocking(move || recovering.recover(&pods)).await {
+    let (recovering, there) = (cache.clone(), pods.clone());
+    match blocking(move || recovering.recover(&there)).await {
         Ok(found) => {
             readiness.ready();
-            let shutdown = shutdown.clone();
-            tasks.spawn(async move { cache.keep_house(&shutdown).await });
+            let ends = shutdown.clone();
+            tasks.spawn(async move { cache.keep_house(&pods, &ends).await });
+            if let Some(every) = config.cache.scrub_interval {
+                let (rate, ends) = (config.cache.scrub_rate.as_u64(), shutdown.clone());
+                tasks.spawn(async move { volumes.scrub(every, rate, &ends).await });
+            }
             tracing::info!(
                 resumable = found.resumable,
                 leftovers = found.leftovers,

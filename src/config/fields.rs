@@ -95,6 +95,47 @@ pub(super) fn abandon_after<'de, D: Deserializer<'de>>(input: D) -> Result<Durat
     Ok(duration)
 }
 
+pub(super) fn idle_ttl<'de, D: Deserializer<'de>>(input: D) -> Result<Option<Duration>, D::Error> {
+    optional_duration(input, "7d")
+}
+
+pub(super) fn scrub_interval<'de, D>(input: D) -> Result<Option<Duration>, D::Error>
+where
+    D: Deserializer<'de>,
+{
+    optional_duration(input, "30d")
+}
+
+/// A duration of at least a minute, or 0 for none.
+fn optional_duration<'de, D: Deserializer<'de>>(
+    input: D,
+    example: &str,
+) -> Result<Option<Duration>, D::Error> {
+    let text = text(input)?;
+    if text == "0" {
+        return Ok(None);
+    }
+    let duration = humantime::parse_duration(&text).map_err(|error| {
+        Error::custom(format!("`{text}` is not a duration like {example}: {error}"))
+    })?;
+    match duration {
+        Duration::ZERO => Ok(None),
+        short if short < Duration::from_secs(60) => {
+            Err(Error::custom(format!("`{text}` is less than a minute; 0 switches it off")))
+        }
+        duration => Ok(Some(duration)),
+    }
+}
+
+pub(super) fn scrub_rate<'de, D: Deserializer<'de>>(input: D) -> Result<ByteSize, D::Error> {
+    const RANGE: RangeInclusive<ByteSize> = ByteSize::mib(1)..=ByteSize::tib(1);
+    let rate = parse_size(&text(input)?).map_err(Error::custom)?;
+    if !RANGE.contains(&rate) {
+        return Err(Error::custom(format!("{rate} is not between 1MiB and 1TiB a second")));
+    }
+    Ok(rate)
+}
+
 pub(super) fn verify<'de, D: Deserializer<'de>>(input: D) -> Result<Verify, D::Error> {
     match text(input)?.as_str() {
         "always" => Ok(Verify::Always),

@@ -58,6 +58,17 @@ pub struct Cache {
     /// The share of inodes that stays free.
     #[serde(deserialize_with = "fields::min_free_inodes")]
     pub min_free_inodes: Percent,
+    /// Models that nobody used for so long are evicted; `None` (0) keeps them
+    /// while there is space.
+    #[serde(rename = "idleTTL", deserialize_with = "fields::idle_ttl")]
+    pub idle_ttl: Option<Duration>,
+    /// The driver reads the whole cache again once in so long, to find what
+    /// rotted; `None` (0) leaves that to `cache verify`.
+    #[serde(deserialize_with = "fields::scrub_interval")]
+    pub scrub_interval: Option<Duration>,
+    /// Bytes a second that this reading takes of the disk; 1 MiB to 1 TiB.
+    #[serde(deserialize_with = "fields::scrub_rate")]
+    pub scrub_rate: ByteSize,
 }
 
 /// The `download` section.
@@ -249,6 +260,9 @@ impl Default for Cache {
             max_size: Amount::Percent(Percent::ALL),
             min_free: MinFree::Auto,
             min_free_inodes: TENTH,
+            idle_ttl: None,
+            scrub_interval: None,
+            scrub_rate: ByteSize::mib(50),
         }
     }
 }
@@ -329,12 +343,6 @@ impl Config {
             "download.bandwidthLimit",
             false,
             "is not enforced by this version: downloads take what the network gives",
-        );
-        add(
-            self.cache.max_size != Amount::Percent(Percent::ALL),
-            "cache.maxSize",
-            false,
-            "is not enforced by this version: the cache grows until cache.minFree is reached",
         );
         found
     }

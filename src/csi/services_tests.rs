@@ -12,7 +12,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 
 use super::*;
-use crate::cache::{Cache, CacheOptions, Reserve};
+use crate::cache::{Cache, CacheOptions, Limits as CacheLimits};
 use crate::csi::capability::tests::mount_capability;
 use crate::csi::proto::controller_client::ControllerClient;
 use crate::csi::proto::identity_client::IdentityClient;
@@ -97,7 +97,8 @@ async fn volumes(
     let options = CacheOptions {
         dir: dir.join("cache"),
         require_mount: false,
-        reserve: Reserve { bytes: 0, inodes: 0 },
+        limits: CacheLimits { min_free: 0, min_free_inodes: 0, max_size: None },
+        idle_ttl: None,
         max_models: 1,
         abandon_after: Duration::from_secs(60),
     };

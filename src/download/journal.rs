@@ -62,6 +62,21 @@ impl Journal {
     }
 }
 
+/// What a journal notes, whether it is so or not; nothing without one.
+pub(super) fn noted(path: &Path) -> io::Result<Spans> {
+    let mut spans = Spans::default();
+    let file = match File::open(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(spans),
+        other => other?,
+    };
+    for line in BufReader::new(file).split(b'\n') {
+        if let Some(span) = parse(&line?) {
+            spans.insert(span);
+        }
+    }
+    Ok(spans)
+}
+
 /// Reads a whole file as one span.
 pub(crate) fn read(data: &File, size: u64) -> io::Result<Spans> {
     let mut spans = Spans::default();

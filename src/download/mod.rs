@@ -17,6 +17,7 @@
 mod content;
 mod engine;
 mod gate;
+mod give_back;
 mod journal;
 mod md5;
 mod progress;

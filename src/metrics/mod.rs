@@ -22,6 +22,16 @@ struct ResultLabel {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StateLabel {
+    state: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabel {
+    reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RpcLabels {
     method: &'static str,
     code: &'static str,
@@ -47,6 +57,15 @@ pub struct Metrics {
     pub object_storage_throttled: Counter,
     /// Leases that stand now.
     pub leases: Gauge,
+    /// Bytes that the cache may take at most.
+    pub cache_limit: Gauge,
+    /// 1 where the cache shares its file system with the node's root or kubelet.
+    pub cache_shared_file_system: Gauge,
+    /// Blobs and models that were found damaged on the disk.
+    pub cache_damaged: Counter,
+    cache_size: Family<StateLabel, Gauge>,
+    cache_models: Family<StateLabel, Gauge>,
+    cache_evictions: Family<ReasonLabel, Counter>,
     requests: Family<RequestLabels, Counter>,
     verify: Family<VerifyLabels, Counter>,
     publish: Family<ResultLabel, Counter>,
@@ -81,6 +100,34 @@ impl PublishResult {
     }
 }
 
+/// Why a model was evicted: the label of `cache_evictions_total`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EvictionReason {
+    /// A model that was asked for needed its space.
+    Space,
+    /// The file system ran full.
+    Watermark,
+    /// The cache was over its own limit.
+    Limit,
+    /// Nobody used it for `cache.idleTTL`.
+    Idle,
+    /// The administrator said so.
+    Command,
+}
+
+impl EvictionReason {
+    /// The value of the label.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Space => "space",
+            Self::Watermark => "watermark",
+            Self::Limit => "limit",
+            Self::Idle => "idle",
+            Self::Command => "command",
+        }
+    }
+}
+
 fn short_buckets() -> Histogram {
     Histogram::new([0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 120.0])
 }
@@ -97,6 +144,12 @@ impl Default for Metrics {
             downloads_in_flight: Gauge::default(),
             object_storage_throttled: Counter::default(),
             leases: Gauge::default(),
+            cache_limit: Gauge::default(),
+            cache_shared_file_system: Gauge::default(),
+            cache_damaged: Counter::default(),
+            cache_size: Family::default(),
+            cache_models: Family::default(),
+            cache_evictions: Family::default(),
             requests: Family::default(),
             verify: Family::default(),
             publish: Family::default(),
@@ -128,6 +181,32 @@ impl Default for Metrics {
         );
         r.register("leases", "Volumes that hold a model", m.leases.clone());
         r.register(
+            "cache_size_bytes",
+            "Bytes that the cache takes on the disk, by what they are for",
+            m.cache_size.clone(),
+        );
+        r.register(
+            "cache_limit_bytes",
+            "Bytes that the cache may take at most (cache.maxSize, cache.minFree)",
+            m.cache_limit.clone(),
+        );
+        r.register("cache_models", "Models in the cache, by state", m.cache_models.clone());
+        r.register(
+            "cache_evictions",
+            "Models that were evicted, by reason",
+            m.cache_evictions.clone(),
+        );
+        r.register(
+            "cache_damaged",
+            "Times that content of the cache was found damaged and put aside",
+            m.cache_damaged.clone(),
+        );
+        r.register(
+            "cache_shared_file_system",
+            "1 where the cache shares its file system with the node's root or with kubelet",
+            m.cache_shared_file_system.clone(),
+        );
+        r.register(
             "verify",
             "Checks of downloaded content, by the checksum that was compared; size_etag means \
              that the object carries none",
@@ -155,6 +234,23 @@ impl Metrics {
     pub fn verified(&self, check: &'static str, passed: bool) {
         let result = if passed { "passed" } else { "failed" };
         self.verify.get_or_create(&VerifyLabels { check, result }).inc();
+    }
+
+    /// Counts an evicted model.
+    pub fn evicted(&self, reason: EvictionReason) {
+        self.cache_evictions.get_or_create(&ReasonLabel { reason: reason.label() }).inc();
+    }
+
+    /// Sets what the cache takes for this.
+    pub fn cache_size(&self, state: &'static str, bytes: u64) {
+        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+        self.cache_size.get_or_create(&StateLabel { state }).set(bytes);
+    }
+
+    /// Sets how many models are in this state.
+    pub fn cache_models(&self, state: &'static str, count: usize) {
+        let count = i64::try_from(count).unwrap_or(i64::MAX);
+        self.cache_models.get_or_create(&StateLabel { state }).set(count);
     }
 
     /// Counts a request to Object Storage; `status` is `None` without an answer.

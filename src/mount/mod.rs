@@ -11,6 +11,7 @@ mod bind;
 pub mod mountinfo;
 mod sys;
 mod target;
+mod uses;
 
 use std::fs::{self, File, Metadata};
 use std::io;
@@ -23,6 +24,7 @@ use nix::libc;
 pub use bind::{BindOptions, bind_read_only, bind_read_only_by_remount};
 use mountinfo::{MountEntry, MountTable};
 pub use target::{create_target, remove_target, unmount};
+pub use uses::{Use, uses_of};
 
 use crate::{Error, Result};
 

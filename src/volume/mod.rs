@@ -8,6 +8,7 @@ mod provision;
 mod publish;
 mod records;
 mod resolve;
+mod scrub;
 mod targets;
 mod template;
 

@@ -46,6 +46,14 @@ impl Volumes {
         Self(Arc::new(Inner { cache, engine, chooser, policy, targets, metrics }))
     }
 
+    pub(super) fn cache(&self) -> &Cache {
+        &self.0.cache
+    }
+
+    pub(super) fn engine(&self) -> &Engine {
+        &self.0.engine
+    }
+
     /// Shows a model at the target path, read-only, or says why not.
     ///
     /// Waits for a download at most `wait`; then the answer is `InProgress`
@@ -155,10 +163,15 @@ impl Volumes {
                         true => PublishResult::Joined,
                         false => PublishResult::Downloaded,
                     };
+                    let progress = ticket.shared_progress();
                     let landed = tokio::select! {
                         landed = ticket.landed() => landed,
+                        short = progress.short_of_space() => {
+                            let namespace = request.pod.as_ref().map(|pod| pod.namespace.as_str());
+                            return Err(short.error(title, namespace));
+                        }
                         () = tokio::time::sleep_until(deadline) => {
-                            let text = ticket.progress().snapshot().text(title);
+                            let text = progress.snapshot().text(title);
                             return Err(Error::new(ErrorKind::InProgress, text));
                         }
                     };
@@ -223,11 +236,18 @@ impl Volumes {
         let lease = self.0.cache.lease_of(path).filter(|lease| lease.volume_id == volume_id);
         let lease = lease.ok_or_else(unknown)?;
         let (inner, target) = (Arc::clone(&self.0), path.to_owned());
+        let damaged = lease.damaged.clone();
         let (manifest, shown) = blocking(move || {
             Ok((inner.cache.manifest(&lease.model)?, shows(&target, lease.root)?))
         })
         .await?;
         let abnormal = match (&manifest, shown) {
+            _ if damaged.is_some() => damaged.map(|what| {
+                format!(
+                    "{what} is damaged on this node's disk; restart the pod to have it downloaded \
+                     again"
+                )
+            }),
             (None, _) => Some("the model's manifest is gone from the cache".to_owned()),
             (_, false) => Some("the model is not mounted at the volume's path".to_owned()),
             _ => None,

@@ -1,0 +1,105 @@
+//! Admission: space is found before the first byte, at the expense of what
+//! nobody uses, or the model waits for it.
+
+use std::collections::HashSet;
+
+use tokio::time::Instant;
+
+use super::Inner;
+use super::evict::{self, Kept};
+use super::inventory::Stocktaking;
+use super::policy::{self, Goal, Keep, Space};
+use super::shortage::{HeldBy, Shortage};
+use super::space::{Lack, Reservation, Wanted};
+use crate::error::Result;
+use crate::metrics::EvictionReason;
+use crate::model::Manifest;
+
+/// Evictions for one admission: what is evicted may turn out to be held open
+/// by somebody, and others may fill the disk meanwhile.
+const EVICTIONS: u32 = 3;
+
+impl Inner {
+    /// Admits a model's missing blobs, evicting for it what has to go, or says
+    /// what lacks. Blocks, as long as deleting takes.
+    pub(super) fn admit(&self, wanted: &Wanted) -> Result<Result<Reservation, Shortage>> {
+        let lack = match self.reserve(wanted)? {
+            Ok(reservation) => return Ok(Ok(reservation)),
+            Err(lack) => lack,
+        };
+        // One at a time: two that each evict for themselves would evict twice.
+        let _alone = self.admissions.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let own: HashSet<_> = wanted.missing.iter().map(|(id, _)| id.clone()).collect();
+        let mut lack = lack;
+        for attempt in 0..=EVICTIONS {
+            match attempt {
+                0 => self.drop_leftovers(&own)?,
+                _ => {
+                    let goal = Goal::Need(lack.deficit());
+                    if !self.evict(&goal, Some(EvictionReason::Space))?.reached {
+                        break;
+                    }
+                }
+            }
+            self.empty_trash()?;
+            lack = match self.reserve(wanted)? {
+                Ok(reservation) => return Ok(Ok(reservation)),
+                Err(lack) => lack,
+            };
+        }
+        self.shortage(lack).map(Err)
+    }
+
+    fn reserve(&self, wanted: &Wanted) -> Result<Result<Reservation, Lack>> {
+        let limited = self.ledger.limits().max_size.is_some();
+        let used = limited.then(|| Stocktaking::read(&self.layout)).transpose()?;
+        self.ledger.reserve(wanted, used.map(|taken| taken.total().bytes))
+    }
+
+    /// The lack, with who holds the rest.
+    pub(super) fn shortage(&self, lack: Lack) -> Result<Shortage> {
+        let taken = Stocktaking::read(&self.layout)?;
+        let kept = Kept::now(self)?;
+        let stock = evict::stock(&taken, &kept, &self.holds.held_blobs());
+        let evictable = policy::evictable(&stock);
+        let bytes_of = |manifest: &Option<Manifest>| manifest.as_ref().map_or(0, Manifest::bytes);
+        let pinned = taken.models.iter().filter(|m| kept.why(&m.key) == Some(Keep::Pinned));
+        let holders = self.leases.all().into_iter().map(|lease| {
+            let model = taken.models.iter().find(|model| model.key == lease.model);
+            let bytes = model.map_or(0, |model| bytes_of(&model.manifest));
+            HeldBy { pod: lease.pod, bytes }
+        });
+        Ok(Shortage {
+            needs: lack.needs,
+            available: lack.free.saturating_add(evictable),
+            evictable,
+            running: lack.running,
+            bound: lack.bound,
+            holders: holders.collect(),
+            pinned: pinned.map(|model| bytes_of(&model.manifest)).fold(0, u64::saturating_add),
+            dir: self.layout.root().to_owned(),
+            cut_short: None,
+            at: Instant::now(),
+        })
+    }
+
+    /// The shortage that a full disk in the middle of a download is: somebody
+    /// else took what had been admitted.
+    pub(super) fn cut_short(&self, wanted: &Wanted, told: String) -> Result<Shortage> {
+        let lack = match self.reserve(wanted)? {
+            // It may fit again already; then the next try succeeds.
+            Ok(_given_back) => Lack::nothing(self.ledger.limits()),
+            Err(lack) => lack,
+        };
+        let mut shortage = self.shortage(lack)?;
+        shortage.cut_short = Some(told);
+        Ok(shortage)
+    }
+}
+
+impl Lack {
+    fn nothing(limits: super::space::Limits) -> Self {
+        let bound = super::shortage::Bound::Reserve { bytes: limits.min_free, of: 0 };
+        Self { needs: Space::default(), free: Space::default(), running: 0, bound }
+    }
+}

@@ -1,0 +1,142 @@
+//! What is about to be leased, or is being built on, and must not be evicted
+//! meanwhile. In memory: it ends with the process, as what it protects does.
+
+use std::collections::{HashMap, HashSet};
+use std::hash::Hash;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::model::{BlobId, ModelKey};
+
+/// Counts who holds which model and which blob; cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Holds(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    counts: Mutex<Counts>,
+    /// Held by an eviction from its look at the cache to its last rename, and
+    /// for a moment by whoever begins to build on blobs: what an eviction did
+    /// not see as busy cannot become busy under its hands.
+    eviction: Mutex<()>,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    models: HashMap<ModelKey, usize>,
+    blobs: HashMap<BlobId, usize>,
+}
+
+/// A model that stays while this, or a clone of it, lives.
+#[derive(Debug, Clone)]
+pub(super) struct ModelHold(#[expect(dead_code, reason = "held for its end")] Arc<ModelGuard>);
+
+#[derive(Debug)]
+struct ModelGuard {
+    holds: Holds,
+    key: ModelKey,
+}
+
+/// Blobs that stay while this lives.
+#[derive(Debug)]
+pub(super) struct BlobHold {
+    holds: Holds,
+    ids: Vec<BlobId>,
+}
+
+impl Holds {
+    /// Holds a model, whether it is there or not: look after you have it.
+    pub(super) fn model(&self, key: &ModelKey) -> ModelHold {
+        *self.lock().models.entry(key.clone()).or_default() += 1;
+        ModelHold(Arc::new(ModelGuard { holds: self.clone(), key: key.clone() }))
+    }
+
+    /// Holds blobs, whether they are there or not. Waits for a running
+    /// eviction to end. Blocks.
+    pub(super) fn blobs(&self, ids: impl Iterator<Item = BlobId>) -> BlobHold {
+        let _no_eviction = self.exclusively();
+        let mut counts = self.lock();
+        let ids: Vec<_> = ids.collect();
+        for id in &ids {
+            *counts.blobs.entry(id.clone()).or_default() += 1;
+        }
+        BlobHold { holds: self.clone(), ids }
+    }
+
+    /// The right to evict: one at a time, and nobody begins to hold blobs.
+    pub(super) fn exclusively(&self) -> MutexGuard<'_, ()> {
+        self.0.eviction.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The models that are held now.
+    pub(super) fn held_models(&self) -> HashSet<ModelKey> {
+        self.lock().models.keys().cloned().collect()
+    }
+
+    /// The blobs that are held now.
+    pub(super) fn held_blobs(&self) -> HashSet<BlobId> {
+        self.lock().blobs.keys().cloned().collect()
+    }
+
+    /// Does `act` if nobody holds the model, and nobody gets to meanwhile.
+    pub(super) fn unless_held<T>(&self, key: &ModelKey, act: impl FnOnce() -> T) -> Option<T> {
+        let counts = self.lock();
+        (!counts.models.contains_key(key)).then(act)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Counts> {
+        self.0.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for ModelGuard {
+    fn drop(&mut self) {
+        release(&mut self.holds.lock().models, &self.key);
+    }
+}
+
+impl Drop for BlobHold {
+    fn drop(&mut self) {
+        let mut counts = self.holds.lock();
+        for id in &self.ids {
+            release(&mut counts.blobs, id);
+        }
+    }
+}
+
+fn release<K: Eq + Hash>(counts: &mut HashMap<K, usize>, key: &K) {
+    if let Some(count) = counts.get_mut(key) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(key);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_is_held_until_the_last_holder_lets_go() {
+        let holds = Holds::default();
+        let key = ModelKey::parse(&"a".repeat(64)).unwrap();
+        let (first, second) = (holds.model(&key), holds.model(&key));
+        let third = second.clone();
+        drop((first, second));
+        assert_eq!(holds.unless_held(&key, || ()), None);
+        drop(third);
+        assert_eq!(holds.unless_held(&key, || 7), Some(7));
+        assert!(holds.held_models().is_empty());
+    }
+
+    #[test]
+    fn blobs_are_counted_for_each_that_builds_on_them() {
+        let holds = Holds::default();
+        let id = BlobId::parse(&"b".repeat(64)).unwrap();
+        let (a, b) = (holds.blobs([id.clone()].into_iter()), holds.blobs([id.clone()].into_iter()));
+        drop(a);
+        assert!(holds.held_blobs().contains(&id));
+        drop(b);
+        assert!(holds.held_blobs().is_empty());
+    }
+}

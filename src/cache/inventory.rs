@@ -1,0 +1,228 @@
+//! What stands in the cache, read from the disk: the models, the inodes they
+//! share, and what each takes. Space is counted in allocated blocks of unique
+//! inodes, as `du` counts it.
+
+use std::collections::HashMap;
+use std::fs::{self, Metadata};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use super::files;
+use super::layout::Layout;
+use super::policy::Space;
+use crate::error::{Error, Result};
+use crate::model::{BlobId, Manifest, ModelKey};
+
+/// A last use further ahead than this is a clock that jumped back.
+const AHEAD: Duration = Duration::from_secs(60);
+
+/// Everything, at one moment.
+#[derive(Debug, Default)]
+pub(super) struct Stocktaking {
+    pub(super) models: Vec<StandingModel>,
+    /// One for each inode: a re-upload has two names for one.
+    pub(super) blobs: Vec<StandingBlob>,
+    pub(super) staging: Space,
+    pub(super) trash: Space,
+    pub(super) quarantine: Space,
+    /// Indexes, leases, pins.
+    pub(super) rest: Space,
+}
+
+#[derive(Debug)]
+pub(super) struct StandingModel {
+    pub(super) key: ModelKey,
+    /// `None` when it is torn: nobody can be served from it.
+    pub(super) manifest: Option<Manifest>,
+    pub(super) last_used: SystemTime,
+    /// Its directories, manifest and marks.
+    pub(super) own: Space,
+    /// Indices into [`Stocktaking::blobs`], each once.
+    pub(super) blobs: Vec<usize>,
+}
+
+#[derive(Debug)]
+pub(super) struct StandingBlob {
+    pub(super) ids: Vec<BlobId>,
+    /// Its blocks and its records'.
+    pub(super) space: Space,
+}
+
+impl Stocktaking {
+    /// Looks at the whole cache. Blocks: a fraction of a second for tens of
+    /// thousands of blobs, and no blob is read.
+    pub(super) fn read(layout: &Layout) -> Result<Self> {
+        let mut found = Self::default();
+        let index = found.read_blobs(layout)?;
+        for name in files::names(&layout.models())? {
+            if let Some(key) = ModelKey::parse(&name)
+                && let Some(model) = StandingModel::read(layout, key, &index)?
+            {
+                found.models.push(model);
+            }
+        }
+        found.staging = space_below(&layout.staging())?;
+        found.trash = space_below(&layout.trash())?;
+        found.quarantine = space_below(&layout.quarantine())?;
+        for name in ["content", "requests", "leases", "pins"] {
+            found.rest = found.rest.saturating_add(space_below(&layout.directory(name))?);
+        }
+        Ok(found)
+    }
+
+    /// All of it.
+    pub(super) fn total(&self) -> Space {
+        let blobs = self.blobs.iter().map(|blob| blob.space);
+        let own = self.models.iter().map(|model| model.own);
+        let rest = [self.staging, self.trash, self.quarantine, self.rest];
+        blobs.chain(own).chain(rest).fold(Space::default(), Space::saturating_add)
+    }
+
+    fn read_blobs(&mut self, layout: &Layout) -> Result<HashMap<BlobId, usize>> {
+        let mut by_inode = HashMap::new();
+        let mut index = HashMap::new();
+        let mut records = Vec::new();
+        for fan in files::names(&layout.directory("blobs"))? {
+            each(&layout.directory("blobs").join(fan), |name, metadata| {
+                if let Some(id) = BlobId::parse(name) {
+                    let at = *by_inode.entry(metadata.ino()).or_insert_with(|| {
+                        let (ids, space) = (Vec::new(), Space::of(metadata));
+                        self.blobs.push(StandingBlob { ids, space });
+                        self.blobs.len() - 1
+                    });
+                    self.blobs[at].ids.push(id.clone());
+                    index.insert(id, at);
+                } else {
+                    records.push((name.to_owned(), Space::of(metadata)));
+                }
+            })?;
+        }
+        for (name, space) in records {
+            let id = name.split('.').next().and_then(BlobId::parse);
+            match id.and_then(|id| index.get(&id)) {
+                Some(at) => self.blobs[*at].space = self.blobs[*at].space.saturating_add(space),
+                None => self.rest = self.rest.saturating_add(space),
+            }
+        }
+        Ok(index)
+    }
+}
+
+impl StandingModel {
+    /// `None` when it left meanwhile.
+    fn read(
+        layout: &Layout,
+        key: ModelKey,
+        index: &HashMap<BlobId, usize>,
+    ) -> Result<Option<Self>> {
+        let directory = layout.model(&key);
+        let Some(own) = own_space(&directory)? else { return Ok(None) };
+        let bytes = files::read(&layout.manifest(&key))?;
+        let manifest = bytes.and_then(|bytes| Manifest::from_json(&bytes).ok());
+        let manifest = manifest.filter(|manifest| manifest.key() == key);
+        let mut blobs: Vec<usize> = manifest
+            .iter()
+            .flat_map(|manifest| &manifest.files)
+            .filter_map(|file| index.get(&file.blob).copied())
+            .collect();
+        blobs.sort_unstable();
+        blobs.dedup();
+        let last_used = last_used(layout, &key)?;
+        Ok(Some(Self { key, manifest, last_used, own, blobs }))
+    }
+}
+
+impl Space {
+    /// What one inode takes.
+    pub(super) fn of(metadata: &Metadata) -> Self {
+        Self { bytes: metadata.blocks().saturating_mul(512), inodes: 1 }
+    }
+}
+
+/// Notes that a model was used now. The time is that of the manifest, whose
+/// content never changes: it needs no file of its own and survives restarts.
+pub(super) fn touch(layout: &Layout, key: &ModelKey) -> Result<()> {
+    set_last_used(layout, key, SystemTime::now())
+}
+
+fn set_last_used(layout: &Layout, key: &ModelKey, when: SystemTime) -> Result<()> {
+    let path = layout.manifest(key);
+    let set = fs::File::open(&path).and_then(|file| file.set_modified(when));
+    match set {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            Err(Error::io(format!("noting the last use of {}", path.display()), &e))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// When a model was used last. After a clock jumped back it would stay the
+/// newest for as long as it jumped; such a time is set to now.
+fn last_used(layout: &Layout, key: &ModelKey) -> Result<SystemTime> {
+    let now = SystemTime::now();
+    let noted = fs::metadata(layout.manifest(key)).and_then(|metadata| metadata.modified());
+    let noted = noted.unwrap_or(SystemTime::UNIX_EPOCH);
+    if noted > now + AHEAD {
+        set_last_used(layout, key, now)?;
+        return Ok(now);
+    }
+    Ok(noted)
+}
+
+/// What a model's directory takes besides the blobs that its tree names;
+/// `None` when it is gone.
+fn own_space(directory: &Path) -> Result<Option<Space>> {
+    let Ok(metadata) = fs::symlink_metadata(directory) else { return Ok(None) };
+    let mut own = Space::of(&metadata);
+    let mut directories = vec![directory.to_owned()];
+    while let Some(directory) = directories.pop() {
+        each(&directory, |name, metadata| {
+            if metadata.is_dir() {
+                directories.push(directory.join(name));
+                own = own.saturating_add(Space::of(metadata));
+            } else if metadata.nlink() == 1 {
+                own = own.saturating_add(Space::of(metadata));
+            }
+        })?;
+    }
+    Ok(Some(own))
+}
+
+/// What a directory's content takes. An inode with names elsewhere is counted
+/// there, but for a blob that was put aside: `blobs/` has it no more.
+pub(super) fn space_below(top: &Path) -> Result<Space> {
+    let mut space = Space::default();
+    let mut directories = vec![top.to_owned()];
+    while let Some(directory) = directories.pop() {
+        each(&directory, |name, metadata| {
+            if metadata.is_dir() {
+                directories.push(directory.join(name));
+            }
+            let aside = directory == top && name.starts_with("blob-");
+            if metadata.is_dir() || metadata.nlink() == 1 || aside {
+                space = space.saturating_add(Space::of(metadata));
+            }
+        })?;
+    }
+    Ok(space)
+}
+
+/// Every entry of a directory; what vanishes meanwhile is left out.
+fn each(directory: &Path, mut see: impl FnMut(&str, &Metadata)) -> Result<()> {
+    let failed = |e: io::Error| Error::io(format!("listing {}", directory.display()), &e);
+    let entries = match fs::read_dir(directory) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other.map_err(failed)?,
+    };
+    for entry in entries {
+        let entry = entry.map_err(failed)?;
+        match entry.metadata() {
+            Ok(metadata) => see(&entry.file_name().to_string_lossy(), &metadata),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(failed(e)),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,373 @@
+use std::collections::BTreeSet;
+use std::time::{Duration, UNIX_EPOCH};
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::{Index, select};
+
+use super::*;
+
+fn key(n: usize) -> ModelKey {
+    ModelKey::parse(&format!("{n:064x}")).unwrap()
+}
+
+fn at(second: u64) -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(second)
+}
+
+fn bytes(bytes: u64) -> Space {
+    Space { bytes, inodes: 0 }
+}
+
+/// A model last used at `second`, with one directory of one inode.
+fn model(n: usize, second: u64, blobs: &[usize]) -> Candidate {
+    let own = Space { bytes: 0, inodes: 1 };
+    Candidate { key: key(n), last_used: at(second), keep: None, blobs: blobs.to_vec(), own }
+}
+
+fn blob(bytes: u64) -> Blob {
+    Blob { space: Space { bytes, inodes: 1 }, busy: false }
+}
+
+#[test]
+fn the_least_recently_used_go_until_it_is_enough() {
+    let models = vec![model(0, 30, &[0]), model(1, 10, &[1]), model(2, 20, &[2])];
+    let stock = Stock { models, blobs: vec![blob(10), blob(10), blob(10)] };
+    let choice = choose(&stock, &Goal::Need(bytes(15)), None);
+    assert_eq!((choice.models, choice.blobs), (vec![1, 2], vec![1, 2]));
+    assert_eq!((choice.freed, choice.reached), (Space { bytes: 20, inodes: 4 }, true));
+}
+
+#[test]
+fn a_need_that_cannot_be_met_evicts_nothing_and_a_full_disk_what_there_is() {
+    let models =
+        vec![model(0, 10, &[0]), Candidate { keep: Some(Keep::Leased), ..model(1, 5, &[1]) }];
+    let stock = Stock { models, blobs: vec![blob(10), blob(90)] };
+    let choice = choose(&stock, &Goal::Need(bytes(50)), None);
+    assert_eq!(choice, Choice::default());
+    let choice = choose(&stock, &Goal::AsFar(bytes(50)), None);
+    assert_eq!((choice.models, choice.freed.bytes, choice.reached), (vec![0], 10, false));
+}
+
+#[test]
+fn a_shared_blob_is_freed_once_with_the_last_of_its_models() {
+    let models = vec![model(0, 1, &[0, 1]), model(1, 2, &[0])];
+    let stock = Stock { models, blobs: vec![blob(70), blob(1)] };
+    assert_eq!(evictable(&stock), Space { bytes: 71, inodes: 4 });
+    let choice = choose(&stock, &Goal::Need(bytes(1)), None);
+    assert_eq!((choice.models, choice.blobs), (vec![0], vec![1]));
+    let choice = choose(&stock, &Goal::Need(bytes(2)), None);
+    assert_eq!((choice.models, choice.freed.bytes), (vec![0, 1], 71));
+}
+
+#[test]
+fn what_has_no_model_goes_before_any_model_and_stays_while_nobody_needs_room() {
+    let stock =
+        Stock { models: vec![model(0, 1, &[0])], blobs: vec![blob(10), blob(10), blob(10)] };
+    let choice = choose(&stock, &Goal::AsFar(bytes(15)), None);
+    assert_eq!((choice.models, choice.blobs), (vec![], vec![1, 2]));
+    assert_eq!(
+        choose(&stock, &Goal::AsFar(bytes(0)), None),
+        Choice { reached: true, ..Choice::default() }
+    );
+    assert_eq!(choose(&stock, &Goal::Need(bytes(31)), None), Choice::default(), "for nothing");
+}
+
+#[test]
+fn a_blob_that_somebody_downloads_stays_with_a_model_or_without() {
+    let busy = Blob { busy: true, ..blob(10) };
+    let stock = Stock { models: vec![model(0, 1, &[0])], blobs: vec![busy, busy] };
+    let choice = choose(&stock, &Goal::All, None);
+    assert_eq!((choice.models, choice.blobs, choice.freed.bytes), (vec![0], vec![], 0));
+}
+
+#[test]
+fn an_old_model_that_does_not_help_stays_where_a_later_one_is_enough() {
+    let stock = Stock {
+        models: vec![model(0, 1, &[0]), model(1, 2, &[1])],
+        blobs: vec![blob(1), blob(50)],
+    };
+    let choice = choose(&stock, &Goal::Need(bytes(50)), None);
+    assert_eq!((choice.models, choice.reached), (vec![1], true));
+}
+
+#[test]
+fn inodes_are_freed_where_inodes_are_missing() {
+    let stock = Stock { models: vec![model(0, 1, &[0]), model(1, 2, &[])], blobs: vec![blob(1)] };
+    let choice = choose(&stock, &Goal::Need(Space { bytes: 0, inodes: 3 }), None);
+    assert_eq!((choice.models, choice.freed.inodes), (vec![0, 1], 3));
+}
+
+#[test]
+fn an_idle_model_goes_though_nobody_needs_its_room_unless_something_keeps_it() {
+    let pinned = Candidate { keep: Some(Keep::Pinned), ..model(1, 1, &[]) };
+    let stock =
+        Stock { models: vec![model(0, 1, &[0]), pinned, model(2, 9, &[])], blobs: vec![blob(1)] };
+    for goal in [Goal::AsFar(bytes(0)), Goal::Need(bytes(0)), Goal::Need(bytes(1000))] {
+        assert_eq!(choose(&stock, &goal, Some(at(9))).models, [0], "{goal:?}");
+    }
+}
+
+#[test]
+fn models_of_the_same_last_use_go_by_their_keys() {
+    let models = vec![model(2, 1, &[]), model(0, 1, &[]), model(1, 1, &[])];
+    let choice = choose(&Stock { models, blobs: vec![] }, &Goal::All, None);
+    assert_eq!(choice.models, [1, 2, 0]);
+}
+
+#[test]
+fn two_thousand_models_with_forty_thousand_references_are_chosen_from_at_once() {
+    // Ten times per kind of goal: what is quadratic takes minutes for that.
+    let blobs = vec![blob(4096); 20_000];
+    let refers = |n: usize| (0..20).map(|i| (n * 10 + i * 7) % 20_000).collect::<BTreeSet<_>>();
+    let models = (0..2_000).map(|n| {
+        let blobs: Vec<usize> = refers(n).into_iter().collect();
+        model(n, (n as u64 * 7919) % 1_000, &blobs)
+    });
+    let stock = Stock { models: models.collect(), blobs };
+    let all = evictable(&stock);
+    let half = Space { bytes: all.bytes / 2, inodes: all.inodes / 2 };
+    for _ in 0..10 {
+        assert_eq!(choose(&stock, &Goal::All, None).freed, all);
+        assert!(choose(&stock, &Goal::Need(half), Some(at(100))).reached);
+        let least = choose(&stock, &Goal::AsFar(bytes(u64::MAX)), None);
+        assert_eq!((least.models.len(), least.reached), (2_000, false));
+    }
+}
+
+/// The same choice, made the obvious way: all is counted anew at each step.
+struct Naive<'a>(&'a Stock);
+
+impl Naive<'_> {
+    fn may_go(&self) -> BTreeSet<usize> {
+        (0..self.0.models.len()).filter(|&m| self.0.models[m].keep.is_none()).collect()
+    }
+
+    fn leaving(&self, victims: &BTreeSet<usize>, orphans: bool) -> BTreeSet<usize> {
+        let has = |m: usize, b: usize| self.0.models[m].blobs.contains(&b);
+        let all = 0..self.0.models.len();
+        let leaves = |&b: &usize| {
+            let stays = all.clone().any(|m| has(m, b) && !victims.contains(&m));
+            let orphan = !all.clone().any(|m| has(m, b));
+            !self.0.blobs[b].busy && !stays && (orphans || !orphan)
+        };
+        (0..self.0.blobs.len()).filter(leaves).collect()
+    }
+
+    fn freed(&self, victims: &BTreeSet<usize>, orphans: bool) -> Space {
+        let own = victims.iter().map(|&m| self.0.models[m].own);
+        let leaving = self.leaving(victims, orphans);
+        let blobs = leaving.iter().map(|&b| self.0.blobs[b].space);
+        own.chain(blobs).fold(Space::default(), Space::saturating_add)
+    }
+
+    fn age(&self, m: usize) -> (SystemTime, &ModelKey) {
+        (self.0.models[m].last_used, &self.0.models[m].key)
+    }
+
+    fn idle(&self, before: Option<SystemTime>) -> BTreeSet<usize> {
+        let is_idle = |&m: &usize| before.is_some_and(|t| self.0.models[m].last_used < t);
+        self.may_go().into_iter().filter(is_idle).collect()
+    }
+
+    fn choose(&self, goal: &Goal, idle_before: Option<SystemTime>) -> Choice {
+        let idle = self.idle(idle_before);
+        let (mut victims, mut orphans) = (idle.clone(), false);
+        let enough = |freed: Space| match *goal {
+            Goal::Need(space) | Goal::AsFar(space) => freed.covers(space),
+            Goal::All => false,
+        };
+        let hopeless = matches!(goal, Goal::Need(_)) && !enough(self.freed(&self.may_go(), true));
+        while !hopeless && !enough(self.freed(&victims, orphans)) {
+            let left: BTreeSet<usize> = &self.may_go() - &victims;
+            match left.into_iter().min_by_key(|&m| self.age(m)) {
+                _ if !orphans => orphans = true,
+                Some(oldest) => _ = victims.insert(oldest),
+                None => break,
+            }
+        }
+        let mut again: Vec<usize> = (&victims - &idle).into_iter().collect();
+        again.sort_by_key(|&m| std::cmp::Reverse(self.age(m)));
+        for m in again {
+            let without: BTreeSet<usize> = &victims - &BTreeSet::from([m]);
+            if enough(self.freed(&without, orphans)) {
+                victims = without;
+            }
+        }
+        let freed = self.freed(&victims, orphans);
+        let mut models: Vec<usize> = victims.iter().copied().collect();
+        models.sort_by_key(|&m| self.age(m));
+        let blobs = self.leaving(&victims, orphans).into_iter().collect();
+        Choice { models, blobs, freed, reached: *goal == Goal::All || enough(freed) }
+    }
+}
+
+fn space(most_bytes: u64, most_inodes: u64) -> impl Strategy<Value = Space> {
+    (0..=most_bytes, 0..=most_inodes).prop_map(|(bytes, inodes)| Space { bytes, inodes })
+}
+
+/// A few of the first sixteen.
+fn subset() -> impl Strategy<Value = u16> {
+    (any::<u16>(), any::<u16>()).prop_map(|(a, b)| a & b)
+}
+
+fn stocks() -> impl Strategy<Value = Stock> {
+    let keeps = vec![Keep::Leased, Keep::Mounted, Keep::Pinned, Keep::Busy];
+    let keeps = prop::option::weighted(0.3, select(keeps));
+    let blobs = vec((space(40, 2), prop::bool::weighted(0.1)), 0..12);
+    let models = vec((0u64..10, keeps, subset(), space(3, 2)), 0..12);
+    (blobs, models, any::<u64>()).prop_map(|(blobs, models, salt)| {
+        let blobs: Vec<Blob> =
+            blobs.into_iter().map(|(space, busy)| Blob { space, busy }).collect();
+        let models = models.into_iter().enumerate().map(|(n, (second, keep, refers, own))| {
+            // Keys in an order that is neither that of the list nor of the use.
+            let key = key(n ^ usize::try_from(salt % 16).unwrap());
+            let blobs = (0..blobs.len()).filter(|b| refers >> b & 1 == 1).collect();
+            Candidate { key, last_used: at(second), keep, blobs, own }
+        });
+        Stock { models: models.collect(), blobs: blobs.clone() }
+    })
+}
+
+/// A stock, a goal around what can be reached, and who is idle.
+fn cases() -> impl Strategy<Value = (Stock, Goal, Option<SystemTime>)> {
+    let kind = prop_oneof![4 => Just(Goal::Need as fn(Space) -> Goal), 4 => Just(Goal::AsFar as _), 1 => Just((|_| Goal::All) as _)];
+    let idle = prop::option::weighted(0.3, (0u64..8).prop_map(at));
+    (stocks(), kind, (0u64..=120, 0u64..=120), idle).prop_map(|(stock, kind, percent, idle)| {
+        let all = evictable(&stock);
+        let bytes = all.bytes * percent.0 / 100;
+        (stock, kind(Space { bytes, inodes: all.inodes * percent.1 / 100 }), idle)
+    })
+}
+
+fn set(indices: &[usize]) -> BTreeSet<usize> {
+    indices.iter().copied().collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(20_000))]
+
+    #[test]
+    fn it_chooses_what_the_obvious_way_chooses(
+        (stock, goal, idle) in cases()
+    ) {
+        prop_assert_eq!(choose(&stock, &goal, idle), Naive(&stock).choose(&goal, idle));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(5_000))]
+
+    #[test]
+    fn what_is_kept_or_busy_never_leaves_and_blobs_leave_exactly_with_their_models(
+        (stock, goal, idle) in cases()
+    ) {
+        let choice = choose(&stock, &goal, idle);
+        prop_assert!(choice.models.iter().all(|&m| stock.models[m].keep.is_none()));
+        let (gone, leaving) = (set(&choice.models), set(&choice.blobs));
+        prop_assert_eq!(gone.len(), choice.models.len(), "each once");
+        prop_assert_eq!(leaving.len(), choice.blobs.len(), "each once");
+        let mut orphans = Vec::new();
+        for (b, blob) in stock.blobs.iter().enumerate() {
+            let users: Vec<usize> =
+                (0..stock.models.len()).filter(|&m| stock.models[m].blobs.contains(&b)).collect();
+            if users.is_empty() && !blob.busy {
+                orphans.push(leaving.contains(&b));
+            } else {
+                let unused = users.iter().all(|m| gone.contains(m));
+                prop_assert_eq!(leaving.contains(&b), unused && !blob.busy, "blob {}", b);
+            }
+        }
+        orphans.dedup();
+        prop_assert!(orphans.len() <= 1, "orphans leave together");
+        let idle = Naive(&stock).idle(idle);
+        prop_assert!(gone.is_superset(&idle));
+        if gone.len() > idle.len() {
+            prop_assert!(orphans.iter().all(|&left| left), "before any model that is not idle");
+        }
+    }
+
+    #[test]
+    fn what_is_freed_is_the_space_of_what_leaves_and_enough_exactly_where_that_is_possible(
+        (stock, goal, idle) in cases()
+    ) {
+        let choice = choose(&stock, &goal, idle);
+        let own = choice.models.iter().map(|&m| stock.models[m].own);
+        let blobs = choice.blobs.iter().map(|&b| stock.blobs[b].space);
+        let sum = own.chain(blobs).fold(Space::default(), Space::saturating_add);
+        prop_assert_eq!(choice.freed, sum);
+        let naive = Naive(&stock);
+        let all = naive.freed(&naive.may_go(), true);
+        prop_assert_eq!(evictable(&stock), all);
+        match goal {
+            Goal::Need(space) | Goal::AsFar(space) => {
+                prop_assert_eq!(choice.reached, all.covers(space));
+                prop_assert_eq!(choice.reached, choice.freed.covers(space));
+            }
+            Goal::All => prop_assert!(choice.reached && choice.freed == all),
+        }
+        if !choice.reached {
+            match goal {
+                Goal::Need(_) => prop_assert_eq!(set(&choice.models), naive.idle(idle)),
+                _ => prop_assert_eq!(choice.freed, all),
+            }
+        }
+    }
+
+    #[test]
+    fn no_model_leaves_that_could_stay(
+        (stock, goal, idle) in cases()
+    ) {
+        let choice = choose(&stock, &goal, idle);
+        let (Goal::Need(space) | Goal::AsFar(space), true) = (goal, choice.reached) else {
+            return Ok(());
+        };
+        let naive = Naive(&stock);
+        let gone = set(&choice.models);
+        for m in &gone - &naive.idle(idle) {
+            let without = &gone - &BTreeSet::from([m]);
+            prop_assert!(!naive.freed(&without, true).covers(space), "{m} could stay");
+        }
+    }
+
+    /// That is what least recently used means where older models may stay since
+    /// they are of no use: for each victim, the victims that are newer and all
+    /// that is older, together, do not reach the goal without it.
+    #[test]
+    fn a_model_leaves_only_where_all_older_ones_are_not_enough(
+        (stock, goal, idle) in cases()
+    ) {
+        let choice = choose(&stock, &goal, idle);
+        let naive = Naive(&stock);
+        let ages: Vec<_> = choice.models.iter().map(|&m| naive.age(m)).collect();
+        prop_assert!(ages.is_sorted(), "least recently used first");
+        let (Goal::Need(space) | Goal::AsFar(space), true) = (goal, choice.reached) else {
+            return Ok(());
+        };
+        let gone = set(&choice.models);
+        for m in &gone - &naive.idle(idle) {
+            let older = naive.may_go().into_iter().filter(|&o| naive.age(o) < naive.age(m));
+            let newer = gone.iter().copied().filter(|&v| naive.age(v) > naive.age(m));
+            let instead: BTreeSet<usize> = older.chain(newer).collect();
+            prop_assert!(!naive.freed(&instead, true).covers(space), "{m} is newer than enough");
+        }
+    }
+
+    #[test]
+    fn the_order_of_the_stock_does_not_matter(
+        (stock, goal, idle) in cases(), turn in any::<Index>()
+    ) {
+        let keys = |stock: &Stock| {
+            let choice = choose(stock, &goal, idle);
+            let keys = choice.models.iter().map(|&m| stock.models[m].key.clone());
+            (keys.collect::<Vec<_>>(), choice.freed, choice.reached)
+        };
+        let mut turned = stock.clone();
+        if !turned.models.is_empty() {
+            let by = turn.index(turned.models.len());
+            turned.models.rotate_left(by);
+            turned.models.reverse();
+        }
+        prop_assert_eq!(keys(&stock), keys(&turned));
+    }
+}

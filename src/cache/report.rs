@@ -1,0 +1,216 @@
+//! What the cache holds, for people.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use super::Inner;
+use super::evict::Kept;
+use super::files;
+use super::inventory::Stocktaking;
+use super::leases::LeaseRecord;
+use super::policy::{Keep, Space};
+use super::progress::FillProgress;
+use super::space::FileSystem;
+use super::{evict, policy};
+use crate::error::Result;
+use crate::model::{Manifest, ModelKey};
+use crate::mount;
+
+/// Everything in the cache, at one moment.
+#[derive(Debug, Clone)]
+pub struct Inventory {
+    /// The models, most recently used first.
+    pub models: Vec<ModelReport>,
+    /// What they take together.
+    pub usage: Usage,
+}
+
+/// One model.
+#[derive(Debug, Clone)]
+pub struct ModelReport {
+    /// Its key.
+    pub key: ModelKey,
+    /// What it is; `None` when that cannot be read, or is not known yet.
+    pub manifest: Option<Arc<Manifest>>,
+    /// How it stands.
+    pub state: ModelState,
+    /// Bytes of its files.
+    pub bytes: u64,
+    /// Bytes that it takes on the disk, shared ones included.
+    pub allocated: u64,
+    /// Of those, bytes that other models have too.
+    pub shared: u64,
+    /// When a pod last began or ended to use it.
+    pub last_used: SystemTime,
+    /// Whether it stays although nobody uses it.
+    pub pinned: bool,
+    /// The volumes that hold it.
+    pub holders: Vec<LeaseRecord>,
+    /// Mount points of it that no lease knows, such as kubelet's `subPath` binds.
+    pub mounts: Vec<PathBuf>,
+}
+
+/// How a model stands.
+#[derive(Debug, Clone)]
+pub enum ModelState {
+    /// Complete, and known to be on the disk.
+    Complete,
+    /// Complete; not yet known to be on the disk. An earlier process' is
+    /// checked before it is served.
+    Unsynced,
+    /// On its way.
+    Arriving(Arc<FillProgress>),
+    /// In quarantine.
+    Damaged,
+}
+
+/// What the cache takes, and may take, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Everything in the directory.
+    pub total: u64,
+    /// Inodes of everything.
+    pub inodes: u64,
+    /// What could be evicted now.
+    pub evictable: u64,
+    /// Downloads that run or were interrupted.
+    pub staging: u64,
+    /// Evicted, and not yet deleted.
+    pub trash: u64,
+    /// Damaged, and kept for people to look at.
+    pub quarantine: u64,
+    /// What the cache may take at most.
+    pub limit: u64,
+    /// What is free on the file system.
+    pub free: u64,
+    /// What has to stay free on the file system.
+    pub min_free: u64,
+}
+
+impl Inner {
+    /// Blocks, a fraction of a second for thousands of models.
+    pub(super) fn inventory(&self) -> Result<Inventory> {
+        let (taken, kept) = (Stocktaking::read(&self.layout)?, Kept::now(self)?);
+        let usage = self.usage(&taken, &kept)?;
+        let (leases, uses) = (self.leases.all(), mount::uses_of(self.layout.root())?);
+        let mut references = vec![0_usize; taken.blobs.len()];
+        for at in taken.models.iter().flat_map(|model| &model.blobs) {
+            references[*at] += 1;
+        }
+        let bytes = |at: &usize| taken.blobs[*at].space.bytes;
+        let mut models = Vec::new();
+        for model in taken.models {
+            let place = PathBuf::from("models").join(model.key.as_str());
+            let holders: Vec<_> =
+                leases.iter().filter(|lease| lease.model == model.key).cloned().collect();
+            let leased = |target: &PathBuf| holders.iter().any(|lease| lease.target == *target);
+            let mounts = uses.iter().filter(|one| one.root.starts_with(&place));
+            let shared = model.blobs.iter().filter(|at| references[**at] > 1);
+            models.push(ModelReport {
+                state: match self.models.is_durable(&model.key) {
+                    true => ModelState::Complete,
+                    false => ModelState::Unsynced,
+                },
+                bytes: model.manifest.as_ref().map_or(0, Manifest::bytes),
+                allocated: model.own.bytes + model.blobs.iter().map(bytes).sum::<u64>(),
+                shared: shared.map(bytes).sum(),
+                last_used: model.last_used,
+                pinned: kept.is_pinned(&model.key),
+                mounts: mounts.map(|one| one.target.clone()).filter(|at| !leased(at)).collect(),
+                manifest: model.manifest.map(Arc::new),
+                holders,
+                key: model.key,
+            });
+        }
+        models.extend(self.damaged(&leases)?);
+        models.extend(self.arriving(&kept));
+        models.sort_by(|a, b| (b.last_used, &a.key).cmp(&(a.last_used, &b.key)));
+        Ok(Inventory { models, usage })
+    }
+
+    fn damaged(&self, leases: &[LeaseRecord]) -> Result<Vec<ModelReport>> {
+        let mut found = Vec::new();
+        for name in files::names(&self.layout.quarantine())? {
+            let Some(key) = name.split('.').next().and_then(ModelKey::parse) else { continue };
+            let path = self.layout.quarantine().join(&name);
+            let manifest = files::read(&path.join("manifest.json"))?;
+            let manifest = manifest.and_then(|bytes| Manifest::from_json(&bytes).ok());
+            let root = mount::identity(&path.join("tree")).ok();
+            let holders = leases.iter().filter(|lease| Some(lease.root) == root);
+            let used = std::fs::metadata(path.join("manifest.json")).and_then(|m| m.modified());
+            found.push(ModelReport {
+                state: ModelState::Damaged,
+                bytes: manifest.as_ref().map_or(0, Manifest::bytes),
+                allocated: 0,
+                shared: 0,
+                last_used: used.unwrap_or(SystemTime::UNIX_EPOCH),
+                pinned: false,
+                holders: holders.cloned().collect(),
+                mounts: Vec::new(),
+                manifest: manifest.map(Arc::new),
+                key,
+            });
+        }
+        Ok(found)
+    }
+
+    fn arriving(&self, kept: &Kept) -> Vec<ModelReport> {
+        let running = self.model_flights.running().into_iter();
+        let arriving = running.map(|(key, progress)| ModelReport {
+            manifest: progress.manifest(),
+            bytes: progress.snapshot().total,
+            state: ModelState::Arriving(progress),
+            allocated: 0,
+            shared: 0,
+            last_used: SystemTime::now(),
+            pinned: kept.is_pinned(&key),
+            holders: Vec::new(),
+            mounts: Vec::new(),
+            key,
+        });
+        arriving.collect()
+    }
+
+    pub(super) fn usage(&self, taken: &Stocktaking, kept: &Kept) -> Result<Usage> {
+        let fs = FileSystem::of(self.layout.root())?;
+        let stock = evict::stock(taken, kept, &self.holds.held_blobs());
+        let Space { bytes: total, inodes } = taken.total();
+        let limits = self.ledger.limits();
+        let most = fs.total_bytes.saturating_sub(limits.min_free);
+        Ok(Usage {
+            total,
+            inodes,
+            evictable: policy::evictable(&stock).bytes,
+            staging: taken.staging.bytes,
+            trash: taken.trash.bytes,
+            quarantine: taken.quarantine.bytes,
+            limit: limits.max_size.map_or(most, |max| max.min(most)),
+            free: fs.free_bytes,
+            min_free: limits.min_free,
+        })
+    }
+
+    /// Brings the gauges of the metrics up to date. Blocks.
+    pub(super) fn measure(&self) -> Result<()> {
+        let (taken, kept) = (Stocktaking::read(&self.layout)?, Kept::now(self)?);
+        let usage = self.usage(&taken, &kept)?;
+        let models = |wanted: fn(Option<Keep>) -> bool| {
+            taken.models.iter().filter(|model| wanted(kept.why(&model.key))).count()
+        };
+        let m = &self.metrics;
+        m.cache_size("evictable", usage.evictable);
+        m.cache_size("staging", usage.staging);
+        m.cache_size("trash", usage.trash);
+        m.cache_size("quarantine", usage.quarantine);
+        let rest = [usage.evictable, usage.staging, usage.trash, usage.quarantine];
+        m.cache_size("in_use", rest.into_iter().fold(usage.total, u64::saturating_sub));
+        m.cache_limit.set(i64::try_from(usage.limit).unwrap_or(i64::MAX));
+        m.cache_models("in_use", models(|keep| matches!(keep, Some(keep) if keep != Keep::Pinned)));
+        m.cache_models("pinned", models(|keep| keep == Some(Keep::Pinned)));
+        m.cache_models("evictable", models(|keep| keep.is_none()));
+        m.cache_models("arriving", self.model_flights.running().len());
+        m.cache_models("damaged", self.damaged(&[])?.len());
+        Ok(())
+    }
+}

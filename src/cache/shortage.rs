@@ -1,0 +1,213 @@
+//! What is missing when a model does not fit, for the one who waits for it.
+
+use std::path::PathBuf;
+
+use tokio::time::Instant;
+
+use super::policy::Space;
+use crate::error::{Error, ErrorKind};
+use crate::model::size_text;
+
+/// Pods that are named in one message.
+const NAMED: usize = 3;
+
+/// A model that cannot be admitted now, and who holds the rest.
+#[derive(Debug, Clone)]
+pub struct Shortage {
+    /// What the model still needs.
+    pub(super) needs: Space,
+    /// What could be had, if everything that may go went.
+    pub(super) available: Space,
+    /// Of that, what the models that may go take.
+    pub(super) evictable: Space,
+    /// What running downloads will still take, which is not available.
+    pub(super) running: u64,
+    /// What binds: the reserve, or the cache's own limit.
+    pub(super) bound: Bound,
+    /// Who holds the rest.
+    pub(super) holders: Vec<HeldBy>,
+    /// Pinned models that nobody uses.
+    pub(super) pinned: u64,
+    /// The cache directory.
+    pub(super) dir: PathBuf,
+    /// What the disk said in the middle of a download, and what was kept.
+    pub(super) cut_short: Option<String>,
+    /// When it was found.
+    pub(super) at: Instant,
+}
+
+/// What keeps the cache from taking more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Bound {
+    /// `cache.minFree`: bytes that stay free, of so many.
+    Reserve { bytes: u64, of: u64 },
+    /// `cache.minFreeInodes`.
+    Inodes { inodes: u64 },
+    /// `cache.maxSize`.
+    Limit { bytes: u64 },
+}
+
+/// A pod, or a volume of which no pod is known, and the size of its model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct HeldBy {
+    /// `namespace/name`.
+    pub(super) pod: Option<String>,
+    pub(super) bytes: u64,
+}
+
+impl Shortage {
+    /// The error for a caller in this Kubernetes namespace. Pods of other
+    /// namespaces are counted and not named.
+    pub fn error(&self, title: &str, namespace: Option<&str>) -> Error {
+        let needs = match self.bound {
+            Bound::Inodes { .. } => format!(
+                "{title} needs {} inodes; {} can be had",
+                self.needs.inodes, self.available.inodes
+            ),
+            _ => format!(
+                "{title} needs {}; {} can be had",
+                size_text(self.needs.bytes),
+                size_text(self.available.bytes)
+            ),
+        };
+        let mut clauses = vec![format!("{needs} in {} ({})", self.dir.display(), self.parts())];
+        clauses.extend(self.held(namespace).map(|held| format!("held by {held}")));
+        clauses.extend((self.pinned > 0).then(|| format!("{} pinned", size_text(self.pinned))));
+        clauses.extend(self.cut_short.clone());
+        clauses.push(
+            "it starts by itself when there is space: end pods that hold models, or give the \
+             cache a larger disk"
+                .to_owned(),
+        );
+        Error::new(ErrorKind::NoSpace, clauses.join("; "))
+    }
+
+    fn parts(&self) -> String {
+        let evictable = match self.bound {
+            Bound::Inodes { .. } => format!("{} evictable", self.evictable.inodes),
+            _ => format!("{} evictable", size_text(self.evictable.bytes)),
+        };
+        let free = self.available.saturating_sub(self.evictable);
+        let running = match self.running {
+            0 => String::new(),
+            bytes => format!(", running downloads take {} more", size_text(bytes)),
+        };
+        match self.bound {
+            Bound::Reserve { bytes, of } => {
+                let reserve = match bytes.saturating_mul(100).checked_div(of) {
+                    Some(percent) if percent > 0 => format!("{percent} %"),
+                    _ => size_text(bytes),
+                };
+                let free = size_text(free.bytes);
+                format!("{free} free above the {reserve} reserve, {evictable}{running}")
+            }
+            Bound::Inodes { inodes } => format!(
+                "{} free above the reserve of {inodes} inodes, {evictable}{running}",
+                free.inodes
+            ),
+            Bound::Limit { bytes } => format!(
+                "{} left of cache.maxSize {}, {evictable}{running}",
+                size_text(free.bytes),
+                size_text(bytes)
+            ),
+        }
+    }
+
+    fn held(&self, namespace: Option<&str>) -> Option<String> {
+        let own = |held: &&HeldBy| {
+            let pod = held.pod.as_deref().and_then(|pod| pod.split_once('/'));
+            pod.is_some_and(|(its, _)| Some(its) == namespace)
+        };
+        let mut named: Vec<&HeldBy> = self.holders.iter().filter(own).collect();
+        named.sort_by(|a, b| (b.bytes, &a.pod).cmp(&(a.bytes, &b.pod)));
+        let mut parts: Vec<String> = named
+            .iter()
+            .take(NAMED)
+            .map(|held| {
+                format!("{} ({})", held.pod.as_deref().unwrap_or_default(), size_text(held.bytes))
+            })
+            .collect();
+        if named.len() > NAMED {
+            parts.push(format!("{} more of this namespace", named.len() - NAMED));
+        }
+        match self.holders.len() - named.len() {
+            0 => {}
+            1 => parts.push("1 pod of another namespace".to_owned()),
+            n => parts.push(format!("{n} pods of other namespaces")),
+        }
+        (!parts.is_empty()).then(|| parts.join(" and "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GIB: u64 = 1 << 30;
+
+    fn shortage() -> Shortage {
+        let held = |pod: &str, gib| HeldBy { pod: Some(pod.to_owned()), bytes: gib * GIB };
+        Shortage {
+            needs: Space { bytes: 140 * GIB, inodes: 30 },
+            available: Space { bytes: 96 * GIB, inodes: 1000 },
+            evictable: Space { bytes: 65 * GIB, inodes: 40 },
+            running: 0,
+            bound: Bound::Reserve { bytes: 200 * GIB, of: 1000 * GIB },
+            holders: vec![
+                held("team-a/vllm-0", 52),
+                held("b/x", 1),
+                held("b/y", 1),
+                held("c/z", 1),
+            ],
+            pinned: 0,
+            dir: "/var/lib/oci-model-csi".into(),
+            cut_short: None,
+            at: Instant::now(),
+        }
+    }
+
+    #[test]
+    fn the_numbers_and_the_holders_read_as_in_the_contract() {
+        let error = shortage().error("models/llama3-70b/", Some("team-a"));
+        assert_eq!(error.kind(), ErrorKind::NoSpace);
+        assert!(
+            error.message().starts_with(
+                "models/llama3-70b/ needs 140 GiB; 96 GiB can be had in /var/lib/oci-model-csi \
+                 (31 GiB free above the 20 % reserve, 65 GiB evictable); held by team-a/vllm-0 \
+                 (52 GiB) and 3 pods of other namespaces"
+            ),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn nobody_learns_the_names_of_other_namespaces_pods() {
+        for namespace in [None, Some("d"), Some("team")] {
+            let text = shortage().error("m", namespace).message().to_owned();
+            assert!(text.contains("held by 4 pods of other namespaces"), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_binds_is_named_with_its_setting() {
+        let mut short = shortage();
+        short.bound = Bound::Limit { bytes: 100 * GIB };
+        short.running = GIB;
+        let text = short.error("m", None).message().to_owned();
+        assert!(text.contains("31 GiB left of cache.maxSize 100 GiB, 65 GiB evictable"), "{text}");
+        assert!(text.contains("running downloads take 1 GiB more"), "{text}");
+        short.bound = Bound::Inodes { inodes: 10 };
+        let text = short.error("m", None).message().to_owned();
+        assert!(text.contains("needs 30 inodes; 1000 can be had"), "{text}");
+    }
+
+    #[test]
+    fn a_message_stays_short_however_many_pods_hold() {
+        let mut short = shortage();
+        let held = |n| HeldBy { pod: Some(format!("{}/{n:063}", "n".repeat(40))), bytes: GIB };
+        short.holders = (0..200).map(held).collect();
+        let text = short.error("m", Some(&"n".repeat(40))).message().to_owned();
+        assert!(text.contains("197 more of this namespace"), "{text}");
+        assert!(text.chars().count() < 800, "{}", text.len());
+    }
+}

@@ -1,0 +1,109 @@
+//! The trash and the quarantine: what nobody can find any more, until it is
+//! deleted. Renaming is an eviction; deleting takes its time afterwards.
+
+use std::collections::HashSet;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Component, Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use super::Inner;
+use super::files;
+use super::layout::Layout;
+use crate::error::Result;
+use crate::mount::{self, DirId};
+
+/// How long what is damaged is kept for people to look at.
+pub(super) const QUARANTINED: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Renames something into the trash, under a name that is not taken.
+pub(super) fn discard(layout: &Layout, path: &Path) -> Result<()> {
+    put_aside(path, &layout.trash()).map(|_| ())
+}
+
+/// Renames something into a directory, under a name that is not taken there;
+/// `None` when it is gone already.
+pub(super) fn put_aside(path: &Path, directory: &Path) -> Result<Option<PathBuf>> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let taken: HashSet<String> = files::names(directory)?.into_iter().collect();
+    // One more candidate than there are names: one of them is free.
+    let mut candidates = (0..=taken.len()).map(|n| format!("{name}.{n}"));
+    let free = candidates.find(|candidate| !taken.contains(candidate)).unwrap_or_default();
+    let to = directory.join(free);
+    Ok(files::rename(path, &to)?.then_some(to))
+}
+
+impl Inner {
+    /// Deletes what is in the trash and not in use. Blocks, for as long as it
+    /// takes.
+    pub(super) fn empty_trash(&self) -> Result<usize> {
+        let _alone = self.emptying.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let names = files::names(&self.layout.trash())?;
+        if names.is_empty() {
+            return Ok(0);
+        }
+        let in_use = InUse::now(self, "trash")?;
+        let mut deleted = 0;
+        for name in names {
+            let path = self.layout.trash().join(&name);
+            if in_use.has(&name, &path) {
+                tracing::debug!(name, "something in the trash is still in use; it is kept for now");
+            } else if let Err(error) = files::delete_tree(&path) {
+                tracing::warn!(name, %error, "could not delete something in the trash");
+            } else {
+                deleted += 1;
+            }
+        }
+        Ok(deleted)
+    }
+
+    /// Puts what has been in quarantine for `age` and is not in use into the
+    /// trash. Blocks.
+    pub(super) fn empty_quarantine(&self, age: Duration) -> Result<()> {
+        let names = files::names(&self.layout.quarantine())?;
+        if names.is_empty() {
+            return Ok(());
+        }
+        let in_use = InUse::now(self, "quarantine")?;
+        for name in names {
+            let path = self.layout.quarantine().join(&name);
+            // The change time is that of the rename.
+            let old = std::fs::symlink_metadata(&path).is_ok_and(|metadata| {
+                let since = u64::try_from(metadata.ctime()).unwrap_or(0);
+                let since = UNIX_EPOCH + Duration::from_secs(since);
+                SystemTime::now().duration_since(since).is_ok_and(|passed| passed >= age)
+            });
+            if old && !in_use.has(&name, &path) {
+                discard(&self.layout, &path)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What of a directory of the cache is still shown to somebody.
+struct InUse {
+    names: HashSet<String>,
+    leased: HashSet<DirId>,
+}
+
+impl InUse {
+    fn now(inner: &Inner, directory: &str) -> Result<Self> {
+        let uses = mount::uses_of(inner.layout.root())?;
+        let names = uses.iter().filter_map(|one| {
+            let mut parts = one.root.components();
+            let (Some(Component::Normal(first)), Some(Component::Normal(name))) =
+                (parts.next(), parts.next())
+            else {
+                return None;
+            };
+            (first == directory).then(|| name.to_string_lossy().into_owned())
+        });
+        let leased = inner.leases.all().into_iter().map(|lease| lease.root).collect();
+        Ok(Self { names: names.collect(), leased })
+    }
+
+    fn has(&self, name: &str, path: &Path) -> bool {
+        self.names.contains(name)
+            || mount::identity(&path.join("tree")).is_ok_and(|tree| self.leased.contains(&tree))
+    }
+}

@@ -1,0 +1,343 @@
+//! The cache and the disk: what fits, what has to go for it, what never goes,
+//! and what people read when nothing can.
+
+mod support;
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant, SystemTime};
+
+use localstore::{Action, LocalStore, Operation, PutOptions, Rule, Source};
+use support::disk::{Disk, run};
+use support::driver::{Driver, Setup};
+use support::kubelet::{Kubelet, Volume};
+use support::models::{BUCKET, MIB, assert_synthetic};
+use support::run::{end_to_end, eventually, figure};
+use tonic::Code;
+
+/// A model of one large object.
+const SIZE: u64 = 40 * MIB;
+
+/// Room for four of them, and what the file system needs itself.
+const DISK: u64 = 200 * MIB;
+
+/// Long enough for what the driver does every five seconds.
+const SOON: Duration = Duration::from_secs(30);
+
+fn store_with(models: &[&str]) -> LocalStore {
+    let store = LocalStore::builder().start().expect("a local store");
+    for (seed, model) in (1..).zip(models) {
+        put(&store, model, "weights", SIZE, seed);
+    }
+    store
+}
+
+fn put(store: &LocalStore, model: &str, file: &str, size: u64, seed: u64) {
+    let name = format!("models/{model}/{file}");
+    let source = Source::Synthetic { size, seed };
+    store.put_with(BUCKET, &name, source, PutOptions::default()).expect("an upload");
+}
+
+/// A driver whose cache is on the disk, with these settings of the cache.
+async fn driver_on(disk: &Disk, scratch: &Path, store: &LocalStore, cache: &str) -> Driver {
+    let mut setup = Setup::new(scratch, store).with_config(&format!("cache: {{{cache}}}\n"));
+    setup.cache = disk.path.join("cache");
+    setup.start().await
+}
+
+const ROOM: &str = "minFree: 10MiB, minFreeInodes: 0%";
+
+fn pod(kubelet: &Kubelet, pod: &str, model: &str) -> Volume {
+    let prefix = format!("models/{model}/");
+    kubelet.inline(pod, &[("bucket", BUCKET), ("prefix", &prefix)])
+}
+
+/// A pod that came, read and went.
+async fn visit(kubelet: &Kubelet, name: &str, model: &str) {
+    let pod = pod(kubelet, name, model);
+    pod.publish().await.expect("room for it");
+    pod.unpublish().await.expect("nothing in its way");
+}
+
+fn cached(driver: &Driver) -> usize {
+    driver.in_cache("models").len()
+}
+
+fn is_cached(driver: &Driver, model: &str) -> bool {
+    let wanted = format!("\"prefix\": \"models/{model}/\"");
+    driver.in_cache("models").into_iter().any(|key| {
+        let manifest = driver.setup.cache.join("models").join(key).join("manifest.json");
+        fs::read_to_string(manifest).is_ok_and(|text| text.contains(&wanted))
+    })
+}
+
+#[test]
+fn a_model_that_does_not_fit_is_told_with_the_numbers_and_starts_by_itself_when_it_does() {
+    end_to_end(async |scratch| {
+        let disk = Disk::ext4(scratch, DISK, &[]);
+        let store = store_with(&["a"]);
+        let driver = driver_on(&disk, scratch, &store, ROOM).await;
+        let others = disk.fill_but("others", 30 * MIB);
+        let pod = pod(&driver.kubelet(), "1", "a");
+        let asked = Instant::now();
+        let (code, message) = pod.refused().await;
+        figure(format_args!("full disk: {code:?} after {:?}: {message}", asked.elapsed()));
+        assert_eq!(code, Code::ResourceExhausted);
+        assert!(message.contains("models/a/ from ai-model-cache needs 40 MiB;"), "{message}");
+        assert!(message.contains(" reserve, 0 B evictable)"), "{message}");
+        assert_eq!(store.stats().body_bytes, 0, "nothing is downloaded in vain");
+        assert_eq!(driver.leases(), 0);
+
+        fs::remove_file(others).unwrap();
+        let freed = Instant::now();
+        eventually("the model comes by itself", SOON, async || {
+            is_cached(&driver, "a").then_some(())
+        })
+        .await;
+        figure(format_args!("full disk: complete {:?} after space appeared", freed.elapsed()));
+        pod.publish().await.unwrap();
+        assert_synthetic(&pod.target().join("weights"), 1, SIZE);
+    });
+}
+
+#[test]
+fn an_evicted_model_makes_room_and_a_held_one_never_does() {
+    end_to_end(async |scratch| {
+        let disk = Disk::ext4(scratch, DISK, &[]);
+        let store = store_with(&["a", "b", "c", "d", "e", "f"]);
+        let driver = driver_on(&disk, scratch, &store, ROOM).await;
+        let kubelet = driver.kubelet();
+        let (first, second) = (pod(&kubelet, "1", "a"), pod(&kubelet, "2", "b"));
+        first.publish().await.unwrap();
+        visit(&kubelet, "3", "c").await;
+        second.publish().await.unwrap();
+        // Used last, so that c goes before it.
+        let d = pod(&kubelet, "4", "d");
+        d.publish().await.unwrap();
+        d.unpublish().await.unwrap();
+        let e = pod(&kubelet, "5", "e");
+        e.publish().await.unwrap();
+        assert!(!is_cached(&driver, "c"), "the least recently used one goes");
+        assert!(is_cached(&driver, "d"));
+        assert_eq!(driver.metric("cache_evictions_total{reason=\"space\"}").await, 1);
+        d.publish().await.unwrap();
+
+        let mut f = pod(&kubelet, "6", "f");
+        f.namespace = "team-b".to_owned();
+        let (code, message) = f.refused().await;
+        figure(format_args!("everything is held: {code:?}: {message}"));
+        assert_eq!(code, Code::ResourceExhausted);
+        assert!(message.contains("held by 4 pods of other namespaces"), "{message}");
+        let (_, message) = pod(&kubelet, "7", "f").refused().await;
+        assert!(message.contains("held by team-a/1 (40 MiB) and team-a/2 (40 MiB)"), "{message}");
+        assert_eq!(cached(&driver), 4, "nothing is evicted in vain");
+
+        for (volume, seed) in [(&first, 1), (&second, 2), (&d, 4), (&e, 5)] {
+            assert_synthetic(&volume.target().join("weights"), seed, SIZE);
+        }
+        let freed = Instant::now();
+        second.unpublish().await.unwrap();
+        eventually("the model comes by itself", SOON, async || {
+            is_cached(&driver, "f").then_some(())
+        })
+        .await;
+        figure(format_args!("held: complete {:?} after a pod ended", freed.elapsed()));
+        f.publish().await.unwrap();
+        assert_synthetic(&f.target().join("weights"), 6, SIZE);
+    });
+}
+
+#[test]
+fn a_model_that_is_mounted_without_a_lease_is_never_evicted() {
+    end_to_end(async |scratch| {
+        let disk = Disk::ext4(scratch, DISK, &[]);
+        let store = store_with(&["a", "b", "c", "d", "e"]);
+        let driver = driver_on(&disk, scratch, &store, ROOM).await;
+        let kubelet = driver.kubelet();
+        let a = pod(&kubelet, "1", "a");
+        a.publish().await.unwrap();
+        // What kubelet makes of a subPath: a bind of one file.
+        let sub = scratch.join("subpath");
+        fs::write(&sub, "").unwrap();
+        run(Command::new("mount").arg("--bind").arg(a.target().join("weights")).arg(&sub));
+        a.unpublish().await.unwrap();
+        for (name, model) in [("2", "b"), ("3", "c"), ("4", "d"), ("5", "e")] {
+            visit(&kubelet, name, model).await;
+        }
+        assert!(is_cached(&driver, "a") && !is_cached(&driver, "b"));
+        assert_synthetic(&sub, 1, SIZE);
+        run(Command::new("umount").arg(&sub));
+        visit(&kubelet, "6", "b").await;
+        assert!(!is_cached(&driver, "a"), "now it is the least recently used one");
+    });
+}
+
+#[test]
+fn the_last_use_outlives_a_restart() {
+    end_to_end(async |scratch| {
+        let disk = Disk::ext4(scratch, DISK, &[]);
+        let store = store_with(&["a", "b", "c", "d"]);
+        let mut driver =
+            driver_on(&disk, scratch, &store, &format!("{ROOM}, maxSize: 130MiB")).await;
+        let kubelet = driver.kubelet();
+        for (name, model) in [("1", "a"), ("2", "b"), ("3", "c"), ("4", "a")] {
+            visit(&kubelet, name, model).await;
+        }
+        driver.kill().await;
+        driver.restart().await;
+        visit(&kubelet, "5", "d").await;
+        let standing = ["a", "b", "c", "d"].map(|model| is_cached(&driver, model));
+        assert_eq!(standing, [true, false, true, true], "b was used least recently");
+    });
+}
+
+#[test]
+fn the_cache_stays_below_its_own_limit_whatever_is_free() {
+    end_to_end(async |scratch| {
+        let disk = Disk::ext4(scratch, DISK, &[]);
+        let store = store_with(&["a", "b", "c", "d"]);
+        let driver = driver_on(&disk, scratch, &store, &format!("{ROOM}, maxSize: 100MiB")).await;
+        let kubelet = driver.kubelet();
+        for (name, model) in [("1", "a"), ("2", "b"), ("3", "c"), ("4", "d"), ("5", "a")] {
+            visit(&kubelet, name, model).await;
+            assert!(cached(&driver) <= 2);
+        }
+        put(&store, "huge", "weights", 101 * MIB, 9);
+        let (code, message) = pod(&kubelet, "6", "huge").refused().await;
+        assert_eq!(code, Code::ResourceExhausted);
+        assert!(message.contains("left of cache.maxSize 100 MiB"), "{message}");
+        assert_eq!(cached(&driver), 2, "what cannot fit evicts nothing");
+    });
+}
+
+#[test]
+fn a_disk_that_others_fill_is_given_room_by_what_nobody_uses() {
+    end_to_end(async |scratch| {
+        let disk = Disk::ext4(scratch, DISK, &[]);
+        let store = store_with(&["a", "b", "c"]);
+        let driver = driver_on(&disk, scratch, &store, "minFree: 20MiB, minFreeInodes: 0%").await;
+        let kubelet = driver.kubelet();
+        let held = pod(&kubelet, "1", "a");
+        held.publish().await.unwrap();
+        visit(&kubelet, "2", "b").await;
+        visit(&kubelet, "3", "c").await;
+        disk.fill_but("others", 15 * MIB);
+        eventually("a model nobody uses goes", SOON, async || {
+            (disk.free() >= 20 * MIB).then_some(())
+        })
+        .await;
+        assert!(!is_cached(&driver, "b") && is_cached(&driver, "c"), "one is enough");
+        disk.fill_but("more", 5 * MIB);
+        eventually("the next one goes", SOON, async || {
+            (cached(&driver) == 1 && disk.free() >= 20 * MIB).then_some(())
+        })
+        .await;
+        disk.fill_but("and-more", 5 * MIB);
+        eventually("it is told", SOON, async || {
+            driver.log().contains("nothing in the cache may go").then_some(())
+        })
+        .await;
+        assert_synthetic(&held.target().join("weights"), 1, SIZE);
+        assert_eq!(driver.metric("cache_evictions_total{reason=\"watermark\"}").await, 2);
+    });
+}
+
+#[test]
+fn a_disk_that_runs_full_in_the_middle_of_a_download_costs_nothing_that_was_downloaded() {
+    end_to_end(async |scratch| {
+        const FILES: u64 = 120;
+        let disk = Disk::ext4(scratch, DISK, &[]);
+        let store = LocalStore::builder().start().expect("a local store");
+        for file in 0..FILES {
+            put(&store, "a", &format!("part-{file:03}"), MIB, file);
+        }
+        let slow = Rule::new(Action::Bandwidth { bytes_per_sec: 4 * MIB });
+        let slow = store.faults().add(slow.operation(Operation::Get));
+        let config = "cache: {minFree: 0, minFreeInodes: 0%}\ndownload: {concurrency: 4}\n";
+        let mut setup = Setup::new(scratch, &store).with_config(config);
+        setup.cache = disk.path.join("cache");
+        let driver = setup.start().await;
+        let pod = pod(&driver.kubelet(), "1", "a");
+        let filled = async {
+            eventually("some of it is there", SOON, async || {
+                (store.stats().body_bytes > 8 * MIB).then_some(())
+            })
+            .await;
+            disk.fill_but("others", 64 << 10)
+        };
+        let ((code, message), others) = tokio::join!(pod.refused(), filled);
+        figure(format_args!("full in mid-download: {code:?}: {message}"));
+        assert_eq!(code, Code::ResourceExhausted);
+        assert!(message.contains("the disk ran full with"), "{message}");
+        assert!(message.contains("No space left on device"), "{message}");
+        let before = store.stats().body_bytes;
+        store.faults().remove(slow);
+        fs::remove_file(others).unwrap();
+        let freed = Instant::now();
+        eventually("it goes on by itself", SOON, async || is_cached(&driver, "a").then_some(()))
+            .await;
+        let (after, size) = (store.stats().body_bytes, FILES * MIB);
+        figure(format_args!(
+            "full in mid-download: {before} bytes before, {after} at the end of {size}; complete \
+             {:?} after space appeared",
+            freed.elapsed()
+        ));
+        // What was on the wire when the disk was full is lost, and nothing else.
+        assert!(after < size + 8 * MIB, "{after}");
+        pod.publish().await.unwrap();
+        for file in 0..FILES {
+            assert_synthetic(&pod.target().join(format!("part-{file:03}")), file, MIB);
+        }
+    });
+}
+
+#[test]
+fn inodes_are_counted_like_bytes() {
+    end_to_end(async |scratch| {
+        let disk = Disk::ext4(scratch, DISK, &["-N", "1800"]);
+        let store = LocalStore::builder().start().unwrap();
+        for model in ["a", "b", "c"] {
+            for file in 0..150 {
+                put(&store, model, &format!("f{file}"), 10, file);
+            }
+        }
+        let driver = driver_on(&disk, scratch, &store, "minFree: 1MiB, minFreeInodes: 5%").await;
+        let kubelet = driver.kubelet();
+        let a = pod(&kubelet, "1", "a");
+        a.publish().await.unwrap();
+        visit(&kubelet, "2", "b").await;
+        let c = pod(&kubelet, "3", "c");
+        c.publish().await.unwrap();
+        assert!(!is_cached(&driver, "b"));
+        let (code, message) = pod(&kubelet, "4", "b").refused().await;
+        assert_eq!(code, Code::ResourceExhausted);
+        assert!(message.contains(" inodes; "), "{message}");
+        assert!(message.contains("above the reserve of"), "{message}");
+    });
+}
+
+#[test]
+fn what_nobody_used_for_long_goes_although_there_is_space() {
+    end_to_end(async |scratch| {
+        let store = store_with(&["a", "b"]);
+        let setup = Setup::new(scratch, &store);
+        let config = "cache: {minFree: 1MiB, minFreeInodes: 0%, idleTTL: 1h}\n";
+        let mut driver = setup.with_config(config).start().await;
+        let kubelet = driver.kubelet();
+        let held = pod(&kubelet, "1", "a");
+        held.publish().await.unwrap();
+        visit(&kubelet, "2", "b").await;
+        for key in driver.in_cache("models") {
+            let manifest = driver.setup.cache.join("models").join(key).join("manifest.json");
+            let long_ago = SystemTime::now() - Duration::from_secs(2 * 3600);
+            fs::File::open(manifest).unwrap().set_modified(long_ago).unwrap();
+        }
+        driver.kill().await;
+        driver.restart().await;
+        eventually("the idle one goes", SOON, async || (!is_cached(&driver, "b")).then_some(()))
+            .await;
+        assert!(is_cached(&driver, "a"), "a pod holds it");
+        assert_eq!(driver.metric("cache_evictions_total{reason=\"idle\"}").await, 1);
+    });
+}

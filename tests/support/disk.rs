@@ -1,0 +1,51 @@
+//! Small file systems of a test's own, on loop devices. They end with the
+//! test's mount namespace.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// A mounted file system in a file.
+#[derive(Debug)]
+pub(crate) struct Disk {
+    pub(crate) path: PathBuf,
+}
+
+impl Disk {
+    /// An ext4 of so many bytes; `options` are those of mkfs.
+    pub(crate) fn ext4(scratch: &Path, size: u64, options: &[&str]) -> Self {
+        let format = [&["mkfs.ext4", "-q", "-m", "0"], options].concat();
+        let (image, path) = (scratch.join("disk.img"), scratch.join("disk"));
+        File::create(&image).and_then(|file| file.set_len(size)).expect("an image");
+        fs::create_dir(&path).expect("a mount point");
+        run(Command::new(format[0]).args(&format[1..]).arg(&image));
+        run(Command::new("mount").args(["-o", "loop"]).args([&image, &path]));
+        Self { path }
+    }
+
+    /// Bytes that somebody else takes of it.
+    pub(crate) fn fill(&self, name: &str, bytes: u64) -> PathBuf {
+        let path = self.path.join(name);
+        run(Command::new("fallocate").args(["-l", &bytes.to_string()]).arg(&path));
+        path
+    }
+
+    /// Takes all but so many bytes of what is free.
+    pub(crate) fn fill_but(&self, name: &str, bytes: u64) -> PathBuf {
+        self.fill(name, self.free() - bytes)
+    }
+
+    /// Bytes that can still be written.
+    pub(crate) fn free(&self) -> u64 {
+        let stat = nix::sys::statvfs::statvfs(&self.path).expect("the disk");
+        stat.blocks_available() * stat.fragment_size()
+    }
+}
+
+/// Runs a program that has to succeed.
+#[track_caller]
+pub(crate) fn run(command: &mut Command) {
+    let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}: {}: {said}", output.status);
+}
