@@ -24,7 +24,7 @@ use crate::model::{BlobId, ModelKey};
 const WATCH: Duration = Duration::from_secs(5);
 
 /// Between two looks at the whole cache.
-const LOOK: Duration = Duration::from_secs(60);
+const LOOK: Duration = Duration::from_secs(30);
 
 /// Between two sweeps of what nobody needs.
 const SWEEP: Duration = Duration::from_secs(60 * 60);

@@ -1,13 +1,17 @@
 //! Taking a directory as our cache: only what is ours, only one process.
 
+use std::collections::HashSet;
 use std::fs::{File, OpenOptions, TryLockError};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use super::files;
 use super::layout::{DIRECTORIES, Layout, VERSION, VERSION_STEM};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mount;
+
+/// The start of the name under which an older layout is set aside.
+const OLD_LAYOUT: &str = "old-layout-";
 
 /// The right to use a cache directory, as long as it is held.
 #[derive(Debug)]
@@ -54,8 +58,19 @@ pub(super) fn take(layout: &Layout, require_mount: bool) -> Result<Ownership> {
              its disk is not mounted, and downloads would fill the one below",
         ));
     }
-    claim(layout)?;
-    let lock = lock(layout)?;
+    check_owner(root)?;
+    let lock = match files::read(&layout.version())? {
+        // Somebody may be at work on it.
+        Some(version) if is_older(&version) => {
+            let lock = lock(layout)?;
+            claim(layout)?;
+            lock
+        }
+        _ => {
+            claim(layout)?;
+            lock(layout)?
+        }
+    };
     for name in DIRECTORIES {
         files::make_directory(&layout.directory(name), 0o755)?;
     }
@@ -69,6 +84,10 @@ fn claim(layout: &Layout) -> Result<()> {
     let root = layout.root();
     match files::read(&layout.version())? {
         Some(version) if version == VERSION.as_bytes() => Ok(()),
+        Some(version) if is_older(&version) => {
+            set_aside(layout, &version)?;
+            files::write_whole(&layout.version(), VERSION.as_bytes(), 0o644)
+        }
         Some(version) => {
             let text = String::from_utf8_lossy(&version);
             let shown: String = text.lines().next().unwrap_or("").chars().take(60).collect();
@@ -98,6 +117,62 @@ fn claim(layout: &Layout) -> Result<()> {
             files::write_whole(&layout.version(), VERSION.as_bytes(), 0o644)
         }
     }
+}
+
+/// The number of a layout of ours.
+fn layout_number(version: &[u8]) -> Option<u32> {
+    std::str::from_utf8(version).ok()?.strip_prefix(VERSION_STEM)?.trim_end().parse().ok()
+}
+
+fn is_older(version: &[u8]) -> bool {
+    layout_number(version) < layout_number(VERSION.as_bytes()) && layout_number(version).is_some()
+}
+
+/// Moves a cache of an older layout into a directory beside the new one. Its
+/// models may still be mounted, so nothing of it is deleted.
+fn set_aside(layout: &Layout, version: &[u8]) -> Result<()> {
+    let root = layout.root();
+    let number = layout_number(version).unwrap_or_default();
+    let names: HashSet<String> = files::names(root)?.into_iter().collect();
+    let candidates = (0..=names.len()).map(|n| format!("{OLD_LAYOUT}{number}.{n}"));
+    let free = candidates.into_iter().find(|name| !names.contains(name)).unwrap_or_default();
+    let aside = root.join(&free);
+    files::make_directory(&aside, 0o700)?;
+    let stays = |name: &str| is_expected(name) || name.starts_with(OLD_LAYOUT);
+    // VERSION last: killed in between, the next start goes on with it.
+    let moved = names.iter().filter(|name| !stays(name) && *name != "VERSION");
+    for name in moved.map(String::as_str).chain(["VERSION"]) {
+        files::rename(&root.join(name), &aside.join(name))?;
+    }
+    tracing::warn!(
+        set_aside = %aside.display(),
+        "the cache has an older layout; it was set aside and a new one is begun. Remove it when no \
+         pod of this node uses its models any more"
+    );
+    Ok(())
+}
+
+/// Who may write to the directory may change what every pod of the node reads.
+fn check_owner(root: &Path) -> Result<()> {
+    let metadata = std::fs::metadata(root)
+        .map_err(|e| Error::io(format!("looking at {}", root.display()), &e))?;
+    let (owner, mode) = (metadata.uid(), metadata.mode() & 0o7777);
+    if owner != nix::unistd::geteuid().as_raw() {
+        let why = format!(
+            "belongs to user {owner}, who could change the models that pods read; chown it to the \
+             driver's user, or choose another --cache-dir"
+        );
+        return Err(refused(root, &why));
+    }
+    // The sticky bit protects what is in it, and not the place itself.
+    if mode & 0o022 != 0 {
+        let why = format!(
+            "can be written to by others (mode {mode:04o}), who could change the models that pods \
+             read; chmod it to 0755 or less"
+        );
+        return Err(refused(root, &why));
+    }
+    Ok(())
 }
 
 /// What may stand in a directory that is not a cache yet: a fresh file system's
@@ -146,7 +221,12 @@ fn check_hard_links(layout: &Layout) -> Result<()> {
 }
 
 fn warn_of_foreign_files(layout: &Layout) -> Result<()> {
-    let ours = |name: &str| DIRECTORIES.contains(&name) || name == "VERSION" || is_expected(name);
+    let ours = |name: &str| {
+        DIRECTORIES.contains(&name)
+            || name == "VERSION"
+            || is_expected(name)
+            || name.starts_with(OLD_LAYOUT)
+    };
     for name in files::names(layout.root())?.iter().filter(|name| !ours(name)).take(10) {
         tracing::warn!(
             name,
@@ -192,6 +272,37 @@ mod tests {
         let mut names = files::names(dir.path()).unwrap();
         names.sort();
         assert_eq!(names, ["VERSION", "data"]);
+    }
+
+    #[test]
+    fn an_older_layout_is_set_aside_with_everything_in_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path());
+        for _ in 0..2 {
+            std::fs::write(layout.version(), "oci-model-csi cache 0\n").unwrap();
+            std::fs::create_dir_all(dir.path().join("entries/a")).unwrap();
+            std::fs::write(dir.path().join("entries/a/weights"), "precious").unwrap();
+            drop(take(&layout, false).unwrap());
+            assert!(!dir.path().join("entries").exists());
+        }
+        for aside in ["old-layout-0.0", "old-layout-0.1"] {
+            let kept = std::fs::read(dir.path().join(aside).join("entries/a/weights")).unwrap();
+            assert_eq!(kept, b"precious");
+        }
+        drop(take(&layout, false).unwrap());
+    }
+
+    #[test]
+    fn a_directory_that_others_may_write_to_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path().join("cache"));
+        drop(take(&layout, false).unwrap());
+        for mode in [0o775, 0o757, 0o1777] {
+            files::set_mode(layout.root(), mode).unwrap();
+            assert!(refusal(&layout).contains("can be written to by others"), "{mode:o}");
+        }
+        files::set_mode(layout.root(), 0o755).unwrap();
+        drop(take(&layout, false).unwrap());
     }
 
     #[test]
