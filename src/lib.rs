@@ -1,6 +1,6 @@
 //! OCI Object Storage models as shared, verified, read-only volumes.
 
-mod abort_point;
+pub mod abort_point;
 pub mod admin;
 mod blocking;
 pub mod cache;

@@ -77,14 +77,19 @@ impl Blobs {
         if self.find(id)?.is_some() {
             return self.abandon(id);
         }
+        abort_point::reach("blob-commit-1");
         files::set_mode(&part, 0o444)?;
+        abort_point::reach("blob-commit-2");
         let Verified { crc32c, check } = verified;
         self.write_record(
             id,
             &BlobRecord { format: FORMAT, size, crc32c, check, object: object.to_owned() },
         )?;
+        abort_point::reach("blob-commit-3");
         files::rename(&part, &self.layout.blob(id))?;
+        abort_point::reach("blob-commit-4");
         files::remove(&self.layout.journal(id))?;
+        abort_point::reach("blob-commit-5");
         self.lock().insert(id.clone());
         Ok(())
     }
@@ -158,6 +163,7 @@ impl Blobs {
         for id in ids {
             let unsynced = self.layout.blob_record_unsynced(id);
             files::rename(&unsynced, &self.layout.blob_record(id))?;
+            abort_point::reach("blob-commit-6");
             self.lock().remove(id);
         }
         Ok(())

@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use super::blobs::Blobs;
 use super::layout::Layout;
 use super::models::Models;
+use crate::abort_point;
 use crate::blocking::blocking;
 use crate::error::{Error, Result};
 use crate::model::{BlobId, ModelKey};
@@ -78,10 +79,12 @@ fn sync(directory: &File, blobs: &Blobs, models: &Models, batch: &[Unsynced]) ->
     let started = std::time::Instant::now();
     nix::unistd::syncfs(directory)
         .map_err(|e| Error::io("syncing the cache's file system", &e.into()))?;
+    abort_point::reach("durability-1");
     // Only now, and in this order: a record that reaches the disk speaks of
     // bytes that have reached it before.
     for unsynced in batch {
         blobs.made_durable(&unsynced.blobs)?;
+        abort_point::reach("durability-2");
         models.made_durable(&unsynced.model)?;
     }
     tracing::debug!(models = batch.len(), elapsed = ?started.elapsed(), "made durable");

@@ -6,6 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::abort_point;
 use crate::error::{Error, Result};
 
 /// Writes a small file so that its name shows all of it or nothing.
@@ -18,6 +19,7 @@ pub(super) fn write_whole(path: &Path, content: &[u8], mode: u32) -> Result<()> 
         .mode(mode)
         .open(&temporary)
         .and_then(|mut file| file.write_all(content))
+        .inspect(|()| abort_point::reach("write-1"))
         .and_then(|()| fs::rename(&temporary, path));
     written.map_err(|e| {
         // What is left of a failed write is in nobody's way, but takes an inode.

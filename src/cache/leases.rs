@@ -17,6 +17,7 @@ use super::files;
 use super::layout::Layout;
 use super::models::CachedModel;
 use super::trash::discard;
+use crate::abort_point;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{ModelKey, PodIdentity, RequestDigest};
 use crate::mount::{self, DirId};
@@ -154,6 +155,7 @@ impl Leases {
         let json = serde_json::to_vec(&record)
             .map_err(|e| Error::internal(format!("writing a lease: {e}")))?;
         files::write_whole(&self.path(&record.volume_id, &record.target), &json, 0o600)?;
+        abort_point::reach("lease-1");
         self.lock().insert(record.target.clone(), record);
         Ok(())
     }

@@ -29,6 +29,7 @@ use super::files;
 use super::holds::{Holds, ModelHold};
 use super::layout::Layout;
 use super::trash::discard;
+use crate::abort_point;
 use crate::error::{Error, Result};
 use crate::model::{Manifest, ModelKey, RequestDigest, Revision};
 
@@ -67,6 +68,7 @@ impl Models {
 
     /// Builds the model from its committed blobs. Blocks.
     pub(super) fn commit(&self, manifest: &Arc<Manifest>) -> Result<CachedModel> {
+        abort_point::reach("model-commit-1");
         let key = manifest.key();
         let held = self.holds.model(&key);
         let building = self.layout.building(&key);
@@ -74,6 +76,7 @@ impl Models {
         files::make_directory(&building, 0o755)?;
         files::write_whole(&building.join("manifest.json"), &manifest.to_json(), 0o644)?;
         self.build_tree(manifest, &building.join("tree"))?;
+        abort_point::reach("model-commit-2");
         let model = self.layout.model(&key);
         if model.exists() {
             // Its flight found it damaged. Pods that show it keep what they
@@ -81,6 +84,7 @@ impl Models {
             discard(&self.layout, &model)?;
         }
         files::rename(&building, &model)?;
+        abort_point::reach("model-commit-3");
         self.lock().insert(key.clone(), Arc::clone(manifest));
         Ok(self.cached(key, Arc::clone(manifest), held))
     }
@@ -208,7 +212,7 @@ impl Models {
         if files::read(&path)?.as_deref() == Some(&json) {
             return Ok(());
         }
-        files::write_whole(&path, &json, 0o644)
+        files::write_whole(&path, &json, 0o644).inspect(|()| abort_point::reach("model-commit-4"))
     }
 
     /// The newest revision that was resolved and completed for a request.
@@ -221,6 +225,7 @@ impl Models {
     pub(super) fn made_durable(&self, key: &ModelKey) -> Result<()> {
         if self.layout.model(key).is_dir() {
             files::write_whole(&self.layout.durable(key), b"", 0o644)?;
+            abort_point::reach("model-commit-5");
         }
         Ok(())
     }

@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use super::Inner;
 use super::files;
 use super::layout::Layout;
+use crate::abort_point;
 use crate::error::Result;
 use crate::mount::{self, DirId};
 
@@ -50,6 +51,7 @@ impl Inner {
             } else if let Err(error) = files::delete_tree(&path) {
                 tracing::warn!(name, %error, "could not delete something in the trash");
             } else {
+                abort_point::reach("evict-5");
                 deleted += 1;
             }
         }

@@ -15,6 +15,7 @@ use super::md5::{self, MultipartLayouts};
 use super::range::{self, Job};
 use super::target::Target;
 use super::{Check, Progress, Verified};
+use crate::abort_point;
 use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::Metrics;
 use crate::model::shown;
@@ -222,6 +223,7 @@ impl Engine {
             0 => Verified { crc32c: 0, check: Check::Empty },
             _ => self.rounds(&job).await?,
         };
+        abort_point::reach("download-5");
         self.metrics().verified(verified.check.label(), true);
         Ok(verified)
     }
@@ -308,6 +310,7 @@ impl Engine {
             self.fetch_all(job, missing).await?;
             (expected, md5)
         };
+        abort_point::reach("download-4");
         self.prove(job, expected, md5).await
     }
 

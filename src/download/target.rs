@@ -15,6 +15,7 @@ use tokio::sync::Notify;
 use super::Progress;
 use super::journal::{self, Journal};
 use super::spans::{Span, Spans};
+use crate::abort_point;
 
 /// Bytes after which a download's data is pushed to the disk, so that the sync
 /// after the publish finds little left to do.
@@ -63,7 +64,9 @@ impl Target {
                 journal.append(span)?;
             }
         }
+        abort_point::reach("download-1");
         preallocate(&file, size)?;
+        abort_point::reach("download-2");
         progress.set_done(spans.bytes());
         Ok(Self {
             file: Arc::new(file),
@@ -123,6 +126,7 @@ impl Target {
         let new = record.spans.insert(span);
         if let Some(journal) = record.journal.as_mut().filter(|_| new) {
             journal.append(span)?;
+            abort_point::reach("download-3");
         }
         drop(record);
         self.landed.notify_waiters();

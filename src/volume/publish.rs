@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use super::choose::{Choice, Chooser};
 use super::targets::{TargetGuard, Targets};
 use super::{PublishKey, PublishRequest, VolumeStats};
+use crate::abort_point;
 use crate::blocking::blocking;
 use crate::cache::{Cache, CachedModel, Holder};
 use crate::download::Engine;
@@ -279,6 +280,7 @@ impl Inner {
             mount::unmount(&target)?;
         } else if before.is_none() {
             mount::create_target(&target)?;
+            abort_point::reach("bind-1");
         }
         let holder =
             Holder { volume_id, target: target.clone(), request: digest, pod: request.pod };
@@ -292,9 +294,13 @@ impl Inner {
         if standing {
             return Ok(());
         }
+        abort_point::reach("bind-2");
         // Only what is leased can be bound.
         match mount::bind_read_only(&lease.model.tree, &lease.target, request.options) {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                abort_point::reach("bind-3");
+                Ok(())
+            }
             Err(error) => self.undo(&target, true, error),
         }
     }
@@ -340,9 +346,12 @@ impl Inner {
                 ));
             }
             mount::unmount(target)?;
+            abort_point::reach("unbind-1");
         }
         mount::remove_target(target)?;
+        abort_point::reach("unbind-2");
         self.cache.release(target)?;
+        abort_point::reach("unbind-3");
         tracing::info!(volume_id, target = %target.display(), "unpublished");
         Ok(())
     }

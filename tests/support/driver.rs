@@ -176,6 +176,16 @@ impl Driver {
         started.elapsed()
     }
 
+    /// Kills it if it runs, and starts it so that it ends or halts itself at a
+    /// step (`kill:STEP`, `stop:STEP`), or at none.
+    pub(crate) async fn restart_to(&mut self, abort_at: Option<&str>) {
+        self.kill().await;
+        let abort_at = abort_at.map(|at| ("OCI_MODEL_CSI_ABORT_AT", at.to_owned()));
+        self.setup.environment.retain(|(name, _)| *name != "OCI_MODEL_CSI_ABORT_AT");
+        self.setup.environment.extend(abort_at);
+        self.restart().await;
+    }
+
     async fn until_ready(&mut self) {
         let (socket, process) = (self.setup.socket.clone(), &mut self.process);
         let log = self.setup.log_path();

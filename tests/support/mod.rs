@@ -15,8 +15,11 @@
 pub(crate) mod disk;
 pub(crate) mod driver;
 pub(crate) mod fetch;
+pub(crate) mod invariants;
 pub(crate) mod kubelet;
 pub(crate) mod models;
 pub(crate) mod namespace;
+pub(crate) mod pods;
 pub(crate) mod protobuf;
+pub(crate) mod random;
 pub(crate) mod run;

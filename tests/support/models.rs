@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -47,12 +47,17 @@ pub(crate) fn put_large(
 
 /// Everything below a directory.
 pub(crate) fn content_of(directory: &Path) -> Content {
+    try_content_of(directory).expect("a directory with all that is in it")
+}
+
+/// As [`content_of`], where something may have gone meanwhile.
+pub(crate) fn try_content_of(directory: &Path) -> io::Result<Content> {
     let mut found = Content::new();
     let mut open = vec![directory.to_owned()];
     while let Some(path) = open.pop() {
-        for entry in fs::read_dir(&path).expect("a directory") {
-            let entry = entry.expect("an entry");
-            let kind = entry.file_type().expect("its kind");
+        for entry in fs::read_dir(&path)? {
+            let entry = entry?;
+            let kind = entry.file_type()?;
             let relative = entry.path().strip_prefix(directory).expect("below").to_owned();
             let relative = relative.to_str().expect("a UTF-8 name").to_owned();
             if kind.is_dir() {
@@ -60,11 +65,11 @@ pub(crate) fn content_of(directory: &Path) -> Content {
                 found.insert(relative, None);
             } else {
                 assert!(kind.is_file(), "{relative} is neither a file nor a directory");
-                found.insert(relative, Some(fs::read(entry.path()).expect("its bytes")));
+                found.insert(relative, Some(fs::read(entry.path())?));
             }
         }
     }
-    found
+    Ok(found)
 }
 
 /// Files and directories as [`content_of`] finds them.
