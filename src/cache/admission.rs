@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::Inner;
 use super::evict::{self, Kept};
 use super::inventory::Stocktaking;
-use super::policy::{self, Goal, Keep, Space};
+use super::policy::{self, Goal, Keep};
 use super::shortage::{HeldBy, Shortage};
 use super::space::{Lack, Reservation, Wanted};
 use crate::error::Result;
@@ -51,9 +51,15 @@ impl Inner {
     }
 
     fn reserve(&self, wanted: &Wanted) -> Result<Result<Reservation, Lack>> {
+        self.ledger.reserve(wanted, self.taken()?)
+    }
+
+    /// What the cache takes, where that is limited: looking at all of it is
+    /// not for free.
+    fn taken(&self) -> Result<Option<u64>> {
         let limited = self.ledger.limits().max_size.is_some();
-        let used = limited.then(|| Stocktaking::read(&self.layout)).transpose()?;
-        self.ledger.reserve(wanted, used.map(|taken| taken.total().bytes))
+        let taken = limited.then(|| Stocktaking::read(&self.layout)).transpose()?;
+        Ok(taken.map(|taken| taken.total().bytes))
     }
 
     /// The lack, with who holds the rest.
@@ -86,20 +92,9 @@ impl Inner {
     /// The shortage that a full disk in the middle of a download is: somebody
     /// else took what had been admitted.
     pub(super) fn cut_short(&self, wanted: &Wanted, told: String) -> Result<Shortage> {
-        let lack = match self.reserve(wanted)? {
-            // It may fit again already; then the next try succeeds.
-            Ok(_given_back) => Lack::nothing(self.ledger.limits()),
-            Err(lack) => lack,
-        };
+        let lack = self.ledger.look(wanted, self.taken()?)?;
         let mut shortage = self.shortage(lack)?;
         shortage.cut_short = Some(told);
         Ok(shortage)
-    }
-}
-
-impl Lack {
-    fn nothing(limits: super::space::Limits) -> Self {
-        let bound = super::shortage::Bound::Reserve { bytes: limits.min_free, of: 0 };
-        Self { needs: Space::default(), free: Space::default(), running: 0, bound }
     }
 }

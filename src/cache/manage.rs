@@ -1,5 +1,6 @@
 //! What the node's administrator may ask of the cache.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -82,14 +83,15 @@ impl Cache {
         pins::set(&self.0.layout, key, pinned)
     }
 
-    /// Removes everything that is ours from the cache directory, for the end
-    /// of its life; what is not ours is left. Blocks.
+    /// Removes everything that is ours from the cache directory; what is not
+    /// ours is left. A driver that goes on has an empty cache afterwards; for
+    /// the end of the cache's life nothing of it is left. Blocks.
     ///
     /// # Errors
     /// `Conflict` while a volume holds a model or one is mounted, or while one
     /// is on its way: nothing is removed then.
-    pub fn purge(&self) -> Result<Purged> {
-        self.0.purge()
+    pub fn purge(&self, go_on: bool) -> Result<Purged> {
+        self.0.purge(go_on)
     }
 }
 
@@ -103,6 +105,9 @@ impl Inner {
         let reason = (!options.dry_run).then_some(EvictionReason::Command);
         let evicted = self.evict(&goal, reason)?;
         if !options.dry_run {
+            if options.wish == Wish::All {
+                self.drop_leftovers(&HashSet::new())?;
+            }
             self.sweep()?;
             self.empty_trash()?;
             self.space_freed.notify_waiters();
@@ -116,7 +121,7 @@ impl Inner {
         })
     }
 
-    fn purge(&self) -> Result<Purged> {
+    fn purge(&self, go_on: bool) -> Result<Purged> {
         let inventory = self.inventory()?;
         let root = self.layout.root().display();
         let refused = |why: String| {
@@ -152,7 +157,14 @@ impl Inner {
             files::delete_tree(&directory)
                 .map_err(|e| Error::io(format!("removing {}", directory.display()), &e))?;
         }
-        files::remove(&self.layout.version())?;
+        if go_on {
+            for name in DIRECTORIES {
+                files::make_directory(&self.layout.directory(name), 0o755)?;
+            }
+        } else {
+            files::remove(&self.layout.version())?;
+            files::remove(&self.layout.lock())?;
+        }
         let purged = Purged { models: inventory.models.len(), bytes: inventory.usage.total };
         tracing::info!(
             cache = %root,

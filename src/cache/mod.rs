@@ -294,3 +294,6 @@ impl Inner {
         }
     }
 }
+
+#[cfg(test)]
+mod cache_tests;

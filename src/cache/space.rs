@@ -140,8 +140,32 @@ impl Ledger {
         wanted: &Wanted,
         used: Option<u64>,
     ) -> Result<Result<Reservation, Lack>> {
-        let fs = FileSystem::of(self.layout.root())?;
         let mut pending = self.lock();
+        let lack = self.compare(&pending, wanted, used)?;
+        if lack.deficit() != Space::default() {
+            return Ok(Err(lack));
+        }
+        for (id, size) in &wanted.missing {
+            let entry = pending.entry(id.clone());
+            entry.or_insert(Pending { size: *size, reservations: 0 }).reservations += 1;
+        }
+        let blobs = wanted.missing.iter().map(|(id, _)| id.clone()).collect();
+        drop(pending);
+        Ok(Ok(Reservation { ledger: self.clone(), blobs }))
+    }
+
+    /// What a model needs and what is there for it, whether that lacks or not.
+    pub(super) fn look(&self, wanted: &Wanted, used: Option<u64>) -> Result<Lack> {
+        self.compare(&self.lock(), wanted, used)
+    }
+
+    fn compare(
+        &self,
+        pending: &HashMap<BlobId, Pending>,
+        wanted: &Wanted,
+        used: Option<u64>,
+    ) -> Result<Lack> {
+        let fs = FileSystem::of(self.layout.root())?;
         let running: u64 = pending
             .iter()
             .map(|(id, p)| self.still_to_come(id, p.size))
@@ -178,20 +202,10 @@ impl Ledger {
             },
         );
         // The one that lacks more decides.
-        let lack = match within {
+        Ok(match within {
             Some(within) if within.deficit().bytes > on_disk.deficit().bytes => within,
             _ => on_disk,
-        };
-        if lack.deficit() != Space::default() {
-            return Ok(Err(lack));
-        }
-        for (id, size) in &wanted.missing {
-            let entry = pending.entry(id.clone());
-            entry.or_insert(Pending { size: *size, reservations: 0 }).reservations += 1;
-        }
-        let blobs = wanted.missing.iter().map(|(id, _)| id.clone()).collect();
-        drop(pending);
-        Ok(Ok(Reservation { ledger: self.clone(), blobs }))
+        })
     }
 
     /// Directories of `blobs/` that have to be made first.

@@ -1,0 +1,318 @@
+//! The cache as a whole, without Object Storage: models are stood up as a
+//! download would leave them.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::*;
+use crate::download::{Check, Verified};
+use crate::error::ErrorKind;
+use crate::model::{BucketName, Filters, ListedObject, NamespaceName, Prefix, Source, Tree};
+
+struct Fixture {
+    _dir: tempfile::TempDir,
+    cache: Cache,
+}
+
+fn fixture() -> Fixture {
+    let dir = tempfile::tempdir().unwrap();
+    let options = CacheOptions {
+        dir: dir.path().join("cache"),
+        require_mount: false,
+        limits: Limits { min_free: 0, min_free_inodes: 0, max_size: None },
+        idle_ttl: None,
+        max_models: 4,
+        abandon_after: Duration::from_secs(60),
+    };
+    let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
+    let cache = Cache::open(options, Arc::default(), &tasks, &shutdown).unwrap();
+    Fixture { _dir: dir, cache }
+}
+
+impl Fixture {
+    /// Stands a model up with these (object, `ETag` and content) below `m/`;
+    /// equal objects and `ETag`s are shared.
+    fn stand(&self, prefix: &str, files: &[(&str, &str)]) -> CachedModel {
+        let source = Source {
+            location: "l".into(),
+            namespace: NamespaceName::parse("n").unwrap(),
+            bucket: BucketName::parse("b").unwrap(),
+            prefix: Prefix::parse(prefix).unwrap(),
+        };
+        let objects = files.iter().map(|(name, content)| ListedObject {
+            name: (*name).to_owned(),
+            size: content.len() as u64,
+            etag: (*content).to_owned(),
+            md5: None,
+            archived: false,
+        });
+        let tree = Tree::arrange(objects, &source.prefix, &Filters::default()).unwrap().unwrap();
+        let manifest = Arc::new(Manifest::new(source, "", tree));
+        // As a flight does.
+        let wanted = manifest.files.iter().map(|file| file.blob.clone());
+        let _held = self.cache.0.holds.blobs(wanted);
+        let (layout, blobs) = (&self.cache.0.layout, &self.cache.0.blobs);
+        for file in &manifest.files {
+            if blobs.find(&file.blob).unwrap().is_none() {
+                fs::write(layout.part(&file.blob), &file.etag).unwrap();
+                let crc32c = crc32c::crc32c(file.etag.as_bytes());
+                let verified = Verified { crc32c, check: Check::Crc32c };
+                blobs.commit(&file.blob, &manifest.object_name(file), file.size, verified).unwrap();
+            }
+        }
+        self.cache.0.models.commit(&manifest).unwrap()
+    }
+
+    fn lease(&self, model: &CachedModel, target: &str) -> Lease {
+        let holder = Holder {
+            volume_id: format!("volume of {target}"),
+            target: target.into(),
+            request: RequestDigest::of_fields("t", [].into_iter()),
+            pod: None,
+        };
+        self.cache.lease(model.clone(), holder).unwrap()
+    }
+
+    async fn collect(&self, dry_run: bool) -> Collected {
+        self.cache.collect(CollectOptions { dry_run, wish: Wish::All }).await.unwrap()
+    }
+
+    async fn verify(&self) -> Verification {
+        self.cache.verify(None, None, Arc::default()).await.unwrap()
+    }
+
+    fn blob(&self, model: &CachedModel, path: &str) -> std::path::PathBuf {
+        let file = model.manifest.files.iter().find(|file| file.path == path).unwrap();
+        self.cache.0.layout.blob(&file.blob)
+    }
+
+    fn count(&self, directory: &str) -> usize {
+        files::names(&self.cache.0.layout.directory(directory)).unwrap().len()
+    }
+
+    /// Names of blobs and records.
+    fn in_blobs(&self) -> usize {
+        let blobs = self.cache.0.layout.directory("blobs");
+        let fans = files::names(&blobs).unwrap();
+        fans.iter().map(|fan| files::names(&blobs.join(fan)).unwrap().len()).sum()
+    }
+}
+
+/// Changes a file that is read-only to everybody else.
+fn overwrite(path: &Path, content: &[u8]) {
+    files::set_mode(path, 0o644).unwrap();
+    fs::write(path, content).unwrap();
+    files::set_mode(path, 0o444).unwrap();
+}
+
+fn keys(collected: &Collected) -> Vec<ModelKey> {
+    collected.models.iter().map(|(key, ..)| key.clone()).collect()
+}
+
+#[tokio::test]
+async fn what_nobody_uses_is_collected_and_the_rest_stays() {
+    let f = fixture();
+    let (free, held) = (f.stand("a/", &[("a/w", "1")]), f.stand("b/", &[("b/w", "2")]));
+    let pinned = f.stand("c/", &[("c/w", "3")]);
+    let lease = f.lease(&held, "/t/1");
+    f.cache.pin(&pinned.key, true).unwrap();
+    let free_key = free.key.clone();
+    assert!(f.collect(false).await.models.is_empty(), "somebody is about to use each of them");
+    drop((free, held, lease, pinned));
+
+    let before = f.cache.inventory().unwrap();
+    assert_eq!(keys(&f.collect(true).await), [free_key.clone()]);
+    assert_eq!(f.count("models"), 3, "a dry run does nothing");
+    let collected = f.collect(false).await;
+    assert_eq!(keys(&collected), [free_key]);
+    assert_eq!((f.count("models"), f.count("trash")), (2, 0));
+    let freed = before.usage.total - f.cache.inventory().unwrap().usage.total;
+    assert_eq!(collected.bytes, freed, "what is told is what the disk gets back");
+}
+
+#[tokio::test]
+async fn a_shared_blob_leaves_with_the_last_model_that_has_it() {
+    let f = fixture();
+    let shared = ("m/shared", "both");
+    let old = f.stand("m/", &[shared, ("m/w", "old")]);
+    let new = f.stand("m/", &[shared, ("m/w", "new")]);
+    let blob = f.blob(&new, "shared");
+    assert_eq!(fs::metadata(&blob).unwrap().nlink(), 3);
+    let report = f.cache.inventory().unwrap();
+    assert!(report.models.iter().all(|model| model.shared > 0 && model.shared < model.allocated));
+    let lease = f.lease(&new, "/t/1");
+    drop((old, new));
+    assert_eq!(f.collect(false).await.models.len(), 1);
+    assert!(blob.exists());
+    assert_eq!(f.in_blobs(), 4, "two blobs and their records");
+    f.cache.release(&lease.target).unwrap();
+    drop(lease);
+    assert_eq!(f.collect(false).await.models.len(), 1);
+    assert_eq!((f.in_blobs(), f.count("models"), f.count("trash")), (0, 0, 0));
+}
+
+#[tokio::test]
+async fn damage_of_every_kind_is_found_put_aside_and_told_to_those_who_show_it() {
+    let damages: [(&str, fn(&Path)); 4] = [
+        ("a flipped bit", |blob| overwrite(blob, b"Weights")),
+        ("a lost end", |blob| overwrite(blob, b"weight")),
+        ("an emptied file", |blob| overwrite(blob, b"")),
+        ("a file too long", |blob| overwrite(blob, b"weights!")),
+    ];
+    for (kind, damage) in damages {
+        let f = fixture();
+        let model = f.stand("m/", &[("m/w", "weights"), ("m/c", "config")]);
+        let other = f.stand("", &[("m/w", "weights")]);
+        let untouched = f.stand("u/", &[("u/w", "weights")]);
+        let lease = f.lease(&model, "/t/1");
+        assert_eq!(f.verify().await.damaged.len(), 0);
+        damage(&f.blob(&model, "w"));
+        let found = f.verify().await.damaged;
+        assert_eq!(found.iter().map(|one| one.models.len()).sum::<usize>(), 2, "{kind}: {found:?}");
+        for gone in [&model, &other] {
+            assert!(f.cache.find(&gone.key).await.unwrap().is_none(), "{kind} was served");
+        }
+        assert!(f.cache.find(&untouched.key).await.unwrap().is_some(), "{kind}");
+        assert!(
+            f.cache
+                .lease_of(&lease.target)
+                .unwrap()
+                .damaged
+                .is_some_and(|what| what.ends_with('w'))
+        );
+        let kept = f.cache.0.layout.quarantine();
+        assert!(f.count("quarantine") >= 2, "{kind}: {:?}", files::names(&kept));
+        assert!(
+            f.cache
+                .inventory()
+                .unwrap()
+                .models
+                .iter()
+                .any(|one| { matches!(one.state, ModelState::Damaged) && !one.holders.is_empty() })
+        );
+        assert_eq!(f.verify().await.damaged.len(), 0, "once is enough");
+
+        let again = f.stand("m/", &[("m/w", "weights"), ("m/c", "config")]);
+        assert_eq!(fs::read(again.tree.join("w")).unwrap(), b"weights", "{kind}");
+        drop((model, other, untouched, again));
+        f.collect(false).await;
+        let left = files::names(&kept).unwrap();
+        assert_eq!(left.len(), 1, "a pod still shows it: {left:?}");
+        f.cache.release(&lease.target).unwrap();
+        f.collect(false).await;
+        assert_eq!(f.count("quarantine"), 0);
+    }
+}
+
+#[tokio::test]
+async fn a_tree_that_is_not_its_manifest_is_found_too() {
+    let f = fixture();
+    let model = f.stand("m/", &[("m/w", "weights"), ("m/c", "config")]);
+    files::set_mode(&model.tree, 0o755).unwrap();
+    fs::remove_file(model.tree.join("w")).unwrap();
+    let found = f.verify().await;
+    assert_eq!((found.damaged.len(), found.models), (1, 1));
+    assert!(found.damaged[0].why.contains("gone from the tree"), "{found:?}");
+    let torn = f.stand("t/", &[("t/w", "weights")]);
+    fs::write(f.cache.0.layout.manifest(&torn.key), "{").unwrap();
+    assert_eq!(f.verify().await.damaged[0].what, "manifest.json");
+    assert!(f.cache.find(&torn.key).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn a_purge_removes_all_that_is_ours_and_nothing_while_it_is_used() {
+    let f = fixture();
+    let model = f.stand("m/", &[("m/w", "weights")]);
+    let lease = f.lease(&model, "/t/1");
+    fs::write(f.cache.layout().root().join("notes.txt"), "mine").unwrap();
+    let refused = f.cache.purge(false).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Conflict);
+    assert!(refused.message().contains("volume of /t/1"), "{refused}");
+    f.cache.release(&lease.target).unwrap();
+    assert!(f.cache.purge(false).is_err(), "somebody is about to use it");
+    drop((model, lease));
+    assert_eq!(f.cache.purge(true).unwrap().models, 1);
+    assert_eq!(f.count("models"), 0);
+    drop(f.stand("m/", &[("m/w", "weights")]));
+    f.cache.purge(false).unwrap();
+    assert_eq!(files::names(f.cache.layout().root()).unwrap(), ["notes.txt"]);
+}
+
+#[tokio::test]
+async fn what_points_at_nothing_is_swept_when_it_is_old() {
+    let f = fixture();
+    let model = f.stand("m/", &[("m/w", "weights")]);
+    let request = RequestDigest::of_fields("r", [].into_iter());
+    f.cache.set_latest(&request, &model).unwrap();
+    let layout = f.cache.0.layout.clone();
+    let orphaned = [
+        layout.directory("content").join("c".repeat(64)),
+        layout.directory("requests").join("d".repeat(64)),
+        layout
+            .blob_directory(&model.manifest.files[0].blob)
+            .join(format!("{}.json", "e".repeat(64))),
+    ];
+    let long_ago = SystemTime::now() - Duration::from_secs(24 * 3600);
+    let kept =
+        [layout.request(&request), layout.blob_record_unsynced(&model.manifest.files[0].blob)];
+    for path in &orphaned {
+        fs::write(path, "f".repeat(64)).unwrap();
+    }
+    f.cache.0.sweep().unwrap();
+    assert!(orphaned.iter().all(|path| path.exists()), "their other half may be on its way");
+    for path in orphaned.iter().chain(&kept) {
+        fs::File::open(path).unwrap().set_modified(long_ago).unwrap();
+    }
+    f.cache.0.sweep().unwrap();
+    assert!(!orphaned.iter().any(|path| path.exists()));
+    assert!(kept.iter().all(|path| path.exists()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_was_found_can_be_leased_or_is_refused_however_much_is_evicted_meanwhile() {
+    let f = Arc::new(fixture());
+    let mut pods = tokio::task::JoinSet::new();
+    for pod in 0..4 {
+        let f = Arc::clone(&f);
+        pods.spawn(async move {
+            let prefix = format!("{pod}/");
+            let object = format!("{prefix}w");
+            let mut held = 0;
+            for round in 0..200 {
+                let model = f.stand(&prefix, &[(&object, "weights")]);
+                let target = format!("/t/{pod}-{round}");
+                let lease = f.lease(&model, &target);
+                drop(model);
+                tokio::task::yield_now().await;
+                assert_eq!(fs::read(lease.model.tree.join("w")).unwrap(), b"weights");
+                let tree = lease.model.tree.clone();
+                drop(lease);
+                assert_eq!(fs::read(tree.join("w")).unwrap(), b"weights", "the lease holds it");
+                f.cache.release(Path::new(&target)).unwrap();
+                held += 1;
+            }
+            held
+        });
+    }
+    let evicting = {
+        let f = Arc::clone(&f);
+        tokio::spawn(async move {
+            let mut evicted = 0;
+            for _ in 0..300 {
+                evicted += f.collect(false).await.models.len();
+                tokio::task::yield_now().await;
+            }
+            evicted
+        })
+    };
+    assert_eq!(pods.join_all().await.iter().sum::<i32>(), 800);
+    assert!(evicting.await.unwrap() > 0, "nothing was evicted, so nothing was tested");
+    f.collect(false).await;
+    assert_eq!((f.count("models"), f.count("leases")), (0, 0));
+}
