@@ -16,6 +16,7 @@ use crate::volume::Limits;
 pub(super) fn engine(config: &config::Download, write_back: bool) -> EngineOptions {
     EngineOptions {
         concurrency: usize::try_from(config.concurrency).unwrap_or(usize::MAX),
+        bandwidth: config.bandwidth_limit.map(|limit| limit.as_u64()),
         range_size: config.range_size.as_u64(),
         verify: match config.verify {
             config::Verify::Always => Verify::Always,

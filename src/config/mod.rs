@@ -338,12 +338,6 @@ impl Config {
             "is not supported by this version: all buckets are reached in the driver's own \
              region and with its own identity; remove the list to accept that",
         );
-        add(
-            self.download.bandwidth_limit.is_some(),
-            "download.bandwidthLimit",
-            false,
-            "is not enforced by this version: downloads take what the network gives",
-        );
         found
     }
 }

@@ -234,9 +234,6 @@ fn what_is_not_enforced_is_told_and_refused_where_somebody_relies_on_it() {
     for (text, key, refuse) in [
         (SAMPLE, "policy.rules", true),
         ("objectStorage: {buckets: [{name: a}]}", "objectStorage.buckets", true),
-        ("download: {bandwidthLimit: 1MiB}", "download.bandwidthLimit", false),
-        ("cache: {maxSize: 99%}", "cache.maxSize", false),
-        ("cache: {maxSize: 1TiB}", "cache.maxSize", false),
     ] {
         let found = parse(text).unsupported();
         assert_eq!(found.len(), 1, "{found:?}");

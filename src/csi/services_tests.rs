@@ -104,6 +104,7 @@ async fn volumes(
     };
     let engine = EngineOptions {
         concurrency: 1,
+        bandwidth: None,
         range_size: 1 << 20,
         verify: Verify::Always,
         write_back: false,

@@ -12,6 +12,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::gate::Gate;
 use super::md5::{self, MultipartLayouts};
+use super::pace::Pace;
 use super::range::{self, Job};
 use super::target::Target;
 use super::{Check, Progress, Verified};
@@ -42,6 +43,8 @@ pub enum Verify {
 pub struct EngineOptions {
     /// Requests at once, over all downloads.
     pub concurrency: usize,
+    /// Bytes per second of all downloads together; `None` is no limit.
+    pub bandwidth: Option<u64>,
     /// Bytes asked for in one request.
     pub range_size: u64,
     /// Which checksums are compared.
@@ -71,6 +74,7 @@ struct Inner {
     client: ObjectStorage,
     options: EngineOptions,
     gate: Gate,
+    pace: Option<Pace>,
     metrics: Arc<Metrics>,
     workers: Handle,
     runtime: Mutex<Option<Runtime>>,
@@ -112,9 +116,10 @@ impl Engine {
             .build()
             .map_err(|e| Error::io("starting the download threads", &e))?;
         let gate = Gate::new(options.concurrency.max(1));
+        let pace = options.bandwidth.map(Pace::new);
         let workers = runtime.handle().clone();
         let runtime = Mutex::new(Some(runtime));
-        Ok(Self(Arc::new(Inner { client, options, gate, metrics, workers, runtime })))
+        Ok(Self(Arc::new(Inner { client, options, gate, pace, metrics, workers, runtime })))
     }
 
     pub(super) fn client(&self) -> &ObjectStorage {
@@ -123,6 +128,13 @@ impl Engine {
 
     pub(super) fn gate(&self) -> &Gate {
         &self.0.gate
+    }
+
+    /// Keeps `download.bandwidthLimit`, after so many bytes arrived.
+    pub(super) async fn keep_pace(&self, bytes: u64) {
+        if let Some(pace) = &self.0.pace {
+            pace.spend(bytes).await;
+        }
     }
 
     pub(super) fn metrics(&self) -> &Metrics {

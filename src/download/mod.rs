@@ -11,7 +11,8 @@
 //!
 //! Each range stays on one worker from socket to disk; a worker holds one
 //! chunk at a time, so memory is bounded by `concurrency` × chunk, whatever
-//! the size of the object. Workers live on a runtime of their own, since a
+//! the size of the object. The pace says how fast all of them together may be.
+//! Workers live on a runtime of their own, since a
 //! write may block on the disk, and an RPC must never wait for that.
 
 mod content;
@@ -20,6 +21,7 @@ mod gate;
 mod give_back;
 mod journal;
 mod md5;
+mod pace;
 mod progress;
 mod range;
 mod spans;

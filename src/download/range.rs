@@ -123,6 +123,7 @@ async fn attempt(
         if span.len >= SPAN_BYTES {
             span.close().map_err(disk)?;
         }
+        job.engine.keep_pace(chunk.len() as u64).await;
     }
     span.close().map_err(disk)?;
     if *at == end {
