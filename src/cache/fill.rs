@@ -11,11 +11,11 @@ use super::Inner;
 use super::durability::Unsynced;
 use super::flight::Ticket;
 use super::models::CachedModel;
-use super::progress::{FillProgress, Phase};
+use super::progress::{BlobProgress, FillProgress, Phase};
 use super::shortage::Shortage;
 use super::space::Wanted;
 use crate::blocking::blocking;
-use crate::download::{Engine, Progress, Staging};
+use crate::download::{Engine, Share, Staging};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{BlobId, Manifest, ManifestFile, progress_text, shown};
 use crate::oci::{Bucket, ObjectName};
@@ -96,11 +96,7 @@ async fn attempt(
     title: &str,
     progress: &Arc<FillProgress>,
 ) -> Result<Outcome> {
-    let _slot = inner
-        .model_slots
-        .acquire()
-        .await
-        .map_err(|_| Error::internal("the download slots are closed"))?;
+    let _slot = inner.model_slots.take(progress.share()).await;
     if progress.snapshot().phase != Phase::WaitingForSpace {
         progress.enter(Phase::Checking);
     }
@@ -185,8 +181,8 @@ async fn download(
     let _counted = InFlight(inner);
     stream::iter(missing.iter().map(Ok))
         .try_for_each_concurrent(BLOBS_AT_ONCE, |file| async {
-            let mut ticket = join_blob(inner, engine, manifest, file);
-            progress.add_part(ticket.shared_progress());
+            let mut ticket = join_blob(inner, engine, manifest, file, progress.share());
+            progress.add_part(Arc::clone(&ticket.progress().progress));
             ticket.landed().await
         })
         .await
@@ -251,13 +247,17 @@ fn join_blob(
     engine: &Engine,
     manifest: &Arc<Manifest>,
     file: &ManifestFile,
-) -> Ticket<Progress, ()> {
+    share: &Share,
+) -> Ticket<BlobProgress, ()> {
     let id = file.blob.clone();
     let (inner_, engine, manifest, file) =
         (Arc::clone(inner), engine.clone(), Arc::clone(manifest), file.clone());
-    inner.blob_flights.join(id, Progress::default(), move |progress| {
-        fetch_blob(inner_, engine, manifest, file, progress)
-    })
+    let started = BlobProgress::new(share.clone());
+    let ticket = inner
+        .blob_flights
+        .join(id, started, move |progress| fetch_blob(inner_, engine, manifest, file, progress));
+    ticket.progress().demand.join(share);
+    ticket
 }
 
 async fn fetch_blob(
@@ -265,7 +265,7 @@ async fn fetch_blob(
     engine: Engine,
     manifest: Arc<Manifest>,
     file: ManifestFile,
-    progress: Arc<Progress>,
+    blob: Arc<BlobProgress>,
 ) -> Result<()> {
     let id: BlobId = file.blob.clone();
     // Two models may share a blob; the second flight of it finds it done.
@@ -281,7 +281,9 @@ async fn fetch_blob(
     let name = manifest.object_name(&file);
     let staging = inner.staging_of(&id);
     let object = ObjectName::new(bucket, name.clone());
-    let downloaded = engine.download(object, file.size, &file.etag, staging, progress).await;
+    let (demand, progress) = (blob.demand.clone(), Arc::clone(&blob.progress));
+    let downloaded =
+        engine.download(object, file.size, &file.etag, staging, demand, progress).await;
     let verified = match downloaded {
         Err(error) if error.kind() == ErrorKind::Changed => {
             // Nobody can ask for this version again, and its blocks are taken.

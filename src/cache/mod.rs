@@ -29,6 +29,7 @@ mod recover;
 mod report;
 mod reread;
 mod shortage;
+mod slots;
 mod space;
 mod trash;
 mod verify;
@@ -38,7 +39,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -52,11 +53,12 @@ pub use quarantine::Damage;
 pub use recover::Recovered;
 pub use report::{Inventory, ModelReport, ModelState, Usage};
 pub use shortage::Shortage;
+pub use slots::Asker;
 pub use space::{FileSystem, Limits};
 pub use verify::{Verification, VerifyProgress};
 
 use crate::blocking::blocking;
-use crate::download::{Engine, Progress};
+use crate::download::Engine;
 use crate::error::Result;
 use crate::metrics::Metrics;
 use crate::model::{BlobId, Manifest, ModelKey, RequestDigest};
@@ -67,6 +69,8 @@ use holds::Holds;
 use leases::Leases;
 use models::Models;
 use open::Ownership;
+use progress::BlobProgress;
+use slots::Slots;
 use space::Ledger;
 
 /// What the administrator decided about the cache.
@@ -81,7 +85,7 @@ pub struct CacheOptions {
     /// Models that nobody used for so long are evicted; `None` keeps them
     /// while there is space.
     pub idle_ttl: Option<Duration>,
-    /// Models that download at once.
+    /// Models that download at once; prefetches do not count for pods.
     pub max_models: usize,
     /// How long a download goes on that nobody asks for.
     pub abandon_after: Duration,
@@ -108,10 +112,10 @@ struct Inner {
     space_freed: Notify,
     watermark_told: AtomicBool,
     syncer: Syncer,
-    model_slots: Semaphore,
+    model_slots: Slots,
     model_flights: Flights<ModelKey, FillProgress, CachedModel>,
     check_flights: Flights<ModelKey, (), Option<CachedModel>>,
-    blob_flights: Flights<BlobId, Progress, ()>,
+    blob_flights: Flights<BlobId, BlobProgress, ()>,
     metrics: Arc<Metrics>,
     shutdown: CancellationToken,
     _ownership: Ownership,
@@ -157,7 +161,7 @@ impl Cache {
             trash_filled: Notify::new(),
             space_freed: Notify::new(),
             watermark_told: AtomicBool::new(false),
-            model_slots: Semaphore::new(options.max_models.max(1)),
+            model_slots: Slots::new(options.max_models.max(1)),
             layout,
             blobs,
             models,
@@ -208,19 +212,25 @@ impl Cache {
         ticket.landed().await
     }
 
-    /// Joins the flight that brings this model into the cache, or starts it.
+    /// Joins the flight that brings this model into the cache, or starts it. A
+    /// pod that joins a prefetch makes it as urgent as any pod's model.
     pub fn fill(
         &self,
         engine: &Engine,
         manifest: &Arc<Manifest>,
         title: &str,
+        asker: Asker,
     ) -> Ticket<FillProgress, CachedModel> {
         let (inner, engine) = (Arc::clone(&self.0), engine.clone());
         let (manifest, title) = (Arc::clone(manifest), title.to_owned());
-        let progress = FillProgress::new(Some(Arc::clone(&manifest)));
-        self.0.model_flights.join(manifest.key(), progress, move |progress| {
+        let started = FillProgress::new(Some(Arc::clone(&manifest)), asker.share());
+        let ticket = self.0.model_flights.join(manifest.key(), started, move |progress| {
             fill::fill(inner, engine, manifest, title, progress)
-        })
+        });
+        if asker == Asker::Pod {
+            ticket.progress().share().raise();
+        }
+        ticket
     }
 
     /// The newest revision of a request, if it stands complete.

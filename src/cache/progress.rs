@@ -8,7 +8,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use super::shortage::Shortage;
-use crate::download::Progress;
+use crate::download::{Demand, Progress, Share};
 use crate::model::{Manifest, duration_text, progress_text, size_text};
 
 /// The rate is that of the last seconds, so that it follows what happens now.
@@ -30,6 +30,21 @@ pub enum Phase {
     Finishing,
 }
 
+/// Progress of one blob, shared by the models that have it.
+#[derive(Debug)]
+pub(super) struct BlobProgress {
+    /// Its bytes.
+    pub(super) progress: Arc<Progress>,
+    /// The models that it is downloaded for.
+    pub(super) demand: Demand,
+}
+
+impl BlobProgress {
+    pub(super) fn new(share: Share) -> Self {
+        Self { progress: Arc::default(), demand: Demand::of(share) }
+    }
+}
+
 /// Progress of one model, shared with everybody who waits for it.
 #[derive(Debug)]
 pub struct FillProgress {
@@ -39,6 +54,7 @@ pub struct FillProgress {
     shortage: watch::Sender<Option<Arc<Shortage>>>,
     /// Somebody asks whether there is space by now.
     asked: Notify,
+    share: Share,
 }
 
 #[derive(Debug, Default)]
@@ -65,14 +81,19 @@ pub struct Snapshot {
 }
 
 impl FillProgress {
-    pub(super) fn new(manifest: Option<Arc<Manifest>>) -> Self {
+    pub(super) fn new(manifest: Option<Arc<Manifest>>, share: Share) -> Self {
         let (shortage, _) = watch::channel(None);
-        Self { manifest, state: Mutex::default(), shortage, asked: Notify::new() }
+        Self { manifest, state: Mutex::default(), shortage, asked: Notify::new(), share }
     }
 
     /// What is brought in.
     pub(super) fn manifest(&self) -> Option<Arc<Manifest>> {
         self.manifest.clone()
+    }
+
+    /// The model's share of what the node downloads.
+    pub(super) fn share(&self) -> &Share {
+        &self.share
     }
 
     /// Returns when the model waits for space, as of now or later: an answer
@@ -217,7 +238,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_rate_is_that_of_the_last_seconds() {
-        let progress = FillProgress::new(None);
+        let progress = FillProgress::new(None, Share::urgent());
         let part = Arc::new(Progress::default());
         progress.start(1000 * GIB, 10 * GIB);
         progress.add_part(Arc::clone(&part));

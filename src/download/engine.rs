@@ -10,12 +10,12 @@ use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::task::JoinSet;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::gate::Gate;
+use super::gate::{Gate, Visitor};
 use super::md5::{self, MultipartLayouts};
 use super::pace::Pace;
 use super::range::{self, Job};
 use super::target::Target;
-use super::{Check, Progress, Verified};
+use super::{Check, Demand, Progress, Share, Verified};
 use crate::abort_point;
 use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::Metrics;
@@ -130,11 +130,8 @@ impl Engine {
         &self.0.gate
     }
 
-    /// Keeps `download.bandwidthLimit`, after so many bytes arrived.
-    pub(super) async fn keep_pace(&self, bytes: u64) {
-        if let Some(pace) = &self.0.pace {
-            pace.spend(bytes).await;
-        }
+    pub(super) fn pace(&self) -> Option<&Pace> {
+        self.0.pace.as_ref()
     }
 
     pub(super) fn metrics(&self) -> &Metrics {
@@ -146,6 +143,7 @@ impl Engine {
     }
 
     /// Downloads one object version into the staging file and verifies it.
+    /// `demand` says for whom, and so when its requests are admitted.
     ///
     /// Cancellation safe: dropping the future stops the workers, and what they
     /// wrote stands in the journal.
@@ -160,13 +158,14 @@ impl Engine {
         size: u64,
         etag: &str,
         staging: Staging,
+        demand: Demand,
         progress: Arc<Progress>,
     ) -> Result<Verified> {
         let (engine, etag) = (self.clone(), Arc::from(etag));
         let work = self
             .0
             .workers
-            .spawn(async move { engine.run(object, size, etag, staging, progress).await });
+            .spawn(async move { engine.run(object, size, etag, staging, demand, progress).await });
         match AbortOnDropHandle::new(work).await {
             Ok(result) => result,
             Err(error) => Err(Error::internal(format!("a download task failed: {error}"))),
@@ -196,7 +195,10 @@ impl Engine {
             if size == 0 {
                 return Ok(Some(Verified { crc32c: 0, check: Check::Empty }));
             }
-            let job = Job { engine: engine.clone(), object, etag, target: Arc::new(target) };
+            // Bytes that are here wait for no place among those that are not.
+            let visitor = Visitor::new(Demand::of(Share::urgent()), size);
+            let target = Arc::new(target);
+            let job = Job { engine: engine.clone(), object, etag, target, visitor };
             let expected = engine.expected(&engine.head(&job).await?, size);
             if matches!(expected, Expected::Nothing) {
                 // The ETag says nothing about bytes that did not come from the object.
@@ -227,10 +229,12 @@ impl Engine {
         size: u64,
         etag: Arc<str>,
         staging: Staging,
+        demand: Demand,
         progress: Arc<Progress>,
     ) -> Result<Verified> {
         let target = self.open(&object, size, &etag, staging, progress).await?;
-        let job = Job { engine: self.clone(), object, etag, target };
+        let visitor = Visitor::new(demand, size);
+        let job = Job { engine: self.clone(), object, etag, target, visitor };
         let verified = match size {
             0 => Verified { crc32c: 0, check: Check::Empty },
             _ => self.rounds(&job).await?,

@@ -11,8 +11,8 @@
 //!
 //! Each range stays on one worker from socket to disk; a worker holds one
 //! chunk at a time, so memory is bounded by `concurrency` × chunk, whatever
-//! the size of the object. The pace says how fast all of them together may be.
-//! Workers live on a runtime of their own, since a
+//! the size of the object. The gate says whose range is next, and the pace how
+//! fast all of them together may be. Workers live on a runtime of their own, since a
 //! write may block on the disk, and an RPC must never wait for that.
 
 mod content;
@@ -24,12 +24,14 @@ mod md5;
 mod pace;
 mod progress;
 mod range;
+mod share;
 mod spans;
 mod target;
 
 pub use content::crc32c_of_file;
 pub use engine::{Engine, EngineOptions, Staging, Verify};
 pub use progress::Progress;
+pub use share::{Demand, Share};
 
 use serde::{Deserialize, Serialize};
 

@@ -2,9 +2,10 @@
 //!
 //! Bytes that arrived are booked on one account, which is paid off at the
 //! limit's rate; who booked them reads on when they are paid. So the account
-//! is a queue: requests that run at the same time get a chunk each in turn. No
-//! byte is counted ahead, so that a cancelled download leaves no hole in the
-//! rate.
+//! is a queue: requests that run at the same time get a chunk each in turn, and
+//! since the gate gives shares equally many requests, it gives them the same
+//! bandwidth. No byte is counted ahead, so that a cancelled download leaves no
+//! hole in the rate.
 //!
 //! In any time, what arrives is at most the rate times that time, [`CREDIT`] of
 //! the rate, and a chunk (512 KiB at most) of each request under way.

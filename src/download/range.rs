@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Engine;
-use super::gate::Gate;
+use super::gate::{Gate, Visitor};
 use super::spans::Span;
 use super::target::Target;
 use crate::error::{Error, ErrorKind, Result};
@@ -34,6 +34,7 @@ pub(super) struct Job {
     pub(super) object: oci::ObjectName,
     pub(super) etag: Arc<str>,
     pub(super) target: Arc<Target>,
+    pub(super) visitor: Visitor,
 }
 
 /// Fetches the range, or the whole object without asking for a range; the head
@@ -50,7 +51,7 @@ pub(super) async fn fetch(
     loop {
         attempts += 1;
         let from = at;
-        let slot = job.engine.gate().enter().await;
+        let slot = job.engine.gate().enter(&job.visitor).await;
         let as_whole = whole && at == 0;
         let outcome = attempt(job, &mut at, range.end, as_whole, &mut head).await;
         drop(slot);
@@ -123,7 +124,9 @@ async fn attempt(
         if span.len >= SPAN_BYTES {
             span.close().map_err(disk)?;
         }
-        job.engine.keep_pace(chunk.len() as u64).await;
+        if let Some(pace) = job.engine.pace() {
+            pace.spend(chunk.len() as u64).await;
+        }
     }
     span.close().map_err(disk)?;
     if *at == end {

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use futures_util::{StreamExt, TryStreamExt, stream};
 
 use crate::blocking::blocking;
-use crate::download::{Check, Engine, Progress, Staging, Verified};
+use crate::download::{Check, Demand, Engine, Progress, Share, Staging, Verified};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Manifest, ManifestFile, ModelRequest, Revision};
 use crate::oci::{Bucket, ObjectName};
@@ -154,11 +154,12 @@ async fn once(
     let source = &manifest.source;
     let bucket = Arc::new(Bucket::new(source.namespace.as_str(), source.bucket.as_str()));
     let mut work: Vec<(&ManifestFile, Arc<Progress>)> = manifest.files.iter().zip(parts).collect();
+    let share = Share::urgent();
     work.sort_by(|(a, _), (b, _)| (a.size, &a.path).cmp(&(b.size, &b.path)));
     let verified: Vec<Verified> = stream::iter(work)
         .map(|(file, part)| {
             let object = ObjectName::new(Arc::clone(&bucket), manifest.object_name(file));
-            bring(engine, &place, file, object, part)
+            bring(engine, &place, file, object, &share, part)
         })
         .buffer_unordered(OBJECTS_AT_ONCE)
         .try_collect()
@@ -178,6 +179,7 @@ async fn bring(
     place: &Arc<Place>,
     file: &ManifestFile,
     object: ObjectName,
+    share: &Share,
     progress: Arc<Progress>,
 ) -> Result<Verified> {
     let (place_, file_, progress_) = (Arc::clone(place), file.clone(), Arc::clone(&progress));
@@ -199,7 +201,9 @@ async fn bring(
         });
     }
     let staging = Staging { data: place.part(&file.blob), journal: place.journal(&file.blob) };
-    let verified = engine.download(object, file.size, &file.etag, staging, progress).await?;
+    let demand = Demand::of(share.clone());
+    let verified =
+        engine.download(object, file.size, &file.etag, staging, demand, progress).await?;
     let (place, file) = (Arc::clone(place), file.clone());
     blocking(move || place.finish(&file, verified)).await?;
     Ok(verified)

@@ -11,7 +11,7 @@ use super::targets::{TargetGuard, Targets};
 use super::{PublishKey, PublishRequest, VolumeStats};
 use crate::abort_point;
 use crate::blocking::blocking;
-use crate::cache::{Cache, CachedModel, Holder};
+use crate::cache::{Asker, Cache, CachedModel, Holder};
 use crate::download::Engine;
 use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::{Metrics, PublishResult};
@@ -159,7 +159,8 @@ impl Volumes {
             let (model, how) = match self.0.cache.find(&manifest.key()).await? {
                 Some(model) => (model, PublishResult::Hit),
                 None => {
-                    let mut ticket = self.0.cache.fill(&self.0.engine, &manifest, title);
+                    let mut ticket =
+                        self.0.cache.fill(&self.0.engine, &manifest, title, Asker::Pod);
                     let how = match ticket.joined() {
                         true => PublishResult::Joined,
                         false => PublishResult::Downloaded,

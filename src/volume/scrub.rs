@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::Volumes;
-use crate::cache::{Damage, VerifyProgress};
+use crate::cache::{Asker, Damage, VerifyProgress};
 use crate::error::{ErrorKind, Result};
 
 impl Volumes {
@@ -46,7 +46,7 @@ impl Volumes {
     pub async fn repair(&self, damage: &Damage) {
         for manifest in &damage.models {
             let title = manifest.source.to_string();
-            let mut ticket = self.cache().fill(self.engine(), manifest, &title);
+            let mut ticket = self.cache().fill(self.engine(), manifest, &title, Asker::Prefetch);
             match ticket.landed().await {
                 Ok(_) => tracing::info!(model = title, "repaired"),
                 Err(error) => tracing::warn!(model = title, %error, "could not repair a model"),
