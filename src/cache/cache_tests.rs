@@ -87,7 +87,7 @@ impl Fixture {
         self.cache.verify(None, None, Arc::default()).await.unwrap()
     }
 
-    fn blob(&self, model: &CachedModel, path: &str) -> std::path::PathBuf {
+    fn blob(&self, model: &CachedModel, path: &str) -> PathBuf {
         let file = model.manifest.files.iter().find(|file| file.path == path).unwrap();
         self.cache.0.layout.blob(&file.blob)
     }
@@ -127,7 +127,7 @@ async fn what_nobody_uses_is_collected_and_the_rest_stays() {
     drop((free, held, lease, pinned));
 
     let before = f.cache.inventory().unwrap();
-    assert_eq!(keys(&f.collect(true).await), [free_key.clone()]);
+    assert_eq!(keys(&f.collect(true).await), std::slice::from_ref(&free_key));
     assert_eq!(f.count("models"), 3, "a dry run does nothing");
     let collected = f.collect(false).await;
     assert_eq!(keys(&collected), [free_key]);
