@@ -28,6 +28,7 @@ mod quarantine;
 mod recover;
 mod report;
 mod reread;
+mod sanity;
 mod shortage;
 mod slots;
 mod space;
@@ -70,6 +71,7 @@ use leases::Leases;
 use models::Models;
 use open::Ownership;
 use progress::BlobProgress;
+use sanity::Sanity;
 use slots::Slots;
 use space::Ledger;
 
@@ -89,6 +91,8 @@ pub struct CacheOptions {
     pub max_models: usize,
     /// How long a download goes on that nobody asks for.
     pub abandon_after: Duration,
+    /// Look at the headers of safetensors files before a model is published.
+    pub check_safetensors: bool,
 }
 
 /// The cache; cheap to clone.
@@ -116,6 +120,7 @@ struct Inner {
     model_flights: Flights<ModelKey, FillProgress, CachedModel>,
     check_flights: Flights<ModelKey, (), Option<CachedModel>>,
     blob_flights: Flights<BlobId, BlobProgress, ()>,
+    sanity: Sanity,
     metrics: Arc<Metrics>,
     shutdown: CancellationToken,
     _ownership: Ownership,
@@ -151,6 +156,8 @@ impl Cache {
         // A blob's flight lives as long as some model's flight wants it.
         let (grace, t, s) = flights(Duration::ZERO);
         let blob_flights = Flights::new(grace, t, s);
+        let (grace, t, s) = flights(options.abandon_after);
+        let sanity = Sanity::new(options.check_safetensors, Flights::new(grace, t, s));
         Ok(Self(Arc::new(Inner {
             leases: Leases::new(layout.clone(), leases::boot_id()?),
             holds,
@@ -169,6 +176,7 @@ impl Cache {
             model_flights,
             check_flights,
             blob_flights,
+            sanity,
             metrics,
             shutdown: shutdown.clone(),
             _ownership: ownership,

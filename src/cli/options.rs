@@ -68,6 +68,7 @@ pub(super) fn cache(
         idle_ttl: config.cache.idle_ttl,
         max_models: usize::try_from(config.download.max_models).unwrap_or(usize::MAX),
         abandon_after: config.download.abandon_after,
+        check_safetensors: config.check_safetensors,
         dir,
     })
 }

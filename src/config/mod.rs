@@ -38,6 +38,8 @@ pub struct Config {
     pub policy: Policy,
     /// Mount the newest cached revision when Object Storage cannot be asked.
     pub serve_stale_on_outage: bool,
+    /// Refuse a model with safetensors files that no loader can open.
+    pub check_safetensors: bool,
 }
 
 /// The `cache` section.
@@ -247,6 +249,7 @@ impl Default for Config {
             object_storage: ObjectStorage::default(),
             policy: Policy::default(),
             serve_stale_on_outage: true,
+            check_safetensors: true,
         }
     }
 }

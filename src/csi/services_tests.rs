@@ -101,6 +101,7 @@ async fn volumes(
         idle_ttl: None,
         max_models: 1,
         abandon_after: Duration::from_secs(60),
+        check_safetensors: true,
     };
     let engine = EngineOptions {
         concurrency: 1,

@@ -9,6 +9,7 @@ mod names;
 mod nearest;
 mod pattern;
 mod request;
+pub mod safetensors;
 mod tree;
 mod units;
 mod uri;

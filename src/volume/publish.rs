@@ -97,6 +97,7 @@ impl Volumes {
                 return Err(Error::new(ErrorKind::InProgress, text));
             }
         };
+        self.0.cache.check_sanity(&model, &request.model).await?;
         let (inner, revision) = (Arc::clone(&self.0), model.manifest.revision.clone());
         let PublishKey { volume_id, target, .. } = request.key.clone();
         blocking(move || inner.show(guard, request, model)).await?;
@@ -188,6 +189,7 @@ impl Volumes {
                     }
                 }
             };
+            self.0.cache.check_sanity(&model, &request.model).await?;
             self.note_latest(request, &scope, &model).await?;
             return Ok((model, how));
         }

@@ -29,6 +29,9 @@ const STOP: Duration = Duration::from_secs(30);
 /// A full test machine must not decide about space.
 const ROOM: &str = "cache: {minFree: 1MiB, minFreeInodes: 0%}\n";
 
+/// The weights of most tests are pseudo-random bytes.
+const ANY_BYTES: &str = "checkSafetensors: false\n";
+
 /// How a driver is started. Change fields before [`Setup::start`].
 #[derive(Debug, Clone)]
 pub(crate) struct Setup {
@@ -66,7 +69,8 @@ impl Setup {
         }
     }
 
-    /// With these lines of YAML; those about space stay unless there is a `cache:`.
+    /// With these lines of YAML; those about space stay unless there is a
+    /// `cache:`, and weights may be any bytes unless `checkSafetensors` is named.
     pub(crate) fn with_config(mut self, yaml: &str) -> Self {
         yaml.clone_into(&mut self.config);
         self
@@ -106,8 +110,10 @@ impl Setup {
 
     fn spawn(&self) -> Child {
         let config = self.scratch.join("config.yaml");
-        let room = if self.config.contains("cache:") { "" } else { ROOM };
-        fs::write(&config, format!("{room}{}", self.config)).expect("the configuration");
+        let unless = |key, lines| if self.config.contains(key) { "" } else { lines };
+        let (room, any) = (unless("cache:", ROOM), unless("checkSafetensors", ANY_BYTES));
+        let text = format!("{room}{}\n{any}", self.config);
+        fs::write(&config, text).expect("the configuration");
         let log = File::options().create(true).append(true).open(self.log_path()).expect("a log");
         let path = |path: &Path| path.to_str().expect("a UTF-8 path").to_owned();
         let mut command = Command::new(BINARY);

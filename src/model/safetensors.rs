@@ -1,0 +1,355 @@
+//! Whether a loader could open a `.safetensors` file, by its header alone.
+//!
+//! The format: eight bytes that hold the length of the header (little-endian),
+//! the header as JSON, then the tensors' bytes. Each tensor's `data_offsets`
+//! count from the header's end; together they cover the rest of the file, one
+//! behind the other. What a loader refuses is refused here for the same
+//! reasons, minutes earlier. An index (`*.safetensors.index.json`) says in its
+//! `weight_map` which file holds which tensor.
+//!
+//! Headers come from whoever may upload: they are read as a stream, and only
+//! two numbers per tensor are kept.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::io::{BufReader, Read};
+
+use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
+
+use super::{shown, size_text};
+
+/// The bytes before the header.
+const PREFIX: u64 = 8;
+
+/// The longest header that loaders read (`MAX_HEADER_SIZE` of the safetensors crate).
+pub const MAX_HEADER: u64 = 100_000_000;
+
+/// The longest index that is looked into; real ones have a few MB.
+pub const MAX_INDEX: u64 = MAX_HEADER;
+
+/// What a large file is in a repository whose content was not fetched.
+const LFS_POINTER: &[u8; 8] = b"version ";
+
+/// Whether this is a file of tensors, by its name.
+pub fn is_tensors(path: &str) -> bool {
+    path.ends_with(".safetensors")
+}
+
+/// Whether this is an index of files of tensors, by its name.
+pub fn is_index(path: &str) -> bool {
+    path.ends_with(".safetensors.index.json")
+}
+
+/// Reads the header of a file of tensors that is `size` bytes long; `Ok(Err)`
+/// says in words for people why no loader takes it.
+///
+/// # Errors
+/// When `file` cannot be read. One that ends early is not that: it is a flaw.
+pub fn check(mut file: impl Read, size: u64) -> std::io::Result<Result<(), String>> {
+    if size < PREFIX {
+        return Ok(Err(match size {
+            0 => "it is empty".to_owned(),
+            _ => format!("it has {size} bytes, and the length of its header alone takes {PREFIX}"),
+        }));
+    }
+    let mut prefix = [0; 8];
+    match file.read_exact(&mut prefix) {
+        Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(Err(ended(size))),
+        other => other?,
+    }
+    if &prefix == LFS_POINTER {
+        return Ok(Err("it is a Git LFS pointer and not the file that it stands for (`git lfs \
+                       pull` before the upload)"
+            .to_owned()));
+    }
+    let header = u64::from_le_bytes(prefix);
+    let rest = size - PREFIX;
+    if header > MAX_HEADER {
+        return Ok(Err(format!(
+            "its header would have {header} bytes, and loaders take {MAX_HEADER}: it is no \
+             safetensors file, or its beginning is damaged"
+        )));
+    }
+    if header > rest {
+        return Ok(Err(format!(
+            "its header has {header} bytes, and only {rest} follow: it was cut short"
+        )));
+    }
+    match serde_json::from_reader::<_, Tensors>(BufReader::new(file.take(header))) {
+        Ok(tensors) => Ok(covers(tensors.0, rest - header)),
+        Err(e) if e.is_io() => Err(e.into()),
+        Err(e) => Ok(Err(format!("its header is not what it should be: {}", said(&e)))),
+    }
+}
+
+/// The files that an index names, or in words for people why it is none.
+/// `None`: this JSON has no `weight_map`, so it is not an index of this kind.
+///
+/// # Errors
+/// When `file` cannot be read.
+pub fn shards(file: impl Read) -> std::io::Result<Result<Option<BTreeSet<String>>, String>> {
+    match serde_json::from_reader::<_, Index>(BufReader::new(file.take(MAX_INDEX))) {
+        Ok(index) => Ok(Ok(index.0)),
+        Err(e) if e.is_io() => Err(e.into()),
+        Err(e) => Ok(Err(format!("it is not what an index should be: {}", said(&e)))),
+    }
+}
+
+/// Where a file that an index names stands, relative to the same root as the
+/// index. `None` when that is outside of the root.
+pub fn shard_path(index: &str, shard: &str) -> Option<String> {
+    let directory = index.rsplit_once('/').map_or("", |(directory, _)| directory);
+    let mut segments: Vec<&str> = Vec::new();
+    for segment in directory.split('/').chain(shard.split('/')) {
+        match segment {
+            "" | "." => {}
+            ".." => drop(segments.pop()?),
+            name => segments.push(name),
+        }
+    }
+    (!shard.starts_with('/')).then(|| segments.join("/"))
+}
+
+fn ended(size: u64) -> String {
+    format!("it ended before the {size} bytes that it should have")
+}
+
+/// A parser's words, which may quote the file.
+fn said(error: &serde_json::Error) -> String {
+    shown(&error.to_string(), 120)
+}
+
+/// Whether the tensors' places follow each other from 0 to the end.
+fn covers(mut places: Vec<(u64, u64)>, data: u64) -> Result<(), String> {
+    places.sort_unstable();
+    let mut at = 0;
+    for (start, end) in places {
+        if start != at || end < start {
+            return Err(format!(
+                "its header is not consistent: a tensor has the bytes {start} to {end} where one \
+                 from {at} on should be"
+            ));
+        }
+        at = end;
+    }
+    let (has, needs) = (size_text(data), size_text(at));
+    match at {
+        end if end > data => Err(format!(
+            "its header speaks of {needs} ({at} bytes) of tensors, and {has} ({data} bytes) are \
+             there: it was cut short"
+        )),
+        end if end < data => Err(format!(
+            "its header speaks of {needs} ({at} bytes) of tensors, and {has} ({data} bytes) are \
+             there: it is longer than it should be"
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// The places of all tensors of a header.
+struct Tensors(Vec<(u64, u64)>);
+
+impl<'de> Deserialize<'de> for Tensors {
+    fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
+        input.deserialize_map(TensorsVisitor).map(Self)
+    }
+}
+
+struct TensorsVisitor;
+
+impl<'de> Visitor<'de> for TensorsVisitor {
+    type Value = Vec<(u64, u64)>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object with an entry for each tensor")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        #[derive(serde::Deserialize)]
+        struct Tensor {
+            data_offsets: (u64, u64),
+        }
+        let mut places = Vec::new();
+        while let Some(name) = map.next_key::<String>()? {
+            if name == "__metadata__" {
+                map.next_value::<IgnoredAny>()?;
+            } else {
+                places.push(map.next_value::<Tensor>()?.data_offsets);
+            }
+        }
+        Ok(places)
+    }
+}
+
+/// The files of an index, each once.
+struct Index(Option<BTreeSet<String>>);
+
+impl<'de> Deserialize<'de> for Index {
+    fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
+        #[derive(serde::Deserialize)]
+        struct Whole {
+            weight_map: Option<Files>,
+        }
+        let whole = Whole::deserialize(input)?;
+        Ok(Self(whole.weight_map.map(|files| files.0)))
+    }
+}
+
+struct Files(BTreeSet<String>);
+
+impl<'de> Deserialize<'de> for Files {
+    fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
+        input.deserialize_map(FilesVisitor).map(Self)
+    }
+}
+
+struct FilesVisitor;
+
+impl<'de> Visitor<'de> for FilesVisitor {
+    type Value = BTreeSet<String>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object that says which file holds which tensor")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut files = BTreeSet::new();
+        while let Some((IgnoredAny, file)) = map.next_entry::<IgnoredAny, String>()? {
+            files.insert(file);
+        }
+        Ok(files)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A file of tensors of these sizes.
+    fn file(tensors: &[u64]) -> Vec<u8> {
+        let mut at = 0;
+        let mut entries = vec![r#""__metadata__":{"format":"pt"}"#.to_owned()];
+        for (number, size) in tensors.iter().enumerate() {
+            let end = at + size;
+            entries.push(format!(
+                r#""t{number}":{{"dtype":"U8","shape":[{size}],"data_offsets":[{at},{end}]}}"#
+            ));
+            at = end;
+        }
+        // The order of the entries is not that of the bytes.
+        entries.reverse();
+        with_header(&format!("{{{}}}   ", entries.join(",")), at)
+    }
+
+    fn with_header(header: &str, data: u64) -> Vec<u8> {
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(header.as_bytes());
+        bytes.resize(bytes.len() + usize::try_from(data).unwrap(), 7);
+        bytes
+    }
+
+    fn checked(bytes: &[u8]) -> Result<(), String> {
+        check(bytes, bytes.len() as u64).unwrap()
+    }
+
+    #[test]
+    fn what_a_loader_takes_is_good() {
+        for tensors in [&[][..], &[0], &[16], &[5, 0, 0, 7, 1]] {
+            assert_eq!(checked(&file(tensors)), Ok(()), "{tensors:?}");
+        }
+        assert_eq!(checked(&with_header("{}", 0)), Ok(()));
+    }
+
+    #[test]
+    fn each_flaw_is_named() {
+        let good = file(&[100, 50]);
+        let longer = [&good[..], b"x"].concat();
+        let lfs = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n";
+        let entry = |offsets: &str| {
+            with_header(&format!(r#"{{"t":{{"dtype":"U8","data_offsets":{offsets}}}}}"#), 10)
+        };
+        let too_long = [&(MAX_HEADER + 1).to_le_bytes()[..], &[b' '; 100]].concat();
+        for (bytes, words) in [
+            (&b""[..], "empty"),
+            (b"1234567", "7 bytes"),
+            (&good[..good.len() - 1], "cut short"),
+            (&good[..20], "cut short"),
+            (&longer, "longer than it should be"),
+            (lfs, "Git LFS pointer"),
+            (&[0xff; 64], "no safetensors file"),
+            (&too_long, "no safetensors file"),
+            (&with_header("not JSON", 0), "header is not what it should be"),
+            (&with_header("[]", 0), "header is not what it should be"),
+            (&with_header(r#"{"t":{"dtype":"U8"}}"#, 0), "missing field `data_offsets`"),
+            (&entry("[0,9]"), "longer than it should be"),
+            (&entry("[1,10]"), "from 0 on"),
+            (&entry("[10,0]"), "from 0 on"),
+            (&entry("[-1,10]"), "header is not what it should be"),
+            (&entry("[0,99999999999999999999]"), "header is not what it should be"),
+        ] {
+            let why = checked(bytes).unwrap_err();
+            assert!(why.contains(words), "{words:?} is not in {why:?}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_shorter_than_was_said_is_a_flaw() {
+        assert!(check(&b"123"[..], 100).unwrap().unwrap_err().contains("ended before"));
+        let good = file(&[10]);
+        assert!(check(&good[..20], good.len() as u64).unwrap().is_err());
+    }
+
+    #[test]
+    fn an_index_names_each_file_once() {
+        let index = br#"{"metadata": {"total_size": 5}, "weight_map":
+            {"a": "m-1.safetensors", "b": "m-1.safetensors", "c": "m-2.safetensors"}}"#;
+        let found = shards(&index[..]).unwrap().unwrap().unwrap();
+        assert_eq!(Vec::from_iter(found), ["m-1.safetensors", "m-2.safetensors"]);
+        assert_eq!(shards(&b"{}"[..]).unwrap(), Ok(None));
+        for bad in ["", "{", "[]", r#"{"weight_map": 5}"#, r#"{"weight_map": {"a": 5}}"#] {
+            assert!(shards(bad.as_bytes()).unwrap().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn files_of_an_index_stand_beside_it() {
+        let index = "unet/diffusion.safetensors.index.json";
+        for (shard, expected) in [
+            ("m.safetensors", Some("unet/m.safetensors")),
+            ("./d//m.safetensors", Some("unet/d/m.safetensors")),
+            ("../m.safetensors", Some("m.safetensors")),
+            ("../../m.safetensors", None),
+            ("/m.safetensors", None),
+        ] {
+            assert_eq!(shard_path(index, shard).as_deref(), expected, "{shard}");
+        }
+        assert_eq!(shard_path("x.safetensors.index.json", "a/b").as_deref(), Some("a/b"));
+    }
+
+    proptest! {
+        #[test]
+        fn nonsense_is_a_flaw_and_never_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let _ = checked(&bytes);
+            let _ = shards(&bytes[..]).unwrap();
+        }
+
+        #[test]
+        fn a_header_of_nonsense_is_a_flaw_and_never_a_panic(header in "\\PC{0,80}", data in 0..20u64) {
+            let _ = checked(&with_header(&header, data));
+        }
+
+        #[test]
+        fn any_cut_and_anything_behind_the_end_is_found(
+            tensors in proptest::collection::vec(0..200u64, 0..6),
+            cut in any::<proptest::sample::Index>(),
+            more in proptest::collection::vec(any::<u8>(), 1..20),
+        ) {
+            let good = file(&tensors);
+            prop_assert_eq!(checked(&good), Ok(()));
+            prop_assert!(checked(&good[..cut.index(good.len())]).is_err());
+            prop_assert!(checked(&[good, more].concat()).is_err());
+        }
+    }
+}
