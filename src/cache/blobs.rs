@@ -19,9 +19,14 @@
 //! A dead machine may have lost anything that was not synced, in any order.
 //! So a blob whose record is still `.unsynced` when a process finds it is a
 //! suspect: it is read and its CRC compared before it is served, or dropped.
+//!
+//! A file that an import adopts goes the same way from 3 on, from a place of
+//! its own: see `import.rs`.
 
 use std::collections::HashSet;
 use std::fs;
+use std::io;
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
@@ -57,11 +62,25 @@ pub(super) struct Blobs {
     layout: Layout,
     /// Unsynced blobs that this process wrote or checked itself.
     known_good: Mutex<HashSet<BlobId>>,
+    /// Held while a verified file becomes a blob: a download and an import may
+    /// bring the same one.
+    placing: Mutex<()>,
+}
+
+/// What became of a verified file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Placed {
+    /// It is the blob now.
+    Blob,
+    /// The blob was there already; the file is where it was.
+    Late,
+    /// The caller did not rename it.
+    Refused,
 }
 
 impl Blobs {
     pub(super) fn new(layout: Layout) -> Self {
-        Self { layout, known_good: Mutex::new(HashSet::new()) }
+        Self { layout, known_good: Mutex::default(), placing: Mutex::default() }
     }
 
     /// Commits a verified part; see the module's numbered steps. Blocks.
@@ -73,25 +92,54 @@ impl Blobs {
         verified: Verified,
     ) -> Result<()> {
         let part = self.layout.part(id);
-        // A flight that was given up may have come this far all the same.
-        if self.find(id)?.is_some() {
-            return self.abandon(id);
-        }
         abort_point::reach("blob-commit-1");
         files::set_mode(&part, 0o444)?;
         abort_point::reach("blob-commit-2");
+        // A flight that was given up may have come this far all the same: then
+        // it is late, and its part is not needed.
+        match self
+            .place(id, object, size, verified, |blob| fs::rename(&part, blob).map(|()| true))?
+        {
+            Placed::Blob => {
+                abort_point::reach("blob-commit-4");
+                files::remove(&self.layout.journal(id))?;
+                abort_point::reach("blob-commit-5");
+                Ok(())
+            }
+            Placed::Late | Placed::Refused => self.abandon(id),
+        }
+    }
+
+    /// Steps 3 and 4 for a verified file of mode 0444, which `rename` brings to
+    /// the path that it gets, or not. Blocks.
+    pub(super) fn place(
+        &self,
+        id: &BlobId,
+        object: &str,
+        size: u64,
+        verified: Verified,
+        rename: impl FnOnce(&Path) -> io::Result<bool>,
+    ) -> Result<Placed> {
+        let _one = self.placing.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.find(id)?.is_some() {
+            return Ok(Placed::Late);
+        }
         let Verified { crc32c, check } = verified;
         self.write_record(
             id,
             &BlobRecord { format: FORMAT, size, crc32c, check, object: object.to_owned() },
         )?;
         abort_point::reach("blob-commit-3");
-        files::rename(&part, &self.layout.blob(id))?;
-        abort_point::reach("blob-commit-4");
-        files::remove(&self.layout.journal(id))?;
-        abort_point::reach("blob-commit-5");
+        let blob = self.layout.blob(id);
+        let renamed = rename(&blob).map_err(|e| {
+            Error::io(format!("renaming a verified file to {}", blob.display()), &e)
+        })?;
+        if !renamed {
+            files::remove(&self.layout.blob_record_unsynced(id))?;
+            return Ok(Placed::Refused);
+        }
         self.lock().insert(id.clone());
-        Ok(())
+        Ok(Placed::Blob)
     }
 
     /// The record of a blob that may be served, if there is one. A suspect is
@@ -102,7 +150,7 @@ impl Blobs {
         let path = self.layout.blob(id);
         let size = match fs::symlink_metadata(&path) {
             Ok(metadata) => metadata.len(),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(Error::io(format!("looking at {}", path.display()), &e)),
         };
         if durable && size == record.size || self.lock().contains(id) {

@@ -225,7 +225,10 @@ impl Drop for InFlight<'_> {
 
 /// The files whose blobs have to be downloaded, each blob once, small ones
 /// first: a loader starts with the configuration and the tokenizer.
-async fn missing(inner: &Arc<Inner>, manifest: &Arc<Manifest>) -> Result<Vec<ManifestFile>> {
+pub(super) async fn missing(
+    inner: &Arc<Inner>,
+    manifest: &Arc<Manifest>,
+) -> Result<Vec<ManifestFile>> {
     let (inner, manifest) = (Arc::clone(inner), Arc::clone(manifest));
     blocking(move || {
         let mut seen = HashSet::new();

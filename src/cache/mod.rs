@@ -14,6 +14,7 @@ mod files;
 mod fill;
 pub mod flight;
 mod holds;
+mod import;
 mod inventory;
 mod keeper;
 mod layout;
@@ -32,6 +33,7 @@ mod sanity;
 mod shortage;
 mod slots;
 mod space;
+mod sys;
 mod trash;
 mod verify;
 
@@ -45,6 +47,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use flight::Ticket;
+pub use import::{ImportOptions, ImportProgress, ImportSnapshot, Imported};
 pub use layout::Layout;
 pub use leases::{Holder, Lease, LeaseRecord};
 pub use manage::{CollectOptions, Collected, Purged, Wish};

@@ -8,6 +8,7 @@
 //! for one target at the same time are the caller's to prevent.
 
 mod bind;
+mod elsewhere;
 pub mod mountinfo;
 mod sys;
 mod target;
@@ -22,6 +23,7 @@ use std::path::{Path, PathBuf};
 use nix::libc;
 
 pub use bind::{BindOptions, bind_read_only, bind_read_only_by_remount};
+pub use elsewhere::{on_one_mount, shown_elsewhere};
 use mountinfo::{MountEntry, MountTable};
 pub use target::{create_target, remove_target, unmount};
 pub use uses::{Use, uses_of};

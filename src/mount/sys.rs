@@ -6,8 +6,7 @@
 //!
 //! JUSTIFICATION: a read-only bind mount that was never writable needs a mount
 //! that is changed before it is attached. `mount(2)` cannot do this, and nix
-//! has no wrappers for the calls that can. This is the only module with
-//! `unsafe`, and it holds nothing but the calls.
+//! has no wrappers for the calls that can. It holds nothing but the calls.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};

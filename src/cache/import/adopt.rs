@@ -1,0 +1,245 @@
+//! One file of a directory into the cache; the numbered steps stand in the
+//! documentation of the module above.
+
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+use nix::unistd::Uid;
+
+use super::source::{Found, Source};
+use super::{Candidate, open_for_writing};
+use crate::blocking::blocking;
+use crate::cache::Inner;
+use crate::cache::blobs::Placed;
+use crate::cache::space::Reservation;
+use crate::cache::sys::{ReadLease, reflink};
+use crate::download::{Engine, Progress, Verified};
+use crate::error::{Error, Result};
+use crate::model::{Manifest, ManifestFile};
+use crate::oci::{Bucket, ObjectName};
+
+/// Bytes that are copied at once.
+const CHUNK: u64 = 64 << 20;
+
+/// What became of a candidate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// Its inode is the blob's.
+    Moved,
+    /// The blob shares its blocks.
+    Cloned,
+    /// Its bytes were copied.
+    Copied,
+    /// It is not what Object Storage has, or that cannot be proved.
+    Differs,
+    /// It is not there any more, or the cache has got it meanwhile.
+    Gone,
+}
+
+/// What is needed to adopt files of one import.
+pub(super) struct Adopter {
+    pub(super) inner: Arc<Inner>,
+    pub(super) engine: Engine,
+    pub(super) manifest: Arc<Manifest>,
+    pub(super) source: Arc<Source>,
+    pub(super) take: bool,
+}
+
+impl Adopter {
+    /// Adopts one file, or says why not.
+    pub(super) async fn adopt(
+        &self,
+        candidate: &Candidate,
+        progress: Arc<Progress>,
+    ) -> Result<Fate> {
+        let (source, path) = (Arc::clone(&self.source), candidate.path.clone());
+        let size = candidate.file.size;
+        let found = blocking(move || source.find(&path)).await?;
+        let Some(found) = found.filter(|found| found.metadata.len() == size) else {
+            return Ok(Fate::Gone);
+        };
+        if self.take {
+            let shown = self.source.path().join(&candidate.path).display().to_string();
+            match self.take(&candidate.file, found, shown, Arc::clone(&progress)).await? {
+                Ok(fate) => return Ok(fate),
+                Err(found) => return self.copy(&candidate.file, found, progress).await,
+            }
+        }
+        self.copy(&candidate.file, found, progress).await
+    }
+
+    /// Steps 1 to 4; `Err` gives the file back to be copied.
+    async fn take(
+        &self,
+        file: &ManifestFile,
+        found: Found,
+        shown: String,
+        progress: Arc<Progress>,
+    ) -> Result<Result<Fate, Found>> {
+        let failed = |e: io::Error| Error::io(format!("looking at {shown}"), &e);
+        if found.has_other_names().map_err(failed)? {
+            return Ok(Err(found));
+        }
+        // A file system without leases, or somebody else's file and no right
+        // to lease it: nobody can say who writes.
+        let Ok(lease) = ReadLease::take(Arc::clone(&found.file)) else { return Ok(Err(found)) };
+        let Some(lease) = lease else { return Err(open_for_writing(&shown)) };
+        let verified = self.verify(file, &found.as_opened(), progress).await?;
+        let Some(verified) = verified else { return Ok(Ok(Fate::Differs)) };
+        let (inner, manifest) = (Arc::clone(&self.inner), Arc::clone(&self.manifest));
+        let file = file.clone();
+        blocking(move || match inner.take_file(&manifest, &file, &found, &lease, verified)? {
+            Placed::Blob => Ok(Ok(Fate::Moved)),
+            Placed::Late => Ok(Ok(Fate::Gone)),
+            Placed::Refused if lease.holds().is_ok_and(|holds| holds) => Ok(Err(found)),
+            Placed::Refused => Err(open_for_writing(&shown)),
+        })
+        .await
+    }
+
+    async fn copy(
+        &self,
+        file: &ManifestFile,
+        found: Found,
+        progress: Arc<Progress>,
+    ) -> Result<Fate> {
+        let (inner, file_) = (Arc::clone(&self.inner), file.clone());
+        let (staged, how) = blocking(move || inner.stage(&file_, &found)).await?;
+        let verified = self.verify(file, &staged.path, progress).await?;
+        let Some(verified) = verified else { return Ok(Fate::Differs) };
+        let (inner, manifest) = (Arc::clone(&self.inner), Arc::clone(&self.manifest));
+        let file = file.clone();
+        blocking(move || {
+            let placed = inner.place_file(&manifest, &file, verified, |blob| {
+                fs::rename(&staged.path, blob).map(|()| true)
+            })?;
+            Ok(if placed == Placed::Blob { how } else { Fate::Gone })
+        })
+        .await
+    }
+
+    /// Whether the file at `path` is what Object Storage has.
+    async fn verify(
+        &self,
+        file: &ManifestFile,
+        path: &Path,
+        progress: Arc<Progress>,
+    ) -> Result<Option<Verified>> {
+        let source = &self.manifest.source;
+        let bucket = Bucket::new(source.namespace.as_str(), source.bucket.as_str());
+        let object = ObjectName::new(Arc::new(bucket), self.manifest.object_name(file));
+        self.engine.verify(object, file.size, &file.etag, path, progress).await
+    }
+}
+
+/// A copy in the staging directory, which is removed with this value unless it
+/// was renamed.
+struct Staged {
+    path: PathBuf,
+    /// What a copy takes, until it counts as a blob.
+    room: Option<Reservation>,
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        // What cannot be removed now is thrown away at the next start.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+impl Inner {
+    /// Steps 2 to 4. Blocks.
+    fn take_file(
+        &self,
+        manifest: &Manifest,
+        file: &ManifestFile,
+        found: &Found,
+        lease: &ReadLease<Arc<File>>,
+        verified: Verified,
+    ) -> Result<Placed> {
+        let shown = found.as_named();
+        let changing = |e: io::Error| Error::io(format!("taking over {}", shown.display()), &e);
+        let before = &found.metadata;
+        own(&found.file, 0, 0, 0o444).map_err(changing)?;
+        let placed = self.place_file(manifest, file, verified, |blob| {
+            let named = found.as_named();
+            if !lease.holds()? || !found.is_at(&named) {
+                return Ok(false);
+            }
+            match fs::rename(&named, blob) {
+                // Projects with quotas, encrypted directories.
+                Err(e) if e.kind() == io::ErrorKind::CrossesDevices => return Ok(false),
+                other => other?,
+            }
+            if lease.holds()? && found.is_at(blob) && !found.has_other_names()? {
+                return Ok(true);
+            }
+            let back = RenameFlags::RENAME_NOREPLACE;
+            renameat2(AT_FDCWD, blob, AT_FDCWD, &named, back)?;
+            Ok(false)
+        })?;
+        if placed != Placed::Blob {
+            let mode = before.permissions().mode();
+            own(&found.file, before.uid(), before.gid(), mode).map_err(changing)?;
+        }
+        Ok(placed)
+    }
+
+    /// Makes a verified file a blob that can be found by its content. Blocks.
+    fn place_file(
+        &self,
+        manifest: &Manifest,
+        file: &ManifestFile,
+        verified: Verified,
+        rename: impl FnOnce(&Path) -> io::Result<bool>,
+    ) -> Result<Placed> {
+        let object = manifest.object_name(file);
+        let placed = self.blobs.place(&file.blob, &object, file.size, verified, rename)?;
+        if placed == Placed::Blob {
+            self.note_content(manifest, file, verified.check)?;
+        }
+        Ok(placed)
+    }
+
+    /// Clones or copies a file into the staging directory, as 0444. Blocks.
+    fn stage(&self, file: &ManifestFile, found: &Found) -> Result<(Staged, Fate)> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path = self.layout.staging().join(format!("{}.{number}.import", file.blob));
+        let failed = |e: io::Error| Error::io(format!("copying to {}", path.display()), &e);
+        let to = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
+        let to = to.map_err(failed)?;
+        let mut staged = Staged { path: path.clone(), room: None };
+        let how = if reflink(&found.file, &to).is_ok() {
+            Fate::Cloned
+        } else {
+            let blob = [(file.blob.clone(), file.size)];
+            staged.room = Some(self.ledger.reserve(&file.path, &blob, 2)?);
+            copy(&found.file, &to).map_err(failed)?;
+            Fate::Copied
+        };
+        to.set_permissions(Permissions::from_mode(0o444)).map_err(failed)?;
+        Ok((staged, how))
+    }
+}
+
+/// Copies all of a file; the kernel may do it without this process seeing a byte.
+fn copy(from: &File, mut to: &File) -> io::Result<()> {
+    use io::Read;
+    while io::copy(&mut from.take(CHUNK), &mut to)? > 0 {}
+    Ok(())
+}
+
+/// Gives a file to a user. Who is not root has only own files.
+fn own(file: &File, user: u32, group: u32, mode: u32) -> io::Result<()> {
+    if Uid::effective().is_root() {
+        fchown(file, Some(user), Some(group))?;
+    }
+    // After the owner, whose change takes bits away.
+    file.set_permissions(Permissions::from_mode(mode & 0o7777))
+}
