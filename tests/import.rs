@@ -6,7 +6,7 @@ mod support;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +15,8 @@ use localstore::{Action, LocalStore, Operation, PutOptions, Rule, synthetic_byte
 use nix::mount::{MsFlags, mount};
 use oci_model_csi::ErrorKind;
 use oci_model_csi::cache::{
-    Cache, CacheOptions, CachedModel, ImportOptions, ImportProgress, Imported, Reserve,
+    Cache, CacheOptions, CachedModel, ImportOptions, ImportProgress, Imported,
+    Limits as CacheLimits,
 };
 use oci_model_csi::download::{Engine, EngineOptions, Verify};
 use oci_model_csi::metrics::Metrics;
@@ -32,6 +33,8 @@ use tokio_util::task::TaskTracker;
 
 const WEIGHTS: &str = "model.safetensors";
 const SIZE: u64 = 3 * MIB + 7;
+
+const BOUND: Duration = Duration::from_secs(30);
 
 /// A cache without a driver.
 struct Node {
@@ -65,7 +68,8 @@ impl Node {
         let options = CacheOptions {
             dir: scratch.join("cache"),
             require_mount: false,
-            reserve: Reserve { bytes: 0, inodes: 0 },
+            limits: CacheLimits { min_free: 0, min_free_inodes: 0, max_size: None },
+            idle_ttl: None,
             max_models: 4,
             abandon_after: Duration::from_secs(60),
             check_safetensors: false,
@@ -292,25 +296,23 @@ fn a_writer_that_comes_while_a_file_is_compared_keeps_it() {
         store.faults().add(slow);
         let node = Node::new(scratch, store).await;
         let weights = dir.join(WEIGHTS);
-        let writer = tokio::task::spawn_blocking({
+        let writing = async {
+            let lease = format!(":{} ", inode(&weights));
+            eventually("the import has a lease on the weights", BOUND, async || {
+                let locks = fs::read_to_string("/proc/locks").unwrap();
+                let leased = |line: &str| line.contains("LEASE") && line.contains(&lease);
+                locks.lines().any(leased).then_some(())
+            })
+            .await;
             let weights = weights.clone();
-            move || {
-                // Waits in `open` as soon as the import has its lease.
-                let refused = |weights: &Path| {
-                    let flags = nix::libc::O_NONBLOCK;
-                    let opened = OpenOptions::new().append(true).custom_flags(flags).open(weights);
-                    opened.err().is_some_and(|e| e.kind() == std::io::ErrorKind::WouldBlock)
-                };
-                while !refused(&weights) {
-                    std::thread::yield_now();
-                }
-                OpenOptions::new().append(true).open(&weights).unwrap()
-            }
-        });
-        let error = node.try_import(&dir, true).await.unwrap_err();
+            // Waits until the import lets go of it.
+            let open = move || OpenOptions::new().append(true).open(weights).unwrap();
+            tokio::task::spawn_blocking(open).await.unwrap()
+        };
+        let (refused, mut writer) = tokio::join!(node.try_import(&dir, true), writing);
+        let error = refused.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Precondition);
         assert!(error.message().contains("open for writing"), "{error}");
-        let mut writer = writer.await.unwrap();
         writer.write_all(b"more").unwrap();
         assert_eq!(
             fs::metadata(&weights).unwrap().len(),

@@ -197,7 +197,7 @@ impl Blobs {
         files::rename(&target, &self.layout.trash().join(format!("blob-{to}")))?;
         match fs::hard_link(&source, &target) {
             // Evicted between the look and the link.
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
             linked => linked.map_err(|e| {
                 Error::io(format!("linking {} to {}", source.display(), target.display()), &e)
             })?,

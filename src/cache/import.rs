@@ -50,7 +50,7 @@ use super::{Cache, Inner};
 use crate::blocking::blocking;
 use crate::download::{Engine, Progress};
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{Manifest, ManifestFile, progress_text};
+use crate::model::{BlobId, Manifest, ManifestFile, progress_text};
 use adopt::{Adopter, Fate};
 use source::{Found, Source, check_movable};
 
@@ -178,6 +178,10 @@ impl Cache {
         progress: &ImportProgress,
     ) -> Result<(CachedModel, Imported)> {
         let mut imported = Imported::default();
+        // Until a model has them, nothing else says that they are wanted.
+        let (inner, blobs) = (Arc::clone(&self.0), manifest.files.iter());
+        let blobs: Vec<BlobId> = blobs.map(|file| file.blob.clone()).collect();
+        let _held = blocking(move || Ok(inner.holds.blobs(blobs.into_iter()))).await?;
         let missing = fill::missing(&self.0, manifest).await?;
         imported.cached_files = manifest.files.len().saturating_sub(missing.len());
         let (inner, manifest_, take) = (Arc::clone(&self.0), Arc::clone(manifest), options.take);
@@ -216,8 +220,12 @@ impl Cache {
         imported.downloaded_bytes =
             missing.iter().map(|file| file.size).fold(0, u64::saturating_add);
         let mut ticket = self.fill(engine, manifest, title);
-        progress.enter(Stage::Filling(ticket.shared_progress()));
-        let model = ticket.landed().await?;
+        let filling = ticket.shared_progress();
+        progress.enter(Stage::Filling(Arc::clone(&filling)));
+        let model = tokio::select! {
+            landed = ticket.landed() => landed?,
+            short = filling.short_of_space() => return Err(short.error(title, None)),
+        };
         (imported.left_files, imported.left) = blocking(move || Ok(source.left(NAMED))).await?;
         Ok((model, imported))
     }

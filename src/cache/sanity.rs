@@ -68,11 +68,10 @@ impl Cache {
             Some(verdict) => Some(verdict),
             None => {
                 let (inner, model_) = (Arc::clone(&self.0), model.clone());
-                let mut ticket = self
-                    .0
-                    .sanity
-                    .flights
-                    .join(model.key.clone(), (), |_| blocking(move || inner.look(&model_)));
+                let mut ticket =
+                    self.0.sanity.flights.join(model.key.clone(), (), |_| {
+                        blocking(move || inner.find_flaws(&model_))
+                    });
                 ticket.landed().await?
             }
         };
@@ -82,7 +81,7 @@ impl Cache {
 
 impl Inner {
     /// Looks at the files of one model; `None` when they vanished meanwhile. Blocks.
-    fn look(&self, model: &CachedModel) -> Result<Option<Arc<Verdict>>> {
+    fn find_flaws(&self, model: &CachedModel) -> Result<Option<Arc<Verdict>>> {
         let Some(verdict) = verdict(model)? else { return Ok(None) };
         let verdict = Arc::new(verdict);
         if !verdict.broken.is_empty() {
@@ -179,6 +178,7 @@ impl Verdict {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cache::holds::Holds;
     use crate::model::{
         BucketName, Filters, ListedObject, Manifest, NamespaceName, Prefix, Source, Tree,
     };
@@ -208,8 +208,9 @@ mod tests {
             .collect();
         let tree = Tree::arrange(objects, &source.prefix, &Filters::default()).unwrap().unwrap();
         let manifest = Arc::new(Manifest::new(source, "", tree));
-        let tree = dir.path().to_owned();
-        (dir, CachedModel { key: manifest.key(), manifest, tree })
+        let (key, tree) = (manifest.key(), dir.path().to_owned());
+        let hold = Holds::default().model(&key);
+        (dir, CachedModel { key, manifest, tree, _hold: hold })
     }
 
     fn request(exclude: Option<&str>) -> ModelRequest {

@@ -16,7 +16,7 @@ use super::{Candidate, open_for_writing};
 use crate::blocking::blocking;
 use crate::cache::Inner;
 use crate::cache::blobs::Placed;
-use crate::cache::space::Reservation;
+use crate::cache::space::{Reservation, Wanted};
 use crate::cache::sys::{ReadLease, reflink};
 use crate::download::{Engine, Progress, Verified};
 use crate::error::{Error, Result};
@@ -218,8 +218,9 @@ impl Inner {
         let how = if reflink(&found.file, &to).is_ok() {
             Fate::Cloned
         } else {
-            let blob = [(file.blob.clone(), file.size)];
-            staged.room = Some(self.ledger.reserve(&file.path, &blob, 2)?);
+            let missing = vec![(file.blob.clone(), file.size)];
+            let admitted = self.admit(&Wanted { missing, tree_inodes: 0 })?;
+            staged.room = Some(admitted.map_err(|short| short.error(&file.path, None))?);
             copy(&found.file, &to).map_err(failed)?;
             Fate::Copied
         };
