@@ -46,7 +46,7 @@ use super::fill;
 use super::models::CachedModel;
 use super::progress::{FillProgress, Snapshot};
 use super::sys::ReadLease;
-use super::{Cache, Inner};
+use super::{Asker, Cache, Inner};
 use crate::blocking::blocking;
 use crate::download::{Engine, Progress};
 use crate::error::{Error, ErrorKind, Result};
@@ -219,7 +219,7 @@ impl Cache {
         imported.downloaded_files = missing.len();
         imported.downloaded_bytes =
             missing.iter().map(|file| file.size).fold(0, u64::saturating_add);
-        let mut ticket = self.fill(engine, manifest, title);
+        let mut ticket = self.fill(engine, manifest, title, Asker::Prefetch);
         let filling = ticket.shared_progress();
         progress.enter(Stage::Filling(Arc::clone(&filling)));
         let model = tokio::select! {
