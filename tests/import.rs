@@ -59,6 +59,7 @@ impl Node {
             concurrency: 4,
             range_size: MIB,
             verify: Verify::Always,
+            bandwidth: None,
             write_back: false,
             retry: RetryPolicy::default(),
         };

@@ -105,6 +105,9 @@ impl Fixture {
     }
 }
 
+/// A kind of damage, and what does it to a blob.
+type Damaging = (&'static str, fn(&Path));
+
 /// Changes a file that is read-only to everybody else.
 fn overwrite(path: &Path, content: &[u8]) {
     files::set_mode(path, 0o644).unwrap();
@@ -160,7 +163,7 @@ async fn a_shared_blob_leaves_with_the_last_model_that_has_it() {
 
 #[tokio::test]
 async fn damage_of_every_kind_is_found_put_aside_and_told_to_those_who_show_it() {
-    let damages: [(&str, fn(&Path)); 4] = [
+    let damages: [Damaging; 4] = [
         ("a flipped bit", |blob| overwrite(blob, b"Weights")),
         ("a lost end", |blob| overwrite(blob, b"weight")),
         ("an emptied file", |blob| overwrite(blob, b"")),

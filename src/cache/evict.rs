@@ -194,6 +194,7 @@ impl Inner {
     /// quarantine. Blocks.
     pub(super) fn drop_leftovers(&self, wanted: &HashSet<BlobId>) -> Result<()> {
         let mut busy = self.ledger.admitted();
+        busy.extend(self.holds.held_blobs());
         busy.extend(self.blob_flights.running().into_iter().map(|(id, _)| id));
         for name in files::names(&self.layout.staging())? {
             let Some(id) = name.strip_suffix(".part").and_then(BlobId::parse) else {
