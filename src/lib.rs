@@ -9,12 +9,14 @@ pub mod config;
 pub mod csi;
 pub mod download;
 pub mod error;
+pub mod events;
 pub mod fetch;
 pub mod metrics;
 pub mod model;
 pub mod mount;
 pub mod oci;
 pub mod policy;
+mod transport;
 pub mod volume;
 
 pub use error::{Error, ErrorKind, Result};

@@ -39,7 +39,7 @@ mod verify;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -98,6 +98,9 @@ pub struct CacheOptions {
     pub check_safetensors: bool,
 }
 
+/// Is told of damage that is found.
+type Listener = Box<dyn Fn(&Damage) + Send + Sync>;
+
 /// The cache; cheap to clone.
 #[derive(Clone)]
 pub struct Cache(Arc<Inner>);
@@ -118,6 +121,7 @@ struct Inner {
     /// A model that waits for space may look again.
     space_freed: Notify,
     watermark_told: AtomicBool,
+    damage_told: OnceLock<Listener>,
     syncer: Syncer,
     model_slots: Slots,
     model_flights: Flights<ModelKey, FillProgress, CachedModel>,
@@ -171,6 +175,7 @@ impl Cache {
             trash_filled: Notify::new(),
             space_freed: Notify::new(),
             watermark_told: AtomicBool::new(false),
+            damage_told: OnceLock::new(),
             model_slots: Slots::new(options.max_models.max(1)),
             layout,
             blobs,
@@ -193,6 +198,11 @@ impl Cache {
         let recovered = recover::recover(&self.0.layout, &self.0.leases, pods)?;
         self.0.count_leases();
         Ok(recovered)
+    }
+
+    /// Has somebody told of damage that is found; the first one who asks.
+    pub fn on_damage(&self, tell: impl Fn(&Damage) + Send + Sync + 'static) {
+        let _ = self.0.damage_told.set(Box::new(tell));
     }
 
     /// The paths.

@@ -91,6 +91,9 @@ impl Inner {
 
     fn tell(&self, damage: &Damage) {
         self.metrics.cache_damaged.inc();
+        if let Some(told) = self.damage_told.get() {
+            told(damage);
+        }
         let pods: HashSet<&str> =
             damage.volumes.iter().filter_map(|lease| lease.pod.as_deref()).collect();
         tracing::error!(

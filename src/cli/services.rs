@@ -24,6 +24,7 @@ use crate::csi::{
 };
 use crate::download::Engine;
 use crate::error::{Error, Result};
+use crate::events::{Cluster, Events};
 use crate::metrics::Metrics;
 use crate::oci::{AuthMethod, ObjectStorage};
 use crate::policy::Policy;
@@ -68,11 +69,36 @@ pub(super) struct ServiceArgs {
     /// Socket for the node's administrator: downloads and leases as JSON at /status
     #[arg(long, env = "OCI_MODEL_CSI_ADMIN_ENDPOINT", value_name = "unix:///path")]
     admin_endpoint: Option<Endpoint>,
+    /// API server that pods' events are written to [default: that of the cluster the driver runs in]
+    #[arg(long, env = "OCI_MODEL_CSI_KUBERNETES_API", value_name = "URL")]
+    kubernetes_api: Option<String>,
+    /// Directory of the driver's service account: token and ca.crt
+    #[arg(
+        long,
+        env = "OCI_MODEL_CSI_SERVICE_ACCOUNT_DIR",
+        value_name = "DIR",
+        default_value = "/var/run/secrets/kubernetes.io/serviceaccount"
+    )]
+    service_account_dir: PathBuf,
     /// Address of /metrics, /healthz and /readyz, such as 0.0.0.0:9090 [default: none]
     #[arg(long, env = "OCI_MODEL_CSI_METRICS_ADDRESS", value_name = "ADDRESS:PORT")]
     metrics_address: Option<SocketAddr>,
     #[command(flatten)]
     storage: StorageArgs,
+}
+
+impl ServiceArgs {
+    /// Events to the cluster that was named, or that this process runs in.
+    fn events(&self, tasks: &TaskTracker, shutdown: &CancellationToken) -> Result<Events> {
+        let url = self.kubernetes_api.clone().or_else(Cluster::own_url);
+        let Some(url) = url else { return Ok(Events::default()) };
+        let cluster = Cluster::at(url, &self.service_account_dir);
+        Events::to(&cluster, &self.driver_name, &self.node_name(), tasks, shutdown)
+    }
+
+    fn node_name(&self) -> String {
+        self.node_id.clone().unwrap_or_else(host_name)
+    }
 }
 
 /// Serves until SIGTERM or SIGINT.
@@ -147,8 +173,8 @@ async fn start(args: ServiceArgs, config: &Config, mode: Mode) -> Result<()> {
             Arc::clone(&metrics),
         ),
         node: node.as_ref().map(|node| {
-            let node_id = args.node_id.clone().unwrap_or_else(host_name);
-            let options = NodeOptions { node_id, kubelet_dir: args.kubelet_dir.clone() };
+            let options =
+                NodeOptions { node_id: args.node_name(), kubelet_dir: args.kubelet_dir.clone() };
             let volumes = node.volumes.clone();
             NodeService::new(volumes, options, readiness.clone(), Arc::clone(&metrics))
         }),
@@ -205,8 +231,15 @@ impl Node {
         let engine =
             Engine::new(client, options::engine(&config.download, true), Arc::clone(metrics))?;
         let chooser = Chooser::new(resolver.clone(), config.serve_stale_on_outage);
-        let volumes =
-            Volumes::new(cache.clone(), engine.clone(), chooser, Policy, Arc::clone(metrics));
+        let events = args.events(tasks, shutdown)?;
+        let volumes = Volumes::new(
+            cache.clone(),
+            engine.clone(),
+            chooser,
+            Policy,
+            events,
+            Arc::clone(metrics),
+        );
         Ok(Self { cache, engine, volumes })
     }
 }

@@ -22,6 +22,7 @@ use crate::csi::proto::volume_capability::access_mode::Mode;
 use crate::csi::proto::*;
 use crate::csi::{NodeOptions, Readiness};
 use crate::download::{Engine, EngineOptions, Verify};
+use crate::events::Events;
 use crate::metrics::Metrics;
 use crate::oci::RetryPolicy;
 use crate::policy::Policy;
@@ -115,7 +116,7 @@ async fn volumes(
     cache.recover(&dir.join("kubelet/pods")).unwrap();
     let engine = Engine::new(store.client().await, engine, Arc::clone(metrics)).unwrap();
     let chooser = Chooser::new(store.resolver().await, false);
-    Volumes::new(cache, engine, chooser, Policy, Arc::clone(metrics))
+    Volumes::new(cache, engine, chooser, Policy, Events::default(), Arc::clone(metrics))
 }
 
 fn publish_request(driver: &Driver) -> NodePublishVolumeRequest {

@@ -8,7 +8,7 @@ use hyper::body::Incoming;
 
 use super::answer::ObjectHead;
 use super::error::{Error, ErrorKind};
-use super::transport;
+use crate::transport;
 
 /// The body of a `GetObject`: exactly the bytes asked for, or an error.
 pub struct ObjectBody {

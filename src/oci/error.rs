@@ -1,5 +1,6 @@
 //! What can go wrong between us and Oracle, told as one sentence.
 
+use crate::transport::Unusable;
 use std::fmt;
 use std::time::Duration;
 
@@ -174,6 +175,16 @@ impl fmt::Debug for Error {
 }
 
 impl std::error::Error for Error {}
+
+impl From<Unusable> for Error {
+    fn from(unusable: Unusable) -> Self {
+        let error = Self::config(unusable.attempted, unusable.why);
+        match unusable.remedy {
+            Some(remedy) => error.with_remedy(remedy),
+            None => error,
+        }
+    }
+}
 
 impl From<Error> for crate::Error {
     fn from(error: Error) -> Self {

@@ -9,7 +9,6 @@
 //! | who asks: one immutable credential behind an atomic swap | [`identity`] |
 //! | the signature, a pure function | [`sign`], [`key`], `pem` |
 //! | the host | [`region`], `endpoint` |
-//! | the wire: hyper, rustls, timeouts | `transport` |
 //! | when it fails | [`Error`], [`RetryPolicy`] |
 //!
 //! Nothing outside this module builds a URL or a signature, and nothing in it
@@ -35,7 +34,6 @@ mod settings;
 pub mod sign;
 #[cfg(test)]
 mod test_server;
-mod transport;
 
 pub use answer::{Listing, MultipartMd5, ObjectHead, ObjectSummary};
 pub use body::ObjectBody;

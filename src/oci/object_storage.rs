@@ -24,7 +24,7 @@ use super::identity::Identity;
 use super::names::{Bucket, ObjectName};
 use super::retry::RetryPolicy;
 use super::settings::RequestObserver;
-use super::transport::Transport;
+use crate::transport::Transport;
 
 /// The service's own limit on a page of a listing.
 const PAGE_LIMIT: usize = 1000;

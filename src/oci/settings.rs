@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::error::Error;
 use super::retry::RetryPolicy;
+use crate::transport::Waits;
 
 /// Who asks: the oci CLI's `--auth` values, and two more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -95,6 +96,13 @@ impl Default for Timeouts {
             response_head: Duration::from_secs(60),
             body_idle: Duration::from_secs(30),
         }
+    }
+}
+
+impl From<&Timeouts> for Waits {
+    fn from(timeouts: &Timeouts) -> Self {
+        let Timeouts { connect, response_head, body_idle, .. } = *timeouts;
+        Self { connect, response_head, body_idle }
     }
 }
 

@@ -10,6 +10,7 @@ mod records;
 mod resolve;
 mod scrub;
 mod targets;
+mod tell;
 mod template;
 
 use std::path::PathBuf;

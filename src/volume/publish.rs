@@ -8,12 +8,14 @@ use tokio::time::Instant;
 
 use super::choose::{Choice, Chooser};
 use super::targets::{TargetGuard, Targets};
+use super::tell::{self, Teller};
 use super::{PublishKey, PublishRequest, VolumeStats};
 use crate::abort_point;
 use crate::blocking::blocking;
 use crate::cache::{Asker, Cache, CachedModel, Holder};
 use crate::download::Engine;
 use crate::error::{Error, ErrorKind, Result};
+use crate::events::Events;
 use crate::metrics::{Metrics, PublishResult};
 use crate::mount;
 use crate::policy::Policy;
@@ -31,6 +33,7 @@ struct Inner {
     chooser: Chooser,
     policy: Policy,
     targets: Targets,
+    events: Events,
     metrics: Arc<Metrics>,
 }
 
@@ -41,10 +44,13 @@ impl Volumes {
         engine: Engine,
         chooser: Chooser,
         policy: Policy,
+        events: Events,
         metrics: Arc<Metrics>,
     ) -> Self {
         let targets = Targets::default();
-        Self(Arc::new(Inner { cache, engine, chooser, policy, targets, metrics }))
+        let told = events.clone();
+        cache.on_damage(move |damage| tell::damaged(&told, damage));
+        Self(Arc::new(Inner { cache, engine, chooser, policy, targets, events, metrics }))
     }
 
     pub(super) fn cache(&self) -> &Cache {
@@ -64,7 +70,11 @@ impl Volumes {
     /// finished even when the caller goes away.
     pub async fn publish(&self, request: PublishRequest, wait: Duration) -> Result<()> {
         let started = Instant::now();
+        let pod = request.pod.clone();
         let result = self.try_publish(request, started + wait).await;
+        if let Err(error) = &result {
+            Teller::new(&self.0.events, pod.as_ref()).failed(error);
+        }
         let seconds = started.elapsed().as_secs_f64();
         match &result {
             Ok(None) => {}
@@ -100,7 +110,9 @@ impl Volumes {
         self.0.cache.check_sanity(&model, &request.model).await?;
         let (inner, revision) = (Arc::clone(&self.0), model.manifest.revision.clone());
         let PublishKey { volume_id, target, .. } = request.key.clone();
+        let (pod, shown) = (request.pod.clone(), model.clone());
         blocking(move || inner.show(guard, request, model)).await?;
+        Teller::new(&self.0.events, pod.as_ref()).published(how, &shown, &title);
         tracing::info!(
             volume_id,
             target = %target.display(),
@@ -149,6 +161,7 @@ impl Volumes {
         deadline: Instant,
     ) -> Result<(CachedModel, PublishResult)> {
         let scope = request.model.scope_id(request.pod.as_ref())?;
+        let teller = Teller::new(&self.0.events, request.pod.as_ref());
         let mut changed = None;
         for _ in 0..RESOLVES {
             let chosen = self.0.chooser.choose(&self.0.cache, &request.model, &scope).await?;
@@ -173,6 +186,7 @@ impl Volumes {
                             let namespace = request.pod.as_ref().map(|pod| pod.namespace.as_str());
                             return Err(short.error(title, namespace));
                         }
+                        () = teller.progress(&progress, title) => continue,
                         () = tokio::time::sleep_until(deadline) => {
                             let text = progress.snapshot().text(title);
                             return Err(Error::new(ErrorKind::InProgress, text));

@@ -15,7 +15,7 @@ use crate::oci::error::{Error, ErrorKind, excerpt};
 use crate::oci::key::KeyPair;
 use crate::oci::retry::RetryPolicy;
 use crate::oci::sign;
-use crate::oci::transport::Transport;
+use crate::transport::Transport;
 
 /// A token is a few kilobytes.
 const LONGEST_ANSWER: usize = 256 * 1024;

@@ -7,8 +7,8 @@ use http_body_util::Full;
 use crate::oci::endpoint::Endpoint;
 use crate::oci::error::{Error, ErrorKind, excerpt};
 use crate::oci::retry::RetryPolicy;
-use crate::oci::settings::{Settings, Timeouts};
-use crate::oci::transport::Transport;
+use crate::oci::settings::Settings;
+use crate::transport::{Transport, Waits};
 
 /// Where every instance finds it; link-local, so never through a proxy.
 const DEFAULT_BASE: &str = "http://169.254.169.254/opc/v2";
@@ -28,10 +28,10 @@ impl Imds {
         let base = settings
             .or_variable(settings.metadata_base.as_ref(), "OCI_METADATA_BASE_URL")
             .unwrap_or_else(|| DEFAULT_BASE.to_owned());
-        let timeouts =
-            Timeouts { connect: settings.timeouts.metadata_connect, ..settings.timeouts.clone() };
+        let connect = settings.timeouts.metadata_connect;
+        let waits = Waits { connect, ..Waits::from(&settings.timeouts) };
         Ok(Self {
-            transport: Transport::new(&timeouts, settings.ca_file().as_deref())?,
+            transport: Transport::new(waits, settings.ca_file().as_deref())?,
             base: Endpoint::parse(&base, "the metadata service's URL")?,
             retry: settings.retry.clone(),
         })

@@ -21,7 +21,7 @@ use crate::oci::error::{Error, ErrorKind};
 use crate::oci::key::KeyPair;
 use crate::oci::region::Region;
 use crate::oci::settings::{Environment, Settings};
-use crate::oci::transport::Transport;
+use crate::transport::Transport;
 
 /// Certificate and key are two reads; a rotation in between is met by reading both again.
 const READS_UNTIL_THEY_MATCH: usize = 3;

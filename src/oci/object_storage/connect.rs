@@ -14,7 +14,7 @@ use crate::oci::identity::imds::Imds;
 use crate::oci::identity::instance_principal::{InstancePrincipal, InstanceRegion};
 use crate::oci::region::Region;
 use crate::oci::settings::{AuthMethod, Settings};
-use crate::oci::transport::Transport;
+use crate::transport::Transport;
 
 /// Where Object Storage is.
 pub(super) enum Place {
@@ -73,7 +73,7 @@ impl ObjectStorage {
 }
 
 fn prepare(settings: Settings, clock: Clock) -> Result<Inner, Error> {
-    let transport = Transport::new(&settings.timeouts, settings.ca_file().as_deref())?;
+    let transport = Transport::new((&settings.timeouts).into(), settings.ca_file().as_deref())?;
     let endpoint = settings.or_variable(settings.endpoint.as_ref(), "OCI_CLI_ENDPOINT");
     let region = settings.or_variable(settings.region.as_ref(), "OCI_CLI_REGION");
     let profile = ProfileSource::new(&settings);

@@ -17,7 +17,7 @@ use crate::oci::error::{Error, ErrorKind, excerpt};
 use crate::oci::identity::Credential;
 use crate::oci::names::Bucket;
 use crate::oci::sign;
-use crate::oci::transport::Failure;
+use crate::transport::Failure;
 
 const USER_AGENT: &str = concat!("oci-model-csi/", env!("CARGO_PKG_VERSION"));
 

@@ -1,4 +1,5 @@
 //! HTTP/1.1 over hyper and rustls: no redirects, no decompression, no proxies.
+//! The one place that opens connections; it knows nobody's API.
 
 use std::error::Error as StdError;
 use std::path::Path;
@@ -16,8 +17,7 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 
-use super::error::{Error, excerpt};
-use super::settings::Timeouts;
+use crate::model::shown;
 
 /// What one read of a connection may take. Chunks are that long where the network keeps up, and at
 /// most twice that: 128 to 512 KiB measured best when they go straight to positional writes.
@@ -33,6 +33,26 @@ pub(crate) struct Failure {
     pub(crate) remedy: Option<&'static str>,
 }
 
+/// How long is waited for what. There is no limit on a whole body: a slow
+/// transfer is none that hangs.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Waits {
+    /// For a TCP connection.
+    pub(crate) connect: Duration,
+    /// From sending a request to the head of its answer, TLS handshake included.
+    pub(crate) response_head: Duration,
+    /// Between two chunks of a body.
+    pub(crate) body_idle: Duration,
+}
+
+/// Why no connection could ever be opened: a fault of the configuration.
+#[derive(Debug)]
+pub(crate) struct Unusable {
+    pub(crate) attempted: String,
+    pub(crate) why: String,
+    pub(crate) remedy: Option<&'static str>,
+}
+
 /// One pool of connections with its timeouts; cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Transport {
@@ -43,19 +63,23 @@ pub(crate) struct Transport {
 
 impl Transport {
     /// Trusts the system's roots and those of `ca_file`.
-    pub(crate) fn new(timeouts: &Timeouts, ca_file: Option<&Path>) -> Result<Self, Error> {
+    pub(crate) fn new(waits: Waits, ca_file: Option<&Path>) -> Result<Self, Unusable> {
         let tls = rustls::ClientConfig::builder_with_provider(Arc::new(
             rustls::crypto::aws_lc_rs::default_provider(),
         ))
         .with_safe_default_protocol_versions()
-        .map_err(|error| Error::config("setting up TLS", error.to_string()))?
+        .map_err(|error| Unusable {
+            attempted: "setting up TLS".to_owned(),
+            why: error.to_string(),
+            remedy: None,
+        })?
         .with_root_certificates(roots(ca_file)?)
         .with_no_client_auth();
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
         tcp.set_keepalive(Some(Duration::from_secs(60)));
-        tcp.set_connect_timeout(Some(timeouts.connect));
+        tcp.set_connect_timeout(Some(waits.connect));
         let connector = hyper_rustls::HttpsConnectorBuilder::new()
             .with_tls_config(tls)
             .https_or_http()
@@ -67,7 +91,7 @@ impl Transport {
             .pool_max_idle_per_host(IDLE_CONNECTIONS)
             .http1_max_buf_size(READ_BUFFER)
             .build(connector);
-        Ok(Self { client, response_head: timeouts.response_head, body_idle: timeouts.body_idle })
+        Ok(Self { client, response_head: waits.response_head, body_idle: waits.body_idle })
     }
 
     /// Sends, and waits for the head of the answer.
@@ -131,7 +155,7 @@ pub(crate) async fn next_chunk(
     }
 }
 
-fn roots(ca_file: Option<&Path>) -> Result<rustls::RootCertStore, Error> {
+fn roots(ca_file: Option<&Path>) -> Result<rustls::RootCertStore, Unusable> {
     let mut roots = rustls::RootCertStore::empty();
     let system = rustls_native_certs::load_native_certs();
     for error in &system.errors {
@@ -140,9 +164,10 @@ fn roots(ca_file: Option<&Path>) -> Result<rustls::RootCertStore, Error> {
     // Systems carry certificates that rustls refuses; the others are what counts.
     roots.add_parsable_certificates(system.certs);
     if let Some(path) = ca_file {
-        let refuse = |why: String| {
-            Error::config(format!("reading the CA file {}", path.display()), why)
-                .with_remedy("it must hold one or more PEM certificates")
+        let refuse = |why: String| Unusable {
+            attempted: format!("reading the CA file {}", path.display()),
+            why,
+            remedy: Some("it must hold one or more PEM certificates"),
         };
         let certificates = CertificateDer::pem_file_iter(path)
             .and_then(Iterator::collect::<Result<Vec<_>, _>>)
@@ -182,5 +207,5 @@ fn causes(error: &dyn StdError) -> String {
         next = cause.source();
     }
     let text = if texts.is_empty() { error.to_string() } else { texts.join(": ") };
-    excerpt(&text, 300)
+    shown(&text, 300)
 }

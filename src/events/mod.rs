@@ -1,0 +1,183 @@
+//! Kubernetes Events about pods: what `kubectl describe pod` shows besides
+//! kubelet's own.
+//!
+//! Telling never waits and never fails: events go through a bounded queue to
+//! one task, which posts them at a bounded rate. A pod's repeated event of one
+//! reason becomes a count and a newer text on the first one. Where the API
+//! server cannot be reached they are dropped; where it says 403, nothing is
+//! sent for a while.
+
+mod api;
+mod recent;
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub use api::Cluster;
+use api::{Api, Posted};
+use recent::Recent;
+
+use crate::model::{PodIdentity, shown};
+
+/// Events that wait to be posted; more are dropped.
+const QUEUE: usize = 1000;
+
+/// Between two posts. kube-apiserver's own limit for a client is above that.
+const PACE: Duration = Duration::from_millis(50);
+
+/// After a 403, until it is tried again: a role may be mended.
+const FORBIDDEN: Duration = Duration::from_secs(10 * 60);
+
+/// The longest note that the API server accepts, in bytes.
+const NOTE: usize = 1000;
+
+/// Why a pod is told something; the names are the contract's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Reason {
+    /// Its model is being downloaded.
+    Pulling,
+    /// Its model was downloaded.
+    Pulled,
+    /// Its model was in the cache.
+    CacheHit,
+    /// It got an older revision, since Object Storage could not be asked.
+    ServedStale,
+    /// Its model could not be brought.
+    PullFailed,
+    /// Its model is damaged on the node's disk.
+    Damaged,
+}
+
+impl Reason {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Pulling => "ModelPulling",
+            Self::Pulled => "ModelPulled",
+            Self::CacheHit => "ModelCacheHit",
+            Self::ServedStale => "ModelServedStale",
+            Self::PullFailed => "ModelPullFailed",
+            Self::Damaged => "ModelDamaged",
+        }
+    }
+
+    fn is_warning(self) -> bool {
+        matches!(self, Self::ServedStale | Self::PullFailed | Self::Damaged)
+    }
+}
+
+/// Which pod.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Subject {
+    /// Kubernetes namespace.
+    pub namespace: String,
+    /// Pod name.
+    pub name: String,
+    /// Pod UID; without it `kubectl describe` does not find the event.
+    pub uid: String,
+}
+
+impl From<&PodIdentity> for Subject {
+    fn from(pod: &PodIdentity) -> Self {
+        let PodIdentity { namespace, name, uid, .. } = pod.clone();
+        Self { namespace, name, uid }
+    }
+}
+
+/// One thing to tell.
+#[derive(Debug, Clone)]
+struct Event {
+    subject: Subject,
+    reason: Reason,
+    note: String,
+}
+
+/// Tells pods; cheap to clone. The default tells nobody: there is no API server.
+#[derive(Debug, Clone, Default)]
+pub struct Events(Option<Arc<Inner>>);
+
+#[derive(Debug)]
+struct Inner {
+    queue: mpsc::Sender<Event>,
+    recent: Mutex<Recent>,
+}
+
+impl Events {
+    /// Events to this cluster, told by `driver` on `node`; the task that posts
+    /// them ends at `shutdown`, with what is queued by then.
+    ///
+    /// # Errors
+    /// When the CA of the API server cannot be read.
+    pub fn to(
+        cluster: &Cluster,
+        driver: &str,
+        node: &str,
+        tasks: &TaskTracker,
+        shutdown: &CancellationToken,
+    ) -> crate::error::Result<Self> {
+        let api = Api::new(cluster, driver, node)?;
+        let (queue, inbox) = mpsc::channel(QUEUE);
+        tasks.spawn(post(api, inbox, shutdown.clone()));
+        Ok(Self(Some(Arc::new(Inner { queue, recent: Mutex::default() }))))
+    }
+
+    /// Tells a pod, unless it was told the same a moment ago.
+    pub fn tell(&self, subject: impl Into<Subject>, reason: Reason, note: &str) {
+        let Some(inner) = &self.0 else { return };
+        let subject = subject.into();
+        if subject.uid.is_empty() || subject.name.is_empty() || subject.namespace.is_empty() {
+            return;
+        }
+        let recent = inner.recent.lock();
+        if !recent.unwrap_or_else(PoisonError::into_inner).admits(&subject, reason, note) {
+            return;
+        }
+        // Bytes are what is limited; four of them make the longest character.
+        let event = Event { subject, reason, note: shown(note, NOTE / 4 * 3) };
+        if inner.queue.try_send(event).is_err() {
+            tracing::debug!(reason = reason.name(), "an event was dropped: too many wait");
+        }
+    }
+}
+
+async fn post(mut api: Api, mut inbox: mpsc::Receiver<Event>, shutdown: CancellationToken) {
+    let mut silent_until: Option<Instant> = None;
+    loop {
+        let event = tokio::select! {
+            biased;
+            () = shutdown.cancelled() => return,
+            event = inbox.recv() => match event {
+                Some(event) => event,
+                None => return,
+            },
+        };
+        if silent_until.is_some_and(|until| Instant::now() < until) {
+            continue;
+        }
+        let posted = tokio::select! {
+            () = shutdown.cancelled() => return,
+            posted = api.post(&event) => posted,
+        };
+        match posted {
+            Posted::Done => silent_until = None,
+            Posted::Forbidden => {
+                tracing::warn!(
+                    "the API server does not let the driver write events (create and patch events \
+                     in the pods' namespaces); pods are not told for a while"
+                );
+                silent_until = Some(Instant::now() + FORBIDDEN);
+            }
+            Posted::Failed(error) => {
+                tracing::debug!(error, reason = event.reason.name(), "an event was not posted");
+            }
+        }
+        tokio::time::sleep(PACE).await;
+    }
+}
+
+#[cfg(test)]
+mod tests;

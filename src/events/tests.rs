@@ -1,0 +1,172 @@
+//! Events against a server that answers as the API server does.
+
+use std::convert::Infallible;
+use std::path::Path;
+use std::sync::atomic::{AtomicU16, Ordering};
+
+use bytes::Bytes;
+use http::{Method, Response, StatusCode};
+use http_body_util::{BodyExt as _, Full};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use tokio::net::TcpListener;
+
+use super::*;
+
+/// One request: method, path, bearer, body.
+type Seen = Arc<Mutex<Vec<(Method, String, String, Value)>>>;
+
+struct Server {
+    seen: Seen,
+    status: Arc<AtomicU16>,
+    events: Events,
+    _account: tempfile::TempDir,
+    shutdown: CancellationToken,
+}
+
+async fn server() -> Server {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let (seen, status) = (Seen::default(), Arc::new(AtomicU16::new(201)));
+    let (log, answer) = (Arc::clone(&seen), Arc::clone(&status));
+    let shutdown = CancellationToken::new();
+    let ends = shutdown.clone();
+    tokio::spawn(async move {
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = ends.cancelled() => return,
+            };
+            let (log, answer) = (Arc::clone(&log), Arc::clone(&answer));
+            let service = service_fn(move |request: http::Request<hyper::body::Incoming>| {
+                let (log, answer) = (Arc::clone(&log), Arc::clone(&answer));
+                async move {
+                    let (head, body) = request.into_parts();
+                    let body = body.collect().await.unwrap().to_bytes();
+                    let bearer = head.headers["authorization"].to_str().unwrap().to_owned();
+                    let body = serde_json::from_slice(&body).unwrap();
+                    log.lock().unwrap().push((
+                        head.method,
+                        head.uri.path().to_owned(),
+                        bearer,
+                        body,
+                    ));
+                    let mut response = Response::new(Full::new(Bytes::from("{}")));
+                    *response.status_mut() =
+                        StatusCode::from_u16(answer.load(Ordering::Relaxed)).unwrap();
+                    Ok::<_, Infallible>(response)
+                }
+            });
+            let stream = TokioIo::new(accepted.unwrap().0);
+            tokio::spawn(http1::Builder::new().serve_connection(stream, service));
+        }
+    });
+    let account = tempfile::tempdir().unwrap();
+    std::fs::write(account.path().join("token"), "secret-token\n").unwrap();
+    let cluster = Cluster::at(url, account.path());
+    let tasks = TaskTracker::new();
+    let events = Events::to(&cluster, "oci-model-csi.dev", "node-1", &tasks, &shutdown).unwrap();
+    Server { seen, status, events, _account: account, shutdown }
+}
+
+impl Server {
+    async fn until_seen(&self, count: usize) -> Vec<(Method, String, String, Value)> {
+        for _ in 0..500 {
+            if self.seen.lock().unwrap().len() >= count {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        self.seen.lock().unwrap().clone()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+    }
+}
+
+fn pod(name: &str) -> Subject {
+    let owned = str::to_owned;
+    Subject { namespace: owned("team-a"), name: owned(name), uid: format!("uid-of-{name}") }
+}
+
+#[tokio::test]
+async fn an_event_names_its_pod_so_that_kubectl_describe_shows_it() {
+    let server = server().await;
+    server.events.tell(pod("vllm-0"), Reason::PullFailed, "no such bucket");
+    let seen = server.until_seen(1).await;
+    let (method, path, bearer, body) = &seen[0];
+    assert_eq!((method, path.as_str()), (&Method::POST, "/api/v1/namespaces/team-a/events"));
+    assert_eq!(bearer, "Bearer secret-token");
+    assert_eq!(body["involvedObject"]["uid"], "uid-of-vllm-0");
+    assert_eq!(body["involvedObject"]["kind"], "Pod");
+    assert_eq!((&body["reason"], &body["type"]), (&"ModelPullFailed".into(), &"Warning".into()));
+    assert_eq!(body["message"], "no such bucket");
+    assert_eq!(body["source"]["host"], "node-1");
+    assert!(body["metadata"]["name"].as_str().unwrap().starts_with("vllm-0."));
+    let time = body["firstTimestamp"].as_str().unwrap();
+    assert!(humantime::parse_rfc3339(time).is_ok(), "{time}");
+}
+
+#[tokio::test]
+async fn the_same_news_is_told_once_and_other_news_counts_up() {
+    let server = server().await;
+    for _ in 0..20 {
+        server.events.tell(pod("a"), Reason::PullFailed, "no space");
+        server.events.tell(pod("a"), Reason::Pulling, "1 %");
+        server.events.tell(pod("a"), Reason::Pulling, "2 %");
+    }
+    server.events.tell(pod("a"), Reason::PullFailed, "no bucket");
+    server.events.tell(pod("b"), Reason::PullFailed, "no space");
+    let seen = server.until_seen(4).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(server.seen.lock().unwrap().len(), 4, "{seen:?}");
+    let patch = &seen[2];
+    assert_eq!(patch.0, Method::PATCH);
+    let name = seen[0].3["metadata"]["name"].as_str().unwrap();
+    assert!(patch.1.ends_with(name), "{patch:?}");
+    assert_eq!((&patch.3["count"], &patch.3["message"]), (&2.into(), &"no bucket".into()));
+}
+
+#[tokio::test]
+async fn an_event_that_expired_is_made_anew() {
+    let server = server().await;
+    server.events.tell(pod("a"), Reason::PullFailed, "one");
+    server.until_seen(1).await;
+    server.status.store(404, Ordering::Relaxed);
+    server.events.tell(pod("a"), Reason::PullFailed, "two");
+    let seen = server.until_seen(3).await;
+    let methods: Vec<_> = seen.iter().map(|one| one.0.clone()).collect();
+    assert_eq!(methods, [Method::POST, Method::PATCH, Method::POST]);
+}
+
+#[tokio::test]
+async fn a_driver_that_may_not_write_events_does_not_keep_trying() {
+    let server = server().await;
+    server.status.store(403, Ordering::Relaxed);
+    for n in 0..10 {
+        server.events.tell(pod(&n.to_string()), Reason::CacheHit, "hit");
+    }
+    server.until_seen(1).await;
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    assert_eq!(server.seen.lock().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn telling_never_waits_however_many_events_there_are_and_whoever_listens() {
+    let tasks = TaskTracker::new();
+    let shutdown = CancellationToken::new();
+    let cluster = Cluster::at("http://127.0.0.1:9".to_owned(), Path::new("/nonexistent"));
+    let events = Events::to(&cluster, "d", "n", &tasks, &shutdown).unwrap();
+    for n in 0..10_000 {
+        events.tell(pod(&n.to_string()), Reason::Damaged, "damaged");
+    }
+    Events::default().tell(pod("a"), Reason::Damaged, "damaged");
+    shutdown.cancel();
+    tasks.close();
+    tasks.wait().await;
+}
