@@ -99,7 +99,7 @@ pub(crate) fn rerun_here(test: &str, variable: &str) -> Output {
 
 /// A tmpfs of `size`, as in `16m`, at `directory`.
 pub(crate) fn mount_tmpfs(directory: &Path, flags: MsFlags, size: &str) {
-    let data = format!("size={size}");
+    let data = format!("size={size},mode=0755");
     mount(Some("tmpfs"), directory, Some("tmpfs"), flags, Some(data.as_str())).expect("a tmpfs");
 }
 
