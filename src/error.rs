@@ -6,7 +6,7 @@
 use std::fmt;
 
 /// What went wrong, as far as a caller can act on it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub enum ErrorKind {
     /// Work goes on; ask again (a download, a slot, another call on the same target).
     InProgress,

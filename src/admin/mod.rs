@@ -1,7 +1,10 @@
 //! What operators and probes ask over HTTP: `/metrics`, `/healthz` and
-//! `/readyz` on `--metrics-address`, and `/status` besides on the Unix socket
-//! of `--admin-endpoint`, since it names models and pods.
+//! `/readyz` on `--metrics-address`, and besides on the Unix socket of
+//! `--admin-endpoint` `/status`, which names models and pods, and `/cache`,
+//! which takes commands.
 
+mod client;
+mod commands;
 mod status;
 
 use std::convert::Infallible;
@@ -11,7 +14,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response, StatusCode, header};
-use http_body_util::Full;
+use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -20,10 +23,14 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
 
+pub use client::call;
+
 use crate::cache::Cache;
 use crate::csi::Readiness;
 use crate::error::{Error, Result};
+use crate::manage::Manager;
 use crate::metrics::Metrics;
+use commands::Lines;
 
 /// A client that sends no request for this long is let go.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -37,7 +44,12 @@ pub struct Admin {
     pub readiness: Readiness,
     /// For `/status`; `None` in the controller, which has no cache.
     pub cache: Option<Cache>,
+    /// For `/cache`; `None` in the controller.
+    pub manager: Option<Manager>,
 }
+
+/// A text, or the lines of a command as they come.
+type Body = Either<Full<Bytes>, Lines>;
 
 /// Where it is told.
 pub enum Listener {
@@ -94,9 +106,15 @@ impl Admin {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let service = service_fn(move |request| {
-            let answer = self.answer(&request, trusted);
-            async move { Ok::<_, Infallible>(answer) }
+        let service = service_fn(move |request: Request<Incoming>| {
+            let admin = self.clone();
+            async move {
+                let answer = match request.uri().path() {
+                    "/cache" if trusted => commands::answer(&admin, request).await,
+                    _ => admin.answer(&request, trusted).map(Either::Left),
+                };
+                Ok::<Response<Body>, Infallible>(answer)
+            }
         });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
@@ -122,8 +140,8 @@ impl Admin {
             },
             "/status" if trusted => (StatusCode::OK, JSON, status::json(self)),
             _ => {
-                let known =
-                    "known are /metrics, /healthz, /readyz, and on the admin socket /status";
+                let known = "known are /metrics, /healthz, /readyz, and on the admin socket \
+                             /status and /cache";
                 (StatusCode::NOT_FOUND, PLAIN, format!("{known}\n"))
             }
         };

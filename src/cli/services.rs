@@ -155,6 +155,7 @@ async fn start(args: ServiceArgs, config: &Config, mode: Mode) -> Result<()> {
         metrics: Arc::clone(&metrics),
         readiness: readiness.clone(),
         cache: node.as_ref().map(|node| node.cache.clone()),
+        manager: None,
     };
     if let Some(address) = args.metrics_address {
         let listener = Listener::tcp(address).await?;

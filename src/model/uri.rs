@@ -1,5 +1,7 @@
 //! `oci://BUCKET@NAMESPACE/PREFIX`, as ocifs and the HDFS connector write it.
 
+use std::fmt;
+
 use super::{BucketName, NamespaceName, Prefix};
 use crate::error::{Error, Result};
 
@@ -45,6 +47,16 @@ impl ModelUri {
     }
 }
 
+impl fmt::Display for ModelUri {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "oci://{}", self.bucket)?;
+        if let Some(namespace) = &self.namespace {
+            write!(f, "@{namespace}")?;
+        }
+        write!(f, "/{}", self.prefix)
+    }
+}
+
 /// `n/NS/b/BUCKET/o/PREFIX`, the path of the API.
 fn long_form(rest: &str) -> Option<(&str, &str, &str)> {
     let (namespace, rest) = rest.strip_prefix("n/")?.split_once("/b/")?;
@@ -65,7 +77,11 @@ mod tests {
         let long = ModelUri::parse("oci://n/ns/b/models/o/a/b").unwrap();
         assert_eq!(long, ModelUri::parse("oci://models@ns/a/b/").unwrap());
         let short = ModelUri::parse("oci://models/a/b/").unwrap();
-        assert_eq!(short.namespace, None);
+        assert_eq!(
+            (short.namespace.as_ref(), short.to_string().as_str()),
+            (None, "oci://models/a/b/")
+        );
+        assert_eq!(long.to_string(), "oci://models@ns/a/b/");
         assert_eq!((short.bucket, short.prefix), (long.bucket, long.prefix));
         assert_eq!(ModelUri::parse("oci://models").unwrap().prefix.as_str(), "");
         assert_eq!(ModelUri::parse("oci://n/ns/b/models").unwrap().prefix.as_str(), "");

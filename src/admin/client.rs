@@ -1,0 +1,95 @@
+//! The other end of the admin socket: commands for a driver that runs.
+
+use std::io;
+use std::path::Path;
+
+use bytes::{Buf, Bytes, BytesMut};
+use http::{Method, Request, StatusCode, header};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+
+use super::commands::Line;
+use crate::error::{Error, ErrorKind, Result};
+use crate::manage::{Answer, Command, Tell};
+
+/// Has the driver behind this socket do a command. `None` when nobody listens
+/// there: then no driver runs.
+///
+/// When the future is dropped, the driver stops doing it.
+///
+/// # Errors
+/// The driver's own; `Denied` when this user may not ask it; `Unavailable`
+/// when it goes away meanwhile.
+pub async fn call(socket: &Path, command: &Command, tell: &Tell) -> Result<Option<Answer>> {
+    let shown = socket.display();
+    let stream = match UnixStream::connect(socket).await {
+        Ok(stream) => stream,
+        Err(e) => match e.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => return Ok(None),
+            io::ErrorKind::PermissionDenied => {
+                let text = format!("asking the driver at {shown}: {e}; only its own user may");
+                return Err(Error::new(ErrorKind::Denied, text));
+            }
+            _ => return Err(Error::io(format!("asking the driver at {shown}"), &e)),
+        },
+    };
+    let gone = |e: hyper::Error| {
+        let text = format!("the driver at {shown} went away meanwhile: {e}; ask again");
+        Error::new(ErrorKind::Unavailable, text)
+    };
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(gone)?;
+    let conversation = async {
+        let json = serde_json::to_vec(command)
+            .map_err(|e| Error::internal(format!("writing a command: {e}")))?;
+        let request = Request::builder()
+            .method(Method::POST)
+            .uri("/cache")
+            .header(header::HOST, "localhost")
+            .body(Full::new(Bytes::from(json)))
+            .map_err(|e| Error::internal(format!("writing a command: {e}")))?;
+        let response = sender.send_request(request).await.map_err(gone)?;
+        let status = response.status();
+        if status != StatusCode::OK {
+            let said = response.into_body().collect().await.map_err(gone)?.to_bytes();
+            let said = String::from_utf8_lossy(&said).trim().to_owned();
+            return Err(Error::internal(format!(
+                "the driver at {shown} answers {status} ({said}); is it of another version?"
+            )));
+        }
+        lines(response.into_body(), tell, gone).await
+    };
+    tokio::pin!(conversation);
+    tokio::select! {
+        answered = &mut conversation => answered.map(Some),
+        // The last line may be read already when the connection ends.
+        _ = connection => conversation.await.map(Some),
+    }
+}
+
+async fn lines(
+    mut body: Incoming,
+    tell: &Tell,
+    gone: impl Fn(hyper::Error) -> Error,
+) -> Result<Answer> {
+    let mut buffer = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        if let Ok(data) = frame.map_err(&gone)?.into_data() {
+            buffer.extend_from_slice(&data);
+        }
+        while let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
+            let line = buffer.split_to(end);
+            buffer.advance(1);
+            match serde_json::from_slice(&line) {
+                Ok(Line::Progress(progress)) => tell(progress),
+                Ok(Line::Answer(answer)) => return Ok(answer),
+                Ok(Line::Error { kind, message }) => return Err(Error::new(kind, message)),
+                Err(e) => return Err(Error::internal(format!("the driver's answer: {e}"))),
+            }
+        }
+    }
+    let text = "the driver ended before it had answered; ask again";
+    Err(Error::new(ErrorKind::Unavailable, text))
+}

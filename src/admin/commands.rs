@@ -1,0 +1,99 @@
+//! `POST /cache`: a command as JSON in, and lines of JSON out while it is done:
+//! `{"progress": …}` some times a second, then `{"answer": …}` or
+//! `{"error": {"kind": …, "message": …}}`.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Either, Full, Limited, StreamBody};
+use hyper::body::{Frame, Incoming};
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::{Admin, Body};
+use crate::error::{Error, ErrorKind, Result};
+use crate::manage::{Answer, Command, Progress, Tell};
+
+/// A command is a few names; more is none.
+const MOST_BYTES: usize = 1 << 20;
+
+/// Lines that wait for a client that reads slowly; progress beyond is left out.
+const WAITING: usize = 16;
+
+pub(super) type Lines = StreamBody<ReceiverStream<Result<Frame<Bytes>, Infallible>>>;
+
+/// One line of the answer.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) enum Line {
+    Progress(Progress),
+    Answer(Answer),
+    Error { kind: ErrorKind, message: String },
+}
+
+impl Line {
+    fn frame(&self) -> Frame<Bytes> {
+        let mut json = serde_json::to_vec(self).unwrap_or_default();
+        json.push(b'\n');
+        Frame::data(json.into())
+    }
+}
+
+impl From<Result<Answer>> for Line {
+    fn from(result: Result<Answer>) -> Self {
+        match result {
+            Ok(answer) => Self::Answer(answer),
+            Err(e) => Self::Error { kind: e.kind(), message: e.message().to_owned() },
+        }
+    }
+}
+
+/// Begins to do what the request says. It ends when the client goes away.
+pub(super) async fn answer(admin: &Admin, request: Request<Incoming>) -> Response<Body> {
+    let refused = |status: StatusCode, text: String| {
+        let mut response = Response::new(Either::Left(Full::from(text)));
+        *response.status_mut() = status;
+        response
+    };
+    if request.method() != Method::POST {
+        return refused(StatusCode::METHOD_NOT_ALLOWED, "commands are sent with POST\n".into());
+    }
+    let body = Limited::new(request.into_body(), MOST_BYTES).collect().await;
+    let command = match body.map(http_body_util::Collected::to_bytes) {
+        Ok(bytes) => serde_json::from_slice::<Command>(&bytes).map_err(|e| e.to_string()),
+        Err(e) => Err(e.to_string()),
+    };
+    let command = match command {
+        Ok(command) => command,
+        Err(why) => return refused(StatusCode::BAD_REQUEST, format!("no command: {why}\n")),
+    };
+    let (lines, receiver) = mpsc::channel(WAITING);
+    let admin = admin.clone();
+    tokio::spawn(async move {
+        let listener = lines.clone();
+        let tell: Tell = Arc::new(move |progress| {
+            // A client that is behind gets the next one.
+            let _ = listener.try_send(Ok(Line::Progress(progress).frame()));
+        });
+        let result = tokio::select! {
+            result = execute(&admin, command, &tell) => result,
+            () = lines.closed() => return,
+        };
+        let _ = lines.send(Ok(Line::from(result).frame())).await;
+    });
+    let mut response = Response::new(Either::Right(StreamBody::new(ReceiverStream::new(receiver))));
+    let kind = http::HeaderValue::from_static("application/x-ndjson");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    response
+}
+
+async fn execute(admin: &Admin, command: Command, tell: &Tell) -> Result<Answer> {
+    let manager = admin.manager.as_ref().ok_or_else(|| {
+        Error::new(ErrorKind::Precondition, "this process has no cache: ask the node plugin")
+    })?;
+    admin.readiness.check()?;
+    manager.execute(command, tell).await
+}

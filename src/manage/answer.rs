@@ -1,0 +1,377 @@
+//! What the commands answer: on the wire, and with `--output json`.
+
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+use super::warm::WarmEntry;
+use crate::cache::{
+    Collected, Damage, Imported, LeaseRecord, ModelReport, ModelState, Phase, Usage, Verification,
+};
+use crate::error::{Error, ErrorKind};
+use crate::model::{BlobId, ModelKey, Revision};
+
+/// The answer to a command.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Answer {
+    /// Of `ls`.
+    Ls(Listing),
+    /// Of `inspect`.
+    Inspect(Vec<ModelEntry>),
+    /// Of `verify`.
+    Verify(Verified),
+    /// Of `gc`.
+    Gc(Collection),
+    /// Of `pin` and `unpin`.
+    Pin(Pins),
+    /// Of `prefetch`, in the order in which they were asked for.
+    Prefetch(Vec<Brought>),
+    /// Of `import`.
+    Import {
+        /// The model that stands in the cache now.
+        key: ModelKey,
+        /// Its revision.
+        revision: Revision,
+        /// How it came there.
+        #[serde(flatten)]
+        imported: Imported,
+    },
+    /// Of `purge`.
+    Purge(Removal),
+}
+
+/// The cache.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Listing {
+    /// What it takes.
+    pub cache: CacheState,
+    /// Its models, most recently used first.
+    pub models: Vec<ModelEntry>,
+    /// What the configuration has fetched ahead, in its order.
+    pub prefetch: Vec<WarmEntry>,
+}
+
+/// What the cache takes, in bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CacheState {
+    /// Its directory.
+    pub directory: PathBuf,
+    /// Everything in it.
+    pub total_bytes: u64,
+    /// Inodes of everything.
+    pub inodes: u64,
+    /// What could be evicted now.
+    pub evictable_bytes: u64,
+    /// Downloads that run or were interrupted.
+    pub staging_bytes: u64,
+    /// Evicted, and not deleted yet.
+    pub trash_bytes: u64,
+    /// Damaged, and kept for people to look at.
+    pub quarantine_bytes: u64,
+    /// What it may take at most.
+    pub limit_bytes: u64,
+    /// Free on its file system.
+    pub free_bytes: u64,
+    /// What has to stay free there.
+    pub min_free_bytes: u64,
+}
+
+/// One model.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ModelEntry {
+    /// Its key.
+    pub key: ModelKey,
+    /// `oci://BUCKET@NAMESPACE/PREFIX`; `None` when that cannot be told.
+    pub uri: Option<String>,
+    /// Region or endpoint.
+    pub location: Option<String>,
+    /// Its revision.
+    pub revision: Option<Revision>,
+    /// With whom it is shared: empty for the whole cluster.
+    pub scope: String,
+    /// `complete`, `unchecked`, `downloading`, `waiting` or `damaged`.
+    pub state: String,
+    /// Bytes that are there, while it is on its way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub done_bytes: Option<u64>,
+    /// Bytes per second, while it is on its way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_per_second: Option<u64>,
+    /// Bytes of its files.
+    pub bytes: u64,
+    /// Bytes that it takes on the disk, shared ones included.
+    pub allocated_bytes: u64,
+    /// Of those, bytes that other models have too.
+    pub shared_bytes: u64,
+    /// When a pod last began or ended to use it, RFC 3339.
+    pub last_used: String,
+    /// Whether it stays although nobody uses it.
+    pub pinned: bool,
+    /// Who holds it.
+    pub holders: Vec<HolderEntry>,
+    /// Mount points of it that no volume of ours explains.
+    pub mounts: Vec<PathBuf>,
+    /// Its files; with `inspect` only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<FileEntry>,
+}
+
+/// A volume that holds a model.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HolderEntry {
+    /// `namespace/name`, when kubelet said it.
+    pub pod: Option<String>,
+    /// CSI volume id.
+    pub volume_id: String,
+    /// Where it is mounted.
+    pub target: PathBuf,
+    /// Since when, RFC 3339.
+    pub since: String,
+}
+
+/// A file of a model.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FileEntry {
+    /// Path below the volume's root.
+    pub path: String,
+    /// Size in bytes.
+    pub bytes: u64,
+    /// ETag of the object version.
+    pub etag: String,
+    /// Where its bytes are, in `blobs/`.
+    pub blob: BlobId,
+}
+
+/// What a verification found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Verified {
+    /// Models whose trees were compared with their manifests.
+    pub models: usize,
+    /// Blobs that were read.
+    pub blobs: usize,
+    /// Bytes that were read.
+    pub bytes: u64,
+    /// What was wrong; it was put aside.
+    pub damaged: Vec<DamageEntry>,
+}
+
+/// Something that was wrong.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DamageEntry {
+    /// The object, or the path in the model's tree.
+    pub what: String,
+    /// How it was noticed.
+    pub why: String,
+    /// URIs of the models that had it.
+    pub models: Vec<String>,
+    /// The volumes that show it.
+    pub volumes: Vec<HolderEntry>,
+}
+
+/// What a garbage collection removed, or would remove.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Collection {
+    /// Nothing was done.
+    pub dry_run: bool,
+    /// Which models, in their order.
+    pub models: Vec<RemovedModel>,
+    /// Bytes that become free.
+    pub bytes: u64,
+    /// Inodes that become free.
+    pub inodes: u64,
+    /// Whether that is as much as was asked for.
+    pub reached: bool,
+}
+
+/// A model that goes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RemovedModel {
+    /// Its key.
+    pub key: ModelKey,
+    /// Its URI, if known.
+    pub uri: Option<String>,
+    /// When it was used last, RFC 3339.
+    pub last_used: String,
+}
+
+/// Models that were pinned or unpinned.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Pins {
+    /// Whether they stay now.
+    pub pinned: bool,
+    /// Which.
+    pub keys: Vec<ModelKey>,
+}
+
+/// What became of one prefetch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Brought {
+    /// As it was asked for.
+    pub uri: String,
+    /// `cached`, `downloaded`, `started` or `failed`.
+    pub result: String,
+    /// Its key.
+    pub key: Option<ModelKey>,
+    /// Its revision.
+    pub revision: Option<Revision>,
+    /// Bytes of its files.
+    pub bytes: u64,
+    /// The meaning of the failure.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<ErrorKind>,
+    /// The failure.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// What a purge removed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Removal {
+    /// Models.
+    pub models: usize,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+impl Brought {
+    pub(super) fn failed(uri: &str, error: &Error) -> Self {
+        Self {
+            uri: uri.to_owned(),
+            result: "failed".to_owned(),
+            key: None,
+            revision: None,
+            bytes: 0,
+            kind: Some(error.kind()),
+            error: Some(error.message().to_owned()),
+        }
+    }
+}
+
+impl CacheState {
+    pub(super) fn new(directory: PathBuf, usage: &Usage) -> Self {
+        Self {
+            directory,
+            total_bytes: usage.total,
+            inodes: usage.inodes,
+            evictable_bytes: usage.evictable,
+            staging_bytes: usage.staging,
+            trash_bytes: usage.trash,
+            quarantine_bytes: usage.quarantine,
+            limit_bytes: usage.limit,
+            free_bytes: usage.free,
+            min_free_bytes: usage.min_free,
+        }
+    }
+}
+
+impl ModelEntry {
+    pub(super) fn new(report: &ModelReport, with_files: bool) -> Self {
+        let manifest = report.manifest.as_deref();
+        let now = match &report.state {
+            ModelState::Arriving(progress) => Some(progress.snapshot()),
+            ModelState::Complete | ModelState::Unsynced | ModelState::Damaged => None,
+        };
+        let state = match &report.state {
+            ModelState::Complete => "complete",
+            ModelState::Unsynced => "unchecked",
+            ModelState::Damaged => "damaged",
+            ModelState::Arriving(_) => match now.map(|now| now.phase) {
+                Some(Phase::Waiting | Phase::WaitingForSpace) => "waiting",
+                _ => "downloading",
+            },
+        };
+        let files =
+            manifest.filter(|_| with_files).into_iter().flat_map(|manifest| &manifest.files);
+        Self {
+            key: report.key.clone(),
+            uri: manifest.map(|manifest| manifest.source.to_string()),
+            location: manifest.map(|manifest| manifest.source.location.clone()),
+            revision: manifest.map(|manifest| manifest.revision.clone()),
+            scope: manifest.map(|manifest| manifest.scope.clone()).unwrap_or_default(),
+            state: state.to_owned(),
+            done_bytes: now.map(|now| now.done),
+            bytes_per_second: now.and_then(|now| now.rate),
+            bytes: manifest.map_or(report.bytes, crate::model::Manifest::bytes),
+            allocated_bytes: report.allocated,
+            shared_bytes: report.shared,
+            last_used: time_text(report.last_used),
+            pinned: report.pinned,
+            holders: report.holders.iter().map(HolderEntry::new).collect(),
+            mounts: report.mounts.clone(),
+            files: files
+                .map(|file| FileEntry {
+                    path: file.path.clone(),
+                    bytes: file.size,
+                    etag: file.etag.clone(),
+                    blob: file.blob.clone(),
+                })
+                .collect(),
+        }
+    }
+}
+
+impl HolderEntry {
+    fn new(lease: &LeaseRecord) -> Self {
+        Self {
+            pod: lease.pod.clone(),
+            volume_id: lease.volume_id.clone(),
+            target: lease.target.clone(),
+            since: time_text(SystemTime::UNIX_EPOCH + Duration::from_secs(lease.since)),
+        }
+    }
+}
+
+impl From<Verification> for Verified {
+    fn from(found: Verification) -> Self {
+        let damaged = found.damaged.into_iter().map(|Damage { what, why, models, volumes }| {
+            let models = models.iter().map(|manifest| manifest.source.to_string()).collect();
+            DamageEntry {
+                what,
+                why,
+                models,
+                volumes: volumes.iter().map(HolderEntry::new).collect(),
+            }
+        });
+        Self {
+            models: found.models,
+            blobs: found.blobs,
+            bytes: found.bytes,
+            damaged: damaged.collect(),
+        }
+    }
+}
+
+impl Collection {
+    pub(super) fn new(dry_run: bool, collected: Collected) -> Self {
+        let models = collected.models.into_iter().map(|(key, uri, last_used)| RemovedModel {
+            key,
+            uri,
+            last_used: time_text(last_used),
+        });
+        Self {
+            dry_run,
+            models: models.collect(),
+            bytes: collected.bytes,
+            inodes: collected.inodes,
+            reached: collected.reached,
+        }
+    }
+}
+
+fn time_text(time: SystemTime) -> String {
+    humantime::format_rfc3339_seconds(time).to_string()
+}

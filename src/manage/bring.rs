@@ -1,0 +1,216 @@
+//! Bringing models in without a pod: `prefetch` and `import`.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use futures_util::{StreamExt, stream};
+
+use super::answer::{Answer, Brought};
+use super::command::{Progress, Wanted};
+use super::{Manager, Tell, silent, telling};
+use crate::blocking::blocking;
+use crate::cache::{
+    CachedModel, FillProgress, ImportOptions, ImportProgress, ImportSnapshot, Phase,
+};
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::ModelRequest;
+
+/// Times that a model may change under a download before that is the answer.
+const RESOLVES: u32 = 3;
+
+/// Models of one command that are brought in side by side.
+const AT_ONCE: usize = 4;
+
+/// How a model came.
+pub(super) enum Came {
+    /// It was there.
+    Cached(CachedModel),
+    Downloaded(CachedModel),
+}
+
+/// How often a model was found to have changed.
+#[derive(Default)]
+struct Changes {
+    seen: u32,
+}
+
+impl Changes {
+    /// Whether to resolve again.
+    ///
+    /// # Errors
+    /// `error` itself unless it says that the model changed; `Precondition`
+    /// when that has been so too often.
+    fn again(&mut self, title: &str, error: Error) -> Result<()> {
+        if error.kind() != ErrorKind::Changed {
+            return Err(error);
+        }
+        self.seen += 1;
+        if self.seen < RESOLVES {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::Precondition,
+            format!(
+                "{title} kept changing while it was downloaded, {RESOLVES} times in a row \
+                 ({error}); wait until its upload is finished"
+            ),
+        ))
+    }
+}
+
+impl Manager {
+    pub(super) async fn prefetch(
+        &self,
+        models: Vec<Wanted>,
+        detach: bool,
+        tell: &Tell,
+    ) -> Result<Answer> {
+        // All are understood before the first one is begun.
+        let mut requests = Vec::new();
+        for wanted in models {
+            let request = wanted.request()?;
+            requests.push((wanted.uri, request));
+        }
+        let brought = requests.into_iter().map(|(uri, request)| {
+            let (manager, tell) = (self.clone(), Arc::clone(tell));
+            async move {
+                let brought = match detach {
+                    true => manager.start(&uri, request).await,
+                    false => manager.bring(&request, &tell).await.map(|came| came.brought(&uri)),
+                };
+                brought.unwrap_or_else(|error| Brought::failed(&uri, &error))
+            }
+        });
+        Ok(Answer::Prefetch(stream::iter(brought).buffered(AT_ONCE).collect().await))
+    }
+
+    /// Begins a prefetch that goes on by itself. What can be refused at once
+    /// is: the model is resolved first.
+    async fn start(&self, uri: &str, request: ModelRequest) -> Result<Brought> {
+        let manifest = self.0.resolver.resolve(&request, "").await?;
+        let brought = Brought {
+            uri: uri.to_owned(),
+            result: "started".to_owned(),
+            key: Some(manifest.key()),
+            revision: Some(manifest.revision.clone()),
+            bytes: manifest.bytes(),
+            kind: None,
+            error: None,
+        };
+        let manager = self.clone();
+        self.0.tasks.spawn(async move {
+            let (shutdown, nobody) = (manager.0.shutdown.clone(), silent());
+            let brought = tokio::select! {
+                brought = manager.bring(&request, &nobody) => brought,
+                () = shutdown.cancelled() => return,
+            };
+            if let Err(error) = brought {
+                tracing::warn!(model = request.title(), %error, "a prefetch failed");
+            }
+        });
+        Ok(brought)
+    }
+
+    /// Brings the current revision in, or finds it there.
+    ///
+    /// # Errors
+    /// `NoSpace` when it does not fit now: only pods wait for space.
+    pub(super) async fn bring(&self, request: &ModelRequest, tell: &Tell) -> Result<Came> {
+        let title = request.title();
+        let mut changes = Changes::default();
+        let came = loop {
+            let manifest = self.0.resolver.resolve(request, "").await?;
+            if let Some(model) = self.0.cache.find(&manifest.key()).await? {
+                break Came::Cached(model);
+            }
+            let mut ticket = self.0.cache.fill(&self.0.engine, &manifest, &title);
+            let progress = ticket.shared_progress();
+            let landing = async {
+                tokio::select! {
+                    landed = ticket.landed() => landed,
+                    short = progress.short_of_space() => Err(short.error(&title, None)),
+                }
+            };
+            match telling(tell, landing, || of_fill(&title, &progress)).await {
+                Ok(model) => break Came::Downloaded(model),
+                Err(error) => changes.again(&title, error)?,
+            }
+        };
+        self.settle(request, came.model()).await?;
+        Ok(came)
+    }
+
+    pub(super) async fn import(
+        &self,
+        dir: PathBuf,
+        model: Wanted,
+        take: bool,
+        tell: &Tell,
+    ) -> Result<Answer> {
+        let request = model.request()?;
+        let title = request.title();
+        let mut changes = Changes::default();
+        let (model, imported) = loop {
+            let manifest = self.0.resolver.resolve(&request, "").await?;
+            let options = ImportOptions { dir: dir.clone(), take };
+            let progress = ImportProgress::default();
+            let importing =
+                self.0.cache.import(&self.0.engine, &manifest, &title, options, &progress);
+            match telling(tell, importing, || of_import(&title, &progress)).await {
+                Ok(imported) => break imported,
+                Err(error) => changes.again(&title, error)?,
+            }
+        };
+        self.settle(&request, &model).await?;
+        let (key, revision) = (model.key.clone(), model.manifest.revision.clone());
+        Ok(Answer::Import { key, revision, imported })
+    }
+
+    /// What a publish does with a model that it brought.
+    async fn settle(&self, request: &ModelRequest, model: &CachedModel) -> Result<()> {
+        self.0.cache.check_sanity(model, request).await?;
+        let digest = self.0.resolver.digest(request, "").await?;
+        let (cache, model) = (self.0.cache.clone(), model.clone());
+        blocking(move || cache.set_latest(&digest, &model)).await
+    }
+}
+
+impl Came {
+    pub(super) fn model(&self) -> &CachedModel {
+        let (Self::Cached(model) | Self::Downloaded(model)) = self;
+        model
+    }
+
+    fn brought(&self, uri: &str) -> Brought {
+        let result = match self {
+            Self::Cached(_) => "cached",
+            Self::Downloaded(_) => "downloaded",
+        };
+        let model = self.model();
+        Brought {
+            uri: uri.to_owned(),
+            result: result.to_owned(),
+            key: Some(model.key.clone()),
+            revision: Some(model.manifest.revision.clone()),
+            bytes: model.manifest.bytes(),
+            kind: None,
+            error: None,
+        }
+    }
+}
+
+fn of_fill(title: &str, progress: &FillProgress) -> Progress {
+    let now = progress.snapshot();
+    let total = if now.phase == Phase::Downloading { now.total } else { 0 };
+    Progress { subject: title.to_owned(), text: now.text(title), done: now.done, total }
+}
+
+fn of_import(title: &str, progress: &ImportProgress) -> Progress {
+    let now = progress.snapshot();
+    let (done, total) = match now {
+        ImportSnapshot::Looking => (0, 0),
+        ImportSnapshot::Comparing { done, total } => (done, total),
+        ImportSnapshot::Filling(now) => (now.done, now.total),
+    };
+    Progress { subject: title.to_owned(), text: now.text(title), done, total }
+}

@@ -1,0 +1,30 @@
+//! `ls` and `inspect`.
+
+use super::answer::{CacheState, Listing, ModelEntry};
+use super::{Manager, select};
+use crate::blocking::blocking;
+use crate::cache::Inventory;
+use crate::error::Result;
+
+impl Manager {
+    pub(super) async fn inventory(&self) -> Result<Inventory> {
+        let cache = self.0.cache.clone();
+        blocking(move || cache.inventory()).await
+    }
+
+    pub(super) async fn list(&self) -> Result<Listing> {
+        let inventory = self.inventory().await?;
+        let directory = self.0.cache.layout().root().to_owned();
+        Ok(Listing {
+            cache: CacheState::new(directory, &inventory.usage),
+            models: inventory.models.iter().map(|report| ModelEntry::new(report, false)).collect(),
+            prefetch: self.0.warmth.entries(),
+        })
+    }
+
+    pub(super) async fn inspect(&self, model: String) -> Result<Vec<ModelEntry>> {
+        let inventory = self.inventory().await?;
+        let found = select::all(&inventory, &model)?;
+        Ok(found.into_iter().map(|report| ModelEntry::new(report, true)).collect())
+    }
+}

@@ -1,0 +1,170 @@
+//! What the node's administrator does with the cache: the commands, and what
+//! they answer. The same code runs in the driver, behind its admin socket, and
+//! in the command itself where no driver runs.
+
+mod answer;
+mod bring;
+mod command;
+mod list;
+mod select;
+mod warm;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub use answer::{
+    Answer, Brought, CacheState, Collection, DamageEntry, FileEntry, HolderEntry, Listing,
+    ModelEntry, Pins, Removal, RemovedModel, Verified,
+};
+pub use command::{Command, Progress, Selection, Wanted};
+pub use warm::{PrefetchState, WarmEntry, Warmth};
+
+use crate::blocking::blocking;
+use crate::cache::{Cache, CollectOptions, VerifyProgress, Wish};
+use crate::download::Engine;
+use crate::error::{Error, Result};
+use crate::volume::Resolver;
+
+/// Between two words on how far something is.
+const TELL: Duration = Duration::from_millis(250);
+
+/// Hears how far a command is, some times a second.
+pub type Tell = Arc<dyn Fn(Progress) + Send + Sync>;
+
+/// Nobody listens.
+fn silent() -> Tell {
+    Arc::new(|_| ())
+}
+
+/// What the commands need; cheap to clone.
+#[derive(Clone)]
+pub struct Manager(Arc<Inner>);
+
+struct Inner {
+    cache: Cache,
+    engine: Engine,
+    resolver: Resolver,
+    tasks: TaskTracker,
+    shutdown: CancellationToken,
+    warmth: Warmth,
+}
+
+impl Manager {
+    /// A manager of this cache, which downloads with `engine` what `resolver`
+    /// finds. What goes on without its caller is tracked by `tasks` and ends at
+    /// `shutdown`.
+    pub fn new(
+        cache: Cache,
+        engine: Engine,
+        resolver: Resolver,
+        tasks: &TaskTracker,
+        shutdown: &CancellationToken,
+    ) -> Self {
+        let (tasks, shutdown) = (tasks.clone(), shutdown.clone());
+        let warmth = Warmth::default();
+        Self(Arc::new(Inner { cache, engine, resolver, tasks, shutdown, warmth }))
+    }
+
+    /// Does what a command says; `tell` hears how far it is, some times a second.
+    ///
+    /// When the future is dropped, what is being read is read no further, and
+    /// downloads end after a while.
+    ///
+    /// # Errors
+    /// Those of the cache; `NotFound` and `Invalid` when a key or URI names no
+    /// model, or several where one is meant.
+    pub async fn execute(&self, command: Command, tell: &Tell) -> Result<Answer> {
+        match command {
+            Command::Ls => self.list().await.map(Answer::Ls),
+            Command::Inspect { model } => {
+                let found = self.inspect(model).await?;
+                Ok(Answer::Inspect(found))
+            }
+            Command::Verify { models, rate } => self.verify(models, rate, tell).await,
+            Command::Gc { dry_run, selection } => self.collect(dry_run, selection).await,
+            Command::Pin { model } => self.pin(model, true).await,
+            Command::Unpin { model } => self.pin(model, false).await,
+            Command::Prefetch { models, detach } => self.prefetch(models, detach, tell).await,
+            Command::Import { dir, model, take } => self.import(dir, model, take, tell).await,
+            Command::Purge => {
+                let cache = self.0.cache.clone();
+                let purged = blocking(move || cache.purge()).await?;
+                Ok(Answer::Purge(Removal { models: purged.models, bytes: purged.bytes }))
+            }
+        }
+    }
+
+    async fn verify(&self, models: Vec<String>, rate: Option<u64>, tell: &Tell) -> Result<Answer> {
+        let keys = match models.is_empty() {
+            true => None,
+            false => {
+                let inventory = self.inventory().await?;
+                let mut keys = Vec::new();
+                for model in &models {
+                    let found = select::all(&inventory, model)?;
+                    keys.extend(found.into_iter().map(|report| report.key.clone()));
+                }
+                Some(keys)
+            }
+        };
+        let progress = Arc::new(VerifyProgress::default());
+        let verifying = self.0.cache.verify(keys, rate, Arc::clone(&progress));
+        let found = telling(tell, verifying, || {
+            let (done, total) = (progress.done(), progress.total());
+            Progress::of_bytes("verifying", done, total)
+        })
+        .await?;
+        Ok(Answer::Verify(found.into()))
+    }
+
+    async fn collect(&self, dry_run: bool, selection: Selection) -> Result<Answer> {
+        let wish = match selection {
+            Selection::Limits => Wish::Limits,
+            Selection::All => Wish::All,
+            Selection::Free { bytes } => Wish::Free(bytes),
+        };
+        let collected = self.0.cache.collect(CollectOptions { dry_run, wish }).await?;
+        Ok(Answer::Gc(Collection::new(dry_run, collected)))
+    }
+
+    async fn pin(&self, model: String, pinned: bool) -> Result<Answer> {
+        let cache = self.0.cache.clone();
+        let keys = blocking(move || {
+            let inventory = cache.inventory()?;
+            let found = match pinned {
+                // Pinning old revisions by accident would fill the disk.
+                true => vec![select::one(&inventory, &model)?],
+                false => select::all(&inventory, &model)?,
+            };
+            let keys: Vec<_> = found.into_iter().map(|report| report.key.clone()).collect();
+            for key in &keys {
+                cache.pin(key, pinned)?;
+            }
+            Ok(keys)
+        })
+        .await?;
+        Ok(Answer::Pin(Pins { pinned, keys }))
+    }
+}
+
+/// Does `work`, and tells meanwhile how far it is.
+async fn telling<T>(
+    tell: &Tell,
+    work: impl Future<Output = Result<T>>,
+    now: impl Fn() -> Progress,
+) -> Result<T> {
+    let ticking = async {
+        let mut ticks = tokio::time::interval(TELL);
+        loop {
+            ticks.tick().await;
+            tell(now());
+        }
+    };
+    tokio::select! {
+        done = work => done,
+        () = ticking => Err(Error::internal("a clock stopped")),
+    }
+}

@@ -1,0 +1,134 @@
+//! From what a person types to models of the cache: a key, the beginning of
+//! one, or a URI.
+
+use crate::cache::{Inventory, ModelReport};
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::{ModelUri, Source};
+
+/// Fewer digits of a key name too many models by accident.
+const SHORTEST: usize = 4;
+
+/// Digits of a key that are shown where it needs not be whole.
+pub(super) const SHOWN: usize = 12;
+
+/// Keys that a message lists.
+const LISTED: usize = 5;
+
+/// All models that are meant; at least one.
+pub(super) fn all<'a>(inventory: &'a Inventory, text: &str) -> Result<Vec<&'a ModelReport>> {
+    let found: Vec<&ModelReport> = if text.starts_with("oci://") {
+        let uri = ModelUri::parse(text)?;
+        let meant = |report: &&ModelReport| {
+            report.manifest.as_ref().is_some_and(|manifest| is_of(&manifest.source, &uri))
+        };
+        inventory.models.iter().filter(meant).collect()
+    } else {
+        if text.len() < SHORTEST || !text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+            return Err(Error::invalid(format!(
+                "{text:?} names no model: give a URI, or at least {SHORTEST} digits of a key as \
+                 `cache ls` shows it"
+            )));
+        }
+        inventory.models.iter().filter(|report| report.key.as_str().starts_with(text)).collect()
+    };
+    if found.is_empty() {
+        let text = format!("{text} is not in the cache; `cache ls` shows what is");
+        return Err(Error::new(ErrorKind::NotFound, text));
+    }
+    Ok(found)
+}
+
+/// The one model that is meant.
+pub(super) fn one<'a>(inventory: &'a Inventory, text: &str) -> Result<&'a ModelReport> {
+    let found = all(inventory, text)?;
+    let first = &found[0].key;
+    // One model may be listed twice: damaged, and standing again.
+    if found.iter().any(|report| report.key != *first) {
+        let keys = found.iter().take(LISTED).map(|report| &report.key.as_str()[..SHOWN]);
+        let more = if found.len() > LISTED { ", …" } else { "" };
+        return Err(Error::invalid(format!(
+            "{text} names {} models in the cache: {}{more}; name one by its key",
+            found.len(),
+            keys.collect::<Vec<_>>().join(", ")
+        )));
+    }
+    Ok(found[0])
+}
+
+fn is_of(source: &Source, uri: &ModelUri) -> bool {
+    source.bucket == uri.bucket
+        && source.prefix == uri.prefix
+        && uri.namespace.as_ref().is_none_or(|namespace| *namespace == source.namespace)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::cache::{ModelState, Usage};
+    use crate::model::{
+        BucketName, Filters, ListedObject, Manifest, ModelKey, NamespaceName, Prefix, Tree,
+    };
+
+    fn report(key: &str, prefix: &str) -> ModelReport {
+        let source = Source {
+            location: "l".into(),
+            namespace: NamespaceName::parse("ns").unwrap(),
+            bucket: BucketName::parse("b").unwrap(),
+            prefix: Prefix::parse(prefix).unwrap(),
+        };
+        let (name, etag) = (format!("{prefix}/w"), "e".into());
+        let object = ListedObject { name, size: 1, etag, md5: None, archived: false };
+        let tree = Tree::arrange([object], &source.prefix, &Filters::default()).unwrap().unwrap();
+        ModelReport {
+            key: ModelKey::parse(&format!("{key:0<64}")).unwrap(),
+            manifest: Some(Arc::new(Manifest::new(source, "", tree))),
+            state: ModelState::Complete,
+            bytes: 1,
+            allocated: 1,
+            shared: 0,
+            last_used: SystemTime::UNIX_EPOCH,
+            pinned: false,
+            holders: Vec::new(),
+            mounts: Vec::new(),
+        }
+    }
+
+    fn keys(text: &str) -> Result<Vec<String>> {
+        let models = vec![report("abcd1", "m/a"), report("abcd2", "m/a"), report("ef012", "m/b")];
+        let inventory = Inventory { models, usage: Usage::default() };
+        let found = all(&inventory, text)?;
+        if let Ok(one) = one(&inventory, text) {
+            assert_eq!(found.len(), 1);
+            assert_eq!(one.key, found[0].key);
+        }
+        Ok(found.iter().map(|report| report.key.as_str()[..5].to_owned()).collect())
+    }
+
+    #[test]
+    fn a_key_its_beginning_and_a_uri_name_models() {
+        assert_eq!(keys("abcd1").unwrap(), ["abcd1"]);
+        assert_eq!(keys("abcd").unwrap(), ["abcd1", "abcd2"]);
+        assert_eq!(keys(&format!("{:0<64}", "ef012")).unwrap(), ["ef012"]);
+        for uri in ["oci://b/m/a", "oci://b@ns/m/a/", "oci://n/ns/b/b/o/m/a"] {
+            assert_eq!(keys(uri).unwrap(), ["abcd1", "abcd2"], "{uri}");
+        }
+    }
+
+    #[test]
+    fn what_names_nothing_or_too_much_is_refused() {
+        for absent in ["oci://b@other/m/a", "oci://b/m", "0000"] {
+            assert_eq!(keys(absent).unwrap_err().kind(), ErrorKind::NotFound, "{absent}");
+        }
+        for wrong in ["abc", "ABCD", "../../etc", "", "oci://"] {
+            assert_eq!(keys(wrong).unwrap_err().kind(), ErrorKind::Invalid, "{wrong}");
+        }
+        let models = vec![report("abcd1", "m/a"), report("abcd2", "m/a")];
+        let inventory = Inventory { models, usage: Usage::default() };
+        let error = one(&inventory, "oci://b/m/a").unwrap_err();
+        assert!(error.message().contains("names 2 models"), "{error}");
+        assert!(error.message().contains("abcd10000000, abcd20000000;"), "{error}");
+    }
+}
