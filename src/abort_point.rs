@@ -57,6 +57,11 @@ pub const STEPS: &[&str] = &[
     "evict-3",
     "evict-4",
     "evict-5",
+    // `cache/import.rs`.
+    "import-1",
+    "import-2",
+    "import-3",
+    "import-4",
 ];
 
 /// Says that a step is done. Does not return when a test wants that.

@@ -233,6 +233,18 @@ impl Cache {
         ticket.landed().await
     }
 
+    /// Waits until a model is known to be on the disk, as it is soon after it
+    /// came; `false` when that takes longer than `patience`.
+    pub async fn until_durable(&self, key: &ModelKey, patience: Duration) -> bool {
+        let look = Duration::from_millis(50);
+        let durable = async {
+            while !self.0.models.is_durable(key) {
+                tokio::time::sleep(look).await;
+            }
+        };
+        tokio::time::timeout(patience, durable).await.is_ok()
+    }
+
     /// Joins the flight that brings this model into the cache, or starts it. A
     /// pod that joins a prefetch makes it as urgent as any pod's model.
     pub fn fill(

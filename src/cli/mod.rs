@@ -1,10 +1,12 @@
 //! The command line: one file per subcommand, the flags they share, and the
 //! exit codes. `services` is the composition root of the driver.
 
+mod cache;
 mod exit;
 mod fetch;
 mod logging;
 mod options;
+mod reload;
 mod services;
 mod storage;
 
@@ -45,6 +47,8 @@ enum Command {
     All(services::ServiceArgs),
     /// Bring a model into a directory, without a cluster: verified and resumable
     Fetch(fetch::FetchArgs),
+    /// See and manage the models that this node has cached
+    Cache(cache::CacheArgs),
 }
 
 /// Parses the arguments and runs the command.
@@ -58,6 +62,15 @@ pub fn run() -> ExitCode {
             logging::start(&cli.log, "warn");
             let json = args.wants_json();
             (runtime().and_then(|runtime| fetch::run(&args, &runtime)), json)
+        }
+        Command::Cache(args) => {
+            // What a driver would warn of is not what was asked.
+            logging::start(&cli.log, "error");
+            let json = args.wants_json();
+            match runtime().and_then(|runtime| cache::run(args, runtime)) {
+                Ok(code) => return code,
+                Err(error) => (Err(error), json),
+            }
         }
     };
     match result {
@@ -99,8 +112,10 @@ mod tests {
     fn every_flag_has_its_variable() {
         let mut command = Cli::command();
         command.build();
-        let flags = command
+        let all = command
             .get_subcommands()
+            .flat_map(|one| [one].into_iter().chain(one.get_subcommands()));
+        let flags = all
             .flat_map(clap::Command::get_arguments)
             .filter(|arg| arg.get_long().is_some_and(|long| !matches!(long, "help" | "version")));
         let mut seen = 0;

@@ -6,6 +6,7 @@ use bytesize::ByteSize;
 
 use crate::cache::{self, CacheOptions, FileSystem};
 use crate::config::{self, Config};
+use crate::csi::server::Endpoint;
 use crate::download::{EngineOptions, Verify};
 use crate::error::Result;
 use crate::metrics::Metrics;
@@ -71,4 +72,13 @@ pub(super) fn cache(
         check_safetensors: config.check_safetensors,
         dir,
     })
+}
+
+/// Where the driver of this cache takes commands unless it is told otherwise.
+///
+/// # Errors
+/// `Invalid` when the directory's path is too long for a socket in it.
+pub(super) fn admin_endpoint(cache: &Path) -> Result<Endpoint> {
+    let parsed = format!("unix://{}/admin.sock", cache.display()).parse::<Endpoint>();
+    parsed.map_err(|error| error.context("a socket for commands in the cache"))
 }

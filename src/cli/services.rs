@@ -7,24 +7,27 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
+use tokio::net::UnixListener;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::options;
 use super::storage::{self, StorageArgs};
+use super::{options, reload};
 use crate::admin::{Admin, Listener};
 use crate::blocking::blocking;
 use crate::cache::Cache;
 use crate::config::Config;
-use crate::csi::server::{self, Endpoint};
+use crate::csi::server::{self, Endpoint, SocketGuard};
 use crate::csi::{
     ControllerService, IdentityService, NodeOptions, NodeService, Readiness, Services, serve,
 };
 use crate::download::Engine;
 use crate::error::{Error, Result};
 use crate::events::{Cluster, Events};
+use crate::manage::{Manager, Remote};
 use crate::metrics::Metrics;
 use crate::oci::{AuthMethod, ObjectStorage};
 use crate::policy::Policy;
@@ -66,7 +69,8 @@ pub(super) struct ServiceArgs {
         default_value = "/var/lib/kubelet"
     )]
     kubelet_dir: PathBuf,
-    /// Socket for the node's administrator: downloads and leases as JSON at /status
+    /// Socket for `oci-model-csi cache` and the node's administrator [default: admin.sock in the
+    /// cache; none for controller]
     #[arg(long, env = "OCI_MODEL_CSI_ADMIN_ENDPOINT", value_name = "unix:///path")]
     admin_endpoint: Option<Endpoint>,
     /// API server that pods' events are written to [default: that of the cluster the driver runs in]
@@ -133,10 +137,6 @@ async fn start(args: ServiceArgs, config: &Config, mode: Mode) -> Result<()> {
 
     // The socket first: kubelet's registrar gives it a second.
     let (listener, socket) = server::bind(&args.csi_endpoint).await?;
-    let admin_socket = match &args.admin_endpoint {
-        Some(endpoint) => Some(server::bind(endpoint).await?),
-        None => None,
-    };
 
     let default_auth = AuthMethod::InstancePrincipal;
     let settings = args.storage.settings(Some(&config.object_storage), default_auth, &metrics)?;
@@ -151,11 +151,12 @@ async fn start(args: ServiceArgs, config: &Config, mode: Mode) -> Result<()> {
         }
     };
 
+    let admin_socket = admin_socket(&args, node.as_ref()).await?;
     let admin = Admin {
         metrics: Arc::clone(&metrics),
         readiness: readiness.clone(),
         cache: node.as_ref().map(|node| node.cache.clone()),
-        manager: None,
+        manager: node.as_ref().map(|node| node.manager.clone()),
     };
     if let Some(address) = args.metrics_address {
         let listener = Listener::tcp(address).await?;
@@ -186,7 +187,8 @@ async fn start(args: ServiceArgs, config: &Config, mode: Mode) -> Result<()> {
     };
 
     stop_at_signals(&tasks, &shutdown)?;
-    let volumes = node.as_ref().map(|node| (node.cache.clone(), node.volumes.clone()));
+    let volumes =
+        node.as_ref().map(|node| (node.cache.clone(), node.volumes.clone(), node.manager.clone()));
     let recovery = recover(volumes, &args, config, &readiness, &tasks, &shutdown);
     let (served, recovered) = tokio::join!(serve(listener, services, shutdown.clone()), recovery);
 
@@ -214,6 +216,7 @@ struct Node {
     cache: Cache,
     engine: Engine,
     volumes: Volumes,
+    manager: Manager,
 }
 
 impl Node {
@@ -241,20 +244,40 @@ impl Node {
             events,
             Arc::clone(metrics),
         );
-        Ok(Self { cache, engine, volumes })
+        let remote = Remote { engine: engine.clone(), resolver: resolver.clone() };
+        let manager = Manager::of_driver(cache.clone(), remote, tasks, shutdown);
+        Ok(Self { cache, engine, volumes, manager })
     }
+}
+
+/// The socket for commands: the one that is asked for, or for a node one in
+/// its cache, where commands look first.
+async fn admin_socket(
+    args: &ServiceArgs,
+    node: Option<&Node>,
+) -> Result<Option<(UnixListener, SocketGuard)>> {
+    if let Some(endpoint) = &args.admin_endpoint {
+        return server::bind(endpoint).await.map(Some);
+    }
+    let Some(node) = node else { return Ok(None) };
+    let bound = match options::admin_endpoint(node.cache.layout().root()) {
+        Ok(endpoint) => server::bind(&endpoint).await,
+        Err(error) => Err(error),
+    };
+    // Nobody asked for it, so nothing ends for want of it.
+    Ok(bound.inspect_err(|error| tracing::warn!(%error, "no socket for commands")).ok())
 }
 
 /// Puts the cache in order while the socket answers already, then says ready.
 async fn recover(
-    node: Option<(Cache, Volumes)>,
+    node: Option<(Cache, Volumes, Manager)>,
     args: &ServiceArgs,
     config: &Config,
     readiness: &Readiness,
     tasks: &TaskTracker,
     shutdown: &CancellationToken,
 ) -> Result<()> {
-    let Some((cache, volumes)) = node else {
+    let Some((cache, volumes, manager)) = node else {
         readiness.ready();
         return Ok(());
     };
@@ -267,6 +290,11 @@ async fn recover(
             readiness.ready();
             let ends = shutdown.clone();
             tasks.spawn(async move { cache.keep_house(&pods, &ends).await });
+            let (list, wanted) = watch::channel(config.prefetch.clone());
+            tasks.spawn(async move { manager.keep_warm(wanted).await });
+            if let Some(file) = args.config.clone() {
+                tasks.spawn(reload::follow(file, config.clone(), list, shutdown.clone()));
+            }
             if let Some(every) = config.cache.scrub_interval {
                 let (rate, ends) = (config.cache.scrub_rate.as_u64(), shutdown.clone());
                 tasks.spawn(async move { volumes.scrub(every, rate, &ends).await });

@@ -124,7 +124,10 @@ impl FromStr for MinFree {
 
 /// A size in bytes or with an IEC unit. `16MB` and `16M` are refused: half of
 /// the people who write them mean 16 MiB.
-pub(super) fn parse_size(text: &str) -> Result<ByteSize, String> {
+///
+/// # Errors
+/// With what would be right.
+pub fn parse_size(text: &str) -> Result<ByteSize, String> {
     let wrong = || {
         format!("`{text}` is not a size: a number of bytes, or a number with KiB, MiB, GiB or TiB")
     };

@@ -12,6 +12,7 @@ use serde::de::{Deserialize, Deserializer, Error};
 
 use super::amount::{Amount, MinFree, Percent, parse_size};
 use super::{AuthName, Verify};
+use crate::model::ModelUri;
 
 /// A scalar as it was written; the YAML types of numbers and words do not matter.
 fn text<'de, D: Deserializer<'de>>(input: D) -> Result<String, D::Error> {
@@ -213,4 +214,24 @@ pub(super) fn endpoint<'de, D: Deserializer<'de>>(input: D) -> Result<Option<Str
         ));
     }
     Ok(Some(text.trim_end_matches('/').to_owned()))
+}
+
+/// Model URIs, each once.
+pub(super) fn models<'de, D: Deserializer<'de>>(input: D) -> Result<Vec<ModelUri>, D::Error> {
+    let mut models: Vec<ModelUri> = Vec::new();
+    for Uri(uri) in Vec::<Uri>::deserialize(input)? {
+        if !models.contains(&uri) {
+            models.push(uri);
+        }
+    }
+    Ok(models)
+}
+
+/// Parsed while the parser knows its line.
+struct Uri(ModelUri);
+
+impl<'de> Deserialize<'de> for Uri {
+    fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
+        ModelUri::parse(&text(input)?).map(Self).map_err(|e| Error::custom(e.message()))
+    }
 }

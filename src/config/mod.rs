@@ -17,9 +17,9 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use serde::Deserialize;
 
-pub use amount::{Amount, MinFree, Percent};
+pub use amount::{Amount, MinFree, Percent, parse_size};
 
-use crate::model::nearest;
+use crate::model::{ModelUri, nearest};
 use crate::{Error, Result};
 
 /// The driver's configuration. Everything left out has its default, and so has an empty file.
@@ -40,6 +40,9 @@ pub struct Config {
     pub serve_stale_on_outage: bool,
     /// Refuse a model with safetensors files that no loader can open.
     pub check_safetensors: bool,
+    /// Models that every node brings in by itself; followed while the driver runs.
+    #[serde(deserialize_with = "fields::models")]
+    pub prefetch: Vec<ModelUri>,
 }
 
 /// The `cache` section.
@@ -250,6 +253,7 @@ impl Default for Config {
             policy: Policy::default(),
             serve_stale_on_outage: true,
             check_safetensors: true,
+            prefetch: Vec::new(),
         }
     }
 }

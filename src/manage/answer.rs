@@ -29,15 +29,7 @@ pub enum Answer {
     /// Of `prefetch`, in the order in which they were asked for.
     Prefetch(Vec<Brought>),
     /// Of `import`.
-    Import {
-        /// The model that stands in the cache now.
-        key: ModelKey,
-        /// Its revision.
-        revision: Revision,
-        /// How it came there.
-        #[serde(flatten)]
-        imported: Imported,
-    },
+    Import(Import),
     /// Of `purge`.
     Purge(Removal),
 }
@@ -237,6 +229,19 @@ pub struct Brought {
     pub error: Option<String>,
 }
 
+/// What became of an import.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Import {
+    /// The model that stands in the cache now.
+    pub key: ModelKey,
+    /// Its revision.
+    pub revision: Revision,
+    /// How it came there.
+    #[serde(flatten)]
+    pub imported: Imported,
+}
+
 /// What a purge removed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -245,6 +250,17 @@ pub struct Removal {
     pub models: usize,
     /// Bytes.
     pub bytes: u64,
+}
+
+impl Answer {
+    /// The models that stand in the cache because of the command.
+    pub fn brought_in(&self) -> Vec<&ModelKey> {
+        match self {
+            Self::Prefetch(models) => models.iter().filter_map(|one| one.key.as_ref()).collect(),
+            Self::Import(import) => vec![&import.key],
+            _ => Vec::new(),
+        }
+    }
 }
 
 impl Brought {

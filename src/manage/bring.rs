@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use futures_util::{StreamExt, stream};
 
-use super::answer::{Answer, Brought};
+use super::answer::{Answer, Brought, Import};
 use super::command::{Progress, Wanted};
 use super::{Manager, Tell, silent, telling};
 use crate::blocking::blocking;
 use crate::cache::{
-    CachedModel, FillProgress, ImportOptions, ImportProgress, ImportSnapshot, Phase,
+    Asker, CachedModel, FillProgress, ImportOptions, ImportProgress, ImportSnapshot, Phase,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::ModelRequest;
@@ -87,7 +87,12 @@ impl Manager {
     /// Begins a prefetch that goes on by itself. What can be refused at once
     /// is: the model is resolved first.
     async fn start(&self, uri: &str, request: ModelRequest) -> Result<Brought> {
-        let manifest = self.0.resolver.resolve(&request, "").await?;
+        if !self.0.goes_on {
+            return Err(Error::invalid(
+                "no driver runs here that could go on with it: leave --detach out",
+            ));
+        }
+        let manifest = self.remote()?.resolver.resolve(&request, "").await?;
         let brought = Brought {
             uri: uri.to_owned(),
             result: "started".to_owned(),
@@ -119,11 +124,12 @@ impl Manager {
         let title = request.title();
         let mut changes = Changes::default();
         let came = loop {
-            let manifest = self.0.resolver.resolve(request, "").await?;
+            let manifest = self.remote()?.resolver.resolve(request, "").await?;
             if let Some(model) = self.0.cache.find(&manifest.key()).await? {
                 break Came::Cached(model);
             }
-            let mut ticket = self.0.cache.fill(&self.0.engine, &manifest, &title);
+            let mut ticket =
+                self.0.cache.fill(&self.remote()?.engine, &manifest, &title, Asker::Prefetch);
             let progress = ticket.shared_progress();
             let landing = async {
                 tokio::select! {
@@ -151,11 +157,11 @@ impl Manager {
         let title = request.title();
         let mut changes = Changes::default();
         let (model, imported) = loop {
-            let manifest = self.0.resolver.resolve(&request, "").await?;
+            let manifest = self.remote()?.resolver.resolve(&request, "").await?;
             let options = ImportOptions { dir: dir.clone(), take };
             let progress = ImportProgress::default();
             let importing =
-                self.0.cache.import(&self.0.engine, &manifest, &title, options, &progress);
+                self.0.cache.import(&self.remote()?.engine, &manifest, &title, options, &progress);
             match telling(tell, importing, || of_import(&title, &progress)).await {
                 Ok(imported) => break imported,
                 Err(error) => changes.again(&title, error)?,
@@ -163,13 +169,13 @@ impl Manager {
         };
         self.settle(&request, &model).await?;
         let (key, revision) = (model.key.clone(), model.manifest.revision.clone());
-        Ok(Answer::Import { key, revision, imported })
+        Ok(Answer::Import(Import { key, revision, imported }))
     }
 
     /// What a publish does with a model that it brought.
     async fn settle(&self, request: &ModelRequest, model: &CachedModel) -> Result<()> {
         self.0.cache.check_sanity(model, request).await?;
-        let digest = self.0.resolver.digest(request, "").await?;
+        let digest = self.remote()?.resolver.digest(request, "").await?;
         let (cache, model) = (self.0.cache.clone(), model.clone());
         blocking(move || cache.set_latest(&digest, &model)).await
     }

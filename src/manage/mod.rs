@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use answer::{
-    Answer, Brought, CacheState, Collection, DamageEntry, FileEntry, HolderEntry, Listing,
+    Answer, Brought, CacheState, Collection, DamageEntry, FileEntry, HolderEntry, Import, Listing,
     ModelEntry, Pins, Removal, RemovedModel, Verified,
 };
 pub use command::{Command, Progress, Selection, Wanted};
@@ -45,27 +45,60 @@ pub struct Manager(Arc<Inner>);
 
 struct Inner {
     cache: Cache,
-    engine: Engine,
-    resolver: Resolver,
+    remote: Option<Remote>,
+    /// Whether the cache is used on after it was purged.
+    goes_on: bool,
     tasks: TaskTracker,
     shutdown: CancellationToken,
     warmth: Warmth,
 }
 
+/// What brings models in.
+#[derive(Clone)]
+pub struct Remote {
+    /// Downloads.
+    pub engine: Engine,
+    /// Finds out what there is.
+    pub resolver: Resolver,
+}
+
 impl Manager {
-    /// A manager of this cache, which downloads with `engine` what `resolver`
-    /// finds. What goes on without its caller is tracked by `tasks` and ends at
-    /// `shutdown`.
-    pub fn new(
+    /// A manager of the cache of a driver. What goes on without its caller is
+    /// tracked by `tasks` and ends at `shutdown`.
+    pub fn of_driver(
         cache: Cache,
-        engine: Engine,
-        resolver: Resolver,
+        remote: Remote,
+        tasks: &TaskTracker,
+        shutdown: &CancellationToken,
+    ) -> Self {
+        Self::new(cache, Some(remote), true, tasks, shutdown)
+    }
+
+    /// A manager of a cache that no driver uses, for one command. Without
+    /// `remote` it brings nothing in.
+    pub fn of_directory(
+        cache: Cache,
+        remote: Option<Remote>,
+        tasks: &TaskTracker,
+        shutdown: &CancellationToken,
+    ) -> Self {
+        Self::new(cache, remote, false, tasks, shutdown)
+    }
+
+    fn new(
+        cache: Cache,
+        remote: Option<Remote>,
+        goes_on: bool,
         tasks: &TaskTracker,
         shutdown: &CancellationToken,
     ) -> Self {
         let (tasks, shutdown) = (tasks.clone(), shutdown.clone());
         let warmth = Warmth::default();
-        Self(Arc::new(Inner { cache, engine, resolver, tasks, shutdown, warmth }))
+        Self(Arc::new(Inner { cache, remote, goes_on, tasks, shutdown, warmth }))
+    }
+
+    fn remote(&self) -> Result<&Remote> {
+        self.0.remote.as_ref().ok_or_else(|| Error::internal("nothing brings models in here"))
     }
 
     /// Does what a command says; `tell` hears how far it is, some times a second.
@@ -90,8 +123,8 @@ impl Manager {
             Command::Prefetch { models, detach } => self.prefetch(models, detach, tell).await,
             Command::Import { dir, model, take } => self.import(dir, model, take, tell).await,
             Command::Purge => {
-                let cache = self.0.cache.clone();
-                let purged = blocking(move || cache.purge()).await?;
+                let (cache, goes_on) = (self.0.cache.clone(), self.0.goes_on);
+                let purged = blocking(move || cache.purge(goes_on)).await?;
                 Ok(Answer::Purge(Removal { models: purged.models, bytes: purged.bytes }))
             }
         }

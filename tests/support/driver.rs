@@ -108,12 +108,16 @@ impl Setup {
         self.scratch.join("driver.log")
     }
 
-    fn spawn(&self) -> Child {
-        let config = self.scratch.join("config.yaml");
+    /// The configuration file's text.
+    pub(crate) fn config_text(&self) -> String {
         let unless = |key, lines| if self.config.contains(key) { "" } else { lines };
         let (room, any) = (unless("cache:", ROOM), unless("checkSafetensors", ANY_BYTES));
-        let text = format!("{room}{}\n{any}", self.config);
-        fs::write(&config, text).expect("the configuration");
+        format!("{room}{}\n{any}", self.config)
+    }
+
+    fn spawn(&self) -> Child {
+        let config = self.scratch.join("config.yaml");
+        fs::write(&config, self.config_text()).expect("the configuration");
         let log = File::options().create(true).append(true).open(self.log_path()).expect("a log");
         let path = |path: &Path| path.to_str().expect("a UTF-8 path").to_owned();
         let mut command = Command::new(BINARY);
@@ -219,6 +223,20 @@ impl Driver {
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.expect("an answer");
         answer
+    }
+
+    /// The status of a POST to the port that is open to the cluster.
+    pub(crate) async fn post_to_metrics(&self, path: &str, body: &str) -> u16 {
+        let mut stream = TcpStream::connect(self.setup.metrics).await.expect("the metrics' port");
+        let length = body.len();
+        let request = format!(
+            "POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: \
+             {length}\r\n\r\n{body}"
+        );
+        stream.write_all(request.as_bytes()).await.expect("a request");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.expect("an answer");
+        answer.split(' ').nth(1).expect("a status").parse().expect("a number")
     }
 
     /// The value of one series, named without the prefix; 0 while it is not there.

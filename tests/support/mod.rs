@@ -13,6 +13,7 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 pub(crate) mod api_server;
+pub(crate) mod commands;
 pub(crate) mod disk;
 pub(crate) mod driver;
 pub(crate) mod fetch;

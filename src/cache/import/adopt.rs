@@ -13,6 +13,7 @@ use nix::unistd::Uid;
 
 use super::source::{Found, Source};
 use super::{Candidate, open_for_writing};
+use crate::abort_point;
 use crate::blocking::blocking;
 use crate::cache::Inner;
 use crate::cache::blobs::Placed;
@@ -165,9 +166,12 @@ impl Inner {
         let shown = found.as_named();
         let changing = |e: io::Error| Error::io(format!("taking over {}", shown.display()), &e);
         let before = &found.metadata;
+        abort_point::reach("import-1");
         own(&found.file, 0, 0, 0o444).map_err(changing)?;
+        abort_point::reach("import-2");
         let placed = self.place_file(manifest, file, verified, |blob| {
             let named = found.as_named();
+            abort_point::reach("import-3");
             if !lease.holds()? || !found.is_at(&named) {
                 return Ok(false);
             }
@@ -176,6 +180,7 @@ impl Inner {
                 Err(e) if e.kind() == io::ErrorKind::CrossesDevices => return Ok(false),
                 other => other?,
             }
+            abort_point::reach("import-4");
             if lease.holds()? && found.is_at(blob) && !found.has_other_names()? {
                 return Ok(true);
             }

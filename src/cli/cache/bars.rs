@@ -1,0 +1,47 @@
+//! Progress on stderr: a line for each thing that is being done. Nothing
+//! without a terminal.
+
+use std::collections::HashMap;
+use std::io::IsTerminal;
+use std::sync::{Mutex, PoisonError};
+
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+
+use crate::manage::Progress;
+
+/// The lines.
+#[derive(Default)]
+pub(super) struct Bars {
+    screen: MultiProgress,
+    lines: Mutex<HashMap<String, ProgressBar>>,
+}
+
+impl Bars {
+    pub(super) fn show(&self, progress: &Progress) {
+        if !std::io::stderr().is_terminal() {
+            return;
+        }
+        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let line = lines.entry(progress.subject.clone()).or_insert_with(|| {
+            let line = self.screen.add(ProgressBar::no_length());
+            if let Ok(style) = ProgressStyle::with_template("{bar:20} {wide_msg}") {
+                line.set_style(style);
+            }
+            line
+        });
+        // A bar without a length is an empty one.
+        line.set_length(progress.total.max(1));
+        line.set_position(if progress.total == 0 { 0 } else { progress.done });
+        line.set_message(progress.text.clone());
+    }
+
+    /// Removes them, so that the result stands alone.
+    pub(super) fn clear(&self) {
+        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        for (_, line) in lines.drain() {
+            line.finish_and_clear();
+        }
+        // The lines are gone in any case; only their places may be left.
+        let _ = self.screen.clear();
+    }
+}

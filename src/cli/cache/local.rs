@@ -1,0 +1,96 @@
+//! A command on a cache that no driver uses: this process takes its lock.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::{Common, is_cache};
+use crate::blocking::blocking;
+use crate::cache::Cache;
+use crate::cli::options;
+use crate::cli::storage::{self, StorageArgs};
+use crate::config::Config;
+use crate::download::Engine;
+use crate::error::{Error, ErrorKind, Result};
+use crate::manage::{Answer, Command, Manager, Remote, Tell};
+use crate::metrics::Metrics;
+use crate::oci::AuthMethod;
+use crate::volume::Resolver;
+
+/// How long to wait until what was brought in is on the disk.
+const SYNC: Duration = Duration::from_secs(300);
+
+/// How long background work may take to end.
+const GRACE: Duration = Duration::from_secs(5);
+
+pub(super) async fn execute(
+    command: Command,
+    config: &Config,
+    dir: &Path,
+    common: &Common,
+    storage: Option<&StorageArgs>,
+    tell: &Tell,
+) -> Result<Answer> {
+    let makes_one = matches!(command, Command::Prefetch { .. } | Command::Import { .. });
+    if !makes_one && !is_cache(dir) {
+        return Err(Error::new(
+            ErrorKind::NotFound,
+            format!(
+                "{} is no cache, and no driver listens in it; name the cache with --cache-dir, or \
+                 run the command where the driver runs",
+                dir.display()
+            ),
+        ));
+    }
+    let metrics = Arc::new(Metrics::default());
+    let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
+    let options = options::cache(config, Some(dir), &common.kubelet_dir, &metrics)?;
+    let cache = Cache::open(options, Arc::clone(&metrics), &tasks, &shutdown)?;
+    let (recovering, pods) = (cache.clone(), common.kubelet_dir.join("pods"));
+    blocking(move || recovering.recover(&pods)).await?;
+    let remote = match storage {
+        Some(storage) => Some(connect(config, storage, &metrics, &tasks, &shutdown).await?),
+        None => None,
+    };
+    let manager = Manager::of_directory(cache.clone(), remote.clone(), &tasks, &shutdown);
+    let answer = manager.execute(command, tell).await;
+    if let Ok(answer) = &answer {
+        // Else the next process would read all of it before it serves it.
+        for key in answer.brought_in() {
+            if !cache.until_durable(key, SYNC).await {
+                tracing::warn!(model = key.as_str(), "the disk has not taken all of it yet");
+            }
+        }
+    }
+    shutdown.cancel();
+    tasks.close();
+    let _ = tokio::time::timeout(GRACE, tasks.wait()).await;
+    if let Some(Remote { engine, .. }) = remote {
+        blocking(move || {
+            engine.stop(GRACE);
+            Ok(())
+        })
+        .await?;
+    }
+    answer
+}
+
+async fn connect(
+    config: &Config,
+    storage: &StorageArgs,
+    metrics: &Arc<Metrics>,
+    tasks: &TaskTracker,
+    shutdown: &CancellationToken,
+) -> Result<Remote> {
+    let object_storage = Some(&config.object_storage);
+    let settings = storage.settings(object_storage, AuthMethod::InstancePrincipal, metrics)?;
+    let auth = settings.auth;
+    let client = storage::connect(settings).await?;
+    let limits = options::limits(&config.limits);
+    let resolver = Resolver::new(client.clone(), limits, auth.as_str(), tasks, shutdown);
+    let engine = Engine::new(client, options::engine(&config.download, true), Arc::clone(metrics))?;
+    Ok(Remote { engine, resolver })
+}

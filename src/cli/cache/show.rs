@@ -1,0 +1,298 @@
+//! Answers on stdout: tables for people, and JSON.
+
+use std::fmt::Write;
+use std::time::SystemTime;
+
+use crate::cache::Imported;
+use crate::manage::{
+    Answer, Brought, Collection, Listing, ModelEntry, Pins, PrefetchState, Removal, Verified,
+};
+use crate::model::{duration_text, shown, size_text};
+
+/// Digits of keys and revisions in tables.
+const DIGITS: usize = 12;
+
+/// The answer itself, without its name.
+pub(super) fn json(answer: &Answer) -> String {
+    let value = match answer {
+        Answer::Ls(listing) => serde_json::to_value(listing),
+        Answer::Inspect(models) => serde_json::to_value(models),
+        Answer::Verify(found) => serde_json::to_value(found),
+        Answer::Gc(collection) => serde_json::to_value(collection),
+        Answer::Pin(pins) => serde_json::to_value(pins),
+        Answer::Prefetch(models) => serde_json::to_value(models),
+        Answer::Import(import) => serde_json::to_value(import),
+        Answer::Purge(removal) => serde_json::to_value(removal),
+    };
+    value.unwrap_or_default().to_string()
+}
+
+pub(super) fn text(answer: &Answer) -> String {
+    match answer {
+        Answer::Ls(listing) => list(listing),
+        Answer::Inspect(models) => models.iter().map(inspect).collect::<Vec<_>>().join("\n"),
+        Answer::Verify(found) => verified(found),
+        Answer::Gc(collection) => collected(collection),
+        Answer::Pin(Pins { pinned, keys }) => {
+            let done = if *pinned { "pinned" } else { "no longer pinned" };
+            let lines = keys.iter().map(|key| format!("{} is {done}", short(key.as_str())));
+            lines.collect::<Vec<_>>().join("\n")
+        }
+        Answer::Prefetch(models) => models.iter().map(brought).collect(),
+        Answer::Import(import) => {
+            let revision = &import.revision;
+            format!("{}revision {revision}\n", imported(&import.imported))
+        }
+        Answer::Purge(Removal { models, bytes }) => {
+            format!("removed the cache: {models} models, {}\n", size_text(*bytes))
+        }
+    }
+}
+
+fn list(listing: &Listing) -> String {
+    let header = ["KEY", "MODEL", "REVISION", "SIZE", "SHARED", "LAST USED", "PODS", "STATE"];
+    let mut rows = vec![header.map(str::to_owned)];
+    rows.extend(listing.models.iter().map(|model| {
+        [
+            short(model.key.as_str()).to_owned(),
+            uri(model),
+            model.revision.as_ref().map_or("-", |r| short(r.as_str())).to_owned(),
+            size_text(model.bytes),
+            match model.shared_bytes {
+                0 => "-".to_owned(),
+                bytes => size_text(bytes),
+            },
+            ago(&model.last_used),
+            model.holders.len().to_string(),
+            state(model),
+        ]
+    }));
+    let cache = &listing.cache;
+    let mut text = match listing.models.is_empty() {
+        true => String::new(),
+        false => table(&rows),
+    };
+    let _ = writeln!(
+        text,
+        "{} models, {} of at most {} in {}; {} of it can be evicted, {} are free",
+        listing.models.len(),
+        size_text(cache.total_bytes),
+        size_text(cache.limit_bytes),
+        cache.directory.display(),
+        size_text(cache.evictable_bytes),
+        size_text(cache.free_bytes),
+    );
+    if !listing.prefetch.is_empty() {
+        text.push_str("prefetch list:\n");
+    }
+    for entry in &listing.prefetch {
+        let state = match entry.state {
+            PrefetchState::Waiting => "waiting",
+            PrefetchState::Running => "running",
+            PrefetchState::Complete => "complete",
+            PrefetchState::Failed => "failed",
+        };
+        let error = entry.error.as_ref().map(|error| format!(": {}", shown(error, 300)));
+        let uri = shown(&entry.uri, 200);
+        let _ = writeln!(text, "  {state:8}  {uri}{}", error.unwrap_or_default());
+    }
+    text
+}
+
+fn inspect(model: &ModelEntry) -> String {
+    let mut text = String::new();
+    let mut line = |name: &str, value: String| {
+        let _ = writeln!(text, "{name:11} {value}");
+    };
+    line("model", uri(model));
+    line("key", model.key.to_string());
+    line("revision", model.revision.as_ref().map_or("-".to_owned(), ToString::to_string));
+    line("location", model.location.clone().unwrap_or_else(|| "-".to_owned()));
+    line(
+        "shared with",
+        match model.scope.as_str() {
+            "" => "all pods".to_owned(),
+            scope => format!("pods of {scope}"),
+        },
+    );
+    line("state", state(model));
+    let on_disk = (size_text(model.allocated_bytes), size_text(model.shared_bytes));
+    line(
+        "size",
+        format!(
+            "{}; {} on the disk, {} of it shared",
+            size_text(model.bytes),
+            on_disk.0,
+            on_disk.1
+        ),
+    );
+    line("last used", format!("{} ({})", model.last_used, ago(&model.last_used)));
+    for holder in &model.holders {
+        let pod = holder.pod.as_deref().unwrap_or("an unknown pod");
+        let (volume, target) = (&holder.volume_id, holder.target.display());
+        line("held by", format!("{pod}, volume {volume}, since {}, at {target}", holder.since));
+    }
+    for mount in &model.mounts {
+        line("mounted at", mount.display().to_string());
+    }
+    let rows: Vec<[String; 4]> = model
+        .files
+        .iter()
+        .map(|file| {
+            let path = shown(&file.path, 300);
+            [
+                size_text(file.bytes),
+                path,
+                shown(&file.etag, 60),
+                short(file.blob.as_str()).to_owned(),
+            ]
+        })
+        .collect();
+    if !rows.is_empty() {
+        let header = ["SIZE", "FILE", "ETAG", "BLOB"].map(str::to_owned);
+        text.push_str(&table(&[&[header][..], &rows].concat()));
+    }
+    text
+}
+
+fn verified(found: &Verified) -> String {
+    let mut text = format!(
+        "{} models, {} blobs, {} read: {}\n",
+        found.models,
+        found.blobs,
+        size_text(found.bytes),
+        if found.damaged.is_empty() { "all as downloaded" } else { "damage found" }
+    );
+    for damage in &found.damaged {
+        let _ =
+            writeln!(text, "damaged: {}: {}", shown(&damage.what, 200), shown(&damage.why, 200));
+        for model in &damage.models {
+            let _ = writeln!(text, "  of {}", shown(model, 200));
+        }
+        for volume in &damage.volumes {
+            let pod = volume.pod.as_deref().unwrap_or("an unknown pod");
+            let _ = writeln!(text, "  shown to {pod} at {}", volume.target.display());
+        }
+    }
+    text
+}
+
+fn collected(collection: &Collection) -> String {
+    let mut text = String::new();
+    for model in &collection.models {
+        let uri = model.uri.as_deref().map_or("-".to_owned(), |uri| shown(uri, 200));
+        let (key, used) = (short(model.key.as_str()), ago(&model.last_used));
+        let _ = writeln!(text, "{key}  {uri}  last used {used}");
+    }
+    let would = if collection.dry_run { "would free" } else { "freed" };
+    let (models, bytes) = (collection.models.len(), size_text(collection.bytes));
+    let _ = writeln!(text, "{would} {bytes} and {} inodes: {models} models", collection.inodes);
+    text
+}
+
+fn brought(model: &Brought) -> String {
+    let uri = shown(&model.uri, 200);
+    match (&model.error, &model.revision) {
+        (Some(error), _) => format!("failed: {uri}: {}\n", shown(error, 500)),
+        (None, Some(revision)) => {
+            format!("{}: {uri}: {}, revision {revision}\n", model.result, size_text(model.bytes))
+        }
+        (None, None) => format!("{}: {uri}\n", model.result),
+    }
+}
+
+fn imported(import: &Imported) -> String {
+    let mut text = format!(
+        "adopted {} files ({}), of which {} were copied; downloaded {} files ({}); {} files were \
+         in the cache\n",
+        import.adopted_files,
+        size_text(import.adopted_bytes),
+        size_text(import.copied_bytes),
+        import.downloaded_files,
+        size_text(import.downloaded_bytes),
+        import.cached_files,
+    );
+    for path in &import.differing {
+        let _ = writeln!(text, "not what Object Storage has: {}", shown(path, 200));
+    }
+    if import.left_files > 0 {
+        let names: Vec<String> = import.left.iter().map(|name| shown(name, 100)).collect();
+        let more = if import.left_files > names.len() { ", …" } else { "" };
+        let _ = writeln!(
+            text,
+            "{} files are left there: {}{more}",
+            import.left_files,
+            names.join(", ")
+        );
+    }
+    text
+}
+
+fn uri(model: &ModelEntry) -> String {
+    model.uri.as_deref().map_or("-".to_owned(), |uri| shown(uri, 200))
+}
+
+fn state(model: &ModelEntry) -> String {
+    let mut text = model.state.clone();
+    if let Some(done) = model.done_bytes.filter(|_| model.state == "downloading") {
+        let percent = u128::from(done) * 100 / u128::from(model.bytes.max(1));
+        let _ = write!(text, " {percent} %");
+    }
+    if model.pinned {
+        text.push_str(", pinned");
+    }
+    text
+}
+
+/// The digits that are enough for people.
+fn short(id: &str) -> &str {
+    let digits = id.strip_prefix("sha256:").unwrap_or(id);
+    digits.get(..DIGITS).unwrap_or(digits)
+}
+
+fn ago(time: &str) -> String {
+    let Ok(then) = humantime::parse_rfc3339(time) else { return "-".to_owned() };
+    if then == SystemTime::UNIX_EPOCH {
+        return "never".to_owned();
+    }
+    let age = SystemTime::now().duration_since(then).unwrap_or_default();
+    match age.as_secs() / (24 * 3600) {
+        0 => format!("{} ago", duration_text(age)),
+        days => format!("{days}d ago"),
+    }
+}
+
+/// Columns as wide as their widest cell.
+fn table<const N: usize>(rows: &[[String; N]]) -> String {
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
+    let widths: Vec<usize> = (0..N).map(|column| width(column).unwrap_or_default()).collect();
+    let mut text = String::new();
+    for row in rows {
+        let cells: Vec<String> =
+            row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        let _ = writeln!(text, "{}", cells.join("  ").trim_end());
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_as_wide_as_their_widest_cell() {
+        let rows = [["KEY", "MODEL"], ["ab", "ö"], ["abcdef", "x"]];
+        let rows = rows.map(|row| row.map(str::to_owned));
+        assert_eq!(table(&rows), "KEY     MODEL\nab      ö\nabcdef  x\n");
+    }
+
+    #[test]
+    fn ages_and_ids_are_short() {
+        assert_eq!(short(&format!("sha256:{}", "ab".repeat(32))), "abababababab");
+        assert_eq!(short("abc"), "abc");
+        assert_eq!(ago("1970-01-01T00:00:00Z"), "never");
+        assert_eq!(ago("nonsense"), "-");
+        let days = SystemTime::now() - std::time::Duration::from_secs(3 * 24 * 3600 + 5);
+        assert_eq!(ago(&humantime::format_rfc3339_seconds(days).to_string()), "3d ago");
+    }
+}

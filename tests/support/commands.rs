@@ -1,0 +1,90 @@
+//! `oci-model-csi cache …` as a process.
+
+use std::path::PathBuf;
+use std::process::Stdio;
+
+use serde_json::Value;
+use tokio::process::{Child, Command};
+
+use super::driver::{BINARY, Setup};
+use super::fetch::Fetched;
+
+/// How the commands of one cache are run.
+#[derive(Debug, Clone)]
+pub(crate) struct Commands {
+    cache: PathBuf,
+    kubelet: PathBuf,
+    oci_config: PathBuf,
+    endpoint: String,
+    config: PathBuf,
+    pub(crate) environment: Vec<(&'static str, String)>,
+}
+
+impl Commands {
+    /// On the cache of this driver, whether it runs or not.
+    pub(crate) fn of(setup: &Setup) -> Self {
+        let config = setup.scratch.join("commands.yaml");
+        std::fs::write(&config, setup.config_text()).expect("the configuration");
+        Self {
+            cache: setup.cache.clone(),
+            kubelet: setup.scratch.join("kubelet"),
+            oci_config: setup.oci_config.clone(),
+            endpoint: setup.endpoint.clone(),
+            config,
+            environment: Vec::new(),
+        }
+    }
+
+    /// The running process, which ends with the returned value.
+    pub(crate) fn spawn(&self, arguments: &[&str]) -> Child {
+        let mut command = Command::new(BINARY);
+        command
+            .arg("cache")
+            .args(arguments)
+            .env_clear()
+            .env("OCI_MODEL_CSI_CACHE_DIR", &self.cache)
+            .env("OCI_MODEL_CSI_KUBELET_DIR", &self.kubelet)
+            // Without a driver the commands ask Object Storage themselves.
+            .env("OCI_MODEL_CSI_CONFIG", &self.config)
+            .env("OCI_MODEL_CSI_AUTH", "api_key")
+            .env("OCI_MODEL_CSI_CONFIG_FILE", &self.oci_config)
+            .env("OCI_MODEL_CSI_OCI_ENDPOINT", &self.endpoint)
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        command.spawn().expect("the program")
+    }
+
+    /// Runs to the end.
+    pub(crate) async fn run(&self, arguments: &[&str]) -> Fetched {
+        let output = self.spawn(arguments).wait_with_output().await.expect("its output");
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
+        Fetched {
+            code: output.status.code().unwrap_or(-1),
+            stdout: text(output.stdout),
+            stderr: text(output.stderr),
+        }
+    }
+
+    /// Runs what has to succeed; the text.
+    pub(crate) async fn text(&self, arguments: &[&str]) -> String {
+        let ran = self.run(arguments).await;
+        assert_eq!(ran.code, 0, "{arguments:?}: {}{}", ran.stdout, ran.stderr);
+        ran.stdout
+    }
+
+    /// Runs what has to succeed, with `--output json`.
+    pub(crate) async fn json(&self, arguments: &[&str]) -> Value {
+        let text = self.text(&[arguments, &["--output", "json"]].concat()).await;
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
+    }
+
+    /// Runs what has to fail with this code; what it says.
+    pub(crate) async fn fails(&self, code: i32, arguments: &[&str]) -> String {
+        let ran = self.run(arguments).await;
+        assert_eq!(ran.code, code, "{arguments:?}: {}{}", ran.stdout, ran.stderr);
+        format!("{}{}", ran.stdout, ran.stderr)
+    }
+}
