@@ -211,15 +211,21 @@ fn every_attribute_is_documented_with_who_may_set_it() {
 
 #[test]
 fn the_documented_flags_are_those_of_the_help() {
-    let documented: BTreeSet<String> = read("docs/configuration.md")
-        .lines()
+    let documented: BTreeSet<String> = ["docs/configuration.md", "docs/commands.md"]
+        .map(read)
+        .iter()
+        .flat_map(|text| text.lines())
         .filter(|line| line.starts_with("| `--"))
         .map(|line| quoted(line).remove(0))
         .collect();
+    let of_cache = ["ls", "inspect", "verify", "gc", "pin", "unpin", "prefetch", "import", "purge"];
+    let commands = ["node", "controller", "all", "fetch"].map(|one| vec![one]);
+    let commands = commands.into_iter().chain(of_cache.map(|one| vec!["cache", one]));
     let mut offered = BTreeSet::new();
-    for command in ["node", "controller", "all", "fetch"] {
+    for command in commands {
         let help = Command::new(env!("CARGO_BIN_EXE_oci-model-csi"))
-            .args([command, "--help"])
+            .args(command)
+            .arg("--help")
             .output()
             .unwrap();
         let help = String::from_utf8(help.stdout).unwrap();

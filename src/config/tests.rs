@@ -107,8 +107,13 @@ objectStorage:
   - {name: shared}
   - {name: far, namespace: other, region: us-ashburn-1, auth: api_key}
 serveStaleOnOutage: false
+checkSafetensors: false
+prefetch: [oci://shared/models/a, oci://far@other/models/b/, oci://shared/models/a/]
 ",
     );
+    let uris: Vec<String> = config.prefetch.iter().map(ToString::to_string).collect();
+    assert_eq!(uris, ["oci://shared/models/a/", "oci://far@other/models/b/"], "each once");
+    assert!(!config.check_safetensors);
     assert_eq!(config.cache.dir, Path::new("/nvme/models"));
     assert!(config.cache.require_mount);
     assert_eq!(config.cache.max_size, Amount::Bytes(ByteSize::tib(2)));
@@ -182,6 +187,7 @@ fn a_wrong_value_is_refused_with_line_key_and_what_would_be_right() {
         ("objectStorage: {buckets: [{name: ''}]}", "name", "letters, digits"),
         ("objectStorage: {buckets: [{name: a, auth: key}]}", "auth", "api_key"),
         ("objectStorage: {buckets: shared}", "buckets", "list is expected"),
+        ("prefetch: oci://b/p", "prefetch", "list is expected"),
     ] {
         let message = error(&format!("# a comment\n{line}\n"));
         assert_all_in(&message, &["config.yaml, line 2, column ", &format!(": {key}: "), right]);
