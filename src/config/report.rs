@@ -64,9 +64,12 @@ fn key_at(text: &str, line: u64, column: u64) -> Option<&str> {
     let at = line.char_indices().nth(column).map_or(line.len(), |(index, _)| index);
     let (before, from) = line.split_at(at);
 
-    let is_key = |c: char| c.is_ascii_alphanumeric();
-    let word = &from[..from.find(|c| !is_key(c)).unwrap_or(from.len())];
-    if !word.is_empty() && from[word.len()..].starts_with(':') {
+    let of_key = |c: char| c.is_ascii_alphanumeric();
+    let word = &from[..from.find(|c| !of_key(c)).unwrap_or(from.len())];
+    // The colon of a URI has something behind it.
+    let behind = from[word.len()..].strip_prefix(':');
+    let is_key = behind.is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t']));
+    if !word.is_empty() && is_key {
         return Some(word);
     }
     // The place of an absent value is the colon.
@@ -74,7 +77,7 @@ fn key_at(text: &str, line: u64, column: u64) -> Option<&str> {
         Some(before) => before,
         None => from.starts_with(':').then_some(before)?,
     };
-    let start = before.rfind(|c| !is_key(c)).map_or(0, |index| index + 1);
+    let start = before.rfind(|c| !of_key(c)).map_or(0, |index| index + 1);
     Some(&before[start..]).filter(|key| !key.is_empty())
 }
 
