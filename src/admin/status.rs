@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::Admin;
+use crate::manage::Manager;
 
 pub(super) fn json(admin: &Admin) -> String {
     let (downloads, leases): (Vec<Value>, Vec<Value>) = match &admin.cache {
@@ -34,6 +35,7 @@ pub(super) fn json(admin: &Admin) -> String {
         "ready": admin.readiness.is_ready(),
         "downloads": downloads,
         "leases": leases,
+        "prefetch": admin.manager.as_ref().map(Manager::prefetch_list).unwrap_or_default(),
     });
     format!("{status}\n")
 }

@@ -77,11 +77,19 @@ pub(super) fn noted(path: &Path) -> io::Result<Spans> {
     Ok(spans)
 }
 
-/// Reads a whole file as one span.
-pub(crate) fn read(data: &File, size: u64) -> io::Result<Spans> {
+/// Bytes after which it is told how far a reading is.
+const TOLD: u64 = 64 << 20;
+
+/// Reads a whole file, and tells where it is.
+pub(crate) fn read(data: &File, size: u64, mut told: impl FnMut(u64)) -> io::Result<Spans> {
     let mut spans = Spans::default();
-    if let Some(crc32c) = crc32c_of_range(data, 0..size)? {
-        spans.insert(Span { start: 0, len: size, crc32c });
+    let mut start = 0;
+    while start < size {
+        let end = start.saturating_add(TOLD).min(size);
+        let Some(crc32c) = crc32c_of_range(data, start..end)? else { break };
+        spans.insert(Span { start, len: end - start, crc32c });
+        told(end);
+        start = end;
     }
     Ok(spans)
 }

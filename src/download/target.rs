@@ -91,8 +91,7 @@ impl Target {
         if file.metadata()?.len() != size {
             return Ok(None);
         }
-        let spans = journal::read(&file, size)?;
-        progress.set_done(spans.bytes());
+        let spans = journal::read(&file, size, |done| progress.set_done(done))?;
         Ok((spans.bytes() == size).then(|| Self {
             file: Arc::new(file),
             size,

@@ -1,7 +1,7 @@
 //! `ls` and `inspect`.
 
 use super::answer::{CacheState, Listing, ModelEntry};
-use super::{Manager, select};
+use super::{Manager, WarmEntry, select};
 use crate::blocking::blocking;
 use crate::cache::Inventory;
 use crate::error::Result;
@@ -12,13 +12,18 @@ impl Manager {
         blocking(move || cache.inventory()).await
     }
 
+    /// How the prefetch list of the configuration stands, in its order.
+    pub fn prefetch_list(&self) -> Vec<WarmEntry> {
+        self.0.warmth.entries()
+    }
+
     pub(super) async fn list(&self) -> Result<Listing> {
         let inventory = self.inventory().await?;
         let directory = self.0.cache.layout().root().to_owned();
         Ok(Listing {
             cache: CacheState::new(directory, &inventory.usage),
             models: inventory.models.iter().map(|report| ModelEntry::new(report, false)).collect(),
-            prefetch: self.0.warmth.entries(),
+            prefetch: self.prefetch_list(),
         })
     }
 

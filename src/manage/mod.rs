@@ -20,7 +20,8 @@ pub use answer::{
     ModelEntry, Pins, Removal, RemovedModel, Verified,
 };
 pub use command::{Command, Progress, Selection, Wanted};
-pub use warm::{PrefetchState, WarmEntry, Warmth};
+use warm::Warmth;
+pub use warm::{PrefetchState, WarmEntry};
 
 use crate::blocking::blocking;
 use crate::cache::{Cache, CollectOptions, VerifyProgress, Wish};

@@ -26,7 +26,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(600);
 
 /// How the list stands; cheap to clone.
 #[derive(Debug, Clone, Default)]
-pub struct Warmth(Arc<Mutex<Vec<WarmEntry>>>);
+pub(super) struct Warmth(Arc<Mutex<Vec<WarmEntry>>>);
 
 /// How one entry of the list stands.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,7 +69,7 @@ struct Turn {
 
 impl Warmth {
     /// The list, in the order of the configuration.
-    pub fn entries(&self) -> Vec<WarmEntry> {
+    pub(super) fn entries(&self) -> Vec<WarmEntry> {
         self.lock().clone()
     }
 
