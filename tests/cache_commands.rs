@@ -5,14 +5,15 @@ mod support;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use localstore::{Action, LocalStore, Operation, PutOptions, Rule};
 use serde_json::Value;
 use support::commands::Commands;
 use support::driver::{Driver, Setup};
 use support::models::{BUCKET, MIB, PHI3, PREFIX, content_of, put, put_large, store_with_phi3};
-use support::run::{end_to_end, eventually};
+use support::random::number;
+use support::run::{end_to_end, end_to_end_within, eventually, figure};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
@@ -430,5 +431,44 @@ fn an_import_that_is_killed_at_any_step_loses_nothing_and_goes_on() {
             assert!(cache.text(&["verify"]).await.contains("all as downloaded"));
             assert_eq!(content_of(&dir).values().flatten().count(), 0, "everything was moved");
         }
+    });
+}
+
+/// A directory of 96 MiB here; `OCI_MODEL_CSI_TEST_IMPORT_MIB=2048` is one of 2 GiB.
+#[test]
+fn a_large_directory_is_moved_without_a_byte_copied_or_downloaded() {
+    end_to_end_within(Duration::from_secs(600), async |scratch| {
+        const SHARDS: u64 = 4;
+        let size = number("OCI_MODEL_CSI_TEST_IMPORT_MIB").unwrap_or(96) * MIB / SHARDS;
+        let store = LocalStore::builder().start().unwrap();
+        let dir = scratch.join("filled");
+        fs::create_dir_all(&dir).unwrap();
+        let checked = PutOptions { crc32c: true, ..PutOptions::default() };
+        for shard in 0..SHARDS {
+            let name = format!("model-{shard}.bin");
+            put_large(&store, &name, size, shard, checked.clone());
+            let file = File::create(dir.join(name)).unwrap();
+            for at in (0..size).step_by(usize::try_from(8 * MIB).unwrap()) {
+                let bytes = localstore::synthetic_bytes(shard, at..size.min(at + 8 * MIB));
+                file.write_all_at(&bytes, at).unwrap();
+            }
+        }
+        let driver = Driver::start(scratch, &store).await;
+        let cache = Commands::of(&driver.setup);
+        let started = Instant::now();
+        let json = cache.json(&["import", dir.to_str().unwrap(), URI, "--move"]).await;
+        let took = started.elapsed();
+        let downloaded = store.stats().object_bytes.values().sum::<u64>();
+        assert_eq!(
+            (&json["adoptedBytes"], &json["copiedBytes"]),
+            (&(SHARDS * size).into(), &0.into())
+        );
+        assert_eq!(downloaded, 0);
+        figure(format_args!(
+            "import of {} MiB with --move: {downloaded} bytes downloaded, {} copied, {:.1} s",
+            SHARDS * size / MIB,
+            json["copiedBytes"],
+            took.as_secs_f64()
+        ));
     });
 }
