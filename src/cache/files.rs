@@ -1,6 +1,6 @@
 //! Small file effects of the cache, each with the path in its error.
 
-use std::fs::{self, DirBuilder, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -9,8 +9,27 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::abort_point;
 use crate::error::{Error, Result};
 
-/// Writes a small file so that its name shows all of it or nothing.
+/// Writes a small file so that its name shows all of it or nothing, as long as
+/// the machine lives.
 pub(super) fn write_whole(path: &Path, content: &[u8], mode: u32) -> Result<()> {
+    write(path, content, mode, |_| Ok(()))
+}
+
+/// As [`write_whole`], also when the machine dies: it waits for the disk.
+pub(super) fn write_durably(path: &Path, content: &[u8], mode: u32) -> Result<()> {
+    write(path, content, mode, File::sync_all)?;
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    File::open(directory)
+        .and_then(|directory| directory.sync_all())
+        .map_err(|e| Error::io(format!("syncing {}", directory.display()), &e))
+}
+
+fn write(
+    path: &Path,
+    content: &[u8],
+    mode: u32,
+    before_rename: impl FnOnce(&File) -> io::Result<()>,
+) -> Result<()> {
     let temporary = beside(path);
     let written = OpenOptions::new()
         .write(true)
@@ -18,7 +37,7 @@ pub(super) fn write_whole(path: &Path, content: &[u8], mode: u32) -> Result<()> 
         .truncate(true)
         .mode(mode)
         .open(&temporary)
-        .and_then(|mut file| file.write_all(content))
+        .and_then(|mut file| file.write_all(content).and_then(|()| before_rename(&file)))
         .inspect(|()| abort_point::reach("write-1"))
         .and_then(|()| fs::rename(&temporary, path));
     written.map_err(|e| {

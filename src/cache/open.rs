@@ -114,7 +114,8 @@ fn claim(layout: &Layout) -> Result<()> {
                     ),
                 ));
             }
-            files::write_whole(&layout.version(), VERSION.as_bytes(), 0o644)
+            // A torn VERSION would be another program's, for ever.
+            files::write_durably(&layout.version(), VERSION.as_bytes(), 0o644)
         }
     }
 }
