@@ -23,10 +23,11 @@
 //! A file that an import adopts goes the same way from 3 on, from a place of
 //! its own: see `import.rs`.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
@@ -60,8 +61,10 @@ pub(super) struct BlobRecord {
 #[derive(Debug)]
 pub(super) struct Blobs {
     layout: Layout,
-    /// Unsynced blobs that this process wrote or checked itself.
-    known_good: Mutex<HashSet<BlobId>>,
+    /// Unsynced blobs that this process wrote or checked itself, numbered by
+    /// when: one that is dropped and comes again is another.
+    known_good: Mutex<HashMap<BlobId, u64>>,
+    next: AtomicU64,
     /// Held while a verified file becomes a blob: a download and an import may
     /// bring the same one.
     placing: Mutex<()>,
@@ -80,7 +83,12 @@ pub(super) enum Placed {
 
 impl Blobs {
     pub(super) fn new(layout: Layout) -> Self {
-        Self { layout, known_good: Mutex::default(), placing: Mutex::default() }
+        Self {
+            layout,
+            known_good: Mutex::default(),
+            next: AtomicU64::new(0),
+            placing: Mutex::default(),
+        }
     }
 
     /// Commits a verified part; see the module's numbered steps. Blocks.
@@ -138,7 +146,7 @@ impl Blobs {
             files::remove(&self.layout.blob_record_unsynced(id))?;
             return Ok(Placed::Refused);
         }
-        self.lock().insert(id.clone());
+        self.vouch_for(id);
         Ok(Placed::Blob)
     }
 
@@ -153,11 +161,11 @@ impl Blobs {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(Error::io(format!("looking at {}", path.display()), &e)),
         };
-        if durable && size == record.size || self.lock().contains(id) {
+        if durable && size == record.size || self.lock().contains_key(id) {
             return Ok(Some(record));
         }
         if size == record.size && self.crc(id)? == record.crc32c {
-            self.lock().insert(id.clone());
+            self.vouch_for(id);
             return Ok(Some(record));
         }
         tracing::warn!(
@@ -202,17 +210,29 @@ impl Blobs {
                 Error::io(format!("linking {} to {}", source.display(), target.display()), &e)
             })?,
         }
-        self.lock().insert(to.clone());
+        self.vouch_for(to);
         Ok(true)
     }
 
-    /// Notes that these blobs are on the disk.
-    pub(super) fn made_durable(&self, ids: &[BlobId]) -> Result<()> {
-        for id in ids {
-            let unsynced = self.layout.blob_record_unsynced(id);
-            files::rename(&unsynced, &self.layout.blob_record(id))?;
-            abort_point::reach("blob-commit-6");
-            self.lock().remove(id);
+    /// Which blobs stand now and are to be noted as durable after a sync that
+    /// begins now.
+    pub(super) fn before_sync(&self, ids: &[BlobId]) -> Vec<(BlobId, u64)> {
+        let known = self.lock();
+        ids.iter().filter_map(|id| Some((id.clone(), *known.get(id)?))).collect()
+    }
+
+    /// Notes that these blobs are on the disk, except those that were dropped
+    /// and downloaded again since [`Blobs::before_sync`].
+    pub(super) fn made_durable(&self, synced: &[(BlobId, u64)]) -> Result<()> {
+        for (id, number) in synced {
+            // Over the rename, so that it is not another blob's record by then.
+            let mut known = self.lock();
+            if known.get(id) == Some(number) {
+                let unsynced = self.layout.blob_record_unsynced(id);
+                files::rename(&unsynced, &self.layout.blob_record(id))?;
+                abort_point::reach("blob-commit-6");
+                known.remove(id);
+            }
         }
         Ok(())
     }
@@ -279,7 +299,12 @@ impl Blobs {
             .map_err(|e| Error::io(format!("checking {}", path.display()), &e))
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashSet<BlobId>> {
+    fn vouch_for(&self, id: &BlobId) {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        self.lock().insert(id.clone(), number);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<BlobId, u64>> {
         self.known_good.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -307,11 +332,15 @@ mod tests {
 
     fn commit(f: &Fixture) -> Blobs {
         let blobs = Blobs::new(f.layout.clone());
+        write_and_commit(f, &blobs);
+        blobs
+    }
+
+    fn write_and_commit(f: &Fixture, blobs: &Blobs) {
         fs::write(f.layout.part(&f.id), CONTENT).unwrap();
         fs::write(f.layout.journal(&f.id), "").unwrap();
         let verified = Verified { crc32c: crc32c::crc32c(CONTENT), check: Check::Md5 };
         blobs.commit(&f.id, "m/weights", CONTENT.len() as u64, verified).unwrap();
-        blobs
     }
 
     #[test]
@@ -321,8 +350,20 @@ mod tests {
         assert_eq!(blobs.find(&f.id).unwrap().unwrap().check, Check::Md5);
         assert_eq!(files::names(&f.layout.staging()).unwrap(), [""; 0]);
         assert!(!blobs.is_durable(&f.id));
-        blobs.made_durable(std::slice::from_ref(&f.id)).unwrap();
+        blobs.made_durable(&blobs.before_sync(std::slice::from_ref(&f.id))).unwrap();
         assert!(blobs.is_durable(&f.id));
+        assert!(blobs.find(&f.id).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_sync_vouches_for_no_blob_that_came_after_it_began() {
+        let f = fixture();
+        let blobs = commit(&f);
+        let synced = blobs.before_sync(std::slice::from_ref(&f.id));
+        blobs.evict(&f.id).unwrap();
+        write_and_commit(&f, &blobs);
+        blobs.made_durable(&synced).unwrap();
+        assert!(!blobs.is_durable(&f.id));
         assert!(blobs.find(&f.id).unwrap().is_some());
     }
 
@@ -357,7 +398,7 @@ mod tests {
     fn a_durable_blob_of_the_wrong_size_is_not_served() {
         let f = fixture();
         let blobs = commit(&f);
-        blobs.made_durable(std::slice::from_ref(&f.id)).unwrap();
+        blobs.made_durable(&blobs.before_sync(std::slice::from_ref(&f.id))).unwrap();
         files::set_mode(&f.layout.blob(&f.id), 0o644).unwrap();
         fs::write(f.layout.blob(&f.id), b"x").unwrap();
         assert!(Blobs::new(f.layout.clone()).find(&f.id).unwrap().is_none());

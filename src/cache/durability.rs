@@ -17,11 +17,13 @@ use crate::blocking::blocking;
 use crate::error::{Error, Result};
 use crate::model::{BlobId, ModelKey};
 
-/// A committed model that is not yet known to be on the disk.
+/// What is not yet known to be on the disk.
 #[derive(Debug)]
-pub(super) struct Unsynced {
-    pub(super) model: ModelKey,
-    pub(super) blobs: Vec<BlobId>,
+pub(super) enum Unsynced {
+    /// A committed model, and those of its blobs that are not durable either.
+    Model { model: ModelKey, blobs: Vec<BlobId> },
+    /// An index, whose loss hurts and harms nobody: nothing is recorded of it.
+    Index,
 }
 
 /// Hands committed models to the task that syncs them.
@@ -51,9 +53,9 @@ impl Syncer {
                 let batch = std::mem::take(&mut batch);
                 let synced = blocking(move || {
                     sync(&directory, &blobs, &models, &batch).inspect_err(|_| {
-                        for unsynced in &batch {
-                            blobs.distrust(&unsynced.blobs);
-                            models.distrust(&unsynced.model);
+                        for (model, ids) in models_of(&batch) {
+                            blobs.distrust(ids);
+                            models.distrust(model);
                         }
                     })
                 });
@@ -75,18 +77,29 @@ impl Syncer {
     }
 }
 
+fn models_of(batch: &[Unsynced]) -> impl Iterator<Item = (&ModelKey, &[BlobId])> {
+    batch.iter().filter_map(|unsynced| match unsynced {
+        Unsynced::Model { model, blobs } => Some((model, &blobs[..])),
+        Unsynced::Index => None,
+    })
+}
+
 fn sync(directory: &File, blobs: &Blobs, models: &Models, batch: &[Unsynced]) -> Result<()> {
     let started = std::time::Instant::now();
+    let standing: Vec<_> =
+        models_of(batch).map(|(model, ids)| (model, ids, blobs.before_sync(ids))).collect();
     nix::unistd::syncfs(directory)
         .map_err(|e| Error::io("syncing the cache's file system", &e.into()))?;
     abort_point::reach("durability-1");
     // Only now, and in this order: a record that reaches the disk speaks of
     // bytes that have reached it before.
-    for unsynced in batch {
-        blobs.made_durable(&unsynced.blobs)?;
+    for (model, ids, synced) in standing {
+        blobs.made_durable(&synced)?;
         abort_point::reach("durability-2");
-        models.made_durable(&unsynced.model)?;
+        if ids.iter().all(|id| blobs.is_durable(id)) {
+            models.made_durable(model)?;
+        }
     }
-    tracing::debug!(models = batch.len(), elapsed = ?started.elapsed(), "made durable");
+    tracing::debug!(batch = batch.len(), elapsed = ?started.elapsed(), "made durable");
     Ok(())
 }

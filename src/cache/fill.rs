@@ -307,6 +307,8 @@ async fn commit(inner: &Arc<Inner>, manifest: &Arc<Manifest>) -> Result<CachedMo
     blocking(move || {
         let model = inner.models.commit(&manifest)?;
         inner.make_durable(&model);
+        // A torn one, and torn blobs, were put there to make way.
+        inner.trash_filled.notify_one();
         Ok(model)
     })
     .await
@@ -324,6 +326,6 @@ impl Inner {
         }
         let blobs = model.manifest.files.iter().map(|file| &file.blob);
         let blobs = blobs.filter(|id| !self.blobs.is_durable(id)).cloned().collect();
-        self.syncer.enqueue(Unsynced { model: model.key.clone(), blobs });
+        self.syncer.enqueue(Unsynced::Model { model: model.key.clone(), blobs });
     }
 }

@@ -67,7 +67,7 @@ use crate::error::Result;
 use crate::metrics::Metrics;
 use crate::model::{BlobId, Manifest, ModelKey, RequestDigest};
 use blobs::Blobs;
-use durability::Syncer;
+use durability::{Syncer, Unsynced};
 use flight::Flights;
 use holds::Holds;
 use leases::Leases;
@@ -278,7 +278,10 @@ impl Cache {
 
     /// Notes a complete model as the newest revision of a request. Blocks.
     pub fn set_latest(&self, request: &RequestDigest, model: &CachedModel) -> Result<()> {
-        self.0.models.set_latest(request, model)
+        if self.0.models.set_latest(request, model)? {
+            self.0.syncer.enqueue(Unsynced::Index);
+        }
+        Ok(())
     }
 
     /// Leases a model for a volume. Blocks.

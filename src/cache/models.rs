@@ -8,7 +8,8 @@
 //! 3. It is renamed to `models/<key>`: now it is a model, and may be leased.
 //! 4. `requests/<digest>` names it as the newest for its request.
 //! 5. After the publish, in the background: the file system is synced, the
-//!    blobs' records become durable, and `models/<key>/durable` is written.
+//!    blobs' records become durable, and `models/<key>/durable` is written;
+//!    after 4 it is synced once more.
 //!
 //! Killed after 2: the half-built directory is thrown away at start. Killed
 //! after 3: only `IfNotPresent` misses it until the next resolve. A machine
@@ -203,16 +204,18 @@ impl Models {
         }
     }
 
-    /// Notes the newest revision of a request.
-    pub(super) fn set_latest(&self, request: &RequestDigest, model: &CachedModel) -> Result<()> {
+    /// Notes the newest revision of a request; whether it is another than before.
+    pub(super) fn set_latest(&self, request: &RequestDigest, model: &CachedModel) -> Result<bool> {
         let latest = Latest { model: model.key.clone(), revision: model.manifest.revision.clone() };
         let json = serde_json::to_vec(&latest)
             .map_err(|e| Error::internal(format!("noting the newest revision: {e}")))?;
         let path = self.layout.request(request);
         if files::read(&path)?.as_deref() == Some(&json) {
-            return Ok(());
+            return Ok(false);
         }
-        files::write_whole(&path, &json, 0o644).inspect(|()| abort_point::reach("model-commit-4"))
+        files::write_whole(&path, &json, 0o644)?;
+        abort_point::reach("model-commit-4");
+        Ok(true)
     }
 
     /// The newest revision that was resolved and completed for a request.
