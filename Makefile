@@ -60,7 +60,8 @@ msrv: ## Builds with the oldest Rust that Cargo.toml promises
 
 .PHONY: feature
 feature: ## The feature oci-rust-sdk builds, and signs as our own signer does
-	cargo test --locked --features oci-rust-sdk --lib sign
+	# The whole workspace, so that what other targets built is built no second time.
+	cargo test --locked --workspace --features oci-model-csi/oci-rust-sdk --lib sign
 
 .PHONY: deny
 deny: $(CARGO_DENY) ## Licences, bans and sources of all dependencies
