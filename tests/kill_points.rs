@@ -8,32 +8,36 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::ops::RangeInclusive;
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use documents::files;
 use localstore::LocalStore;
 use nix::mount::MsFlags;
 use oci_model_csi::abort_point::STEPS;
-use support::driver::Setup;
+use support::commands::Commands;
+use support::driver::{Setup, with_budget};
 use support::invariants::{Descriptors, Kind, Tally, check_invariants};
-use support::kubelet::{Kubelet, Volume, is_final};
+use support::kubelet::is_final;
+use support::load::{Load, State};
 use support::models::MIB;
 use support::namespace::mount_tmpfs;
-use support::pods::{Model, Pod, sent_twice};
+use support::pods::{Model, Pod, sent_of, sent_twice};
 use support::random::{Random, rounds};
 use support::run::{end_to_end, end_to_end_within, figure};
-use tokio::task::JoinSet;
+use support::steps::{
+    self, Asked, BIND, BLOB_COMMIT, DOWNLOAD, EVICT, IMPORT, MODEL_COMMIT, Step, UNBIND, WRITES,
+};
 
 /// Small ranges and few of them, so that what is in flight is known.
 const CONFIG: &str = "cache: {minFree: 1MiB, minFreeInodes: 0%}
 download: {concurrency: 4, rangeSize: 1MiB}
 ";
+
+/// Keeps many rounds from filling the disk.
+const BUDGET: u64 = 96 * MIB;
 
 /// What `CONFIG` has on the way at once.
 const IN_FLIGHT: u64 = 4 * MIB;
@@ -43,56 +47,9 @@ const SHARDS: [u64; 2] = [3 * MIB + 7, 2 * MIB];
 /// For many rounds; one takes about a second.
 const LIMIT: Duration = Duration::from_secs(60 * 60);
 
-/// What is asked for when the driver is killed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Asked {
-    Publish,
-    Unpublish,
-}
-
-/// A step, and the times that a publish or unpublish of a model reaches it.
-type Step = (&'static str, RangeInclusive<u64>);
-
-/// Of each start's own file on: those of blobs, of the model, of the lease.
-const WRITES: [Step; 4] =
-    [("write-1", 2..=4), ("write-1", 5..=7), ("write-1", 8..=10), ("write-1", 11..=12)];
-
-const DOWNLOAD: [Step; 5] = [
-    ("download-1", 1..=5),
-    ("download-2", 1..=5),
-    ("download-3", 1..=8),
-    ("download-4", 1..=4),
-    ("download-5", 1..=5),
-];
-
-const BLOB_COMMIT: [Step; 5] = [
-    ("blob-commit-1", 1..=5),
-    ("blob-commit-2", 1..=5),
-    ("blob-commit-3", 1..=5),
-    ("blob-commit-4", 1..=5),
-    ("blob-commit-5", 1..=5),
-];
-
-const MODEL_COMMIT: [Step; 8] = [
-    ("model-commit-1", 1..=1),
-    ("model-commit-2", 1..=1),
-    ("model-commit-3", 1..=1),
-    ("model-commit-4", 1..=1),
-    ("durability-1", 1..=1),
-    ("blob-commit-6", 1..=5),
-    ("durability-2", 1..=1),
-    ("model-commit-5", 1..=1),
-];
-
-const BIND: [Step; 4] =
-    [("bind-1", 1..=1), ("lease-1", 1..=1), ("bind-2", 1..=1), ("bind-3", 1..=1)];
-
-const UNBIND: [Step; 3] = [("unbind-1", 1..=1), ("unbind-2", 1..=1), ("unbind-3", 1..=1)];
-
 #[test]
 fn every_step_is_reached_by_a_test_and_named_by_the_code() {
-    let tests: [&[Step]; 6] = [&WRITES, &DOWNLOAD, &BLOB_COMMIT, &MODEL_COMMIT, &BIND, &UNBIND];
-    let tested: BTreeSet<&str> = tests.into_iter().flatten().map(|(step, _)| *step).collect();
+    let tested: BTreeSet<&str> = steps::all().map(|(_, (step, _))| *step).collect();
     let listed: BTreeSet<&str> = STEPS.iter().copied().collect();
     assert_eq!(listed.len(), STEPS.len(), "a step stands in the list twice");
     assert_eq!(tested, listed);
@@ -113,7 +70,7 @@ fn a_driver_that_is_killed_in_its_first_start_starts_again() {
     end_to_end(async |scratch| {
         let store = LocalStore::builder().start().unwrap();
         let model = Model::upload(&store, "new", 1, &SHARDS);
-        let setup = Setup::new(scratch, &store).with_config(CONFIG);
+        let setup = Setup::new(scratch, &store).with_config(&with_budget(CONFIG, BUDGET));
         // VERSION, and the file that hard links are tried with.
         for nth in 1..=2 {
             let mut killed = setup.clone();
@@ -161,6 +118,13 @@ fn a_driver_that_is_killed_at_any_step_of_a_models_commit_downloads_nothing_agai
 fn a_driver_that_is_killed_at_any_step_of_lease_and_bind_leaves_both_or_neither() {
     end_to_end_within(LIMIT, async |scratch| {
         kill_at(scratch, &BIND, Asked::Publish, 0).await;
+    });
+}
+
+#[test]
+fn a_driver_that_is_killed_at_any_step_of_an_eviction_recovers() {
+    end_to_end_within(LIMIT, async |scratch| {
+        kill_at(scratch, &EVICT, Asked::Evict, 0).await;
     });
 }
 
@@ -213,26 +177,37 @@ async fn kill_at(scratch: &Path, steps: &[Step], asked: Asked, twice: u64) {
     let store = LocalStore::builder().start().unwrap();
     let mut random = Random::of(steps[0].0);
     let old = Model::upload(&store, "old", 0, &[MIB]);
-    let mut driver = Setup::new(scratch, &store).with_config(CONFIG).start().await;
+    let mut driver =
+        Setup::new(scratch, &store).with_config(&with_budget(CONFIG, BUDGET)).start().await;
     let idle = Descriptors::of_idle(&driver).await;
     let kept = old.volume(&driver.kubelet(), 0);
     kept.publish().await.unwrap();
     let mut running = vec![Pod::start(kept, &old)];
+    // Something that nobody uses.
+    let idle_model =
+        Model::upload(&store, "new", random.next(), &SHARDS).volume(&driver.kubelet(), 1);
+    idle_model.publish().await.unwrap();
+    idle_model.unpublish().await.unwrap();
     let (mut tally, mut kills, mut most) = (Tally::default(), 0, 0);
     for (step, times) in steps {
         for round in 0..rounds(4) {
             let nth = times.start() + random.below(times.end() - times.start() + 1);
             let when = format!("kill:{step}:{nth}");
             let model = Model::upload(&store, "new", random.next(), &SHARDS);
+            if asked == Asked::Evict {
+                driver.restart_full(CONFIG).await;
+            }
             driver.restart_to(Some(&when)).await;
+            driver.setup = driver.setup.clone().with_config(&with_budget(CONFIG, BUDGET));
             store.reset_stats();
             let volume = model.volume(&driver.kubelet(), round + 1);
             let answer = match asked {
-                Asked::Publish => volume.publish().await,
+                Asked::Publish | Asked::Evict => volume.publish().await,
                 Asked::Unpublish => {
                     volume.publish().await.unwrap();
                     volume.unpublish().await
                 }
+                Asked::Import => unreachable!("a process of its own"),
             };
             let final_error = answer.as_ref().is_err_and(|status| is_final(status.code()));
             assert!(!final_error, "{when}: {answer:?}");
@@ -242,7 +217,7 @@ async fn kill_at(scratch: &Path, steps: &[Step], asked: Asked, twice: u64) {
             driver.restart_to(None).await;
 
             // kubelet asks again, or the pod was deleted meanwhile.
-            if asked == Asked::Publish && round % 2 == 0 {
+            if asked != Asked::Unpublish && round % 2 == 0 {
                 volume.mount().await;
                 running.push(Pod::start(volume, &model));
             } else {
@@ -276,15 +251,48 @@ const LOAD_SHARDS: [u64; 2] = [2 * MIB + 5, MIB];
 const MODELS: u64 = 4;
 const PODS: u64 = 6;
 
-/// What kubelet knows of a pod's volume.
-#[derive(Debug)]
-enum State {
-    Gone,
-    /// Asked for, and not answered yet.
-    Starting(Volume, Model),
-    Running(Pod),
-    /// Asked to be unpublished, and not answered yet.
-    Leaving(Volume),
+#[test]
+fn an_import_that_is_killed_at_any_step_leaves_a_cache_in_order() {
+    end_to_end_within(LIMIT, async |scratch| {
+        let store = LocalStore::builder().start().unwrap();
+        let mut random = Random::of("import-1");
+        let mut driver =
+            Setup::new(scratch, &store).with_config(&with_budget(CONFIG, BUDGET)).start().await;
+        let idle = Descriptors::of_idle(&driver).await;
+        let commands = Commands::of(&driver.setup);
+        let (mut tally, mut kills) = (Tally::default(), 0);
+        for (step, times) in &IMPORT {
+            for round in 0..rounds(4) {
+                let nth = times.start() + random.below(times.end() - times.start() + 1);
+                let when = format!("kill:{step}:{nth}");
+                let model = Model::upload(&store, "new", random.next(), &SHARDS);
+                let directory = scratch.join(format!("{step}-{round}"));
+                model.fill(&directory);
+                let uri = model.uri();
+                let import = ["import", directory.to_str().unwrap(), &uri, "--move"];
+                driver.kill().await;
+                store.reset_stats();
+                let mut killed = commands.clone();
+                killed.environment.push(("OCI_MODEL_CSI_ABORT_AT", when.clone()));
+                let ran = killed.run(&import).await;
+                assert_eq!(ran.code, -1, "{when}: {}", ran.stderr);
+                kills += 1;
+                // Every file is in the directory or in the cache.
+                let goes_on = round % 2 == 0;
+                if goes_on {
+                    let json = commands.json(&import).await;
+                    assert_eq!(json["downloadedFiles"], 0, "{when}: {json}");
+                }
+                driver.restart_to(None).await;
+                check_invariants(&driver, &[], &[&model], idle, &mut tally).await;
+                tally.assert_clean(&when);
+                let sent = sent_of(&store, &model);
+                assert!(sent == 0 || !goes_on && sent <= model.bytes(), "{when}: {sent} bytes");
+                fs::remove_dir_all(&directory).unwrap();
+            }
+        }
+        figure(format_args!("{kills} kills from import-1 on: {tally}"));
+    });
 }
 
 #[test]
@@ -295,7 +303,8 @@ fn a_driver_that_is_killed_at_random_instants_under_load_recovers() {
         let mut models: Vec<Model> = (0..MODELS)
             .map(|n| Model::upload(&store, &n.to_string(), random.next(), &LOAD_SHARDS))
             .collect();
-        let mut driver = Setup::new(scratch, &store).with_config(CONFIG).start().await;
+        let mut driver =
+            Setup::new(scratch, &store).with_config(&with_budget(CONFIG, BUDGET)).start().await;
         let idle = Descriptors::of_idle(&driver).await;
         let mut running: Vec<Pod> = Vec::new();
         let (mut tally, mut unanswered, kills) = (Tally::default(), 0, rounds(40));
@@ -305,19 +314,12 @@ fn a_driver_that_is_killed_at_random_instants_under_load_recovers() {
                 let seed = random.next();
                 models[changed] = Model::upload(&store, &changed.to_string(), seed, &LOAD_SHARDS);
             }
-            let killed = Arc::new(AtomicBool::new(false));
-            let mut pods = JoinSet::new();
-            for pod in 1..=PODS {
-                let at = running.iter().position(|running| running.volume.pod == pod.to_string());
-                let state = at.map_or(State::Gone, |at| State::Running(running.swap_remove(at)));
-                let (models, kubelet) = (models.clone(), driver.kubelet());
-                let (random, killed) = (random.split(), Arc::clone(&killed));
-                pods.spawn(live(pod, state, models, kubelet, random, killed));
-            }
+            let (kubelet, pods) = (driver.kubelet(), std::mem::take(&mut running));
+            let load = Load::start(1..=PODS, pods, &models, &kubelet, &mut random);
             tokio::time::sleep(random.up_to(Duration::from_millis(700))).await;
-            killed.store(true, Ordering::Relaxed);
+            load.over();
             driver.kill().await;
-            let left = pods.join_all().await;
+            let left = load.end().await;
             driver.restart_to(None).await;
 
             for state in left {
@@ -341,38 +343,4 @@ fn a_driver_that_is_killed_at_random_instants_under_load_recovers() {
         figure(format_args!("{kills} kills under load: {unanswered} calls unanswered; {tally}"));
         assert!(unanswered > 0, "no kill came before an answer");
     });
-}
-
-/// A pod that comes and goes until the driver is killed.
-async fn live(
-    pod: u64,
-    mut state: State,
-    models: Vec<Model>,
-    kubelet: Kubelet,
-    mut random: Random,
-    killed: Arc<AtomicBool>,
-) -> State {
-    while !killed.load(Ordering::Relaxed) {
-        tokio::time::sleep(random.up_to(Duration::from_millis(30))).await;
-        state = match state {
-            State::Gone => {
-                let model = random.one_of(&models).clone();
-                State::Starting(model.volume(&kubelet, pod), model)
-            }
-            State::Starting(volume, model) => match volume.publish().await {
-                Ok(()) => State::Running(Pod::start(volume, &model)),
-                Err(_) => State::Starting(volume, model),
-            },
-            State::Running(pod) => {
-                let wrong = pod.look();
-                assert!(wrong.is_empty(), "{wrong:?}");
-                State::Leaving(pod.end())
-            }
-            State::Leaving(volume) => match volume.unpublish().await {
-                Ok(()) => State::Gone,
-                Err(_) => State::Leaving(volume),
-            },
-        };
-    }
-    state
 }

@@ -3,6 +3,7 @@
 
 use std::fs::{self, File};
 use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -14,6 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 
+use super::invariants::allocated;
 use super::kubelet::{Kubelet, connect_identity};
 use super::run::eventually;
 
@@ -172,10 +174,40 @@ impl Driver {
         assert!(killed.expect("kill").success());
     }
 
+    /// Starts it anew with a budget that its models just fit in, so that the
+    /// next one has to evict another; blobs of no model are gone by then.
+    pub(crate) async fn restart_full(&mut self, config: &str) {
+        let cache = &self.setup.cache;
+        let blobs = cache.join("blobs");
+        let uncounted = ["trash", "staging"].map(|directory| cache.join(directory));
+        let limit = allocated(cache, |path, metadata| {
+            let in_blobs = path.starts_with(&blobs);
+            let is_blob = in_blobs && metadata.is_file() && path.extension().is_none();
+            let is_orphan = is_blob && metadata.nlink() == 1;
+            let is_fixed = path.parent() == Some(cache) || in_blobs && metadata.is_dir();
+            !is_orphan && !is_fixed && !uncounted.iter().any(|one| path.starts_with(one))
+        });
+        self.setup = self.setup.clone().with_config(&with_budget(config, limit));
+        self.restart_to(None).await;
+        // Its gauges come after its first look at the cache.
+        eventually("the driver has looked at its cache", START, async || {
+            (self.metric("cache_limit_bytes").await > 0).then_some(())
+        })
+        .await;
+    }
+
+    /// Until the process has halted itself.
+    pub(crate) async fn stopped(&self) {
+        stopped(self.pid()).await;
+    }
+
     /// Until the process is gone by itself.
     pub(crate) async fn ended(&mut self) -> ExitStatus {
         let ended = tokio::time::timeout(STOP, self.process.wait()).await;
-        ended.expect("the driver did not end within its 30 s").expect("its status")
+        let at = &self.setup.environment;
+        ended
+            .unwrap_or_else(|_| panic!("the driver did not end within 30 s: {at:?}"))
+            .expect("its status")
     }
 
     /// Starts again on the same directories; the time until it was ready.
@@ -276,6 +308,22 @@ impl Drop for Driver {
             super::namespace::forward(text.as_bytes());
         }
     }
+}
+
+/// A configuration that begins with `cache: {`, with a budget in bytes.
+pub(crate) fn with_budget(config: &str, bytes: u64) -> String {
+    config.replacen("cache: {", &format!("cache: {{maxSize: {bytes}, "), 1)
+}
+
+/// Until a process has halted itself.
+pub(crate) async fn stopped(pid: u32) {
+    let stat = format!("/proc/{pid}/stat");
+    eventually("the process halts", START, async || {
+        let stat = fs::read_to_string(&stat).expect("a process");
+        let state = stat.rsplit_once(") ").expect("its name in brackets").1;
+        state.starts_with('T').then_some(())
+    })
+    .await;
 }
 
 /// An address of this test alone. All of 127/8 is loopback, and no two tests

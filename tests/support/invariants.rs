@@ -1,9 +1,10 @@
 //! What holds of a driver that is ready, whatever became of it before: one
 //! check for all tests that kill it, cut its power or fill its disk.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fmt;
-use std::fs;
+use std::fs::{self, Metadata};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use serde_json::Value;
 
 use super::driver::Driver;
 use super::kubelet::{Volume, connect_identity};
+use super::loopfs::mounts_below;
 use super::pods::{Model, Pod};
 
 /// In which way something is wrong.
@@ -204,12 +206,6 @@ fn mounts_and_leases(driver: &Driver, running: &[Pod]) -> Vec<Violation> {
     found
 }
 
-fn mounts_below(directory: &Path) -> Vec<PathBuf> {
-    let table = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
-    let points = table.lines().filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from);
-    points.filter(|point| point.starts_with(directory)).collect()
-}
-
 /// The target of a lease; the path of the file where that says nothing.
 fn target_of(lease: &Path) -> PathBuf {
     let json = fs::read(lease).ok().and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
@@ -231,6 +227,25 @@ fn leftovers(driver: &Driver) -> Vec<Violation> {
     let alone =
         names.iter().filter(|name| partner(name).is_none_or(|other| !names.contains(&other)));
     alone.map(|name| violation(Kind::Space, format!("staging/{name} is left"))).collect()
+}
+
+/// What is in a directory takes on its disk, in bytes, each inode once, as far
+/// as it is counted.
+pub(crate) fn allocated(directory: &Path, counts: impl Fn(&Path, &Metadata) -> bool) -> u64 {
+    let (mut open, mut seen, mut blocks) = (vec![directory.to_owned()], HashSet::new(), 0);
+    while let Some(path) = open.pop() {
+        // What goes meanwhile takes nothing.
+        for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+            let Ok(metadata) = entry.metadata() else { continue };
+            if counts(&entry.path(), &metadata) && seen.insert(metadata.ino()) {
+                blocks += metadata.blocks();
+            }
+            if metadata.is_dir() {
+                open.push(entry.path());
+            }
+        }
+    }
+    blocks * 512
 }
 
 impl Descriptors {

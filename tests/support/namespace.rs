@@ -140,10 +140,15 @@ pub(crate) fn check(test: &str, output: &Output) {
 }
 
 fn skip(test: &str) {
-    let message = format!(
-        "SKIPPED {test}: unshare can make neither a mount nor a user namespace here \
-         (not root, and user namespaces are off)\n"
-    );
+    skipped(&format!(
+        "{test}: unshare can make neither a mount nor a user namespace here (not root, and user \
+         namespaces are off)"
+    ));
+}
+
+/// Says that something is not tested here; fails where all has to be.
+pub(crate) fn skipped(what: &str) {
+    let message = format!("SKIPPED {what}\n");
     assert!(env::var_os(REQUIRED).is_none(), "{message}");
     forward(message.as_bytes());
 }

@@ -1,8 +1,9 @@
 //! Models that get new revisions, and pods that read them.
 
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::sync::Arc;
 
 use localstore::{LocalStore, PutOptions, synthetic_bytes};
@@ -54,8 +55,38 @@ impl Model {
 
     /// The volume of a pod that wants this model.
     pub(crate) fn volume(&self, kubelet: &Kubelet, pod: u64) -> Volume {
-        let attributes = [("bucket", BUCKET), ("prefix", self.prefix.as_str())];
-        kubelet.inline(&pod.to_string(), &attributes)
+        self.volume_with(kubelet, pod, &[])
+    }
+
+    /// As [`Model::volume`], with more attributes.
+    pub(crate) fn volume_with(
+        &self,
+        kubelet: &Kubelet,
+        pod: u64,
+        attributes: &[(&str, &str)],
+    ) -> Volume {
+        let own = [("bucket", BUCKET), ("prefix", self.prefix.as_str())];
+        kubelet.inline(&pod.to_string(), &[&own, attributes].concat())
+    }
+
+    /// As the commands name it.
+    pub(crate) fn uri(&self) -> String {
+        format!("oci://{BUCKET}/{}", self.prefix)
+    }
+
+    /// Writes its files into a new directory, as somebody else's download would.
+    pub(crate) fn fill(&self, directory: &Path) {
+        fs::create_dir_all(directory.join("tokenizer")).expect("directories");
+        for (name, bytes) in &*self.content {
+            if let Some(bytes) = bytes {
+                fs::write(directory.join(name), bytes).expect("a file");
+            }
+        }
+    }
+
+    /// Whether a volume is of this model, whatever the revision.
+    pub(crate) fn is_of(&self, volume: &Volume) -> bool {
+        volume.attributes.get("prefix") == Some(&self.prefix)
     }
 
     /// Bytes of all files.
@@ -69,6 +100,12 @@ impl Model {
         let key = |name: &str| format!("{BUCKET}/{}{name}", self.prefix);
         files.map(|(name, bytes)| (key(name), bytes.len() as u64)).collect()
     }
+}
+
+/// Bytes of this model's objects that the store has sent, whatever their revision.
+pub(crate) fn sent_of(store: &LocalStore, model: &Model) -> u64 {
+    let sent = store.stats().object_bytes;
+    model.sizes().keys().filter_map(|name| sent.get(name)).sum()
 }
 
 /// Bytes that were sent although they had been sent before, since the counters
