@@ -246,38 +246,55 @@ fn a_disk_that_others_fill_is_given_room_by_what_nobody_uses() {
 #[test]
 fn a_disk_that_runs_full_in_the_middle_of_a_download_costs_nothing_that_was_downloaded() {
     end_to_end(async |scratch| {
-        const FILES: u64 = 120;
+        const FILES: u64 = 90;
+        const LARGE: u64 = 48 * MIB;
         let disk = Disk::ext4(scratch, DISK, &[]);
         let store = LocalStore::builder().start().expect("a local store");
         for file in 0..FILES {
             put(&store, "a", &format!("part-{file:03}"), MIB, file);
         }
-        let slow = Rule::new(Action::Bandwidth { bytes_per_sec: 4 * MIB });
+        // A checksum that is compared without reading the file again: bytes
+        // that were taken away after they came would be noticed by nobody.
+        let checked = PutOptions { crc32c: true, ..PutOptions::default() };
+        let source = Source::Synthetic { size: LARGE, seed: 1000 };
+        store.put_with(BUCKET, "models/a/large", source, checked).unwrap();
+        let slow = Rule::new(Action::Bandwidth { bytes_per_sec: 6 * MIB });
         let slow = store.faults().add(slow.operation(Operation::Get));
-        let config = "cache: {minFree: 0, minFreeInodes: 0%}\ndownload: {concurrency: 4}\n";
+        let config = "cache: {minFree: 10MiB, minFreeInodes: 0%}\ndownload: {concurrency: 4}\n";
         let mut setup = Setup::new(scratch, &store).with_config(config);
         setup.cache = disk.path.join("cache");
         let driver = setup.start().await;
-        let pod = pod(&driver.kubelet(), "1", "a");
+        let kubelet = driver.kubelet();
+        let whole = pod(&kubelet, "1", "a");
+        let attributes = [("bucket", BUCKET), ("prefix", "models/a/"), ("include", "large")];
+        let part = kubelet.inline("2", &attributes);
         let filled = async {
             eventually("some of it is there", SOON, async || {
-                (store.stats().body_bytes > 8 * MIB).then_some(())
+                (store.stats().bytes_of(BUCKET, "models/a/large") > 2 * MIB
+                    && store.stats().body_bytes > 8 * MIB)
+                    .then_some(())
             })
             .await;
-            disk.fill_but("others", 64 << 10)
+            disk.fill_but("others", 4 * MIB)
         };
-        let ((code, message), others) = tokio::join!(pod.refused(), filled);
+        let ((code, message), _tries, others) = tokio::join!(whole.refused(), part.mount(), filled);
         figure(format_args!("full in mid-download: {code:?}: {message}"));
         assert_eq!(code, Code::ResourceExhausted);
         assert!(message.contains("the disk ran full with"), "{message}");
         assert!(message.contains("No space left on device"), "{message}");
+        // Whoever shares the object and has room for it goes on.
+        assert_synthetic(&part.target().join("large"), 1000, LARGE);
         let before = store.stats().body_bytes;
+        // The low watermark is passed, and looked at every five seconds.
+        tokio::time::sleep(Duration::from_secs(7)).await;
         store.faults().remove(slow);
         fs::remove_file(others).unwrap();
         let freed = Instant::now();
-        eventually("it goes on by itself", SOON, async || is_cached(&driver, "a").then_some(()))
-            .await;
-        let (after, size) = (store.stats().body_bytes, FILES * MIB);
+        eventually("it goes on by itself", SOON, async || {
+            (driver.in_cache("models").len() == 2).then_some(())
+        })
+        .await;
+        let (after, size) = (store.stats().body_bytes, FILES * MIB + LARGE);
         figure(format_args!(
             "full in mid-download: {before} bytes before, {after} at the end of {size}; complete \
              {:?} after space appeared",
@@ -285,10 +302,36 @@ fn a_disk_that_runs_full_in_the_middle_of_a_download_costs_nothing_that_was_down
         ));
         // What was on the wire when the disk was full is lost, and nothing else.
         assert!(after < size + 8 * MIB, "{after}");
-        pod.publish().await.unwrap();
+        whole.publish().await.unwrap();
         for file in 0..FILES {
-            assert_synthetic(&pod.target().join(format!("part-{file:03}")), file, MIB);
+            assert_synthetic(&whole.target().join(format!("part-{file:03}")), file, MIB);
         }
+        assert_synthetic(&whole.target().join("large"), 1000, LARGE);
+    });
+}
+
+#[test]
+fn a_model_that_arrived_while_its_pod_paused_is_kept_for_the_pod() {
+    end_to_end(async |scratch| {
+        let disk = Disk::ext4(scratch, DISK, &[]);
+        let store = store_with(&["a", "b", "c"]);
+        let driver = driver_on(&disk, scratch, &store, &format!("{ROOM}, maxSize: 60MiB")).await;
+        let kubelet = driver.kubelet();
+        let holder = pod(&kubelet, "1", "c");
+        holder.publish().await.unwrap();
+        let (first, second) = (pod(&kubelet, "2", "a"), pod(&kubelet, "3", "b"));
+        assert_eq!(first.refused().await.0, Code::ResourceExhausted);
+        holder.unpublish().await.unwrap();
+        eventually("it comes by itself", SOON, async || is_cached(&driver, "a").then_some(()))
+            .await;
+        // Somebody else needs the space before kubelet asks again.
+        assert_eq!(second.refused().await.0, Code::ResourceExhausted);
+        let before = store.stats().body_bytes;
+        first.publish().await.unwrap();
+        assert_eq!(store.stats().body_bytes, before, "it was downloaded once");
+        first.unpublish().await.unwrap();
+        eventually("the other one comes", SOON, async || is_cached(&driver, "b").then_some(()))
+            .await;
     });
 }
 

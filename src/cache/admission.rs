@@ -67,7 +67,8 @@ impl Inner {
         let taken = Stocktaking::read(&self.layout)?;
         let kept = Kept::now(self)?;
         let stock = evict::stock(&taken, &kept, &self.holds.held_blobs());
-        let evictable = policy::evictable(&stock);
+        // What is over the limits already has to go before anything fits.
+        let evictable = policy::evictable(&stock).saturating_sub(lack.debt);
         let bytes_of = |manifest: &Option<Manifest>| manifest.as_ref().map_or(0, Manifest::bytes);
         let pinned = taken.models.iter().filter(|m| kept.why(&m.key) == Some(Keep::Pinned));
         let holders = self.leases.all().into_iter().map(|lease| {

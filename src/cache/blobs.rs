@@ -26,7 +26,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -198,11 +198,12 @@ impl Blobs {
 
     /// Gives a blob a second name: the same content under a new ETag.
     pub(super) fn link(&self, from: &BlobId, to: &BlobId) -> Result<bool> {
+        let _one = self.placing.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(record) = self.find(from)? else { return Ok(false) };
         self.write_record(to, &record)?;
         let (source, target) = (self.layout.blob(from), self.layout.blob(to));
         // What stands there without a good record is not what is linked now.
-        files::rename(&target, &self.layout.trash().join(format!("blob-{to}")))?;
+        files::rename(&target, &self.trashed(to))?;
         match fs::hard_link(&source, &target) {
             // Evicted between the look and the link.
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
@@ -246,7 +247,7 @@ impl Blobs {
     /// Takes a blob away; see the numbered steps of `evict.rs`. Blocks.
     pub(super) fn evict(&self, id: &BlobId) -> Result<()> {
         self.lock().remove(id);
-        files::rename(&self.layout.blob(id), &self.layout.trash().join(format!("blob-{id}")))?;
+        files::rename(&self.layout.blob(id), &self.trashed(id))?;
         abort_point::reach("evict-3");
         files::remove(&self.layout.blob_record(id))?;
         files::remove(&self.layout.blob_record_unsynced(id))?;
@@ -297,6 +298,13 @@ impl Blobs {
         let read = crc32c_of_file(&path);
         read.map(|(crc32c, _)| crc32c)
             .map_err(|e| Error::io(format!("checking {}", path.display()), &e))
+    }
+
+    /// A name in the trash. Numbered, since renaming a file to another name of
+    /// the same inode does nothing.
+    fn trashed(&self, id: &BlobId) -> PathBuf {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        self.layout.trash().join(format!("blob-{id}.{}.{number}", std::process::id()))
     }
 
     fn vouch_for(&self, id: &BlobId) {

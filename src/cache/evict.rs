@@ -115,9 +115,12 @@ impl Inner {
     /// `reason: None` nothing is done, only told. Blocks.
     pub(super) fn evict(&self, goal: &Goal, reason: Option<EvictionReason>) -> Result<Evicted> {
         let alone = self.holds.exclusively();
+        // Asked before the stocktaking: what lets go of its blobs after it may
+        // have committed a model that was not counted.
+        let busy = self.holds.held_blobs();
         let taken = Stocktaking::read(&self.layout)?;
         let kept = Kept::now(self)?;
-        let stock = stock(&taken, &kept, &self.holds.held_blobs());
+        let stock = stock(&taken, &kept, &busy);
         let idle_before = self.idle_ttl.and_then(|ttl| SystemTime::now().checked_sub(ttl));
         let choice = policy::choose(&stock, goal, idle_before);
         let mut evicted =
@@ -196,6 +199,12 @@ impl Inner {
         let mut busy = self.ledger.admitted();
         busy.extend(self.holds.held_blobs());
         busy.extend(self.blob_flights.running().into_iter().map(|(id, _)| id));
+        // Also those of models that wait for space: they will go on.
+        let running = self.model_flights.running().into_iter();
+        let manifests = running.filter_map(|(_, progress)| progress.manifest());
+        busy.extend(
+            manifests.flat_map(|m| m.files.iter().map(|f| f.blob.clone()).collect::<Vec<_>>()),
+        );
         for name in files::names(&self.layout.staging())? {
             let Some(id) = name.strip_suffix(".part").and_then(BlobId::parse) else {
                 continue;

@@ -61,9 +61,19 @@ async fn steps(
 ) -> Result<CachedModel> {
     loop {
         match attempt(inner, engine, manifest, title, progress).await? {
-            Outcome::Stands(model) => return Ok(model),
+            Outcome::Stands(model) => {
+                if progress.share().is_urgent() {
+                    inner.await_pod(&model);
+                }
+                return Ok(model);
+            }
             Outcome::Short(shortage) => {
-                tracing::warn!(model = title, "{}", shortage.error(title, None));
+                let error = shortage.error(title, None);
+                tracing::warn!(model = title, "{error}");
+                if !progress.share().is_urgent() {
+                    // Only pods wait for space: nobody misses this one yet.
+                    return Err(error);
+                }
                 progress.short(Some(*shortage));
                 wait_for_space(inner, progress).await;
             }
@@ -145,7 +155,8 @@ async fn attempt(
         Ok(model) => Ok(Outcome::Stands(model)),
         Err(error) if error.kind() == ErrorKind::NoSpace => {
             let done = progress.snapshot().done;
-            make_room(inner, &wanted).await?;
+            until_flights_end(inner, &wanted).await;
+            make_room(inner, &wanted).await;
             let told = format!(
                 "the disk ran full with {} of it there ({}); that is kept",
                 progress_text(done, manifest.bytes()),
@@ -191,28 +202,45 @@ async fn download(
 
 /// After the disk ran full: gives back the blocks that were taken for bytes
 /// which have not come. What has come stays, to be gone on with.
-async fn make_room(inner: &Arc<Inner>, wanted: &Wanted) -> Result<()> {
-    let ours: HashSet<_> = wanted.missing.iter().map(|(id, _)| id.clone()).collect();
-    // The other blobs' flights end soon after the one that failed.
+///
+/// A blob that another model goes on with is left alone: its file is being
+/// written. So the giving back is a flight of the blob itself, and nobody can
+/// begin to write meanwhile.
+async fn make_room(inner: &Arc<Inner>, wanted: &Wanted) {
+    for (id, _) in &wanted.missing {
+        let staging = inner.staging_of(id);
+        let progress = BlobProgress::new(Share::background());
+        let mut ticket = inner.blob_flights.join(id.clone(), progress, move |_| async move {
+            blocking(move || match staging.data.exists() {
+                true => staging.give_back_unwritten(),
+                false => Ok(()),
+            })
+            .await?;
+            // Who joined wants the blob, which is not there.
+            let text = "the disk ran full; the download is tried again";
+            Err(Error::new(ErrorKind::InProgress, text))
+        });
+        if ticket.joined() {
+            continue;
+        }
+        match ticket.landed().await {
+            Err(error) if error.kind() != ErrorKind::InProgress => {
+                tracing::warn!(%error, "could not give back what a download had taken ahead");
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The other blobs' flights end soon after the one that failed.
+async fn until_flights_end(inner: &Inner, wanted: &Wanted) {
+    let ours: HashSet<_> = wanted.missing.iter().map(|(id, _)| id).collect();
     for _ in 0..100 {
         if !inner.blob_flights.running().iter().any(|(id, _)| ours.contains(id)) {
-            break;
+            return;
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    let inner = Arc::clone(inner);
-    blocking(move || {
-        for id in ours {
-            let staging = inner.staging_of(&id);
-            if staging.data.exists()
-                && let Err(error) = staging.give_back_unwritten()
-            {
-                tracing::warn!(%error, "could not give back what a download had taken ahead");
-            }
-        }
-        Ok(())
-    })
-    .await
 }
 
 struct InFlight<'a>(&'a Inner);

@@ -93,6 +93,7 @@ async fn every<F: Future<Output = Result<()>>>(
 impl Inner {
     /// The low watermark: what others took is given back by the cache. Blocks.
     fn watch(&self) -> Result<()> {
+        self.forget_arrivals(None);
         let lacking = self.below_watermark()?;
         if lacking == Space::default() {
             self.watermark_told.store(false, Ordering::Relaxed);
@@ -138,7 +139,12 @@ impl Inner {
     fn look(&self, pods: &Path) -> Result<()> {
         recover::drop_dead_leases(&self.layout, &self.leases, pods)?;
         self.count_leases();
-        let over = self.over_limit()?;
+        let mut over = self.over_limit()?;
+        if over > 0 {
+            self.drop_leftovers(&HashSet::new())?;
+            self.empty_trash()?;
+            over = self.over_limit()?;
+        }
         if over > 0 || self.idle_ttl.is_some() {
             let goal = Goal::AsFar(Space { bytes: over, inodes: 0 });
             self.evict(&goal, Some(EvictionReason::Limit))?;

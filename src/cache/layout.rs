@@ -4,6 +4,7 @@
 //! <cache>/
 //!   VERSION                 whose directory this is, and in which layout
 //!   lock                    held by the one process that owns the cache
+//!   scrubbed                empty; its time is when all was read again last
 //!   blobs/<2>/<id>          one verified object version, 0444
 //!   blobs/<2>/<id>.json     its size, CRC-32C and check; durable
 //!   blobs/<2>/<id>.unsynced the same, while the disk may not have it all
@@ -54,6 +55,10 @@ impl Layout {
 
     pub(super) fn lock(&self) -> PathBuf {
         self.root.join("lock")
+    }
+
+    pub(super) fn scrubbed(&self) -> PathBuf {
+        self.root.join("scrubbed")
     }
 
     pub(super) fn directory(&self, name: &str) -> PathBuf {

@@ -125,15 +125,25 @@ impl Leases {
         Ok(Lease { model, target: holder.target })
     }
 
-    /// Notes that volumes show damaged content; returns their leases. Blocks.
-    pub(super) fn mark_damaged(&self, root: DirId, what: &str) -> Result<Vec<LeaseRecord>> {
+    /// Notes that volumes show damaged content; returns their leases. A note
+    /// that cannot be written stands until the process ends. Blocks.
+    pub(super) fn mark_damaged(&self, root: DirId, what: &str) -> Vec<LeaseRecord> {
         let mut showing: Vec<_> =
             self.all().into_iter().filter(|lease| lease.root == root).collect();
         for lease in &mut showing {
             lease.damaged = Some(what.to_owned());
-            self.write(lease.clone())?;
+            let path = self.path(&lease.volume_id, &lease.target);
+            let json = serde_json::to_vec(lease).unwrap_or_default();
+            if let Err(error) = files::write_whole(&path, &json, 0o600) {
+                tracing::warn!(%error, "a lease could not be marked");
+            }
+            match self.lock().get_mut(&lease.target) {
+                Some(standing) => standing.damaged.clone_from(&lease.damaged),
+                // Released meanwhile; a file that is left would hold the model.
+                None => drop(files::remove(&path)),
+            }
         }
-        Ok(showing)
+        showing
     }
 
     /// Ends leases without a mount whose pods are gone, while the driver runs.

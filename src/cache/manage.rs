@@ -1,14 +1,14 @@
 //! What the node's administrator may ask of the cache.
 
 use std::collections::HashSet;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::SystemTime;
 
-use super::evict::Kept;
 use super::files;
 use super::layout::DIRECTORIES;
 use super::policy::{Goal, Space};
 use super::report::Inventory;
+use super::trash::discard;
 use super::{Cache, Inner, pins};
 use crate::blocking::blocking;
 use crate::error::{Error, ErrorKind, Result};
@@ -122,56 +122,87 @@ impl Inner {
     }
 
     fn purge(&self, go_on: bool) -> Result<Purged> {
-        let inventory = self.inventory()?;
-        let root = self.layout.root().display();
-        let refused = |why: String| {
-            let text = format!("the cache {root} was not removed: {why}");
-            Err(Error::new(ErrorKind::Conflict, text))
-        };
+        let usage = self.inventory()?.usage;
+        // Nobody evicts, deletes, or begins to build on blobs meanwhile.
+        let _alone = self.holds.exclusively();
+        let _emptying = self.emptying.lock().unwrap_or_else(PoisonError::into_inner);
+        self.check_unused()?;
+        let mut models = 0;
+        for name in files::names(&self.layout.models())? {
+            // One that is found in this moment may be leased in the next: out
+            // of everybody's reach first, and only if nobody holds it.
+            let model = self.layout.models().join(&name);
+            let moved = match ModelKey::parse(&name) {
+                None => Some(discard(&self.layout, &model)),
+                Some(key) => self.holds.unless_held(&key, || {
+                    let leased = self.leases.all().iter().any(|lease| lease.model == key);
+                    self.models.distrust(&key);
+                    if leased { Err(self.in_use("a pod just took a model")) } else { Ok(()) }
+                        .and_then(|()| discard(&self.layout, &model))
+                }),
+            };
+            moved.unwrap_or_else(|| Err(self.in_use("somebody began to use it just now")))?;
+            models += 1;
+        }
+        for name in DIRECTORIES.iter().filter(|name| **name != "leases") {
+            let directory = self.layout.directory(name);
+            for name in files::names(&directory)? {
+                let path = directory.join(name);
+                match files::delete_tree(&path) {
+                    Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                        return Err(Error::io(format!("removing {}", path.display()), &e));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        if !go_on {
+            for name in DIRECTORIES {
+                let directory = self.layout.directory(name);
+                files::delete_tree(&directory)
+                    .map_err(|e| Error::io(format!("removing {}", directory.display()), &e))?;
+            }
+            for file in [self.layout.scrubbed(), self.layout.version(), self.layout.lock()] {
+                files::remove(&file)?;
+            }
+        }
+        tracing::info!(
+            cache = %self.layout.root().display(),
+            models,
+            bytes = %size_text(usage.total),
+            "the cache was removed"
+        );
+        Ok(Purged { models, bytes: usage.total })
+    }
+
+    /// Whether nobody uses anything of the cache, or who does.
+    fn check_unused(&self) -> Result<()> {
         let leases = self.leases.all();
         if let Some(lease) = leases.first() {
-            return refused(format!(
+            return Err(self.in_use(&format!(
                 "{} volumes hold models of it, among them {} of {}; end those pods first",
                 leases.len(),
                 lease.volume_id,
                 lease.pod.as_deref().unwrap_or("an unknown pod"),
-            ));
+            )));
         }
         let uses = crate::mount::uses_of(self.layout.root())?;
         if let Some(one) = uses.iter().find(|one| !one.root.as_os_str().is_empty()) {
             let (part, at) = (one.root.display(), one.target.display());
-            return refused(format!("{part} is mounted at {at}; unmount that first"));
+            return Err(self.in_use(&format!("{part} is mounted at {at}; unmount that first")));
         }
         if let Some((key, _)) = self.model_flights.running().first() {
-            return refused(format!("model {key} is being brought in; end what asks for it"));
+            let text = format!("model {key} is being brought in; end what asks for it");
+            return Err(self.in_use(&text));
         }
-        let _alone = self.holds.exclusively();
-        let kept = Kept::now(self)?;
-        if inventory.models.iter().any(|model| {
-            kept.why(&model.key).is_some_and(|keep| keep != super::policy::Keep::Pinned)
-        }) {
-            return refused("somebody began to use it just now".to_owned());
+        if !self.holds.held_blobs().is_empty() || !self.holds.held_models().is_empty() {
+            return Err(self.in_use("a model is being brought in, imported or mounted just now"));
         }
-        for name in DIRECTORIES {
-            let directory = self.layout.directory(name);
-            files::delete_tree(&directory)
-                .map_err(|e| Error::io(format!("removing {}", directory.display()), &e))?;
-        }
-        if go_on {
-            for name in DIRECTORIES {
-                files::make_directory(&self.layout.directory(name), 0o755)?;
-            }
-        } else {
-            files::remove(&self.layout.version())?;
-            files::remove(&self.layout.lock())?;
-        }
-        let purged = Purged { models: inventory.models.len(), bytes: inventory.usage.total };
-        tracing::info!(
-            cache = %root,
-            models = purged.models,
-            bytes = %size_text(purged.bytes),
-            "the cache was removed"
-        );
-        Ok(purged)
+        Ok(())
+    }
+
+    fn in_use(&self, why: &str) -> Error {
+        let root = self.layout.root().display();
+        Error::new(ErrorKind::Conflict, format!("the cache {root} was not removed: {why}"))
     }
 }

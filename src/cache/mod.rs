@@ -39,8 +39,8 @@ mod verify;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, OnceLock};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -98,6 +98,9 @@ pub struct CacheOptions {
     pub check_safetensors: bool,
 }
 
+/// How long a model that arrived is held for the pod that waited for it.
+const POD_RETURNS: Duration = Duration::from_secs(180);
+
 /// Is told of damage that is found.
 type Listener = Box<dyn Fn(&Damage) + Send + Sync>;
 
@@ -122,6 +125,8 @@ struct Inner {
     space_freed: Notify,
     watermark_told: AtomicBool,
     damage_told: OnceLock<Listener>,
+    /// Models that arrived for pods which have not asked again yet.
+    arrived: Mutex<Vec<(Instant, CachedModel)>>,
     syncer: Syncer,
     model_slots: Slots,
     model_flights: Flights<ModelKey, FillProgress, CachedModel>,
@@ -176,6 +181,7 @@ impl Cache {
             space_freed: Notify::new(),
             watermark_told: AtomicBool::new(false),
             damage_told: OnceLock::new(),
+            arrived: Mutex::default(),
             model_slots: Slots::new(options.max_models.max(1)),
             layout,
             blobs,
@@ -290,6 +296,7 @@ impl Cache {
         let lease = self.0.leases.take(model, holder);
         self.0.count_leases();
         self.0.used(&key);
+        self.0.forget_arrivals(Some(&key));
         lease
     }
 
@@ -330,6 +337,24 @@ impl Inner {
     fn count_leases(&self) {
         let count = i64::try_from(self.leases.all().len()).unwrap_or(i64::MAX);
         self.metrics.leases.set(count);
+    }
+
+    /// Holds a model until the pod that waited for it has asked again, since
+    /// another that waits for space would take its place: kubelet's pauses
+    /// reach two minutes.
+    fn await_pod(&self, model: &CachedModel) {
+        self.forget_arrivals(None);
+        self.arrivals().push((Instant::now(), model.clone()));
+    }
+
+    /// Lets go of what was leased, and of what no pod asked for any more.
+    fn forget_arrivals(&self, leased: Option<&ModelKey>) {
+        self.arrivals()
+            .retain(|(at, model)| at.elapsed() < POD_RETURNS && Some(&model.key) != leased);
+    }
+
+    fn arrivals(&self) -> MutexGuard<'_, Vec<(Instant, CachedModel)>> {
+        self.arrived.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Notes a use for the choice of what is evicted. That it could not be

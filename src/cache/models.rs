@@ -31,7 +31,7 @@ use super::holds::{Holds, ModelHold};
 use super::layout::Layout;
 use super::trash::discard;
 use crate::abort_point;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Manifest, ModelKey, RequestDigest, Revision};
 
 /// A complete model that stands in the cache.
@@ -86,6 +86,12 @@ impl Models {
         }
         files::rename(&building, &model)?;
         abort_point::reach("model-commit-3");
+        // A blob may have been put aside as damaged since it was linked.
+        if let Some((path, why)) = self.misfit(&key, manifest)? {
+            discard(&self.layout, &model)?;
+            let text = format!("{path} changed while its model was built ({why}); try again");
+            return Err(Error::new(ErrorKind::InProgress, text));
+        }
         self.lock().insert(key.clone(), Arc::clone(manifest));
         Ok(self.cached(key, Arc::clone(manifest), held))
     }

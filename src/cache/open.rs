@@ -86,7 +86,7 @@ fn claim(layout: &Layout) -> Result<()> {
         Some(version) if version == VERSION.as_bytes() => Ok(()),
         Some(version) if is_older(&version) => {
             set_aside(layout, &version)?;
-            files::write_whole(&layout.version(), VERSION.as_bytes(), 0o644)
+            files::write_durably(&layout.version(), VERSION.as_bytes(), 0o644)
         }
         Some(version) => {
             let text = String::from_utf8_lossy(&version);
@@ -224,7 +224,7 @@ fn check_hard_links(layout: &Layout) -> Result<()> {
 fn warn_of_foreign_files(layout: &Layout) -> Result<()> {
     let ours = |name: &str| {
         DIRECTORIES.contains(&name)
-            || name == "VERSION"
+            || matches!(name, "VERSION" | "scrubbed")
             || is_expected(name)
             || name.starts_with(OLD_LAYOUT)
     };

@@ -5,8 +5,9 @@
 //! 1. Each model that has it is renamed to `quarantine/<key>.<n>`: nobody finds
 //!    it any more. Pods that show it keep what they have.
 //! 2. The leases of those pods are marked: their volumes' condition says so.
-//! 3. The blob is renamed to `quarantine/blob-<id>.<n>`, and its records are
-//!    removed: the next publish of the model downloads this blob and nothing else.
+//! 3. The blob is renamed to `quarantine/blob-<id>`, in place of an earlier copy,
+//!    and its records are removed: the next publish of the model downloads this
+//!    blob and nothing else.
 //!
 //! Killed after 1 or 2: the blob stands without a model or with those that were
 //! built on it since; the next check of the cache finds it again.
@@ -82,7 +83,7 @@ impl Inner {
             self.models.distrust(&key);
             put_aside(&self.layout.model(&key), &self.layout.quarantine())?;
             if let Some(root) = root {
-                volumes.extend(self.leases.mark_damaged(root, what)?);
+                volumes.extend(self.leases.mark_damaged(root, what));
             }
             manifests.extend(manifest.map(Arc::new));
         }

@@ -23,6 +23,9 @@ use crate::model::{ModelKey, ModelRequest, shown};
 /// Verdicts that are remembered; when they are more, all are found out again.
 const REMEMBERED: usize = 10_000;
 
+/// Missing shards of one index that are remembered.
+const MISSING: usize = 1000;
+
 /// Flaws that one message names.
 const NAMED: usize = 2;
 
@@ -127,7 +130,8 @@ fn verdict(model: &CachedModel) -> Result<Option<Verdict>> {
                         let path = path.unwrap_or_else(|| shard.clone());
                         (!paths.contains(path.as_str())).then(|| (file.path.clone(), path))
                     });
-                    verdict.missing.extend(missing);
+                    // Whoever uploads decides how many there are.
+                    verdict.missing.extend(missing.take(MISSING));
                     Ok(())
                 }
                 Err(why) => Err(why),

@@ -106,6 +106,8 @@ pub(super) struct Lack {
     pub(super) needs: Space,
     /// What is free for it, running downloads taken off.
     pub(super) free: Space,
+    /// What is taken already of what should be free.
+    pub(super) debt: Space,
     /// What running downloads will still take.
     pub(super) running: u64,
     pub(super) bound: Bound,
@@ -114,7 +116,7 @@ pub(super) struct Lack {
 impl Lack {
     /// What has to become free.
     pub(super) fn deficit(&self) -> Space {
-        self.needs.saturating_sub(self.free)
+        self.needs.saturating_add(self.debt).saturating_sub(self.free)
     }
 }
 
@@ -178,29 +180,34 @@ impl Ledger {
             .saturating_mul(INODES_PER_BLOB)
             .saturating_add(self.missing_fans(wanted));
         let needs = Space { bytes, inodes: inodes.saturating_add(wanted.tree_inodes) };
-        let free = Space {
-            bytes: fs.free_bytes.saturating_sub(self.limits.min_free).saturating_sub(running),
-            // A file system without a fixed number of inodes has any.
-            inodes: match fs.total_inodes {
-                0 => u64::MAX,
-                _ => fs
-                    .free_inodes
-                    .saturating_sub(self.limits.min_free_inodes)
-                    .saturating_sub(count(pending.len()).saturating_mul(INODES_PER_BLOB)),
-            },
+        let new_inodes = count(pending.len()).saturating_mul(INODES_PER_BLOB);
+        let kept = Space {
+            bytes: self.limits.min_free.saturating_add(running),
+            inodes: self.limits.min_free_inodes.saturating_add(new_inodes),
         };
-        let lacking = |free, bound| Lack { needs, free, running, bound };
-        let within = self.limits.max_size.zip(used).map(|(most, used)| {
-            let left = most.saturating_sub(used).saturating_sub(running);
-            lacking(Space { bytes: left, ..free }, Bound::Limit { bytes: most })
-        });
-        let on_disk = lacking(
+        // A file system without a fixed number of inodes has any.
+        let free_inodes = if fs.total_inodes == 0 { u64::MAX } else { fs.free_inodes };
+        let standing = Space { bytes: fs.free_bytes, inodes: free_inodes };
+        let (free, debt) = (standing.saturating_sub(kept), kept.saturating_sub(standing));
+        let on_disk = Lack {
+            needs,
             free,
-            match free.inodes < needs.inodes {
+            debt,
+            running,
+            bound: match free.inodes < needs.inodes {
                 true => Bound::Inodes { inodes: self.limits.min_free_inodes },
                 false => Bound::Reserve { bytes: self.limits.min_free, of: fs.total_bytes },
             },
-        );
+        };
+        let within = self.limits.max_size.zip(used).map(|(most, used)| {
+            let taken = used.saturating_add(running);
+            Lack {
+                free: Space { bytes: most.saturating_sub(taken), ..free },
+                debt: Space { bytes: taken.saturating_sub(most), ..debt },
+                bound: Bound::Limit { bytes: most },
+                ..on_disk
+            }
+        });
         // The one that lacks more decides.
         Ok(match within {
             Some(within) if within.deficit().bytes > on_disk.deficit().bytes => within,
@@ -299,6 +306,8 @@ mod tests {
         assert_eq!((lack.free.bytes, lack.deficit().bytes), (3 << 30, 1 << 30));
         drop(running);
         ledger.reserve(&wanted(2, 4 << 30), Some(4 << 30)).unwrap().unwrap();
+        let over = ledger.reserve(&wanted(2, 4 << 30), Some(15 << 30)).unwrap().unwrap_err();
+        assert_eq!(over.deficit().bytes, 9 << 30, "what is over the limit has to go first");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
@@ -59,6 +60,11 @@ impl Inner {
         let mut found = Verification::default();
         let mut blobs: Vec<usize> = Vec::new();
         for model in taken.models.iter().filter(|model| wanted(&model.key)) {
+            // Not evicted while it is looked at; one that went before is no damage.
+            let _held = self.holds.model(&model.key);
+            if !self.layout.model(&model.key).is_dir() {
+                continue;
+            }
             found.models += 1;
             blobs.extend(&model.blobs);
             let misfit = match &model.manifest {
@@ -126,7 +132,9 @@ impl Inner {
             }
             Ok(Some((_, size))) => (size, Some("its CRC-32C is not the one it had".to_owned())),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => (0, Some(format!("it cannot be read: {e}"))),
+            Err(e) if is_damage(&e) => (0, Some(format!("it cannot be read: {e}"))),
+            // Out of memory or descriptors: that says nothing about the disk.
+            Err(e) => return Err(Error::io(format!("reading {}", path.display()), &e)),
         };
         let damage = match why {
             None => None,
@@ -136,7 +144,30 @@ impl Inner {
     }
 }
 
+/// Whether a read failed since the disk or the file system is broken.
+fn is_damage(error: &std::io::Error) -> bool {
+    use nix::libc;
+    let broken = [libc::EIO, libc::EUCLEAN, libc::EBADMSG, libc::ENODATA, libc::EILSEQ];
+    error.raw_os_error().is_some_and(|errno| broken.contains(&errno))
+}
+
 impl super::Cache {
+    /// How long until everything is due to be read again; counted from the last
+    /// time across restarts, and from now where there was none. Blocks.
+    pub fn scrub_due(&self, every: Duration) -> Result<Duration> {
+        let path = self.0.layout.scrubbed();
+        match std::fs::metadata(&path).and_then(|metadata| metadata.modified()) {
+            // A clock that jumped back begins anew.
+            Ok(last) => Ok(last.elapsed().map_or(every, |passed| every.saturating_sub(passed))),
+            Err(_) => self.scrubbed().map(|()| every),
+        }
+    }
+
+    /// Notes that everything was read again. Blocks.
+    pub fn scrubbed(&self) -> Result<()> {
+        super::files::write_whole(&self.0.layout.scrubbed(), b"", 0o644)
+    }
+
     /// Reads models again, all of them when `keys` is `None`, and puts aside
     /// what is not what was downloaded. At most `rate` bytes a second.
     ///

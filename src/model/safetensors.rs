@@ -25,7 +25,7 @@ const PREFIX: u64 = 8;
 pub const MAX_HEADER: u64 = 100_000_000;
 
 /// The longest index that is looked into; real ones have a few MB.
-pub const MAX_INDEX: u64 = MAX_HEADER;
+pub const MAX_INDEX: u64 = 16 << 20;
 
 /// What a large file is in a repository whose content was not fetched.
 const LFS_POINTER: &[u8; 8] = b"version ";

@@ -6,16 +6,23 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::Volumes;
+use crate::blocking::blocking;
 use crate::cache::{Asker, Damage, VerifyProgress};
 use crate::error::{ErrorKind, Result};
+
+/// Between two readings at least.
+const PAUSE: Duration = Duration::from_secs(30);
 
 impl Volumes {
     /// Reads the whole cache again once in `every`, at most `rate` bytes a
     /// second, and brings what is damaged in again, until `shutdown`.
     pub async fn scrub(&self, every: Duration, rate: u64, shutdown: &CancellationToken) {
         loop {
+            let cache = self.cache().clone();
+            let due = blocking(move || cache.scrub_due(every)).await.unwrap_or(every);
             tokio::select! {
-                () = tokio::time::sleep(every) => {}
+                // So that what fails at once is not tried in a circle.
+                () = tokio::time::sleep(due.max(PAUSE)) => {}
                 () = shutdown.cancelled() => return,
             }
             match self.scrub_once(rate).await {
@@ -36,6 +43,8 @@ impl Volumes {
             damaged = found.damaged.len(),
             "read the cache again"
         );
+        let cache = self.cache().clone();
+        blocking(move || cache.scrubbed()).await?;
         for damage in &found.damaged {
             self.repair(damage).await;
         }
@@ -47,7 +56,13 @@ impl Volumes {
         for manifest in &damage.models {
             let title = manifest.source.to_string();
             let mut ticket = self.cache().fill(self.engine(), manifest, &title, Asker::Prefetch);
-            match ticket.landed().await {
+            let progress = ticket.shared_progress();
+            let landed = tokio::select! {
+                landed = ticket.landed() => landed,
+                // Only pods wait for space.
+                short = progress.short_of_space() => Err(short.error(&title, None)),
+            };
+            match landed {
                 Ok(_) => tracing::info!(model = title, "repaired"),
                 Err(error) => tracing::warn!(model = title, %error, "could not repair a model"),
             }

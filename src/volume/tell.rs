@@ -86,7 +86,8 @@ pub(super) fn damaged(events: &Events, damage: &Damage) {
 /// The pod of a lease: its name stands there, its UID in kubelet's path.
 fn subject(lease: &LeaseRecord) -> Option<Subject> {
     let (namespace, name) = lease.pod.as_deref()?.split_once('/')?;
-    let mut parts = lease.target.components().map(|part| part.as_os_str().to_string_lossy());
-    let uid = parts.by_ref().skip_while(|part| part != "pods").nth(1)?.into_owned();
+    let parts: Vec<_> = lease.target.iter().map(|part| part.to_string_lossy()).collect();
+    let place = parts.windows(3).find(|place| place[0] == "pods" && place[2] == "volumes")?;
+    let uid = place[1].clone().into_owned();
     Some(Subject { namespace: namespace.to_owned(), name: name.to_owned(), uid })
 }
