@@ -1,0 +1,121 @@
+{{- define "oci-model-csi.fullname" -}}
+{{- $name := default .Chart.Name .Values.nameOverride -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 48 | trimSuffix "-" -}}
+{{- else if contains $name .Release.Name -}}
+{{- .Release.Name | trunc 48 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name $name | trunc 48 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{/* What a selector names: it cannot change while the object lives. */}}
+{{- define "oci-model-csi.selector" -}}
+app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "oci-model-csi.labels" -}}
+{{ include "oci-model-csi.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{/* Labels of pods: without versions, so that a new chart alone restarts nothing. */}}
+{{- define "oci-model-csi.podLabels" -}}
+{{ include "oci-model-csi.selector" . }}
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{- define "oci-model-csi.nodeServiceAccount" -}}
+{{- $default := printf "%s-node" (include "oci-model-csi.fullname" .) -}}
+{{- if .Values.node.serviceAccount.create -}}
+{{- default $default .Values.node.serviceAccount.name -}}
+{{- else -}}
+{{- default "default" .Values.node.serviceAccount.name -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "oci-model-csi.controllerServiceAccount" -}}
+{{- $default := printf "%s-controller" (include "oci-model-csi.fullname" .) -}}
+{{- if .Values.controller.serviceAccount.create -}}
+{{- default $default .Values.controller.serviceAccount.name -}}
+{{- else -}}
+{{- default "default" .Values.controller.serviceAccount.name -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "oci-model-csi.image" -}}
+{{- $image := .Values.image -}}
+{{- if $image.digest -}}
+{{- printf "%s@%s" $image.repository $image.digest -}}
+{{- else -}}
+{{- printf "%s:%s" $image.repository (default .Chart.AppVersion $image.tag) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Flags of the driver in both of its pods. */}}
+{{- define "oci-model-csi.args" -}}
+- --csi-endpoint=unix:///csi/csi.sock
+- --driver-name={{ .Values.csiDriver.name }}
+- --config=/etc/oci-model-csi/config.yaml
+{{- if .Values.credentials.secretName }}
+- --config-file=/etc/oci/config
+{{- end }}
+- --log-format={{ .Values.logging.format }}
+- --log-level={{ .Values.logging.level }}
+{{- end -}}
+
+{{- define "oci-model-csi.volumeMounts" -}}
+- name: config
+  mountPath: /etc/oci-model-csi
+  readOnly: true
+{{- if .Values.credentials.secretName }}
+- name: credentials
+  mountPath: /etc/oci
+  readOnly: true
+{{- end }}
+{{- end -}}
+
+{{- define "oci-model-csi.volumes" -}}
+- name: config
+  configMap:
+    name: {{ include "oci-model-csi.fullname" . }}-config
+{{- if .Values.credentials.secretName }}
+- name: credentials
+  secret:
+    secretName: {{ .Values.credentials.secretName }}
+    defaultMode: 0440
+{{- end }}
+{{- end -}}
+
+{{/* How the driver is seen to be ready and alive. Recovery of a cache may take a while; it never fails a start. */}}
+{{- define "oci-model-csi.readyProbes" -}}
+startupProbe:
+  httpGet:
+    path: /readyz
+    port: http-metrics
+  periodSeconds: 2
+  timeoutSeconds: 3
+  failureThreshold: 300
+readinessProbe:
+  httpGet:
+    path: /readyz
+    port: http-metrics
+  periodSeconds: 10
+  timeoutSeconds: 3
+{{- end -}}
+
+{{/* What drops every right that a sidecar does not need. */}}
+{{- define "oci-model-csi.confined" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+{{- end -}}

@@ -1,0 +1,48 @@
+{{/*
+What the schema cannot say in a sentence. Every value is checked before
+anything is rendered, so that a mistake is told at `helm install` and not by a
+pod that does not start.
+*/}}
+{{- define "oci-model-csi.validate" -}}
+{{- $values := .Values -}}
+{{- if not $values.image.repository -}}
+{{- fail "image.repository is empty: no image is published yet. Build one, push it to your registry, and name it with --set image.repository=…" -}}
+{{- end -}}
+
+{{- $name := $values.csiDriver.name -}}
+{{- if or (not (regexMatch "^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$" $name)) (gt (len $name) 63) -}}
+{{- fail (printf "csiDriver.name is %q: write a DNS name of at most 63 characters in lower case, such as oci-model-csi.dev" $name) -}}
+{{- end -}}
+
+{{- $kubelet := $values.node.kubeletPath -}}
+{{- if not (regexMatch "^(/[A-Za-z0-9._-]+)+$" $kubelet) -}}
+{{- fail (printf "node.kubeletPath is %q: write an absolute path without a slash at its end, such as /var/lib/kubelet" $kubelet) -}}
+{{- end -}}
+{{- $socket := printf "%s/plugins_registry/%s-reg.sock" $kubelet $name -}}
+{{- if gt (len $socket) 107 -}}
+{{- fail (printf "node.kubeletPath and csiDriver.name together are too long: the socket %s has %d bytes, and the kernel takes 107" $socket (len $socket)) -}}
+{{- end -}}
+
+{{- $dir := $values.config.cache.dir -}}
+{{- if not (regexMatch "^(/[A-Za-z0-9._-]+)+$" $dir) -}}
+{{- fail (printf "config.cache.dir is %q: write the absolute path of a directory on the nodes without a slash at its end, such as /var/lib/oci-model-csi" $dir) -}}
+{{- end -}}
+{{- if hasPrefix (printf "%s/" $dir) (printf "%s/" $kubelet) -}}
+{{- fail (printf "config.cache.dir is %q, which holds kubelet's directory %s: the cache needs a directory of its own" $dir $kubelet) -}}
+{{- end -}}
+{{- if hasPrefix (printf "%s/pods/" $kubelet) (printf "%s/" $dir) -}}
+{{- fail (printf "config.cache.dir is %q, which is among kubelet's pods: the cache needs a directory of its own" $dir) -}}
+{{- end -}}
+
+{{- if and (eq $values.config.objectStorage.auth "api_key") (not $values.credentials.secretName) -}}
+{{- fail "config.objectStorage.auth is api_key, and credentials.secretName is empty: name a Secret with the oci CLI's file and its key" -}}
+{{- end -}}
+
+{{- $ports := list (int $values.node.ports.metrics) (int $values.node.ports.liveness) (int $values.node.ports.registrar) -}}
+{{- if lt (len (uniq $ports)) 3 -}}
+{{- fail (printf "node.ports are %v: the three have to differ, since one pod has them all" $ports) -}}
+{{- end -}}
+{{- if eq (int $values.controller.ports.metrics) (int $values.controller.ports.provisioner) -}}
+{{- fail (printf "controller.ports are both %v: they have to differ, since one pod has them" $values.controller.ports.metrics) -}}
+{{- end -}}
+{{- end -}}
