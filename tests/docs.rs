@@ -400,7 +400,8 @@ fn every_block_of_code_has_a_language() {
 
 #[test]
 fn the_csidriver_object_is_what_the_driver_relies_on() {
-    let object: Value = serde_saphyr::from_str(&read("deploy/csidriver.yaml")).unwrap();
+    let object: Value =
+        serde_saphyr::from_str(&read("deploy/kustomize/base/csidriver.yaml")).unwrap();
     assert_eq!(object["kind"], "CSIDriver");
     assert_eq!(object["metadata"]["name"], "oci-model-csi.dev");
     let expected = serde_json::json!({
