@@ -39,6 +39,12 @@ clients: ## oci-cli, the Python SDK, rclone and a real model (installs them with
 	cargo build --locked --workspace --bins
 	venv="$$(tests/tools.sh)" && "$$venv/bin/pytest" -q tests/clients
 
+.PHONY: deploy-test
+deploy-test: ## The chart and the kustomizations (installs helm and others with Go)
+	venv="$$(tests/tools.sh tests/deploy/requirements.txt)" && \
+		tools="$$(PYTHON="$$venv/bin/python" tests/deploy/tools.sh)" && \
+		DEPLOY_TOOLS="$$tools" "$$venv/bin/pytest" -q tests/deploy
+
 .PHONY: fmt
 fmt: ## Format the Rust code
 	cargo fmt --all

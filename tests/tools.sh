@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes a virtual environment with the Python tools of tests/clients/requirements.txt
-# and prints its path:
+# Makes a virtual environment with the Python tools of a file of requirements,
+# tests/clients/requirements.txt if none is named, and prints its path:
 #
 #   venv="$(tests/tools.sh)" && "$venv/bin/pytest" tests/clients
 #
@@ -11,7 +11,7 @@
 oci_model_csi_tools() (
     set -euo pipefail
     directory="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
-    requirements="$directory/clients/requirements.txt"
+    requirements="${1:-$directory/clients/requirements.txt}"
     cache="${OCI_MODEL_CSI_CACHE:-$HOME/.cache/oci-model-csi}"
     python="${PYTHON:-python3}"
     # Another Python needs other wheels.
@@ -33,7 +33,7 @@ oci_model_csi_tools() (
 )
 
 if [ "${BASH_SOURCE[0]}" = "$0" ]; then
-    oci_model_csi_tools
+    oci_model_csi_tools "$@"
 else
     OCI_MODEL_CSI_TOOLS="$(oci_model_csi_tools)"
     export OCI_MODEL_CSI_TOOLS

@@ -1,0 +1,220 @@
+"""What the chart renders, for every set of values in its ci/."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+import yaml
+from conftest import BASE, CHART, REPOSITORY, VALUES, chart, container, only, pods, rendered, run
+
+EVERY = pytest.mark.parametrize("values", VALUES, ids=lambda path: path.stem.removesuffix("-values"))
+CONFIGURATION = (REPOSITORY / "docs/configuration.md").read_text()
+
+
+@EVERY
+def test_the_chart_is_linted_without_a_warning(values):
+    done = run("helm", "lint", "--strict", CHART, "--values", values)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "[WARNING]" not in done.stdout
+
+
+def test_every_value_is_in_the_schema_and_every_key_of_the_schema_has_a_value():
+    def leaves(value, path=""):
+        if isinstance(value, dict) and value:
+            for key, below in value.items():
+                yield from leaves(below, f"{path}.{key}")
+        else:
+            yield path
+
+    def known(schema, path=""):
+        for key, below in schema.get("properties", {}).items():
+            if below.get("properties"):
+                assert below["additionalProperties"] is False, f"{path}.{key} takes unknown keys"
+                yield from known(below, f"{path}.{key}")
+            else:
+                yield f"{path}.{key}"
+
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    assert schema["additionalProperties"] is False
+    # Where the default is an empty object, the schema knows more than the values.
+    empty = {path for path in leaves(values) if any(one.startswith(f"{path}.") for one in known(schema))}
+    assert empty == {".sidecars.seLinuxOptions"}
+    in_values = set(leaves(values)) - empty
+    in_schema = {one for one in known(schema) if not any(one.startswith(f"{path}.") for path in empty)} - {".global"}
+    # And the other way round: objects of Kubernetes, whose keys the schema does not list.
+    inside = {path for path in in_values if any(path.startswith(f"{one}.") for one in in_schema)}
+    assert in_values - inside <= in_schema
+    assert {one for one in in_schema if not any(f"{path}.".startswith(f"{one}.") for path in in_values)} == set()
+
+
+def test_the_configuration_is_the_drivers_with_its_defaults():
+    values = yaml.safe_load((CHART / "values.yaml").read_text())["config"]
+    [sample] = re.findall(r"```yaml\n(.*?)```", CONFIGURATION, re.DOTALL)
+    documented = yaml.safe_load(sample)
+    # What this version reads and does not do.
+    del documented["download"]["bandwidthLimit"], documented["objectStorage"]["buckets"], documented["policy"]
+    assert values == documented
+
+
+def test_the_readme_has_the_table_of_values():
+    script = REPOSITORY / "deploy/helm/values.py"
+    done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_versions_are_those_of_the_driver():
+    cargo = (REPOSITORY / "Cargo.toml").read_text()
+    version = re.search(r'^version = "(.*)"', cargo, re.MULTILINE)[1]
+    about = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    assert (about["version"], about["appVersion"]) == (version, version)
+    [template, _] = pods(chart("--values", BASE))
+    assert container(template)["image"].endswith(f":{version}")
+
+
+@EVERY
+def test_every_flag_of_the_driver_is_one_that_it_has(values):
+    documented = set(re.findall(r"^\| `(--[a-z-]+)`", CONFIGURATION, re.MULTILINE))
+    seen = 0
+    for template in pods(chart("--values", values)):
+        command, *flags = container(template)["args"]
+        assert command in ("node", "controller")
+        names = [flag.split("=")[0] for flag in flags]
+        assert set(names) <= documented
+        assert len(set(names)) == len(names), "the driver refuses a flag that is given twice"
+        seen += len(flags)
+    assert seen >= 8
+
+
+@EVERY
+def test_only_the_container_that_mounts_is_privileged(values):
+    privileged = []
+    for template in pods(chart("--values", values)):
+        spec = template["spec"]
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert not spec.get("hostPID") and not spec.get("hostIPC")
+        for one in spec["containers"]:
+            context = one["securityContext"]
+            assert context["readOnlyRootFilesystem"] is True
+            assert one["resources"]["limits"]["memory"]
+            bidirectional = [mount for mount in one["volumeMounts"] if "mountPropagation" in mount]
+            if context.get("privileged"):
+                privileged.append(one["args"][0])
+                assert [mount["name"] for mount in bidirectional] == ["pods"]
+            else:
+                assert not bidirectional
+                assert context["capabilities"] == {"drop": ["ALL"]}
+                assert context["allowPrivilegeEscalation"] is False
+    assert privileged == ["node"]
+
+
+@EVERY
+def test_rights_are_named_one_by_one_and_reach_no_secret(values):
+    for one in chart("--values", values).values():
+        for rule in one.get("rules", []):
+            assert "*" not in str(rule)
+            assert "secrets" not in rule["resources"] and "pods" not in rule["resources"]
+            assert not set(rule["verbs"]) & {"deletecollection", "escalate", "bind", "impersonate"}
+        if one["kind"].endswith("Binding"):
+            assert [subject["kind"] for subject in one["subjects"]] == ["ServiceAccount"]
+
+
+@EVERY
+def test_probes_ask_ports_that_are_served(values):
+    for template in pods(chart("--values", values)):
+        ports = {}
+        for one in template["spec"]["containers"]:
+            for port in one.get("ports", []):
+                assert port["name"] not in ports
+                ports[port["name"]] = port["containerPort"]
+        served = {int(number) for one in template["spec"]["containers"] for flag in one["args"]
+                  for number in re.findall(r"^--(?:http-endpoint|metrics-address)=[^:]*:(\d+)$", flag)}
+        assert set(ports.values()) == served
+        probes = [one[probe] for one in template["spec"]["containers"]
+                  for probe in ("startupProbe", "readinessProbe", "livenessProbe") if probe in one]
+        assert len(probes) >= 4
+        for probe in probes:
+            assert probe["httpGet"]["port"] in ports
+
+
+@EVERY
+def test_paths_are_the_same_on_both_sides_and_where_kubelet_looks(values):
+    found = chart("--values", values)
+    template = only(found, "DaemonSet")["spec"]["template"]
+    name = only(found, "CSIDriver")["metadata"]["name"]
+    flags = dict(flag.lstrip("-").split("=", 1) for flag in container(template)["args"][1:])
+    registrar = dict(flag.lstrip("-").split("=", 1) for flag in container(template, "node-driver-registrar")["args"])
+    host = {one["name"]: one["hostPath"] for one in template["spec"]["volumes"] if "hostPath" in one}
+    mounts = {one["name"]: one["mountPath"] for one in container(template)["volumeMounts"]}
+
+    assert host["cache"]["path"] == mounts["cache"] == flags["cache-dir"]
+    assert host["pods"]["path"] == mounts["pods"] == f"{flags['kubelet-dir']}/pods"
+    assert host["plugin"]["path"] == f"{flags['kubelet-dir']}/plugins/{name}"
+    assert registrar["kubelet-registration-path"] == f"{host['plugin']['path']}/csi.sock"
+    assert flags["csi-endpoint"] == f"unix://{registrar['csi-address']}"
+    assert flags["driver-name"] == name
+    config = yaml.safe_load(found["ConfigMap", config_name(found)]["data"]["config.yaml"])
+    assert config["cache"]["dir"] == flags["cache-dir"]
+    required = config["cache"]["requireMount"]
+    assert host["cache"]["type"] == ("Directory" if required else "DirectoryOrCreate")
+
+
+def config_name(found):
+    volumes = only(found, "DaemonSet")["spec"]["template"]["spec"]["volumes"]
+    return next(one["configMap"]["name"] for one in volumes if one["name"] == "config")
+
+
+@EVERY
+def test_selectors_pick_their_own_pods_and_hold_no_version(values):
+    selectors = []
+    for one in chart("--values", values).values():
+        if one["kind"] in ("DaemonSet", "Deployment"):
+            selector = one["spec"]["selector"]["matchLabels"]
+            labels = one["spec"]["template"]["metadata"]["labels"]
+            assert selector.items() <= labels.items()
+            assert not any("version" in label or "chart" in label for label in labels)
+            selectors.append(selector)
+    assert len({json.dumps(selector) for selector in selectors}) == len(selectors)
+
+
+def test_a_change_of_the_configuration_restarts_the_pods_and_nothing_else_does():
+    def sums(*arguments):
+        return [template["metadata"]["annotations"]["checksum/config"]
+                for template in pods(chart("--values", BASE, *arguments))]
+    before = sums()
+    assert len(before) == 2
+    assert sums("--set", "config.download.concurrency=32") != before
+    assert sums("--set", "metrics.podMonitor.enabled=true") == before
+
+
+def test_one_node_at_a_time_and_never_two_drivers_on_one_cache():
+    strategy = only(chart("--values", BASE), "DaemonSet")["spec"]["updateStrategy"]
+    assert strategy == {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 1, "maxSurge": 0}}
+
+
+def test_an_old_cluster_gets_no_field_that_it_does_not_know():
+    def lifecycle(kubernetes):
+        found = chart("--values", BASE, kubernetes=kubernetes)
+        return container(only(found, "DaemonSet")["spec"]["template"]).get("lifecycle")
+    assert lifecycle("1.29.6") is None
+    assert lifecycle("1.30.0") == {"preStop": {"sleep": {"seconds": 2}}}
+
+
+def test_large_numbers_reach_the_driver_as_they_are():
+    text = rendered("--values", BASE, "--set", "config.limits.maxObjects=10000000",
+                    "--set", "config.limits.maxModelSize=536870912000")
+    assert "maxObjects: 10000000\n" in text
+    assert "maxModelSize: 536870912000\n" in text
+
+
+def test_a_policy_lets_the_configured_endpoint_through():
+    def ports(endpoint):
+        found = chart("--values", BASE, "--set", "networkPolicy.enabled=true",
+                      "--set", f"config.objectStorage.endpoint={endpoint}")
+        return [port["port"] for port in only(found, "NetworkPolicy")["spec"]["egress"][1]["ports"]]
+    assert ports("") == [443, 6443]
+    assert ports("http://store.example.com:8080") == [443, 6443, 8080]
+    assert ports("http://10.0.0.1") == [443, 6443, 80]
+    assert ports("https://store.example.com:443") == [443, 6443]

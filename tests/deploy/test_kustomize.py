@@ -1,0 +1,68 @@
+"""The kustomizations and the chart make the same objects."""
+
+import re
+
+import pytest
+import yaml
+from conftest import CHART, KUSTOMIZE, REPOSITORY, chart, kustomized, objects
+
+PAIRS = {
+    "base": KUSTOMIZE / "base",
+    "oke": KUSTOMIZE / "overlays/oke",
+    "openshift": KUSTOMIZE / "overlays/openshift",
+    "dev": KUSTOMIZE / "overlays/dev",
+    "components": REPOSITORY / "tests/deploy/components",
+}
+# What helm says of itself.
+OF_HELM = ("app.kubernetes.io/managed-by", "helm.sh/chart")
+
+
+def normal(one, names):
+    """An object without what the two tools make in ways of their own: marks of
+    the tool, the digest that restarts pods, the order of what has no order."""
+    if isinstance(one, list):
+        made = [normal(entry, names) for entry in one]
+        if all(isinstance(entry, dict) for entry in made):
+            made.sort(key=lambda entry: str(entry.get("mountPath") or entry.get("name") or ""))
+        return made
+    if not isinstance(one, dict):
+        return names.get(one, one) if isinstance(one, str) else one
+    made = {}
+    for key, value in one.items():
+        if key in OF_HELM or key == "checksum/config":
+            continue
+        if key == "args":
+            command, *flags = value
+            value = [command, *sorted(flags)] if not command.startswith("-") else sorted(value)
+        if key == "config.yaml":
+            value = yaml.safe_load(value)
+        made[key] = normal(value, names)
+    return made
+
+
+def normalized(found):
+    # kustomize's oci-model-csi-config-2t4k6h8m9f is helm's oci-model-csi-config.
+    names = {name: re.sub(r"-[a-z0-9]{10}$", "", name) for kind, name in found
+             if kind == "ConfigMap" and name.startswith("oci-model-csi-config-")}
+    return {(kind, names.get(name, name)): normal(one, names) for (kind, name), one in found.items()}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_kustomize_makes_what_the_chart_makes(name):
+    by_helm = normalized(chart("--values", CHART / f"ci/{name}-values.yaml"))
+    by_kustomize = normalized(objects(kustomized(PAIRS[name])))
+    assert sorted(by_helm) == sorted(by_kustomize)
+    for key, one in by_helm.items():
+        assert by_kustomize[key] == one, key
+    assert len(by_helm) >= 13
+
+
+def test_every_overlay_is_compared():
+    there = {path.name for path in (KUSTOMIZE / "overlays").iterdir()}
+    assert there <= set(PAIRS)
+
+
+def test_a_change_of_the_configuration_gives_it_another_name():
+    def name(directory):
+        return next(name for kind, name in objects(kustomized(directory)) if kind == "ConfigMap")
+    assert name(PAIRS["base"]) != name(PAIRS["dev"])

@@ -1,0 +1,120 @@
+"""Alerts and dashboard: rules that promtool takes, metrics that the driver has."""
+
+import json
+import re
+
+import pytest
+import yaml
+from conftest import CHART, REPOSITORY, run
+
+RULES = yaml.safe_load((CHART / "files/prometheusrule.yaml").read_text())["spec"]
+DASHBOARD = json.loads((CHART / "files/oci-model-csi.json").read_text())
+RUNBOOKS = (REPOSITORY / "docs/runbooks.md").read_text()
+ALERTS = [rule for group in RULES["groups"] for rule in group["rules"]]
+PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
+# Labels that Prometheus adds to every metric of a PodMonitor of ours.
+OF_TARGETS = {"node", "instance", "le"}
+
+
+def documented():
+    """Metrics as they are scraped, with their labels, from the table in docs/metrics.md."""
+    found = {}
+    for line in (REPOSITORY / "docs/metrics.md").read_text().splitlines():
+        if not line.startswith("| `"):
+            continue
+        name, kind, labels = [cell.strip() for cell in line.strip("|").split("|")][:3]
+        name, labels = name.strip("`"), set(re.findall(r"`(\w+)`", labels))
+        endings = ("_bucket", "_count", "_sum") if kind == "histogram" else ("",)
+        found.update({name + ending: labels for ending in endings})
+    return found
+
+
+def queries():
+    """Every PromQL expression of the dashboard, as Grafana would send it."""
+    for panel in PANELS:
+        for target in panel["targets"]:
+            text = target["expr"].replace("$__rate_interval", "5m").replace("$node", ".*")
+            assert "$" not in text, text
+            yield panel["title"], text
+
+
+def expressions():
+    return [(alert["alert"], alert["expr"]) for alert in ALERTS] + list(queries())
+
+
+def promtool_check(tmp_path, rules):
+    file = tmp_path / "rules.yaml"
+    file.write_text(yaml.safe_dump(rules))
+    return run("promtool", "check", "rules", "--lint=all", "--lint-fatal", file)
+
+
+def test_promtool_takes_the_alerts(tmp_path):
+    done = promtool_check(tmp_path, RULES)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"SUCCESS: {len(ALERTS)} rules found" in done.stdout
+
+
+def test_prometheus_can_parse_every_query_of_the_dashboard(tmp_path):
+    rules = [{"record": f"panel:{number}", "expr": text} for number, (_, text) in enumerate(queries())]
+    assert len(rules) > 20
+    done = promtool_check(tmp_path, {"groups": [{"name": "dashboard", "rules": rules}]})
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_alerts_and_dashboard_name_only_metrics_and_labels_that_are_documented():
+    known = documented()
+    used = set()
+    for place, text in expressions():
+        names = set(re.findall(r"\b(oci_model_csi_\w+)", text))
+        assert names and names <= set(known), f"{place}: {names - set(known)}"
+        used |= names
+        labels = set().union(*(known[name] for name in names)) | OF_TARGETS
+        matched = re.findall(r"(\w+)=~?\"", text)
+        for group in re.findall(r"by \((.*?)\)", text):
+            matched += [label.strip() for label in group.split(",")]
+        assert set(matched) <= labels, f"{place}: {set(matched) - labels}"
+    # Neither forgets one: each metric is on the dashboard or in an alert.
+    forgotten = {name for name in known if not name.endswith(("_sum", "_bucket", "_count"))} - used
+    assert not forgotten
+
+
+@pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert["alert"])
+def test_every_alert_says_what_to_do_and_has_its_runbook(alert):
+    assert alert["labels"]["severity"] in ("critical", "warning", "info")
+    notes = alert["annotations"]
+    assert notes["summary"] and notes["description"]
+    assert notes["runbook_url"] == f"docs/runbooks.md#{alert['alert'].lower()}"
+    assert f"\n## {alert['alert']}\n" in RUNBOOKS
+
+
+def test_no_runbook_is_of_an_alert_that_is_gone():
+    headings = re.findall(r"^## (OciModelCsi\w+)$", RUNBOOKS, re.MULTILINE)
+    assert headings == [alert["alert"] for alert in ALERTS]
+
+
+def test_the_alerts_fire_when_they_should(tmp_path):
+    tests = yaml.safe_load((REPOSITORY / "tests/deploy/alerts.yaml").read_text())
+    fired = {check["alertname"] for test in tests["tests"] for check in test["alert_rule_test"] if check.get("exp_alerts")}
+    assert fired == {alert["alert"] for alert in ALERTS}
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(RULES))
+    # What an alert says is compared above; here, when and of which node.
+    plain = json.loads(json.dumps(RULES))
+    for group in plain["groups"]:
+        for rule in group["rules"]:
+            rule["annotations"] = {}
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(plain))
+    (tmp_path / "alerts.yaml").write_text(yaml.safe_dump(tests))
+    done = run("promtool", "test", "rules", tmp_path / "alerts.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_panels_do_not_overlap_and_have_numbers_of_their_own():
+    cells = set()
+    for panel in DASHBOARD["panels"]:
+        at = panel["gridPos"]
+        covered = {(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])}
+        assert not covered & cells, panel["title"]
+        assert at["x"] + at["w"] <= 24
+        cells |= covered
+    numbers = [panel["id"] for panel in DASHBOARD["panels"]]
+    assert len(set(numbers)) == len(numbers)

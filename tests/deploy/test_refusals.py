@@ -1,0 +1,64 @@
+"""Values that cannot work are refused before anything is installed, by a sentence."""
+
+import pytest
+from conftest import BASE, helm
+
+LONG = "a" * 64
+
+SENTENCES = [
+    (["image.repository="], "image.repository is empty: no image is published yet"),
+    (["csiDriver.name=Models"], 'csiDriver.name is "Models": write a DNS name'),
+    (["csiDriver.name=models_example"], 'csiDriver.name is "models_example": write a DNS name'),
+    (["csiDriver.name="], 'csiDriver.name is "": write a DNS name'),
+    ([f"csiDriver.name={LONG}"], "of at most 63 characters in lower case"),
+    (["node.kubeletPath=/var/lib/kubelet/"], "write an absolute path without a slash at its end, such as /var/lib/kubelet"),
+    (["node.kubeletPath=var/lib/kubelet"], 'node.kubeletPath is "var/lib/kubelet": write an absolute path'),
+    (["node.kubeletPath="], 'node.kubeletPath is "": write an absolute path'),
+    (["node.kubeletPath=/" + "k" * 90], "has 135 bytes, and the kernel takes 107"),
+    (["config.cache.dir="], 'config.cache.dir is "": write the absolute path of a directory on the nodes'),
+    (["config.cache.dir=cache"], 'config.cache.dir is "cache": write the absolute path'),
+    (["config.cache.dir=/"], 'config.cache.dir is "/": write the absolute path'),
+    (["config.cache.dir=/var/lib"], "which holds kubelet's directory /var/lib/kubelet"),
+    (["config.cache.dir=/var/lib/kubelet"], "which holds kubelet's directory /var/lib/kubelet"),
+    (["config.cache.dir=/var/lib/kubelet/pods/cache"], "which is among kubelet's pods"),
+    (["config.objectStorage.auth=api_key"], "and credentials.secretName is empty: name a Secret"),
+    (["node.ports.metrics=9808"], "node.ports are [9808 9808 9809]: the three have to differ"),
+    (["controller.ports.metrics=9092"], "controller.ports are both 9092: they have to differ"),
+]
+
+SCHEMA = [
+    (["nodes.kubeletPath=/x"], "additional properties 'nodes' not allowed"),
+    (["config.cache.maxSzie=1GiB"], "at '/config/cache': additional properties 'maxSzie' not allowed"),
+    (["config.policy.rules[0].allow=true"], "at '/config': additional properties 'policy' not allowed"),
+    (["config.cache.maxSize=500GB"], "at '/config/cache/maxSize': '500GB' does not match"),
+    (["config.cache.minFreeInodes=101%"], "at '/config/cache/minFreeInodes'"),
+    (["config.download.concurrency=0"], "at '/config/download/concurrency': minimum: got 0, want 1"),
+    (["config.download.verify=never"], "value must be one of 'always', 'cheap'"),
+    (["config.objectStorage.auth=oke_workload_identity"], "at '/config/objectStorage/auth': value must be one of"),
+    (["config.objectStorage.endpoint=http://host/path"], "at '/config/objectStorage/endpoint'"),
+    (["config.objectStorage.caFile=ca.pem"], "at '/config/objectStorage/caFile'"),
+    (["csiDriver.volumeLifecycleModes={Forever}"], "value must be one of 'Persistent', 'Ephemeral'"),
+    (["image.digest=latest"], "at '/image/digest'"),
+    (["image.pullPolicy=Sometimes"], "at '/image/pullPolicy'"),
+    (["logging.format=xml"], "value must be one of 'text', 'json'"),
+    (["node.hostNetwork=perhaps"], "at '/node/hostNetwork': got string, want boolean"),
+    (["node.maxUnavailable=0"], "at '/node/maxUnavailable': minimum: got 0, want 1"),
+    (["node.terminationGracePeriodSeconds=10"], "at '/node/terminationGracePeriodSeconds': minimum: got 10"),
+    (["node.ports.metrics=70000"], "at '/node/ports/metrics': maximum: got 70,000, want 65,535"),
+    (["metrics.podMonitor.interval=often"], "at '/metrics/podMonitor/interval'"),
+    (["sidecars.provisioner.image.tag="], "at '/sidecars/provisioner/image/tag'"),
+]
+
+
+@pytest.mark.parametrize("settings, sentence", SENTENCES + SCHEMA, ids=lambda one: one[0][:60] if isinstance(one, list) else "")
+def test_what_cannot_work_is_refused_with_what_to_write(settings, sentence):
+    done = helm("--values", BASE, *(word for setting in settings for word in ("--set", setting)))
+    assert done.returncode != 0
+    assert sentence in done.stderr
+    assert done.stdout == ""
+
+
+def test_an_old_cluster_is_told_what_it_lacks():
+    done = helm("--values", BASE, kubernetes="1.28.0")
+    assert done.returncode != 0
+    assert "requires kubeVersion: >=1.29.0-0" in done.stderr
