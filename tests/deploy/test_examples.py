@@ -1,0 +1,84 @@
+"""The examples: what they promise of themselves."""
+
+import difflib
+import re
+
+from conftest import REPOSITORY
+
+import yaml
+
+EXAMPLES = REPOSITORY / "deploy/examples"
+DRIVER = "oci-model-csi.dev"
+
+
+def documents():
+    for path in sorted(EXAMPLES.rglob("*.yaml")):
+        for one in yaml.safe_load_all(path.read_text()):
+            yield path.name, one
+
+
+def pod_specs():
+    for name, one in documents():
+        if one["kind"] == "Pod":
+            yield name, one["spec"]
+        if one["kind"] == "Deployment":
+            yield name, one["spec"]["template"]["spec"]
+
+
+def code(text):
+    return [line for line in text.splitlines() if not line.startswith("#")]
+
+
+def test_the_migration_is_as_small_as_the_documents_say():
+    before, after = (code((EXAMPLES / f"migration/{name}.yaml").read_text()) for name in ("before", "after"))
+    changes = list(difflib.unified_diff(before, after, lineterm="", n=0))[2:]
+    gone = sum(line.startswith("-") for line in changes)
+    come = sum(line.startswith("+") for line in changes)
+    assert come <= 10
+    for document in ("README.md", "deploy/README.md"):
+        text = " ".join((REPOSITORY / document).read_text().split())
+        assert f"{gone} lines go, {come} come" in text, f"{document}: {gone} go, {come} come"
+
+
+def test_the_migration_leaves_the_container_as_it_is():
+    [before, after] = [spec["containers"][0] for name, spec in pod_specs() if name in ("before.yaml", "after.yaml")][::-1]
+    [mount_before], [mount_after] = before.pop("volumeMounts"), after.pop("volumeMounts")
+    assert before == after
+    # bulk-download keeps the whole name of an object below its directory.
+    assert mount_after["mountPath"] == f"{mount_before['mountPath']}/models/phi3-mini"
+
+
+def test_no_volume_is_one_that_a_runtime_would_relabel():
+    seen = set()
+    for name, spec in pod_specs():
+        for volume in spec["volumes"]:
+            source = volume.get("csi") or volume.get("persistentVolumeClaim")
+            if source and name != "before.yaml":
+                assert source["readOnly"] is True, name
+                seen.add(next(key for key in volume if key != "name"))
+    assert seen == {"csi", "persistentVolumeClaim"}
+
+
+def test_every_class_waits_for_a_pod_and_every_claim_is_read_only():
+    classes = claims = 0
+    for name, one in documents():
+        if one["kind"] == "StorageClass":
+            assert (one["provisioner"], one["volumeBindingMode"]) == (DRIVER, "WaitForFirstConsumer"), name
+            classes += 1
+        if one["kind"] in ("PersistentVolumeClaim", "PersistentVolume") and name != "before.yaml":
+            assert one["spec"]["accessModes"] == ["ReadOnlyMany"], name
+            claims += 1
+    assert classes >= 2 and claims >= 3
+
+
+def test_every_mount_has_a_volume_and_every_volume_a_mount():
+    for name, spec in pod_specs():
+        containers = spec["containers"] + spec.get("initContainers", [])
+        mounted = {mount["name"] for one in containers for mount in one["volumeMounts"]}
+        assert mounted == {volume["name"] for volume in spec["volumes"]}, name
+
+
+def test_every_example_is_in_the_table():
+    text = (REPOSITORY / "deploy/README.md").read_text()
+    linked = set(re.findall(r"\]\(examples/([\w./-]+\.yaml)\)", text))
+    assert linked == {str(path.relative_to(EXAMPLES)) for path in EXAMPLES.rglob("*.yaml")}
