@@ -6,7 +6,7 @@ pod that does not start.
 {{- define "oci-model-csi.validate" -}}
 {{- $values := .Values -}}
 {{- if not $values.image.repository -}}
-{{- fail "image.repository is empty: no image is published yet. Build one, push it to your registry, and name it with --set image.repository=…" -}}
+{{- fail "image.repository is empty: no image is published yet. Build one with deploy/image, push it to your registry, and name it with --set image.repository=…" -}}
 {{- end -}}
 
 {{- $name := $values.csiDriver.name -}}
