@@ -25,12 +25,11 @@ if [ -z "$binary" ]; then
     command -v "$gcc" >/dev/null || { echo "image: $gcc is missing: install gcc for $arch" >&2; exit 1; }
     upper="$(tr a-z- A-Z_ <<<"$target")"
     # No path of this machine in the binary, so that two machines make the same one.
-    cargo_home="${CARGO_HOME:-$HOME/.cargo}"
+    cargo_home="${CARGO_HOME:-$HOME/.cargo}" output="${CARGO_TARGET_DIR:-$root/target}"
     export "CARGO_TARGET_${upper}_LINKER=$gcc"
-    export "CARGO_TARGET_${upper}_RUSTFLAGS=-C target-feature=+crt-static --remap-path-prefix=$root=/src --remap-path-prefix=$cargo_home=/cargo"
+    export "CARGO_TARGET_${upper}_RUSTFLAGS=-C target-feature=+crt-static --remap-path-prefix=$root=/src --remap-path-prefix=$cargo_home=/cargo --remap-path-prefix=$output=/target"
     export "CC_${target//-/_}=$gcc"
     export "CFLAGS_${target//-/_}=-ffile-prefix-map=$cargo_home=/cargo"
-    output="${CARGO_TARGET_DIR:-$root/target}"
     (cd "$root" && CARGO_TARGET_DIR="$output" cargo build --locked --profile dist --bin oci-model-csi --target "$target")
     binary="$output/$target/dist/oci-model-csi"
 fi
