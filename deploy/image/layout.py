@@ -71,7 +71,13 @@ class Layout:
             "created": labels["org.opencontainers.image.created"],
             "architecture": arch,
             "os": "linux",
-            "config": {"Entrypoint": ["/oci-model-csi"], "WorkingDir": "/", "Labels": labels},
+            "config": {
+                # `kubectl exec … oci-model-csi cache ls` finds it by its name.
+                "Env": ["PATH=/usr/bin"],
+                "Entrypoint": ["/usr/bin/oci-model-csi"],
+                "WorkingDir": "/",
+                "Labels": labels,
+            },
             "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}"]},
         }
         packed = gzip.compress(layer, compresslevel=9, mtime=0)

@@ -35,8 +35,8 @@ if [ -z "$binary" ]; then
 fi
 
 rm -rf "$into"
-mkdir -p "$into"/{etc/ssl/certs,licenses}
-install -m 0755 "$binary" "$into/oci-model-csi"
+mkdir -p "$into"/{etc/ssl/certs,licenses,usr/bin}
+install -m 0755 "$binary" "$into/usr/bin/oci-model-csi"
 install -m 0644 "$certificates" "$into/etc/ssl/certs/ca-certificates.crt"
 printf 'root:x:0:0:root:/:/sbin/nologin\nnonroot:x:65532:65532:nonroot:/:/sbin/nologin\n' >"$into/etc/passwd"
 printf 'root:x:0:\nnonroot:x:65532:\n' >"$into/etc/group"

@@ -55,7 +55,7 @@ def test_the_configuration_is_the_drivers_with_its_defaults():
     [sample] = re.findall(r"```yaml\n(.*?)```", CONFIGURATION, re.DOTALL)
     documented = yaml.safe_load(sample)
     # What this version reads and does not do.
-    del documented["download"]["bandwidthLimit"], documented["objectStorage"]["buckets"], documented["policy"]
+    del documented["objectStorage"]["buckets"], documented["policy"]
     assert values == documented
 
 
@@ -77,15 +77,25 @@ def test_versions_are_those_of_the_driver():
 @EVERY
 def test_every_flag_of_the_driver_is_one_that_it_has(values):
     documented = set(re.findall(r"^\| `(--[a-z-]+)`", CONFIGURATION, re.MULTILINE))
-    seen = 0
     for template in pods(chart("--values", values)):
         command, *flags = container(template)["args"]
         assert command in ("node", "controller")
         names = [flag.split("=")[0] for flag in flags]
-        assert set(names) <= documented
         assert len(set(names)) == len(names), "the driver refuses a flag that is given twice"
-        seen += len(flags)
-    assert seen >= 8
+        # A variable is a flag too, and one that commands in the container have as well.
+        variables = [one["name"] for one in container(template)["env"] if one["name"].startswith("OCI_MODEL_CSI_")]
+        names += ["--" + name.removeprefix("OCI_MODEL_CSI_").lower().replace("_", "-") for name in variables]
+        assert set(names) <= documented
+        assert len(names) >= 6
+
+
+def settings(one):
+    """What a container of the driver is told, by flags and by variables."""
+    flags = dict(flag.lstrip("-").split("=", 1) for flag in one["args"][1:])
+    variables = {each["name"]: each.get("value") for each in one["env"]}
+    prefix = "OCI_MODEL_CSI_"
+    told = {name.removeprefix(prefix).lower().replace("_", "-"): value for name, value in variables.items()}
+    return {**told, **flags}
 
 
 @EVERY
@@ -144,7 +154,7 @@ def test_paths_are_the_same_on_both_sides_and_where_kubelet_looks(values):
     found = chart("--values", values)
     template = only(found, "DaemonSet")["spec"]["template"]
     name = only(found, "CSIDriver")["metadata"]["name"]
-    flags = dict(flag.lstrip("-").split("=", 1) for flag in container(template)["args"][1:])
+    flags = settings(container(template))
     registrar = dict(flag.lstrip("-").split("=", 1) for flag in container(template, "node-driver-registrar")["args"])
     host = {one["name"]: one["hostPath"] for one in template["spec"]["volumes"] if "hostPath" in one}
     mounts = {one["name"]: one["mountPath"] for one in container(template)["volumeMounts"]}
@@ -155,6 +165,8 @@ def test_paths_are_the_same_on_both_sides_and_where_kubelet_looks(values):
     assert registrar["kubelet-registration-path"] == f"{host['plugin']['path']}/csi.sock"
     assert flags["csi-endpoint"] == f"unix://{registrar['csi-address']}"
     assert flags["driver-name"] == name
+    # `kubectl exec … oci-model-csi cache` asks the driver at its place in the cache.
+    assert "admin-endpoint" not in flags and "cache-dir" not in str(container(template)["args"])
     config = yaml.safe_load(found["ConfigMap", config_name(found)]["data"]["config.yaml"])
     assert config["cache"]["dir"] == flags["cache-dir"]
     required = config["cache"]["requireMount"]
@@ -187,6 +199,8 @@ def test_a_change_of_the_configuration_restarts_the_pods_and_nothing_else_does()
     assert len(before) == 2
     assert sums("--set", "config.download.concurrency=32") != before
     assert sums("--set", "metrics.podMonitor.enabled=true") == before
+    # The driver follows this one while it runs.
+    assert sums("--set", "config.prefetch={oci://ai-model-cache/models/phi3-mini/}") == before
 
 
 def test_one_node_at_a_time_and_never_two_drivers_on_one_cache():

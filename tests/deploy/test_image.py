@@ -73,11 +73,12 @@ def test_the_image_is_the_driver_and_nothing_that_could_run(image):
     tar, config = layer(opened(image))
     entries = {one.name: one for one in tar}
     files = {name for name, one in entries.items() if one.isfile()}
-    assert files == {"oci-model-csi", "etc/passwd", "etc/group", "etc/ssl/certs/ca-certificates.crt",
+    assert files == {"usr/bin/oci-model-csi", "etc/passwd", "etc/group", "etc/ssl/certs/ca-certificates.crt",
                      "licenses/LICENSE", "licenses/THIRD-PARTY.txt", "licenses/rust-std.html", "licenses/sbom.cdx.json"}
-    assert {name for name in files if entries[name].mode & 0o111} == {"oci-model-csi"}
+    assert {name for name in files if entries[name].mode & 0o111} == {"usr/bin/oci-model-csi"}
     assert all((one.uid, one.gid, one.mtime) == (0, 0, EPOCH) for one in entries.values())
-    assert config["config"]["Entrypoint"] == ["/oci-model-csi"]
+    assert config["config"]["Entrypoint"] == ["/usr/bin/oci-model-csi"]
+    assert config["config"]["Env"] == ["PATH=/usr/bin"]
     assert (config["os"], config["architecture"]) == ("linux", "arm64")
     assert config["created"] == "2023-11-14T22:13:20Z"
 
@@ -146,7 +147,7 @@ def test_the_dockerfile_makes_the_same_of_the_same_parts():
     version = re.search(r'^version = "(.*)"', (REPOSITORY / "Cargo.toml").read_text(), re.MULTILINE)[1]
     toolchain = re.search(r'channel = "(.*)"', (REPOSITORY / "rust-toolchain.toml").read_text())[1]
     assert f"ARG RUST={toolchain}\n" in text and f"VERSION={version}\n" in text
-    assert "deploy/image/rootfs.sh" in text and '\nENTRYPOINT ["/oci-model-csi"]\n' in text
+    assert "deploy/image/rootfs.sh" in text and '\nENTRYPOINT ["/usr/bin/oci-model-csi"]\n' in text
     labels = set(re.findall(r"org\.opencontainers\.image\.\w+", text))
     packed = set(re.findall(r'"(org\.opencontainers\.image\.\w+)":', (IMAGE / "layout.py").read_text()))
     # What only a layout needs: its name, and the time that buildkit sets by itself.

@@ -37,6 +37,7 @@ SCHEMA = [
     (["config.objectStorage.auth=oke_workload_identity"], "at '/config/objectStorage/auth': value must be one of"),
     (["config.objectStorage.endpoint=http://host/path"], "at '/config/objectStorage/endpoint'"),
     (["config.objectStorage.caFile=ca.pem"], "at '/config/objectStorage/caFile'"),
+    (["config.prefetch={models/phi3-mini}"], "at '/config/prefetch/0': 'models/phi3-mini' does not match"),
     (["csiDriver.volumeLifecycleModes={Forever}"], "value must be one of 'Persistent', 'Ephemeral'"),
     (["image.digest=latest"], "at '/image/digest'"),
     (["image.pullPolicy=Sometimes"], "at '/image/pullPolicy'"),

@@ -64,12 +64,26 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- define "oci-model-csi.args" -}}
 - --csi-endpoint=unix:///csi/csi.sock
 - --driver-name={{ .Values.csiDriver.name }}
-- --config=/etc/oci-model-csi/config.yaml
-{{- if .Values.credentials.secretName }}
-- --config-file=/etc/oci/config
-{{- end }}
 - --log-format={{ .Values.logging.format }}
 - --log-level={{ .Values.logging.level }}
+{{- end -}}
+
+{{/*
+What a command in the container needs too, such as `oci-model-csi cache ls` of
+`kubectl exec`: it inherits the environment, and no flags.
+*/}}
+{{- define "oci-model-csi.env" -}}
+- name: OCI_MODEL_CSI_CONFIG
+  value: /etc/oci-model-csi/config.yaml
+{{- if .Values.credentials.secretName }}
+- name: OCI_MODEL_CSI_CONFIG_FILE
+  value: /etc/oci/config
+{{- end }}
+{{- end -}}
+
+{{/* What a pod has to be restarted for. The driver follows the prefetch list by itself. */}}
+{{- define "oci-model-csi.checksum" -}}
+{{- omit .Values.config "prefetch" | toYaml | sha256sum -}}
 {{- end -}}
 
 {{- define "oci-model-csi.volumeMounts" -}}
