@@ -317,13 +317,16 @@ pub(crate) fn with_budget(config: &str, bytes: u64) -> String {
 
 /// Until a process has halted itself.
 pub(crate) async fn stopped(pid: u32) {
-    let stat = format!("/proc/{pid}/stat");
     eventually("the process halts", START, async || {
-        let stat = fs::read_to_string(&stat).expect("a process");
-        let state = stat.rsplit_once(") ").expect("its name in brackets").1;
-        state.starts_with('T').then_some(())
+        process_state(pid).is_some_and(|state| state == 'T').then_some(())
     })
     .await;
+}
+
+/// The state of a process, as in its `stat`.
+pub(crate) fn process_state(pid: u32) -> Option<char> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(") ")?.1.chars().next()
 }
 
 /// An address of this test alone. All of 127/8 is loopback, and no two tests

@@ -113,6 +113,20 @@ pub(crate) async fn check_invariants(
 }
 
 impl Tally {
+    /// How many violations there are of each kind.
+    pub(crate) fn by_kind(&self) -> [(Kind, usize); 7] {
+        const KINDS: [Kind; 7] = [
+            Kind::WrongBytes,
+            Kind::Vanished,
+            Kind::Refused,
+            Kind::Mount,
+            Kind::Lease,
+            Kind::Space,
+            Kind::Descriptor,
+        ];
+        KINDS.map(|kind| (kind, self.violations.iter().filter(|one| one.kind == kind).count()))
+    }
+
     /// Fails with what was found, if anything was; `when` says after what.
     #[track_caller]
     pub(crate) fn assert_clean(&self, when: &str) {

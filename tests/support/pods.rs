@@ -28,29 +28,45 @@ pub(crate) struct Pod {
 }
 
 impl Model {
-    /// Uploads a revision of the model `name`: small files, an empty one, and
-    /// shards of these sizes, all of whose bytes come from the seed. Every
-    /// second shard has a CRC-32C, the others an MD5.
-    pub(crate) fn upload(store: &LocalStore, name: &str, seed: u64, shards: &[u64]) -> Self {
-        let mut files: BTreeMap<String, Vec<u8>> = BTreeMap::new();
-        files.insert("config.json".to_owned(), format!("{{\"seed\": {seed}}}").into_bytes());
-        files.insert("tokenizer/vocab.txt".to_owned(), seed.to_string().repeat(100).into_bytes());
-        files.insert("tokenizer/empty".to_owned(), Vec::new());
+    /// A revision of the model `name`: small files, an empty one, and shards of
+    /// these sizes, all of whose bytes come from the seed.
+    pub(crate) fn new(name: &str, seed: u64, shards: &[u64]) -> Self {
+        let mut content = Content::new();
+        let config = format!("{{\"seed\": {seed}}}").into_bytes();
+        let vocabulary = seed.to_string().repeat(100).into_bytes();
+        content.insert("config.json".to_owned(), Some(config));
+        content.insert("tokenizer/vocab.txt".to_owned(), Some(vocabulary));
+        content.insert("tokenizer/empty".to_owned(), Some(Vec::new()));
+        content.insert("tokenizer".to_owned(), None);
         for (n, size) in (0_u64..).zip(shards) {
             let bytes = synthetic_bytes(seed.wrapping_mul(1000).wrapping_add(n), 0..*size);
-            files.insert(format!("model-{n}.safetensors"), bytes);
+            content.insert(format!("model-{n}.safetensors"), Some(bytes));
         }
-        let prefix = format!("models/{name}/");
-        for (name, bytes) in &files {
+        Self { prefix: format!("models/{name}/"), content: Arc::new(content) }
+    }
+
+    /// Uploads it. The first shard gets a CRC-32C, everything else an MD5.
+    pub(crate) fn upload_to(&self, store: &LocalStore) {
+        for (name, bytes) in &*self.content {
+            let Some(bytes) = bytes else { continue };
             let crc32c = name.ends_with("0.safetensors");
             let options = PutOptions { crc32c, ..PutOptions::default() };
-            let name = format!("{prefix}{name}");
+            let name = format!("{}{name}", self.prefix);
             store.put_with(BUCKET, &name, bytes, options).expect("an upload");
         }
-        let mut content: Content =
-            files.into_iter().map(|(name, bytes)| (name, Some(bytes))).collect();
-        content.insert("tokenizer".to_owned(), None);
-        Self { prefix, content: Arc::new(content) }
+    }
+
+    /// Makes a revision and uploads it.
+    pub(crate) fn upload(store: &LocalStore, name: &str, seed: u64, shards: &[u64]) -> Self {
+        let model = Self::new(name, seed, shards);
+        model.upload_to(store);
+        model
+    }
+
+    /// The seed of the revision that a directory shows.
+    pub(crate) fn seed_shown(directory: &Path) -> Option<u64> {
+        let config = fs::read(directory.join("config.json")).ok()?;
+        serde_json::from_slice::<serde_json::Value>(&config).ok()?.get("seed")?.as_u64()
     }
 
     /// The volume of a pod that wants this model.
