@@ -10,7 +10,7 @@ use super::evict::{self, Kept};
 use super::inventory::Stocktaking;
 use super::policy::{self, Goal, Keep};
 use super::shortage::{HeldBy, Shortage};
-use super::space::{Lack, Reservation, Wanted};
+use super::space::{Lack, Reservation, Taken, Wanted};
 use crate::error::Result;
 use crate::metrics::EvictionReason;
 use crate::model::Manifest;
@@ -51,15 +51,18 @@ impl Inner {
     }
 
     fn reserve(&self, wanted: &Wanted) -> Result<Result<Reservation, Lack>> {
-        self.ledger.reserve(wanted, self.taken()?)
+        self.ledger.reserve(wanted, self.taken()?.as_ref())
     }
 
     /// What the cache takes, where that is limited: looking at all of it is
     /// not for free.
-    fn taken(&self) -> Result<Option<u64>> {
-        let limited = self.ledger.limits().max_size.is_some();
-        let taken = limited.then(|| Stocktaking::read(&self.layout)).transpose()?;
-        Ok(taken.map(|taken| taken.total().bytes))
+    fn taken(&self) -> Result<Option<Taken>> {
+        if self.ledger.limits().max_size.is_none() {
+            return Ok(None);
+        }
+        let arriving = self.ledger.arriving();
+        let standing = Stocktaking::read(&self.layout)?.total_without(&arriving).bytes;
+        Ok(Some(Taken { standing, arriving }))
     }
 
     /// The lack, with who holds the rest.
@@ -93,7 +96,7 @@ impl Inner {
     /// The shortage that a full disk in the middle of a download is: somebody
     /// else took what had been admitted.
     pub(super) fn cut_short(&self, wanted: &Wanted, told: String) -> Result<Shortage> {
-        let lack = self.ledger.look(wanted, self.taken()?)?;
+        let lack = self.ledger.look(wanted, self.taken()?.as_ref())?;
         let mut shortage = self.shortage(lack)?;
         shortage.cut_short = Some(told);
         Ok(shortage)

@@ -25,6 +25,8 @@ pub(super) struct Stocktaking {
     /// One for each inode: a re-upload has two names for one.
     pub(super) blobs: Vec<StandingBlob>,
     pub(super) staging: Space,
+    /// Those of it that become blobs.
+    pub(super) parts: Vec<(BlobId, Space)>,
     pub(super) trash: Space,
     pub(super) quarantine: Space,
     /// Indexes, leases, pins.
@@ -63,7 +65,14 @@ impl Stocktaking {
                 found.models.push(model);
             }
         }
-        found.staging = space_below(&layout.staging())?;
+        let rest = space_below_but(&layout.staging(), |name, metadata| {
+            let id = name.strip_suffix(".part").and_then(BlobId::parse);
+            let is_part = id.is_some();
+            found.parts.extend(id.map(|id| (id, Space::of(metadata))));
+            is_part
+        })?;
+        found.staging =
+            found.parts.iter().map(|(_, space)| *space).fold(rest, Space::saturating_add);
         found.trash = space_below(&layout.trash())?;
         found.quarantine = space_below(&layout.quarantine())?;
         for name in ["content", "requests", "leases", "pins"] {
@@ -78,6 +87,15 @@ impl Stocktaking {
         let own = self.models.iter().map(|model| model.own);
         let rest = [self.staging, self.trash, self.quarantine, self.rest];
         blobs.chain(own).chain(rest).fold(Space::default(), Space::saturating_add)
+    }
+
+    /// All of it but these blobs, arrived or not.
+    pub(super) fn total_without(&self, arriving: &HashMap<BlobId, u64>) -> Space {
+        let blobs =
+            self.blobs.iter().filter(|blob| blob.ids.iter().any(|id| arriving.contains_key(id)));
+        let parts = self.parts.iter().filter(|(id, _)| arriving.contains_key(id));
+        let spaces = blobs.map(|blob| blob.space).chain(parts.map(|(_, space)| *space));
+        spaces.fold(self.total(), Space::saturating_sub)
     }
 
     fn read_blobs(&mut self, layout: &Layout) -> Result<HashMap<BlobId, usize>> {
@@ -193,6 +211,13 @@ fn own_space(directory: &Path) -> Result<Option<Space>> {
 /// What a directory's content takes. An inode with names elsewhere is counted
 /// there, but for a blob that was put aside: `blobs/` has it no more.
 pub(super) fn space_below(top: &Path) -> Result<Space> {
+    space_below_but(top, |_, _| false)
+}
+
+fn space_below_but(
+    top: &Path,
+    mut leave_out: impl FnMut(&str, &Metadata) -> bool,
+) -> Result<Space> {
     let mut space = Space::default();
     let mut directories = vec![top.to_owned()];
     while let Some(directory) = directories.pop() {
@@ -200,8 +225,10 @@ pub(super) fn space_below(top: &Path) -> Result<Space> {
             if metadata.is_dir() {
                 directories.push(directory.join(name));
             }
-            let aside = directory == top && name.starts_with("blob-");
-            if metadata.is_dir() || metadata.nlink() == 1 || aside {
+            let at_top = directory == top;
+            let aside = at_top && name.starts_with("blob-");
+            let counts = metadata.is_dir() || metadata.nlink() == 1 || aside;
+            if counts && !(at_top && leave_out(name, metadata)) {
                 space = space.saturating_add(Space::of(metadata));
             }
         })?;

@@ -54,6 +54,9 @@ impl FileSystem {
     }
 }
 
+/// What a file's size is rounded up to.
+const BLOCK: u64 = 4096;
+
 /// A blob, its record, its entry in the index of contents; and its journal,
 /// while it downloads.
 const INODES_PER_BLOB: u64 = 4;
@@ -99,6 +102,16 @@ pub(super) struct Wanted {
     pub(super) tree_inodes: u64,
 }
 
+/// What the cache takes, where that is limited.
+#[derive(Debug, Clone)]
+pub(super) struct Taken {
+    /// Bytes, those of `arriving` left out.
+    pub(super) standing: u64,
+    /// What was on its way when the look began, with the whole sizes: while
+    /// one looks, they grow, and move from here to there.
+    pub(super) arriving: HashMap<BlobId, u64>,
+}
+
 /// What is not there, in numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Lack {
@@ -134,16 +147,20 @@ impl Ledger {
         self.lock().keys().cloned().collect()
     }
 
-    /// Admits the missing blobs of a model, or says what lacks. `used` is what
-    /// the cache takes now, where that is limited. Blocks on a few file system
-    /// calls.
+    /// The same, with their sizes.
+    pub(super) fn arriving(&self) -> HashMap<BlobId, u64> {
+        self.lock().iter().map(|(id, pending)| (id.clone(), pending.size)).collect()
+    }
+
+    /// Admits the missing blobs of a model, or says what lacks. `taken` is
+    /// there where the cache is limited. Blocks on a few file system calls.
     pub(super) fn reserve(
         &self,
         wanted: &Wanted,
-        used: Option<u64>,
+        taken: Option<&Taken>,
     ) -> Result<Result<Reservation, Lack>> {
         let mut pending = self.lock();
-        let lack = self.compare(&pending, wanted, used)?;
+        let lack = self.compare(&pending, wanted, taken)?;
         if lack.deficit() != Space::default() {
             return Ok(Err(lack));
         }
@@ -157,21 +174,23 @@ impl Ledger {
     }
 
     /// What a model needs and what is there for it, whether that lacks or not.
-    pub(super) fn look(&self, wanted: &Wanted, used: Option<u64>) -> Result<Lack> {
-        self.compare(&self.lock(), wanted, used)
+    pub(super) fn look(&self, wanted: &Wanted, taken: Option<&Taken>) -> Result<Lack> {
+        self.compare(&self.lock(), wanted, taken)
     }
 
     fn compare(
         &self,
         pending: &HashMap<BlobId, Pending>,
         wanted: &Wanted,
-        used: Option<u64>,
+        taken: Option<&Taken>,
     ) -> Result<Lack> {
-        let fs = FileSystem::of(self.layout.root())?;
+        // Before the look at the disk: what comes in between counts twice then,
+        // and not never.
         let running: u64 = pending
             .iter()
             .map(|(id, p)| self.still_to_come(id, p.size))
             .fold(0, u64::saturating_add);
+        let fs = FileSystem::of(self.layout.root())?;
         let new = wanted.missing.iter().filter(|(id, _)| !pending.contains_key(id));
         let bytes =
             new.map(|(id, size)| self.still_to_come(id, *size)).fold(0, u64::saturating_add);
@@ -199,8 +218,11 @@ impl Ledger {
                 false => Bound::Reserve { bytes: self.limits.min_free, of: fs.total_bytes },
             },
         };
-        let within = self.limits.max_size.zip(used).map(|(most, used)| {
-            let taken = used.saturating_add(running);
+        let within = self.limits.max_size.zip(taken).map(|(most, taken)| {
+            let mut arriving = taken.arriving.clone();
+            arriving.extend(pending.iter().map(|(id, pending)| (id.clone(), pending.size)));
+            let arriving = arriving.into_values().map(|size| size.next_multiple_of(BLOCK));
+            let taken = arriving.fold(taken.standing, u64::saturating_add);
             Lack {
                 free: Space { bytes: most.saturating_sub(taken), ..free },
                 debt: Space { bytes: taken.saturating_sub(most), ..debt },
@@ -225,7 +247,6 @@ impl Ledger {
     /// Bytes that this blob will still take: the staging file is preallocated,
     /// and what it has got is not free any more.
     fn still_to_come(&self, id: &BlobId, size: u64) -> u64 {
-        const BLOCK: u64 = 4096;
         let allocated = |path: PathBuf| {
             std::fs::symlink_metadata(path).map(|m| m.blocks().saturating_mul(512)).ok()
         };
@@ -300,14 +321,30 @@ mod tests {
     fn the_caches_own_limit_counts_what_it_has_and_what_is_on_its_way() {
         let dir = tempfile::tempdir().unwrap();
         let ledger = ledger(dir.path(), 1 << 40, Some(10 << 30));
-        let running = ledger.reserve(&wanted(1, 3 << 30), Some(4 << 30)).unwrap().unwrap();
-        let lack = ledger.reserve(&wanted(2, 4 << 30), Some(4 << 30)).unwrap().unwrap_err();
+        let taken = |gib: u64| Taken { standing: gib << 30, arriving: ledger.arriving() };
+        let running = ledger.reserve(&wanted(1, 3 << 30), Some(&taken(4))).unwrap().unwrap();
+        let lack = ledger.reserve(&wanted(2, 4 << 30), Some(&taken(4))).unwrap().unwrap_err();
         assert_eq!(lack.bound, Bound::Limit { bytes: 10 << 30 });
         assert_eq!((lack.free.bytes, lack.deficit().bytes), (3 << 30, 1 << 30));
         drop(running);
-        ledger.reserve(&wanted(2, 4 << 30), Some(4 << 30)).unwrap().unwrap();
-        let over = ledger.reserve(&wanted(2, 4 << 30), Some(15 << 30)).unwrap().unwrap_err();
+        ledger.reserve(&wanted(2, 4 << 30), Some(&taken(4))).unwrap().unwrap();
+        let over = ledger.reserve(&wanted(2, 4 << 30), Some(&taken(15))).unwrap().unwrap_err();
         assert_eq!(over.deficit().bytes, 9 << 30, "what is over the limit has to go first");
+    }
+
+    #[test]
+    fn what_arrives_while_one_looks_counts_as_a_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = ledger(dir.path(), 1 << 40, Some(10 << 30));
+        let before = Taken { standing: 4 << 30, arriving: ledger.arriving() };
+        // Admitted since the look, or ended since: neither was seen standing.
+        let running = ledger.reserve(&wanted(1, 3 << 30), Some(&before)).unwrap().unwrap();
+        let lack = ledger.reserve(&wanted(2, 4 << 30), Some(&before)).unwrap().unwrap_err();
+        assert_eq!(lack.free.bytes, 3 << 30);
+        let during = Taken { standing: 4 << 30, arriving: ledger.arriving() };
+        drop(running);
+        let lack = ledger.reserve(&wanted(2, 4 << 30), Some(&during)).unwrap().unwrap_err();
+        assert_eq!(lack.free.bytes, 3 << 30);
     }
 
     #[test]
