@@ -21,6 +21,7 @@ use support::pods::{Model, Pod};
 use support::random::{Random, number};
 use support::run::{end_to_end_within, eventually, figure};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tonic::Code;
 
 /// How long, in seconds; `.ci/run` takes the default.
@@ -46,6 +47,9 @@ const PODS: u64 = 8;
 
 /// Pods that go on between two episodes; others need room to be checked.
 const STAY: usize = 3;
+
+/// How long a pod may wait when there is room and nothing fails.
+const SERVED: Duration = Duration::from_secs(60);
 
 /// What goes wrong in Object Storage for a while.
 fn faults(random: &mut Random) -> Vec<Rule> {
@@ -76,6 +80,8 @@ type Revisions = Vec<Vec<u64>>;
 struct World {
     revisions: Revisions,
     kubelet: Kubelet,
+    /// Whether the driver will be killed, and forgets who waited.
+    ends_with_kill: bool,
     over: AtomicBool,
     published: AtomicU64,
     stale: AtomicU64,
@@ -148,8 +154,9 @@ async fn live(
                         _ => &world.refused,
                     };
                     counter.fetch_add(1, Ordering::Relaxed);
-                    // Some pods are deleted while they wait.
-                    if random.below(4) == 0 {
+                    // Some pods are deleted while they wait; a driver that lives on
+                    // keeps their models for them for minutes.
+                    if world.ends_with_kill && random.below(4) == 0 {
                         State::Leaving(volume)
                     } else {
                         State::Starting(volume, model)
@@ -276,6 +283,7 @@ impl Soak {
         let world = Arc::new(World {
             revisions: self.revisions.clone(),
             kubelet,
+            ends_with_kill: self.random.below(3) > 0,
             over: AtomicBool::new(false),
             published: AtomicU64::new(0),
             stale: AtomicU64::new(0),
@@ -296,24 +304,24 @@ impl Soak {
         }
         tokio::time::sleep(self.random.up_to(Duration::from_secs(5))).await;
         self.counts.evicted += self.evictions().await;
-        let kill = self.random.below(3) > 0;
         world.over.store(true, Ordering::Relaxed);
         let most = space.await.unwrap();
-        if kill {
+        if world.ends_with_kill {
             self.driver.kill().await;
             self.counts.kills += 1;
         }
         let left = pods.join_all().await;
         self.store.faults().clear();
-        if kill {
+        if world.ends_with_kill {
             self.driver.restart_to(None).await;
         }
-        self.settle(left).await;
+        self.settle(left, &world).await;
         self.count(&world, most);
     }
 
-    /// kubelet unpublishes what was not answered, and some of what runs.
-    async fn settle(&mut self, left: Vec<(State, Vec<Violation>)>) {
+    /// Some pods go on, the others go, those that waited once they were served.
+    async fn settle(&mut self, left: Vec<(State, Vec<Violation>)>, world: &World) {
+        let mut waiting = Vec::new();
         for (state, wrong) in left {
             self.tally.violations.extend(wrong);
             let leaving = match state {
@@ -322,10 +330,28 @@ impl Soak {
                     self.running.push(pod);
                     continue;
                 }
+                State::Starting(volume, _) if !world.ends_with_kill => {
+                    waiting.push(volume);
+                    continue;
+                }
                 State::Running(pod) => pod.end(),
                 State::Starting(volume, _) | State::Leaving(volume) => volume,
             };
             leaving.unpublish().await.unwrap();
+        }
+        let mut served = JoinSet::new();
+        for volume in waiting {
+            served.spawn(async move {
+                let in_time = timeout(SERVED, volume.mount()).await.is_ok();
+                volume.unpublish().await.unwrap();
+                in_time
+            });
+        }
+        for in_time in served.join_all().await {
+            if !in_time {
+                let what = format!("a pod that waited for room had none after {SERVED:?}");
+                self.tally.violations.push(Violation { kind: Kind::Refused, what });
+            }
         }
     }
 
