@@ -299,6 +299,7 @@ async fn fetch_blob(
     blob: Arc<BlobProgress>,
 ) -> Result<()> {
     let id: BlobId = file.blob.clone();
+    let _counted = inner.ledger.go_on(&id, file.size);
     // Two models may share a blob; the second flight of it finds it done.
     let known = {
         let (inner, id) = (Arc::clone(&inner), id.clone());

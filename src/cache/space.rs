@@ -173,6 +173,14 @@ impl Ledger {
         Ok(Ok(Reservation { ledger: self.clone(), blobs }))
     }
 
+    /// Keeps counting a blob that was admitted, for as long as its own download
+    /// runs: that ends a moment after the model's when that is given up.
+    pub(super) fn go_on(&self, id: &BlobId, size: u64) -> Reservation {
+        let mut pending = self.lock();
+        pending.entry(id.clone()).or_insert(Pending { size, reservations: 0 }).reservations += 1;
+        Reservation { ledger: self.clone(), blobs: vec![id.clone()] }
+    }
+
     /// What a model needs and what is there for it, whether that lacks or not.
     pub(super) fn look(&self, wanted: &Wanted, taken: Option<&Taken>) -> Result<Lack> {
         self.compare(&self.lock(), wanted, taken)
