@@ -63,7 +63,7 @@ fn assert_no_secret(what: &str, text: &str, secrets: &[String]) {
 
 async fn assert_discreet(scratch: &Path, instance: bool) {
     let store = store_with_phi3();
-    let (driver, told) = live(scratch, &store, instance).await;
+    let (mut driver, told) = live(scratch, &store, instance).await;
     // The lines of the key file, whose marks alone a log could leave out.
     let keys = text_below(&scratch.join("oci"));
     let secrets: Vec<String> =
@@ -72,6 +72,9 @@ async fn assert_discreet(scratch: &Path, instance: bool) {
     assert_no_secret("errors and metrics", &told, &secrets);
     assert_no_secret("the log", &driver.log(), &secrets);
     assert!(driver.log().contains("TRACE"), "the premise: everything is logged");
+    // A running driver has a socket in the cache, which is neither file nor directory.
+    driver.terminate().await;
+    driver.ended().await;
     assert_no_secret("the cache", &text_below(&driver.setup.cache), &secrets);
     let lease = &driver.in_cache("leases")[0];
     let lease = fs::read_to_string(driver.setup.cache.join("leases").join(lease)).unwrap();
