@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds helm, kustomize, kubeconform and promtool with the Go toolchain, makes
+# Builds helm, kustomize, kubeconform, actionlint and promtool with the Go toolchain, makes
 # the Kubernetes schemas, and prints the directory that has them all:
 #
 #   DEPLOY_TOOLS="$(tests/deploy/tools.sh)" pytest tests/deploy
@@ -16,6 +16,7 @@ tools=(
     helm v4.3.1 helm.sh/helm/v4/cmd/helm ''
     kustomize v5.8.2 sigs.k8s.io/kustomize/kustomize/v5 ''
     kubeconform v0.8.0 github.com/yannh/kubeconform/cmd/kubeconform ''
+    actionlint v1.7.12 github.com/rhysd/actionlint/cmd/actionlint ''
     # Without service discovery, which is most of it and which no check needs.
     promtool v0.316.0 github.com/prometheus/prometheus/cmd/promtool remove_all_sd
 )
