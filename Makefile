@@ -50,10 +50,11 @@ fmt: ## Format the Rust code
 	cargo fmt --all
 
 .PHONY: lint
-lint: ## Formatting, clippy, and the syntax of the shell scripts
+lint: ## Formatting, clippy, and shellcheck
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
-	for script in $$(git ls-files '*.sh') .ci/run; do bash -n $$script || exit 1; done
+	@command -v shellcheck >/dev/null || { echo "shellcheck is missing: install Debian's shellcheck" >&2; exit 1; }
+	shellcheck --severity=warning $$(git ls-files '*.sh') .ci/run
 
 .PHONY: doc
 doc: ## The API documentation, without a warning
