@@ -11,6 +11,7 @@ pub mod download;
 pub mod error;
 pub mod events;
 pub mod fetch;
+pub mod kubernetes;
 pub mod manage;
 pub mod metrics;
 pub mod model;

@@ -26,7 +26,8 @@ use crate::csi::{
 };
 use crate::download::Engine;
 use crate::error::{Error, Result};
-use crate::events::{Cluster, Events};
+use crate::events::Events;
+use crate::kubernetes::{self, Cluster};
 use crate::manage::{Manager, Remote};
 use crate::metrics::Metrics;
 use crate::oci::{AuthMethod, ObjectStorage};
@@ -92,12 +93,11 @@ pub(super) struct ServiceArgs {
 }
 
 impl ServiceArgs {
-    /// Events to the cluster that was named, or that this process runs in.
-    fn events(&self, tasks: &TaskTracker, shutdown: &CancellationToken) -> Result<Events> {
+    /// The API server that was named, or that of the cluster this process runs in.
+    fn kubernetes(&self) -> Result<Option<kubernetes::Api>> {
         let url = self.kubernetes_api.clone().or_else(Cluster::own_url);
-        let Some(url) = url else { return Ok(Events::default()) };
-        let cluster = Cluster::at(url, &self.service_account_dir);
-        Events::to(&cluster, &self.driver_name, &self.node_name(), tasks, shutdown)
+        url.map(|url| kubernetes::Api::new(&Cluster::at(url, &self.service_account_dir)))
+            .transpose()
     }
 
     fn node_name(&self) -> String {
@@ -235,7 +235,9 @@ impl Node {
         let engine =
             Engine::new(client, options::engine(&config.download, true), Arc::clone(metrics))?;
         let chooser = Chooser::new(resolver.clone(), config.serve_stale_on_outage);
-        let events = args.events(tasks, shutdown)?;
+        let events = args.kubernetes()?.map_or_else(Events::default, |server| {
+            Events::to(server, &args.driver_name, &args.node_name(), tasks, shutdown)
+        });
         let volumes = Volumes::new(
             cache.clone(),
             engine.clone(),

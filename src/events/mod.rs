@@ -18,10 +18,10 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use api::Cluster;
 use api::{Api, Posted};
 use recent::Recent;
 
+use crate::kubernetes;
 use crate::model::{PodIdentity, shown};
 
 /// Events that wait to be posted; more are dropped.
@@ -107,22 +107,19 @@ struct Inner {
 }
 
 impl Events {
-    /// Events to this cluster, told by `driver` on `node`; the task that posts
+    /// Events to this API server, told by `driver` on `node`; the task that posts
     /// them ends at `shutdown`, with what is queued by then.
-    ///
-    /// # Errors
-    /// When the CA of the API server cannot be read.
     pub fn to(
-        cluster: &Cluster,
+        server: kubernetes::Api,
         driver: &str,
         node: &str,
         tasks: &TaskTracker,
         shutdown: &CancellationToken,
-    ) -> crate::error::Result<Self> {
-        let api = Api::new(cluster, driver, node)?;
+    ) -> Self {
+        let api = Api::new(server, driver, node);
         let (queue, inbox) = mpsc::channel(QUEUE);
         tasks.spawn(post(api, inbox, shutdown.clone()));
-        Ok(Self(Some(Arc::new(Inner { queue, recent: Mutex::default() }))))
+        Self(Some(Arc::new(Inner { queue, recent: Mutex::default() })))
     }
 
     /// Tells a pod, unless it was told the same a moment ago.

@@ -14,6 +14,7 @@ use serde_json::Value;
 use tokio::net::TcpListener;
 
 use super::*;
+use crate::kubernetes::Cluster;
 
 /// One request: method, path, bearer, body.
 type Seen = Arc<Mutex<Vec<(Method, String, String, Value)>>>;
@@ -65,9 +66,9 @@ async fn server() -> Server {
     });
     let account = tempfile::tempdir().unwrap();
     std::fs::write(account.path().join("token"), "secret-token\n").unwrap();
-    let cluster = Cluster::at(url, account.path());
+    let api = kubernetes::Api::new(&Cluster::at(url, account.path())).unwrap();
     let tasks = TaskTracker::new();
-    let events = Events::to(&cluster, "oci-model-csi.dev", "node-1", &tasks, &shutdown).unwrap();
+    let events = Events::to(api, "oci-model-csi.dev", "node-1", &tasks, &shutdown);
     Server { seen, status, events, _account: account, shutdown }
 }
 
@@ -161,7 +162,8 @@ async fn telling_never_waits_however_many_events_there_are_and_whoever_listens()
     let tasks = TaskTracker::new();
     let shutdown = CancellationToken::new();
     let cluster = Cluster::at("http://127.0.0.1:9".to_owned(), Path::new("/nonexistent"));
-    let events = Events::to(&cluster, "d", "n", &tasks, &shutdown).unwrap();
+    let api = kubernetes::Api::new(&cluster).unwrap();
+    let events = Events::to(api, "d", "n", &tasks, &shutdown);
     for n in 0..10_000 {
         events.tell(pod(&n.to_string()), Reason::Damaged, "damaged");
     }

@@ -1,0 +1,248 @@
+//! A small client of the Kubernetes API: JSON requests of a service account to
+//! one API server, with bounded answers and waits. What they are for, its users know.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Request, StatusCode, header};
+use http_body_util::Full;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+use crate::model::shown;
+use crate::transport::{Transport, Waits};
+
+/// The API server is near; what is asked of it is small.
+const WAITS: Waits = Waits {
+    connect: Duration::from_secs(5),
+    response_head: Duration::from_secs(10),
+    body_idle: Duration::from_secs(5),
+};
+
+/// A whole exchange, however slowly its body comes.
+const EXCHANGE: Duration = Duration::from_secs(30);
+
+/// The longest answer that is read. etcd keeps no object that is longer than 1.5 MiB.
+const ANSWER: usize = 4 << 20;
+
+/// The longest text of the API server that is passed on, in characters.
+const MESSAGE: usize = 300;
+
+/// Names in a path, as the API server takes them.
+const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+/// An API server, and who asks it.
+#[derive(Debug, Clone)]
+pub struct Cluster {
+    /// `https://host:port`.
+    pub url: String,
+    /// The bearer token, read anew for each request: kubelet rotates it.
+    pub token_file: PathBuf,
+    /// Its CA, besides the system's.
+    pub ca_file: Option<PathBuf>,
+}
+
+impl Cluster {
+    /// The URL of the cluster that this process runs in, if it runs in one
+    /// (Kubernetes documentation, "Accessing the Kubernetes API from a Pod").
+    pub fn own_url() -> Option<String> {
+        let host = std::env::var("KUBERNETES_SERVICE_HOST").ok()?;
+        let port = std::env::var("KUBERNETES_SERVICE_PORT").ok()?;
+        let host = if host.contains(':') { format!("[{host}]") } else { host };
+        Some(format!("https://{host}:{port}"))
+    }
+
+    /// The API server at this URL; the directory has `token` and perhaps `ca.crt`.
+    pub fn at(url: String, service_account: &Path) -> Self {
+        let ca_file = Some(service_account.join("ca.crt")).filter(|file| file.exists());
+        Self { url, token_file: service_account.join("token"), ca_file }
+    }
+}
+
+/// Why a request did not do what it asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Failure {
+    /// The API server said no.
+    Answered {
+        /// The HTTP status, outside 200 to 299.
+        status: StatusCode,
+        /// `message` of its `Status`, shortened; empty when it sent none.
+        message: String,
+    },
+    /// No answer, or none that can be read: why.
+    Unanswered(String),
+}
+
+impl Failure {
+    /// The status that was answered.
+    pub fn status(&self) -> Option<StatusCode> {
+        match self {
+            Self::Answered { status, .. } => Some(*status),
+            Self::Unanswered(_) => None,
+        }
+    }
+
+    /// Whether asking again is in vain until somebody changes a role (401 and 403).
+    pub fn is_forbidden(&self) -> bool {
+        matches!(self.status(), Some(StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED))
+    }
+
+    /// Whether the object is not there.
+    pub fn is_not_found(&self) -> bool {
+        self.status() == Some(StatusCode::NOT_FOUND)
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Answered { status, message } if message.is_empty() => {
+                write!(f, "the API server answered {status}")
+            }
+            Self::Answered { status, message } => {
+                write!(f, "the API server answered {status}: {message}")
+            }
+            Self::Unanswered(why) => f.write_str(why),
+        }
+    }
+}
+
+/// How a change of an object is written.
+#[derive(Debug, Clone)]
+pub enum Patch {
+    /// RFC 7386: what is named is replaced, `null` removes.
+    Merge(Value),
+    /// RFC 6902: a list of operations, which `test` can make depend on what is there.
+    Json(Value),
+}
+
+/// The path of these names, each encoded: `/api/v1/namespaces/NAME/events`.
+pub fn path<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
+    use std::fmt::Write as _;
+    let mut path = String::new();
+    for name in names {
+        let _ = write!(path, "/{}", utf8_percent_encode(name, SEGMENT));
+    }
+    path
+}
+
+/// Requests to one API server in the name of one service account; cheap to clone.
+#[derive(Clone)]
+pub struct Api {
+    transport: Transport,
+    url: String,
+    token_file: PathBuf,
+}
+
+impl Api {
+    /// Requests to this cluster.
+    ///
+    /// # Errors
+    /// When its CA cannot be read.
+    pub fn new(cluster: &Cluster) -> Result<Self> {
+        let transport = Transport::new(WAITS, cluster.ca_file.as_deref()).map_err(|unusable| {
+            Error::invalid(format!(
+                "{} for the Kubernetes API: {}",
+                unusable.attempted, unusable.why
+            ))
+        })?;
+        let url = cluster.url.trim_end_matches('/').to_owned();
+        Ok(Self { transport, url, token_file: cluster.token_file.clone() })
+    }
+
+    /// The object at a path, such as [`path`] makes.
+    pub async fn get(&self, path: &str) -> Result<Value, Failure> {
+        self.exchange(Method::GET, path, None).await
+    }
+
+    /// Makes an object of the kind at a path, and returns what was made.
+    pub async fn post(&self, path: &str, object: &Value) -> Result<Value, Failure> {
+        self.exchange(Method::POST, path, Some(("application/json", object))).await
+    }
+
+    /// Changes the object at a path, and returns what it is now.
+    pub async fn patch(&self, path: &str, patch: &Patch) -> Result<Value, Failure> {
+        let body = match patch {
+            Patch::Merge(body) => ("application/merge-patch+json", body),
+            Patch::Json(body) => ("application/json-patch+json", body),
+        };
+        self.exchange(Method::PATCH, path, Some(body)).await
+    }
+
+    async fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<(&str, &Value)>,
+    ) -> Result<Value, Failure> {
+        let request = self.request(method, path, body).await.map_err(Failure::Unanswered)?;
+        let answer = async {
+            let response = self.transport.send(request).await?;
+            let status = response.status();
+            // Read to its end, the connection serves the next request.
+            Ok((status, self.transport.read(response.into_body(), ANSWER).await))
+        };
+        let (status, body) = match tokio::time::timeout(EXCHANGE, answer).await {
+            Ok(Ok(answered)) => answered,
+            Ok(Err(failure)) => {
+                let failure: crate::transport::Failure = failure;
+                return Err(Failure::Unanswered(failure.what));
+            }
+            Err(_) => {
+                let seconds = EXCHANGE.as_secs();
+                return Err(Failure::Unanswered(format!("no whole answer within {seconds} s")));
+            }
+        };
+        if !status.is_success() {
+            let message = body.map(|body| message(&body)).unwrap_or_default();
+            return Err(Failure::Answered { status, message });
+        }
+        let body = body.map_err(|failure| Failure::Unanswered(failure.what))?;
+        serde_json::from_slice(&body)
+            .map_err(|error| Failure::Unanswered(format!("the answer is no JSON: {error}")))
+    }
+
+    async fn request(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<(&str, &Value)>,
+    ) -> Result<Request<Full<Bytes>>, String> {
+        let token = tokio::fs::read_to_string(&self.token_file)
+            .await
+            .map_err(|e| format!("reading {}: {e}", self.token_file.display()))?;
+        let mut bearer = header::HeaderValue::try_from(format!("Bearer {}", token.trim()))
+            .map_err(|_| "the service account's token cannot be sent".to_owned())?;
+        bearer.set_sensitive(true);
+        let mut request = Request::builder()
+            .method(method)
+            .uri(format!("{}{path}", self.url))
+            .header(header::AUTHORIZATION, bearer)
+            .header(header::ACCEPT, "application/json")
+            .header(header::USER_AGENT, concat!("oci-model-csi/", env!("CARGO_PKG_VERSION")));
+        let mut bytes = Bytes::new();
+        if let Some((kind, body)) = body {
+            request = request.header(header::CONTENT_TYPE, kind);
+            bytes = Bytes::from(body.to_string());
+        }
+        request.body(Full::new(bytes)).map_err(|e| e.to_string())
+    }
+}
+
+impl fmt::Debug for Api {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Api").field("url", &self.url).finish_non_exhaustive()
+    }
+}
+
+/// What a `metav1.Status` says.
+fn message(body: &[u8]) -> String {
+    let status: Value = serde_json::from_slice(body).unwrap_or_default();
+    shown(status["message"].as_str().unwrap_or_default(), MESSAGE)
+}
+
+#[cfg(test)]
+mod tests;
