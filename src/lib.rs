@@ -16,6 +16,7 @@ pub mod manage;
 pub mod metrics;
 pub mod model;
 pub mod mount;
+pub mod node;
 pub mod oci;
 pub mod policy;
 mod transport;

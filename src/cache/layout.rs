@@ -86,7 +86,8 @@ impl Layout {
         self.root.join("content").join(id.as_str())
     }
 
-    pub(super) fn models(&self) -> PathBuf {
+    /// One directory for each model that stands complete.
+    pub fn models(&self) -> PathBuf {
         self.root.join("models")
     }
 

@@ -10,7 +10,7 @@ use clap::Args;
 use tokio::net::UnixListener;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -30,12 +30,17 @@ use crate::events::Events;
 use crate::kubernetes::{self, Cluster};
 use crate::manage::{Manager, Remote};
 use crate::metrics::Metrics;
+use crate::node::NodeState;
 use crate::oci::{AuthMethod, ObjectStorage};
 use crate::policy::Policy;
 use crate::volume::{Chooser, Provisioner, Resolver, Volumes};
 
 /// How long background work may take to end once the calls have.
 const GRACE: Duration = Duration::from_secs(5);
+
+/// What cluster-autoscaler takes for a node that is still starting, and leaves
+/// out when it thinks about new ones (its utils/taints/taints.go, since 1.29).
+const STARTUP_TAINT: &str = "startup-taint.cluster-autoscaler.kubernetes.io/";
 
 /// Which services stand on the socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,7 +79,8 @@ pub(super) struct ServiceArgs {
     /// cache; none for controller]
     #[arg(long, env = "OCI_MODEL_CSI_ADMIN_ENDPOINT", value_name = "unix:///path")]
     admin_endpoint: Option<Endpoint>,
-    /// API server that pods' events are written to [default: that of the cluster the driver runs in]
+    /// API server that pods' events are written to, and the node's taint and labels [default: that
+    /// of the cluster the driver runs in]
     #[arg(long, env = "OCI_MODEL_CSI_KUBERNETES_API", value_name = "URL")]
     kubernetes_api: Option<String>,
     /// Directory of the driver's service account: token and ca.crt
@@ -85,6 +91,13 @@ pub(super) struct ServiceArgs {
         default_value = "/var/run/secrets/kubernetes.io/serviceaccount"
     )]
     service_account_dir: PathBuf,
+    /// Taint that is taken off this node once kubelet knows the driver; empty leaves taints alone
+    /// [default: startup-taint.cluster-autoscaler.kubernetes.io/DRIVER-not-ready]
+    #[arg(long, env = "OCI_MODEL_CSI_STARTUP_TAINT", value_name = "KEY")]
+    startup_taint: Option<String>,
+    /// Labels of this node that name models in its cache, at most; 0 writes none
+    #[arg(long, env = "OCI_MODEL_CSI_MODEL_LABELS", value_name = "NUMBER", default_value_t = 0)]
+    model_labels: usize,
     /// Address of /metrics, /healthz and /readyz, such as 0.0.0.0:9090 [default: none]
     #[arg(long, env = "OCI_MODEL_CSI_METRICS_ADDRESS", value_name = "ADDRESS:PORT")]
     metrics_address: Option<SocketAddr>,
@@ -98,6 +111,18 @@ impl ServiceArgs {
         let url = self.kubernetes_api.clone().or_else(Cluster::own_url);
         url.map(|url| kubernetes::Api::new(&Cluster::at(url, &self.service_account_dir)))
             .transpose()
+    }
+
+    fn node_state(&self) -> NodeState {
+        let driver = self.driver_name.clone();
+        let taint = self.startup_taint.clone();
+        let taint = taint.unwrap_or_else(|| format!("{STARTUP_TAINT}{driver}-not-ready"));
+        NodeState {
+            node: self.node_name(),
+            driver,
+            startup_taint: Some(taint).filter(|taint| !taint.is_empty()),
+            model_labels: self.model_labels,
+        }
     }
 
     fn node_name(&self) -> String {
@@ -175,8 +200,11 @@ async fn start(args: ServiceArgs, config: &Config, mode: Mode) -> Result<()> {
             Arc::clone(&metrics),
         ),
         node: node.as_ref().map(|node| {
-            let options =
-                NodeOptions { node_id: args.node_name(), kubelet_dir: args.kubelet_dir.clone() };
+            let options = NodeOptions {
+                node_id: args.node_name(),
+                kubelet_dir: args.kubelet_dir.clone(),
+                registered: Arc::clone(&node.registered),
+            };
             let volumes = node.volumes.clone();
             NodeService::new(volumes, options, readiness.clone(), Arc::clone(&metrics))
         }),
@@ -187,9 +215,7 @@ async fn start(args: ServiceArgs, config: &Config, mode: Mode) -> Result<()> {
     };
 
     stop_at_signals(&tasks, &shutdown)?;
-    let volumes =
-        node.as_ref().map(|node| (node.cache.clone(), node.volumes.clone(), node.manager.clone()));
-    let recovery = recover(volumes, &args, config, &readiness, &tasks, &shutdown);
+    let recovery = recover(node.clone(), &args, config, &readiness, &tasks, &shutdown);
     let (served, recovered) = tokio::join!(serve(listener, services, shutdown.clone()), recovery);
 
     // Calls have ended; now what they left running, then what that stood on.
@@ -212,11 +238,14 @@ async fn start(args: ServiceArgs, config: &Config, mode: Mode) -> Result<()> {
 }
 
 /// What only a node has.
+#[derive(Clone)]
 struct Node {
     cache: Cache,
     engine: Engine,
     volumes: Volumes,
     manager: Manager,
+    kubernetes: Option<kubernetes::Api>,
+    registered: Arc<Notify>,
 }
 
 impl Node {
@@ -235,7 +264,8 @@ impl Node {
         let engine =
             Engine::new(client, options::engine(&config.download, true), Arc::clone(metrics))?;
         let chooser = Chooser::new(resolver.clone(), config.serve_stale_on_outage);
-        let events = args.kubernetes()?.map_or_else(Events::default, |server| {
+        let kubernetes = args.kubernetes()?;
+        let events = kubernetes.clone().map_or_else(Events::default, |server| {
             Events::to(server, &args.driver_name, &args.node_name(), tasks, shutdown)
         });
         let volumes = Volumes::new(
@@ -248,7 +278,7 @@ impl Node {
         );
         let remote = Remote { engine: engine.clone(), resolver: resolver.clone() };
         let manager = Manager::of_driver(cache.clone(), remote, tasks, shutdown);
-        Ok(Self { cache, engine, volumes, manager })
+        Ok(Self { cache, engine, volumes, manager, kubernetes, registered: Arc::default() })
     }
 }
 
@@ -272,14 +302,14 @@ async fn admin_socket(
 
 /// Puts the cache in order while the socket answers already, then says ready.
 async fn recover(
-    node: Option<(Cache, Volumes, Manager)>,
+    node: Option<Node>,
     args: &ServiceArgs,
     config: &Config,
     readiness: &Readiness,
     tasks: &TaskTracker,
     shutdown: &CancellationToken,
 ) -> Result<()> {
-    let Some((cache, volumes, manager)) = node else {
+    let Some(Node { cache, volumes, manager, kubernetes, registered, .. }) = node else {
         readiness.ready();
         return Ok(());
     };
@@ -290,6 +320,9 @@ async fn recover(
     match blocking(move || recovering.recover(&there)).await {
         Ok(found) => {
             readiness.ready();
+            if let Some(api) = kubernetes {
+                args.node_state().follow(&api, &cache, &registered, tasks, shutdown);
+            }
             let ends = shutdown.clone();
             tasks.spawn(async move { cache.keep_house(&pods, &ends).await });
             let (list, wanted) = watch::channel(config.prefetch.clone());

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use tokio::sync::Notify;
 use tonic::{Request, Response, Status};
 
 use super::proto::node_server::Node;
@@ -28,6 +29,8 @@ pub struct NodeOptions {
     pub node_id: String,
     /// `--kubelet-dir`: kubelet's root directory; `pods` is below it.
     pub kubelet_dir: PathBuf,
+    /// Told whenever kubelet asks for the node, as it does when it registers the driver.
+    pub registered: Arc<Notify>,
 }
 
 /// Publishes and unpublishes volumes.
@@ -166,6 +169,7 @@ impl Node for NodeService {
         _request: Request<NodeGetInfoRequest>,
     ) -> Result<Response<NodeGetInfoResponse>, Status> {
         let call = Call::begin(&self.metrics, "NodeGetInfo", "");
+        self.options.registered.notify_one();
         call.answer(Ok(NodeGetInfoResponse {
             node_id: self.options.node_id.clone(),
             // No limit, and every node reaches every bucket.

@@ -49,7 +49,11 @@ impl Driver {
         let readiness = Readiness::not_ready("recovering the cache");
         let node = NodeService::new(
             volumes(dir.path(), &store, &metrics, &shutdown).await,
-            NodeOptions { node_id: "node-1".to_owned(), kubelet_dir: dir.path().join("kubelet") },
+            NodeOptions {
+                node_id: "node-1".to_owned(),
+                kubelet_dir: dir.path().join("kubelet"),
+                registered: Arc::default(),
+            },
             readiness.clone(),
             Arc::clone(&metrics),
         );

@@ -10,7 +10,7 @@ use crate::cache::{
     Collected, Damage, Imported, LeaseRecord, ModelReport, ModelState, Phase, Usage, Verification,
 };
 use crate::error::{Error, ErrorKind};
-use crate::model::{BlobId, ModelKey, Revision};
+use crate::model::{BlobId, ModelKey, Revision, node_label};
 
 /// The answer to a command.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,6 +84,9 @@ pub struct ModelEntry {
     pub location: Option<String>,
     /// Its revision.
     pub revision: Option<Revision>,
+    /// The part of the node's label for it that stands behind the driver's name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_label: Option<String>,
     /// With whom it is shared: empty for the whole cluster.
     pub scope: String,
     /// `complete`, `unchecked`, `downloading`, `waiting` or `damaged`.
@@ -317,6 +320,7 @@ impl ModelEntry {
             uri: manifest.map(|manifest| manifest.source.to_string()),
             location: manifest.map(|manifest| manifest.source.location.clone()),
             revision: manifest.map(|manifest| manifest.revision.clone()),
+            node_label: manifest.map(|manifest| node_label(&manifest.source)),
             scope: manifest.map(|manifest| manifest.scope.clone()).unwrap_or_default(),
             state: state.to_owned(),
             done_bytes: now.map(|now| now.done),

@@ -4,6 +4,7 @@
 
 mod attributes;
 mod digest;
+mod label;
 mod manifest;
 mod names;
 mod nearest;
@@ -16,6 +17,7 @@ mod uri;
 
 pub use attributes::{AttributeSource, own_attributes, parse_attributes};
 pub use digest::{BlobId, ModelKey, RequestDigest, Revision, Source};
+pub use label::{LABEL_START, node_label};
 pub use manifest::{Manifest, ManifestFile};
 pub use names::{BucketName, NamespaceName, Prefix};
 pub use nearest::nearest;

@@ -127,7 +127,7 @@ def test_rights_are_named_one_by_one_and_reach_no_secret(values):
             assert "*" not in str(rule)
             assert "secrets" not in rule["resources"] and "pods" not in rule["resources"]
             assert not set(rule["verbs"]) & {"deletecollection", "escalate", "bind", "impersonate"}
-        if one["kind"].endswith("Binding"):
+        if one["kind"] in ("RoleBinding", "ClusterRoleBinding"):
             assert [subject["kind"] for subject in one["subjects"]] == ["ServiceAccount"]
 
 
@@ -221,6 +221,21 @@ def test_large_numbers_reach_the_driver_as_they_are():
                     "--set", "config.limits.maxModelSize=536870912000")
     assert "maxObjects: 10000000\n" in text
     assert "maxModelSize: 536870912000\n" in text
+
+
+def test_the_node_plugin_may_touch_nodes_only_where_it_is_asked_to():
+    def rights(*settings):
+        found = chart("--values", BASE, *(word for setting in settings for word in ("--set", setting)))
+        rules = found["ClusterRole", "oci-model-csi-node"]["rules"]
+        flags = [flag for flag in container(pods(found)[0])["args"] if "taint" in flag or "label" in flag]
+        return {(one, verb) for rule in rules for one in rule["resources"] for verb in rule["verbs"]}, flags
+    events = {("events", "create"), ("events", "patch")}
+    nodes = {("nodes", "get"), ("nodes", "patch")}
+    assert rights() == (events | nodes | {("csinodes", "get")}, [])
+    assert rights("node.startupTaint.remove=false") == (events, ["--startup-taint="])
+    assert rights("node.startupTaint.remove=false", "node.modelLabels=5") == (
+        events | nodes, ["--startup-taint=", "--model-labels=5"])
+    assert rights("node.startupTaint.key=a/b")[1] == ["--startup-taint=a/b"]
 
 
 def test_a_policy_lets_the_configured_endpoint_through():

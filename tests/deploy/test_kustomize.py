@@ -12,6 +12,7 @@ PAIRS = {
     "openshift": KUSTOMIZE / "overlays/openshift",
     "dev": KUSTOMIZE / "overlays/dev",
     "components": REPOSITORY / "tests/deploy/components",
+    "own-node": REPOSITORY / "tests/deploy/own-node",
 }
 # What helm says of itself.
 OF_HELM = ("app.kubernetes.io/managed-by", "helm.sh/chart")

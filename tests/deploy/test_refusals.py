@@ -43,6 +43,8 @@ SCHEMA = [
     (["image.pullPolicy=Sometimes"], "at '/image/pullPolicy'"),
     (["logging.format=xml"], "value must be one of 'text', 'json'"),
     (["node.hostNetwork=perhaps"], "at '/node/hostNetwork': got string, want boolean"),
+    (["node.startupTaint.key=a b"], "at '/node/startupTaint/key': 'a b' does not match"),
+    (["node.modelLabels=-1"], "at '/node/modelLabels': minimum: got -1, want 0"),
     (["node.maxUnavailable=0"], "at '/node/maxUnavailable': minimum: got 0, want 1"),
     (["node.terminationGracePeriodSeconds=10"], "at '/node/terminationGracePeriodSeconds': minimum: got 10"),
     (["node.ports.metrics=70000"], "at '/node/ports/metrics': maximum: got 70,000, want 65,535"),
@@ -57,6 +59,12 @@ def test_what_cannot_work_is_refused_with_what_to_write(settings, sentence):
     assert done.returncode != 0
     assert sentence in done.stderr
     assert done.stdout == ""
+
+
+def test_a_cluster_whose_tokens_name_no_node_is_told_so():
+    done = helm("--values", BASE, "--set", "rbac.ownNodeOnly=true", kubernetes="1.31.0")
+    assert done.returncode != 0
+    assert "rbac.ownNodeOnly needs Kubernetes 1.32, whose tokens name their node" in done.stderr
 
 
 def test_an_old_cluster_is_told_what_it_lacks():

@@ -19,14 +19,24 @@ def check(version, directory, **texts):
                "-schema-location", schemas / "crds" / form, directory)
 
 
+# What a policy can say of tokens came with 1.32; the chart refuses to render it before.
+OWN_NODE = "own-node"
+
+
+def fits(name, version):
+    return OWN_NODE not in name or int(version.split(".")[1]) >= 32
+
+
 def test_there_are_several_versions():
     assert len(VERSIONS) >= 4
 
 
 @AT
 def test_all_objects_are_valid(version, tmp_path):
-    charts = {f"chart-{path.stem}": rendered("--values", path, kubernetes=version[1:]) for path in VALUES}
-    kustomizations = {f"kustomize-{name}": kustomized(path) for name, path in PAIRS.items()}
+    charts = {f"chart-{path.stem}": rendered("--values", path, kubernetes=version[1:]) for path in VALUES
+              if fits(path.stem, version)}
+    kustomizations = {f"kustomize-{name}": kustomized(path) for name, path in PAIRS.items()
+                      if fits(name, version)}
     examples = {f"example-{path.stem}": path.read_text() for path in EXAMPLES}
     done = check(version, tmp_path, **charts, **kustomizations, **examples)
     assert done.returncode == 0, done.stdout

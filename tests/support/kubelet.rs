@@ -19,8 +19,8 @@ use oci_model_csi::csi::proto::volume_capability::{
     AccessMode, AccessType, MountVolume, access_mode::Mode,
 };
 use oci_model_csi::csi::proto::{
-    NodeGetVolumeStatsRequest, NodeGetVolumeStatsResponse, NodePublishVolumeRequest,
-    NodeUnpublishVolumeRequest, VolumeCapability,
+    NodeGetInfoRequest, NodeGetVolumeStatsRequest, NodeGetVolumeStatsResponse,
+    NodePublishVolumeRequest, NodeUnpublishVolumeRequest, VolumeCapability,
 };
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
@@ -86,6 +86,12 @@ async fn connect(socket: &Path) -> Result<Channel, Status> {
 
 pub(crate) async fn connect_identity(socket: &Path) -> Result<IdentityClient<Channel>, Status> {
     Ok(IdentityClient::new(connect(socket).await?))
+}
+
+/// What kubelet asks for when it registers the driver.
+pub(crate) async fn register(socket: &Path) {
+    let mut node = NodeClient::new(connect(socket).await.expect("a driver"));
+    node.node_get_info(NodeGetInfoRequest {}).await.expect("the node");
 }
 
 /// `isFinalError`: whether kubelet believes that nothing is under way any more.

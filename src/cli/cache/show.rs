@@ -108,6 +108,7 @@ fn inspect(model: &ModelEntry) -> String {
     line("key", model.key.to_string());
     line("revision", model.revision.as_ref().map_or("-".to_owned(), ToString::to_string));
     line("location", model.location.clone().unwrap_or_else(|| "-".to_owned()));
+    line("node label", model.node_label.clone().unwrap_or_else(|| "-".to_owned()));
     line(
         "shared with",
         match model.scope.as_str() {

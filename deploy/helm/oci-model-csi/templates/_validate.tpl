@@ -23,6 +23,10 @@ pod that does not start.
 {{- fail (printf "node.kubeletPath and csiDriver.name together are too long: the socket %s has %d bytes, and the kernel takes 107" $socket (len $socket)) -}}
 {{- end -}}
 
+{{- if and $values.rbac.ownNodeOnly (semverCompare "<1.32-0" .Capabilities.KubeVersion.Version) -}}
+{{- fail (printf "rbac.ownNodeOnly needs Kubernetes 1.32, whose tokens name their node, and this is %s: leave it off" .Capabilities.KubeVersion.Version) -}}
+{{- end -}}
+
 {{- $dir := $values.config.cache.dir -}}
 {{- if not (regexMatch "^(/[A-Za-z0-9._-]+)+$" $dir) -}}
 {{- fail (printf "config.cache.dir is %q: write the absolute path of a directory on the nodes without a slash at its end, such as /var/lib/oci-model-csi" $dir) -}}

@@ -1,0 +1,151 @@
+//! Labels of the node that name the models in its cache, for pods that would
+//! rather run where theirs is.
+//!
+//! `DRIVER/model.NAME.HASH: REVISION`, where the part behind the slash is
+//! [`node_label`] and the value the first digits of the revision. All labels
+//! that begin with `DRIVER/model.` are the driver's, and no other is touched.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
+
+use serde_json::{Value, json};
+
+use super::{Trouble, node_path};
+use crate::blocking::blocking;
+use crate::cache::{Cache, ModelReport, ModelState};
+use crate::error::Result;
+use crate::kubernetes::{Api, Failure, Patch};
+use crate::model::{LABEL_START, node_label};
+
+/// Between two looks whether models came or went, so also between two patches.
+const LOOK: Duration = Duration::from_secs(10);
+
+/// The node is compared anew so often: somebody may have edited its labels.
+const COMPARE: Duration = Duration::from_secs(10 * 60);
+
+/// Digits of the revision in a label's value.
+const DIGITS: usize = 12;
+
+type Labels = BTreeMap<String, String>;
+
+/// Keeps at most `most` labels in step with the cache, for ever.
+pub(super) async fn keep_in_step(api: &Api, node: &str, driver: &str, most: usize, cache: &Cache) {
+    let mut trouble = Trouble::default();
+    let mut seen = None;
+    let mut compared = tokio::time::Instant::now();
+    loop {
+        let changed = cache_changed(cache).await;
+        if seen.is_none() || changed != seen || compared.elapsed() > COMPARE {
+            let wanted = match wanted(cache, driver, most).await {
+                Ok(wanted) => wanted,
+                Err(error) => {
+                    tracing::debug!(%error, "the cache could not be looked at for labels");
+                    tokio::time::sleep(LOOK).await;
+                    continue;
+                }
+            };
+            match bring_in_step(api, node, driver, &wanted).await {
+                Ok(()) => {
+                    trouble.over();
+                    seen = changed;
+                    compared = tokio::time::Instant::now();
+                }
+                Err(failure) => {
+                    let needs = "get and patch of nodes; or switch it off with --model-labels=0";
+                    let pause = trouble.met(&failure, "labelling the node", needs);
+                    tokio::time::sleep(pause).await;
+                }
+            }
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Changes whenever a model comes into the directory of models or leaves it.
+async fn cache_changed(cache: &Cache) -> Option<SystemTime> {
+    let models = tokio::fs::metadata(cache.layout().models()).await;
+    models.and_then(|metadata| metadata.modified()).ok()
+}
+
+async fn wanted(cache: &Cache, driver: &str, most: usize) -> Result<Labels> {
+    let cache = cache.clone();
+    let models = blocking(move || cache.inventory()).await?.models;
+    Ok(labels(&models, driver, most))
+}
+
+/// The labels for the models that were used last. Only those count that stand
+/// complete and that every pod may have.
+fn labels(models: &[ModelReport], driver: &str, most: usize) -> Labels {
+    let mut labels = Labels::new();
+    for model in models {
+        let Some(manifest) = &model.manifest else { continue };
+        let complete = matches!(model.state, ModelState::Complete | ModelState::Unsynced);
+        if !complete || !manifest.scope.is_empty() {
+            continue;
+        }
+        let key = format!("{driver}/{}", node_label(&manifest.source));
+        if labels.len() == most && !labels.contains_key(&key) {
+            continue;
+        }
+        let revision = manifest.revision.as_str().trim_start_matches("sha256:");
+        let digits = revision.get(..DIGITS).unwrap_or(revision);
+        // Of several revisions the one that was used last.
+        labels.entry(key).or_insert_with(|| digits.to_owned());
+    }
+    labels
+}
+
+async fn bring_in_step(
+    api: &Api,
+    node: &str,
+    driver: &str,
+    wanted: &Labels,
+) -> Result<(), Failure> {
+    let found = api.get(&node_path(node)).await?;
+    let Some(changes) = changes(&found, driver, wanted) else { return Ok(()) };
+    let patch = json!({"metadata": {"labels": changes}});
+    api.patch(&node_path(node), &Patch::Merge(patch)).await?;
+    let labels: Vec<&str> = wanted.keys().map(String::as_str).collect();
+    tracing::info!(node, labels = labels.join(" "), "the node's labels name its models");
+    Ok(())
+}
+
+/// What a merge patch has to set, and with `null` remove; `None` if nothing.
+fn changes(node: &Value, driver: &str, wanted: &Labels) -> Option<Value> {
+    let start = format!("{driver}/{LABEL_START}");
+    let mut changes = serde_json::Map::new();
+    let empty = serde_json::Map::new();
+    let there = node["metadata"]["labels"].as_object().unwrap_or(&empty);
+    for (key, value) in wanted {
+        if there.get(key).and_then(Value::as_str) != Some(value) {
+            changes.insert(key.clone(), value.clone().into());
+        }
+    }
+    for key in there.keys().filter(|key| key.starts_with(&start)) {
+        if !wanted.contains_key(key) {
+            changes.insert(key.clone(), Value::Null);
+        }
+    }
+    (!changes.is_empty()).then_some(Value::Object(changes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_ours_and_has_changed_is_patched() {
+        let wanted: Labels = [("d/model.a.1", "r1"), ("d/model.b.2", "r2"), ("d/model.c.3", "r3")]
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .into();
+        let node = json!({"metadata": {"labels": {
+            "kubernetes.io/hostname": "n", "d/zone": "x", "e/model.a.1": "y",
+            "d/model.a.1": "r1", "d/model.b.2": "old", "d/model.gone.4": "r4",
+        }}});
+        let expected = json!({"d/model.b.2": "r2", "d/model.c.3": "r3", "d/model.gone.4": null});
+        assert_eq!(changes(&node, "d", &wanted), Some(expected));
+        let node = json!({"metadata": {"labels": wanted}});
+        assert_eq!(changes(&node, "d", &wanted), None);
+        assert_eq!(changes(&json!({"metadata": {}}), "d", &Labels::new()), None);
+    }
+}
