@@ -35,9 +35,11 @@ sanity: ## csi-sanity against the driver (installs it with Go)
 	csi-sanity/run.sh
 
 .PHONY: clients
-clients: ## oci-cli, the Python SDK, rclone and a real model (installs them with pip)
+clients: ## oci-cli, the Python SDK, rclone, promtool and a real model (installs them with pip and Go)
 	cargo build --locked --workspace --bins
-	venv="$$(tests/tools.sh)" && "$$venv/bin/pytest" -q tests/clients
+	venv="$$(tests/tools.sh)" && \
+		tools="$$(PYTHON="$$venv/bin/python" tests/deploy/tools.sh)" && \
+		DEPLOY_TOOLS="$$tools" "$$venv/bin/pytest" -q tests/clients
 
 .PHONY: deploy-test
 deploy-test: ## The chart and the kustomizations (installs helm and others with Go)

@@ -19,6 +19,7 @@ pub mod mount;
 pub mod node;
 pub mod oci;
 pub mod policy;
+mod trace;
 mod transport;
 pub mod volume;
 

@@ -129,10 +129,14 @@ impl Admin {
 
     fn answer(&self, request: &Request<Incoming>, trusted: bool) -> Response<Full<Bytes>> {
         const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+        const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
         const PLAIN: &str = "text/plain; charset=utf-8";
         const JSON: &str = "application/json";
         let (status, kind, text) = match request.uri().path() {
-            "/metrics" => (StatusCode::OK, OPENMETRICS, self.metrics.to_text()),
+            "/metrics" if takes_openmetrics(request) => {
+                (StatusCode::OK, OPENMETRICS, self.metrics.to_text())
+            }
+            "/metrics" => (StatusCode::OK, PROMETHEUS, self.metrics.to_plain_text()),
             "/healthz" => (StatusCode::OK, PLAIN, "ok\n".to_owned()),
             "/readyz" => match self.readiness.check() {
                 Ok(()) => (StatusCode::OK, PLAIN, "ready\n".to_owned()),
@@ -150,4 +154,12 @@ impl Admin {
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
         response
     }
+}
+
+/// Prometheus says that it does; others may know the older format only.
+fn takes_openmetrics(request: &Request<Incoming>) -> bool {
+    let accepted = request.headers().get_all(header::ACCEPT).iter();
+    accepted
+        .filter_map(|value| value.to_str().ok())
+        .any(|value| value.contains("application/openmetrics-text"))
 }

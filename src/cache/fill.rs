@@ -3,9 +3,10 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::{TryStreamExt, stream};
+use tracing::Instrument as _;
 
 use super::Inner;
 use super::durability::Unsynced;
@@ -46,10 +47,14 @@ pub(super) async fn fill(
         }
     };
     let work = steps(&inner, &engine, &manifest, &title, &progress);
-    tokio::select! {
+    let done = tokio::select! {
         done = work => done,
         () = ticker => Err(Error::internal("a clock stopped")),
+    };
+    if let Err(error) = &done {
+        tracing::warn!(%error, "the model did not come");
     }
+    done
 }
 
 async fn steps(
@@ -69,7 +74,7 @@ async fn steps(
             }
             Outcome::Short(shortage) => {
                 let error = shortage.error(title, None);
-                tracing::warn!(model = title, "{error}");
+                tracing::warn!("{error}");
                 if !progress.share().is_urgent() {
                     // Only pods wait for space: nobody misses this one yet.
                     return Err(error);
@@ -181,13 +186,10 @@ async fn download(
     if missing.is_empty() {
         return Ok(());
     }
-    tracing::info!(
-        model = title,
-        revision = manifest.revision.as_str(),
-        objects = missing.len(),
-        bytes = missing.iter().map(|file| file.size).fold(0, u64::saturating_add),
-        "downloading"
-    );
+    let bytes = missing.iter().map(|file| file.size).fold(0, u64::saturating_add);
+    let (revision, objects) = (manifest.revision.as_str(), missing.len());
+    tracing::info!(revision, objects, bytes, "downloading");
+    let started = Instant::now();
     inner.metrics.downloads_in_flight.inc();
     let _counted = InFlight(inner);
     stream::iter(missing.iter().map(Ok))
@@ -197,7 +199,11 @@ async fn download(
             ticket.landed().await
         })
         .await
-        .map_err(|error| error.context(format!("downloading {title}")))
+        .map_err(|error| error.context(format!("downloading {title}")))?;
+    let seconds = started.elapsed().as_secs_f64();
+    inner.metrics.download_duration.observe(seconds);
+    tracing::info!(revision, objects, bytes, seconds, "downloaded");
+    Ok(())
 }
 
 /// After the disk ran full: gives back the blocks that were taken for bytes
@@ -284,9 +290,9 @@ fn join_blob(
     let (inner_, engine, manifest, file) =
         (Arc::clone(inner), engine.clone(), Arc::clone(manifest), file.clone());
     let started = BlobProgress::new(share.clone());
-    let ticket = inner
-        .blob_flights
-        .join(id, started, move |progress| fetch_blob(inner_, engine, manifest, file, progress));
+    let ticket = inner.blob_flights.join(id, started, move |progress| {
+        fetch_blob(inner_, engine, manifest, file, progress).in_current_span()
+    });
     ticket.progress().demand.join(share);
     ticket
 }

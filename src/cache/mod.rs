@@ -45,6 +45,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::Instrument as _;
 
 pub use flight::Ticket;
 pub use import::{ImportOptions, ImportProgress, ImportSnapshot, Imported};
@@ -264,7 +265,10 @@ impl Cache {
         let (manifest, title) = (Arc::clone(manifest), title.to_owned());
         let started = FillProgress::new(Some(Arc::clone(&manifest)), asker.share());
         let ticket = self.0.model_flights.join(manifest.key(), started, move |progress| {
-            fill::fill(inner, engine, manifest, title, progress)
+            // Of its own: it has many callers, and outlives them.
+            let flight = progress.id();
+            let span = tracing::error_span!(parent: None, "download", flight, model = title);
+            fill::fill(inner, engine, manifest, title, progress).instrument(span)
         });
         if asker == Asker::Pod {
             ticket.progress().share().raise();

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use super::shortage::Shortage;
 use crate::download::{Demand, Progress, Share};
 use crate::model::{Manifest, duration_text, progress_text, size_text};
+use crate::trace;
 
 /// The rate is that of the last seconds, so that it follows what happens now.
 const WINDOW: Duration = Duration::from_secs(15);
@@ -48,6 +49,7 @@ impl BlobProgress {
 /// Progress of one model, shared with everybody who waits for it.
 #[derive(Debug)]
 pub struct FillProgress {
+    id: String,
     manifest: Option<Arc<Manifest>>,
     state: Mutex<State>,
     /// What keeps it from going on, while there is no space.
@@ -83,7 +85,19 @@ pub struct Snapshot {
 impl FillProgress {
     pub(super) fn new(manifest: Option<Arc<Manifest>>, share: Share) -> Self {
         let (shortage, _) = watch::channel(None);
-        Self { manifest, state: Mutex::default(), shortage, asked: Notify::new(), share }
+        Self {
+            id: trace::id(),
+            manifest,
+            state: Mutex::default(),
+            shortage,
+            asked: Notify::new(),
+            share,
+        }
+    }
+
+    /// The id of the flight, in its own lines of the log and in those of who waits for it.
+    pub fn id(&self) -> &str {
+        &self.id
     }
 
     /// What is brought in.

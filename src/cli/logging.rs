@@ -41,7 +41,9 @@ pub(super) fn start(args: &LogArgs, default: &str) {
         .with_target(false);
     match args.log_format {
         LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).init(),
-        LogFormat::Json => builder.json().flatten_event(true).init(),
+        LogFormat::Json => {
+            builder.json().flatten_event(true).with_span_list(false).init();
+        }
     }
     if let Some(error) = unusable {
         tracing::warn!(level, error, "--log-level is not usable; the default is used");

@@ -29,7 +29,7 @@ use crate::error::{Error, Result};
 use crate::events::Events;
 use crate::kubernetes::{self, Cluster};
 use crate::manage::{Manager, Remote};
-use crate::metrics::Metrics;
+use crate::metrics::{CredentialState, Metrics};
 use crate::node::NodeState;
 use crate::oci::{AuthMethod, ObjectStorage};
 use crate::policy::Policy;
@@ -167,6 +167,12 @@ async fn start(args: ServiceArgs, config: &Config, mode: Mode) -> Result<()> {
     let settings = args.storage.settings(Some(&config.object_storage), default_auth, &metrics)?;
     let auth = settings.auth;
     let client = storage::connect(settings).await?;
+    if let Some(identity) = client.identity().cloned() {
+        metrics.watch_credential(move || CredentialState {
+            refresh_failures: identity.refresh_failures(),
+            expires_at: identity.expires_at(),
+        });
+    }
     let limits = options::limits(&config.limits);
     let resolver = Resolver::new(client.clone(), limits, auth.as_str(), &tasks, &shutdown);
     let node = match mode {

@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use tokio::sync::Notify;
 use tonic::{Request, Response, Status};
+use tracing::Instrument as _;
+use tracing::field::Empty;
 
 use super::proto::node_server::Node;
 use super::proto::node_service_capability::{Rpc, Type, rpc};
@@ -16,10 +18,12 @@ use super::proto::{
     NodeUnpublishVolumeRequest, NodeUnpublishVolumeResponse, VolumeCondition, VolumeUsage,
 };
 use super::readiness::Readiness;
-use super::rpc::{Call, not_served};
+use super::rpc::{Call, Told, not_served};
 use super::{deadline, request, target};
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
+use crate::model::shown;
+use crate::trace;
 use crate::volume::{VolumeStats, Volumes};
 
 /// What the administrator says about this node.
@@ -39,6 +43,7 @@ pub struct NodeService {
     options: NodeOptions,
     readiness: Readiness,
     metrics: Arc<Metrics>,
+    told: Told,
 }
 
 impl NodeService {
@@ -49,7 +54,7 @@ impl NodeService {
         readiness: Readiness,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { volumes, options, readiness, metrics }
+        Self { volumes, options, readiness, metrics, told: Told::default() }
     }
 
     async fn publish(
@@ -128,9 +133,21 @@ impl Node for NodeService {
         &self,
         request: Request<NodePublishVolumeRequest>,
     ) -> Result<Response<NodePublishVolumeResponse>, Status> {
-        let volume_id = &request.get_ref().volume_id;
-        let call = Call::begin(&self.metrics, "NodePublishVolume", volume_id);
-        call.answer(self.publish(request).await.map_err(Status::from))
+        let volume_id = request.get_ref().volume_id.clone();
+        let span = tracing::error_span!(
+            "publish",
+            trace = trace::id(),
+            volume = shown(&volume_id, 128),
+            pod = Empty,
+            model = Empty,
+            flight = Empty
+        );
+        let publish = async {
+            let call = Call::begin(&self.metrics, "NodePublishVolume", &volume_id);
+            let result = self.publish(request).await.map_err(Status::from);
+            call.answer_unless_told(result, &self.told)
+        };
+        publish.instrument(span).await
     }
 
     async fn node_unpublish_volume(
@@ -138,8 +155,20 @@ impl Node for NodeService {
         request: Request<NodeUnpublishVolumeRequest>,
     ) -> Result<Response<NodeUnpublishVolumeResponse>, Status> {
         let request = request.into_inner();
-        let call = Call::begin(&self.metrics, "NodeUnpublishVolume", &request.volume_id);
-        call.answer(self.unpublish(request).await.map_err(Status::from))
+        let volume_id = request.volume_id.clone();
+        let span = tracing::error_span!(
+            "unpublish",
+            trace = trace::id(),
+            volume = shown(&volume_id, 128),
+            pod = Empty,
+            model = Empty
+        );
+        let unpublish = async {
+            let call = Call::begin(&self.metrics, "NodeUnpublishVolume", &volume_id);
+            let result = self.unpublish(request).await.map_err(Status::from);
+            call.answer_unless_told(result, &self.told)
+        };
+        unpublish.instrument(span).await
     }
 
     async fn node_get_volume_stats(

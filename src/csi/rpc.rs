@@ -1,6 +1,8 @@
 //! What all methods have in common: each is measured, and told in one line.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::time::Instant;
 use tonic::{Code, Response, Status};
@@ -8,6 +10,12 @@ use tracing::{debug, info, warn};
 
 use super::status;
 use crate::metrics::Metrics;
+
+/// The same answer for a volume is told again after this long.
+const SAME: Duration = Duration::from_secs(5 * 60);
+
+/// Volumes whose last refusal is remembered.
+const REMEMBERED: usize = 4096;
 
 /// A call at work. Dropping it unanswered is what tonic does when the
 /// caller's deadline passes, and is counted as that.
@@ -31,8 +39,23 @@ impl Call {
         }
     }
 
+    /// As [`Call::answer`], but what this volume was told a moment ago is no news:
+    /// kubelet asks again and again, for every pod.
+    pub(super) fn answer_unless_told<T>(
+        self,
+        result: Result<T, Status>,
+        told: &Told,
+    ) -> Result<Response<T>, Status> {
+        let news = result.as_ref().err().is_none_or(|status| told.is_news(&self, status));
+        self.finish(result, news)
+    }
+
     /// Counts and tells the answer, and gives it on.
-    pub(super) fn answer<T>(mut self, result: Result<T, Status>) -> Result<Response<T>, Status> {
+    pub(super) fn answer<T>(self, result: Result<T, Status>) -> Result<Response<T>, Status> {
+        self.finish(result, true)
+    }
+
+    fn finish<T>(mut self, result: Result<T, Status>, news: bool) -> Result<Response<T>, Status> {
         self.answered = true;
         let seconds = self.started.elapsed().as_secs_f64();
         let (method, volume_id) = (self.method, self.volume_id.as_str());
@@ -44,6 +67,9 @@ impl Call {
         self.metrics.rpc(method, name, seconds);
         match &result {
             Ok(_) => debug!(method, volume_id, code = name, seconds, "answered"),
+            Err(status) if !news => {
+                debug!(method, volume_id, code = name, seconds, "again: {}", status.message());
+            }
             // Asked for by tools that try out what a driver can do.
             Err(status) if code == Code::Unimplemented => {
                 debug!(method, volume_id, code = name, seconds, "{}", status.message());
@@ -68,6 +94,40 @@ impl Drop for Call {
             self.metrics.rpc(method, code, seconds);
             info!(method, volume_id, code, seconds, "the caller did not wait for the answer");
         }
+    }
+}
+
+/// The last refusal of each volume and method, and when it was told.
+#[derive(Debug, Default)]
+pub(super) struct Told(Mutex<HashMap<(&'static str, String), Refusal>>);
+
+#[derive(Debug)]
+struct Refusal {
+    code: Code,
+    message: String,
+    at: Instant,
+}
+
+impl Told {
+    fn is_news(&self, call: &Call, status: &Status) -> bool {
+        let now = Instant::now();
+        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (call.method, call.volume_id.clone());
+        if let Some(Refusal { code, message, at }) = told.get(&key) {
+            let same = *code == status.code() && *message == status.message();
+            if same && now - *at < SAME {
+                return false;
+            }
+        }
+        if told.len() >= REMEMBERED {
+            told.retain(|_, refusal| now - refusal.at < SAME);
+            if told.len() >= REMEMBERED {
+                told.clear();
+            }
+        }
+        let message = status.message().to_owned();
+        told.insert(key, Refusal { code: status.code(), message, at: now });
+        true
     }
 }
 
@@ -121,5 +181,24 @@ mod tests {
         let metrics = Arc::new(Metrics::default());
         drop(Call::begin(&metrics, "Probe", ""));
         assert_eq!(count_of(&metrics, "DeadlineExceeded"), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_same_refusal_of_a_volume_is_told_once_in_a_while() {
+        let (metrics, told) = (Arc::new(Metrics::default()), Told::default());
+        let is_news = |volume: &str, text: &str| {
+            let call = Call::begin(&metrics, "NodePublishVolume", volume);
+            told.is_news(&call, &Status::not_found(text))
+        };
+        assert!(is_news("a", "no bucket"));
+        assert!(!is_news("a", "no bucket"));
+        assert!(is_news("b", "no bucket"));
+        assert!(is_news("a", "no prefix"));
+        tokio::time::advance(SAME).await;
+        assert!(is_news("a", "no prefix"));
+        for n in 0..2 * REMEMBERED {
+            assert!(is_news(&n.to_string(), "no bucket"));
+        }
+        assert!(told.0.lock().unwrap().len() <= REMEMBERED);
     }
 }

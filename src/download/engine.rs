@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::task::JoinSet;
 use tokio_util::task::AbortOnDropHandle;
+use tracing::Instrument as _;
 
 use super::gate::{Gate, Visitor};
 use super::md5::{self, MultipartLayouts};
@@ -162,10 +163,10 @@ impl Engine {
         progress: Arc<Progress>,
     ) -> Result<Verified> {
         let (engine, etag) = (self.clone(), Arc::from(etag));
-        let work = self
-            .0
-            .workers
-            .spawn(async move { engine.run(object, size, etag, staging, demand, progress).await });
+        let work = self.0.workers.spawn(
+            async move { engine.run(object, size, etag, staging, demand, progress).await }
+                .in_current_span(),
+        );
         match AbortOnDropHandle::new(work).await {
             Ok(result) => result,
             Err(error) => Err(Error::internal(format!("a download task failed: {error}"))),
@@ -422,13 +423,14 @@ impl Engine {
         let mut running: JoinSet<Result<()>> = JoinSet::new();
         for _ in 0..workers {
             let (job, plan) = (job.clone(), Arc::clone(&plan));
-            running.spawn(async move {
+            let work = async move {
                 loop {
                     let next = plan.1.fetch_add(1, Ordering::Relaxed);
                     let Some(range) = plan.0.get(next) else { return Ok(()) };
                     range::fetch(&job, range.clone(), false).await?;
                 }
-            });
+            };
+            running.spawn(work.in_current_span());
         }
         while let Some(done) = running.join_next().await {
             done.map_err(|e| Error::internal(format!("a download worker failed: {e}")))??;

@@ -1,6 +1,12 @@
 //! What the driver counts, under the prefix `oci_model_csi_`. No label ever
 //! names a pod, a model or an object.
 
+mod plain;
+
+use std::sync::OnceLock;
+use std::sync::atomic::Ordering;
+use std::time::SystemTime;
+
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -51,7 +57,9 @@ pub struct Metrics {
     registry: Registry,
     /// Bytes that arrived from Object Storage, repeated ones included.
     pub download_bytes: Counter,
-    /// Downloads of blobs that run now.
+    /// Seconds that downloads of models took which came to a good end.
+    pub download_duration: Histogram,
+    /// Downloads of models that run now.
     pub downloads_in_flight: Gauge,
     /// 429 and 503 answers during downloads.
     pub object_storage_throttled: Counter,
@@ -63,6 +71,9 @@ pub struct Metrics {
     pub cache_shared_file_system: Gauge,
     /// Blobs and models that were found damaged on the disk.
     pub cache_damaged: Counter,
+    credential_refresh_failures: Counter,
+    credential_expiry: Gauge,
+    credential: OnceLock<Box<dyn Fn() -> CredentialState + Send + Sync>>,
     cache_size: Family<StateLabel, Gauge>,
     cache_models: Family<StateLabel, Gauge>,
     cache_evictions: Family<ReasonLabel, Counter>,
@@ -71,6 +82,15 @@ pub struct Metrics {
     publish: Family<ResultLabel, Counter>,
     publish_duration: Seconds,
     rpc_duration: RpcSeconds,
+}
+
+/// How it stands with the driver's own credential.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct CredentialState {
+    /// Times that a new one could not be had.
+    pub refresh_failures: u64,
+    /// When the current one ends; `None` where it does not, or there is none yet.
+    pub expires_at: Option<SystemTime>,
 }
 
 /// How a publish came to its model: the label of `publish_total`.
@@ -89,7 +109,8 @@ pub enum PublishResult {
 }
 
 impl PublishResult {
-    fn label(self) -> &'static str {
+    /// The value of the label.
+    pub fn label(self) -> &'static str {
         match self {
             Self::Hit => "hit",
             Self::Joined => "joined",
@@ -136,17 +157,25 @@ fn publish_buckets() -> Histogram {
     Histogram::new([0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 5.0, 15.0, 60.0, 120.0, 300.0, 900.0, 3600.0])
 }
 
+fn download_buckets() -> Histogram {
+    Histogram::new([1.0, 3.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 7200.0])
+}
+
 impl Default for Metrics {
     fn default() -> Self {
         let mut registry = Registry::with_prefix("oci_model_csi");
         let metrics = Self {
             download_bytes: Counter::default(),
+            download_duration: download_buckets(),
             downloads_in_flight: Gauge::default(),
             object_storage_throttled: Counter::default(),
             leases: Gauge::default(),
             cache_limit: Gauge::default(),
             cache_shared_file_system: Gauge::default(),
             cache_damaged: Counter::default(),
+            credential_refresh_failures: Counter::default(),
+            credential_expiry: Gauge::default(),
+            credential: OnceLock::new(),
             cache_size: Family::default(),
             cache_models: Family::default(),
             cache_evictions: Family::default(),
@@ -165,6 +194,11 @@ impl Default for Metrics {
             m.download_bytes.clone(),
         );
         r.register(
+            "download_duration_seconds",
+            "Duration of downloads of models that came to a good end",
+            m.download_duration.clone(),
+        );
+        r.register(
             "downloads_in_flight",
             "Downloads of models that run now",
             m.downloads_in_flight.clone(),
@@ -178,6 +212,16 @@ impl Default for Metrics {
             "object_storage_requests",
             "Requests to Object Storage, by operation and HTTP status; none without an answer",
             m.requests.clone(),
+        );
+        r.register(
+            "credential_refresh_failures",
+            "Times that the driver could not get a new credential for itself",
+            m.credential_refresh_failures.clone(),
+        );
+        r.register(
+            "credential_expiry_timestamp_seconds",
+            "When the driver's credential ends, in seconds since 1970; 0 where it does not end",
+            m.credential_expiry.clone(),
         );
         r.register("leases", "Volumes that hold a model", m.leases.clone());
         r.register(
@@ -271,8 +315,25 @@ impl Metrics {
         self.rpc_duration.get_or_create(&RpcLabels { method, code }).observe(seconds);
     }
 
+    /// Has the credential looked at whenever metrics are read; the first one who asks.
+    pub fn watch_credential(&self, state: impl Fn() -> CredentialState + Send + Sync + 'static) {
+        let _ = self.credential.set(Box::new(state));
+    }
+
+    /// The metrics in Prometheus' older text format, which every reader knows.
+    pub fn to_plain_text(&self) -> String {
+        plain::of(&self.to_text())
+    }
+
     /// The metrics in the OpenMetrics text format.
     pub fn to_text(&self) -> String {
+        if let Some(look) = self.credential.get() {
+            let CredentialState { refresh_failures, expires_at } = look();
+            self.credential_refresh_failures.inner().store(refresh_failures, Ordering::Relaxed);
+            let since = expires_at.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
+            let seconds = since.map_or(0, |since| since.as_secs());
+            self.credential_expiry.set(i64::try_from(seconds).unwrap_or(i64::MAX));
+        }
         let mut text = String::new();
         // Writing to a String cannot fail.
         let _ = encode(&mut text, &self.registry);

@@ -25,6 +25,13 @@ pub struct Source {
     pub prefix: Prefix,
 }
 
+impl Source {
+    /// Its name for people, as in [`super::ModelRequest::title`].
+    pub fn title(&self) -> String {
+        super::request::title(&self.prefix, &self.bucket)
+    }
+}
+
 impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "oci://{}@{}/{}", self.bucket, self.namespace, self.prefix)

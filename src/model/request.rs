@@ -136,10 +136,15 @@ impl ModelRequest {
     /// How messages name the model: `models/phi3/ from ai-model-cache`.
     /// A long prefix is shortened, so that it does not push out what to do.
     pub fn title(&self) -> String {
-        if self.prefix.as_str().is_empty() {
-            format!("the whole bucket {}", self.bucket)
-        } else {
-            format!("{} from {}", shown(self.prefix.as_str(), 200), self.bucket)
-        }
+        title(&self.prefix, &self.bucket)
+    }
+}
+
+/// A model's name for people.
+pub(super) fn title(prefix: &Prefix, bucket: &BucketName) -> String {
+    if prefix.as_str().is_empty() {
+        format!("the whole bucket {bucket}")
+    } else {
+        format!("{} from {bucket}", shown(prefix.as_str(), 200))
     }
 }

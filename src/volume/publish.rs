@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tracing::Span;
 
 use super::choose::{Choice, Chooser};
 use super::targets::{TargetGuard, Targets};
@@ -12,7 +13,7 @@ use super::tell::{self, Teller};
 use super::{PublishKey, PublishRequest, VolumeStats};
 use crate::abort_point;
 use crate::blocking::blocking;
-use crate::cache::{Asker, Cache, CachedModel, Holder};
+use crate::cache::{Asker, Cache, CachedModel, Holder, LeaseRecord};
 use crate::download::Engine;
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::Events;
@@ -71,6 +72,11 @@ impl Volumes {
     pub async fn publish(&self, request: PublishRequest, wait: Duration) -> Result<()> {
         let started = Instant::now();
         let pod = request.pod.clone();
+        let span = Span::current();
+        if let Some(pod) = &pod {
+            span.record("pod", format!("{}/{}", pod.namespace, pod.name));
+        }
+        span.record("model", request.model.title());
         let result = self.try_publish(request, started + wait).await;
         if let Err(error) = &result {
             Teller::new(&self.0.events, pod.as_ref()).failed(error);
@@ -109,18 +115,12 @@ impl Volumes {
         };
         self.0.cache.check_sanity(&model, &request.model).await?;
         let (inner, revision) = (Arc::clone(&self.0), model.manifest.revision.clone());
-        let PublishKey { volume_id, target, .. } = request.key.clone();
+        let target = request.key.target.clone();
         let (pod, shown) = (request.pod.clone(), model.clone());
         blocking(move || inner.show(guard, request, model)).await?;
         Teller::new(&self.0.events, pod.as_ref()).published(how, &shown, &title);
-        tracing::info!(
-            volume_id,
-            target = %target.display(),
-            model = title,
-            revision = revision.as_str(),
-            result = ?how,
-            "published"
-        );
+        let (target, result) = (target.display(), how.label());
+        tracing::info!(%target, revision = revision.as_str(), result, "published");
         Ok(Some(how))
     }
 
@@ -180,6 +180,8 @@ impl Volumes {
                         false => PublishResult::Downloaded,
                     };
                     let progress = ticket.shared_progress();
+                    Span::current().record("flight", progress.id());
+                    tracing::debug!(joined = ticket.joined(), "waiting for the model");
                     let landed = tokio::select! {
                         landed = ticket.landed() => landed,
                         short = progress.short_of_space() => {
@@ -195,7 +197,7 @@ impl Volumes {
                     match landed {
                         Ok(model) => (model, how),
                         Err(error) if error.kind() == ErrorKind::Changed => {
-                            tracing::info!(model = title, %error, "resolving again");
+                            tracing::info!(%error, "resolving again");
                             changed = Some(error);
                             continue;
                         }
@@ -337,8 +339,20 @@ impl Inner {
         })
     }
 
+    /// Says in the lines of this call whose volume it is.
+    fn note(&self, lease: &LeaseRecord) {
+        let span = Span::current();
+        span.record("pod", lease.pod.as_deref());
+        if let Ok(Some(manifest)) = self.cache.manifest(&lease.model) {
+            span.record("model", manifest.source.title());
+        }
+    }
+
     fn take_away(&self, volume_id: &str, target: &Path) -> Result<()> {
         let lease = self.cache.lease_of(target);
+        if let Some(lease) = &lease {
+            self.note(lease);
+        }
         if let Some(other) = lease.as_ref().filter(|lease| lease.volume_id != volume_id) {
             return Err(Error::new(
                 ErrorKind::Conflict,
@@ -349,7 +363,9 @@ impl Inner {
                 ),
             ));
         }
-        if let Some(mounted) = mount::mounted(target)? {
+        let mounted = mount::mounted(target)?;
+        let stood = lease.is_some() || mounted.is_some();
+        if let Some(mounted) = mounted {
             let ours = lease.is_some()
                 || mount::identity(self.cache.layout().root())
                     .is_ok_and(|cache| cache.dev == mounted.root.dev);
@@ -369,7 +385,10 @@ impl Inner {
         abort_point::reach("unbind-2");
         self.cache.release(target)?;
         abort_point::reach("unbind-3");
-        tracing::info!(volume_id, target = %target.display(), "unpublished");
+        // Not again for a volume that was gone already: kubelet asks as often as it likes.
+        if stood {
+            tracing::info!(target = %target.display(), "unpublished");
+        }
         Ok(())
     }
 }

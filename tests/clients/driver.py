@@ -2,6 +2,7 @@
 
 import functools
 import os
+import socket as socket_module
 import subprocess
 import sys
 import time
@@ -59,6 +60,12 @@ def csi_modules(directory):
     return csi_pb2, csi_pb2_grpc
 
 
+def free_port():
+    with socket_module.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
 class Driver:
     """A running driver that reads from `store` with the API key of the oci CLI's file."""
 
@@ -66,6 +73,7 @@ class Driver:
         self.kubelet = directory / "kubelet"
         (self.kubelet / "pods").mkdir(parents=True)
         socket = directory / "csi.sock"
+        self.metrics = f"127.0.0.1:{free_port()}"
         config = directory / "config.yaml"
         config.write_text("cache: {minFree: 1MiB, minFreeInodes: 0%}\n")
         self.log = directory / "driver.log"
@@ -74,7 +82,7 @@ class Driver:
                 [BINARY, "all", "--csi-endpoint", f"unix://{socket}", "--node-id", "node-1",
                  "--cache-dir", directory / "cache", "--kubelet-dir", self.kubelet,
                  "--config", config, "--auth", "api_key", "--config-file", store.config,
-                 "--oci-endpoint", store.endpoint],
+                 "--oci-endpoint", store.endpoint, "--metrics-address", self.metrics],
                 env={}, stderr=log)
         self.csi, stubs = csi_modules(directory)
         # Without this option grpcio sends the percent-encoded path as authority.
