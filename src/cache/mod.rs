@@ -30,6 +30,7 @@ mod recover;
 mod report;
 mod reread;
 mod sanity;
+mod selinux;
 mod shortage;
 mod slots;
 mod space;

@@ -5,8 +5,8 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-use super::files;
 use super::layout::{DIRECTORIES, Layout, VERSION, VERSION_STEM};
+use super::{files, selinux};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mount;
 
@@ -71,9 +71,12 @@ pub(super) fn take(layout: &Layout, require_mount: bool) -> Result<Ownership> {
             lock(layout)?
         }
     };
+    let is_new = !layout.models().exists();
     for name in DIRECTORIES {
         files::make_directory(&layout.directory(name), 0o755)?;
     }
+    let directories: Vec<_> = DIRECTORIES.iter().map(|name| layout.directory(name)).collect();
+    selinux::label(&selinux::Kernel::default(), root, &directories, is_new);
     check_hard_links(layout)?;
     warn_of_foreign_files(layout)?;
     Ok(Ownership { _lock: lock })

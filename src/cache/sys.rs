@@ -1,12 +1,19 @@
-#![expect(unsafe_code, reason = "file leases and FICLONE have no safe wrapper in nix or std")]
-//! The system calls of an import that no crate wraps.
+#![expect(
+    unsafe_code,
+    reason = "file leases, FICLONE and extended attributes have no safe wrapper in nix or std"
+)]
+//! The system calls of the cache that no crate wraps.
 //!
 //! JUSTIFICATION: a file that is taken over by its inode must be open for
 //! writing nowhere, and only the kernel knows (`F_SETLEASE`); a copy that takes
-//! no space is `FICLONE`. It holds nothing but the calls.
+//! no space is `FICLONE`. A label of SELinux is the extended attribute
+//! `security.selinux`. It holds nothing but the calls.
 
+use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use nix::libc::{self, c_int};
 
@@ -60,6 +67,52 @@ pub(super) fn reflink(from: impl AsFd, to: impl AsFd) -> io::Result<()> {
     // the call, and the argument of this request is a descriptor and no pointer.
     let result = unsafe { libc::ioctl(to, libc::FICLONE, from) };
     check(result).map(drop)
+}
+
+/// The attribute that is a label (`linux/xattr.h`, XATTR_NAME_SELINUX).
+const SELINUX: &CStr = c"security.selinux";
+
+/// Longer than any label.
+const LABEL: usize = 4096;
+
+/// The SELinux label of a file or directory; `None` where it has none. A
+/// symbolic link is not followed.
+pub(super) fn label(path: &Path) -> io::Result<Option<String>> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut value = [0_u8; LABEL];
+    // SAFETY: both strings end with NUL, and the kernel writes at most as many
+    // bytes as the buffer has.
+    let read = unsafe {
+        libc::lgetxattr(path.as_ptr(), SELINUX.as_ptr(), value.as_mut_ptr().cast(), value.len())
+    };
+    match usize::try_from(read) {
+        Ok(read) => {
+            let text = String::from_utf8_lossy(&value[..read]);
+            Ok(Some(text.trim_end_matches('\0').to_owned()))
+        }
+        Err(_) => match io::Error::last_os_error() {
+            none if matches!(none.raw_os_error(), Some(libc::ENODATA | libc::EOPNOTSUPP)) => {
+                Ok(None)
+            }
+            error => Err(error),
+        },
+    }
+}
+
+/// Sets the SELinux label of a file or directory. A symbolic link is not followed.
+///
+/// # Errors
+/// EOPNOTSUPP where the file system keeps none, or was mounted with one for all.
+pub(super) fn set_label(path: &Path, label: &str) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    // As the tools of SELinux store it: with its NUL.
+    let label = CString::new(label)?;
+    let value = label.as_bytes_with_nul();
+    // SAFETY: all strings end with NUL, and the kernel reads exactly the bytes of the value.
+    check(unsafe {
+        libc::lsetxattr(path.as_ptr(), SELINUX.as_ptr(), value.as_ptr().cast(), value.len(), 0)
+    })
+    .map(drop)
 }
 
 /// The requests of this module take an integer, or nothing.
