@@ -163,10 +163,8 @@ impl Engine {
         progress: Arc<Progress>,
     ) -> Result<Verified> {
         let (engine, etag) = (self.clone(), Arc::from(etag));
-        let work = self.0.workers.spawn(
-            async move { engine.run(object, size, etag, staging, demand, progress).await }
-                .in_current_span(),
-        );
+        let run = async move { engine.run(object, size, etag, staging, demand, progress).await };
+        let work = self.0.workers.spawn(run.in_current_span());
         match AbortOnDropHandle::new(work).await {
             Ok(result) => result,
             Err(error) => Err(Error::internal(format!("a download task failed: {error}"))),
