@@ -64,6 +64,7 @@ async fn steps(
     title: &str,
     progress: &Arc<FillProgress>,
 ) -> Result<CachedModel> {
+    let mut told = false;
     loop {
         match attempt(inner, engine, manifest, title, progress).await? {
             Outcome::Stands(model) => {
@@ -74,10 +75,14 @@ async fn steps(
             }
             Outcome::Short(shortage) => {
                 let error = shortage.error(title, None);
-                tracing::warn!("{error}");
                 if !progress.share().is_urgent() {
                     // Only pods wait for space: nobody misses this one yet.
                     return Err(error);
+                }
+                // Every few seconds it is looked at again.
+                match std::mem::replace(&mut told, true) {
+                    false => tracing::warn!("{error}"),
+                    true => tracing::debug!("{error}"),
                 }
                 progress.short(Some(*shortage));
                 wait_for_space(inner, progress).await;
