@@ -328,12 +328,15 @@ fn object_storage_that_nobody_listens_for_is_unavailable() {
 fn a_driver_that_cannot_do_what_its_configuration_says_does_not_start() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
-        let rule = "{namespaces: [a], buckets: [b], prefixes: [m/], allow: true}";
+        let rule = "{namespaces: [a], buckets: [b], prefixes: [/m], allow: true}";
         for (config, words) in [
             ("cache:\n  minFree: 1MiB\n  sise: 3\n", ["config.yaml, line 3", "sise"]),
             ("download: {concurrency: many}\n", ["config.yaml, line 2", "concurrency"]),
             ("download:\n\t- x\n", ["config.yaml, line", "tab"]),
-            (&format!("policy:\n  rules:\n  - {rule}\n"), ["policy.rules", "not enforced"]),
+            (
+                &format!("policy:\n  rules:\n  - {rule}\n"),
+                ["config.yaml, line 4", "no leading slash"],
+            ),
             ("objectStorage: {buckets: [{name: b}]}\n", ["objectStorage.buckets", "not supported"]),
             ("cache: {requireMount: true}\n", ["cache.requireMount", "mount it"]),
         ] {

@@ -11,6 +11,7 @@ use crate::download::{EngineOptions, Verify};
 use crate::error::Result;
 use crate::metrics::Metrics;
 use crate::oci::RetryPolicy;
+use crate::policy::{Policy, Rule};
 use crate::volume::Limits;
 
 /// How the engine works under this configuration.
@@ -34,6 +35,19 @@ pub(super) fn limits(config: &config::Limits) -> Limits {
         max_objects: usize::try_from(config.max_objects).unwrap_or(usize::MAX),
         max_bytes: config.max_model_size.map(|size| size.as_u64()),
     }
+}
+
+/// Who may mount what under this configuration.
+pub(super) fn policy(config: &config::Policy) -> Policy {
+    let rule = |rule: &config::Rule| Rule {
+        namespaces: rule.namespaces.clone(),
+        service_accounts: rule.service_accounts.clone(),
+        object_storage_namespaces: rule.object_storage_namespaces.clone(),
+        buckets: rule.buckets.clone(),
+        prefixes: rule.prefixes.clone(),
+        allow: rule.allow,
+    };
+    Policy::new(config.rules.iter().map(rule).collect())
 }
 
 /// The cache under this configuration; `dir` wins over the configured one.

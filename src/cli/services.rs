@@ -14,8 +14,9 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::options;
+use super::reload::{self, Followed};
 use super::storage::{self, StorageArgs};
-use super::{options, reload};
 use crate::admin::{Admin, Listener};
 use crate::blocking::blocking;
 use crate::cache::Cache;
@@ -30,6 +31,7 @@ use crate::events::Events;
 use crate::kubernetes::{self, Cluster};
 use crate::manage::{Manager, Remote};
 use crate::metrics::{CredentialState, Metrics};
+use crate::model::ModelUri;
 use crate::node::NodeState;
 use crate::oci::{AuthMethod, ObjectStorage};
 use crate::policy::Policy;
@@ -145,10 +147,8 @@ pub(super) fn run(args: ServiceArgs, mode: Mode, runtime: &Runtime) -> Result<()
 /// Reads the configuration and refuses what somebody would rely on in vain.
 fn load_config(path: Option<&std::path::Path>) -> Result<Config> {
     let config = path.map_or_else(|| Ok(Config::default()), Config::load)?;
+    let config = reload::usable(config)?;
     for unsupported in config.unsupported() {
-        if unsupported.refuse {
-            return Err(Error::invalid(unsupported.sentence));
-        }
         tracing::warn!("{}", unsupported.sentence);
     }
     Ok(config)
@@ -173,12 +173,16 @@ async fn start(args: ServiceArgs, config: &Config, mode: Mode) -> Result<()> {
             expires_at: identity.expires_at(),
         });
     }
+    let (followed, changing) = Followed::new(config, &metrics);
     let limits = options::limits(&config.limits);
     let resolver = Resolver::new(client.clone(), limits, auth.as_str(), &tasks, &shutdown);
     let node = match mode {
         Mode::Controller => None,
         Mode::Node | Mode::All => {
-            Some(Node::build(&args, config, client, &resolver, &metrics, &tasks, &shutdown)?)
+            let policy = changing.policy.clone();
+            Some(Node::build(
+                &args, config, policy, client, &resolver, &metrics, &tasks, &shutdown,
+            )?)
         }
     };
 
@@ -215,13 +219,18 @@ async fn start(args: ServiceArgs, config: &Config, mode: Mode) -> Result<()> {
             NodeService::new(volumes, options, readiness.clone(), Arc::clone(&metrics))
         }),
         controller: (mode != Mode::Node).then(|| {
-            let provisioner = Provisioner::new(resolver, args.driver_name.clone());
+            let policy = changing.policy.clone();
+            let provisioner = Provisioner::new(resolver, policy, args.driver_name.clone());
             ControllerService::new(provisioner, readiness.clone(), Arc::clone(&metrics))
         }),
     };
 
     stop_at_signals(&tasks, &shutdown)?;
-    let recovery = recover(node.clone(), &args, config, &readiness, &tasks, &shutdown);
+    if let Some(file) = args.config.clone() {
+        tasks.spawn(reload::follow(file, config.clone(), followed, shutdown.clone()));
+    }
+    let (node_now, list) = (node.clone(), changing.prefetch);
+    let recovery = recover(node_now, &args, config, list, &readiness, &tasks, &shutdown);
     let (served, recovered) = tokio::join!(serve(listener, services, shutdown.clone()), recovery);
 
     // Calls have ended; now what they left running, then what that stood on.
@@ -255,9 +264,11 @@ struct Node {
 }
 
 impl Node {
+    #[expect(clippy::too_many_arguments, reason = "it stands on what the process was built of")]
     fn build(
         args: &ServiceArgs,
         config: &Config,
+        policy: watch::Receiver<Policy>,
         client: ObjectStorage,
         resolver: &Resolver,
         metrics: &Arc<Metrics>,
@@ -278,7 +289,7 @@ impl Node {
             cache.clone(),
             engine.clone(),
             chooser,
-            Policy,
+            policy,
             events,
             Arc::clone(metrics),
         );
@@ -311,6 +322,7 @@ async fn recover(
     node: Option<Node>,
     args: &ServiceArgs,
     config: &Config,
+    list: watch::Receiver<Vec<ModelUri>>,
     readiness: &Readiness,
     tasks: &TaskTracker,
     shutdown: &CancellationToken,
@@ -331,11 +343,7 @@ async fn recover(
             }
             let ends = shutdown.clone();
             tasks.spawn(async move { cache.keep_house(&pods, &ends).await });
-            let (list, wanted) = watch::channel(config.prefetch.clone());
-            tasks.spawn(async move { manager.keep_warm(wanted).await });
-            if let Some(file) = args.config.clone() {
-                tasks.spawn(reload::follow(file, config.clone(), list, shutdown.clone()));
-            }
+            tasks.spawn(async move { manager.keep_warm(list).await });
             if let Some(every) = config.cache.scrub_interval {
                 let (rate, ends) = (config.cache.scrub_rate.as_u64(), shutdown.clone());
                 tasks.spawn(async move { volumes.scrub(every, rate, &ends).await });

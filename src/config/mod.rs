@@ -7,6 +7,7 @@
 mod amount;
 mod fields;
 mod report;
+mod rule;
 
 use std::fmt;
 use std::fs;
@@ -18,6 +19,8 @@ use bytesize::ByteSize;
 use serde::Deserialize;
 
 pub use amount::{Amount, MinFree, Percent, parse_size};
+
+pub use rule::Rule;
 
 use crate::model::{ModelUri, nearest};
 use crate::{Error, Result};
@@ -171,30 +174,6 @@ pub struct Policy {
     pub rules: Vec<Rule>,
 }
 
-/// Who (all of the first two) gets what (all of the others), or does not.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Rule {
-    /// Patterns over the pod's Kubernetes namespace.
-    pub namespaces: Vec<String>,
-    /// Patterns over the pod's service account.
-    #[serde(default = "everybody")]
-    pub service_accounts: Vec<String>,
-    /// Object Storage namespaces; empty means the own tenancy's.
-    #[serde(default)]
-    pub object_storage_namespaces: Vec<String>,
-    /// Patterns over the bucket's name.
-    pub buckets: Vec<String>,
-    /// Prefixes, which match at `/`.
-    pub prefixes: Vec<String>,
-    /// The decision.
-    pub allow: bool,
-}
-
-fn everybody() -> Vec<String> {
-    vec!["*".to_owned()]
-}
-
 /// The name of a way to sign requests, spelled as the oci CLI's `--auth` spells it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct AuthName(String);
@@ -331,13 +310,6 @@ impl Config {
                 found.push(Unsupported { key, sentence: format!("{key} {sentence}"), refuse });
             }
         };
-        add(
-            !self.policy.rules.is_empty(),
-            "policy.rules",
-            true,
-            "is not enforced by this version: every pod could mount everything that the driver \
-             can read; remove the rules to accept that",
-        );
         add(
             !self.object_storage.buckets.is_empty(),
             "objectStorage.buckets",

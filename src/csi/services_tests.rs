@@ -6,6 +6,7 @@ use std::sync::Arc;
 use hyper_util::rt::TokioIo;
 use tempfile::TempDir;
 use tokio::net::UnixStream;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 use tonic::transport::{Channel, Endpoint};
@@ -57,7 +58,8 @@ impl Driver {
             readiness.clone(),
             Arc::clone(&metrics),
         );
-        let provisioner = Provisioner::new(store.resolver().await, "oci-model-csi.dev");
+        let policy = watch::channel(Policy::default()).1;
+        let provisioner = Provisioner::new(store.resolver().await, policy, "oci-model-csi.dev");
         let controller =
             ControllerService::new(provisioner, readiness.clone(), Arc::clone(&metrics));
         let identity = IdentityService::new(
@@ -120,7 +122,8 @@ async fn volumes(
     cache.recover(&dir.join("kubelet/pods")).unwrap();
     let engine = Engine::new(store.client().await, engine, Arc::clone(metrics)).unwrap();
     let chooser = Chooser::new(store.resolver().await, false);
-    Volumes::new(cache, engine, chooser, Policy, Events::default(), Arc::clone(metrics))
+    let policy = watch::channel(Policy::default()).1;
+    Volumes::new(cache, engine, chooser, policy, Events::default(), Arc::clone(metrics))
 }
 
 fn publish_request(driver: &Driver) -> NodePublishVolumeRequest {

@@ -74,6 +74,10 @@ pub struct Metrics {
     credential_refresh_failures: Counter,
     credential_expiry: Gauge,
     credential: OnceLock<Box<dyn Fn() -> CredentialState + Send + Sync>>,
+    /// 1 while the configuration's file is usable as it is now.
+    pub config_valid: Gauge,
+    /// When the configuration that is in use was read, in seconds since 1970.
+    pub config_read: Gauge,
     cache_size: Family<StateLabel, Gauge>,
     cache_models: Family<StateLabel, Gauge>,
     cache_evictions: Family<ReasonLabel, Counter>,
@@ -176,6 +180,8 @@ impl Default for Metrics {
             credential_refresh_failures: Counter::default(),
             credential_expiry: Gauge::default(),
             credential: OnceLock::new(),
+            config_valid: Gauge::default(),
+            config_read: Gauge::default(),
             cache_size: Family::default(),
             cache_models: Family::default(),
             cache_evictions: Family::default(),
@@ -222,6 +228,17 @@ impl Default for Metrics {
             "credential_expiry_timestamp_seconds",
             "When the driver's credential ends, in seconds since 1970; 0 where it does not end",
             m.credential_expiry.clone(),
+        );
+        r.register(
+            "config_valid",
+            "1 while the configuration's file is usable as it is now; 0 while the last good one is \
+             used",
+            m.config_valid.clone(),
+        );
+        r.register(
+            "config_last_reload_success_timestamp_seconds",
+            "When the configuration that is in use was read",
+            m.config_read.clone(),
         );
         r.register("leases", "Volumes that hold a model", m.leases.clone());
         r.register(

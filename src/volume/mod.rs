@@ -4,6 +4,7 @@
 mod choose;
 #[cfg(test)]
 pub(crate) mod fake;
+mod permit;
 mod provision;
 mod publish;
 mod records;

@@ -3,11 +3,15 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use tokio::sync::watch;
+
+use super::permit::permit;
 use super::records::{Record, Records};
 use super::resolve::Resolver;
 use super::template::{self, Claim};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{AttributeSource, ModelRequest, RequestDigest, parse_attributes, size_text};
+use crate::policy::{Policy, Who};
 
 /// What every id of ours begins with; the digits tell the form's version.
 const ID_FORM: &str = "ocimodel-v1-";
@@ -62,14 +66,21 @@ pub struct NewVolume {
 /// beyond that number, such a request gets the same id and its own context.
 pub struct Provisioner {
     resolver: Resolver,
+    policy: watch::Receiver<Policy>,
     driver_name: String,
     records: Records,
 }
 
 impl Provisioner {
-    /// Asks Object Storage through `resolver` whether models exist.
-    pub fn new(resolver: Resolver, driver_name: impl Into<String>) -> Self {
-        Self { resolver, driver_name: driver_name.into(), records: Records::new(RECORDS) }
+    /// Asks Object Storage through `resolver` whether models exist that
+    /// `policy` allows.
+    pub fn new(
+        resolver: Resolver,
+        policy: watch::Receiver<Policy>,
+        driver_name: impl Into<String>,
+    ) -> Self {
+        let records = Records::new(RECORDS);
+        Self { resolver, policy, driver_name: driver_name.into(), records }
     }
 
     /// The volume of this name; the model has to exist.
@@ -77,13 +88,16 @@ impl Provisioner {
     /// Cancellation safe: a second call makes the same volume.
     ///
     /// # Errors
-    /// `Invalid` for wrong parameters; `InProgress` while another call is at
+    /// `Invalid` for wrong parameters; `Denied` by the policy, also for a
+    /// volume that was made before; `InProgress` while another call is at
     /// work on the name; `Conflict` when it was made of other parameters or
     /// with a capacity that does not fit; `OutOfRange` when the model is
     /// larger than the limit; `Precondition` when the pinned revision is not
     /// the bucket's; what [`Resolver::resolve`] says.
     pub async fn create(&self, request: ProvisionRequest) -> Result<NewVolume> {
         let (model, context) = attributes(&request.parameters, Claim::Of(&request.parameters))?;
+        let namespace = template::namespace(&request.parameters);
+        permit(&self.policy, &self.resolver, Who::Claim(namespace), &model).await?;
         let id = self.id_of(&request.name);
         let busy = self.records.enter(&id)?;
         let digest = digest(&context);

@@ -10,7 +10,12 @@ async fn store() -> FakeStore {
 }
 
 async fn provisioner(store: &FakeStore) -> Provisioner {
-    Provisioner::new(store.resolver().await, "oci-model-csi.dev")
+    provisioner_of(store, "oci-model-csi.dev").await
+}
+
+async fn provisioner_of(store: &FakeStore, driver: &str) -> Provisioner {
+    let policy = watch::channel(Policy::default()).1;
+    Provisioner::new(store.resolver().await, policy, driver)
 }
 
 fn map(pairs: &[(&str, &str)]) -> HashMap<String, String> {
@@ -76,7 +81,7 @@ async fn the_same_name_again_is_the_same_volume_without_asking_again() {
 
     let other = provisioner.create(claim("pvc-2", "phi3")).await.unwrap();
     assert_ne!(other.id, first.id);
-    let of_another_driver = Provisioner::new(store.resolver().await, "other.dev");
+    let of_another_driver = provisioner_of(&store, "other.dev").await;
     assert_ne!(of_another_driver.create(claim("pvc-1", "phi3")).await.unwrap().id, first.id);
 }
 

@@ -4,10 +4,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::Span;
 
 use super::choose::{Choice, Chooser};
+use super::permit::permit;
 use super::targets::{TargetGuard, Targets};
 use super::tell::{self, Teller};
 use super::{PublishKey, PublishRequest, VolumeStats};
@@ -19,7 +21,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::events::Events;
 use crate::metrics::{Metrics, PublishResult};
 use crate::mount;
-use crate::policy::Policy;
+use crate::policy::{Policy, Who};
 
 /// Times that a model may change under a publish before that is the answer.
 const RESOLVES: u32 = 3;
@@ -32,19 +34,20 @@ struct Inner {
     cache: Cache,
     engine: Engine,
     chooser: Chooser,
-    policy: Policy,
+    policy: watch::Receiver<Policy>,
     targets: Targets,
     events: Events,
     metrics: Arc<Metrics>,
 }
 
 impl Volumes {
-    /// The use cases over these parts.
+    /// The use cases over these parts. A change of the policy holds from the
+    /// next question on; what is mounted stays.
     pub fn new(
         cache: Cache,
         engine: Engine,
         chooser: Chooser,
-        policy: Policy,
+        policy: watch::Receiver<Policy>,
         events: Events,
         metrics: Arc<Metrics>,
     ) -> Self {
@@ -103,9 +106,13 @@ impl Volumes {
         if self.is_published(&request.key).await? {
             return Ok(None);
         }
-        self.0.policy.check(request.pod.as_ref(), &request.model)?;
         let title = request.model.title();
-        let bringing = self.bring(&request, &title, deadline);
+        let bringing = async {
+            self.permit(&request).await?;
+            let brought = self.bring(&request, &title, deadline).await?;
+            // That took a while, in which the rules may have changed.
+            self.permit(&request).await.map(|()| brought)
+        };
         let (model, how) = match tokio::time::timeout_at(deadline, bringing).await {
             Ok(brought) => brought?,
             Err(_) => {
@@ -151,6 +158,12 @@ impl Volumes {
                 format!("{shown} shows another volume, {}; unpublish that first", lease.volume_id)
             },
         ))
+    }
+
+    async fn permit(&self, request: &PublishRequest) -> Result<()> {
+        let Inner { policy, chooser, .. } = &*self.0;
+        let who = Who::Pod(request.pod.as_ref());
+        permit(policy, chooser.resolver(), who, &request.model).await
     }
 
     /// The model, complete in the cache.

@@ -93,6 +93,11 @@ impl Resolver {
         self.0.source(request).await
     }
 
+    /// The Object Storage namespace of requests that name none.
+    pub async fn own_namespace(&self) -> Result<NamespaceName> {
+        self.0.own_namespace().await
+    }
+
     /// The digest that "the same request" means; needs the location only.
     ///
     /// # Errors
@@ -131,11 +136,15 @@ impl Resolver {
 }
 
 impl Inner {
+    async fn own_namespace(&self) -> Result<NamespaceName> {
+        NamespaceName::parse(&self.client.namespace().await?)
+    }
+
     async fn source(&self, request: &ModelRequest) -> Result<Source> {
         let location = self.client.location().await?;
         let namespace = match &request.namespace {
             Some(namespace) => namespace.clone(),
-            None => NamespaceName::parse(&self.client.namespace().await?)?,
+            None => self.own_namespace().await?,
         };
         let (bucket, prefix) = (request.bucket.clone(), request.prefix.clone());
         Ok(Source { location, namespace, bucket, prefix })

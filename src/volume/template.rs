@@ -4,10 +4,13 @@ use std::collections::HashMap;
 
 use crate::error::{Error, Result};
 
+/// Where external-provisioner tells the claim's namespace.
+const NAMESPACE: &str = "csi.storage.k8s.io/pvc/namespace";
+
 /// The variables, and where external-provisioner tells their values.
 const VARIABLES: [(&str, &str); 3] = [
     ("pvc.name", "csi.storage.k8s.io/pvc/name"),
-    ("pvc.namespace", "csi.storage.k8s.io/pvc/namespace"),
+    ("pvc.namespace", NAMESPACE),
     ("pv.name", "csi.storage.k8s.io/pv/name"),
 ];
 
@@ -18,6 +21,11 @@ pub(super) enum Claim<'a> {
     Of(&'a HashMap<String, String>),
     /// Any: only the form of the text is checked.
     Any,
+}
+
+/// The namespace of the claim that asks, if it is told.
+pub(super) fn namespace(parameters: &HashMap<String, String>) -> Option<&str> {
+    parameters.get(NAMESPACE).map(String::as_str).filter(|name| !name.is_empty())
 }
 
 /// Whether a text asks for a substitution at all.

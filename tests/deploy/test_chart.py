@@ -55,7 +55,7 @@ def test_the_configuration_is_the_drivers_with_its_defaults():
     [sample] = re.findall(r"```yaml\n(.*?)```", CONFIGURATION, re.DOTALL)
     documented = yaml.safe_load(sample)
     # What this version reads and does not do.
-    del documented["objectStorage"]["buckets"], documented["policy"]
+    del documented["objectStorage"]["buckets"]
     assert values == documented
 
 
@@ -199,8 +199,10 @@ def test_a_change_of_the_configuration_restarts_the_pods_and_nothing_else_does()
     assert len(before) == 2
     assert sums("--set", "config.download.concurrency=32") != before
     assert sums("--set", "metrics.podMonitor.enabled=true") == before
-    # The driver follows this one while it runs.
+    # The driver follows these while it runs.
     assert sums("--set", "config.prefetch={oci://ai-model-cache/models/phi3-mini/}") == before
+    rule = '[{"namespaces": ["team-a"], "buckets": ["b"], "prefixes": [""], "allow": true}]'
+    assert sums("--set-json", f"config.policy.rules={rule}") == before
 
 
 def test_one_node_at_a_time_and_never_two_drivers_on_one_cache():

@@ -81,9 +81,9 @@ What a command in the container needs too, such as `oci-model-csi cache ls` of
 {{- end }}
 {{- end -}}
 
-{{/* What a pod has to be restarted for. The driver follows the prefetch list by itself. */}}
+{{/* What a pod has to be restarted for. The driver follows policy and prefetch list by itself. */}}
 {{- define "oci-model-csi.checksum" -}}
-{{- omit .Values.config "prefetch" | toYaml | sha256sum -}}
+{{- omit .Values.config "policy" "prefetch" | toYaml | sha256sum -}}
 {{- end -}}
 
 {{- define "oci-model-csi.volumeMounts" -}}

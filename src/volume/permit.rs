@@ -1,0 +1,27 @@
+//! Whether the administrator's rules, as they are at this moment, allow a model.
+
+use tokio::sync::watch;
+
+use super::Resolver;
+use crate::error::Result;
+use crate::model::ModelRequest;
+use crate::policy::{Policy, Verdict, Who};
+
+/// Allows, or says why not. Object Storage is asked for the own tenancy's
+/// namespace only where a rule depends on it and it was not asked before.
+///
+/// # Errors
+/// `Denied` by the rules; what [`Resolver::own_namespace`] says where it is needed.
+pub(super) async fn permit(
+    policy: &watch::Receiver<Policy>,
+    resolver: &Resolver,
+    who: Who<'_>,
+    request: &ModelRequest,
+) -> Result<()> {
+    let policy = policy.borrow().clone();
+    if policy.check(who, request, None)? == Verdict::NeedsOwnNamespace {
+        let own = resolver.own_namespace().await?;
+        policy.check(who, request, Some(&own))?;
+    }
+    Ok(())
+}
