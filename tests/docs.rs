@@ -167,7 +167,9 @@ fn attributes_in(
             .map(|(key, value)| {
                 let text = value.as_str().unwrap_or_else(|| panic!("{key} is no string"));
                 // What the Controller replaces before it parses.
-                (key.clone(), text.replace("${pvc.name}", "claim"))
+                let text = text.replace("${pvc.name}", "claim");
+                let annotation = "${pvc.annotations['oci-model-csi.dev/model']}";
+                (key.clone(), text.replace(annotation, "model"))
             })
             .collect()
     };

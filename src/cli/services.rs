@@ -35,7 +35,7 @@ use crate::model::ModelUri;
 use crate::node::NodeState;
 use crate::oci::{AuthMethod, ObjectStorage};
 use crate::policy::Policy;
-use crate::volume::{Chooser, Provisioner, Resolver, Volumes};
+use crate::volume::{Chooser, Claims, Provisioner, Resolver, Volumes};
 
 /// How long background work may take to end once the calls have.
 const GRACE: Duration = Duration::from_secs(5);
@@ -81,8 +81,8 @@ pub(super) struct ServiceArgs {
     /// cache; none for controller]
     #[arg(long, env = "OCI_MODEL_CSI_ADMIN_ENDPOINT", value_name = "unix:///path")]
     admin_endpoint: Option<Endpoint>,
-    /// API server that pods' events are written to, and the node's taint and labels [default: that
-    /// of the cluster the driver runs in]
+    /// API server that events are written to, and the node's taint and labels, and where claims are
+    /// read [default: that of the cluster the driver runs in]
     #[arg(long, env = "OCI_MODEL_CSI_KUBERNETES_API", value_name = "URL")]
     kubernetes_api: Option<String>,
     /// Directory of the driver's service account: token and ca.crt
@@ -176,14 +176,21 @@ async fn start(args: ServiceArgs, config: &Config, mode: Mode) -> Result<()> {
     let (followed, changing) = Followed::new(config, &metrics);
     let limits = options::limits(&config.limits);
     let resolver = Resolver::new(client.clone(), limits, auth.as_str(), &tasks, &shutdown);
+    let kubernetes = args.kubernetes()?;
+    let events = kubernetes.clone().map_or_else(Events::default, |server| {
+        Events::to(server, &args.driver_name, &args.node_name(), &tasks, &shutdown)
+    });
+    let shared = Shared {
+        policy: changing.policy,
+        kubernetes,
+        events,
+        metrics: Arc::clone(&metrics),
+        tasks: tasks.clone(),
+        shutdown: shutdown.clone(),
+    };
     let node = match mode {
         Mode::Controller => None,
-        Mode::Node | Mode::All => {
-            let policy = changing.policy.clone();
-            Some(Node::build(
-                &args, config, policy, client, &resolver, &metrics, &tasks, &shutdown,
-            )?)
-        }
+        Mode::Node | Mode::All => Some(Node::build(&args, config, client, &resolver, &shared)?),
     };
 
     let admin_socket = admin_socket(&args, node.as_ref()).await?;
@@ -219,8 +226,10 @@ async fn start(args: ServiceArgs, config: &Config, mode: Mode) -> Result<()> {
             NodeService::new(volumes, options, readiness.clone(), Arc::clone(&metrics))
         }),
         controller: (mode != Mode::Node).then(|| {
-            let policy = changing.policy.clone();
-            let provisioner = Provisioner::new(resolver, policy, args.driver_name.clone());
+            let Shared { policy, kubernetes, events, .. } = shared;
+            let claims = Claims::of(kubernetes);
+            let driver = args.driver_name.clone();
+            let provisioner = Provisioner::new(resolver, policy, claims, events, driver);
             ControllerService::new(provisioner, readiness.clone(), Arc::clone(&metrics))
         }),
     };
@@ -252,6 +261,16 @@ async fn start(args: ServiceArgs, config: &Config, mode: Mode) -> Result<()> {
     served.and(recovered)
 }
 
+/// What all services stand on.
+struct Shared {
+    policy: watch::Receiver<Policy>,
+    kubernetes: Option<kubernetes::Api>,
+    events: Events,
+    metrics: Arc<Metrics>,
+    tasks: TaskTracker,
+    shutdown: CancellationToken,
+}
+
 /// What only a node has.
 #[derive(Clone)]
 struct Node {
@@ -264,37 +283,31 @@ struct Node {
 }
 
 impl Node {
-    #[expect(clippy::too_many_arguments, reason = "it stands on what the process was built of")]
     fn build(
         args: &ServiceArgs,
         config: &Config,
-        policy: watch::Receiver<Policy>,
         client: ObjectStorage,
         resolver: &Resolver,
-        metrics: &Arc<Metrics>,
-        tasks: &TaskTracker,
-        shutdown: &CancellationToken,
+        shared: &Shared,
     ) -> Result<Self> {
+        let Shared { metrics, tasks, shutdown, .. } = shared;
         let options =
             options::cache(config, args.cache_dir.as_deref(), &args.kubelet_dir, metrics)?;
         let cache = Cache::open(options, Arc::clone(metrics), tasks, shutdown)?;
         let engine =
             Engine::new(client, options::engine(&config.download, true), Arc::clone(metrics))?;
         let chooser = Chooser::new(resolver.clone(), config.serve_stale_on_outage);
-        let kubernetes = args.kubernetes()?;
-        let events = kubernetes.clone().map_or_else(Events::default, |server| {
-            Events::to(server, &args.driver_name, &args.node_name(), tasks, shutdown)
-        });
         let volumes = Volumes::new(
             cache.clone(),
             engine.clone(),
             chooser,
-            policy,
-            events,
+            shared.policy.clone(),
+            shared.events.clone(),
             Arc::clone(metrics),
         );
         let remote = Remote { engine: engine.clone(), resolver: resolver.clone() };
         let manager = Manager::of_driver(cache.clone(), remote, tasks, shutdown);
+        let kubernetes = shared.kubernetes.clone();
         Ok(Self { cache, engine, volumes, manager, kubernetes, registered: Arc::default() })
     }
 }

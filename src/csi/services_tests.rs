@@ -28,7 +28,7 @@ use crate::metrics::Metrics;
 use crate::oci::RetryPolicy;
 use crate::policy::Policy;
 use crate::volume::fake::FakeStore;
-use crate::volume::{Chooser, Provisioner, Volumes};
+use crate::volume::{Chooser, Claims, Provisioner, Volumes};
 
 const BOUND: Duration = Duration::from_secs(20);
 
@@ -59,7 +59,9 @@ impl Driver {
             Arc::clone(&metrics),
         );
         let policy = watch::channel(Policy::default()).1;
-        let provisioner = Provisioner::new(store.resolver().await, policy, "oci-model-csi.dev");
+        let (claims, events) = (Claims::default(), Events::default());
+        let resolver = store.resolver().await;
+        let provisioner = Provisioner::new(resolver, policy, claims, events, "oci-model-csi.dev");
         let controller =
             ControllerService::new(provisioner, readiness.clone(), Arc::clone(&metrics));
         let identity = IdentityService::new(

@@ -69,8 +69,8 @@ impl Api {
         // As client-go names them: unique, and sorted by when.
         let unique = format!("{:x}", started.as_nanos().wrapping_add(u128::from(self.next)));
         let most = 253 - unique.len() - 1;
-        let pod: String = event.subject.name.chars().take(most).collect();
-        let name = format!("{pod}.{unique}");
+        let subject: String = event.subject.name.chars().take(most).collect();
+        let name = format!("{subject}.{unique}");
         let kind = if event.reason.is_warning() { "Warning" } else { "Normal" };
         let body = json!({
             "apiVersion": "v1",
@@ -78,7 +78,7 @@ impl Api {
             "metadata": {"name": name, "namespace": event.subject.namespace},
             "involvedObject": {
                 "apiVersion": "v1",
-                "kind": "Pod",
+                "kind": event.subject.kind.name(),
                 "namespace": event.subject.namespace,
                 "name": event.subject.name,
                 "uid": event.subject.uid,

@@ -1,5 +1,5 @@
-//! Kubernetes Events about pods: what `kubectl describe pod` shows besides
-//! kubelet's own.
+//! Kubernetes Events about pods and claims: what `kubectl describe` shows
+//! besides kubelet's own and external-provisioner's.
 //!
 //! Telling never waits and never fails: events go through a bounded queue to
 //! one task, which posts them at a bounded rate. A pod's repeated event of one
@@ -36,7 +36,7 @@ const FORBIDDEN: Duration = Duration::from_secs(10 * 60);
 /// The longest note that the API server accepts, in bytes.
 const NOTE: usize = 1000;
 
-/// Why a pod is told something; the names are the contract's.
+/// Why a pod or a claim is told something; the names are the contract's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Reason {
     /// Its model is being downloaded.
@@ -47,7 +47,7 @@ pub enum Reason {
     CacheHit,
     /// It got an older revision, since Object Storage could not be asked.
     ServedStale,
-    /// Its model could not be brought.
+    /// Its model could not be brought, or a claim's volume not be made of it.
     PullFailed,
     /// Its model is damaged on the node's disk.
     Damaged,
@@ -70,21 +70,41 @@ impl Reason {
     }
 }
 
-/// Which pod.
+/// What kind of object is told something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// A pod, about its volume.
+    Pod,
+    /// A PersistentVolumeClaim, about the volume that is to be made for it.
+    Claim,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Pod => "Pod",
+            Self::Claim => "PersistentVolumeClaim",
+        }
+    }
+}
+
+/// Which pod, or which claim.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Subject {
+    /// What it is.
+    pub kind: Kind,
     /// Kubernetes namespace.
     pub namespace: String,
-    /// Pod name.
+    /// Its name.
     pub name: String,
-    /// Pod UID; without it `kubectl describe` does not find the event.
+    /// Its UID; without it `kubectl describe` does not find the event.
     pub uid: String,
 }
 
 impl From<&PodIdentity> for Subject {
     fn from(pod: &PodIdentity) -> Self {
         let PodIdentity { namespace, name, uid, .. } = pod.clone();
-        Self { namespace, name, uid }
+        Self { kind: Kind::Pod, namespace, name, uid }
     }
 }
 
@@ -122,7 +142,7 @@ impl Events {
         Self(Some(Arc::new(Inner { queue, recent: Mutex::default() })))
     }
 
-    /// Tells a pod, unless it was told the same a moment ago.
+    /// Tells a pod or a claim, unless it was told the same a moment ago.
     pub fn tell(&self, subject: impl Into<Subject>, reason: Reason, note: &str) {
         let Some(inner) = &self.0 else { return };
         let subject = subject.into();
@@ -164,7 +184,7 @@ async fn post(mut api: Api, mut inbox: mpsc::Receiver<Event>, shutdown: Cancella
             Posted::Forbidden => {
                 tracing::warn!(
                     "the API server does not let the driver write events (create and patch events \
-                     in the pods' namespaces); pods are not told for a while"
+                     in the namespaces of pods and claims); they are not told for a while"
                 );
                 silent_until = Some(Instant::now() + FORBIDDEN);
             }

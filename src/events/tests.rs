@@ -92,7 +92,12 @@ impl Drop for Server {
 
 fn pod(name: &str) -> Subject {
     let owned = str::to_owned;
-    Subject { namespace: owned("team-a"), name: owned(name), uid: format!("uid-of-{name}") }
+    Subject {
+        kind: Kind::Pod,
+        namespace: owned("team-a"),
+        name: owned(name),
+        uid: format!("uid-of-{name}"),
+    }
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 //! Each reads as the contract tells it; nothing here knows gRPC or Oracle.
 
 mod choose;
+mod claims;
 #[cfg(test)]
 pub(crate) mod fake;
 mod permit;
@@ -17,6 +18,7 @@ mod template;
 use std::path::PathBuf;
 
 pub use choose::Chooser;
+pub use claims::Claims;
 pub use provision::{Capacity, NewVolume, ProvisionRequest, Provisioner, is_volume_id};
 pub use publish::Volumes;
 pub use resolve::{Limits, Resolver};

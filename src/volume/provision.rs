@@ -5,12 +5,17 @@ use std::collections::{BTreeMap, HashMap};
 
 use tokio::sync::watch;
 
+use super::claims::Claims;
 use super::permit::permit;
 use super::records::{Record, Records};
 use super::resolve::Resolver;
+use super::tell;
 use super::template::{self, Claim};
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{AttributeSource, ModelRequest, RequestDigest, parse_attributes, size_text};
+use crate::events::Events;
+use crate::model::{
+    AttributeSource, ModelRequest, RequestDigest, own_attributes, parse_attributes, size_text,
+};
 use crate::policy::{Policy, Who};
 
 /// What every id of ours begins with; the digits tell the form's version.
@@ -64,23 +69,30 @@ pub struct NewVolume {
 /// name with other parameters or an incompatible capacity is refused comes
 /// from a record in memory of the last 10,000 volumes: after a restart, or
 /// beyond that number, such a request gets the same id and its own context.
+/// An annotation of the claim is read once, for the first call that makes the
+/// volume; what it says later is for other volumes.
 pub struct Provisioner {
     resolver: Resolver,
     policy: watch::Receiver<Policy>,
+    claims: Claims,
+    events: Events,
     driver_name: String,
     records: Records,
 }
 
 impl Provisioner {
     /// Asks Object Storage through `resolver` whether models exist that
-    /// `policy` allows.
+    /// `policy` allows; `claims` have the annotations that name them, and
+    /// `events` tell a claim why it gets none.
     pub fn new(
         resolver: Resolver,
         policy: watch::Receiver<Policy>,
+        claims: Claims,
+        events: Events,
         driver_name: impl Into<String>,
     ) -> Self {
         let records = Records::new(RECORDS);
-        Self { resolver, policy, driver_name: driver_name.into(), records }
+        Self { resolver, policy, claims, events, driver_name: driver_name.into(), records }
     }
 
     /// The volume of this name; the model has to exist.
@@ -93,24 +105,55 @@ impl Provisioner {
     /// work on the name; `Conflict` when it was made of other parameters or
     /// with a capacity that does not fit; `OutOfRange` when the model is
     /// larger than the limit; `Precondition` when the pinned revision is not
-    /// the bucket's; what [`Resolver::resolve`] says.
+    /// the bucket's; what [`Resolver::resolve`] and the API server say.
     pub async fn create(&self, request: ProvisionRequest) -> Result<NewVolume> {
-        let (model, context) = attributes(&request.parameters, Claim::Of(&request.parameters))?;
-        let namespace = template::namespace(&request.parameters);
-        permit(&self.policy, &self.resolver, Who::Claim(namespace), &model).await?;
+        let made = self.try_create(&request).await;
+        if let Err(error) = &made {
+            let claim = template::claim(&request.parameters);
+            tell::not_made(&self.events, claim, &request.name, error);
+        }
+        made
+    }
+
+    async fn try_create(&self, request: &ProvisionRequest) -> Result<NewVolume> {
+        let parameters = &request.parameters;
+        // Whatever the claim says: the class has to be right.
+        attributes(parameters, Claim::Any)?;
         let id = self.id_of(&request.name);
         let busy = self.records.enter(&id)?;
-        let digest = digest(&context);
-        if let Some(made) = self.records.get(&id) {
-            let capacity_bytes = made.capacity_bytes;
-            return match made.digest == digest && request.capacity.holds(capacity_bytes) {
+        let asked = asked(parameters)?;
+        let made = self.records.get(&id);
+        if let Some(made) = made.as_ref().filter(|made| made.asked != asked) {
+            return Err(conflict(request, false, made.capacity_bytes));
+        }
+        let (model, context) = match &made {
+            Some(made) => with_prefix(parameters, made.prefix.clone())?,
+            None => self.attributes(parameters).await?,
+        };
+        let who = Who::Claim(template::namespace(parameters));
+        permit(&self.policy, &self.resolver, who, &model).await?;
+        if let Some(Record { capacity_bytes, .. }) = made {
+            return match request.capacity.holds(capacity_bytes) {
                 true => Ok(NewVolume { id, capacity_bytes, context }),
-                false => Err(conflict(&request, made.digest == digest, capacity_bytes)),
+                false => Err(conflict(request, true, capacity_bytes)),
             };
         }
         let capacity_bytes = self.capacity(&model, request.capacity).await?;
-        busy.remember(Record { digest, capacity_bytes });
+        let prefix = context.get("prefix").cloned().unwrap_or_default();
+        busy.remember(Record { asked, digest: digest(&context), prefix, capacity_bytes });
         Ok(NewVolume { id, capacity_bytes, context })
+    }
+
+    /// What the parameters come to, with the claim's annotations where they ask for some.
+    async fn attributes(&self, parameters: &HashMap<String, String>) -> Result<Attributes> {
+        let needy = parameters.get("prefix").filter(|prefix| template::needs_annotations(prefix));
+        if needy.is_none() {
+            return attributes(parameters, Claim::Of(parameters));
+        }
+        let claim = template::claim(parameters)
+            .ok_or_else(|| template::unknown_claim("pvc.annotations"))?;
+        let annotations = self.claims.annotations(claim).await?;
+        attributes(parameters, Claim::Read(parameters, &annotations))
     }
 
     async fn capacity(&self, model: &ModelRequest, wanted: Capacity) -> Result<u64> {
@@ -210,11 +253,11 @@ pub fn is_volume_id(id: &str) -> bool {
     })
 }
 
+/// A model, and what a publish will carry of it.
+type Attributes = (ModelRequest, BTreeMap<String, String>);
+
 /// The attributes that parameters mean for a claim.
-fn attributes(
-    parameters: &HashMap<String, String>,
-    claim: Claim<'_>,
-) -> Result<(ModelRequest, BTreeMap<String, String>)> {
+fn attributes(parameters: &HashMap<String, String>, claim: Claim<'_>) -> Result<Attributes> {
     // Keys of Kubernetes have a slash, and their values are not ours to judge.
     let misplaced = parameters.iter().find(|(key, value)| {
         *key != "prefix" && !key.contains('/') && template::is_template(value)
@@ -225,11 +268,30 @@ fn attributes(
             "parameter {shown:?} has a ${{, but variables are replaced in prefix only"
         )));
     }
-    let mut expanded = parameters.clone();
-    if let Some(prefix) = expanded.get_mut("prefix") {
-        *prefix = template::expand(prefix, claim)?;
+    match parameters.get("prefix") {
+        Some(prefix) => with_prefix(parameters, template::expand(prefix, claim)?),
+        None => parse_attributes(parameters, AttributeSource::Administrator),
     }
+}
+
+fn with_prefix(parameters: &HashMap<String, String>, prefix: String) -> Result<Attributes> {
+    let mut expanded = parameters.clone();
+    expanded.insert("prefix".to_owned(), prefix);
     parse_attributes(&expanded, AttributeSource::Administrator)
+}
+
+/// What makes two requests of a name the same. Annotations count as they are
+/// written in the class, together with the claim that has them.
+fn asked(parameters: &HashMap<String, String>) -> Result<RequestDigest> {
+    let mut ours = own_attributes(parameters);
+    if let Some(prefix) = parameters.get("prefix") {
+        ours.insert("prefix".to_owned(), template::expand(prefix, Claim::Of(parameters))?);
+        if template::needs_annotations(prefix) {
+            let claim = template::claim(parameters).map(|claim| claim.to_string());
+            ours.insert("claim".to_owned(), claim.unwrap_or_default());
+        }
+    }
+    Ok(digest(&ours))
 }
 
 fn digest(context: &BTreeMap<String, String>) -> RequestDigest {

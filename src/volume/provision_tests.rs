@@ -15,7 +15,8 @@ async fn provisioner(store: &FakeStore) -> Provisioner {
 
 async fn provisioner_of(store: &FakeStore, driver: &str) -> Provisioner {
     let policy = watch::channel(Policy::default()).1;
-    Provisioner::new(store.resolver().await, policy, driver)
+    let (claims, events) = (Claims::default(), Events::default());
+    Provisioner::new(store.resolver().await, policy, claims, events, driver)
 }
 
 fn map(pairs: &[(&str, &str)]) -> HashMap<String, String> {
@@ -129,7 +130,11 @@ async fn wrong_parameters_are_refused_before_anything_is_asked() {
     let provisioner = provisioner(&store).await;
     for (key, value, says) in [
         ("prefix", "models/${claim}/", "unknown variable"),
-        ("prefix", "models/${pvc.annotations['oci-model-csi.dev/model']}/", "not supported"),
+        (
+            "prefix",
+            "models/${pvc.annotations['oci-model-csi.dev/model']}/",
+            "this driver knows none",
+        ),
         ("bucket", "${pvc.namespace}", "in prefix only"),
         ("include", "${pvc.name}", "in prefix only"),
         ("buckets", "x", "did you mean bucket?"),

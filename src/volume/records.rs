@@ -9,8 +9,13 @@ use crate::model::RequestDigest;
 /// What a volume was made of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Record {
+    /// Of what was asked for, before the claim's annotations were read: they
+    /// may change, and the volume does not.
+    pub(super) asked: RequestDigest,
     /// Of its context.
     pub(super) digest: RequestDigest,
+    /// The prefix that the parameters came to.
+    pub(super) prefix: String,
     /// As it was answered.
     pub(super) capacity_bytes: u64,
 }
@@ -107,7 +112,7 @@ mod tests {
 
     fn record(capacity_bytes: u64) -> Record {
         let digest = RequestDigest::of_fields("test", std::iter::empty());
-        Record { digest, capacity_bytes }
+        Record { asked: digest.clone(), digest, prefix: String::new(), capacity_bytes }
     }
 
     #[test]

@@ -1,10 +1,11 @@
-//! What a pod's events say of its model.
+//! What the events of a pod, or of a claim, say of its model.
 
 use std::time::Duration;
 
+use super::claims::ClaimName;
 use crate::cache::{CachedModel, Damage, FillProgress, LeaseRecord, Phase};
 use crate::error::{Error, ErrorKind};
-use crate::events::{Events, Reason, Subject};
+use crate::events::{Events, Kind, Reason, Subject};
 use crate::metrics::PublishResult;
 use crate::model::{PodIdentity, size_text};
 
@@ -69,6 +70,29 @@ impl<'a> Teller<'a> {
     }
 }
 
+/// Tells a claim why no volume is made for it. Its UID stands in the volume's
+/// name, where external-provisioner puts it unless it is told otherwise.
+pub(super) fn not_made(events: &Events, claim: Option<ClaimName<'_>>, volume: &str, error: &Error) {
+    let Some(ClaimName { namespace, name }) = claim else { return };
+    if error.kind() == ErrorKind::InProgress {
+        return;
+    }
+    if let Some(uid) = uid_in(volume) {
+        let (namespace, name) = (namespace.to_owned(), name.to_owned());
+        let claim = Subject { kind: Kind::Claim, namespace, name, uid: uid.to_owned() };
+        events.tell(claim, Reason::PullFailed, error.message());
+    }
+}
+
+/// The UUID at the end of `pvc-0f3c…`.
+fn uid_in(volume: &str) -> Option<&str> {
+    let uid = volume.get(volume.len().checked_sub(36)?..)?;
+    let groups: Vec<&str> = uid.split('-').collect();
+    let lengths = groups.iter().map(|group| group.len()).eq([8, 4, 4, 4, 12]);
+    let hex = groups.iter().all(|group| group.bytes().all(|b| b.is_ascii_hexdigit()));
+    (lengths && hex).then_some(uid)
+}
+
 /// Tells every pod that shows damaged content.
 pub(super) fn damaged(events: &Events, damage: &Damage) {
     for lease in &damage.volumes {
@@ -89,5 +113,23 @@ fn subject(lease: &LeaseRecord) -> Option<Subject> {
     let parts: Vec<_> = lease.target.iter().map(|part| part.to_string_lossy()).collect();
     let place = parts.windows(3).find(|place| place[0] == "pods" && place[2] == "volumes")?;
     let uid = place[1].clone().into_owned();
-    Some(Subject { namespace: namespace.to_owned(), name: name.to_owned(), uid })
+    let (namespace, name) = (namespace.to_owned(), name.to_owned());
+    Some(Subject { kind: Kind::Pod, namespace, name, uid })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_claims_uid_stands_at_the_end_of_the_volumes_name() {
+        let uid = "0f3c2a1e-7d55-4c0b-9a51-3f0c6f3e8f11";
+        for volume in [format!("pvc-{uid}"), format!("models-{uid}"), uid.to_owned()] {
+            assert_eq!(uid_in(&volume), Some(uid), "{volume}");
+        }
+        let others = ["", "pvc-1", "pvc-0f3c2a1e7d554c0b9a513f0c6f3e8f11", "ä-0f3c2a1e-7d55-4c0b"];
+        for volume in others.into_iter().map(str::to_owned).chain([format!("{uid}x")]) {
+            assert_eq!(uid_in(&volume), None, "{volume}");
+        }
+    }
 }

@@ -1,26 +1,38 @@
-//! `${pvc.name}` in a StorageClass's prefix.
+//! `${pvc.name}` and its like in a StorageClass's prefix.
 
 use std::collections::HashMap;
 
+use super::claims::ClaimName;
 use crate::error::{Error, Result};
+use crate::model::shown;
 
-/// Where external-provisioner tells the claim's namespace.
+/// Where external-provisioner tells the claim's names.
+const NAME: &str = "csi.storage.k8s.io/pvc/name";
 const NAMESPACE: &str = "csi.storage.k8s.io/pvc/namespace";
 
-/// The variables, and where external-provisioner tells their values.
-const VARIABLES: [(&str, &str); 3] = [
-    ("pvc.name", "csi.storage.k8s.io/pvc/name"),
-    ("pvc.namespace", NAMESPACE),
-    ("pv.name", "csi.storage.k8s.io/pv/name"),
-];
+/// The variables that external-provisioner tells, and where.
+const VARIABLES: [(&str, &str); 3] =
+    [("pvc.name", NAME), ("pvc.namespace", NAMESPACE), ("pv.name", "csi.storage.k8s.io/pv/name")];
 
-/// The metadata that is known of the claim that asks.
+/// What the Controller asks the API server for.
+const ANNOTATION: &str = "pvc.annotations['…']";
+
+/// What is known of the claim that asks.
 #[derive(Clone, Copy)]
 pub(super) enum Claim<'a> {
-    /// The parameters as external-provisioner sends them.
-    Of(&'a HashMap<String, String>),
     /// Any: only the form of the text is checked.
     Any,
+    /// The parameters as external-provisioner sends them. Annotations are left
+    /// as they are written.
+    Of(&'a HashMap<String, String>),
+    /// The same, and the claim's annotations.
+    Read(&'a HashMap<String, String>, &'a HashMap<String, String>),
+}
+
+/// The claim that asks, if external-provisioner tells it.
+pub(super) fn claim(parameters: &HashMap<String, String>) -> Option<ClaimName<'_>> {
+    let name = parameters.get(NAME).filter(|name| !name.is_empty())?;
+    Some(ClaimName { namespace: namespace(parameters)?, name })
 }
 
 /// The namespace of the claim that asks, if it is told.
@@ -33,13 +45,26 @@ pub(super) fn is_template(text: &str) -> bool {
     text.contains("${")
 }
 
+/// Whether a text asks for annotations of the claim.
+pub(super) fn needs_annotations(text: &str) -> bool {
+    variables(text).any(|variable| annotation(variable).is_some())
+}
+
+/// The error of a template whose claim is not told.
+pub(super) fn unknown_claim(variable: &str) -> Error {
+    Error::invalid(format!(
+        "${{{variable}}} in prefix needs to know the claim: run external-provisioner with \
+         --extra-create-metadata"
+    ))
+}
+
 /// The text with its variables replaced.
 ///
 /// # Errors
 /// `Invalid` for a variable that is not known, or whose value is not: the
-/// message names the provisioner's flag; and for a value that is not one
-/// segment of a path.
-pub(super) fn expand(text: &str, claim: Claim<'_>) -> Result<String> {
+/// message names the provisioner's flag, or the annotation and its claim; and
+/// for a value that is not one segment of a path.
+pub(super) fn expand(text: &str, of: Claim<'_>) -> Result<String> {
     let mut expanded = String::with_capacity(text.len());
     let mut rest = text;
     while let Some((before, after)) = rest.split_once("${") {
@@ -47,113 +72,80 @@ pub(super) fn expand(text: &str, claim: Claim<'_>) -> Result<String> {
             return Err(Error::invalid(format!("{text:?} has a ${{ without its }}")));
         };
         expanded.push_str(before);
-        expanded.push_str(&value_of(variable, claim)?);
+        expanded.push_str(&value_of(variable, of)?);
         rest = remaining;
     }
     expanded.push_str(rest);
     Ok(expanded)
 }
 
-fn value_of(variable: &str, claim: Claim<'_>) -> Result<String> {
-    let Some((_, key)) = VARIABLES.iter().find(|(known, _)| *known == variable) else {
-        return Err(unknown(variable));
+fn variables(text: &str) -> impl Iterator<Item = &str> {
+    text.split("${").skip(1).filter_map(|after| after.split_once('}')).map(|(variable, _)| variable)
+}
+
+/// The key in `pvc.annotations['key']`, in either kind of quotes.
+fn annotation(variable: &str) -> Option<&str> {
+    let quoted = variable.strip_prefix("pvc.annotations[")?.strip_suffix(']')?;
+    let within = |quote| quoted.strip_prefix(quote)?.strip_suffix(quote);
+    let key: &str = within('\'').or_else(|| within('"'))?;
+    (!key.is_empty() && !key.contains(['\'', '"'])).then_some(key)
+}
+
+fn value_of(variable: &str, of: Claim<'_>) -> Result<String> {
+    let asked = annotation(variable);
+    let known = VARIABLES.iter().find(|(known, _)| *known == variable);
+    let value = match (of, asked, known) {
+        (_, None, None) => return Err(unknown(variable)),
+        (Claim::Any, ..) => return Ok("any".to_owned()),
+        (Claim::Of(_), Some(_), _) => return Ok(format!("${{{variable}}}")),
+        (Claim::Read(parameters, annotations), Some(key), _) => match annotations.get(key) {
+            Some(value) => value,
+            None => return Err(without(key, claim(parameters), variable)),
+        },
+        (Claim::Of(parameters) | Claim::Read(parameters, _), None, Some((_, key))) => {
+            let told = parameters.get(*key).filter(|value| !value.is_empty());
+            told.ok_or_else(|| unknown_claim(variable))?
+        }
     };
-    let value = match claim {
-        Claim::Any => return Ok("any".to_owned()),
-        Claim::Of(parameters) => parameters.get(*key).filter(|value| !value.is_empty()),
-    };
-    let Some(value) = value else {
-        return Err(Error::invalid(format!(
-            "${{{variable}}} in prefix needs to know the claim: run external-provisioner with \
-             --extra-create-metadata"
-        )));
-    };
-    let segment = value != "."
-        && value != ".."
+    let segment = !matches!(&**value, "" | "." | "..")
         && value.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
-    if !segment {
-        return Err(Error::invalid(format!(
-            "${{{variable}}} in prefix is {value:?}, which is not one segment of a path: letters, \
-             digits, '.', '_' or '-', and neither '.' nor '..'"
-        )));
+    if segment {
+        return Ok(value.clone());
     }
-    Ok(value.clone())
+    let whose = match of {
+        Claim::Read(parameters, _) if asked.is_some() => {
+            claim(parameters).map(|claim| format!(" of claim {claim}")).unwrap_or_default()
+        }
+        _ => String::new(),
+    };
+    Err(Error::invalid(format!(
+        "${{{variable}}} in prefix{whose} is {:?}, which is not one segment of a path: letters, \
+         digits, '.', '_' or '-', and neither '.' nor '..'",
+        shown(value, 100)
+    )))
+}
+
+fn without(key: &str, claim: Option<ClaimName<'_>>, variable: &str) -> Error {
+    let Some(claim) = claim else { return unknown_claim(variable) };
+    let ClaimName { namespace, name } = claim;
+    Error::invalid(format!(
+        "claim {claim} has no annotation {key}, which names its model: kubectl annotate pvc -n \
+         {} {} {key}=MODEL",
+        shown(namespace, 63),
+        shown(name, 253)
+    ))
 }
 
 fn unknown(variable: &str) -> Error {
-    let known: Vec<_> = VARIABLES.iter().map(|(name, _)| format!("${{{name}}}")).collect();
-    let known = known.join(", ");
-    let shown: String = variable.chars().take(100).collect();
-    if variable.starts_with("pvc.annotations[") {
-        return Error::invalid(format!(
-            "${{{shown}}} in prefix is not supported by this version; use one of {known}"
-        ));
-    }
-    Error::invalid(format!("unknown variable ${{{shown}}} in prefix; known are {known}"))
+    let names = VARIABLES.iter().map(|(name, _)| *name).chain([ANNOTATION]);
+    let known: Vec<_> = names.map(|name| format!("${{{name}}}")).collect();
+    Error::invalid(format!(
+        "unknown variable ${{{}}} in prefix; known are {}",
+        shown(variable, 100),
+        known.join(", ")
+    ))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::error::ErrorKind;
-
-    fn parameters(name: &str) -> HashMap<String, String> {
-        [
-            ("csi.storage.k8s.io/pvc/name", name),
-            ("csi.storage.k8s.io/pvc/namespace", "team-a"),
-            ("csi.storage.k8s.io/pv/name", "pvc-1"),
-        ]
-        .map(|(key, value)| (key.to_owned(), value.to_owned()))
-        .into()
-    }
-
-    #[track_caller]
-    fn refused(text: &str, parameters: &HashMap<String, String>) -> String {
-        let error = expand(text, Claim::Of(parameters)).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Invalid);
-        error.message().to_owned()
-    }
-
-    #[test]
-    fn the_claim_names_the_model() {
-        let given = parameters("llama3-8b");
-        for (text, expected) in [
-            ("models/${pvc.name}/", "models/llama3-8b/"),
-            ("${pvc.namespace}/${pvc.name}", "team-a/llama3-8b"),
-            ("x-${pv.name}-$y}", "x-pvc-1-$y}"),
-            ("plain/", "plain/"),
-            ("", ""),
-        ] {
-            assert_eq!(expand(text, Claim::Of(&given)).unwrap(), expected);
-        }
-        assert_eq!(expand("models/${pvc.name}/", Claim::Any).unwrap(), "models/any/");
-    }
-
-    #[test]
-    fn values_that_are_not_one_segment_are_refused() {
-        for bad in [".", "..", "a/b", "a b", "ä", "${pvc.namespace}", "a\0"] {
-            let message = refused("models/${pvc.name}/", &parameters(bad));
-            assert!(message.contains("not one segment"), "{message}");
-        }
-    }
-
-    #[test]
-    fn a_provisioner_that_tells_nothing_is_told_its_flag() {
-        for given in [HashMap::new(), parameters("")] {
-            let message = refused("models/${pvc.name}/", &given);
-            assert!(message.contains("--extra-create-metadata"), "{message}");
-        }
-    }
-
-    #[test]
-    fn unknown_variables_are_refused_and_the_known_named() {
-        let given = parameters("a");
-        for text in ["${pvc.nam}", "${}", "${pvc.name", "${PVC.NAME}", "${ pvc.name }"] {
-            refused(text, &given);
-            assert!(expand(text, Claim::Any).is_err(), "{text}");
-        }
-        assert!(refused("${x}", &given).contains("${pvc.name}, ${pvc.namespace}"));
-        let annotation = refused("models/${pvc.annotations['oci-model-csi.dev/model']}/", &given);
-        assert!(annotation.contains("not supported by this version"), "{annotation}");
-    }
-}
+#[path = "template_tests.rs"]
+mod tests;

@@ -72,6 +72,11 @@ impl ApiServer {
         self.state().conflicts = patches;
     }
 
+    /// Events so far, and patches of them, oldest first.
+    pub(crate) fn events(&self) -> Vec<Value> {
+        self.state().events.clone()
+    }
+
     /// Reasons and messages so far, oldest first.
     pub(crate) fn told(&self) -> Vec<(String, String)> {
         let text = |event: &Value, key: &str| event[key].as_str().unwrap_or("").to_owned();
