@@ -194,9 +194,71 @@ fn parameters_capabilities_and_models_that_are_wrong_make_no_volume() {
         refused(&kubelet, nameless, invalid, &["name"]).await;
         let without = CreateVolumeRequest { volume_capabilities: Vec::new(), ..claim("pvc-1") };
         refused(&kubelet, without, invalid, &["volume_capabilities"]).await;
-        let mode = mount_capability(Mode::MultiNodeMultiWriter);
-        let writers = CreateVolumeRequest { volume_capabilities: vec![mode], ..claim("pvc-1") };
-        refused(&kubelet, writers, invalid, &["MULTI_NODE_MULTI_WRITER"]).await;
+        // ReadWriteMany, ReadWriteOncePod, and one that Kubernetes has no word for.
+        for mode in
+            [Mode::MultiNodeMultiWriter, Mode::SingleNodeSingleWriter, Mode::MultiNodeSingleWriter]
+        {
+            let capabilities =
+                vec![mount_capability(Mode::MultiNodeReaderOnly), mount_capability(mode)];
+            let writers =
+                CreateVolumeRequest { volume_capabilities: capabilities, ..claim("pvc-1") };
+            refused(&kubelet, writers, invalid, &[mode.as_str_name(), "read-only"]).await;
+        }
+    });
+}
+
+#[test]
+fn unknown_parameters_are_ignored_where_they_are_kubernetes_own_and_refused_elsewhere() {
+    end_to_end(async |scratch| {
+        let store = store_with_phi3();
+        let driver = Driver::start(scratch, &store).await;
+        let kubelet = driver.kubelet();
+        let with = |key: &str| {
+            let mut request = claim("pvc-1");
+            request.parameters.insert(key.to_owned(), "x".to_owned());
+            request
+        };
+        for key in ["csi.storage.k8s.io/of-tomorrow", "storage.kubernetes.io/other"] {
+            let volume = create(&kubelet, with(key)).await.unwrap();
+            assert!(!volume.volume_context.contains_key(key), "{:?}", volume.volume_context);
+        }
+        for key in ["fsType", "type", "Bucket", "endpoint", "csi.storage.k8s.io", "", "ä\n"] {
+            refused(&kubelet, with(key), Code::InvalidArgument, &["unknown attribute"]).await;
+        }
+        let long = |key: &str| {
+            let mut request = claim("pvc-1");
+            request.parameters.insert(key.to_owned(), "x".repeat(100_000));
+            request
+        };
+        for key in ["prefix", "bucket", "include", "revision", "cacheScope"] {
+            refused(&kubelet, long(key), Code::InvalidArgument, &[key]).await;
+        }
+    });
+}
+
+#[test]
+fn a_class_whose_bucket_vanished_makes_no_volume_and_hurts_none_that_runs() {
+    end_to_end(async |scratch| {
+        let store = store_with_phi3();
+        let driver = Driver::start(scratch, &store).await;
+        let kubelet = driver.kubelet();
+        let volume = create(&kubelet, claim("pvc-1")).await.unwrap();
+        let context: Vec<(&str, &str)> =
+            volume.volume_context.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+        let running = kubelet.persistent(&volume.volume_id, "1", &context);
+        running.publish().await.unwrap();
+        store.hide("*", BUCKET);
+
+        let words = [BUCKET, "it does not exist, or the driver may not see it"];
+        refused(&kubelet, claim("pvc-2"), Code::NotFound, &words).await;
+        let (code, message) = kubelet.persistent(&volume.volume_id, "2", &context).refused().await;
+        assert_eq!(code, Code::NotFound, "{message}");
+        running.publish().await.unwrap();
+        assert!(running.target().join("config.json").is_file());
+        assert_eq!(create(&kubelet, claim("pvc-1")).await.unwrap(), volume, "it is made already");
+        delete(&kubelet, &volume.volume_id).await.unwrap();
+        running.unpublish().await.unwrap();
+        assert_eq!(driver.leases(), 0);
     });
 }
 
