@@ -334,7 +334,10 @@ fn a_driver_that_cannot_do_what_its_configuration_says_does_not_start() {
             ("download: {concurrency: many}\n", ["config.yaml, line 2", "concurrency"]),
             ("download:\n\t- x\n", ["config.yaml, line", "tab"]),
             (&format!("policy:\n  rules:\n  - {rule}\n"), ["policy.rules", "not enforced"]),
-            ("objectStorage: {buckets: [{name: b}]}\n", ["objectStorage.buckets", "not supported"]),
+            (
+                "objectStorage: {buckets: [{name: b}, {name: b}]}\n",
+                ["config.yaml, line 2", "twice"],
+            ),
             ("cache: {requireMount: true}\n", ["cache.requireMount", "mount it"]),
         ] {
             let place = tempfile::tempdir_in(scratch).unwrap();

@@ -29,7 +29,7 @@ use crate::error::{Error, Result};
 use crate::events::{Cluster, Events};
 use crate::manage::{Manager, Remote};
 use crate::metrics::Metrics;
-use crate::oci::{AuthMethod, ObjectStorage};
+use crate::oci::AuthMethod;
 use crate::policy::Policy;
 use crate::volume::{Chooser, Provisioner, Resolver, Volumes};
 
@@ -140,14 +140,13 @@ async fn start(args: ServiceArgs, config: &Config, mode: Mode) -> Result<()> {
 
     let default_auth = AuthMethod::InstancePrincipal;
     let settings = args.storage.settings(Some(&config.object_storage), default_auth, &metrics)?;
-    let auth = settings.auth;
-    let client = storage::connect(settings).await?;
+    let stores = storage::stores(settings, &config.object_storage.buckets).await?;
     let limits = options::limits(&config.limits);
-    let resolver = Resolver::new(client.clone(), limits, auth.as_str(), &tasks, &shutdown);
+    let resolver = Resolver::new(stores, limits, &tasks, &shutdown);
     let node = match mode {
         Mode::Controller => None,
         Mode::Node | Mode::All => {
-            Some(Node::build(&args, config, client, &resolver, &metrics, &tasks, &shutdown)?)
+            Some(Node::build(&args, config, &resolver, &metrics, &tasks, &shutdown)?)
         }
     };
 
@@ -223,7 +222,6 @@ impl Node {
     fn build(
         args: &ServiceArgs,
         config: &Config,
-        client: ObjectStorage,
         resolver: &Resolver,
         metrics: &Arc<Metrics>,
         tasks: &TaskTracker,
@@ -232,8 +230,7 @@ impl Node {
         let options =
             options::cache(config, args.cache_dir.as_deref(), &args.kubelet_dir, metrics)?;
         let cache = Cache::open(options, Arc::clone(metrics), tasks, shutdown)?;
-        let engine =
-            Engine::new(client, options::engine(&config.download, true), Arc::clone(metrics))?;
+        let engine = Engine::new(options::engine(&config.download, true), Arc::clone(metrics))?;
         let chooser = Chooser::new(resolver.clone(), config.serve_stale_on_outage);
         let events = args.events(tasks, shutdown)?;
         let volumes = Volumes::new(

@@ -9,6 +9,7 @@ use crate::config;
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
 use crate::oci::{self, AuthMethod, ObjectStorage, Settings};
+use crate::volume::{ListedBucket, Stores};
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Object Storage")]
@@ -33,6 +34,19 @@ pub(super) struct StorageArgs {
     /// PEM certificates to trust besides the system's
     #[arg(long, env = "OCI_MODEL_CSI_CA_FILE", value_name = "FILE")]
     ca_file: Option<PathBuf>,
+}
+
+/// Connects the driver's own identity and place; those of other buckets are
+/// tried when somebody asks for them.
+pub(super) async fn stores(settings: Settings, listed: &[config::Bucket]) -> Result<Stores> {
+    let listed = listed.iter().map(|bucket| {
+        let auth = bucket.auth.as_ref().map(|auth| auth.as_str().parse()).transpose();
+        let (name, namespace) = (bucket.name.clone(), bucket.namespace.clone());
+        let (region, endpoint) = (bucket.region.clone(), bucket.endpoint.clone());
+        Ok(ListedBucket { name, namespace, region, endpoint, auth: auth.map_err(told)? })
+    });
+    let listed = listed.collect::<Result<_>>()?;
+    Stores::connect(settings, listed).await.map_err(told)
 }
 
 /// Connects; what is configured wrong is the fault of who started the program.

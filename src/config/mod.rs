@@ -140,7 +140,8 @@ pub struct ObjectStorage {
     /// Certificates to trust besides the system's; absolute.
     #[serde(deserialize_with = "fields::file")]
     pub ca_file: Option<PathBuf>,
-    /// Buckets of other regions or tenancies that pods may name.
+    /// Buckets of other regions or tenancies that pods may name; each once.
+    #[serde(deserialize_with = "fields::buckets")]
     pub buckets: Vec<Bucket>,
 }
 
@@ -157,6 +158,9 @@ pub struct Bucket {
     /// Its region, if not the driver's.
     #[serde(default, deserialize_with = "fields::optional_name")]
     pub region: Option<String>,
+    /// Replaces its region's endpoint; without a trailing slash.
+    #[serde(default, deserialize_with = "fields::endpoint")]
+    pub endpoint: Option<String>,
     /// How its requests are signed, if not as the driver's.
     #[serde(default, deserialize_with = "fields::optional_auth")]
     pub auth: Option<AuthName>,
@@ -337,13 +341,6 @@ impl Config {
             true,
             "is not enforced by this version: every pod could mount everything that the driver \
              can read; remove the rules to accept that",
-        );
-        add(
-            !self.object_storage.buckets.is_empty(),
-            "objectStorage.buckets",
-            true,
-            "is not supported by this version: all buckets are reached in the driver's own \
-             region and with its own identity; remove the list to accept that",
         );
         found
     }

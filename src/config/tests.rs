@@ -237,13 +237,19 @@ fn the_defaults_are_supported() {
 
 #[test]
 fn what_is_not_enforced_is_told_and_refused_where_somebody_relies_on_it() {
-    for (text, key, refuse) in [
-        (SAMPLE, "policy.rules", true),
-        ("objectStorage: {buckets: [{name: a}]}", "objectStorage.buckets", true),
-    ] {
-        let found = parse(text).unsupported();
-        assert_eq!(found.len(), 1, "{found:?}");
-        assert_eq!((found[0].key, found[0].refuse), (key, refuse));
-        assert!(found[0].sentence.starts_with(key) && found[0].sentence.contains("this version"));
+    let found = parse(SAMPLE).unsupported();
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert_eq!((found[0].key, found[0].refuse), ("policy.rules", true));
+    assert!(found[0].sentence.starts_with("policy.rules"));
+    assert!(found[0].sentence.contains("this version"));
+}
+
+#[test]
+fn a_bucket_that_stands_there_twice_is_refused() {
+    for twice in ["{name: a}, {name: a}", "{name: a, namespace: n}, {name: a, namespace: n}"] {
+        let message = error(&format!("objectStorage: {{buckets: [{twice}]}}"));
+        assert_all_in(&message, &["line 1", "`a`", "twice"]);
     }
+    let apart = parse("objectStorage: {buckets: [{name: a}, {name: a, namespace: n}]}");
+    assert_eq!(apart.object_storage.buckets.len(), 2);
 }

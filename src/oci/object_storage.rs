@@ -23,7 +23,7 @@ use super::error::{Error, ErrorKind, excerpt};
 use super::identity::Identity;
 use super::names::{Bucket, ObjectName};
 use super::retry::RetryPolicy;
-use super::settings::RequestObserver;
+use super::settings::{AuthMethod, Environment, RequestObserver};
 use crate::transport::Transport;
 
 /// The service's own limit on a page of a listing.
@@ -41,14 +41,17 @@ const LISTED_FIELDS: &str = "name,size,etag,md5,timeModified,storageTier,archiva
 #[derive(Clone)]
 pub struct ObjectStorage(Arc<Inner>);
 
+#[derive(Clone)]
 struct Inner {
+    method: AuthMethod,
+    environment: Environment,
     transport: Transport,
     place: Place,
     identity: Option<Identity>,
     /// Whether the credential is on this machine, so that `connect` can check it.
     load_at_once: bool,
     configured_namespace: Option<String>,
-    namespace: OnceCell<String>,
+    namespace: Arc<OnceCell<String>>,
     retry: RetryPolicy,
     clock: Clock,
     observer: Option<RequestObserver>,
@@ -59,6 +62,16 @@ impl ObjectStorage {
     /// or the endpoint's URL where one was chosen.
     pub async fn location(&self) -> Result<String, Error> {
         self.0.place.location().await
+    }
+
+    /// How requests are signed; never `Auto`.
+    pub fn method(&self) -> AuthMethod {
+        self.0.method
+    }
+
+    /// Whether both are one client, or clones of one.
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
     }
 
     /// Who asks; `None` where requests are not signed.

@@ -8,11 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::error::Error;
+use super::region::Region;
 use super::retry::RetryPolicy;
 use crate::transport::Waits;
 
 /// Who asks: the oci CLI's `--auth` values, and two more.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum AuthMethod {
     /// `OCI_CLI_AUTH`, else an API key where one is configured, else the instance principal.
     #[default]
@@ -216,6 +217,12 @@ impl Settings {
             environment: Environment::process(),
             observer: None,
         }
+    }
+
+    /// Whether two texts, names or short codes, mean one region.
+    pub fn same_region(&self, one: &str, other: &str) -> bool {
+        let of = |text: &str| Region::resolve(text, &self.environment);
+        one.eq_ignore_ascii_case(other) || of(one) == of(other)
     }
 
     /// `ca_file`, else the oci CLI's variable for the same.

@@ -9,6 +9,7 @@ mod publish;
 mod records;
 mod resolve;
 mod scrub;
+mod stores;
 mod targets;
 mod tell;
 mod template;
@@ -19,6 +20,7 @@ pub use choose::Chooser;
 pub use provision::{Capacity, NewVolume, ProvisionRequest, Provisioner, is_volume_id};
 pub use publish::Volumes;
 pub use resolve::{Limits, Resolver};
+pub use stores::{ListedBucket, Route, Stores};
 
 use crate::model::{ModelRequest, PodIdentity, RequestDigest};
 use crate::mount::BindOptions;

@@ -101,7 +101,8 @@ impl Provisioner {
 
     async fn capacity(&self, model: &ModelRequest, wanted: Capacity) -> Result<u64> {
         // The scope names cached copies, of which there are none here.
-        let manifest = self.resolver.resolve(model, "").await?;
+        let route = self.resolver.route(model, "").await?;
+        let manifest = self.resolver.resolve(model, &route).await?;
         if let Some(pinned) = model.revision.as_ref().filter(|&r| *r != manifest.revision) {
             return Err(Error::new(
                 ErrorKind::Precondition,

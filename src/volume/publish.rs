@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::choose::{Choice, Chooser};
 use super::targets::{TargetGuard, Targets};
 use super::tell::{self, Teller};
-use super::{PublishKey, PublishRequest, VolumeStats};
+use super::{PublishKey, PublishRequest, Route, VolumeStats};
 use crate::abort_point;
 use crate::blocking::blocking;
 use crate::cache::{Asker, Cache, CachedModel, Holder};
@@ -55,6 +55,10 @@ impl Volumes {
 
     pub(super) fn cache(&self) -> &Cache {
         &self.0.cache
+    }
+
+    pub(super) fn chooser(&self) -> &Chooser {
+        &self.0.chooser
     }
 
     pub(super) fn engine(&self) -> &Engine {
@@ -161,10 +165,11 @@ impl Volumes {
         deadline: Instant,
     ) -> Result<(CachedModel, PublishResult)> {
         let scope = request.model.scope_id(request.pod.as_ref())?;
+        let route = self.0.chooser.resolver().route(&request.model, &scope).await?;
         let teller = Teller::new(&self.0.events, request.pod.as_ref());
         let mut changed = None;
         for _ in 0..RESOLVES {
-            let chosen = self.0.chooser.choose(&self.0.cache, &request.model, &scope).await?;
+            let chosen = self.0.chooser.choose(&self.0.cache, &request.model, &route).await?;
             let manifest = match chosen {
                 Choice::Cached(model) => return Ok((model, PublishResult::Hit)),
                 Choice::Stale(model) => return Ok((model, PublishResult::Stale)),
@@ -173,8 +178,9 @@ impl Volumes {
             let (model, how) = match self.0.cache.find(&manifest.key()).await? {
                 Some(model) => (model, PublishResult::Hit),
                 None => {
+                    let (engine, client) = (&self.0.engine, route.client());
                     let mut ticket =
-                        self.0.cache.fill(&self.0.engine, &manifest, title, Asker::Pod);
+                        self.0.cache.fill(engine, &manifest, title, Asker::Pod, client);
                     let how = match ticket.joined() {
                         true => PublishResult::Joined,
                         false => PublishResult::Downloaded,
@@ -204,7 +210,7 @@ impl Volumes {
                 }
             };
             self.0.cache.check_sanity(&model, &request.model).await?;
-            self.note_latest(request, &scope, &model).await?;
+            self.note_latest(request, &route, &model).await?;
             return Ok((model, how));
         }
         let last = changed.map(|error| format!(" ({error})")).unwrap_or_default();
@@ -220,10 +226,10 @@ impl Volumes {
     async fn note_latest(
         &self,
         request: &PublishRequest,
-        scope: &str,
+        route: &Route,
         model: &CachedModel,
     ) -> Result<()> {
-        let digest = self.0.chooser.resolver().digest(&request.model, scope).await?;
+        let digest = route.digest(&request.model);
         let (inner, model) = (Arc::clone(&self.0), model.clone());
         blocking(move || inner.cache.set_latest(&digest, &model)).await
     }

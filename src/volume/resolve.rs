@@ -8,12 +8,11 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::stores::{Route, Stores};
 use crate::cache::flight::{Flights, Ticket};
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{
-    ListedObject, Manifest, ModelRequest, NamespaceName, RequestDigest, Source, Tree, size_text,
-};
-use crate::oci::{self, Bucket, ObjectStorage, ObjectSummary};
+use crate::model::{ListedObject, Manifest, ModelRequest, RequestDigest, Source, Tree, size_text};
+use crate::oci::{self, Bucket, ObjectSummary};
 
 /// Resolving goes on this long without a caller: long enough for the retry of
 /// one that gave up early.
@@ -40,11 +39,10 @@ pub struct Limits {
 pub struct Resolver(Arc<Inner>);
 
 struct Inner {
-    client: ObjectStorage,
+    stores: Stores,
     limits: Limits,
-    auth: String,
     /// When a bucket was listed last.
-    seen: Mutex<HashMap<Bucket, Instant>>,
+    seen: Mutex<HashMap<(String, Bucket), Instant>>,
     flights: Flights<RequestDigest, Pulse, Arc<Manifest>>,
 }
 
@@ -70,39 +68,29 @@ impl Pulse {
 }
 
 impl Resolver {
-    /// A resolver that reads through `client`, which signs as `auth` says.
+    /// A resolver that reads through `stores`.
     pub fn new(
-        client: ObjectStorage,
+        stores: Stores,
         limits: Limits,
-        auth: &str,
         tasks: &TaskTracker,
         shutdown: &CancellationToken,
     ) -> Self {
         let flights = Flights::new(GRACE, tasks.clone(), shutdown.clone());
-        Self(Arc::new(Inner {
-            client,
-            limits,
-            auth: auth.to_owned(),
-            seen: Mutex::default(),
-            flights,
-        }))
+        Self(Arc::new(Inner { stores, limits, seen: Mutex::default(), flights }))
     }
 
     /// Where the request's model comes from.
-    pub async fn source(&self, request: &ModelRequest) -> Result<Source> {
-        self.0.source(request).await
+    pub async fn source(&self, request: &ModelRequest, route: &Route) -> Result<Source> {
+        self.0.source(request, route).await
     }
 
-    /// The digest that "the same request" means; needs the location only.
+    /// How a request is served in this cache scope; the same way is to be used
+    /// for all that is asked of it.
     ///
     /// # Errors
-    /// `Invalid` when the request names a region or an identity that is not the
-    /// driver's. The digest does not hold those, so they are checked before it
-    /// is given away: nobody may join or find what another request started.
-    pub async fn digest(&self, request: &ModelRequest, scope: &str) -> Result<RequestDigest> {
-        let location = self.0.client.location().await?;
-        self.0.check_administrators_choice(request, &location)?;
-        Ok(request.digest(scope, &location))
+    /// Those of [`Stores::route`].
+    pub async fn route(&self, request: &ModelRequest, scope: &str) -> Result<Route> {
+        self.0.stores.route(request, scope).await
     }
 
     /// The current revision. Callers that ask for the same at the same time
@@ -112,39 +100,39 @@ impl Resolver {
     /// `NotFound` when nothing is selected (the message names both causes that
     /// a 404 has); `Precondition` when what is selected cannot be a tree;
     /// `Unavailable` when Object Storage cannot be asked.
-    pub async fn resolve(&self, request: &ModelRequest, scope: &str) -> Result<Arc<Manifest>> {
-        self.start(request, scope).await?.landed().await
+    pub async fn resolve(&self, request: &ModelRequest, route: &Route) -> Result<Arc<Manifest>> {
+        self.start(request, route).landed().await
     }
 
     /// As [`Resolver::resolve`], for callers that watch how it goes on.
-    pub(super) async fn start(
+    pub(super) fn start(
         &self,
         request: &ModelRequest,
-        scope: &str,
-    ) -> Result<Ticket<Pulse, Arc<Manifest>>> {
-        let digest = self.digest(request, scope).await?;
-        let (inner, request, scope) = (Arc::clone(&self.0), request.clone(), scope.to_owned());
-        Ok(self.0.flights.join(digest, Pulse::default(), move |pulse| async move {
-            inner.ask(&request, &scope, &pulse).await.map(Arc::new)
-        }))
+        route: &Route,
+    ) -> Ticket<Pulse, Arc<Manifest>> {
+        let digest = route.digest(request);
+        let (inner, request, route) = (Arc::clone(&self.0), request.clone(), route.clone());
+        self.0.flights.join(digest, Pulse::default(), move |pulse| async move {
+            inner.ask(&request, &route, &pulse).await.map(Arc::new)
+        })
     }
 }
 
 impl Inner {
-    async fn source(&self, request: &ModelRequest) -> Result<Source> {
-        let location = self.client.location().await?;
+    async fn source(&self, request: &ModelRequest, route: &Route) -> Result<Source> {
+        let location = route.location().to_owned();
         let namespace = match &request.namespace {
             Some(namespace) => namespace.clone(),
-            None => NamespaceName::parse(&self.client.namespace().await?)?,
+            None => self.stores.own_namespace().await?,
         };
         let (bucket, prefix) = (request.bucket.clone(), request.prefix.clone());
         Ok(Source { location, namespace, bucket, prefix })
     }
 
-    async fn ask(&self, request: &ModelRequest, scope: &str, pulse: &Pulse) -> Result<Manifest> {
-        let source = self.source(request).await?;
+    async fn ask(&self, request: &ModelRequest, route: &Route, pulse: &Pulse) -> Result<Manifest> {
+        let source = self.source(request, route).await?;
         let bucket = Bucket::new(source.namespace.as_str(), source.bucket.as_str());
-        let listing = self.list(&bucket, source.prefix.as_str(), pulse).await?;
+        let listing = self.list(route, &bucket, source.prefix.as_str(), pulse).await?;
         if listing.truncated {
             return Err(Error::new(
                 ErrorKind::Precondition,
@@ -158,7 +146,7 @@ impl Inner {
         }
         let objects = listing.objects.into_iter().map(listed);
         let Some(tree) = Tree::arrange(objects, &request.prefix, &request.filters)? else {
-            return Err(self.nothing(request, &source, &bucket).await);
+            return Err(self.nothing(request, route, &source, &bucket).await);
         };
         let bytes = tree.bytes();
         if self.limits.max_bytes.is_some_and(|most| bytes > most) {
@@ -171,59 +159,54 @@ impl Inner {
                 ),
             ));
         }
-        Ok(Manifest::new(source, scope, tree))
+        Ok(Manifest::new(source, route.scope(), tree))
     }
 
     /// Lists, and asks again when a bucket that was there within the hour is
     /// said not to be: the service is known to answer so for moments.
-    async fn list(&self, bucket: &Bucket, prefix: &str, pulse: &Pulse) -> Result<oci::Listing> {
+    async fn list(
+        &self,
+        route: &Route,
+        bucket: &Bucket,
+        prefix: &str,
+        pulse: &Pulse,
+    ) -> Result<oci::Listing> {
+        let (client, place) = (route.client(), (route.location().to_owned(), bucket.clone()));
         let most = self.limits.max_objects;
         let on_page = || pulse.beat();
         for delay in FLICKER {
-            match self.client.list_objects_watched(bucket, prefix, most, on_page).await {
-                Err(error) if error.kind() == oci::ErrorKind::NotFound && self.saw(bucket) => {
+            match client.list_objects_watched(bucket, prefix, most, on_page).await {
+                Err(error) if error.kind() == oci::ErrorKind::NotFound && self.saw(&place) => {
                     tracing::warn!(%error, "a bucket that was there is said to be gone; asking again");
                     tokio::time::sleep(delay).await;
                 }
                 other => {
                     if other.is_ok() {
-                        self.lock().insert(bucket.clone(), Instant::now());
+                        self.lock().insert(place, Instant::now());
                     }
                     return Ok(other?);
                 }
             }
         }
-        Ok(self.client.list_objects_watched(bucket, prefix, most, on_page).await?)
+        Ok(client.list_objects_watched(bucket, prefix, most, on_page).await?)
     }
 
-    fn saw(&self, bucket: &Bucket) -> bool {
-        self.lock().get(bucket).is_some_and(|seen| seen.elapsed() < BUCKET_REMEMBERED)
+    fn saw(&self, place: &(String, Bucket)) -> bool {
+        self.lock().get(place).is_some_and(|seen| seen.elapsed() < BUCKET_REMEMBERED)
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Bucket, Instant>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<(String, Bucket), Instant>> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Parameters may say what holds anyway; what differs has to be refused,
-    /// not ignored.
-    fn check_administrators_choice(&self, request: &ModelRequest, location: &str) -> Result<()> {
-        let differs = |key: &str, wanted: &str, have: &str| {
-            Err(Error::invalid(format!(
-                "{key} {wanted:?} is not the driver's ({have:?}), and this version reads every \
-                 bucket with the driver's own region and identity"
-            )))
-        };
-        match (&request.region, &request.auth) {
-            (Some(region), _) if region != location && !location.contains("://") => {
-                differs("region", region, location)
-            }
-            (_, Some(auth)) if *auth != self.auth => differs("auth", auth, &self.auth),
-            _ => Ok(()),
-        }
-    }
-
     /// Why nothing is selected, as far as it can be told.
-    async fn nothing(&self, request: &ModelRequest, source: &Source, bucket: &Bucket) -> Error {
+    async fn nothing(
+        &self,
+        request: &ModelRequest,
+        route: &Route,
+        source: &Source,
+        bucket: &Bucket,
+    ) -> Error {
         let place = format!("bucket {} of namespace {}", source.bucket, source.namespace);
         let not_found = |text: String| Error::new(ErrorKind::NotFound, text);
         if !request.filters.is_everything() {
@@ -235,7 +218,7 @@ impl Inner {
         }
         if let Some(name) = source.prefix.as_object_name() {
             let object = oci::ObjectName::new(Arc::new(bucket.clone()), name);
-            if self.client.head_object(&object, None).await.is_ok() {
+            if route.client().head_object(&object, None).await.is_ok() {
                 return not_found(format!(
                     "prefix {name:?} in {place} is an object, not a directory of objects: name \
                      the directory that holds it, with include for this object only"

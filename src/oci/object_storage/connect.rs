@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use tokio::sync::OnceCell;
-
 use super::{Inner, ObjectStorage};
 use crate::oci::clock::Clock;
 use crate::oci::endpoint::Endpoint;
@@ -17,6 +15,7 @@ use crate::oci::settings::{AuthMethod, Settings};
 use crate::transport::Transport;
 
 /// Where Object Storage is.
+#[derive(Clone)]
 pub(super) enum Place {
     /// Known from the settings.
     Fixed { endpoint: Endpoint, location: String },
@@ -72,6 +71,37 @@ impl ObjectStorage {
     }
 }
 
+impl ObjectStorage {
+    /// The same identity in another place: at `endpoint` where there is one,
+    /// else in `region`, else where it was.
+    ///
+    /// # Errors
+    /// `Config` when the endpoint is not one.
+    pub fn at(&self, region: Option<&str>, endpoint: Option<&str>) -> Result<Self, Error> {
+        let place = match (endpoint, region) {
+            (Some(url), _) => Place::chosen(url)?,
+            (None, Some(region)) => {
+                Place::of_region(&Region::resolve(region, &self.0.environment))?
+            }
+            (None, None) => return Ok(self.clone()),
+        };
+        Ok(Self(Arc::new(Inner { place, ..Inner::clone(&self.0) })))
+    }
+
+    /// The same identity in the place of `other`.
+    #[must_use]
+    pub fn beside(&self, other: &Self) -> Self {
+        let place = other.0.place.clone();
+        Self(Arc::new(Inner { place, ..Inner::clone(&self.0) }))
+    }
+
+    /// Whether `region`, a name or short code, is where this is.
+    pub async fn is_in(&self, region: &str) -> Result<bool, Error> {
+        let named = Region::resolve(region, &self.0.environment);
+        Ok(self.location().await? == named.name())
+    }
+}
+
 fn prepare(settings: Settings, clock: Clock) -> Result<Inner, Error> {
     let transport = Transport::new((&settings.timeouts).into(), settings.ca_file().as_deref())?;
     let endpoint = settings.or_variable(settings.endpoint.as_ref(), "OCI_CLI_ENDPOINT");
@@ -124,12 +154,14 @@ fn prepare(settings: Settings, clock: Clock) -> Result<Inner, Error> {
         | AuthMethod::OkeWorkloadIdentity => return Err(not_yet(method)),
     };
     Ok(Inner {
+        method,
+        environment: settings.environment,
         transport,
         place,
         identity,
         load_at_once: method == AuthMethod::ApiKey,
         configured_namespace: settings.namespace.filter(|namespace| !namespace.trim().is_empty()),
-        namespace: OnceCell::new(),
+        namespace: Arc::default(),
         retry: settings.retry,
         clock,
         observer: settings.observer,
