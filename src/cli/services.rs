@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::storage::{self, StorageArgs};
+use super::storage::{self, OkeArgs, StorageArgs};
 use super::{options, reload};
 use crate::admin::{Admin, Listener};
 use crate::blocking::blocking;
@@ -89,6 +89,8 @@ pub(super) struct ServiceArgs {
     metrics_address: Option<SocketAddr>,
     #[command(flatten)]
     storage: StorageArgs,
+    #[command(flatten)]
+    oke: OkeArgs,
 }
 
 impl ServiceArgs {
@@ -139,7 +141,9 @@ async fn start(args: ServiceArgs, config: &Config, mode: Mode) -> Result<()> {
     let (listener, socket) = server::bind(&args.csi_endpoint).await?;
 
     let default_auth = AuthMethod::InstancePrincipal;
-    let settings = args.storage.settings(Some(&config.object_storage), default_auth, &metrics)?;
+    let mut settings =
+        args.storage.settings(Some(&config.object_storage), default_auth, &metrics)?;
+    args.oke.settle(&mut settings, &args.service_account_dir);
     let stores = storage::stores(settings, &config.object_storage.buckets).await?;
     let limits = options::limits(&config.limits);
     let resolver = Resolver::new(stores, limits, &tasks, &shutdown);

@@ -386,21 +386,12 @@ impl Engine {
         loop {
             let error = match client.head_object(&job.object, Some(&job.etag)).await {
                 Ok(head) => return Ok(head),
-                Err(error) => error,
+                Err(error) if range::is_refusal(&error) => error,
+                Err(error) => return Err(range::gone(error)),
             };
-            // HEAD answers carry no code that would tell why.
-            if range::is_refusal(&error) && job.change_over(&mut client, &error)? {
-                continue;
+            if !job.change_over(&mut client, &error)? {
+                return Err(range::gone(error));
             }
-            let gone = matches!(
-                error.kind(),
-                crate::oci::ErrorKind::Changed | crate::oci::ErrorKind::NotFound
-            );
-            let error = Error::from(error);
-            return Err(match gone {
-                true => Error::new(ErrorKind::Changed, error.message()),
-                false => error,
-            });
         }
     }
 

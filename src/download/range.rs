@@ -73,6 +73,13 @@ pub(super) fn is_refusal(error: &oci::Error) -> bool {
     }
 }
 
+/// What is not there any more has changed: the listing had it.
+pub(super) fn gone(error: oci::Error) -> Error {
+    let gone = matches!(error.kind(), oci::ErrorKind::Changed | oci::ErrorKind::NotFound);
+    let error = Error::from(error);
+    if gone { Error::new(ErrorKind::Changed, error.message()) } else { error }
+}
+
 /// Fetches the range, or the whole object without asking for a range; the head
 /// of a whole answer carries the object's checksums.
 pub(super) async fn fetch(

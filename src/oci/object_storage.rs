@@ -21,6 +21,7 @@ use super::clock::Clock;
 use super::encode::strict;
 use super::error::{Error, ErrorKind, excerpt};
 use super::identity::Identity;
+use super::identity::workload::{Workload, Workloads};
 use super::names::{Bucket, ObjectName};
 use super::retry::RetryPolicy;
 use super::settings::{AuthMethod, Environment, RequestObserver};
@@ -48,6 +49,10 @@ struct Inner {
     transport: Transport,
     place: Place,
     identity: Option<Identity>,
+    /// Whose identities there are where each request is a pod's.
+    workloads: Option<Workloads>,
+    /// The pod that asks.
+    workload: Option<Workload>,
     /// Whether the credential is on this machine, so that `connect` can check it.
     load_at_once: bool,
     configured_namespace: Option<String>,
@@ -69,9 +74,32 @@ impl ObjectStorage {
         self.0.method
     }
 
-    /// Whether both are one client, or clones of one.
+    /// Whether both ask as the same.
     pub fn is(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
+        match (&self.0.identity, &other.0.identity) {
+            (Some(identity), Some(other)) => identity.is(other),
+            _ => Arc::ptr_eq(&self.0, &other.0),
+        }
+    }
+
+    /// Whether nothing can be asked but as a pod, with [`Self::as_pod`].
+    pub fn needs_pod(&self) -> bool {
+        self.0.workloads.is_some() && self.0.identity.is_none()
+    }
+
+    /// The same place, asked as a pod that has this service-account token. A
+    /// client that needs no pod stays as it is.
+    #[must_use]
+    pub fn as_pod(&self, workload: &Workload, token: &str) -> Self {
+        let Some(workloads) = &self.0.workloads else { return self.clone() };
+        let identity = Some(workloads.of(workload, token));
+        let workload = Some(workload.clone());
+        Self(Arc::new(Inner { identity, workload, ..Inner::clone(&self.0) }))
+    }
+
+    /// The pod that this asks as.
+    pub fn workload(&self) -> Option<&Workload> {
+        self.0.workload.as_ref()
     }
 
     /// Who asks; `None` where requests are not signed.
@@ -166,6 +194,18 @@ impl ObjectStorage {
                 return Err(broken(format!("the listing does not advance beyond {next:?}")));
             }
             start = Some(next);
+        }
+    }
+
+    /// Whether the bytes of an object may be read: asks for those of another
+    /// version than `etag`, so that none come while it is the present one.
+    pub async fn may_read(&self, object: &ObjectName, etag: &str) -> Result<(), Error> {
+        let call = Call::of_object("GetObject", object, Method::GET)?
+            .with_header(header::IF_NONE_MATCH, etag);
+        match self.0.send_retrying(&call).await {
+            Err(error) if error.status() != Some(StatusCode::NOT_MODIFIED.as_u16()) => Err(error),
+            // Read to its end or not: that it came is the answer.
+            _ => Ok(()),
         }
     }
 

@@ -56,11 +56,11 @@ impl Chooser {
         match request.pull_policy {
             PullPolicy::Always => self.current(cache, request, route).await,
             PullPolicy::IfNotPresent => match self.latest(cache, request, route).await? {
-                Some(model) => Ok(Choice::Cached(model)),
+                Some(model) => self.cached(request, route, model).await,
                 None => self.resolver.resolve(request, route).await.map(Choice::Wanted),
             },
             PullPolicy::Never => match self.latest(cache, request, route).await? {
-                Some(model) => Ok(Choice::Cached(model)),
+                Some(model) => self.cached(request, route, model).await,
                 None => Err(not_cached(request)),
             },
         }
@@ -77,11 +77,11 @@ impl Chooser {
         // The newest copy may be it; that needs no network, not even for the namespace.
         let latest = self.latest(cache, request, route).await?;
         if let Some(model) = latest.filter(|model| model.manifest.revision == *revision) {
-            return Ok(Choice::Cached(model));
+            return self.cached(request, route, model).await;
         }
         let source = self.resolver.source(request, route).await?;
         if let Some(model) = cache.find(&ModelKey::of(route.scope(), &source, revision)).await? {
-            return Ok(Choice::Cached(model));
+            return self.cached(request, route, model).await;
         }
         if request.pull_policy == PullPolicy::Never {
             return Err(not_cached(request));
@@ -128,7 +128,11 @@ impl Chooser {
             if error.is_none() && !over {
                 continue;
             }
-            match (self.latest(cache, request, route).await, error) {
+            let fallback = match self.resolver.was_permitted(request, route) {
+                true => self.latest(cache, request, route).await,
+                false => Ok(None),
+            };
+            match (fallback, error) {
                 (Ok(Some(model)), error) if over => {
                     tracing::warn!(
                         model = request.title(),
@@ -146,6 +150,37 @@ impl Chooser {
                 (_, Some(error)) => return Err(error),
                 (_, None) => return ticket.landed().await.map(Choice::Wanted),
             }
+        }
+    }
+
+    /// A cached model, for those who may read it: that is asked also when
+    /// nothing else is. During an outage, who could read it before still may.
+    async fn cached(
+        &self,
+        request: &ModelRequest,
+        route: &Route,
+        model: CachedModel,
+    ) -> Result<Choice> {
+        let trusted = self.serve_stale && self.resolver.was_permitted(request, route);
+        let outage = Instant::now() + OUTAGE;
+        loop {
+            let error = tokio::select! {
+                asked = self.resolver.permit(request, route) => match asked {
+                    Ok(()) => return Ok(Choice::Cached(model)),
+                    Err(error) if trusted && error.kind() == ErrorKind::Unavailable => Some(error),
+                    Err(error) => return Err(error),
+                },
+                () = tokio::time::sleep_until(outage), if trusted => None,
+            };
+            if error.is_none() || Instant::now() >= outage {
+                tracing::warn!(
+                    model = request.title(),
+                    error = error.map(|e| e.to_string()),
+                    "whether the pod may read the model cannot be asked; it could before"
+                );
+                return Ok(Choice::Stale(model));
+            }
+            tokio::time::sleep_until((Instant::now() + RETRY).min(outage)).await;
         }
     }
 

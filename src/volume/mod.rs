@@ -4,6 +4,7 @@
 mod choose;
 #[cfg(test)]
 pub(crate) mod fake;
+mod proofs;
 mod provision;
 mod publish;
 mod records;
@@ -20,9 +21,9 @@ pub use choose::Chooser;
 pub use provision::{Capacity, NewVolume, ProvisionRequest, Provisioner, is_volume_id};
 pub use publish::Volumes;
 pub use resolve::{Limits, Resolver};
-pub use stores::{ListedBucket, Route, Stores};
+pub use stores::{Caller, ListedBucket, Route, Stores};
 
-use crate::model::{ModelRequest, PodIdentity, RequestDigest};
+use crate::model::{ModelRequest, PodIdentity, PodTokens, RequestDigest};
 use crate::mount::BindOptions;
 
 /// What makes two publishes the same: known before anything else of a request.
@@ -45,6 +46,8 @@ pub struct PublishRequest {
     pub model: ModelRequest,
     /// The pod, when kubelet's word on it can be trusted.
     pub pod: Option<PodIdentity>,
+    /// The tokens of the pod's service account, where kubelet sends them.
+    pub tokens: Option<PodTokens>,
     /// Mount options beyond read-only, nosuid, nodev.
     pub options: BindOptions,
 }

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::choose::{Choice, Chooser};
 use super::targets::{TargetGuard, Targets};
 use super::tell::{self, Teller};
-use super::{PublishKey, PublishRequest, Route, VolumeStats};
+use super::{Caller, PublishKey, PublishRequest, Route, VolumeStats};
 use crate::abort_point;
 use crate::blocking::blocking;
 use crate::cache::{Asker, Cache, CachedModel, Holder};
@@ -165,7 +165,9 @@ impl Volumes {
         deadline: Instant,
     ) -> Result<(CachedModel, PublishResult)> {
         let scope = request.model.scope_id(request.pod.as_ref())?;
-        let route = self.0.chooser.resolver().route(&request.model, &scope).await?;
+        let caller = Caller::Pod { pod: request.pod.as_ref(), tokens: request.tokens.as_ref() };
+        let resolver = self.0.chooser.resolver();
+        let route = resolver.route_of(caller, &request.model, &scope).await?;
         let teller = Teller::new(&self.0.events, request.pod.as_ref());
         let mut changed = None;
         for _ in 0..RESOLVES {
@@ -200,6 +202,16 @@ impl Volumes {
                     };
                     match landed {
                         Ok(model) => (model, how),
+                        // It was refused to those who began it, perhaps not to this one.
+                        Err(error)
+                            if how == PublishResult::Joined
+                                && route.workload().is_some()
+                                && is_refusal(error.kind())
+                                && changed.is_none() =>
+                        {
+                            changed = Some(error);
+                            continue;
+                        }
                         Err(error) if error.kind() == ErrorKind::Changed => {
                             tracing::info!(model = title, %error, "resolving again");
                             changed = Some(error);
@@ -378,6 +390,11 @@ impl Inner {
         tracing::info!(volume_id, target = %target.display(), "unpublished");
         Ok(())
     }
+}
+
+/// Whether another identity may be answered otherwise.
+fn is_refusal(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::Unauthenticated | ErrorKind::Denied | ErrorKind::NotFound)
 }
 
 /// Whether this tree is mounted at the target as it should be. Blocks.

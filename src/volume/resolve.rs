@@ -8,11 +8,12 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::stores::{Route, Stores};
+use super::proofs::Proofs;
+use super::stores::{Caller, Route, Stores};
 use crate::cache::flight::{Flights, Ticket};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{ListedObject, Manifest, ModelRequest, RequestDigest, Source, Tree, size_text};
-use crate::oci::{self, Bucket, ObjectSummary};
+use crate::oci::{self, Bucket, ObjectSummary, Workload};
 
 /// Resolving goes on this long without a caller: long enough for the retry of
 /// one that gave up early.
@@ -43,7 +44,9 @@ struct Inner {
     limits: Limits,
     /// When a bucket was listed last.
     seen: Mutex<HashMap<(String, Bucket), Instant>>,
-    flights: Flights<RequestDigest, Pulse, Arc<Manifest>>,
+    /// What a pod's own identity is answered is nobody else's.
+    flights: Flights<(RequestDigest, Option<Workload>), Pulse, Arc<Manifest>>,
+    proofs: Proofs,
 }
 
 /// When Object Storage answered last: a long listing is no outage.
@@ -76,7 +79,13 @@ impl Resolver {
         shutdown: &CancellationToken,
     ) -> Self {
         let flights = Flights::new(GRACE, tasks.clone(), shutdown.clone());
-        Self(Arc::new(Inner { stores, limits, seen: Mutex::default(), flights }))
+        Self(Arc::new(Inner {
+            stores,
+            limits,
+            seen: Mutex::default(),
+            proofs: Proofs::default(),
+            flights,
+        }))
     }
 
     /// Where the request's model comes from.
@@ -90,7 +99,48 @@ impl Resolver {
     /// # Errors
     /// Those of [`Stores::route`].
     pub async fn route(&self, request: &ModelRequest, scope: &str) -> Result<Route> {
-        self.0.stores.route(request, scope).await
+        self.0.stores.route(request, scope, Caller::Driver).await
+    }
+
+    /// As [`Resolver::route`], for somebody who asks with an identity of its own
+    /// where the administrator wants that.
+    ///
+    /// # Errors
+    /// Those of [`Stores::route`].
+    pub async fn route_of(
+        &self,
+        caller: Caller<'_>,
+        request: &ModelRequest,
+        scope: &str,
+    ) -> Result<Route> {
+        self.0.stores.route(request, scope, caller).await
+    }
+
+    /// Whether only a pod's own identity may read the request's bucket.
+    ///
+    /// # Errors
+    /// Those of [`Stores::route`].
+    pub async fn needs_pod(&self, request: &ModelRequest) -> Result<bool> {
+        self.0.stores.needs_pod(request).await
+    }
+
+    /// Asks whether the pod whose own identity this is may read what is under
+    /// the prefix; nothing is asked where the driver's identity is used.
+    ///
+    /// # Errors
+    /// What Object Storage or the identity service say.
+    pub(super) async fn permit(&self, request: &ModelRequest, route: &Route) -> Result<()> {
+        let Some(workload) = route.workload() else { return Ok(()) };
+        let asked = self.0.look(request, route).await;
+        self.0.proofs.note(workload, route.digest(request), &asked);
+        asked
+    }
+
+    /// Whether this pod's service account could read the model before. The
+    /// driver's own identity needs no proof.
+    pub(super) fn was_permitted(&self, request: &ModelRequest, route: &Route) -> bool {
+        let proved = |workload| self.0.proofs.has(workload, &route.digest(request));
+        route.workload().is_none_or(proved)
     }
 
     /// The current revision. Callers that ask for the same at the same time
@@ -112,8 +162,13 @@ impl Resolver {
     ) -> Ticket<Pulse, Arc<Manifest>> {
         let digest = route.digest(request);
         let (inner, request, route) = (Arc::clone(&self.0), request.clone(), route.clone());
-        self.0.flights.join(digest, Pulse::default(), move |pulse| async move {
-            inner.ask(&request, &route, &pulse).await.map(Arc::new)
+        let key = (digest.clone(), route.workload().cloned());
+        self.0.flights.join(key, Pulse::default(), move |pulse| async move {
+            let asked = inner.ask(&request, &route, &pulse).await;
+            if let Some(workload) = route.workload() {
+                inner.proofs.note(workload, digest, &asked);
+            }
+            asked.map(Arc::new)
         })
     }
 }
@@ -123,7 +178,7 @@ impl Inner {
         let location = route.location().to_owned();
         let namespace = match &request.namespace {
             Some(namespace) => namespace.clone(),
-            None => self.stores.own_namespace().await?,
+            None => self.stores.own_namespace(route).await?,
         };
         let (bucket, prefix) = (request.bucket.clone(), request.prefix.clone());
         Ok(Source { location, namespace, bucket, prefix })
@@ -159,7 +214,33 @@ impl Inner {
                 ),
             ));
         }
+        if let Some(file) = tree.files.first().filter(|_| route.workload().is_some()) {
+            // Who may list need not be one who may read.
+            let name = format!("{}{}", source.prefix, file.path);
+            self.prove(route, bucket, &name, &file.etag).await?;
+        }
         Ok(Manifest::new(source, route.scope(), tree))
+    }
+
+    /// One object of the prefix, listed and asked for.
+    async fn look(&self, request: &ModelRequest, route: &Route) -> Result<()> {
+        let source = self.source(request, route).await?;
+        let bucket = Bucket::new(source.namespace.as_str(), source.bucket.as_str());
+        let listing = route.client().list_objects(&bucket, source.prefix.as_str(), 1).await?;
+        match listing.objects.first() {
+            Some(object) => self.prove(route, bucket, &object.name, &object.etag).await,
+            // The bucket moved on; that it was answered has to do.
+            None => Ok(()),
+        }
+    }
+
+    async fn prove(&self, route: &Route, bucket: Bucket, name: &str, etag: &str) -> Result<()> {
+        let object = oci::ObjectName::new(Arc::new(bucket), name);
+        match route.client().may_read(&object, etag).await {
+            // Deleted just now, which is not refused.
+            Err(error) if error.code() == Some("ObjectNotFound") => Ok(()),
+            asked => Ok(asked?),
+        }
     }
 
     /// Lists, and asks again when a bucket that was there within the hour is
@@ -224,6 +305,12 @@ impl Inner {
                      the directory that holds it, with include for this object only"
                 ));
             }
+        }
+        if let Some(workload) = route.workload() {
+            return not_found(format!(
+                "no object under {:?} in {place}, which {workload} may list",
+                source.prefix.as_str()
+            ));
         }
         not_found(format!(
             "no object under {} in {place}, or the driver may not see it; to allow it: Allow \

@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::OnceCell;
 
-use crate::error::{Error, Result};
-use crate::model::{ModelRequest, NamespaceName, RequestDigest};
-use crate::oci::{self, AuthMethod, ObjectStorage, Settings};
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::{ModelRequest, NamespaceName, PodIdentity, PodTokens, RequestDigest};
+use crate::oci::{self, AuthMethod, ObjectStorage, Settings, Workload};
 
 /// Clients kept for other places; beyond that they are made for each request.
 const KEPT: usize = 64;
@@ -55,6 +55,20 @@ struct Place {
     auth: Option<AuthMethod>,
 }
 
+/// Who asks for a model.
+#[derive(Debug, Clone, Copy)]
+pub enum Caller<'a> {
+    /// The driver itself: a prefetch, a command, the Controller.
+    Driver,
+    /// A pod, as far as kubelet tells of it.
+    Pod {
+        /// Which one.
+        pod: Option<&'a PodIdentity>,
+        /// The tokens of its service account.
+        tokens: Option<&'a PodTokens>,
+    },
+}
+
 /// How one request is served: where, as whom, and apart from whom.
 #[derive(Debug, Clone)]
 pub struct Route {
@@ -82,6 +96,11 @@ impl Route {
     /// The identity that a scope keeps apart, as [`Stores::route`] notes it.
     pub(super) fn auth_of_scope(scope: &str) -> Option<&str> {
         scope.split(' ').find_map(|part| part.strip_prefix(APART))
+    }
+
+    /// The pod whose own identity asks, where it is not the driver's.
+    pub fn workload(&self) -> Option<&Workload> {
+        self.client.workload()
     }
 
     /// The digest that "the same request" means on this way.
@@ -114,29 +133,35 @@ impl Stores {
     }
 
     /// The namespace of buckets that name none: the driver's own tenancy's.
-    pub async fn own_namespace(&self) -> Result<NamespaceName> {
-        NamespaceName::parse(&self.0.own.namespace().await?)
+    pub async fn own_namespace(&self, route: &Route) -> Result<NamespaceName> {
+        // Where pods ask with their own identities, the driver has none to ask with.
+        let client = if self.0.own.needs_pod() { &route.client } else { &self.0.own };
+        NamespaceName::parse(&client.namespace().await?)
+    }
+
+    /// Whether only a pod's own identity may read the request's bucket.
+    ///
+    /// # Errors
+    /// Those of [`Stores::route`].
+    pub async fn needs_pod(&self, request: &ModelRequest) -> Result<bool> {
+        Ok(self.client_of(request, Caller::Driver).await?.0.needs_pod())
     }
 
     /// The way of a request in this cache scope.
     ///
     /// # Errors
-    /// `Invalid` for an identity that is none; `Precondition` when the
+    /// `Precondition` when a pod's own identity is needed, and no pod asks, or
+    /// kubelet sends no token of it. `Invalid` for an identity that is none; `Precondition` when the
     /// administrator's settings for it cannot be used; `Unavailable` when it
     /// takes a service to know the way, and that cannot be reached.
-    pub async fn route(&self, request: &ModelRequest, scope: &str) -> Result<Route> {
-        let usual = self.usual(request).await?;
-        let usual_method = usual.auth.unwrap_or_else(|| self.0.own.method());
-        let mut place = usual.clone();
-        if let Some(auth) = &request.auth {
-            place.auth = Some(auth.parse().map_err(|e: oci::Error| Error::invalid(e.to_string()))?);
-        }
-        if let Some(region) = &request.region
-            && !self.is_in(&usual, region).await?
-        {
-            (place.region, place.endpoint) = (Some(region.clone()), None);
-        }
-        let client = self.client(&place).await?;
+    pub async fn route(
+        &self,
+        request: &ModelRequest,
+        scope: &str,
+        caller: Caller<'_>,
+    ) -> Result<Route> {
+        let (client, usual_method) = self.client_of(request, caller).await?;
+        let client = as_caller(client, caller)?;
         let location = client.location().await?;
         // What was brought as somebody else was not permitted to this one.
         let scope = match client.method() {
@@ -147,15 +172,36 @@ impl Stores {
         Ok(Route { client, location, scope })
     }
 
+    /// Who asks where, before a pod's own identity; and how such a bucket is
+    /// read usually.
+    async fn client_of(
+        &self,
+        request: &ModelRequest,
+        caller: Caller<'_>,
+    ) -> Result<(ObjectStorage, AuthMethod)> {
+        let usual = self.usual(request, caller).await?;
+        let usual_method = usual.auth.unwrap_or_else(|| self.0.own.method());
+        let mut place = usual.clone();
+        if let Some(auth) = &request.auth {
+            place.auth = Some(auth.parse().map_err(|e: oci::Error| Error::invalid(e.to_string()))?);
+        }
+        if let Some(region) = &request.region
+            && !self.is_in(&usual, region).await?
+        {
+            (place.region, place.endpoint) = (Some(region.clone()), None);
+        }
+        Ok((self.client(&place).await?, usual_method))
+    }
+
     /// What the administrator listed for the bucket.
-    async fn usual(&self, request: &ModelRequest) -> Result<Place> {
+    async fn usual(&self, request: &ModelRequest, caller: Caller<'_>) -> Result<Place> {
         for listed in self.0.listed.iter().filter(|one| one.name == request.bucket.as_str()) {
             let (theirs, wanted) = (listed.namespace.as_deref(), request.namespace.as_ref());
             let same = match (theirs, wanted.map(NamespaceName::as_str)) {
                 (None, None) => true,
                 (Some(theirs), Some(wanted)) => theirs == wanted,
                 (Some(named), None) | (None, Some(named)) => {
-                    self.own_namespace().await?.as_str() == named
+                    as_caller(self.0.own.clone(), caller)?.namespace().await? == named
                 }
             };
             if same {
@@ -228,6 +274,42 @@ impl Stores {
 
     fn elsewhere(&self) -> std::sync::MutexGuard<'_, HashMap<Place, ObjectStorage>> {
         self.0.elsewhere.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The client as whom the caller asks: the pod's own identity, where that is
+/// what the administrator chose.
+fn as_caller(client: ObjectStorage, caller: Caller<'_>) -> Result<ObjectStorage> {
+    if !client.needs_pod() {
+        return Ok(client);
+    }
+    let missing = |what: &str| {
+        let text = format!(
+            "this bucket is read with the pods' own identities (oke_workload_identity), and {what}"
+        );
+        Err(Error::new(ErrorKind::Precondition, text))
+    };
+    match caller {
+        Caller::Driver => missing(
+            "no pod asks here: a bucket that the driver brings in by itself needs another auth in \
+             objectStorage.buckets",
+        ),
+        Caller::Pod { pod: None, .. } => missing(
+            "kubelet does not say whose volume this is: set podInfoOnMount: true in the CSIDriver \
+             object",
+        ),
+        Caller::Pod { tokens: None, .. } => missing(
+            "kubelet sent no token of the pod's service account: set tokenRequests: [{audience: \
+             \"\"}] in the CSIDriver object (csiDriver.tokenRequests of the chart)",
+        ),
+        Caller::Pod { pod: Some(pod), tokens: Some(tokens) } => {
+            let workload = Workload {
+                namespace: pod.namespace.clone(),
+                service_account: pod.service_account.clone(),
+                pod_uid: pod.uid.clone(),
+            };
+            Ok(client.as_pod(&workload, &tokens.of(pod)?))
+        }
     }
 }
 

@@ -10,6 +10,7 @@ use crate::oci::identity::Identity;
 use crate::oci::identity::api_key::ProfileSource;
 use crate::oci::identity::imds::Imds;
 use crate::oci::identity::instance_principal::{InstancePrincipal, InstanceRegion};
+use crate::oci::identity::workload::Workloads;
 use crate::oci::region::Region;
 use crate::oci::settings::{AuthMethod, Settings};
 use crate::transport::Transport;
@@ -118,6 +119,7 @@ fn prepare(settings: Settings, clock: Clock) -> Result<Inner, Error> {
         )
         .with_remedy("set --region, OCI_CLI_REGION or region= in the profile")),
     };
+    let mut workloads = None;
     let (place, identity) = match method {
         AuthMethod::ApiKey => {
             let region = match region {
@@ -148,10 +150,22 @@ fn prepare(settings: Settings, clock: Clock) -> Result<Inner, Error> {
             (place, Some(Identity::new(source, clock.clone())))
         }
         AuthMethod::None => (fixed(region)?, None),
-        AuthMethod::Auto
-        | AuthMethod::SecurityToken
-        | AuthMethod::ResourcePrincipal
-        | AuthMethod::OkeWorkloadIdentity => return Err(not_yet(method)),
+        AuthMethod::OkeWorkloadIdentity => {
+            let variable = || environment.get("OCI_RESOURCE_PRINCIPAL_REGION").map(str::to_owned);
+            let region = region.or_else(variable);
+            let place = if endpoint.is_some() || region.is_some() {
+                fixed(region)?
+            } else {
+                let imds = Arc::new(Imds::new(&settings)?);
+                let region = InstanceRegion::new(None, environment.clone(), imds);
+                Place::Instance { region: Arc::new(region) }
+            };
+            workloads = Some(Workloads::new(&settings, clock.clone())?);
+            (place, None)
+        }
+        AuthMethod::Auto | AuthMethod::SecurityToken | AuthMethod::ResourcePrincipal => {
+            return Err(not_yet(method));
+        }
     };
     Ok(Inner {
         method,
@@ -159,6 +173,8 @@ fn prepare(settings: Settings, clock: Clock) -> Result<Inner, Error> {
         transport,
         place,
         identity,
+        workloads,
+        workload: None,
         load_at_once: method == AuthMethod::ApiKey,
         configured_namespace: settings.namespace.filter(|namespace| !namespace.trim().is_empty()),
         namespace: Arc::default(),
@@ -181,5 +197,5 @@ fn resolve_auto(settings: &Settings, profile: &ProfileSource) -> Result<AuthMeth
 
 fn not_yet(method: AuthMethod) -> Error {
     Error::config(format!("authenticating with {method}"), "this version does not support it")
-        .with_remedy("use one of api_key, instance_principal, none")
+        .with_remedy("use one of api_key, instance_principal, oke_workload_identity, none")
 }
