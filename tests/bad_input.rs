@@ -337,7 +337,10 @@ fn a_driver_that_cannot_do_what_its_configuration_says_does_not_start() {
                 &format!("policy:\n  rules:\n  - {rule}\n"),
                 ["config.yaml, line 4", "no leading slash"],
             ),
-            ("objectStorage: {buckets: [{name: b}]}\n", ["objectStorage.buckets", "not supported"]),
+            (
+                "objectStorage: {buckets: [{name: b}, {name: b}]}\n",
+                ["config.yaml, line 2", "twice"],
+            ),
             ("cache: {requireMount: true}\n", ["cache.requireMount", "mount it"]),
         ] {
             let place = tempfile::tempdir_in(scratch).unwrap();

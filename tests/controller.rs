@@ -182,7 +182,7 @@ fn parameters_capabilities_and_models_that_are_wrong_make_no_volume() {
         };
         let invalid = Code::InvalidArgument;
         refused(&kubelet, with("bukcet", "x"), invalid, &["did you mean bucket"]).await;
-        refused(&kubelet, with("auth", "none"), invalid, &["auth"]).await;
+        refused(&kubelet, with("auth", "apikey"), invalid, &["authentication", "apikey"]).await;
         refused(&kubelet, with("cacheScope", "pod"), invalid, &["cacheScope"]).await;
         refused(&kubelet, with("prefix", "models/phi4"), Code::NotFound, &["models/phi4/"]).await;
         refused(&kubelet, with("bucket", "nobodys"), Code::NotFound, &["nobodys"]).await;
@@ -273,7 +273,7 @@ fn a_wrong_parameter_neither_spoils_another_volume_nor_passes_with_it() {
         let mut wrong = claim("pvc-wrong");
         wrong.parameters.insert("auth".to_owned(), "none".to_owned());
         for name in ["pvc-1", "pvc-2"] {
-            let refusal = refused(&kubelet, wrong.clone(), Code::InvalidArgument, &["auth"]);
+            let refusal = refused(&kubelet, wrong.clone(), Code::Unauthenticated, &["not signed"]);
             let (made, ()) = tokio::join!(create(&kubelet, claim(name)), refusal);
             made.unwrap();
         }

@@ -22,7 +22,7 @@ use oci_model_csi::download::{Engine, EngineOptions, Verify};
 use oci_model_csi::metrics::Metrics;
 use oci_model_csi::model::{Manifest, ModelRequest, ModelUri};
 use oci_model_csi::oci::{AuthMethod, Environment, ObjectStorage, RetryPolicy, Settings};
-use oci_model_csi::volume::{Limits, Resolver};
+use oci_model_csi::volume::{Limits, Resolver, Stores};
 use support::models::{
     BUCKET, MIB, PREFIX, content, content_of, mode_of, put, put_large, store_with_phi3,
 };
@@ -41,6 +41,7 @@ struct Node {
     cache: Cache,
     engine: Engine,
     resolver: Resolver,
+    client: ObjectStorage,
     store: LocalStore,
 }
 
@@ -63,9 +64,9 @@ impl Node {
             write_back: false,
             retry: RetryPolicy::default(),
         };
-        let engine = Engine::new(client.clone(), options, Arc::clone(&metrics)).unwrap();
+        let engine = Engine::new(options, Arc::clone(&metrics)).unwrap();
         let limits = Limits { max_objects: 100, max_bytes: None };
-        let resolver = Resolver::new(client, limits, "api_key", &tasks, &shutdown);
+        let resolver = Resolver::new(Stores::alone(client.clone()), limits, &tasks, &shutdown);
         let options = CacheOptions {
             dir: scratch.join("cache"),
             require_mount: false,
@@ -77,13 +78,15 @@ impl Node {
         };
         let cache = Cache::open(options, metrics, &tasks, &shutdown).unwrap();
         cache.recover(&scratch.join("pods")).unwrap();
-        Self { cache, engine, resolver, store }
+        Self { cache, engine, resolver, client, store }
     }
 
     async fn manifest(&self) -> Arc<Manifest> {
         let ModelUri { namespace, bucket, prefix } =
             ModelUri::parse(&format!("oci://{BUCKET}/{PREFIX}")).unwrap();
-        self.resolver.resolve(&ModelRequest::of(namespace, bucket, prefix), "").await.unwrap()
+        let request = ModelRequest::of(namespace, bucket, prefix);
+        let route = self.resolver.route(&request, "").await.unwrap();
+        self.resolver.resolve(&request, &route).await.unwrap()
     }
 
     async fn try_import(
@@ -94,7 +97,8 @@ impl Node {
         let manifest = self.manifest().await;
         let options = ImportOptions { dir: dir.to_owned(), take };
         let progress = ImportProgress::default();
-        self.cache.import(&self.engine, &manifest, "the model", options, &progress).await
+        let client = &self.client;
+        self.cache.import(&self.engine, client, &manifest, "the model", options, &progress).await
     }
 
     /// Imports, and checks that the model is what the store has.

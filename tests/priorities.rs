@@ -15,7 +15,7 @@ use oci_model_csi::download::{Engine, EngineOptions, Verify};
 use oci_model_csi::metrics::Metrics;
 use oci_model_csi::model::{ModelRequest, ModelUri};
 use oci_model_csi::oci::{AuthMethod, Environment, ObjectStorage, RetryPolicy, Settings};
-use oci_model_csi::volume::{Limits, Resolver};
+use oci_model_csi::volume::{Limits, Resolver, Stores};
 use support::driver::Setup;
 use support::models::{BUCKET, MIB, PREFIX, assert_synthetic, put, put_large};
 use support::run::{end_to_end, eventually, figure, ratio};
@@ -156,7 +156,7 @@ impl Node {
             write_back: false,
             retry: RetryPolicy::default(),
         };
-        let engine = Engine::new(client.clone(), options, Arc::clone(&metrics)).unwrap();
+        let engine = Engine::new(options, Arc::clone(&metrics)).unwrap();
         let options = CacheOptions {
             dir: scratch.path().join("cache"),
             require_mount: false,
@@ -169,15 +169,16 @@ impl Node {
         let cache = Cache::open(options, metrics, &tasks, &shutdown).unwrap();
         cache.recover(Path::new("/nonexistent")).unwrap();
         let limits = Limits { max_objects: 1000, max_bytes: None };
-        let resolver = Resolver::new(client, limits, "none", &tasks, &shutdown);
+        let resolver = Resolver::new(Stores::alone(client), limits, &tasks, &shutdown);
         Self { cache, engine, resolver, _scratch: scratch }
     }
 
     async fn fill(&self, name: &str, asker: Asker) -> Ticket<FillProgress, CachedModel> {
         let uri = ModelUri::parse(&format!("oci://{BUCKET}/{PREFIX}{name}/")).unwrap();
         let request = ModelRequest::of(uri.namespace, uri.bucket, uri.prefix);
-        let manifest = self.resolver.resolve(&request, "").await.unwrap();
-        self.cache.fill(&self.engine, &manifest, name, asker)
+        let route = self.resolver.route(&request, "").await.unwrap();
+        let manifest = self.resolver.resolve(&request, &route).await.unwrap();
+        self.cache.fill(&self.engine, &manifest, name, asker, route.client())
     }
 }
 

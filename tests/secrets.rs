@@ -7,7 +7,7 @@ use std::path::Path;
 
 use localstore::{Action, LocalStore, Operation, Rule};
 use support::driver::{Driver, Setup};
-use support::models::{BUCKET, PHI3, store_with_phi3};
+use support::models::{BUCKET, PHI3, put};
 use support::run::end_to_end;
 
 /// What kubelet may send along for a pod.
@@ -16,13 +16,26 @@ const POD_TOKEN: &str = "pods-own-token-5e0f9c";
 /// What begins every token (a JWT) and every signature, and ends every key.
 const MARKS: [&str; 5] = ["eyJ", "ST$", "Signature version=", "PRIVATE KEY", POD_TOKEN];
 
+/// With whose identity the driver reads.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Who {
+    ApiKey,
+    Instance,
+    Pod,
+}
+
 /// Everything that goes right and wrong once, with every log line there is.
-async fn live(scratch: &Path, store: &LocalStore, instance: bool) -> (Driver, String) {
+async fn live(scratch: &Path, store: &LocalStore, who: Who) -> (Driver, String) {
     let mut setup = Setup::new(scratch, store);
-    if instance {
-        setup = setup.with_instance_principal(store);
+    match who {
+        Who::ApiKey => {}
+        Who::Instance => setup = setup.with_instance_principal(store),
+        Who::Pod => {
+            setup.auth = "oke_workload_identity";
+            setup.arguments = vec!["--oke-endpoint".to_owned(), store.endpoint()];
+        }
     }
-    setup.arguments = vec!["--log-level".to_owned(), "trace".to_owned()];
+    setup.arguments.extend(["--log-level", "trace"].map(str::to_owned));
     let driver = setup.start().await;
     let kubelet = driver.kubelet();
     let tokens = format!("{{\"\":{{\"token\":\"{POD_TOKEN}\"}}}}");
@@ -61,9 +74,18 @@ fn assert_no_secret(what: &str, text: &str, secrets: &[String]) {
     }
 }
 
-async fn assert_discreet(scratch: &Path, instance: bool) {
-    let store = store_with_phi3();
-    let (mut driver, told) = live(scratch, &store, instance).await;
+async fn assert_discreet(scratch: &Path, who: Who) {
+    let mut builder = LocalStore::builder();
+    if who == Who::Pod {
+        builder = builder.cluster_token(POD_TOKEN, "team-a", "default");
+    }
+    let store = builder.start().unwrap();
+    for name in ["config.json", "tokenizer/vocab.txt", "model.safetensors"] {
+        put(&store, name, name);
+    }
+    let (mut driver, told) = live(scratch, &store, who).await;
+    let exchanged = store.stats().requests_of(Operation::WorkloadIdentity) > 0;
+    assert_eq!(exchanged, who == Who::Pod, "the premise: the pod's token is used");
     // The lines of the key file, whose marks alone a log could leave out.
     let keys = text_below(&scratch.join("oci"));
     let secrets: Vec<String> =
@@ -83,10 +105,15 @@ async fn assert_discreet(scratch: &Path, instance: bool) {
 
 #[test]
 fn neither_an_api_key_nor_a_pods_token_is_to_be_found_anywhere() {
-    end_to_end(async |scratch| assert_discreet(scratch, false).await);
+    end_to_end(async |scratch| assert_discreet(scratch, Who::ApiKey).await);
 }
 
 #[test]
 fn neither_an_instances_token_nor_its_key_is_to_be_found_anywhere() {
-    end_to_end(async |scratch| assert_discreet(scratch, true).await);
+    end_to_end(async |scratch| assert_discreet(scratch, Who::Instance).await);
+}
+
+#[test]
+fn neither_a_pods_session_token_nor_its_own_is_to_be_found_anywhere() {
+    end_to_end(async |scratch| assert_discreet(scratch, Who::Pod).await);
 }

@@ -51,6 +51,7 @@ use crate::blocking::blocking;
 use crate::download::{Engine, Progress};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{BlobId, Manifest, ManifestFile, progress_text};
+use crate::oci::ObjectStorage;
 use adopt::{Adopter, Fate};
 use source::{Found, Source, check_movable};
 
@@ -164,6 +165,7 @@ impl Cache {
     ///
     /// When the future is dropped, what was adopted so far stays in the cache,
     /// and the download goes on for a while; the same import can be run again.
+    /// Object Storage is asked as `client`.
     ///
     /// # Errors
     /// `Precondition` when `take` is set and files cannot be taken safely (the
@@ -172,6 +174,7 @@ impl Cache {
     pub async fn import(
         &self,
         engine: &Engine,
+        client: &ObjectStorage,
         manifest: &Arc<Manifest>,
         title: &str,
         options: ImportOptions,
@@ -194,6 +197,7 @@ impl Cache {
         let adopter = Adopter {
             inner: Arc::clone(&self.0),
             engine: engine.clone(),
+            client: client.clone(),
             manifest: Arc::clone(manifest),
             source: Arc::clone(&source),
             take,
@@ -219,7 +223,7 @@ impl Cache {
         imported.downloaded_files = missing.len();
         imported.downloaded_bytes =
             missing.iter().map(|file| file.size).fold(0, u64::saturating_add);
-        let mut ticket = self.fill(engine, manifest, title, Asker::Prefetch);
+        let mut ticket = self.fill(engine, manifest, title, Asker::Prefetch, client);
         let filling = ticket.shared_progress();
         progress.enter(Stage::Filling(Arc::clone(&filling)));
         let model = tokio::select! {

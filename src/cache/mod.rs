@@ -68,6 +68,7 @@ use crate::download::Engine;
 use crate::error::Result;
 use crate::metrics::Metrics;
 use crate::model::{BlobId, Manifest, ModelKey, RequestDigest};
+use crate::oci::ObjectStorage;
 use blobs::Blobs;
 use durability::{Syncer, Unsynced};
 use flight::Flights;
@@ -255,22 +256,27 @@ impl Cache {
 
     /// Joins the flight that brings this model into the cache, or starts it. A
     /// pod that joins a prefetch makes it as urgent as any pod's model.
+    ///
+    /// Its objects are read as one of the clients of all who asked.
     pub fn fill(
         &self,
         engine: &Engine,
         manifest: &Arc<Manifest>,
         title: &str,
         asker: Asker,
+        client: &ObjectStorage,
     ) -> Ticket<FillProgress, CachedModel> {
         let (inner, engine) = (Arc::clone(&self.0), engine.clone());
         let (manifest, title) = (Arc::clone(manifest), title.to_owned());
         let started = FillProgress::new(Some(Arc::clone(&manifest)), asker.share());
+        started.share().read_as(client);
         let ticket = self.0.model_flights.join(manifest.key(), started, move |progress| {
             // Of its own: it has many callers, and outlives them.
             let flight = progress.id();
             let span = tracing::error_span!(parent: None, "download", flight, model = title);
             fill::fill(inner, engine, manifest, title, progress).instrument(span)
         });
+        ticket.progress().share().read_as(client);
         if asker == Asker::Pod {
             ticket.progress().share().raise();
         }

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::options;
 use crate::blocking::blocking;
 use crate::config::Config;
-use crate::error::{Error, Result};
+use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::model::ModelUri;
 use crate::policy::Policy;
@@ -79,17 +79,6 @@ fn replace<T: PartialEq>(place: &watch::Sender<T>, value: T) -> bool {
     })
 }
 
-/// A configuration that a start would take.
-///
-/// # Errors
-/// `Invalid` for one that is not valid, or that somebody would rely on in vain.
-pub(super) fn usable(config: Config) -> Result<Config> {
-    match config.unsupported().into_iter().find(|unsupported| unsupported.refuse) {
-        Some(unsupported) => Err(Error::invalid(unsupported.sentence)),
-        None => Ok(config),
-    }
-}
-
 /// Takes over what the file has whenever it changes, until `shutdown`. A file
 /// that is not usable or not there is told once, and the last good one stays.
 pub(super) async fn follow(
@@ -111,7 +100,7 @@ pub(super) async fn follow(
             continue;
         }
         let parsed = match &now {
-            Ok(text) => Config::parse(text, &file.display().to_string()).and_then(usable),
+            Ok(text) => Config::parse(text, &file.display().to_string()),
             Err(said) => Err(Error::invalid(format!("reading {}: {said}", file.display()))),
         };
         seen = Some(now);

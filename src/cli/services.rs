@@ -16,7 +16,7 @@ use tokio_util::task::TaskTracker;
 
 use super::options;
 use super::reload::{self, Followed};
-use super::storage::{self, StorageArgs};
+use super::storage::{self, OkeArgs, StorageArgs};
 use crate::admin::{Admin, Listener};
 use crate::blocking::blocking;
 use crate::cache::Cache;
@@ -33,7 +33,7 @@ use crate::manage::{Manager, Remote};
 use crate::metrics::{CredentialState, Metrics};
 use crate::model::ModelUri;
 use crate::node::NodeState;
-use crate::oci::{AuthMethod, ObjectStorage};
+use crate::oci::AuthMethod;
 use crate::policy::Policy;
 use crate::volume::{Chooser, Claims, Provisioner, Resolver, Volumes};
 
@@ -105,6 +105,8 @@ pub(super) struct ServiceArgs {
     metrics_address: Option<SocketAddr>,
     #[command(flatten)]
     storage: StorageArgs,
+    #[command(flatten)]
+    oke: OkeArgs,
 }
 
 impl ServiceArgs {
@@ -134,7 +136,7 @@ impl ServiceArgs {
 
 /// Serves until SIGTERM or SIGINT.
 pub(super) fn run(args: ServiceArgs, mode: Mode, runtime: &Runtime) -> Result<()> {
-    let config = load_config(args.config.as_deref())?;
+    let config = args.config.as_deref().map_or_else(|| Ok(Config::default()), Config::load)?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         ?mode,
@@ -142,16 +144,6 @@ pub(super) fn run(args: ServiceArgs, mode: Mode, runtime: &Runtime) -> Result<()
         "starting"
     );
     runtime.block_on(start(args, &config, mode))
-}
-
-/// Reads the configuration and refuses what somebody would rely on in vain.
-fn load_config(path: Option<&std::path::Path>) -> Result<Config> {
-    let config = path.map_or_else(|| Ok(Config::default()), Config::load)?;
-    let config = reload::usable(config)?;
-    for unsupported in config.unsupported() {
-        tracing::warn!("{}", unsupported.sentence);
-    }
-    Ok(config)
 }
 
 async fn start(args: ServiceArgs, config: &Config, mode: Mode) -> Result<()> {
@@ -164,10 +156,11 @@ async fn start(args: ServiceArgs, config: &Config, mode: Mode) -> Result<()> {
     let (listener, socket) = server::bind(&args.csi_endpoint).await?;
 
     let default_auth = AuthMethod::InstancePrincipal;
-    let settings = args.storage.settings(Some(&config.object_storage), default_auth, &metrics)?;
-    let auth = settings.auth;
-    let client = storage::connect(settings).await?;
-    if let Some(identity) = client.identity().cloned() {
+    let mut settings =
+        args.storage.settings(Some(&config.object_storage), default_auth, &metrics)?;
+    args.oke.settle(&mut settings, &args.service_account_dir);
+    let stores = storage::stores(settings, &config.object_storage.buckets).await?;
+    if let Some(identity) = stores.identity().cloned() {
         metrics.watch_credential(move || CredentialState {
             refresh_failures: identity.refresh_failures(),
             expires_at: identity.expires_at(),
@@ -175,7 +168,7 @@ async fn start(args: ServiceArgs, config: &Config, mode: Mode) -> Result<()> {
     }
     let (followed, changing) = Followed::new(config, &metrics);
     let limits = options::limits(&config.limits);
-    let resolver = Resolver::new(client.clone(), limits, auth.as_str(), &tasks, &shutdown);
+    let resolver = Resolver::new(stores, limits, &tasks, &shutdown);
     let kubernetes = args.kubernetes()?;
     let events = kubernetes.clone().map_or_else(Events::default, |server| {
         Events::to(server, &args.driver_name, &args.node_name(), &tasks, &shutdown)
@@ -190,7 +183,7 @@ async fn start(args: ServiceArgs, config: &Config, mode: Mode) -> Result<()> {
     };
     let node = match mode {
         Mode::Controller => None,
-        Mode::Node | Mode::All => Some(Node::build(&args, config, client, &resolver, &shared)?),
+        Mode::Node | Mode::All => Some(Node::build(&args, config, &resolver, &shared)?),
     };
 
     let admin_socket = admin_socket(&args, node.as_ref()).await?;
@@ -286,7 +279,6 @@ impl Node {
     fn build(
         args: &ServiceArgs,
         config: &Config,
-        client: ObjectStorage,
         resolver: &Resolver,
         shared: &Shared,
     ) -> Result<Self> {
@@ -294,8 +286,7 @@ impl Node {
         let options =
             options::cache(config, args.cache_dir.as_deref(), &args.kubelet_dir, metrics)?;
         let cache = Cache::open(options, Arc::clone(metrics), tasks, shutdown)?;
-        let engine =
-            Engine::new(client, options::engine(&config.download, true), Arc::clone(metrics))?;
+        let engine = Engine::new(options::engine(&config.download, true), Arc::clone(metrics))?;
         let chooser = Chooser::new(resolver.clone(), config.serve_stale_on_outage);
         let volumes = Volumes::new(
             cache.clone(),

@@ -1,6 +1,6 @@
 //! The flags that say how Object Storage is reached, shared by all commands.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
@@ -9,13 +9,14 @@ use crate::config;
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
 use crate::oci::{self, AuthMethod, ObjectStorage, Settings};
+use crate::volume::{ListedBucket, Stores};
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Object Storage")]
 pub(super) struct StorageArgs {
-    /// Identity, by the oci CLI's names: auto, api_key, instance_principal, none; security_token,
-    /// resource_principal and oke_workload_identity come with a later version [default: api_key for
-    /// commands, instance_principal for services]
+    /// Identity, by the oci CLI's names: auto, api_key, instance_principal, none, and for services
+    /// oke_workload_identity; security_token and resource_principal come with a later version
+    /// [default: api_key for commands, instance_principal for services]
     #[arg(long, env = "OCI_MODEL_CSI_AUTH", value_name = "METHOD")]
     auth: Option<String>,
     /// Profile in the oci CLI's config file [default: DEFAULT]
@@ -33,6 +34,39 @@ pub(super) struct StorageArgs {
     /// PEM certificates to trust besides the system's
     #[arg(long, env = "OCI_MODEL_CSI_CA_FILE", value_name = "FILE")]
     ca_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Pods' own identities")]
+pub(super) struct OkeArgs {
+    /// OKE's identity service [default: https://KUBERNETES_SERVICE_HOST:12250]
+    #[arg(long, env = "OCI_MODEL_CSI_OKE_ENDPOINT", value_name = "URL")]
+    oke_endpoint: Option<String>,
+    /// CA of that service, PEM [default: ca.crt of --service-account-dir]
+    #[arg(long, env = "OCI_MODEL_CSI_OKE_CA_FILE", value_name = "FILE")]
+    oke_ca_file: Option<PathBuf>,
+}
+
+impl OkeArgs {
+    /// Where pods' tokens are exchanged, for clients that do.
+    pub(super) fn settle(&self, settings: &mut Settings, service_account: &Path) {
+        settings.oke_endpoint.clone_from(&self.oke_endpoint);
+        let given = || Some(service_account.join("ca.crt")).filter(|file| file.exists());
+        settings.oke_ca_file = self.oke_ca_file.clone().or_else(given);
+    }
+}
+
+/// Connects the driver's own identity and place; those of other buckets are
+/// tried when somebody asks for them.
+pub(super) async fn stores(settings: Settings, listed: &[config::Bucket]) -> Result<Stores> {
+    let listed = listed.iter().map(|bucket| {
+        let auth = bucket.auth.as_ref().map(|auth| auth.as_str().parse()).transpose();
+        let (name, namespace) = (bucket.name.clone(), bucket.namespace.clone());
+        let (region, endpoint) = (bucket.region.clone(), bucket.endpoint.clone());
+        Ok(ListedBucket { name, namespace, region, endpoint, auth: auth.map_err(told)? })
+    });
+    let listed = listed.collect::<Result<_>>()?;
+    Stores::connect(settings, listed).await.map_err(told)
 }
 
 /// Connects; what is configured wrong is the fault of who started the program.

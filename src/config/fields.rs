@@ -11,7 +11,7 @@ use bytesize::ByteSize;
 use serde::de::{Deserialize, Deserializer, Error};
 
 use super::amount::{Amount, MinFree, Percent, parse_size};
-use super::{AuthName, Verify};
+use super::{AuthName, Bucket, Verify};
 use crate::model::ModelUri;
 
 /// A scalar as it was written; the YAML types of numbers and words do not matter.
@@ -214,6 +214,23 @@ pub(super) fn endpoint<'de, D: Deserializer<'de>>(input: D) -> Result<Option<Str
         ));
     }
     Ok(Some(text.trim_end_matches('/').to_owned()))
+}
+
+/// Buckets, each once: of two the second would mean nothing.
+pub(super) fn buckets<'de, D: Deserializer<'de>>(input: D) -> Result<Vec<Bucket>, D::Error> {
+    let buckets = Vec::<Bucket>::deserialize(input)?;
+    for (n, bucket) in buckets.iter().enumerate() {
+        let same =
+            |other: &&Bucket| (&other.name, &other.namespace) == (&bucket.name, &bucket.namespace);
+        if buckets[..n].iter().any(|other| same(&other)) {
+            let namespace = bucket.namespace.as_deref().unwrap_or("the driver's own");
+            return Err(Error::custom(format!(
+                "the bucket `{}` of namespace {namespace} stands there twice",
+                bucket.name
+            )));
+        }
+    }
+    Ok(buckets)
 }
 
 /// Model URIs, each once.

@@ -1,8 +1,7 @@
 //! What the administrator wrote (`--config`), parsed and validated once.
 //!
 //! A configuration that exists is valid: every value is checked while its line
-//! is known. What this version accepts and does not act on says
-//! [`Config::unsupported`].
+//! is known.
 
 mod amount;
 mod fields;
@@ -143,7 +142,8 @@ pub struct ObjectStorage {
     /// Certificates to trust besides the system's; absolute.
     #[serde(deserialize_with = "fields::file")]
     pub ca_file: Option<PathBuf>,
-    /// Buckets of other regions or tenancies that pods may name.
+    /// Buckets of other regions or tenancies that pods may name; each once.
+    #[serde(deserialize_with = "fields::buckets")]
     pub buckets: Vec<Bucket>,
 }
 
@@ -160,6 +160,9 @@ pub struct Bucket {
     /// Its region, if not the driver's.
     #[serde(default, deserialize_with = "fields::optional_name")]
     pub region: Option<String>,
+    /// Replaces its region's endpoint; without a trailing slash.
+    #[serde(default, deserialize_with = "fields::endpoint")]
+    pub endpoint: Option<String>,
     /// How its requests are signed, if not as the driver's.
     #[serde(default, deserialize_with = "fields::optional_auth")]
     pub auth: Option<AuthName>,
@@ -272,18 +275,6 @@ impl Default for Limits {
     }
 }
 
-/// A setting that is understood and not acted on.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Unsupported {
-    /// The setting, as a path of keys.
-    pub key: &'static str,
-    /// What this version does instead, for people.
-    pub sentence: String,
-    /// Whether a service must not start: somebody would rely on a
-    /// protection, or an access, that is not there.
-    pub refuse: bool,
-}
-
 impl Config {
     /// Reads the configuration file.
     ///
@@ -300,24 +291,6 @@ impl Config {
     /// Parses a configuration; `file` is its name in errors.
     pub fn parse(text: &str, file: &str) -> Result<Self> {
         serde_saphyr::from_str(text).map_err(|error| report::explain(file, text, &error))
-    }
-
-    /// What is configured and not acted on by this version.
-    pub fn unsupported(&self) -> Vec<Unsupported> {
-        let mut found = Vec::new();
-        let mut add = |present, key, refuse, sentence: &str| {
-            if present {
-                found.push(Unsupported { key, sentence: format!("{key} {sentence}"), refuse });
-            }
-        };
-        add(
-            !self.object_storage.buckets.is_empty(),
-            "objectStorage.buckets",
-            true,
-            "is not supported by this version: all buckets are reached in the driver's own \
-             region and with its own identity; remove the list to accept that",
-        );
-        found
     }
 }
 

@@ -285,15 +285,11 @@ fn a_file_that_cannot_be_read_is_named() {
 }
 
 #[test]
-fn the_defaults_are_supported() {
-    assert_eq!(Config::default().unsupported(), []);
-}
-
-#[test]
-fn what_is_not_enforced_is_told_and_refused_where_somebody_relies_on_it() {
-    let found = parse("objectStorage: {buckets: [{name: a}]}").unsupported();
-    assert_eq!(found.len(), 1, "{found:?}");
-    let (key, sentence) = (found[0].key, &found[0].sentence);
-    assert_eq!((key, found[0].refuse), ("objectStorage.buckets", true));
-    assert!(sentence.starts_with(key) && sentence.contains("this version"));
+fn a_bucket_that_stands_there_twice_is_refused() {
+    for twice in ["{name: a}, {name: a}", "{name: a, namespace: n}, {name: a, namespace: n}"] {
+        let message = error(&format!("objectStorage: {{buckets: [{twice}]}}"));
+        assert_all_in(&message, &["line 1", "`a`", "twice"]);
+    }
+    let apart = parse("objectStorage: {buckets: [{name: a}, {name: a, namespace: n}]}");
+    assert_eq!(apart.object_storage.buckets.len(), 2);
 }

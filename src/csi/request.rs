@@ -10,7 +10,9 @@ use super::capability;
 use super::proto::{CapacityRange, CreateVolumeRequest, NodePublishVolumeRequest};
 use super::target::{self, Target};
 use crate::error::{Error, Result};
-use crate::model::{AttributeSource, PodIdentity, RequestDigest, own_attributes, parse_attributes};
+use crate::model::{
+    AttributeSource, PodIdentity, PodTokens, RequestDigest, own_attributes, parse_attributes,
+};
 use crate::volume::{Capacity, ProvisionRequest, PublishKey, PublishRequest};
 
 /// Longest volume id taken: twice what the specification asks of us.
@@ -21,6 +23,10 @@ const NAME_BYTES: usize = 128;
 
 /// Set by kubelet: `true` for an inline volume, `false` for one of a PV.
 const EPHEMERAL: &str = "csi.storage.k8s.io/ephemeral";
+
+/// Set by kubelet where the CSIDriver object has `tokenRequests`: in the secrets
+/// with `serviceAccountTokenInSecrets`, else in the context.
+const TOKENS: &str = "csi.storage.k8s.io/serviceAccount.tokens";
 
 /// A volume id as it came.
 ///
@@ -99,8 +105,10 @@ pub(super) fn publish(
              object makes it), so only the attributes of pods count",
         )
     })?;
+    let tokens = request.secrets.get(TOKENS).or_else(|| context.get(TOKENS));
+    let tokens = tokens.filter(|tokens| !tokens.is_empty()).map(PodTokens::new);
     let options = capability.options();
-    Ok(PublishRequest { key: key(request, target)?, model, pod, options })
+    Ok(PublishRequest { key: key(request, target)?, model, pod, tokens, options })
 }
 
 /// Whose keys count. Without pod information that is proven to be kubelet's,

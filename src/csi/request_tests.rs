@@ -243,3 +243,17 @@ fn missing_and_unsupported_wishes_for_a_new_volume_are_refused() {
         assert_eq!(provision(&request).map(drop).unwrap_err().kind(), ErrorKind::Invalid);
     }
 }
+
+#[test]
+fn a_pods_tokens_are_taken_from_the_secrets_or_from_the_context_and_shown_nowhere() {
+    let mut request = from_kubelet("true", &[]);
+    assert_eq!(parse(&request).unwrap().tokens, None);
+    request.volume_context.insert(TOKENS.to_owned(), "of the context".to_owned());
+    let parsed = parse(&request).unwrap();
+    assert_eq!(parsed.tokens, Some(PodTokens::new("of the context")));
+    request.secrets.insert(TOKENS.to_owned(), "of the secrets".to_owned());
+    let with_both = parse(&request).unwrap();
+    assert_eq!(with_both.tokens, Some(PodTokens::new("of the secrets")));
+    assert_eq!(with_both.key, parsed.key, "tokens make no other request");
+    assert!(!format!("{with_both:?}").contains("of the"));
+}

@@ -122,7 +122,7 @@ async fn volumes(
     };
     let cache = Cache::open(options, Arc::clone(metrics), &TaskTracker::new(), shutdown).unwrap();
     cache.recover(&dir.join("kubelet/pods")).unwrap();
-    let engine = Engine::new(store.client().await, engine, Arc::clone(metrics)).unwrap();
+    let engine = Engine::new(engine, Arc::clone(metrics)).unwrap();
     let chooser = Chooser::new(store.resolver().await, false);
     let policy = watch::channel(Policy::default()).1;
     Volumes::new(cache, engine, chooser, policy, Events::default(), Arc::clone(metrics))

@@ -72,7 +72,6 @@ pub struct Staging {
 pub struct Engine(Arc<Inner>);
 
 struct Inner {
-    client: ObjectStorage,
     options: EngineOptions,
     gate: Gate,
     pace: Option<Pace>,
@@ -100,15 +99,11 @@ enum Expected {
 }
 
 impl Engine {
-    /// An engine that reads through this client.
+    /// An engine; each download says as whom it reads.
     ///
     /// # Errors
     /// `Internal` when the system gives no threads.
-    pub fn new(
-        client: ObjectStorage,
-        options: EngineOptions,
-        metrics: Arc<Metrics>,
-    ) -> Result<Self> {
+    pub fn new(options: EngineOptions, metrics: Arc<Metrics>) -> Result<Self> {
         let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
         let runtime = Builder::new_multi_thread()
             .thread_name("download")
@@ -120,11 +115,7 @@ impl Engine {
         let pace = options.bandwidth.map(Pace::new);
         let workers = runtime.handle().clone();
         let runtime = Mutex::new(Some(runtime));
-        Ok(Self(Arc::new(Inner { client, options, gate, pace, metrics, workers, runtime })))
-    }
-
-    pub(super) fn client(&self) -> &ObjectStorage {
-        &self.0.client
+        Ok(Self(Arc::new(Inner { options, gate, pace, metrics, workers, runtime })))
     }
 
     pub(super) fn gate(&self) -> &Gate {
@@ -178,6 +169,7 @@ impl Engine {
     /// As [`Engine::download`], without `Corrupt`.
     pub async fn verify(
         &self,
+        client: &ObjectStorage,
         object: ObjectName,
         size: u64,
         etag: &str,
@@ -185,6 +177,8 @@ impl Engine {
         progress: Arc<Progress>,
     ) -> Result<Option<Verified>> {
         let (engine, etag, path) = (self.clone(), Arc::from(etag), path.to_owned());
+        let share = Share::urgent();
+        share.read_as(client);
         let work = self.0.workers.spawn(async move {
             let local = path.display().to_string();
             let adopted = tokio::task::spawn_blocking(move || Target::adopt(&path, size, progress));
@@ -195,7 +189,7 @@ impl Engine {
                 return Ok(Some(Verified { crc32c: 0, check: Check::Empty }));
             }
             // Bytes that are here wait for no place among those that are not.
-            let visitor = Visitor::new(Demand::of(Share::urgent()), size);
+            let visitor = Visitor::new(Demand::of(share), size);
             let target = Arc::new(target);
             let job = Job { engine: engine.clone(), object, etag, target, visitor };
             let expected = engine.expected(&engine.head(&job).await?, size);
@@ -387,14 +381,17 @@ impl Engine {
     }
 
     async fn head(&self, job: &Job) -> Result<ObjectHead> {
-        self.client().head_object(&job.object, Some(&job.etag)).await.map_err(|error| {
-            let gone = matches!(
-                error.kind(),
-                crate::oci::ErrorKind::Changed | crate::oci::ErrorKind::NotFound
-            );
-            let error = Error::from(error);
-            if gone { Error::new(ErrorKind::Changed, error.message()) } else { error }
-        })
+        let mut client = job.reader()?;
+        loop {
+            let error = match client.head_object(&job.object, Some(&job.etag)).await {
+                Ok(head) => return Ok(head),
+                Err(error) if range::is_refusal(&error) => error,
+                Err(error) => return Err(range::gone(error)),
+            };
+            if !job.change_over(&mut client, &error)? {
+                return Err(range::gone(error));
+            }
+        }
     }
 
     fn expected(&self, head: &ObjectHead, size: u64) -> Expected {

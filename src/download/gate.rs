@@ -65,6 +65,10 @@ impl Visitor {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         Self { id: NEXT.fetch_add(1, Ordering::Relaxed), demand, size }
     }
+
+    pub(super) fn demand(&self) -> &Demand {
+        &self.demand
+    }
 }
 
 /// A running request's place; gives it back when dropped.

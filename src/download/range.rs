@@ -37,6 +37,49 @@ pub(super) struct Job {
     pub(super) visitor: Visitor,
 }
 
+impl Job {
+    /// As whom the object is read.
+    pub(super) fn reader(&self) -> Result<oci::ObjectStorage> {
+        self.visitor.demand().reader().ok_or_else(|| {
+            Error::internal(format!("nobody reads {}", shown(&self.object.name, 200)))
+        })
+    }
+
+    /// After a refusal: whether there is somebody else, who is `client` now.
+    pub(super) fn change_over(
+        &self,
+        client: &mut oci::ObjectStorage,
+        error: &oci::Error,
+    ) -> Result<bool> {
+        // Another worker may have changed over meanwhile.
+        let other = self.reader()?;
+        if other.is(client) && !self.visitor.demand().change_over(client) {
+            return Ok(false);
+        }
+        tracing::debug!(object = self.object.name, %error, "going on as another of those who ask");
+        *client = self.reader()?;
+        Ok(true)
+    }
+}
+
+/// Whether another identity may be answered otherwise.
+pub(super) fn is_refusal(error: &oci::Error) -> bool {
+    match error.kind() {
+        oci::ErrorKind::Unauthenticated | oci::ErrorKind::Forbidden | oci::ErrorKind::Config => {
+            true
+        }
+        oci::ErrorKind::NotFound => error.code() != Some("ObjectNotFound"),
+        _ => false,
+    }
+}
+
+/// What is not there any more has changed: the listing had it.
+pub(super) fn gone(error: oci::Error) -> Error {
+    let gone = matches!(error.kind(), oci::ErrorKind::Changed | oci::ErrorKind::NotFound);
+    let error = Error::from(error);
+    if gone { Error::new(ErrorKind::Changed, error.message()) } else { error }
+}
+
 /// Fetches the range, or the whole object without asking for a range; the head
 /// of a whole answer carries the object's checksums.
 pub(super) async fn fetch(
@@ -46,6 +89,7 @@ pub(super) async fn fetch(
 ) -> Result<Option<oci::ObjectHead>> {
     let mut at = range.start;
     let mut head = None;
+    let mut client = job.reader()?;
     let (mut failures, mut attempts) = (0, 0);
     let started = std::time::Instant::now();
     loop {
@@ -53,7 +97,7 @@ pub(super) async fn fetch(
         let from = at;
         let slot = job.engine.gate().enter(&job.visitor).await;
         let as_whole = whole && at == 0;
-        let outcome = attempt(job, &mut at, range.end, as_whole, &mut head).await;
+        let outcome = attempt(job, &client, &mut at, range.end, as_whole, &mut head).await;
         drop(slot);
         let error = match outcome {
             Ok(()) => {
@@ -63,6 +107,9 @@ pub(super) async fn fetch(
             Err(Attempt::Final(error)) => return Err(error),
             Err(Attempt::Storage(error)) => error,
         };
+        if is_refusal(&error) && job.change_over(&mut client, &error)? {
+            continue;
+        }
         failures = if at - from >= WORTHWHILE_BYTES { 1 } else { failures + 1 };
         let gone = error.kind() == oci::ErrorKind::NotFound;
         if error.kind() == oci::ErrorKind::Changed || (gone && failures >= 3) {
@@ -93,13 +140,13 @@ enum Attempt {
 
 async fn attempt(
     job: &Job,
+    client: &oci::ObjectStorage,
     at: &mut u64,
     end: u64,
     whole: bool,
     head: &mut Option<oci::ObjectHead>,
 ) -> Result<(), Attempt> {
     let range = (!whole).then_some(*at..end);
-    let client = job.engine.client();
     let mut body =
         client.get_object(&job.object, &job.etag, range).await.map_err(Attempt::Storage)?;
     if whole {

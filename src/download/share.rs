@@ -1,9 +1,11 @@
 //! For whom bytes are downloaded: what the gate is fair between.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
+
+use crate::oci::ObjectStorage;
 
 /// One model's part of what the node downloads; clones are the same share.
 ///
@@ -18,6 +20,8 @@ struct Inner {
     /// Written by the gate, under its lock.
     running: AtomicUsize,
     last_turn: AtomicU64,
+    /// Who may read its objects, as far as nobody was refused.
+    readers: Mutex<Vec<ObjectStorage>>,
 }
 
 impl Share {
@@ -36,7 +40,20 @@ impl Share {
             urgent: watch::Sender::new(urgent),
             running: AtomicUsize::new(0),
             last_turn: AtomicU64::new(0),
+            readers: Mutex::default(),
         }))
+    }
+
+    /// Its objects may be read as this client from now on too.
+    pub fn read_as(&self, client: &ObjectStorage) {
+        let mut readers = self.readers();
+        if !readers.iter().any(|reader| reader.is(client)) {
+            readers.push(client.clone());
+        }
+    }
+
+    fn readers(&self) -> MutexGuard<'_, Vec<ObjectStorage>> {
+        self.0.readers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether somebody waits for it.
@@ -95,7 +112,7 @@ impl Demand {
 
     /// The object is wanted for this model too.
     pub fn join(&self, share: &Share) {
-        let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut others = self.others();
         if !self.first.is(share) && !others.iter().any(|other| other.is(share)) {
             others.push(share.clone());
         }
@@ -106,8 +123,29 @@ impl Demand {
         if self.first.is_urgent() {
             return self.first.clone();
         }
-        let others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
-        others.iter().find(|other| other.is_urgent()).unwrap_or(&self.first).clone()
+        self.others().iter().find(|other| other.is_urgent()).unwrap_or(&self.first).clone()
+    }
+
+    /// As whom the object is read next; `None` when nobody asks for it who may.
+    pub(super) fn reader(&self) -> Option<ObjectStorage> {
+        let first = self.first.readers().first().cloned();
+        first.or_else(|| self.others().iter().find_map(|share| share.readers().first().cloned()))
+    }
+
+    /// Reads no more as this client if there is another to read as.
+    pub(super) fn change_over(&self, refused: &ObjectStorage) -> bool {
+        let others = self.others();
+        let shares = || std::iter::once(&self.first).chain(others.iter());
+        let another =
+            shares().any(|share| share.readers().iter().any(|reader| !reader.is(refused)));
+        if another {
+            shares().for_each(|share| share.readers().retain(|reader| !reader.is(refused)));
+        }
+        another
+    }
+
+    fn others(&self) -> MutexGuard<'_, Vec<Share>> {
+        self.others.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

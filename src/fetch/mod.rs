@@ -19,7 +19,7 @@ use crate::blocking::blocking;
 use crate::download::{Check, Demand, Engine, Progress, Share, Staging, Verified};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Manifest, ManifestFile, ModelRequest, Revision};
-use crate::oci::{Bucket, ObjectName};
+use crate::oci::{Bucket, ObjectName, ObjectStorage};
 use crate::volume::Resolver;
 use place::{Claim, Place};
 
@@ -90,13 +90,14 @@ pub async fn fetch(
     let mut last = None;
     let mut claim = None;
     for _ in 0..RESOLVES {
-        let manifest = resolver.resolve(request, "").await?;
+        let route = resolver.route(request, "").await?;
+        let manifest = resolver.resolve(request, &route).await?;
         check_revision(request, &manifest)?;
         let claim = match &claim {
             Some(claim) => claim,
             None => claim.insert(Claim::take(dir, &manifest)?),
         };
-        let outcome = once(engine, &manifest, claim, progress).await;
+        let outcome = once(engine, route.client(), &manifest, claim, progress).await;
         received += progress.received();
         match outcome {
             Ok(checks) => {
@@ -144,6 +145,7 @@ fn check_revision(request: &ModelRequest, manifest: &Manifest) -> Result<()> {
 /// One try with one revision; returns what proved the files.
 async fn once(
     engine: &Engine,
+    client: &ObjectStorage,
     manifest: &Arc<Manifest>,
     claim: &Claim,
     progress: &FetchProgress,
@@ -155,11 +157,12 @@ async fn once(
     let bucket = Arc::new(Bucket::new(source.namespace.as_str(), source.bucket.as_str()));
     let mut work: Vec<(&ManifestFile, Arc<Progress>)> = manifest.files.iter().zip(parts).collect();
     let share = Share::urgent();
+    share.read_as(client);
     work.sort_by(|(a, _), (b, _)| (a.size, &a.path).cmp(&(b.size, &b.path)));
     let verified: Vec<Verified> = stream::iter(work)
         .map(|(file, part)| {
             let object = ObjectName::new(Arc::clone(&bucket), manifest.object_name(file));
-            bring(engine, &place, file, object, &share, part)
+            bring(engine, client, &place, file, object, &share, part)
         })
         .buffer_unordered(OBJECTS_AT_ONCE)
         .try_collect()
@@ -176,6 +179,7 @@ async fn once(
 /// One file: found in place, found finished by an earlier fetch, or downloaded.
 async fn bring(
     engine: &Engine,
+    client: &ObjectStorage,
     place: &Arc<Place>,
     file: &ManifestFile,
     object: ObjectName,
@@ -188,7 +192,8 @@ async fn bring(
         return Ok(verified);
     }
     if let Some(path) = place.in_place(file) {
-        let verified = engine.verify(object, file.size, &file.etag, &path, progress).await?;
+        let verified =
+            engine.verify(client, object, file.size, &file.etag, &path, progress).await?;
         return verified.ok_or_else(|| {
             Error::new(
                 ErrorKind::Conflict,

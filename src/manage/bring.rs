@@ -7,13 +7,14 @@ use futures_util::{StreamExt, stream};
 
 use super::answer::{Answer, Brought, Import};
 use super::command::{Progress, Wanted};
-use super::{Manager, Tell, silent, telling};
+use super::{Manager, Remote, Tell, silent, telling};
 use crate::blocking::blocking;
 use crate::cache::{
     Asker, CachedModel, FillProgress, ImportOptions, ImportProgress, ImportSnapshot, Phase,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::ModelRequest;
+use crate::volume::Route;
 
 /// Times that a model may change under a download before that is the answer.
 const RESOLVES: u32 = 3;
@@ -92,7 +93,9 @@ impl Manager {
                 "no driver runs here that could go on with it: leave --detach out",
             ));
         }
-        let manifest = self.remote()?.resolver.resolve(&request, "").await?;
+        let resolver = &self.remote()?.resolver;
+        let route = resolver.route(&request, "").await?;
+        let manifest = resolver.resolve(&request, &route).await?;
         let brought = Brought {
             uri: uri.to_owned(),
             result: "started".to_owned(),
@@ -123,13 +126,15 @@ impl Manager {
     pub(super) async fn bring(&self, request: &ModelRequest, tell: &Tell) -> Result<Came> {
         let title = request.title();
         let mut changes = Changes::default();
+        let Remote { engine, resolver } = self.remote()?;
+        let route = resolver.route(request, "").await?;
         let came = loop {
-            let manifest = self.remote()?.resolver.resolve(request, "").await?;
+            let manifest = resolver.resolve(request, &route).await?;
             if let Some(model) = self.0.cache.find(&manifest.key()).await? {
                 break Came::Cached(model);
             }
-            let mut ticket =
-                self.0.cache.fill(&self.remote()?.engine, &manifest, &title, Asker::Prefetch);
+            let client = route.client();
+            let mut ticket = self.0.cache.fill(engine, &manifest, &title, Asker::Prefetch, client);
             let progress = ticket.shared_progress();
             let landing = async {
                 tokio::select! {
@@ -142,7 +147,7 @@ impl Manager {
                 Err(error) => changes.again(&title, error)?,
             }
         };
-        self.settle(request, came.model()).await?;
+        self.settle(request, &route, came.model()).await?;
         Ok(came)
     }
 
@@ -156,26 +161,33 @@ impl Manager {
         let request = model.request()?;
         let title = request.title();
         let mut changes = Changes::default();
+        let Remote { engine, resolver } = self.remote()?;
+        let route = resolver.route(&request, "").await?;
         let (model, imported) = loop {
-            let manifest = self.remote()?.resolver.resolve(&request, "").await?;
+            let manifest = resolver.resolve(&request, &route).await?;
             let options = ImportOptions { dir: dir.clone(), take };
             let progress = ImportProgress::default();
-            let importing =
-                self.0.cache.import(&self.remote()?.engine, &manifest, &title, options, &progress);
+            let (cache, client) = (&self.0.cache, route.client());
+            let importing = cache.import(engine, client, &manifest, &title, options, &progress);
             match telling(tell, importing, || of_import(&title, &progress)).await {
                 Ok(imported) => break imported,
                 Err(error) => changes.again(&title, error)?,
             }
         };
-        self.settle(&request, &model).await?;
+        self.settle(&request, &route, &model).await?;
         let (key, revision) = (model.key.clone(), model.manifest.revision.clone());
         Ok(Answer::Import(Import { key, revision, imported }))
     }
 
     /// What a publish does with a model that it brought.
-    async fn settle(&self, request: &ModelRequest, model: &CachedModel) -> Result<()> {
+    async fn settle(
+        &self,
+        request: &ModelRequest,
+        route: &Route,
+        model: &CachedModel,
+    ) -> Result<()> {
         self.0.cache.check_sanity(model, request).await?;
-        let digest = self.remote()?.resolver.digest(request, "").await?;
+        let digest = route.digest(request);
         let (cache, model) = (self.0.cache.clone(), model.clone());
         blocking(move || cache.set_latest(&digest, &model)).await
     }

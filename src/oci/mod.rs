@@ -38,6 +38,7 @@ mod test_server;
 pub use answer::{Listing, MultipartMd5, ObjectHead, ObjectSummary};
 pub use body::ObjectBody;
 pub use error::{Error, ErrorKind};
+pub use identity::workload::Workload;
 pub use names::{Bucket, ObjectName};
 pub use object_storage::ObjectStorage;
 pub use retry::{Attempts, RetryPolicy};

@@ -21,9 +21,10 @@ use super::clock::Clock;
 use super::encode::strict;
 use super::error::{Error, ErrorKind, excerpt};
 use super::identity::Identity;
+use super::identity::workload::{Workload, Workloads};
 use super::names::{Bucket, ObjectName};
 use super::retry::RetryPolicy;
-use super::settings::RequestObserver;
+use super::settings::{AuthMethod, Environment, RequestObserver};
 use crate::transport::Transport;
 
 /// The service's own limit on a page of a listing.
@@ -41,14 +42,21 @@ const LISTED_FIELDS: &str = "name,size,etag,md5,timeModified,storageTier,archiva
 #[derive(Clone)]
 pub struct ObjectStorage(Arc<Inner>);
 
+#[derive(Clone)]
 struct Inner {
+    method: AuthMethod,
+    environment: Environment,
     transport: Transport,
     place: Place,
     identity: Option<Identity>,
+    /// Whose identities there are where each request is a pod's.
+    workloads: Option<Workloads>,
+    /// The pod that asks.
+    workload: Option<Workload>,
     /// Whether the credential is on this machine, so that `connect` can check it.
     load_at_once: bool,
     configured_namespace: Option<String>,
-    namespace: OnceCell<String>,
+    namespace: Arc<OnceCell<String>>,
     retry: RetryPolicy,
     clock: Clock,
     observer: Option<RequestObserver>,
@@ -59,6 +67,39 @@ impl ObjectStorage {
     /// or the endpoint's URL where one was chosen.
     pub async fn location(&self) -> Result<String, Error> {
         self.0.place.location().await
+    }
+
+    /// How requests are signed; never `Auto`.
+    pub fn method(&self) -> AuthMethod {
+        self.0.method
+    }
+
+    /// Whether both ask as the same.
+    pub fn is(&self, other: &Self) -> bool {
+        match (&self.0.identity, &other.0.identity) {
+            (Some(identity), Some(other)) => identity.is(other),
+            _ => Arc::ptr_eq(&self.0, &other.0),
+        }
+    }
+
+    /// Whether nothing can be asked but as a pod, with [`Self::as_pod`].
+    pub fn needs_pod(&self) -> bool {
+        self.0.workloads.is_some() && self.0.identity.is_none()
+    }
+
+    /// The same place, asked as a pod that has this service-account token. A
+    /// client that needs no pod stays as it is.
+    #[must_use]
+    pub fn as_pod(&self, workload: &Workload, token: &str) -> Self {
+        let Some(workloads) = &self.0.workloads else { return self.clone() };
+        let identity = Some(workloads.of(workload, token));
+        let workload = Some(workload.clone());
+        Self(Arc::new(Inner { identity, workload, ..Inner::clone(&self.0) }))
+    }
+
+    /// The pod that this asks as.
+    pub fn workload(&self) -> Option<&Workload> {
+        self.0.workload.as_ref()
     }
 
     /// Who asks; `None` where requests are not signed.
@@ -153,6 +194,18 @@ impl ObjectStorage {
                 return Err(broken(format!("the listing does not advance beyond {next:?}")));
             }
             start = Some(next);
+        }
+    }
+
+    /// Whether the bytes of an object may be read: asks for those of another
+    /// version than `etag`, so that none come while it is the present one.
+    pub async fn may_read(&self, object: &ObjectName, etag: &str) -> Result<(), Error> {
+        let call = Call::of_object("GetObject", object, Method::GET)?
+            .with_header(header::IF_NONE_MATCH, etag);
+        match self.0.send_retrying(&call).await {
+            Err(error) if error.status() != Some(StatusCode::NOT_MODIFIED.as_u16()) => Err(error),
+            // Read to its end or not: that it came is the answer.
+            _ => Ok(()),
         }
     }
 

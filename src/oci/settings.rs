@@ -8,11 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::error::Error;
+use super::region::Region;
 use super::retry::RetryPolicy;
 use crate::transport::Waits;
 
 /// Who asks: the oci CLI's `--auth` values, and two more.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum AuthMethod {
     /// `OCI_CLI_AUTH`, else an API key where one is configured, else the instance principal.
     #[default]
@@ -113,11 +114,14 @@ impl From<&Timeouts> for Waits {
 pub struct Environment(BTreeMap<String, String>);
 
 impl Environment {
-    /// The variables `OCI_*` and `HOME` of this process; non-Unicode ones are absent.
+    /// The variables `OCI_*`, `HOME` and `KUBERNETES_SERVICE_HOST` of this process; non-Unicode ones are absent.
     pub fn process() -> Self {
         std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-            .filter(|(name, _)| name.starts_with("OCI_") || name == "HOME")
+            .filter(|(name, _)| {
+                name.starts_with("OCI_")
+                    || matches!(name.as_str(), "HOME" | "KUBERNETES_SERVICE_HOST")
+            })
             .collect()
     }
 
@@ -192,6 +196,10 @@ pub struct Settings {
     pub metadata_base: Option<String>,
     /// The whole URL instead of `https://auth.REGION.DOMAIN/v1/x509`.
     pub federation_endpoint: Option<String>,
+    /// OKE's identity service instead of `https://KUBERNETES_SERVICE_HOST:12250`.
+    pub oke_endpoint: Option<String>,
+    /// The CA of that service instead of the one that every pod is given.
+    pub oke_ca_file: Option<PathBuf>,
     /// Where the oci CLI's variables are read.
     pub environment: Environment,
     /// Sees every request, for metrics.
@@ -213,9 +221,17 @@ impl Settings {
             timeouts: Timeouts::default(),
             metadata_base: None,
             federation_endpoint: None,
+            oke_endpoint: None,
+            oke_ca_file: None,
             environment: Environment::process(),
             observer: None,
         }
+    }
+
+    /// Whether two texts, names or short codes, mean one region.
+    pub fn same_region(&self, one: &str, other: &str) -> bool {
+        let of = |text: &str| Region::resolve(text, &self.environment);
+        one.eq_ignore_ascii_case(other) || of(one) == of(other)
     }
 
     /// `ca_file`, else the oci CLI's variable for the same.

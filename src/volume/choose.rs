@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::Resolver;
+use super::{Resolver, Route};
 use crate::cache::{Cache, CachedModel};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Manifest, ModelKey, ModelRequest, PullPolicy, Revision};
@@ -48,19 +48,19 @@ impl Chooser {
         &self,
         cache: &Cache,
         request: &ModelRequest,
-        scope: &str,
+        route: &Route,
     ) -> Result<Choice> {
         if let Some(revision) = &request.revision {
-            return self.pinned(cache, request, scope, revision).await;
+            return self.pinned(cache, request, route, revision).await;
         }
         match request.pull_policy {
-            PullPolicy::Always => self.current(cache, request, scope).await,
-            PullPolicy::IfNotPresent => match self.latest(cache, request, scope).await? {
-                Some(model) => Ok(Choice::Cached(model)),
-                None => self.resolver.resolve(request, scope).await.map(Choice::Wanted),
+            PullPolicy::Always => self.current(cache, request, route).await,
+            PullPolicy::IfNotPresent => match self.latest(cache, request, route).await? {
+                Some(model) => self.cached(request, route, model).await,
+                None => self.resolver.resolve(request, route).await.map(Choice::Wanted),
             },
-            PullPolicy::Never => match self.latest(cache, request, scope).await? {
-                Some(model) => Ok(Choice::Cached(model)),
+            PullPolicy::Never => match self.latest(cache, request, route).await? {
+                Some(model) => self.cached(request, route, model).await,
                 None => Err(not_cached(request)),
             },
         }
@@ -71,22 +71,22 @@ impl Chooser {
         &self,
         cache: &Cache,
         request: &ModelRequest,
-        scope: &str,
+        route: &Route,
         revision: &Revision,
     ) -> Result<Choice> {
         // The newest copy may be it; that needs no network, not even for the namespace.
-        let latest = self.latest(cache, request, scope).await?;
+        let latest = self.latest(cache, request, route).await?;
         if let Some(model) = latest.filter(|model| model.manifest.revision == *revision) {
-            return Ok(Choice::Cached(model));
+            return self.cached(request, route, model).await;
         }
-        let source = self.resolver.source(request).await?;
-        if let Some(model) = cache.find(&ModelKey::of(scope, &source, revision)).await? {
-            return Ok(Choice::Cached(model));
+        let source = self.resolver.source(request, route).await?;
+        if let Some(model) = cache.find(&ModelKey::of(route.scope(), &source, revision)).await? {
+            return self.cached(request, route, model).await;
         }
         if request.pull_policy == PullPolicy::Never {
             return Err(not_cached(request));
         }
-        let manifest = self.resolver.resolve(request, scope).await?;
+        let manifest = self.resolver.resolve(request, route).await?;
         if manifest.revision == *revision {
             return Ok(Choice::Wanted(manifest));
         }
@@ -102,12 +102,17 @@ impl Chooser {
     }
 
     /// The current revision, or during an outage the newest one that is cached.
-    async fn current(&self, cache: &Cache, request: &ModelRequest, scope: &str) -> Result<Choice> {
+    async fn current(
+        &self,
+        cache: &Cache,
+        request: &ModelRequest,
+        route: &Route,
+    ) -> Result<Choice> {
         if !self.serve_stale {
-            return self.resolver.resolve(request, scope).await.map(Choice::Wanted);
+            return self.resolver.resolve(request, route).await.map(Choice::Wanted);
         }
         let started = Instant::now();
-        let mut ticket = self.resolver.start(request, scope).await?;
+        let mut ticket = self.resolver.start(request, route);
         loop {
             // The outage lasts since the last answer, or since this call began.
             let outage = ticket.progress().last().max(started) + OUTAGE;
@@ -123,7 +128,11 @@ impl Chooser {
             if error.is_none() && !over {
                 continue;
             }
-            match (self.latest(cache, request, scope).await, error) {
+            let fallback = match self.resolver.was_permitted(request, route) {
+                true => self.latest(cache, request, route).await,
+                false => Ok(None),
+            };
+            match (fallback, error) {
                 (Ok(Some(model)), error) if over => {
                     tracing::warn!(
                         model = request.title(),
@@ -135,7 +144,7 @@ impl Chooser {
                 }
                 (Ok(Some(_)), _) => {
                     tokio::time::sleep_until((Instant::now() + RETRY).min(outage)).await;
-                    ticket = self.resolver.start(request, scope).await?;
+                    ticket = self.resolver.start(request, route);
                 }
                 // Without anything to fall back on, the caller gets to know at once.
                 (_, Some(error)) => return Err(error),
@@ -144,13 +153,44 @@ impl Chooser {
         }
     }
 
+    /// A cached model, for those who may read it: that is asked also when
+    /// nothing else is. During an outage, who could read it before still may.
+    async fn cached(
+        &self,
+        request: &ModelRequest,
+        route: &Route,
+        model: CachedModel,
+    ) -> Result<Choice> {
+        let trusted = self.serve_stale && self.resolver.was_permitted(request, route);
+        let outage = Instant::now() + OUTAGE;
+        loop {
+            let error = tokio::select! {
+                asked = self.resolver.permit(request, route) => match asked {
+                    Ok(()) => return Ok(Choice::Cached(model)),
+                    Err(error) if trusted && error.kind() == ErrorKind::Unavailable => Some(error),
+                    Err(error) => return Err(error),
+                },
+                () = tokio::time::sleep_until(outage), if trusted => None,
+            };
+            if error.is_none() || Instant::now() >= outage {
+                tracing::warn!(
+                    model = request.title(),
+                    error = error.map(|e| e.to_string()),
+                    "whether the pod may read the model cannot be asked; it could before"
+                );
+                return Ok(Choice::Stale(model));
+            }
+            tokio::time::sleep_until((Instant::now() + RETRY).min(outage)).await;
+        }
+    }
+
     async fn latest(
         &self,
         cache: &Cache,
         request: &ModelRequest,
-        scope: &str,
+        route: &Route,
     ) -> Result<Option<CachedModel>> {
-        cache.latest(&self.resolver.digest(request, scope).await?).await
+        cache.latest(&route.digest(request)).await
     }
 }
 

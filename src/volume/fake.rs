@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::{Limits, Resolver};
+use super::{Limits, Resolver, Stores};
 use crate::oci::{AuthMethod, Environment, ObjectStorage, Settings};
 
 type Objects = Arc<Vec<(String, u64)>>;
@@ -45,7 +45,7 @@ impl FakeStore {
     pub(crate) async fn resolver(&self) -> Resolver {
         let limits = Limits { max_objects: 100, max_bytes: None };
         let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
-        Resolver::new(self.client().await, limits, "none", &tasks, &shutdown)
+        Resolver::new(Stores::alone(self.client().await), limits, &tasks, &shutdown)
     }
 
     /// A client of this store.

@@ -6,11 +6,13 @@ mod claims;
 #[cfg(test)]
 pub(crate) mod fake;
 mod permit;
+mod proofs;
 mod provision;
 mod publish;
 mod records;
 mod resolve;
 mod scrub;
+mod stores;
 mod targets;
 mod tell;
 mod template;
@@ -22,8 +24,9 @@ pub use claims::Claims;
 pub use provision::{Capacity, NewVolume, ProvisionRequest, Provisioner, is_volume_id};
 pub use publish::Volumes;
 pub use resolve::{Limits, Resolver};
+pub use stores::{Caller, ListedBucket, Route, Stores};
 
-use crate::model::{ModelRequest, PodIdentity, RequestDigest};
+use crate::model::{ModelRequest, PodIdentity, PodTokens, RequestDigest};
 use crate::mount::BindOptions;
 
 /// What makes two publishes the same: known before anything else of a request.
@@ -46,6 +49,8 @@ pub struct PublishRequest {
     pub model: ModelRequest,
     /// The pod, when kubelet's word on it can be trusted.
     pub pod: Option<PodIdentity>,
+    /// The tokens of the pod's service account, where kubelet sends them.
+    pub tokens: Option<PodTokens>,
     /// Mount options beyond read-only, nosuid, nodev.
     pub options: BindOptions,
 }

@@ -2,7 +2,7 @@
 
 use tokio::sync::watch;
 
-use super::Resolver;
+use super::{Caller, Resolver};
 use crate::error::Result;
 use crate::model::ModelRequest;
 use crate::policy::{Policy, Verdict, Who};
@@ -15,12 +15,12 @@ use crate::policy::{Policy, Verdict, Who};
 pub(super) async fn permit(
     policy: &watch::Receiver<Policy>,
     resolver: &Resolver,
-    who: Who<'_>,
+    (who, caller): (Who<'_>, Caller<'_>),
     request: &ModelRequest,
 ) -> Result<()> {
     let policy = policy.borrow().clone();
     if policy.check(who, request, None)? == Verdict::NeedsOwnNamespace {
-        let own = resolver.own_namespace().await?;
+        let own = resolver.own_namespace(caller, request).await?;
         policy.check(who, request, Some(&own))?;
     }
     Ok(())

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use tokio::sync::watch;
 
+use super::Caller;
 use super::claims::Claims;
 use super::permit::permit;
 use super::records::{Record, Records};
@@ -130,8 +131,8 @@ impl Provisioner {
             Some(made) => with_prefix(parameters, made.prefix.clone())?,
             None => self.attributes(parameters).await?,
         };
-        let who = Who::Claim(template::namespace(parameters));
-        permit(&self.policy, &self.resolver, who, &model).await?;
+        let asking = (Who::Claim(template::namespace(parameters)), Caller::Driver);
+        permit(&self.policy, &self.resolver, asking, &model).await?;
         if let Some(Record { capacity_bytes, .. }) = made {
             return match request.capacity.holds(capacity_bytes) {
                 true => Ok(NewVolume { id, capacity_bytes, context }),
@@ -157,8 +158,14 @@ impl Provisioner {
     }
 
     async fn capacity(&self, model: &ModelRequest, wanted: Capacity) -> Result<u64> {
+        if self.resolver.needs_pod(model).await? {
+            // Only the pod may look; it is told what is wrong when it starts.
+            tracing::info!(model = model.title(), "its pods' identities read it: not looked at");
+            return Ok(wanted.required_bytes);
+        }
         // The scope names cached copies, of which there are none here.
-        let manifest = self.resolver.resolve(model, "").await?;
+        let route = self.resolver.route(model, "").await?;
+        let manifest = self.resolver.resolve(model, &route).await?;
         if let Some(pinned) = model.revision.as_ref().filter(|&r| *r != manifest.revision) {
             return Err(Error::new(
                 ErrorKind::Precondition,

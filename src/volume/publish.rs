@@ -12,7 +12,7 @@ use super::choose::{Choice, Chooser};
 use super::permit::permit;
 use super::targets::{TargetGuard, Targets};
 use super::tell::{self, Teller};
-use super::{PublishKey, PublishRequest, VolumeStats};
+use super::{Caller, PublishKey, PublishRequest, Route, VolumeStats};
 use crate::abort_point;
 use crate::blocking::blocking;
 use crate::cache::{Asker, Cache, CachedModel, Holder, LeaseRecord};
@@ -59,6 +59,10 @@ impl Volumes {
 
     pub(super) fn cache(&self) -> &Cache {
         &self.0.cache
+    }
+
+    pub(super) fn chooser(&self) -> &Chooser {
+        &self.0.chooser
     }
 
     pub(super) fn engine(&self) -> &Engine {
@@ -162,8 +166,9 @@ impl Volumes {
 
     async fn permit(&self, request: &PublishRequest) -> Result<()> {
         let Inner { policy, chooser, .. } = &*self.0;
-        let who = Who::Pod(request.pod.as_ref());
-        permit(policy, chooser.resolver(), who, &request.model).await
+        let pod = request.pod.as_ref();
+        let asking = (Who::Pod(pod), Caller::Pod { pod, tokens: request.tokens.as_ref() });
+        permit(policy, chooser.resolver(), asking, &request.model).await
     }
 
     /// The model, complete in the cache.
@@ -174,10 +179,13 @@ impl Volumes {
         deadline: Instant,
     ) -> Result<(CachedModel, PublishResult)> {
         let scope = request.model.scope_id(request.pod.as_ref())?;
+        let caller = Caller::Pod { pod: request.pod.as_ref(), tokens: request.tokens.as_ref() };
+        let resolver = self.0.chooser.resolver();
+        let route = resolver.route_of(caller, &request.model, &scope).await?;
         let teller = Teller::new(&self.0.events, request.pod.as_ref());
         let mut changed = None;
         for _ in 0..RESOLVES {
-            let chosen = self.0.chooser.choose(&self.0.cache, &request.model, &scope).await?;
+            let chosen = self.0.chooser.choose(&self.0.cache, &request.model, &route).await?;
             let manifest = match chosen {
                 Choice::Cached(model) => return Ok((model, PublishResult::Hit)),
                 Choice::Stale(model) => return Ok((model, PublishResult::Stale)),
@@ -186,8 +194,9 @@ impl Volumes {
             let (model, how) = match self.0.cache.find(&manifest.key()).await? {
                 Some(model) => (model, PublishResult::Hit),
                 None => {
+                    let (engine, client) = (&self.0.engine, route.client());
                     let mut ticket =
-                        self.0.cache.fill(&self.0.engine, &manifest, title, Asker::Pod);
+                        self.0.cache.fill(engine, &manifest, title, Asker::Pod, client);
                     let how = match ticket.joined() {
                         true => PublishResult::Joined,
                         false => PublishResult::Downloaded,
@@ -209,6 +218,16 @@ impl Volumes {
                     };
                     match landed {
                         Ok(model) => (model, how),
+                        // It was refused to those who began it, perhaps not to this one.
+                        Err(error)
+                            if how == PublishResult::Joined
+                                && route.workload().is_some()
+                                && is_refusal(error.kind())
+                                && changed.is_none() =>
+                        {
+                            changed = Some(error);
+                            continue;
+                        }
                         Err(error) if error.kind() == ErrorKind::Changed => {
                             tracing::info!(%error, "resolving again");
                             changed = Some(error);
@@ -219,7 +238,7 @@ impl Volumes {
                 }
             };
             self.0.cache.check_sanity(&model, &request.model).await?;
-            self.note_latest(request, &scope, &model).await?;
+            self.note_latest(request, &route, &model).await?;
             return Ok((model, how));
         }
         let last = changed.map(|error| format!(" ({error})")).unwrap_or_default();
@@ -235,10 +254,10 @@ impl Volumes {
     async fn note_latest(
         &self,
         request: &PublishRequest,
-        scope: &str,
+        route: &Route,
         model: &CachedModel,
     ) -> Result<()> {
-        let digest = self.0.chooser.resolver().digest(&request.model, scope).await?;
+        let digest = route.digest(&request.model);
         let (inner, model) = (Arc::clone(&self.0), model.clone());
         blocking(move || inner.cache.set_latest(&digest, &model)).await
     }
@@ -404,6 +423,11 @@ impl Inner {
         }
         Ok(())
     }
+}
+
+/// Whether another identity may be answered otherwise.
+fn is_refusal(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::Unauthenticated | ErrorKind::Denied | ErrorKind::NotFound)
 }
 
 /// Whether this tree is mounted at the target as it should be. Blocks.

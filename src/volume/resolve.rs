@@ -8,12 +8,14 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::proofs::Proofs;
+use super::stores::{Caller, Route, Stores};
 use crate::cache::flight::{Flights, Ticket};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{
     ListedObject, Manifest, ModelRequest, NamespaceName, RequestDigest, Source, Tree, size_text,
 };
-use crate::oci::{self, Bucket, ObjectStorage, ObjectSummary};
+use crate::oci::{self, Bucket, ObjectSummary, Workload};
 
 /// Resolving goes on this long without a caller: long enough for the retry of
 /// one that gave up early.
@@ -40,12 +42,13 @@ pub struct Limits {
 pub struct Resolver(Arc<Inner>);
 
 struct Inner {
-    client: ObjectStorage,
+    stores: Stores,
     limits: Limits,
-    auth: String,
     /// When a bucket was listed last.
-    seen: Mutex<HashMap<Bucket, Instant>>,
-    flights: Flights<RequestDigest, Pulse, Arc<Manifest>>,
+    seen: Mutex<HashMap<(String, Bucket), Instant>>,
+    /// What a pod's own identity is answered is nobody else's.
+    flights: Flights<(RequestDigest, Option<Workload>), Pulse, Arc<Manifest>>,
+    proofs: Proofs,
 }
 
 /// When Object Storage answered last: a long listing is no outage.
@@ -70,44 +73,87 @@ impl Pulse {
 }
 
 impl Resolver {
-    /// A resolver that reads through `client`, which signs as `auth` says.
+    /// A resolver that reads through `stores`.
     pub fn new(
-        client: ObjectStorage,
+        stores: Stores,
         limits: Limits,
-        auth: &str,
         tasks: &TaskTracker,
         shutdown: &CancellationToken,
     ) -> Self {
         let flights = Flights::new(GRACE, tasks.clone(), shutdown.clone());
         Self(Arc::new(Inner {
-            client,
+            stores,
             limits,
-            auth: auth.to_owned(),
             seen: Mutex::default(),
+            proofs: Proofs::default(),
             flights,
         }))
     }
 
     /// Where the request's model comes from.
-    pub async fn source(&self, request: &ModelRequest) -> Result<Source> {
-        self.0.source(request).await
+    pub async fn source(&self, request: &ModelRequest, route: &Route) -> Result<Source> {
+        self.0.source(request, route).await
     }
 
-    /// The Object Storage namespace of requests that name none.
-    pub async fn own_namespace(&self) -> Result<NamespaceName> {
-        self.0.own_namespace().await
+    /// The Object Storage namespace of requests that name none, asked for as
+    /// the request's own way is.
+    pub async fn own_namespace(
+        &self,
+        caller: Caller<'_>,
+        request: &ModelRequest,
+    ) -> Result<NamespaceName> {
+        let route = self.0.stores.route(request, "", caller).await?;
+        self.0.stores.own_namespace(&route).await
     }
 
-    /// The digest that "the same request" means; needs the location only.
+    /// How a request is served in this cache scope; the same way is to be used
+    /// for all that is asked of it.
     ///
     /// # Errors
-    /// `Invalid` when the request names a region or an identity that is not the
-    /// driver's. The digest does not hold those, so they are checked before it
-    /// is given away: nobody may join or find what another request started.
-    pub async fn digest(&self, request: &ModelRequest, scope: &str) -> Result<RequestDigest> {
-        let location = self.0.client.location().await?;
-        self.0.check_administrators_choice(request, &location)?;
-        Ok(request.digest(scope, &location))
+    /// Those of [`Stores::route`].
+    pub async fn route(&self, request: &ModelRequest, scope: &str) -> Result<Route> {
+        self.0.stores.route(request, scope, Caller::Driver).await
+    }
+
+    /// As [`Resolver::route`], for somebody who asks with an identity of its own
+    /// where the administrator wants that.
+    ///
+    /// # Errors
+    /// Those of [`Stores::route`].
+    pub async fn route_of(
+        &self,
+        caller: Caller<'_>,
+        request: &ModelRequest,
+        scope: &str,
+    ) -> Result<Route> {
+        self.0.stores.route(request, scope, caller).await
+    }
+
+    /// Whether only a pod's own identity may read the request's bucket.
+    ///
+    /// # Errors
+    /// Those of [`Stores::route`].
+    pub async fn needs_pod(&self, request: &ModelRequest) -> Result<bool> {
+        self.0.stores.needs_pod(request).await
+    }
+
+    /// Asks whether the pod whose own identity this is may read what is under
+    /// the prefix; nothing is asked where the driver's identity is used.
+    ///
+    /// # Errors
+    /// What Object Storage or the identity service say.
+    pub(super) async fn permit(&self, request: &ModelRequest, route: &Route) -> Result<()> {
+        let Some(workload) = route.workload() else { return Ok(()) };
+        let asked = self.0.look(request, route).await;
+        self.0.proofs.note(workload, route.digest(request), &asked);
+        asked
+    }
+
+    /// Whether this pod's service account could read the model before. The
+    /// driver's own identity needs no proof.
+    pub(super) fn was_permitted(&self, request: &ModelRequest, route: &Route) -> bool {
+        let proved = |workload| self.0.proofs.has(workload, &route.digest(request));
+        route.workload().is_none_or(proved)
     }
 
     /// The current revision. Callers that ask for the same at the same time
@@ -117,43 +163,44 @@ impl Resolver {
     /// `NotFound` when nothing is selected (the message names both causes that
     /// a 404 has); `Precondition` when what is selected cannot be a tree;
     /// `Unavailable` when Object Storage cannot be asked.
-    pub async fn resolve(&self, request: &ModelRequest, scope: &str) -> Result<Arc<Manifest>> {
-        self.start(request, scope).await?.landed().await
+    pub async fn resolve(&self, request: &ModelRequest, route: &Route) -> Result<Arc<Manifest>> {
+        self.start(request, route).landed().await
     }
 
     /// As [`Resolver::resolve`], for callers that watch how it goes on.
-    pub(super) async fn start(
+    pub(super) fn start(
         &self,
         request: &ModelRequest,
-        scope: &str,
-    ) -> Result<Ticket<Pulse, Arc<Manifest>>> {
-        let digest = self.digest(request, scope).await?;
-        let (inner, request, scope) = (Arc::clone(&self.0), request.clone(), scope.to_owned());
-        Ok(self.0.flights.join(digest, Pulse::default(), move |pulse| async move {
-            inner.ask(&request, &scope, &pulse).await.map(Arc::new)
-        }))
+        route: &Route,
+    ) -> Ticket<Pulse, Arc<Manifest>> {
+        let digest = route.digest(request);
+        let (inner, request, route) = (Arc::clone(&self.0), request.clone(), route.clone());
+        let key = (digest.clone(), route.workload().cloned());
+        self.0.flights.join(key, Pulse::default(), move |pulse| async move {
+            let asked = inner.ask(&request, &route, &pulse).await;
+            if let Some(workload) = route.workload() {
+                inner.proofs.note(workload, digest, &asked);
+            }
+            asked.map(Arc::new)
+        })
     }
 }
 
 impl Inner {
-    async fn own_namespace(&self) -> Result<NamespaceName> {
-        NamespaceName::parse(&self.client.namespace().await?)
-    }
-
-    async fn source(&self, request: &ModelRequest) -> Result<Source> {
-        let location = self.client.location().await?;
+    async fn source(&self, request: &ModelRequest, route: &Route) -> Result<Source> {
+        let location = route.location().to_owned();
         let namespace = match &request.namespace {
             Some(namespace) => namespace.clone(),
-            None => self.own_namespace().await?,
+            None => self.stores.own_namespace(route).await?,
         };
         let (bucket, prefix) = (request.bucket.clone(), request.prefix.clone());
         Ok(Source { location, namespace, bucket, prefix })
     }
 
-    async fn ask(&self, request: &ModelRequest, scope: &str, pulse: &Pulse) -> Result<Manifest> {
-        let source = self.source(request).await?;
+    async fn ask(&self, request: &ModelRequest, route: &Route, pulse: &Pulse) -> Result<Manifest> {
+        let source = self.source(request, route).await?;
         let bucket = Bucket::new(source.namespace.as_str(), source.bucket.as_str());
-        let listing = self.list(&bucket, source.prefix.as_str(), pulse).await?;
+        let listing = self.list(route, &bucket, source.prefix.as_str(), pulse).await?;
         if listing.truncated {
             return Err(Error::new(
                 ErrorKind::Precondition,
@@ -167,7 +214,7 @@ impl Inner {
         }
         let objects = listing.objects.into_iter().map(listed);
         let Some(tree) = Tree::arrange(objects, &request.prefix, &request.filters)? else {
-            return Err(self.nothing(request, &source, &bucket).await);
+            return Err(self.nothing(request, route, &source, &bucket).await);
         };
         let bytes = tree.bytes();
         if self.limits.max_bytes.is_some_and(|most| bytes > most) {
@@ -180,59 +227,80 @@ impl Inner {
                 ),
             ));
         }
-        Ok(Manifest::new(source, scope, tree))
+        if let Some(file) = tree.files.first().filter(|_| route.workload().is_some()) {
+            // Who may list need not be one who may read.
+            let name = format!("{}{}", source.prefix, file.path);
+            self.prove(route, bucket, &name, &file.etag).await?;
+        }
+        Ok(Manifest::new(source, route.scope(), tree))
+    }
+
+    /// One object of the prefix, listed and asked for.
+    async fn look(&self, request: &ModelRequest, route: &Route) -> Result<()> {
+        let source = self.source(request, route).await?;
+        let bucket = Bucket::new(source.namespace.as_str(), source.bucket.as_str());
+        let listing = route.client().list_objects(&bucket, source.prefix.as_str(), 1).await?;
+        match listing.objects.first() {
+            Some(object) => self.prove(route, bucket, &object.name, &object.etag).await,
+            // The bucket moved on; that it was answered has to do.
+            None => Ok(()),
+        }
+    }
+
+    async fn prove(&self, route: &Route, bucket: Bucket, name: &str, etag: &str) -> Result<()> {
+        let object = oci::ObjectName::new(Arc::new(bucket), name);
+        match route.client().may_read(&object, etag).await {
+            // Deleted just now, which is not refused.
+            Err(error) if error.code() == Some("ObjectNotFound") => Ok(()),
+            asked => Ok(asked?),
+        }
     }
 
     /// Lists, and asks again when a bucket that was there within the hour is
     /// said not to be: the service is known to answer so for moments.
-    async fn list(&self, bucket: &Bucket, prefix: &str, pulse: &Pulse) -> Result<oci::Listing> {
+    async fn list(
+        &self,
+        route: &Route,
+        bucket: &Bucket,
+        prefix: &str,
+        pulse: &Pulse,
+    ) -> Result<oci::Listing> {
+        let (client, place) = (route.client(), (route.location().to_owned(), bucket.clone()));
         let most = self.limits.max_objects;
         let on_page = || pulse.beat();
         for delay in FLICKER {
-            match self.client.list_objects_watched(bucket, prefix, most, on_page).await {
-                Err(error) if error.kind() == oci::ErrorKind::NotFound && self.saw(bucket) => {
+            match client.list_objects_watched(bucket, prefix, most, on_page).await {
+                Err(error) if error.kind() == oci::ErrorKind::NotFound && self.saw(&place) => {
                     tracing::warn!(%error, "a bucket that was there is said to be gone; asking again");
                     tokio::time::sleep(delay).await;
                 }
                 other => {
                     if other.is_ok() {
-                        self.lock().insert(bucket.clone(), Instant::now());
+                        self.lock().insert(place, Instant::now());
                     }
                     return Ok(other?);
                 }
             }
         }
-        Ok(self.client.list_objects_watched(bucket, prefix, most, on_page).await?)
+        Ok(client.list_objects_watched(bucket, prefix, most, on_page).await?)
     }
 
-    fn saw(&self, bucket: &Bucket) -> bool {
-        self.lock().get(bucket).is_some_and(|seen| seen.elapsed() < BUCKET_REMEMBERED)
+    fn saw(&self, place: &(String, Bucket)) -> bool {
+        self.lock().get(place).is_some_and(|seen| seen.elapsed() < BUCKET_REMEMBERED)
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Bucket, Instant>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<(String, Bucket), Instant>> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Parameters may say what holds anyway; what differs has to be refused,
-    /// not ignored.
-    fn check_administrators_choice(&self, request: &ModelRequest, location: &str) -> Result<()> {
-        let differs = |key: &str, wanted: &str, have: &str| {
-            Err(Error::invalid(format!(
-                "{key} {wanted:?} is not the driver's ({have:?}), and this version reads every \
-                 bucket with the driver's own region and identity"
-            )))
-        };
-        match (&request.region, &request.auth) {
-            (Some(region), _) if region != location && !location.contains("://") => {
-                differs("region", region, location)
-            }
-            (_, Some(auth)) if *auth != self.auth => differs("auth", auth, &self.auth),
-            _ => Ok(()),
-        }
-    }
-
     /// Why nothing is selected, as far as it can be told.
-    async fn nothing(&self, request: &ModelRequest, source: &Source, bucket: &Bucket) -> Error {
+    async fn nothing(
+        &self,
+        request: &ModelRequest,
+        route: &Route,
+        source: &Source,
+        bucket: &Bucket,
+    ) -> Error {
         let place = format!("bucket {} of namespace {}", source.bucket, source.namespace);
         let not_found = |text: String| Error::new(ErrorKind::NotFound, text);
         if !request.filters.is_everything() {
@@ -244,12 +312,18 @@ impl Inner {
         }
         if let Some(name) = source.prefix.as_object_name() {
             let object = oci::ObjectName::new(Arc::new(bucket.clone()), name);
-            if self.client.head_object(&object, None).await.is_ok() {
+            if route.client().head_object(&object, None).await.is_ok() {
                 return not_found(format!(
                     "prefix {name:?} in {place} is an object, not a directory of objects: name \
                      the directory that holds it, with include for this object only"
                 ));
             }
+        }
+        if let Some(workload) = route.workload() {
+            return not_found(format!(
+                "no object under {:?} in {place}, which {workload} may list",
+                source.prefix.as_str()
+            ));
         }
         not_found(format!(
             "no object under {} in {place}, or the driver may not see it; to allow it: Allow \

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::Volumes;
+use super::{Route, Volumes};
 use crate::blocking::blocking;
 use crate::cache::{Asker, Damage, VerifyProgress};
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::{Manifest, ModelRequest};
 
 /// Between two readings at least.
 const PAUSE: Duration = Duration::from_secs(30);
@@ -55,7 +56,15 @@ impl Volumes {
     pub async fn repair(&self, damage: &Damage) {
         for manifest in &damage.models {
             let title = manifest.source.to_string();
-            let mut ticket = self.cache().fill(self.engine(), manifest, &title, Asker::Prefetch);
+            let route = match self.route_to(manifest).await {
+                Ok(route) => route,
+                Err(error) => {
+                    tracing::warn!(model = title, %error, "could not repair a model");
+                    continue;
+                }
+            };
+            let (engine, client) = (self.engine(), route.client());
+            let mut ticket = self.cache().fill(engine, manifest, &title, Asker::Prefetch, client);
             let progress = ticket.shared_progress();
             let landed = tokio::select! {
                 landed = ticket.landed() => landed,
@@ -67,5 +76,21 @@ impl Volumes {
                 Err(error) => tracing::warn!(model = title, %error, "could not repair a model"),
             }
         }
+    }
+    /// The way on which a cached model came.
+    async fn route_to(&self, manifest: &Manifest) -> Result<Route> {
+        let source = manifest.source.clone();
+        let namespace = Some(source.namespace);
+        let mut request = ModelRequest::of(namespace, source.bucket, source.prefix);
+        request.auth = Route::auth_of_scope(&manifest.scope).map(str::to_owned);
+        // An endpoint is the administrator's to list, and not in a request.
+        let by_region = !source.location.contains("://");
+        request.region = by_region.then(|| source.location.clone());
+        let route = self.chooser().resolver().route(&request, "").await?;
+        if route.location() == source.location {
+            return Ok(route);
+        }
+        let text = format!("its bucket is looked for at {} now", route.location());
+        Err(Error::new(ErrorKind::Precondition, text))
     }
 }

@@ -54,8 +54,6 @@ def test_the_configuration_is_the_drivers_with_its_defaults():
     values = yaml.safe_load((CHART / "values.yaml").read_text())["config"]
     [sample] = re.findall(r"```yaml\n(.*?)```", CONFIGURATION, re.DOTALL)
     documented = yaml.safe_load(sample)
-    # What this version reads and does not do.
-    del documented["objectStorage"]["buckets"]
     assert values == documented
 
 

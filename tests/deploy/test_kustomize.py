@@ -9,6 +9,7 @@ from conftest import CHART, KUSTOMIZE, REPOSITORY, chart, kustomized, objects
 PAIRS = {
     "base": KUSTOMIZE / "base",
     "oke": KUSTOMIZE / "overlays/oke",
+    "oke-workload-identity": KUSTOMIZE / "overlays/oke-workload-identity",
     "openshift": KUSTOMIZE / "overlays/openshift",
     "dev": KUSTOMIZE / "overlays/dev",
     "components": REPOSITORY / "tests/deploy/components",

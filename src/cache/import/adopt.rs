@@ -22,7 +22,7 @@ use crate::cache::sys::{ReadLease, reflink};
 use crate::download::{Engine, Progress, Verified};
 use crate::error::{Error, Result};
 use crate::model::{Manifest, ManifestFile};
-use crate::oci::{Bucket, ObjectName};
+use crate::oci::{Bucket, ObjectName, ObjectStorage};
 
 /// Bytes that are copied at once.
 const CHUNK: u64 = 64 << 20;
@@ -46,6 +46,7 @@ pub(super) enum Fate {
 pub(super) struct Adopter {
     pub(super) inner: Arc<Inner>,
     pub(super) engine: Engine,
+    pub(super) client: ObjectStorage,
     pub(super) manifest: Arc<Manifest>,
     pub(super) source: Arc<Source>,
     pub(super) take: bool,
@@ -134,7 +135,8 @@ impl Adopter {
         let source = &self.manifest.source;
         let bucket = Bucket::new(source.namespace.as_str(), source.bucket.as_str());
         let object = ObjectName::new(Arc::new(bucket), self.manifest.object_name(file));
-        self.engine.verify(object, file.size, &file.etag, path, progress).await
+        let client = &self.client;
+        self.engine.verify(client, object, file.size, &file.etag, path, progress).await
     }
 }
 

@@ -87,10 +87,9 @@ async fn connect(
 ) -> Result<Remote> {
     let object_storage = Some(&config.object_storage);
     let settings = storage.settings(object_storage, AuthMethod::InstancePrincipal, metrics)?;
-    let auth = settings.auth;
-    let client = storage::connect(settings).await?;
+    let stores = storage::stores(settings, &config.object_storage.buckets).await?;
     let limits = options::limits(&config.limits);
-    let resolver = Resolver::new(client.clone(), limits, auth.as_str(), tasks, shutdown);
-    let engine = Engine::new(client, options::engine(&config.download, true), Arc::clone(metrics))?;
+    let resolver = Resolver::new(stores, limits, tasks, shutdown);
+    let engine = Engine::new(options::engine(&config.download, true), Arc::clone(metrics))?;
     Ok(Remote { engine, resolver })
 }

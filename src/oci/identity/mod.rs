@@ -12,6 +12,7 @@ pub(crate) mod federation;
 pub(crate) mod imds;
 pub(crate) mod instance_principal;
 pub(crate) mod token;
+pub(crate) mod workload;
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -98,6 +99,11 @@ impl fmt::Debug for Credential {
 pub(crate) trait Source: Send + Sync + 'static {
     /// A new credential; transient failures are repeated inside.
     fn fetch(&self) -> BoxFuture<'_, Result<Credential, Error>>;
+
+    /// Whether a credential is replaced also while nobody asks for it.
+    fn is_renewed_ahead(&self) -> bool {
+        true
+    }
 }
 
 /// Hands out the current credential and keeps it current; cheap to clone.
@@ -139,7 +145,10 @@ impl Identity {
     pub async fn credentials(&self) -> Result<Arc<Credential>, Error> {
         let current = self.0.current.load_full();
         match &current {
-            Some(credential) if !self.0.has_expired(credential) => Ok(Arc::clone(credential)),
+            Some(credential) if !self.0.has_expired(credential) => {
+                self.0.renew_if_due(credential);
+                Ok(Arc::clone(credential))
+            }
             seen => self.0.refresh(seen.as_ref()).await,
         }
     }
@@ -164,6 +173,11 @@ impl Identity {
             return Ok(None);
         }
         Ok(Some(fresh))
+    }
+
+    /// Whether both are one identity, or clones of one.
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
     }
 
     /// To be told when also the repeated request was refused.
@@ -226,6 +240,14 @@ impl Shared {
         }
     }
 
+    /// Begins to replace a credential that is good yet and not watched over.
+    fn renew_if_due(self: &Arc<Self>, credential: &Credential) {
+        let due = credential.lifetime.is_some_and(|life| life.refresh_at <= self.clock.now());
+        if due && !self.source.is_renewed_ahead() {
+            lock(&self.flight).get_or_insert_with(|| self.depart());
+        }
+    }
+
     /// Starts a refresh that lives on when its callers do not.
     fn depart(self: &Arc<Self>) -> watch::Receiver<Outcome> {
         let (announce, outcome) = watch::channel(None);
@@ -252,7 +274,7 @@ impl Shared {
 
     /// Makes sure that one task watches over a credential that expires.
     fn keep_fresh(self: &Arc<Self>, credential: &Credential) {
-        if credential.lifetime.is_none() {
+        if credential.lifetime.is_none() || !self.source.is_renewed_ahead() {
             return;
         }
         let mut refresher = lock(&self.refresher);

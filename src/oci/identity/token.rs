@@ -24,6 +24,20 @@ struct Claims {
 }
 
 impl Lifetime {
+    /// The `exp` of a JWT; `None` of what is none.
+    pub(crate) fn expiry(jwt: &str) -> Option<SystemTime> {
+        let payload = jwt.split('.').nth(1)?;
+        let json = URL_SAFE_NO_PAD.decode(payload.trim_end_matches('=')).ok()?;
+        let claims: Claims = serde_json::from_slice(&json).ok()?;
+        SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(claims.exp))
+    }
+
+    /// The same life, of which the second half is for finding a successor.
+    pub(crate) fn replaced_at_half(self, now: SystemTime) -> Self {
+        let left = self.expires_at.duration_since(now).unwrap_or_default();
+        Self { refresh_at: self.expires_at - left / 2, ..self }
+    }
+
     /// Of a JWT received at `now` from a service whose clock said `theirs`.
     ///
     /// `exp` is in the service's time, so a local clock that is off does not

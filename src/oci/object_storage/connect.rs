@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use tokio::sync::OnceCell;
-
 use super::{Inner, ObjectStorage};
 use crate::oci::clock::Clock;
 use crate::oci::endpoint::Endpoint;
@@ -12,11 +10,13 @@ use crate::oci::identity::Identity;
 use crate::oci::identity::api_key::ProfileSource;
 use crate::oci::identity::imds::Imds;
 use crate::oci::identity::instance_principal::{InstancePrincipal, InstanceRegion};
+use crate::oci::identity::workload::Workloads;
 use crate::oci::region::Region;
 use crate::oci::settings::{AuthMethod, Settings};
 use crate::transport::Transport;
 
 /// Where Object Storage is.
+#[derive(Clone)]
 pub(super) enum Place {
     /// Known from the settings.
     Fixed { endpoint: Endpoint, location: String },
@@ -72,6 +72,37 @@ impl ObjectStorage {
     }
 }
 
+impl ObjectStorage {
+    /// The same identity in another place: at `endpoint` where there is one,
+    /// else in `region`, else where it was.
+    ///
+    /// # Errors
+    /// `Config` when the endpoint is not one.
+    pub fn at(&self, region: Option<&str>, endpoint: Option<&str>) -> Result<Self, Error> {
+        let place = match (endpoint, region) {
+            (Some(url), _) => Place::chosen(url)?,
+            (None, Some(region)) => {
+                Place::of_region(&Region::resolve(region, &self.0.environment))?
+            }
+            (None, None) => return Ok(self.clone()),
+        };
+        Ok(Self(Arc::new(Inner { place, ..Inner::clone(&self.0) })))
+    }
+
+    /// The same identity in the place of `other`.
+    #[must_use]
+    pub fn beside(&self, other: &Self) -> Self {
+        let place = other.0.place.clone();
+        Self(Arc::new(Inner { place, ..Inner::clone(&self.0) }))
+    }
+
+    /// Whether `region`, a name or short code, is where this is.
+    pub async fn is_in(&self, region: &str) -> Result<bool, Error> {
+        let named = Region::resolve(region, &self.0.environment);
+        Ok(self.location().await? == named.name())
+    }
+}
+
 fn prepare(settings: Settings, clock: Clock) -> Result<Inner, Error> {
     let transport = Transport::new((&settings.timeouts).into(), settings.ca_file().as_deref())?;
     let endpoint = settings.or_variable(settings.endpoint.as_ref(), "OCI_CLI_ENDPOINT");
@@ -88,6 +119,7 @@ fn prepare(settings: Settings, clock: Clock) -> Result<Inner, Error> {
         )
         .with_remedy("set --region, OCI_CLI_REGION or region= in the profile")),
     };
+    let mut workloads = None;
     let (place, identity) = match method {
         AuthMethod::ApiKey => {
             let region = match region {
@@ -118,18 +150,34 @@ fn prepare(settings: Settings, clock: Clock) -> Result<Inner, Error> {
             (place, Some(Identity::new(source, clock.clone())))
         }
         AuthMethod::None => (fixed(region)?, None),
-        AuthMethod::Auto
-        | AuthMethod::SecurityToken
-        | AuthMethod::ResourcePrincipal
-        | AuthMethod::OkeWorkloadIdentity => return Err(not_yet(method)),
+        AuthMethod::OkeWorkloadIdentity => {
+            let variable = || environment.get("OCI_RESOURCE_PRINCIPAL_REGION").map(str::to_owned);
+            let region = region.or_else(variable);
+            let place = if endpoint.is_some() || region.is_some() {
+                fixed(region)?
+            } else {
+                let imds = Arc::new(Imds::new(&settings)?);
+                let region = InstanceRegion::new(None, environment.clone(), imds);
+                Place::Instance { region: Arc::new(region) }
+            };
+            workloads = Some(Workloads::new(&settings, clock.clone())?);
+            (place, None)
+        }
+        AuthMethod::Auto | AuthMethod::SecurityToken | AuthMethod::ResourcePrincipal => {
+            return Err(not_yet(method));
+        }
     };
     Ok(Inner {
+        method,
+        environment: settings.environment,
         transport,
         place,
         identity,
+        workloads,
+        workload: None,
         load_at_once: method == AuthMethod::ApiKey,
         configured_namespace: settings.namespace.filter(|namespace| !namespace.trim().is_empty()),
-        namespace: OnceCell::new(),
+        namespace: Arc::default(),
         retry: settings.retry,
         clock,
         observer: settings.observer,
@@ -149,5 +197,5 @@ fn resolve_auto(settings: &Settings, profile: &ProfileSource) -> Result<AuthMeth
 
 fn not_yet(method: AuthMethod) -> Error {
     Error::config(format!("authenticating with {method}"), "this version does not support it")
-        .with_remedy("use one of api_key, instance_principal, none")
+        .with_remedy("use one of api_key, instance_principal, oke_workload_identity, none")
 }

@@ -15,6 +15,7 @@ use crate::oci::clock::skew_remedy;
 use crate::oci::endpoint::Endpoint;
 use crate::oci::error::{Error, ErrorKind, excerpt};
 use crate::oci::identity::Credential;
+use crate::oci::identity::workload::Workload;
 use crate::oci::names::Bucket;
 use crate::oci::sign;
 use crate::transport::Failure;
@@ -102,6 +103,10 @@ impl<'a> Call<'a> {
 impl Inner {
     /// One attempt, 401 and its repetition included; any status but 2xx is an error.
     pub(super) async fn send(&self, call: &Call<'_>) -> Result<Response<Incoming>, Error> {
+        if self.workloads.is_some() && self.identity.is_none() {
+            let why = "oke_workload_identity asks as a pod, and there is none here";
+            return Err(call.error(ErrorKind::Config, why));
+        }
         let endpoint = self.place.endpoint().await?;
         let Some(identity) = &self.identity else {
             let response = self.exchange(call, &endpoint, None).await?;
@@ -219,8 +224,8 @@ impl Inner {
         let now = self.clock.now();
         let remedy = match kind {
             ErrorKind::Unauthenticated => skew_remedy(now, &parts.headers, "Object Storage")
-                .or_else(|| Some(self.unauthenticated_remedy().to_owned())),
-            _ => remedy(kind, code.as_deref(), call.bucket),
+                .or_else(|| Some(self.unauthenticated_remedy())),
+            _ => remedy(kind, code.as_deref(), call.bucket, self.workload.as_ref()),
         };
         let error = Error::new(kind, attempted, excerpt(&cause, 300))
             .with_status(parts.status.as_u16())
@@ -235,12 +240,17 @@ impl Inner {
         }
     }
 
-    fn unauthenticated_remedy(&self) -> &'static str {
-        if self.identity.is_some() {
-            "check that the key or the dynamic group still exists in this tenancy and region"
-        } else {
-            "the request was not signed: choose another --auth, or make the bucket public"
+    fn unauthenticated_remedy(&self) -> String {
+        if let Some(workload) = &self.workload {
+            return format!("the cluster of {workload} has to be of this tenancy");
         }
+        let remedy = match self.identity {
+            Some(_) => {
+                "check that the key or the dynamic group still exists in this tenancy and region"
+            }
+            None => "the request was not signed: choose another --auth, or make the bucket public",
+        };
+        remedy.to_owned()
     }
 }
 
@@ -271,21 +281,40 @@ fn classify(status: StatusCode, code: Option<&str>) -> ErrorKind {
     }
 }
 
-fn remedy(kind: ErrorKind, code: Option<&str>, bucket: Option<&Bucket>) -> Option<String> {
+/// The statement that lets the driver, or a pod, read a bucket. Shown whole in
+/// errors, so that it can be copied.
+pub(crate) fn statement(bucket: &str, workload: Option<&Workload>) -> String {
+    match workload {
+        None => format!(
+            "Allow dynamic-group … to read objects in compartment … where \
+             target.bucket.name='{bucket}'"
+        ),
+        Some(Workload { namespace, service_account, .. }) => format!(
+            "Allow any-user to read objects in compartment … where all \
+             {{request.principal.type='workload', request.principal.cluster_id='…', \
+             request.principal.namespace='{namespace}', \
+             request.principal.service_account='{service_account}', \
+             target.bucket.name='{bucket}'}}"
+        ),
+    }
+}
+
+fn remedy(
+    kind: ErrorKind,
+    code: Option<&str>,
+    bucket: Option<&Bucket>,
+    workload: Option<&Workload>,
+) -> Option<String> {
     let bucket = bucket?;
+    let who = workload.map_or_else(|| "the driver".to_owned(), Workload::to_string);
+    let statement = statement(&bucket.name, workload);
     match kind {
         // The bucket was seen, so the permission is there.
         ErrorKind::NotFound if code == Some("ObjectNotFound") => None,
-        ErrorKind::NotFound => Some(format!(
-            "it does not exist, or the driver may not see it; to allow it: Allow dynamic-group … \
-             to read objects in compartment … where target.bucket.name='{}'",
-            bucket.name
-        )),
-        ErrorKind::Forbidden => Some(format!(
-            "to allow it: Allow dynamic-group … to read objects in compartment … where \
-             target.bucket.name='{}'",
-            bucket.name
-        )),
+        ErrorKind::NotFound => {
+            Some(format!("it does not exist, or {who} may not see it; to allow it: {statement}"))
+        }
+        ErrorKind::Forbidden => Some(format!("to allow it: {statement}")),
         ErrorKind::Archived => Some(format!(
             "restore it first: oci os object restore --bucket-name {} --name NAME",
             bucket.name
@@ -325,8 +354,9 @@ mod tests {
     #[test]
     fn a_404_names_the_missing_policy_unless_the_bucket_was_seen() {
         let bucket = Bucket::new("ns", "models");
-        let text = remedy(ErrorKind::NotFound, Some("BucketNotFound"), Some(&bucket)).unwrap();
+        let text =
+            remedy(ErrorKind::NotFound, Some("BucketNotFound"), Some(&bucket), None).unwrap();
         assert!(text.contains("target.bucket.name='models'"), "{text}");
-        assert_eq!(remedy(ErrorKind::NotFound, Some("ObjectNotFound"), Some(&bucket)), None);
+        assert_eq!(remedy(ErrorKind::NotFound, Some("ObjectNotFound"), Some(&bucket), None), None);
     }
 }

@@ -9,7 +9,7 @@ use anyhow::{Context as _, bail};
 use tempfile::TempDir;
 
 use crate::auth::config_file::{self, ApiKey};
-use crate::auth::{Identity, Instance, Keys};
+use crate::auth::{Access, Cluster, Identity, Instance, Keys};
 use crate::faults::Faults;
 use crate::objects::Catalog;
 use crate::server::{Buffers, Tls};
@@ -35,6 +35,9 @@ pub struct Builder {
     api_keys: Vec<String>,
     config_files: Vec<PathBuf>,
     hidden: Vec<(String, String)>,
+    granted: Vec<(String, String)>,
+    cluster_tokens: Vec<(String, String, String)>,
+    cluster_keys: Vec<PathBuf>,
     token_ttl: Duration,
     rotate_leaf_every: u64,
     max_page: usize,
@@ -56,6 +59,9 @@ impl Default for Builder {
             api_keys: Vec::new(),
             config_files: Vec::new(),
             hidden: Vec::new(),
+            granted: Vec::new(),
+            cluster_tokens: Vec::new(),
+            cluster_keys: Vec::new(),
             token_ttl: Duration::from_secs(20 * 60),
             rotate_leaf_every: 0,
             max_page: crate::api::MAX_PAGE,
@@ -152,6 +158,34 @@ impl Builder {
         self
     }
 
+    /// Lets callers read buckets. Callers that are named here may do nothing in
+    /// all other buckets; the patterns are those of [`Builder::hide`].
+    #[must_use]
+    pub fn allow(mut self, caller: impl Into<String>, bucket: impl Into<String>) -> Self {
+        self.granted.push((caller.into(), bucket.into()));
+        self
+    }
+
+    /// OKE's identity service takes this token for that service account's.
+    #[must_use]
+    pub fn cluster_token(
+        mut self,
+        token: impl Into<String>,
+        namespace: impl Into<String>,
+        name: impl Into<String>,
+    ) -> Self {
+        self.cluster_tokens.push((token.into(), namespace.into(), name.into()));
+        self
+    }
+
+    /// OKE's identity service believes service-account tokens that are signed by
+    /// the RSA keys of this file: a public key in PEM, or a JWKS.
+    #[must_use]
+    pub fn cluster_keys(mut self, path: impl Into<PathBuf>) -> Self {
+        self.cluster_keys.push(path.into());
+        self
+    }
+
     /// How long tokens from federation live. Default 20 minutes.
     #[must_use]
     pub fn token_ttl(mut self, ttl: Duration) -> Self {
@@ -205,6 +239,7 @@ impl Builder {
             catalog,
             keys: self.keys()?,
             identity: Identity::new(self.instance(), self.token_ttl, self.rotate_leaf_every),
+            cluster: self.cluster()?,
             faults: Faults::default(),
             counters: Arc::new(Counters::default()),
             buffers: Buffers::default(),
@@ -215,7 +250,7 @@ impl Builder {
 
     fn make_tls(&self, scratch: &Path) -> anyhow::Result<Tls> {
         let default = scratch.join("ca.pem");
-        Tls::generate(self.ca_file.as_deref().unwrap_or(&default))
+        Tls::generate(self.ca_file.as_deref().unwrap_or(&default), self.listen.ip())
     }
 
     fn keys(&self) -> anyhow::Result<Keys> {
@@ -234,7 +269,21 @@ impl Builder {
         for (caller, bucket) in &self.hidden {
             keys.hide(caller, bucket);
         }
+        for (caller, bucket) in &self.granted {
+            keys.grant(caller, bucket, Access::Read);
+        }
         Ok(keys)
+    }
+
+    fn cluster(&self) -> anyhow::Result<Cluster> {
+        let cluster = Cluster::default();
+        for (token, namespace, name) in &self.cluster_tokens {
+            cluster.list(token, namespace, name);
+        }
+        for path in &self.cluster_keys {
+            cluster.trust(path)?;
+        }
+        Ok(cluster)
     }
 
     fn instance(&self) -> Instance {

@@ -26,6 +26,10 @@ Examples:
         --federation-endpoint http://127.0.0.1:8080/v1/x509 \\
         --endpoint http://127.0.0.1:8080 os ns get
 
+  As pods of an OKE cluster, whose identity service is on the same port:
+    localstore serve --root ./root --tls --ca-file ./ca.pem --cluster-keys ./sa.pub \\
+        --allow 'system:serviceaccount:team-a:*=models'
+
   Without signatures, for curl:
     localstore serve --root ./root --auth off
     curl http://127.0.0.1:8080/n/axlocalstore/b/models/o
@@ -40,7 +44,8 @@ Faults: latency{ms} bandwidth{bytes_per_sec} status{code,oci_code,message,retry_
   disconnect reset_after{bytes} stall_after{bytes} short_body{missing} wrong_range
   ignore_range flip_byte{offset} replace_object{seed,size} date_offset{secs} archived
 Admin: GET POST DELETE /_localstore/faults, GET /_localstore/stats and /requests,
-  POST /_localstore/stats/reset, /objects, /tokens/expire, /imds/rotate";
+  POST /_localstore/stats/reset, /objects, /tokens/expire,
+  /tokens/service-account, /imds/rotate";
 
 /// A local OCI Object Storage for tests and demos.
 #[derive(Debug, Parser)]
@@ -93,6 +98,15 @@ struct Serve {
     /// Hide buckets from callers: CALLER=BUCKET, both with `*`. Repeatable.
     #[arg(long, value_name = "CALLER=BUCKET")]
     hide: Vec<String>,
+    /// Let callers read buckets, and nothing else: CALLER=BUCKET, both with `*`. Repeatable.
+    #[arg(long, value_name = "CALLER=BUCKET")]
+    allow: Vec<String>,
+    /// Take this token for a service account's: TOKEN=NAMESPACE/NAME. Repeatable.
+    #[arg(long, value_name = "TOKEN=ACCOUNT")]
+    cluster_token: Vec<String>,
+    /// Believe service-account tokens signed by these RSA keys: PEM, or a JWKS. Repeatable.
+    #[arg(long, value_name = "FILE")]
+    cluster_keys: Vec<PathBuf>,
     /// Serve https, and http on the same port, with a certificate of an own CA.
     #[arg(long)]
     tls: bool,
@@ -179,8 +193,23 @@ fn builder(arguments: &Serve) -> anyhow::Result<Builder> {
         let (caller, bucket) = pair.split_once('=').context("--hide takes CALLER=BUCKET")?;
         builder = builder.hide(caller, bucket);
     }
+    for pair in &arguments.allow {
+        let (caller, bucket) = pair.split_once('=').context("--allow takes CALLER=BUCKET")?;
+        builder = builder.allow(caller, bucket);
+    }
+    for pair in &arguments.cluster_token {
+        // Tokens may end with '='.
+        let (token, account) = pair.rsplit_once('=').context(CLUSTER_TOKEN)?;
+        let (namespace, name) = account.split_once('/').context(CLUSTER_TOKEN)?;
+        builder = builder.cluster_token(token, namespace, name);
+    }
+    for path in &arguments.cluster_keys {
+        builder = builder.cluster_keys(path);
+    }
     Ok(builder)
 }
+
+const CLUSTER_TOKEN: &str = "--cluster-token takes TOKEN=NAMESPACE/NAME";
 
 fn ready(store: &LocalStore, config: Option<&Path>) -> Value {
     json!({

@@ -57,6 +57,8 @@ pub enum Operation {
     Imds,
     /// The identity service's certificate exchange, `POST /v1/x509`.
     Federation,
+    /// OKE's exchange of service-account tokens, `POST /resourcePrincipalSessionTokens`.
+    WorkloadIdentity,
     /// This server's own `/_localstore/…`.
     Admin,
     /// Anything else.
@@ -104,6 +106,8 @@ impl Target {
             Operation::Imds
         } else if path == "/v1/x509" {
             Operation::Federation
+        } else if path == "/resourcePrincipalSessionTokens" {
+            Operation::WorkloadIdentity
         } else if path.starts_with("/_localstore/") {
             Operation::Admin
         } else if path == "/n" || path == "/n/" {
@@ -260,6 +264,7 @@ mod tests {
             ("POST", "/n/ns/b/bk/actions/restoreObjects", Op::Restore),
             ("GET", "/opc/v2/instance/region", Op::Imds),
             ("POST", "/v1/x509", Op::Federation),
+            ("POST", "/resourcePrincipalSessionTokens", Op::WorkloadIdentity),
             ("GET", "/elsewhere", Op::Unknown),
         ] {
             let method = Method::from_bytes(method.as_bytes()).unwrap();

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::auth::{Identity, Keys};
+use crate::auth::{Cluster, Identity, Keys};
 use crate::error::ApiResult;
 use crate::faults::Faults;
 use crate::objects::{Bucket, Catalog, PublicAccess};
@@ -20,6 +20,7 @@ pub(crate) struct State {
     pub(crate) catalog: Catalog,
     pub(crate) keys: Keys,
     pub(crate) identity: Identity,
+    pub(crate) cluster: Cluster,
     pub(crate) faults: Faults,
     pub(crate) counters: Arc<Counters>,
     pub(crate) buffers: Buffers,

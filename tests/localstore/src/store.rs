@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use tokio::sync::oneshot;
 
 use crate::auth::config_file::{self, ApiKey};
-use crate::auth::{Subject, from_pem};
+use crate::auth::{Access, Subject, from_pem};
 use crate::builder::{Builder, reachable};
 use crate::error::ApiError;
 use crate::faults::Faults;
@@ -147,6 +147,30 @@ impl LocalStore {
     /// Hides buckets from callers from now on; see [`Builder::hide`].
     pub fn hide(&self, caller: &str, bucket: &str) {
         self.state().keys.hide(caller, bucket);
+    }
+
+    /// Lets callers read buckets from now on; see [`Builder::allow`].
+    pub fn allow(&self, caller: &str, bucket: &str) {
+        self.state().keys.grant(caller, bucket, Access::Read);
+    }
+
+    /// As [`LocalStore::allow`], but objects may only be listed, not read.
+    pub fn allow_inspect(&self, caller: &str, bucket: &str) {
+        self.state().keys.grant(caller, bucket, Access::Inspect);
+    }
+
+    /// The token of a service account of this server's own cluster, as kubelet
+    /// gives it to a CSI driver. OKE's identity service is at
+    /// [`LocalStore::endpoint`], and the account's caller is
+    /// `system:serviceaccount:NAMESPACE:NAME`.
+    pub fn service_account_token(
+        &self,
+        namespace: &str,
+        name: &str,
+        pod_uid: Option<&str>,
+        ttl: Duration,
+    ) -> anyhow::Result<String> {
+        self.state().cluster.issue(namespace, name, pod_uid, SystemTime::now(), ttl)
     }
 
     /// Registers an API key by the PEM of its public half.

@@ -42,6 +42,14 @@ pod that does not start.
 {{- fail "config.objectStorage.auth is api_key, and credentials.secretName is empty: name a Secret with the oci CLI's file and its key" -}}
 {{- end -}}
 
+{{- $auths := list $values.config.objectStorage.auth -}}
+{{- range $values.config.objectStorage.buckets -}}
+{{- $auths = append $auths (default "" .auth) -}}
+{{- end -}}
+{{- if and (has "oke_workload_identity" $auths) (not $values.csiDriver.tokenRequests) -}}
+{{- fail "config.objectStorage reads as oke_workload_identity, and csiDriver.tokenRequests is empty: kubelet gives the driver no token of a pod; set csiDriver.tokenRequests to [{audience: \"\"}]" -}}
+{{- end -}}
+
 {{- $ports := list (int $values.node.ports.metrics) (int $values.node.ports.liveness) (int $values.node.ports.registrar) -}}
 {{- if lt (len (uniq $ports)) 3 -}}
 {{- fail (printf "node.ports are %v: the three have to differ, since one pod has them all" $ports) -}}

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use http::{Method, StatusCode};
 use serde::Deserialize;
@@ -40,6 +41,14 @@ pub(crate) async fn handle(call: &mut Call) -> Handled {
             state.keys.expire_tokens();
             done
         }
+        "tokens/service-account" if post => {
+            let wanted: ServiceAccount = call.read_json().await?;
+            let ServiceAccount { namespace, name, pod_uid, seconds } = wanted;
+            let (uid, ttl) = (pod_uid.as_deref(), Duration::from_secs(seconds));
+            let token = state.cluster.issue(&namespace, &name, uid, SystemTime::now(), ttl);
+            let token = token.map_err(|error| ApiError::internal(&error))?;
+            reply::json(StatusCode::CREATED, &json!({ "token": token }))
+        }
         "imds/rotate" if post => {
             state.identity.rotate().map_err(|error| ApiError::internal(&error))?;
             done
@@ -49,6 +58,17 @@ pub(crate) async fn handle(call: &mut Call) -> Handled {
             _ => return Err(ApiError::no_such_route().into()),
         },
     })
+}
+
+/// Whose token is wanted, and for how long.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ServiceAccount {
+    namespace: String,
+    name: String,
+    #[serde(default)]
+    pod_uid: Option<String>,
+    seconds: u64,
 }
 
 /// A synthetic object; the bucket is created when there is none.

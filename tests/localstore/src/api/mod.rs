@@ -2,6 +2,7 @@
 
 pub(crate) mod admin;
 mod buckets;
+pub(crate) mod cluster;
 pub(crate) mod federation;
 pub(crate) mod imds;
 mod list;
@@ -39,8 +40,10 @@ pub(crate) async fn handle(call: &mut Call) -> Handled {
         Operation::ListParts => multipart::list_parts(call),
         Operation::CommitUpload => multipart::commit(call).await,
         Operation::AbortUpload => multipart::abort(call),
-        Operation::Imds | Operation::Federation | Operation::Admin | Operation::Unknown => {
-            Err(ApiError::no_such_route().into())
-        }
+        Operation::Imds
+        | Operation::Federation
+        | Operation::WorkloadIdentity
+        | Operation::Admin
+        | Operation::Unknown => Err(ApiError::no_such_route().into()),
     }
 }

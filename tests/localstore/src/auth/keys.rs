@@ -26,6 +26,17 @@ pub(crate) struct Keys {
     by_key_id: RwLock<HashMap<String, Arc<RegisteredKey>>>,
     /// (caller pattern, bucket pattern) pairs: these callers do not see these buckets.
     hidden: RwLock<Vec<(String, String)>>,
+    /// Callers that are named here see nothing but what is granted to them.
+    granted: RwLock<Vec<(String, String, Access)>>,
+}
+
+/// What a caller may do in a bucket; each includes the ones before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Access {
+    /// See that objects are there.
+    Inspect,
+    /// Read them.
+    Read,
 }
 
 /// Expired tokens are remembered this long, so that their refusal says so.
@@ -86,7 +97,24 @@ impl Keys {
         self.hidden.write().push((caller_pattern.to_owned(), bucket_pattern.to_owned()));
     }
 
-    pub(crate) fn is_hidden(&self, caller: &str, bucket: &str) -> bool {
+    pub(crate) fn grant(&self, caller_pattern: &str, bucket_pattern: &str, access: Access) {
+        let grant = (caller_pattern.to_owned(), bucket_pattern.to_owned(), access);
+        self.granted.write().push(grant);
+    }
+
+    /// Whether nothing hides the bucket from the caller, and it is granted
+    /// where the caller has grants at all.
+    pub(crate) fn permits(&self, caller: &str, bucket: &str, access: Access) -> bool {
+        let granted = self.granted.read();
+        let mut theirs =
+            granted.iter().filter(|(callers, ..)| glob::matches(callers, caller)).peekable();
+        let ungoverned = theirs.peek().is_none();
+        let permitted = ungoverned
+            || theirs.any(|(_, buckets, given)| glob::matches(buckets, bucket) && *given >= access);
+        permitted && !self.is_hidden(caller, bucket)
+    }
+
+    fn is_hidden(&self, caller: &str, bucket: &str) -> bool {
         self.hidden.read().iter().any(|(callers, buckets)| {
             glob::matches(callers, caller) && glob::matches(buckets, bucket)
         })

@@ -1,5 +1,6 @@
 //! Who calls: API keys, security tokens, and the certificates that buy tokens.
 
+mod cluster;
 pub(crate) mod config_file;
 mod der;
 mod identity;
@@ -9,8 +10,9 @@ mod token;
 #[cfg(test)]
 pub(crate) mod vectors;
 
+pub(crate) use cluster::Cluster;
 pub(crate) use der::from_pem;
 pub(crate) use identity::{Identity, Instance};
-pub(crate) use keys::Keys;
+pub(crate) use keys::{Access, Keys};
 pub(crate) use signature::{READING, Refusal, SignedRequest, WITH_BODY, content_sha256};
 pub(crate) use token::Subject;

@@ -9,7 +9,7 @@ use super::call::Call;
 use super::connection::ResetSwitch;
 use super::reply::{self, Failure, Handled, Reply};
 use crate::api;
-use crate::auth::{READING, Refusal, WITH_BODY};
+use crate::auth::{Access, READING, Refusal, WITH_BODY};
 use crate::error::{ApiError, ApiResult};
 use crate::faults::Facts;
 use crate::objects::PublicAccess;
@@ -111,6 +111,7 @@ async fn handle(call: &mut Call) -> Handled {
     match call.target.operation {
         Operation::Imds => return api::imds::get(call),
         Operation::Federation => return api::federation::exchange(call).await,
+        Operation::WorkloadIdentity => return api::cluster::exchange(call).await,
         Operation::Admin => return api::admin::handle(call).await,
         Operation::Unknown => return Err(ApiError::no_such_route().into()),
         _ => {}
@@ -120,9 +121,15 @@ async fn handle(call: &mut Call) -> Handled {
     if !namespace.is_empty() && *namespace != call.state.namespace {
         return Err(ApiError::namespace_not_found(namespace).into());
     }
+    let access = match call.target.operation {
+        Operation::List | Operation::Head | Operation::HeadBucket | Operation::GetBucket => {
+            Access::Inspect
+        }
+        _ => Access::Read,
+    };
     if let Some(caller) = &call.caller
-        && call.state.keys.is_hidden(caller, &call.target.bucket)
         && !call.target.bucket.is_empty()
+        && !call.state.keys.permits(caller, &call.target.bucket, access)
     {
         return Err(ApiError::bucket_not_found(&call.target.bucket, namespace).into());
     }

@@ -1,5 +1,6 @@
 //! A certificate authority of its own, for https on loopback.
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -19,8 +20,8 @@ pub(crate) struct Tls {
 }
 
 impl Tls {
-    /// A new authority, written to `ca_file`, and a certificate for 127.0.0.1 and localhost.
-    pub(crate) fn generate(ca_file: &Path) -> anyhow::Result<Self> {
+    /// A new authority, written to `ca_file`, and a certificate for localhost and this address.
+    pub(crate) fn generate(ca_file: &Path, address: IpAddr) -> anyhow::Result<Self> {
         let authority_key = KeyPair::generate().context("generating the CA's key")?;
         let mut authority = CertificateParams::default();
         authority.distinguished_name.push(DnType::CommonName, "localstore CA");
@@ -30,7 +31,10 @@ impl Tls {
         let issuer = Issuer::new(authority, authority_key);
 
         let key = KeyPair::generate().context("generating the server's key")?;
-        let names = ["127.0.0.1".to_owned(), "localhost".to_owned(), "::1".to_owned()];
+        let mut names = vec!["127.0.0.1".to_owned(), "localhost".to_owned(), "::1".to_owned()];
+        if !names.contains(&address.to_string()) {
+            names.push(address.to_string());
+        }
         let mut server = CertificateParams::new(names).context("naming the server")?;
         server.distinguished_name.push(DnType::CommonName, "localhost");
         server.use_authority_key_identifier_extension = true;

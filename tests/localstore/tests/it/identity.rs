@@ -271,3 +271,62 @@ fn a_public_bucket_is_read_without_a_signature() {
         assert_eq!(client.call("PUT", &object, &[], b"").status, 401, "{access:?}");
     }
 }
+
+/// The session token for a service account's token, as OKE answers.
+fn workload_token(client: &mut Client, token: &str, pod_key: &str) -> Answer {
+    let body = json!({ "podKey": pod_key }).to_string();
+    let bearer = format!("Bearer {token}");
+    let headers = [("authorization", bearer.as_str()), ("content-type", "application/json")];
+    client.call("POST", "/resourcePrincipalSessionTokens", &headers, body.as_bytes())
+}
+
+#[test]
+fn a_service_account_gets_a_token_for_its_session_key_and_sees_what_is_granted() {
+    let store = LocalStore::builder().allow("system:serviceaccount:team-a:*", "b").start().unwrap();
+    for bucket in ["b", "listed", "c"] {
+        store.put(bucket, "x", b"bytes").unwrap();
+    }
+    store.allow_inspect("system:serviceaccount:team-a:*", "listed");
+    let mut client = Client::new(&store);
+    let hour = Duration::from_secs(3600);
+    let token = store.service_account_token("team-a", "vllm", Some("uid"), hour).unwrap();
+    let mut signer = Signer::generate("");
+    let bare = BASE64.encode(signer.public());
+    let pem = format!("-----BEGIN PUBLIC KEY-----\n{bare}\n-----END PUBLIC KEY-----\n");
+    for pod_key in [&bare, &pem] {
+        let answer = workload_token(&mut client, &token, pod_key);
+        assert_eq!(answer.status, 200);
+        let inner = BASE64.decode(answer.json().as_str().unwrap()).unwrap();
+        let inner: serde_json::Value = serde_json::from_slice(&inner).unwrap();
+        signer.key_id = inner["token"].as_str().unwrap().to_owned();
+        assert!(signer.key_id.starts_with("ST$"));
+        for (target, status) in
+            [("b/o/x", 200), ("b/o", 200), ("listed/o", 200), ("listed/o/x", 404), ("c/o", 404)]
+        {
+            let answer = signed_get(&mut client, &signer, &at(&store, target));
+            assert_eq!(answer.status, status, "{target}");
+        }
+    }
+    let caller = store.requests().pop().unwrap().caller;
+    assert_eq!(caller.as_deref(), Some("system:serviceaccount:team-a:vllm"));
+    store.expire_tokens();
+    assert_eq!(signed_get(&mut client, &signer, &at(&store, "b/o/x")).status, 401);
+}
+
+#[test]
+fn a_service_account_token_that_is_not_the_clusters_or_has_expired_buys_nothing() {
+    let store = LocalStore::builder().cluster_token("opaque", "team-a", "a").start().unwrap();
+    let other = LocalStore::builder().start().unwrap();
+    let mut client = Client::new(&store);
+    let pod_key = BASE64.encode(Signer::generate("").public());
+    let hour = Duration::from_secs(3600);
+    let ours = |ttl| store.service_account_token("team-a", "a", None, ttl).unwrap();
+    let foreign = other.service_account_token("team-a", "a", None, hour).unwrap();
+    for bad in [&foreign, &ours(Duration::ZERO), "", "a.b.c"] {
+        assert_eq!(workload_token(&mut client, bad, &pod_key).status, 401, "{bad}");
+    }
+    for (key, status) in [(pod_key.as_str(), 200), ("AAAA", 401), ("no base64", 401)] {
+        assert_eq!(workload_token(&mut client, "opaque", key).status, status, "{key}");
+    }
+    assert_eq!(workload_token(&mut client, &ours(hour), &pod_key).status, 200);
+}

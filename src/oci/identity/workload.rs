@@ -1,0 +1,321 @@
+//! A pod's service account as a principal, in an enhanced OKE cluster: its token
+//! is exchanged for a session token of a key that is made here.
+//!
+//! Each pod has a credential of its own, which nobody else gets. It is made when
+//! a request needs it, replaced when half of its life is over, and forgotten when
+//! the pod's requests have ended.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, SystemTime};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use http::{HeaderValue, Request, StatusCode, header};
+use http_body_util::Full;
+use serde::Deserialize;
+use tokio::time::Instant;
+
+use super::token::Lifetime;
+use super::{Credential, Identity, Source, lock};
+use crate::oci::answer::{self, ErrorBody};
+use crate::oci::clock::Clock;
+use crate::oci::endpoint::Endpoint;
+use crate::oci::error::{Error, ErrorKind, excerpt};
+use crate::oci::key::KeyPair;
+use crate::oci::retry::RetryPolicy;
+use crate::oci::settings::Settings;
+use crate::transport::Transport;
+
+/// Where OKE's identity service listens in every cluster.
+const PORT: u16 = 12250;
+
+/// The cluster's CA, in every pod.
+const CA_FILE: &str = "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt";
+
+/// A token is a few kilobytes.
+const LONGEST_ANSWER: usize = 256 * 1024;
+
+/// Pods whose credentials are kept at once.
+const KEPT: usize = 512;
+
+/// How long a credential is kept that nobody asks for: kubelet's own pauses
+/// reach two minutes.
+const IDLE: Duration = Duration::from_secs(10 * 60);
+
+/// The service account of one pod.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Workload {
+    /// Kubernetes namespace.
+    pub namespace: String,
+    /// Name of the service account.
+    pub service_account: String,
+    /// The pod's UID.
+    pub pod_uid: String,
+}
+
+impl fmt::Display for Workload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "service account {}/{}", self.namespace, self.service_account)
+    }
+}
+
+/// The identities of pods; cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Workloads(Arc<Shared>);
+
+struct Shared {
+    exchange: Arc<Exchange>,
+    known: Mutex<HashMap<Workload, Known>>,
+}
+
+struct Known {
+    identity: Identity,
+    account: Arc<Account>,
+    used: Instant,
+}
+
+impl Workloads {
+    pub(crate) fn new(settings: &Settings, clock: Clock) -> Result<Self, Error> {
+        let environment = &settings.environment;
+        let url = match (&settings.oke_endpoint, environment.get("KUBERNETES_SERVICE_HOST")) {
+            (Some(url), _) => url.clone(),
+            (None, Some(host)) if host.contains(':') => format!("https://[{host}]:{PORT}"),
+            (None, Some(host)) => format!("https://{host}:{PORT}"),
+            (None, None) => {
+                return Err(Error::config(
+                    "finding OKE's identity service",
+                    "this process runs in no cluster (KUBERNETES_SERVICE_HOST is not set)",
+                )
+                .with_remedy("set --oke-endpoint, or another --auth"));
+            }
+        };
+        let ca_file = settings
+            .oke_ca_file
+            .clone()
+            .or_else(|| {
+                let named = environment.get("OCI_KUBERNETES_SERVICE_ACCOUNT_CERT_PATH")?;
+                Some(environment.expand(named))
+            })
+            .or_else(|| Some(Path::new(CA_FILE).to_owned()).filter(|file| file.exists()));
+        let endpoint = Endpoint::parse_bare(&url, "the endpoint of OKE's identity service")?;
+        let transport = Transport::new((&settings.timeouts).into(), ca_file.as_deref())?;
+        let exchange = Exchange { endpoint, transport, retry: settings.retry.clone(), clock };
+        Ok(Self(Arc::new(Shared { exchange: Arc::new(exchange), known: Mutex::default() })))
+    }
+
+    /// The identity of a pod, which has this token from now on.
+    pub(crate) fn of(&self, workload: &Workload, token: &str) -> Identity {
+        let mut known = lock(&self.0.known);
+        let begun = known.is_empty();
+        forget(&mut known, KEPT - 1, workload);
+        let entry = known.entry(workload.clone()).or_insert_with(|| {
+            let account = Arc::new(Account {
+                exchange: Arc::clone(&self.0.exchange),
+                who: workload.to_string(),
+                token: Mutex::default(),
+            });
+            let clock = self.0.exchange.clock.clone();
+            let identity = Identity::new(Arc::clone(&account), clock);
+            Known { identity, account, used: Instant::now() }
+        });
+        entry.used = Instant::now();
+        token.clone_into(&mut lock(&entry.account.token));
+        let identity = entry.identity.clone();
+        drop(known);
+        if begun {
+            self.keep_tidy();
+        }
+        identity
+    }
+
+    /// Forgets credentials as they become idle, until none is left.
+    fn keep_tidy(&self) {
+        let shared = Arc::downgrade(&self.0);
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(IDLE / 2).await;
+                let Some(shared) = shared.upgrade() else { return };
+                let mut known = lock(&shared.known);
+                known.retain(|_, one| one.used.elapsed() < IDLE);
+                if known.is_empty() {
+                    return;
+                }
+            }
+        });
+    }
+}
+
+/// What is idle goes, and of the rest what was used longest ago, until at most
+/// `most` others are left.
+fn forget(known: &mut MutexGuard<'_, HashMap<Workload, Known>>, most: usize, asks: &Workload) {
+    known.retain(|workload, one| workload == asks || one.used.elapsed() < IDLE);
+    while known.len() > most && !known.contains_key(asks) {
+        let oldest = known.iter().min_by_key(|(_, one)| one.used);
+        let Some(oldest) = oldest.map(|(workload, _)| workload.clone()) else { return };
+        known.remove(&oldest);
+    }
+}
+
+/// One pod's service account. No `Debug`: it has a token.
+struct Account {
+    exchange: Arc<Exchange>,
+    who: String,
+    /// As kubelet gave it last.
+    token: Mutex<String>,
+}
+
+impl Source for Arc<Account> {
+    fn fetch(&self) -> BoxFuture<'_, Result<Credential, Error>> {
+        async {
+            let token = lock(&self.token).clone();
+            self.exchange.credential(&self.who, &token).await
+        }
+        .boxed()
+    }
+
+    fn is_renewed_ahead(&self) -> bool {
+        // Nobody may ask for it again, and its token ends.
+        false
+    }
+}
+
+/// OKE's identity service.
+struct Exchange {
+    endpoint: Endpoint,
+    transport: Transport,
+    retry: RetryPolicy,
+    clock: Clock,
+}
+
+#[derive(Deserialize)]
+struct Answer {
+    token: String,
+}
+
+impl Exchange {
+    async fn credential(&self, who: &str, token: &str) -> Result<Credential, Error> {
+        let host = self.endpoint.host();
+        let attempted = format!("exchanging the token of {who} at {host}");
+        let now = self.clock.now();
+        // What is no JWT is the service's to judge.
+        if Lifetime::expiry(token).is_some_and(|expiry| expiry <= now) {
+            let why = "it has expired";
+            return Err(Error::new(ErrorKind::Unauthenticated, attempted, why)
+                .with_remedy("kubelet gives the driver a new one with its next call"));
+        }
+        let broken = |why: String| Error::new(ErrorKind::Identity, attempted.clone(), why);
+        let session_key = tokio::task::spawn_blocking(KeyPair::generate)
+            .await
+            .map_err(|error| broken(error.to_string()))?
+            .map_err(|error| broken(error.to_string()))?;
+        let public = session_key.public_der().map_err(|error| broken(error.to_string()))?;
+        let body = serde_json::json!({ "podKey": BASE64.encode(public) }).to_string();
+        let mut attempts = self.retry.start();
+        let (jwt, theirs) = loop {
+            match self.attempt(&attempted, token, Bytes::from(body.clone())).await {
+                Ok(answer) => break answer,
+                Err(error) => attempts.again(error).await?,
+            }
+        };
+        let lifetime = Lifetime::of_jwt(&jwt, self.clock.now(), theirs)
+            .map_err(|why| Error::new(ErrorKind::Protocol, attempted, why))?;
+        let lifetime = lifetime.replaced_at_half(self.clock.now());
+        Ok(Credential::expiring(format!("ST${jwt}"), session_key, lifetime))
+    }
+
+    async fn attempt(
+        &self,
+        attempted: &str,
+        token: &str,
+        body: Bytes,
+    ) -> Result<(String, Option<SystemTime>), Error> {
+        let request =
+            self.request(token, body).map_err(|why| Error::config(attempted.to_owned(), why))?;
+        let unreachable = |what: String| {
+            Error::new(ErrorKind::Identity, attempted.to_owned(), what).with_remedy(
+                "check that the driver's pods may reach the cluster's own address on port 12250",
+            )
+        };
+        let response =
+            self.transport.send(request).await.map_err(|failure| unreachable(failure.what))?;
+        let (parts, body) = response.into_parts();
+        let body = self
+            .transport
+            .read(body, LONGEST_ANSWER)
+            .await
+            .map_err(|failure| unreachable(failure.what))?;
+        if parts.status.is_success() {
+            let theirs = answer::text(&parts.headers, "date")
+                .and_then(|date| httpdate::parse_http_date(date).ok());
+            let jwt = session_token(&body).ok_or_else(|| {
+                // Not quoted: it may hold a token.
+                Error::new(ErrorKind::Protocol, attempted.to_owned(), "the answer has no token")
+            })?;
+            return Ok((jwt, theirs));
+        }
+        let (kind, remedy) = match parts.status {
+            StatusCode::UNAUTHORIZED => (
+                ErrorKind::Unauthenticated,
+                Some(
+                    "check the audience in tokenRequests of the CSIDriver object: \"\" is the cluster's own",
+                ),
+            ),
+            StatusCode::FORBIDDEN | StatusCode::NOT_FOUND => (
+                ErrorKind::Forbidden,
+                Some("oke_workload_identity needs an enhanced cluster: use one, or another auth"),
+            ),
+            StatusCode::TOO_MANY_REQUESTS => (ErrorKind::Identity, None),
+            status if status.is_server_error() => (ErrorKind::Identity, None),
+            status if status.is_client_error() => (ErrorKind::Forbidden, None),
+            _ => (ErrorKind::Protocol, None),
+        };
+        let ErrorBody { code, message } = serde_json::from_slice(&body).unwrap_or_default();
+        let message = message.unwrap_or_else(|| "refused".to_owned());
+        // A service that quotes what it was sent must not put a token into our words.
+        let message = if message.contains(token) { "refused" } else { &message };
+        let error = Error::new(kind, attempted.to_owned(), excerpt(message, 200))
+            .with_status(parts.status.as_u16())
+            .with_code(code.map(|code| excerpt(&code, 60)))
+            .with_request_id(
+                answer::text(&parts.headers, "opc-request-id").map(|id| excerpt(id, 80)),
+            )
+            .with_retry_after(answer::retry_after(&parts.headers, self.clock.now()));
+        Err(match remedy {
+            Some(remedy) => error.with_remedy(remedy),
+            None => error,
+        })
+    }
+
+    fn request(&self, token: &str, body: Bytes) -> Result<Request<Full<Bytes>>, String> {
+        let target = self.endpoint.target("/resourcePrincipalSessionTokens");
+        let uri = self.endpoint.uri(&target).map_err(|error| error.to_string())?;
+        let mut authorization = HeaderValue::try_from(format!("Bearer {token}"))
+            .map_err(|_| "the token has bytes that no token has".to_owned())?;
+        authorization.set_sensitive(true);
+        Request::post(uri)
+            .header(header::HOST, self.endpoint.host())
+            .header(header::CONTENT_TYPE, "application/json")
+            .header(header::CONTENT_LENGTH, body.len())
+            .header(header::AUTHORIZATION, authorization)
+            .body(Full::new(body))
+            .map_err(|error| error.to_string())
+    }
+}
+
+/// The JWT of an answer: a JSON string of base64 of `{"token": "ST$…"}`.
+fn session_token(body: &[u8]) -> Option<String> {
+    let encoded: String = serde_json::from_slice(body).ok()?;
+    let answer: Answer = serde_json::from_slice(&BASE64.decode(encoded.trim()).ok()?).ok()?;
+    let jwt = answer.token.strip_prefix("ST$").unwrap_or(&answer.token);
+    (!jwt.is_empty()).then(|| jwt.to_owned())
+}
+
+#[cfg(test)]
+#[path = "workload_tests.rs"]
+mod tests;

@@ -1,0 +1,254 @@
+//! A Kubernetes cluster with OKE's identity service: whose service-account
+//! tokens are believed, and what is given for one.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::OnceLock;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context as _, bail};
+use aws_lc_rs::signature::{ParsedPublicKey, RSA_PKCS1_2048_8192_SHA256, RsaPublicKeyComponents};
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD as BASE64, URL_SAFE_NO_PAD as BASE64URL};
+use rcgen::{KeyPair, PKCS_RSA_SHA256, PublicKeyData as _, RsaKeySize, SigningKey as _};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::der;
+use super::identity::Identity;
+use super::keys::Keys;
+use super::signature::{Refusal, public_key};
+use super::token::Subject;
+use crate::clock;
+use crate::sync::{Mutex, RwLock};
+
+/// What begins the subject of a service account's token.
+const SERVICE_ACCOUNT: &str = "system:serviceaccount:";
+
+/// Whose tokens are believed.
+#[derive(Debug, Default)]
+pub(crate) struct Cluster {
+    /// Subjects of tokens that are taken as they are.
+    listed: RwLock<HashMap<String, String>>,
+    keys: RwLock<Vec<ClusterKey>>,
+    /// What signs the tokens of this server's own making.
+    own: OnceLock<KeyPair>,
+    making: Mutex<()>,
+}
+
+/// A key that signs tokens of service accounts.
+#[derive(Debug)]
+enum ClusterKey {
+    Spki(ParsedPublicKey),
+    Components { n: Vec<u8>, e: Vec<u8> },
+}
+
+#[derive(Deserialize)]
+struct Claims {
+    sub: String,
+    exp: u64,
+}
+
+/// The body of an exchange.
+#[derive(Deserialize)]
+struct Exchange {
+    #[serde(rename = "podKey")]
+    pod_key: String,
+}
+
+impl Cluster {
+    /// Takes this token for the service account's, whatever it is.
+    pub(crate) fn list(&self, token: &str, namespace: &str, name: &str) {
+        let subject = format!("{SERVICE_ACCOUNT}{namespace}:{name}");
+        self.listed.write().insert(token.to_owned(), subject);
+    }
+
+    /// Believes what is signed by the keys of a file: a public key in PEM, as the
+    /// API server's `--service-account-key-file` has it, or a JWKS, as `kubectl
+    /// get --raw /openid/v1/jwks` gives it. RSA only.
+    pub(crate) fn trust(&self, file: &Path) -> anyhow::Result<()> {
+        let shown = file.display();
+        let text = std::fs::read_to_string(file).with_context(|| format!("reading {shown}"))?;
+        let keys = match der::from_pem(&text) {
+            Some((_, spki)) => public_key(&spki).map(ClusterKey::Spki).into_iter().collect(),
+            None => jwks(&text).with_context(|| format!("{shown} is neither PEM nor a JWKS"))?,
+        };
+        if keys.is_empty() {
+            bail!("{shown} has no RSA key of at least 2048 bits");
+        }
+        self.keys.write().extend(keys);
+        Ok(())
+    }
+
+    /// A token of this server's own cluster.
+    pub(crate) fn issue(
+        &self,
+        namespace: &str,
+        name: &str,
+        pod_uid: Option<&str>,
+        now: SystemTime,
+        ttl: Duration,
+    ) -> anyhow::Result<String> {
+        let issued = clock::unix_secs(now);
+        let mut kubernetes = json!({ "namespace": namespace, "serviceaccount": { "name": name } });
+        if let Some(uid) = pod_uid {
+            kubernetes["pod"] = json!({ "name": "pod", "uid": uid });
+        }
+        let claims = json!({
+            "aud": ["https://kubernetes.default.svc.cluster.local"],
+            "iss": "https://kubernetes.default.svc.cluster.local",
+            "sub": format!("{SERVICE_ACCOUNT}{namespace}:{name}"),
+            "iat": issued,
+            "nbf": issued,
+            "exp": issued + ttl.as_secs(),
+            "kubernetes.io": kubernetes,
+        });
+        let header = json!({"alg": "RS256", "typ": "JWT", "kid": "localstore-cluster"});
+        let encode = |value: &Value| BASE64URL.encode(value.to_string());
+        let signed = format!("{}.{}", encode(&header), encode(&claims));
+        let signature = self.own_key()?.sign(signed.as_bytes()).context("signing a token")?;
+        Ok(format!("{signed}.{}", BASE64URL.encode(signature)))
+    }
+
+    /// Made when first asked for: RSA keys take time.
+    fn own_key(&self) -> anyhow::Result<&KeyPair> {
+        let _one = self.making.lock();
+        if let Some(own) = self.own.get() {
+            return Ok(own);
+        }
+        let key = KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048)
+            .context("generating the cluster's key")?;
+        let public = public_key(&key.subject_public_key_info()).context("a generated key")?;
+        self.keys.write().push(ClusterKey::Spki(public));
+        Ok(self.own.get_or_init(|| key))
+    }
+
+    /// `system:serviceaccount:NAMESPACE:NAME` of a token that is good now.
+    fn subject_of(&self, token: &str, now: SystemTime) -> Result<String, Refusal> {
+        if let Some(subject) = self.listed.read().get(token) {
+            return Ok(subject.clone());
+        }
+        let (signed, signature) = token.rsplit_once('.').ok_or(Refusal::UnknownKey)?;
+        let signature = BASE64URL.decode(signature).map_err(|_| Refusal::Malformed)?;
+        if !self.keys.read().iter().any(|key| key.verifies(signed.as_bytes(), &signature)) {
+            return Err(Refusal::WrongSignature);
+        }
+        let (_, claims) = signed.split_once('.').ok_or(Refusal::Malformed)?;
+        let claims = BASE64URL.decode(claims).map_err(|_| Refusal::Malformed)?;
+        let claims: Claims = serde_json::from_slice(&claims).map_err(|_| Refusal::Malformed)?;
+        if clock::unix_secs(now) >= claims.exp {
+            return Err(Refusal::ExpiredToken);
+        }
+        let is_account = claims.sub.starts_with(SERVICE_ACCOUNT);
+        if is_account { Ok(claims.sub) } else { Err(Refusal::UnknownKey) }
+    }
+
+    /// `POST /resourcePrincipalSessionTokens`: a service account's token and a
+    /// session key for a token of that key. The caller is the token's subject.
+    pub(crate) fn exchange(
+        &self,
+        authorization: Option<&str>,
+        body: &[u8],
+        now: SystemTime,
+        identity: &Identity,
+        keys: &Keys,
+    ) -> Result<String, Refusal> {
+        let token = authorization.and_then(|value| value.strip_prefix("Bearer "));
+        let caller = self.subject_of(token.ok_or(Refusal::NoAuthorization)?, now)?;
+        let posted: Exchange = serde_json::from_slice(body).map_err(|_| Refusal::Malformed)?;
+        // The Python SDK sends bare base64, the Go SDK a whole PEM.
+        let spki = match der::from_pem(&posted.pod_key) {
+            Some((_, spki)) => spki,
+            None => BASE64.decode(posted.pod_key.trim()).map_err(|_| Refusal::Malformed)?,
+        };
+        let subject = Subject {
+            id: &caller,
+            kind: "workload",
+            tenancy: &identity.instance.tenancy,
+            compartment: &identity.instance.compartment,
+        };
+        let (ttl, not_rsa) = (identity.token_ttl, Refusal::Certificate("podKey is no RSA key"));
+        let session =
+            identity.issue_token(&subject, &spki, now, ttl).ok_or_else(|| not_rsa.clone())?;
+        keys.add_token(&session, &caller, &spki, now + ttl).ok_or(not_rsa)?;
+        Ok(session)
+    }
+}
+
+impl ClusterKey {
+    fn verifies(&self, signed: &[u8], signature: &[u8]) -> bool {
+        match self {
+            Self::Spki(key) => key.verify_sig(signed, signature).is_ok(),
+            Self::Components { n, e } => RsaPublicKeyComponents { n, e }
+                .verify(&RSA_PKCS1_2048_8192_SHA256, signed, signature)
+                .is_ok(),
+        }
+    }
+}
+
+fn jwks(text: &str) -> anyhow::Result<Vec<ClusterKey>> {
+    #[derive(Deserialize)]
+    struct Jwks {
+        keys: Vec<Jwk>,
+    }
+    #[derive(Deserialize)]
+    struct Jwk {
+        n: Option<String>,
+        e: Option<String>,
+    }
+    let jwks: Jwks = serde_json::from_str(text)?;
+    let rsa = jwks.keys.into_iter().filter_map(|key| Some((key.n?, key.e?)));
+    rsa.map(|(n, e)| {
+        let decode = |text: String| BASE64URL.decode(text.trim_end_matches('='));
+        Ok(ClusterKey::Components { n: decode(n)?, e: decode(e)? })
+    })
+    .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    #[test]
+    fn a_token_is_believed_until_it_expires_and_only_with_its_signature() {
+        let (cluster, now) = (Cluster::default(), SystemTime::now());
+        let token = cluster.issue("team-a", "vllm", Some("u"), now, HOUR).unwrap();
+        let subject = cluster.subject_of(&token, now).unwrap();
+        assert_eq!(subject, "system:serviceaccount:team-a:vllm");
+        assert_eq!(cluster.subject_of(&token, now + HOUR), Err(Refusal::ExpiredToken));
+        let other = Cluster::default();
+        other.own_key().unwrap();
+        assert_eq!(other.subject_of(&token, now), Err(Refusal::WrongSignature));
+        assert!(cluster.subject_of("listed", now).is_err());
+        cluster.list("listed", "team-b", "default");
+        assert_eq!(
+            cluster.subject_of("listed", now).unwrap(),
+            "system:serviceaccount:team-b:default"
+        );
+    }
+
+    #[test]
+    fn keys_are_read_from_pem_and_from_a_jwks() {
+        let (cluster, now) = (Cluster::default(), SystemTime::now());
+        let token = cluster.issue("team-a", "vllm", None, now, HOUR).unwrap();
+        let spki = cluster.own_key().unwrap().subject_public_key_info();
+        let (n, e) = der::rsa_components(&spki).unwrap();
+        let jwk = json!({"kty": "RSA", "n": BASE64URL.encode(n), "e": BASE64URL.encode(e)});
+        let dir = tempfile::tempdir().unwrap();
+        for (name, text) in [
+            ("sa.pub", der::to_pem("PUBLIC KEY", &spki)),
+            ("jwks.json", json!({"keys": [{"kty": "EC"}, jwk]}).to_string()),
+        ] {
+            let other = Cluster::default();
+            let file = dir.path().join(name);
+            std::fs::write(&file, text).unwrap();
+            other.trust(&file).unwrap();
+            assert!(other.subject_of(&token, now).is_ok(), "{name}");
+        }
+        let empty = dir.path().join("empty");
+        std::fs::write(&empty, "{\"keys\": []}").unwrap();
+        assert!(Cluster::default().trust(&empty).is_err());
+    }
+}
