@@ -12,7 +12,9 @@ use super::proofs::Proofs;
 use super::stores::{Caller, Route, Stores};
 use crate::cache::flight::{Flights, Ticket};
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{ListedObject, Manifest, ModelRequest, RequestDigest, Source, Tree, size_text};
+use crate::model::{
+    ListedObject, Manifest, ModelRequest, NamespaceName, RequestDigest, Source, Tree, size_text,
+};
 use crate::oci::{self, Bucket, ObjectSummary, Workload};
 
 /// Resolving goes on this long without a caller: long enough for the retry of
@@ -114,6 +116,14 @@ impl Resolver {
         scope: &str,
     ) -> Result<Route> {
         self.0.stores.route(request, scope, caller).await
+    }
+
+    /// The Object Storage namespace of requests that name none.
+    ///
+    /// # Errors
+    /// Those of [`Stores::namespace_for`].
+    pub async fn own_namespace(&self, caller: Caller<'_>) -> Result<NamespaceName> {
+        self.0.stores.namespace_for(caller).await
     }
 
     /// Whether only a pod's own identity may read the request's bucket.
