@@ -7,9 +7,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use localstore::{LocalStore, PublicAccess, RequestRecord};
+use oci_model_csi::csi::proto::CreateVolumeRequest;
+use oci_model_csi::csi::proto::volume_capability::access_mode::Mode;
 use support::commands::Commands;
 use support::driver::Setup;
-use support::kubelet::Volume;
+use support::kubelet::{Volume, mount_capability};
 use support::models::{BUCKET, PHI3, PREFIX, content_of, store_with_phi3};
 use support::run::{end_to_end, eventually};
 use tonic::Code;
@@ -78,6 +80,16 @@ fn a_listed_bucket_is_read_at_its_endpoint_and_all_others_at_the_drivers() {
         assert_eq!(shown(&theirs, "config.json"), b"theirs");
         assert_ne!(shown(&ours, "config.json"), b"theirs");
         assert_eq!(requests_about(&store, BUCKET), []);
+        // The Controller looks there too.
+        let parameters = [&PHI3[..], &[("namespace", OTHER)]].concat().into_iter();
+        let claim = CreateVolumeRequest {
+            name: "pvc-1".to_owned(),
+            parameters: parameters.map(|(key, value)| (key.to_owned(), value.to_owned())).collect(),
+            volume_capabilities: vec![mount_capability(Mode::MultiNodeReaderOnly)],
+            ..CreateVolumeRequest::default()
+        };
+        let made = kubelet.controller().await.create_volume(claim).await.unwrap().into_inner();
+        assert_eq!(made.volume.unwrap().capacity_bytes, 6, "the size of theirs");
         // A bucket that nobody listed is looked for in the driver's place.
         let unlisted = kubelet.inline("3", &THEIRS);
         let (code, message) = unlisted.refused().await;

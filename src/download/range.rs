@@ -65,9 +65,10 @@ impl Job {
 /// Whether another identity may be answered otherwise.
 pub(super) fn is_refusal(error: &oci::Error) -> bool {
     match error.kind() {
-        oci::ErrorKind::Unauthenticated | oci::ErrorKind::Forbidden | oci::ErrorKind::Config => {
-            true
-        }
+        oci::ErrorKind::Unauthenticated
+        | oci::ErrorKind::Forbidden
+        | oci::ErrorKind::Config
+        | oci::ErrorKind::Identity => true,
         oci::ErrorKind::NotFound => error.code() != Some("ObjectNotFound"),
         _ => false,
     }

@@ -152,6 +152,7 @@ impl Demand {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::oci::{AuthMethod, Environment, Settings};
 
     #[test]
     fn an_object_that_somebody_waits_for_is_downloaded_for_that_model() {
@@ -165,6 +166,30 @@ mod tests {
         prefetch.raise();
         assert!(demand.account().is(&prefetch), "who began it, among equals");
         assert_eq!(demand.others.lock().unwrap().len(), 1, "each model once");
+    }
+
+    #[tokio::test]
+    async fn an_object_is_read_as_one_of_those_who_ask_and_nobody_refused() {
+        let client = async || {
+            let endpoint = Some("http://127.0.0.1:1".to_owned());
+            let environment = Environment::empty();
+            let settings = Settings { endpoint, environment, ..Settings::new(AuthMethod::None) };
+            ObjectStorage::connect(settings).await.unwrap()
+        };
+        let (a, b, c) = (client().await, client().await, client().await);
+        let (first, second) = (Share::urgent(), Share::urgent());
+        let demand = Demand::of(first.clone());
+        assert!(demand.reader().is_none());
+        demand.join(&second);
+        second.read_as(&b);
+        assert!(demand.reader().unwrap().is(&b));
+        first.read_as(&a);
+        first.read_as(&a.clone());
+        assert!(demand.reader().unwrap().is(&a));
+        assert!(demand.change_over(&a) && demand.reader().unwrap().is(&b));
+        assert!(!demand.change_over(&b) && demand.reader().unwrap().is(&b), "nobody else is there");
+        second.read_as(&c);
+        assert!(demand.change_over(&b) && demand.reader().unwrap().is(&c));
     }
 
     #[tokio::test]

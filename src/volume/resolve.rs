@@ -129,6 +129,14 @@ impl Resolver {
         self.0.stores.route(request, scope, caller).await
     }
 
+    /// The Object Storage namespace of requests that name none.
+    ///
+    /// # Errors
+    /// Those of [`Stores::namespace_for`].
+    pub async fn own_namespace(&self, caller: Caller<'_>) -> Result<NamespaceName> {
+        self.0.stores.namespace_for(caller).await
+    }
+
     /// Whether only a pod's own identity may read the request's bucket.
     ///
     /// # Errors

@@ -144,6 +144,19 @@ impl Stores {
         NamespaceName::parse(&client.namespace().await?)
     }
 
+    /// As [`Stores::own_namespace`], before the way is known.
+    ///
+    /// # Errors
+    /// `Precondition` when only a pod can be told, and none asks.
+    pub async fn namespace_for(&self, caller: Caller<'_>) -> Result<NamespaceName> {
+        NamespaceName::parse(&as_caller(self.0.own.clone(), caller)?.namespace().await?)
+    }
+
+    /// The driver's own client.
+    pub fn own(&self) -> &ObjectStorage {
+        &self.0.own
+    }
+
     /// Whether only a pod's own identity may read the request's bucket.
     ///
     /// # Errors
@@ -206,7 +219,7 @@ impl Stores {
                 (None, None) => true,
                 (Some(theirs), Some(wanted)) => theirs == wanted,
                 (Some(named), None) | (None, Some(named)) => {
-                    as_caller(self.0.own.clone(), caller)?.namespace().await? == named
+                    self.namespace_for(caller).await?.as_str() == named
                 }
             };
             if same {
