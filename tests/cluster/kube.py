@@ -124,6 +124,11 @@ class Team:
             return text
         return until(f"what is said of {name}", there, seconds=seconds, every=1)
 
+    def mounts(self, name):
+        """The lines of mountinfo of a pod's volumes, on the node."""
+        uid = get("pod", name, self.name)["metadata"]["uid"]
+        return [line for line in mountinfo() if f"/pods/{uid}/volumes/kubernetes.io~csi/" in line]
+
     def delete(self, *names, seconds=60):
         """Deletes pods, and waits until kubelet has let go of them."""
         self.kubectl("delete", "pod", *names, "--ignore-not-found", f"--timeout={seconds}s", seconds=seconds + 10)
@@ -164,6 +169,10 @@ def driver_pod(component="node"):
 def driver_says(*arguments):
     """A command of the driver, run in its pod."""
     return kubectl("--namespace", RELEASE, "exec", driver_pod(), "--container", "driver", "--", "oci-model-csi", *arguments)
+
+
+def mountinfo():
+    return Path("/proc/self/mountinfo").read_text().splitlines()
 
 
 def uptime():

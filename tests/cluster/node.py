@@ -40,7 +40,7 @@ def until(what, holds, seconds=60, every=0.2):
         try:
             if found := holds():
                 return found
-        except (AssertionError, KeyError, ValueError, OSError, subprocess.TimeoutExpired) as failed:
+        except (AssertionError, LookupError, TypeError, ValueError, OSError, subprocess.TimeoutExpired) as failed:
             error = failed
         time.sleep(every)
     raise AssertionError(f"{what}: not within {seconds} s" + (f"; the last error: {error}" if error else ""))
@@ -170,7 +170,7 @@ def kubelet():
         "evictionHard": {"memory.available": "100Mi", "nodefs.available": "100Mi", "imagefs.available": "100Mi"},
         "imageGCHighThresholdPercent": 100, "maxPods": 250, "syncFrequency": "10s",
         "registryPullQPS": 0, "eventRecordQPS": 0,
-        "volumePluginDir": "/var/lib/kubelet/volume-plugins",
+        "volumePluginDir": "/var/lib/kubelet/volume-plugins", "clusterDNS": [ADDRESS],
     })
     return Process("kubelet", "kubelet", "--config", CONFIG / "kubelet.yaml", "--kubeconfig", CONFIG / "kubelet.kubeconfig",
                    "--hostname-override", NODE, "--node-ip", ADDRESS, "--root-dir", "/var/lib/kubelet", "--v=2")

@@ -15,6 +15,8 @@ ELSEWHERE = ("monitoring.coreos.com/", "security.openshift.io/")
 def accepted(text):
     objects = [one for one in yaml.safe_load_all(text) if one]
     known = [one for one in objects if not one["apiVersion"].startswith(ELSEWHERE)]
+    for namespace in {one["metadata"].get("namespace", RELEASE) for one in known}:
+        kubectl("create", "namespace", namespace, fails=None)
     said = kubectl("apply", "--server-side", "--force-conflicts", "--dry-run=server", "--validate=strict",
                    "--filename", "-", text=yaml.safe_dump_all(known))
     assert len(said.splitlines()) == len(known) > 0, said

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from kube import DRIVER, RELEASE, driver_pod, driver_says, get, inline, kubectl, pod
+from kube import DRIVER, RELEASE, driver_pod, driver_says, get, inline, kubectl, mountinfo, pod
 from node import ADDRESS, NODE, ctr, until
 
 # Reads the whole model again and again, and counts how that went.
@@ -37,12 +37,6 @@ def rolled_out(kind="daemonset/oci-model-csi-node", seconds=120):
     kubectl("--namespace", RELEASE, "rollout", "status", kind, f"--timeout={seconds}s", seconds=seconds + 10)
 
 
-def mounts(team, name):
-    """The mounts in kubelet's directory of a pod."""
-    uid = get("pod", name, team.name)["metadata"]["uid"]
-    return [line.split()[4] for line in open("/proc/self/mountinfo") if f"/pods/{uid}/volumes/kubernetes.io~csi/" in line]
-
-
 @pytest.mark.core
 def test_a_pod_reads_on_while_the_driver_is_deleted_and_upgraded(team, store, helm):
     reader = Reader(team, store)
@@ -68,17 +62,17 @@ def test_a_pod_reads_on_while_the_driver_is_deleted_and_upgraded(team, store, he
 @pytest.mark.core
 def test_a_kubelet_that_is_killed_finds_the_volumes_of_its_pods_again(team, store, node):
     reader = Reader(team, store)
-    before = mounts(team, "reader")
+    before = team.mounts("reader")
     assert len(before) == 1
     node.kubelet.kill()
     node.kubelet.start()
     until("kubelet", lambda: "reader" in team.exec("reader", "hostname"), seconds=60)
     team.start("after", {"model": inline("busy/")})
     assert reader.reads_on() == 0
-    assert mounts(team, "reader") == before, "no second mount"
+    assert team.mounts("reader") == before, "no second mount"
     assert get("pod", "reader", team.name)["status"]["containerStatuses"][0]["restartCount"] == 0
     team.delete("reader")
-    assert not any("/busy/" in line for line in open("/proc/self/mountinfo") if before[0] in line)
+    assert not set(before) & set(mountinfo())
 
 
 @pytest.mark.core
@@ -101,12 +95,12 @@ def test_a_drained_node_lets_go_of_its_volumes_before_the_driver_goes(team, stor
     store.put("models", "tiny/config.json", "{}")
     team.start("one", {"model": inline("tiny/")})
     team.start("two", {"model": inline("tiny/")})
-    driver, held = driver_pod(), mounts(team, "one") + mounts(team, "two")
+    driver, held = driver_pod(), team.mounts("one") + team.mounts("two")
     assert len(held) == 2
     try:
         kubectl("drain", NODE, "--ignore-daemonsets", "--force", "--delete-emptydir-data", "--timeout=90s", seconds=100)
         assert team.kubectl("get", "pods", "--output", "name") == ""
-        until("the unmounts", lambda: not set(held) & {line.split()[4] for line in open("/proc/self/mountinfo")})
+        until("the unmounts", lambda: not set(held) & set(mountinfo()))
         assert driver_pod() == driver
         assert json.loads(driver_says("cache", "ls", "--output", "json"))
     finally:
