@@ -16,7 +16,7 @@ use super::proto::{
 };
 use super::readiness::Readiness;
 use super::rpc::{Call, not_served};
-use super::{deadline, request, target};
+use super::{deadline, request, status, target};
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
 use crate::volume::{VolumeStats, Volumes};
@@ -127,7 +127,8 @@ impl Node for NodeService {
     ) -> Result<Response<NodePublishVolumeResponse>, Status> {
         let volume_id = &request.get_ref().volume_id;
         let call = Call::begin(&self.metrics, "NodePublishVolume", volume_id);
-        call.answer(self.publish(request).await.map_err(Status::from))
+        let answer = call.answer(self.publish(request).await.map_err(Status::from));
+        answer.map_err(|status| status::for_event(&status))
     }
 
     async fn node_unpublish_volume(
