@@ -31,6 +31,15 @@ def pytest_configure(config):
         raise pytest.UsageError("no cluster to be in: run `make e2e`")
 
 
+# The long download of test_downloads goes on during what is before it, and
+# what is behind it restarts the driver.
+ORDER = ["volumes", "refusals", "model", "chart", "downloads", "space", "figures", "lifecycle"]
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: ORDER.index(item.module.__name__.removeprefix("test_")))
+
+
 @pytest.fixture(scope="session")
 def node():
     made = Node()
@@ -74,7 +83,7 @@ def team(helm, store, request):
     made.create()
     yield made
     store.heal()
-    if request.session.testsfailed and request.node.rep_call.failed:
+    if getattr(request.node, "rep_call", None) is None or request.node.rep_call.failed:
         print(made.kubectl("get", "pods,persistentvolumeclaims,events", fails=None))
         print(kubectl("--namespace", RELEASE, "logs", driver_pod(), "--container", "driver", "--tail=60", fails=None))
     made.remove()

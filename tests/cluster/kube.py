@@ -39,7 +39,8 @@ def pod(name, volumes=None, command="sleep 1000000", image="busybox", mount=None
     return {
         "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, **metadata},
         "spec": {
-            "terminationGracePeriodSeconds": 0,
+            # With 0 the API server forgets a pod before kubelet has ended it.
+            "terminationGracePeriodSeconds": 1,
             "automountServiceAccountToken": False,
             "containers": [{
                 "name": "it", "image": f"localhost/{image}:e2e", "imagePullPolicy": "Never", **shell,

@@ -10,7 +10,8 @@
 #
 #   E2E_CLUSTER=DIRECTORY   keeps the cluster there and uses it again; end it with
 #                           E2E_CLUSTER=DIRECTORY tests/cluster/run.sh --down
-#   E2E_IMAGE=FILE          an image of deploy/image/build.sh in place of a new one
+#   E2E_IMAGE=FILE          an image of deploy/image/build.sh in place of a new one,
+#                           named localhost/oci-model-csi:e2e
 set -euo pipefail
 
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
@@ -72,7 +73,7 @@ tools="$(PYTHON="$venv/bin/python" "$here/build.sh")"
 # of its crates with the tests' but the ones that the workspace builds with other
 # features; what is shipped (profile dist) takes minutes more.
 image="${E2E_IMAGE:-$scratch/oci-model-csi.tar}"
-if [ -z "${E2E_IMAGE:-}" ] && [ -z "${E2E_CLUSTER:-}" -o ! -e "$image" ]; then
+if [ ! -e "$image" ]; then
     (cd "$root" && cargo rustc --quiet --locked --bin oci-model-csi -- \
         -C target-feature=+crt-static -C strip=symbols)
     cp "$target/debug/oci-model-csi" "$scratch/oci-model-csi"

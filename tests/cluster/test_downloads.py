@@ -1,5 +1,6 @@
 """Downloads that take longer than kubelet waits, and pods that do not."""
 
+import os
 import threading
 import time
 
@@ -17,13 +18,14 @@ class Slow:
     tests run meanwhile, and what a user reads of it at certain moments."""
 
     def __init__(self, store):
-        self.team = Team("patient")
+        self.team = Team(f"patient-{os.getpid()}")
         self.team.create()
-        store.synthetic("slow", "long/weights.bin", SIZE)
+        self.bucket = self.team.name
+        store.synthetic(self.bucket, "long/weights.bin", SIZE)
         self.rule = store.slow("long/", RATE)
         store.rules.remove(self.rule)  # other tests leave it
         self.texts = {}
-        self.team.apply(pod("vllm", {"model": inline("long/", bucket="slow")}))
+        self.team.apply(pod("vllm", {"model": inline("long/", bucket=self.bucket)}))
         self.started = time.monotonic()
         self.reader = threading.Thread(target=self.read, daemon=True)
         self.reader.start()
@@ -56,12 +58,13 @@ def test_a_download_longer_than_kubelets_two_minutes_tells_how_far_it_is(slow, s
         print(f"figure: kubectl describe pod, {moment} s after kubectl apply:\n{told(slow.texts[moment])}")
     early, late = (told(slow.texts[moment]) for moment in MOMENTS)
     assert "ModelPulling" in early
-    assert "downloading long/ from slow: " in early
+    assert f"downloading long/ from {slow.bucket}: " in early
     # kubelet's own event: the answer to its first call.
-    assert "FailedMount" in late and "code = Aborted desc = downloading long/ from slow: " in late
+    assert "FailedMount" in late and f"code = Aborted desc = downloading long/ from {slow.bucket}: " in late
     assert early != late
+    assert " %), " in late and "MISSING" not in late, "kubelet takes the message for a format"
     slow.team.wait("vllm", seconds=240)
-    assert store.sent("slow", "long/weights.bin") == SIZE, "one download, however many calls"
+    assert store.sent(slow.bucket, "long/weights.bin") == SIZE, "one download, however many calls"
     assert int(slow.team.exec("vllm", "wc -c < /model/weights.bin")) == SIZE
     slow.team.says("vllm", "ModelPulled")
     slow.team.remove()
@@ -72,15 +75,15 @@ WATCHED = test_a_download_longer_than_kubelets_two_minutes_tells_how_far_it_is._
 
 def test_a_pod_that_is_deleted_during_the_download_goes_at_once_and_loses_nothing(team, store):
     size = 60 << 20
-    store.synthetic("models", "left/weights.bin", size)
+    store.synthetic(team.name, "left/weights.bin", size)
     rule = store.slow("left/", 2 << 20)
-    team.apply(pod("impatient", {"model": inline("left/")}))
+    team.apply(pod("impatient", {"model": inline("left/", bucket=team.name)}))
     team.says("impatient", "ModelPulling")
     team.delete("impatient", seconds=40)
-    before = store.sent("models", "left/weights.bin")
+    before = store.sent(team.name, "left/weights.bin")
     assert before < size
-    until("the download going on", lambda: store.sent("models", "left/weights.bin") > before)
-    team.apply(pod("patient", {"model": inline("left/")}))
+    until("the download going on", lambda: store.sent(team.name, "left/weights.bin") > before)
+    team.apply(pod("patient", {"model": inline("left/", bucket=team.name)}))
     store.heal(rule)
     team.wait("patient")
-    assert store.sent("models", "left/weights.bin") == size, "nothing was downloaded twice"
+    assert store.sent(team.name, "left/weights.bin") == size, "nothing was downloaded twice"

@@ -28,9 +28,9 @@ def test_a_pod_is_told_what_is_wrong_with_its_volume(team, store, name, volume, 
 
 @pytest.mark.core
 def test_a_pod_whose_mistake_lay_elsewhere_starts_once_that_is_put_right(team, store):
-    team.apply(pod("early", {"model": inline("comes-later/", bucket="later")}))
+    team.apply(pod("early", {"model": inline("it/", bucket=team.name)}))
     team.says("early", "code = NotFound")
-    store.put("later", "comes-later/config.json", "{}")
+    store.put(team.name, "it/config.json", "{}")
     team.wait("early", seconds=120)
 
 
@@ -64,13 +64,13 @@ def test_a_claim_of_one_byte_is_as_large_as_its_model(team, store):
 
 @pytest.mark.core
 def test_a_class_whose_bucket_vanishes_tells_the_pods_that_come_later(team, store):
-    store.put("vanishing", "it/config.json", "{}")
-    apply(storage_class(team.name, "Immediate", bucket="vanishing", prefix="it/"))
+    store.put(team.name, "it/config.json", "{}")
+    apply(storage_class(team.name, "Immediate", bucket=team.name, prefix="it/"))
     team.apply(claim("it", team.name))
     until("the claim", lambda: get("persistentvolumeclaim", "it", team.name)["status"]["phase"] == "Bound")
-    shutil.rmtree(store.root / "vanishing")
+    shutil.rmtree(store.root / team.name)
     team.apply(pod("late", {"model": claimed("it")}))
-    team.says("late", "FailedMount", "code = NotFound", "vanishing")
+    team.says("late", "FailedMount", "code = NotFound", team.name)
     kubectl("delete", "storageclass", team.name)
 
 
@@ -124,7 +124,7 @@ def test_a_configuration_with_an_unknown_key_stops_the_driver_with_file_and_line
     second.kubectl("patch", "configmap", "second-oci-model-csi-config", "--type=merge",
                    "--patch", json.dumps({"data": {"config.yaml": wrong}}))
     second.kubectl("delete", second.pod(), "--timeout=60s", seconds=70)
-    expected = f"/etc/oci-model-csi/config.yaml:{len(lines) + 1}"
+    expected = f"/etc/oci-model-csi/config.yaml, line {len(lines) + 1}, column 1: unknown key `cahce`; did you mean `cache`?"
 
     def ended():
         status = json.loads(second.kubectl("get", second.pod(), "--output", "json"))["status"]
@@ -132,4 +132,4 @@ def test_a_configuration_with_an_unknown_key_stops_the_driver_with_file_and_line
         return (driver["lastState"].get("terminated") or driver["state"].get("terminated"))["exitCode"] == 2
     until("exit code 2", ended, seconds=90)
     said = second.kubectl("logs", second.pod(), "--container", "driver")
-    assert expected in said and "cahce" in said and "cache" in said, said
+    assert expected in said, said

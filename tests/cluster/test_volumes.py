@@ -118,11 +118,11 @@ def test_a_static_volume_is_bound_and_read_only_for_a_claim_that_may_write(team,
 
 def test_thirty_pods_at_once_on_a_cold_model_cost_one_download(team, store):
     size = 40 << 20
-    store.synthetic("models", "crowd/weights.bin", size)
+    store.synthetic(team.name, "crowd/weights.bin", size)
     names = [f"pod-{number}" for number in range(30)]
-    team.apply(*(pod(name, {"model": inline("crowd/")}) for name in names))
+    team.apply(*(pod(name, {"model": inline("crowd/", bucket=team.name)}) for name in names))
     team.wait(*names, seconds=180)
-    assert store.sent("models", "crowd/weights.bin") == size
+    assert store.sent(team.name, "crowd/weights.bin") == size
     counted = team.exec(names[7], "wc -c < /model/weights.bin")
     assert int(counted) == size
     reasons = [event["reason"] for event in json.loads(
