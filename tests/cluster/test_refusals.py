@@ -86,11 +86,11 @@ class Second:
 
     name = "second"
 
-    def install(self, **node):
+    def install(self, cache=None, **node):
         values = SCRATCH / "second.json"
         values.write_text(json.dumps({
             **VALUES, "csiDriver": {"name": "second.example"}, "controller": {"enabled": False}, "node": node,
-            "config": {**VALUES["config"], "cache": {**VALUES["config"]["cache"], "dir": "/var/lib/second"}}}))
+            "config": {**VALUES["config"], "cache": {**VALUES["config"]["cache"], "dir": "/var/lib/second", **(cache or {})}}}))
         return run("helm", "upgrade", "--install", self.name, CHART, "--namespace", RELEASE, "--values", values,
                    fails=None)
 
@@ -113,6 +113,12 @@ def second(helm):
 def test_a_kubelet_path_that_is_wrong_is_told_by_the_drivers_pod(second):
     second.install(kubeletPath="/var/lib/k0s/kubelet")
     until("the event", lambda: "hostPath type check failed: /var/lib/k0s/kubelet/p" in second.kubectl("describe", second.pod()))
+
+
+def test_a_disk_that_is_missing_is_told_by_the_drivers_pod_and_made_up_for_by_no_directory(second):
+    second.install(cache={"dir": "/var/lib/missing", "requireMount": True})
+    until("the event", lambda: "hostPath type check failed: /var/lib/missing is not a directory"
+          in second.kubectl("describe", second.pod()))
 
 
 def test_a_configuration_with_an_unknown_key_stops_the_driver_with_file_and_line(second):
