@@ -14,7 +14,11 @@ VALUES = {
     "sidecars": {
         "nodeDriverRegistrar": {"image": {"repository": "localhost/node-driver-registrar", **LOCAL}},
         "livenessProbe": {"image": {"repository": "localhost/livenessprobe", **LOCAL}},
-        "provisioner": {"image": {"repository": "localhost/csi-provisioner", **LOCAL}},
+        "provisioner": {
+            "image": {"repository": "localhost/csi-provisioner", **LOCAL},
+            # It waits as long as this after each InvalidArgument, by default five minutes.
+            "additionalArgs": ["--retry-interval-max=5s"],
+        },
     },
     "credentials": {"secretName": "oci"},
     "config": {
@@ -33,7 +37,7 @@ def pytest_configure(config):
 
 # The long download of test_downloads goes on during what is before it, and
 # what is behind it restarts the driver.
-ORDER = ["volumes", "refusals", "model", "chart", "downloads", "space", "figures", "lifecycle"]
+ORDER = ["volumes", "refusals", "model", "chart", "downloads", "space", "figures", "policy", "nodes", "lifecycle"]
 
 
 def pytest_collection_modifyitems(items):
