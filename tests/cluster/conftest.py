@@ -37,7 +37,7 @@ def pytest_configure(config):
 
 # The long download of test_downloads goes on during what is before it, and
 # what is behind it restarts the driver.
-ORDER = ["volumes", "refusals", "model", "chart", "downloads", "space", "figures", "policy", "nodes", "lifecycle"]
+ORDER = ["volumes", "refusals", "model", "chart", "downloads", "space", "figures", "policy", "identity", "nodes", "lifecycle"]
 
 
 def pytest_collection_modifyitems(items):

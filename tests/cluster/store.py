@@ -7,9 +7,11 @@ import shutil
 import subprocess
 import urllib.request
 
-from node import ADDRESS, LOGS, SCRATCH, run, until
+from node import ADDRESS, LOGS, PKI, SCRATCH, run, until
 
 ENDPOINT = f"http://{ADDRESS}:8080"
+# Service accounts of the one name may read this bucket and no other, those of the other name all but it.
+PRIVATE, READER, STRANGER = "private", "reader", "stranger"
 
 
 class Store:
@@ -22,10 +24,13 @@ class Store:
         if self.ready.exists():  # of a cluster that was kept
             return
         self.root.mkdir()
+        run("openssl", "rsa", "-in", PKI / "tokens.key", "-pubout", "-out", PKI / "tokens.pub")
         with (LOGS / "localstore.log").open("w") as log:
             subprocess.Popen(
                 [os.environ["LOCALSTORE_BIN"], "serve", "--root", self.root, "--listen", f"{ADDRESS}:8080",
-                 "--allow-non-loopback", "--write-config", self.config, "--ready-file", self.ready],
+                 "--allow-non-loopback", "--cluster-keys", PKI / "tokens.pub",
+                 "--allow", f"system:serviceaccount:*:{READER}={PRIVATE}",
+                 "--hide", f"system:serviceaccount:*:{STRANGER}={PRIVATE}", "--write-config", self.config, "--ready-file", self.ready],
                 stdout=subprocess.DEVNULL, stderr=log, start_new_session=True)
         until("the local Object Storage", self.ready.exists)
 
