@@ -14,11 +14,7 @@ VALUES = {
     "sidecars": {
         "nodeDriverRegistrar": {"image": {"repository": "localhost/node-driver-registrar", **LOCAL}},
         "livenessProbe": {"image": {"repository": "localhost/livenessprobe", **LOCAL}},
-        "provisioner": {
-            "image": {"repository": "localhost/csi-provisioner", **LOCAL},
-            # It waits as long as this after each InvalidArgument, by default five minutes.
-            "additionalArgs": ["--retry-interval-max=5s"],
-        },
+        "provisioner": {"image": {"repository": "localhost/csi-provisioner", **LOCAL}},
     },
     "credentials": {"secretName": "oci"},
     "config": {
