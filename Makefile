@@ -15,7 +15,7 @@ INTEGRATION_THREADS ?= 8
 
 .PHONY: help
 help: ## This list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
 
 .PHONY: demo
 demo: ## See the driver work here, without Kubernetes and without an account
@@ -46,6 +46,14 @@ deploy-test: ## The chart and the kustomizations (installs helm and others with 
 	venv="$$(tests/tools.sh tests/deploy/requirements.txt)" && \
 		tools="$$(PYTHON="$$venv/bin/python" tests/deploy/tools.sh)" && \
 		DEPLOY_TOOLS="$$tools" "$$venv/bin/pytest" -q tests/deploy
+
+.PHONY: e2e
+e2e: ## A Kubernetes cluster of its own, with the driver in it: all scenarios (root)
+	tests/cluster/run.sh
+
+.PHONY: e2e-core
+e2e-core: ## Of these the ones that CI runs
+	tests/cluster/run.sh -m core
 
 .PHONY: fmt
 fmt: ## Format the Rust code

@@ -19,7 +19,7 @@ use super::proto::{
 };
 use super::readiness::Readiness;
 use super::rpc::{Call, Told, not_served};
-use super::{deadline, request, target};
+use super::{deadline, request, status, target};
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
 use crate::model::shown;
@@ -147,7 +147,7 @@ impl Node for NodeService {
             let result = self.publish(request).await.map_err(Status::from);
             call.answer_unless_told(result, &self.told)
         };
-        publish.instrument(span).await
+        publish.instrument(span).await.map_err(|status| status::for_event(&status))
     }
 
     async fn node_unpublish_volume(

@@ -80,6 +80,13 @@ impl From<Error> for Status {
     }
 }
 
+/// The answer to NodePublishVolume. kubelet makes an event of its message and
+/// takes it for a format while doing so (`Eventf(…, err.Error())`), so that
+/// `(29 %)` would be read as `(29 %!)(MISSING)`. `%%` is read as `%`.
+pub(super) fn for_event(status: &Status) -> Status {
+    Status::new(status.code(), status.message().replace('%', "%%"))
+}
+
 /// The answer of a method that this driver does not serve, and why not.
 pub(super) fn unimplemented(method: &str, why: &str) -> Status {
     Status::unimplemented(readable(&format!("{method} is not served: {why}")))
@@ -151,6 +158,15 @@ mod tests {
 
         let exact = "x".repeat(MESSAGE_MAX);
         assert_eq!(Status::from(Error::internal(exact.clone())).message(), exact);
+    }
+
+    #[test]
+    fn kubelets_event_shows_a_percent_sign_as_it_is() {
+        let status = for_event(&Status::aborted("half: 50 %, of \"100% sure\""));
+        assert_eq!(status.code(), Code::Aborted);
+        // What Sprintf of kubelet makes of it: each pair is one sign.
+        assert_eq!(status.message().replace("%%", "%"), "half: 50 %, of \"100% sure\"");
+        assert_eq!(status.message().matches('%').count(), 4);
     }
 
     #[test]

@@ -20,7 +20,7 @@ pub(super) async fn permit(
 ) -> Result<()> {
     let policy = policy.borrow().clone();
     if policy.check(who, request, None)? == Verdict::NeedsOwnNamespace {
-        let own = resolver.own_namespace(caller, request).await?;
+        let own = resolver.own_namespace(caller).await?;
         policy.check(who, request, Some(&own))?;
     }
     Ok(())

@@ -95,17 +95,6 @@ impl Resolver {
         self.0.source(request, route).await
     }
 
-    /// The Object Storage namespace of requests that name none, asked for as
-    /// the request's own way is.
-    pub async fn own_namespace(
-        &self,
-        caller: Caller<'_>,
-        request: &ModelRequest,
-    ) -> Result<NamespaceName> {
-        let route = self.0.stores.route(request, "", caller).await?;
-        self.0.stores.own_namespace(&route).await
-    }
-
     /// How a request is served in this cache scope; the same way is to be used
     /// for all that is asked of it.
     ///

@@ -152,11 +152,6 @@ impl Stores {
         NamespaceName::parse(&as_caller(self.0.own.clone(), caller)?.namespace().await?)
     }
 
-    /// The driver's own client.
-    pub fn own(&self) -> &ObjectStorage {
-        &self.0.own
-    }
-
     /// Whether only a pod's own identity may read the request's bucket.
     ///
     /// # Errors

@@ -1,0 +1,85 @@
+"""The local Object Storage, on an address that pods reach."""
+
+import configparser
+import json
+import os
+import shutil
+import subprocess
+import urllib.request
+
+from node import ADDRESS, LOGS, PKI, SCRATCH, run, until
+
+ENDPOINT = f"http://{ADDRESS}:8080"
+# Service accounts of the one name may read this bucket and no other, those of the other name all but it.
+PRIVATE, READER, STRANGER = "private", "reader", "stranger"
+
+
+class Store:
+    def __init__(self):
+        self.root, self.config = SCRATCH / "buckets", SCRATCH / "oci"
+        self.ready = SCRATCH / "store.json"
+        self.rules = []
+
+    def up(self):
+        if self.ready.exists():  # of a cluster that was kept
+            return
+        self.root.mkdir()
+        run("openssl", "rsa", "-in", PKI / "tokens.key", "-pubout", "-out", PKI / "tokens.pub")
+        with (LOGS / "localstore.log").open("w") as log:
+            subprocess.Popen(
+                [os.environ["LOCALSTORE_BIN"], "serve", "--root", self.root, "--listen", f"{ADDRESS}:8080",
+                 "--allow-non-loopback", "--cluster-keys", PKI / "tokens.pub",
+                 "--allow", f"system:serviceaccount:*:{READER}={PRIVATE}",
+                 "--hide", f"system:serviceaccount:*:{STRANGER}={PRIVATE}", "--write-config", self.config, "--ready-file", self.ready],
+                stdout=subprocess.DEVNULL, stderr=log, start_new_session=True)
+        until("the local Object Storage", self.ready.exists)
+
+    def secret(self):
+        """The oci CLI's file and its key, as the chart wants them."""
+        parser = configparser.ConfigParser(interpolation=None)
+        parser.read(self.config / "config")
+        profile = dict(parser["DEFAULT"])
+        key = open(profile["key_file"]).read()
+        profile["key_file"] = "/etc/oci/key.pem"
+        text = "[DEFAULT]\n" + "".join(f"{name}={value}\n" for name, value in profile.items())
+        return {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "oci", "namespace": "oci-model-csi"},
+                "stringData": {"config": text, "key.pem": key}}
+
+    def admin(self, path, body=None, method=None):
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(f"{ENDPOINT}/_localstore/{path}", data, method=method)
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            text = answer.read()
+        return json.loads(text) if text else None
+
+    def put(self, bucket, name, content):
+        path = self.root / bucket / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+    def copy(self, bucket, prefix, directory):
+        shutil.copytree(directory, self.root / bucket / prefix, dirs_exist_ok=True)
+
+    def synthetic(self, bucket, name, size):
+        """An object of so many bytes that stand nowhere."""
+        self.admin("objects", {"bucket": bucket, "name": name, "size": size})
+
+    def slow(self, prefix, bytes_per_second):
+        """Answers for objects under a prefix come at this rate, all together."""
+        return self.fault({"operation": "get", "object": f"{prefix}*"}, {"bandwidth": {"bytes_per_sec": bytes_per_second}})
+
+    def fault(self, match, action):
+        """A rule until `heal`; its number."""
+        number = self.admin("faults", {"match": match, "action": action})["id"]
+        self.rules.append(number)
+        return number
+
+    def heal(self, *rules):
+        """Takes rules back, by default all of the running test."""
+        for number in rules or list(self.rules):
+            self.rules.remove(number)
+            self.admin(f"faults/{number}", method="DELETE")
+
+    def sent(self, bucket, name):
+        """Bytes of an object that were sent, so far."""
+        return self.admin("stats")["object_bytes"].get(f"{bucket}/{name}", 0)

@@ -1,0 +1,40 @@
+"""The API server takes what the chart, the kustomizations and the examples say."""
+
+import pytest
+import yaml
+from kube import CHART, RELEASE, REPOSITORY, kubectl
+from node import run
+
+VALUES = sorted((CHART / "ci").glob("*-values.yaml"))
+OVERLAYS = [REPOSITORY / "deploy/kustomize/base", *sorted((REPOSITORY / "deploy/kustomize/overlays").iterdir())]
+EXAMPLES = sorted((REPOSITORY / "deploy/examples").rglob("*.yaml"))
+# Kinds of operators that this cluster has not.
+ELSEWHERE = ("monitoring.coreos.com/", "security.openshift.io/")
+
+
+def accepted(text):
+    objects = [one for one in yaml.safe_load_all(text) if one]
+    known = [one for one in objects if not one["apiVersion"].startswith(ELSEWHERE)]
+    for namespace in {one["metadata"].get("namespace", RELEASE) for one in known}:
+        kubectl("create", "namespace", namespace, fails=None)
+    said = kubectl("apply", "--server-side", "--force-conflicts", "--dry-run=server", "--validate=strict",
+                   "--filename", "-", text=yaml.safe_dump_all(known))
+    assert len(said.splitlines()) == len(known) > 0, said
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("values", VALUES, ids=lambda path: path.stem)
+def test_the_api_server_takes_the_chart(helm, values):
+    accepted(run("helm", "template", RELEASE, CHART, "--namespace", RELEASE, "--kube-version", "1.35.4", "--values", values))
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("directory", OVERLAYS, ids=lambda path: path.name)
+def test_the_api_server_takes_the_kustomization(helm, directory):
+    accepted(run("kustomize", "build", directory))
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_the_api_server_takes_the_example(helm, example):
+    accepted(example.read_text())
