@@ -60,9 +60,10 @@ impl Inner {
         if self.ledger.limits().max_size.is_none() {
             return Ok(None);
         }
-        let arriving = self.ledger.arriving();
-        let standing = Stocktaking::read(&self.layout)?.total_without(&arriving).bytes;
-        Ok(Some(Taken { standing, arriving }))
+        let counting = self.ledger.count();
+        let stock = Stocktaking::read(&self.layout)?;
+        let standing = stock.total_without(&counting.arriving()).bytes;
+        Ok(Some(Taken::new(standing, counting)))
     }
 
     /// The lack, with who holds the rest.

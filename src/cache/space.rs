@@ -77,7 +77,25 @@ pub struct Limits {
 pub(super) struct Ledger {
     layout: Layout,
     limits: Limits,
-    pending: Arc<Mutex<HashMap<BlobId, Pending>>>,
+    book: Arc<Mutex<Book>>,
+}
+
+#[derive(Debug, Default)]
+struct Book {
+    pending: HashMap<BlobId, Pending>,
+    /// How many count the cache at this moment.
+    counting: usize,
+    /// What ended while somebody counts, with the whole sizes.
+    ended: HashMap<BlobId, u64>,
+}
+
+impl Book {
+    /// All that was on its way at any time since the counting began, with the
+    /// whole sizes: meanwhile they grow, and move from here to there.
+    fn arriving(&self) -> HashMap<BlobId, u64> {
+        let pending = self.pending.iter().map(|(id, pending)| (id.clone(), pending.size));
+        pending.chain(self.ended.iter().map(|(id, size)| (id.clone(), *size))).collect()
+    }
 }
 
 #[derive(Debug)]
@@ -102,14 +120,42 @@ pub(super) struct Wanted {
     pub(super) tree_inodes: u64,
 }
 
+/// From before the cache is counted until the sum is used: what begins and
+/// ends in between is seen neither on its way nor standing, and is noted here.
+#[derive(Debug)]
+pub(super) struct Counting(Ledger);
+
+impl Counting {
+    /// What has been on its way since it began, with the whole sizes. After the
+    /// cache was read, that is all that the sum of it has to leave out.
+    pub(super) fn arriving(&self) -> HashMap<BlobId, u64> {
+        self.0.lock().arriving()
+    }
+}
+
+impl Drop for Counting {
+    fn drop(&mut self) {
+        let mut book = self.0.lock();
+        book.counting -= 1;
+        if book.counting == 0 {
+            book.ended.clear();
+        }
+    }
+}
+
 /// What the cache takes, where that is limited.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) struct Taken {
-    /// Bytes, those of `arriving` left out.
-    pub(super) standing: u64,
-    /// What was on its way when the look began, with the whole sizes: while
-    /// one looks, they grow, and move from here to there.
-    pub(super) arriving: HashMap<BlobId, u64>,
+    standing: u64,
+    /// Goes on until the sum was compared.
+    _counting: Counting,
+}
+
+impl Taken {
+    /// `standing` leaves out the bytes of [`Counting::arriving`].
+    pub(super) fn new(standing: u64, counting: Counting) -> Self {
+        Self { standing, _counting: counting }
+    }
 }
 
 /// What is not there, in numbers.
@@ -135,7 +181,7 @@ impl Lack {
 
 impl Ledger {
     pub(super) fn new(layout: Layout, limits: Limits) -> Self {
-        Self { layout, limits, pending: Arc::default() }
+        Self { layout, limits, book: Arc::default() }
     }
 
     pub(super) fn limits(&self) -> Limits {
@@ -144,12 +190,13 @@ impl Ledger {
 
     /// The blobs that running downloads have been admitted for.
     pub(super) fn admitted(&self) -> HashSet<BlobId> {
-        self.lock().keys().cloned().collect()
+        self.lock().pending.keys().cloned().collect()
     }
 
-    /// The same, with their sizes.
-    pub(super) fn arriving(&self) -> HashMap<BlobId, u64> {
-        self.lock().iter().map(|(id, pending)| (id.clone(), pending.size)).collect()
+    /// To be called before the cache is read, for a [`Taken`].
+    pub(super) fn count(&self) -> Counting {
+        self.lock().counting += 1;
+        Counting(self.clone())
     }
 
     /// Admits the missing blobs of a model, or says what lacks. `taken` is
@@ -159,25 +206,26 @@ impl Ledger {
         wanted: &Wanted,
         taken: Option<&Taken>,
     ) -> Result<Result<Reservation, Lack>> {
-        let mut pending = self.lock();
-        let lack = self.compare(&pending, wanted, taken)?;
+        let mut book = self.lock();
+        let lack = self.compare(&book, wanted, taken)?;
         if lack.deficit() != Space::default() {
             return Ok(Err(lack));
         }
         for (id, size) in &wanted.missing {
-            let entry = pending.entry(id.clone());
+            let entry = book.pending.entry(id.clone());
             entry.or_insert(Pending { size: *size, reservations: 0 }).reservations += 1;
         }
         let blobs = wanted.missing.iter().map(|(id, _)| id.clone()).collect();
-        drop(pending);
+        drop(book);
         Ok(Ok(Reservation { ledger: self.clone(), blobs }))
     }
 
     /// Keeps counting a blob that was admitted, for as long as its own download
     /// runs: that ends a moment after the model's when that is given up.
     pub(super) fn go_on(&self, id: &BlobId, size: u64) -> Reservation {
-        let mut pending = self.lock();
-        pending.entry(id.clone()).or_insert(Pending { size, reservations: 0 }).reservations += 1;
+        let mut book = self.lock();
+        let entry = book.pending.entry(id.clone());
+        entry.or_insert(Pending { size, reservations: 0 }).reservations += 1;
         Reservation { ledger: self.clone(), blobs: vec![id.clone()] }
     }
 
@@ -186,14 +234,10 @@ impl Ledger {
         self.compare(&self.lock(), wanted, taken)
     }
 
-    fn compare(
-        &self,
-        pending: &HashMap<BlobId, Pending>,
-        wanted: &Wanted,
-        taken: Option<&Taken>,
-    ) -> Result<Lack> {
+    fn compare(&self, book: &Book, wanted: &Wanted, taken: Option<&Taken>) -> Result<Lack> {
         // Before the look at the disk: what comes in between counts twice then,
         // and not never.
+        let pending = &book.pending;
         let running: u64 = pending
             .iter()
             .map(|(id, p)| self.still_to_come(id, p.size))
@@ -227,9 +271,7 @@ impl Ledger {
             },
         };
         let within = self.limits.max_size.zip(taken).map(|(most, taken)| {
-            let mut arriving = taken.arriving.clone();
-            arriving.extend(pending.iter().map(|(id, pending)| (id.clone(), pending.size)));
-            let arriving = arriving.into_values().map(|size| size.next_multiple_of(BLOCK));
+            let arriving = book.arriving().into_values().map(|size| size.next_multiple_of(BLOCK));
             let taken = arriving.fold(taken.standing, u64::saturating_add);
             Lack {
                 free: Space { bytes: most.saturating_sub(taken), ..free },
@@ -262,20 +304,23 @@ impl Ledger {
         size.next_multiple_of(BLOCK).saturating_sub(has.unwrap_or(0))
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<BlobId, Pending>> {
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Book> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        let mut pending = self.ledger.lock();
+        let mut book = self.ledger.lock();
         for id in &self.blobs {
-            if let Some(entry) = pending.get_mut(id) {
-                entry.reservations -= 1;
-                if entry.reservations == 0 {
-                    pending.remove(id);
-                }
+            let Some(entry) = book.pending.get_mut(id) else { continue };
+            entry.reservations -= 1;
+            let (size, over) = (entry.size, entry.reservations == 0);
+            if over {
+                book.pending.remove(id);
+            }
+            if over && book.counting > 0 {
+                book.ended.insert(id.clone(), size);
             }
         }
     }
@@ -329,7 +374,7 @@ mod tests {
     fn the_caches_own_limit_counts_what_it_has_and_what_is_on_its_way() {
         let dir = tempfile::tempdir().unwrap();
         let ledger = ledger(dir.path(), 1 << 40, Some(10 << 30));
-        let taken = |gib: u64| Taken { standing: gib << 30, arriving: ledger.arriving() };
+        let taken = |gib: u64| Taken::new(gib << 30, ledger.count());
         let running = ledger.reserve(&wanted(1, 3 << 30), Some(&taken(4))).unwrap().unwrap();
         let lack = ledger.reserve(&wanted(2, 4 << 30), Some(&taken(4))).unwrap().unwrap_err();
         assert_eq!(lack.bound, Bound::Limit { bytes: 10 << 30 });
@@ -344,15 +389,18 @@ mod tests {
     fn what_arrives_while_one_looks_counts_as_a_whole() {
         let dir = tempfile::tempdir().unwrap();
         let ledger = ledger(dir.path(), 1 << 40, Some(10 << 30));
-        let before = Taken { standing: 4 << 30, arriving: ledger.arriving() };
+        let before = Taken::new(4 << 30, ledger.count());
         // Admitted since the look, or ended since: neither was seen standing.
         let running = ledger.reserve(&wanted(1, 3 << 30), Some(&before)).unwrap().unwrap();
         let lack = ledger.reserve(&wanted(2, 4 << 30), Some(&before)).unwrap().unwrap_err();
         assert_eq!(lack.free.bytes, 3 << 30);
-        let during = Taken { standing: 4 << 30, arriving: ledger.arriving() };
+        // Both since the look: it was seen nowhere.
         drop(running);
-        let lack = ledger.reserve(&wanted(2, 4 << 30), Some(&during)).unwrap().unwrap_err();
+        let lack = ledger.reserve(&wanted(2, 4 << 30), Some(&before)).unwrap().unwrap_err();
         assert_eq!(lack.free.bytes, 3 << 30);
+        drop(before);
+        let after = Taken::new(4 << 30, ledger.count());
+        ledger.reserve(&wanted(2, 4 << 30), Some(&after)).unwrap().unwrap();
     }
 
     #[test]
