@@ -235,10 +235,11 @@ impl Volume {
         self.calls().len() - before
     }
 
-    /// One publish that must fail: its code and message.
+    /// One publish that must fail: its code, and the message as the pod's
+    /// event has it, since kubelet takes it for a format.
     pub(crate) async fn refused(&self) -> (Code, String) {
         match self.publish().await {
-            Err(status) => (status.code(), status.message().to_owned()),
+            Err(status) => (status.code(), status.message().replace("%%", "%")),
             Ok(()) => panic!("{} was published", self.target().display()),
         }
     }
