@@ -119,7 +119,7 @@ fn an_annotation_that_names_no_model_is_refused_with_the_claim_and_can_be_mended
         {
             api.put(PLACE, stored(&annotations));
             let words = &["claim team-a/my-model has no annotation", command];
-            refused(&kubelet, request(), Code::InvalidArgument, words).await;
+            refused(&kubelet, request(), Code::FailedPrecondition, words).await;
         }
         for hostile in ["", ".", "..", "../other", "a/b", "a b", "${pvc.name}", "a\nb"] {
             api.put(PLACE, model(hostile));

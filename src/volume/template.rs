@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::claims::ClaimName;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::model::shown;
 
 /// Where external-provisioner tells the claim's names.
@@ -62,8 +62,9 @@ pub(super) fn unknown_claim(variable: &str) -> Error {
 ///
 /// # Errors
 /// `Invalid` for a variable that is not known, or whose value is not: the
-/// message names the provisioner's flag, or the annotation and its claim; and
-/// for a value that is not one segment of a path.
+/// message names the provisioner's flag; and for a value that is not one segment
+/// of a path. `Precondition` for an annotation that the claim has not (yet): the
+/// message names both, and the command.
 pub(super) fn expand(text: &str, of: Claim<'_>) -> Result<String> {
     let mut expanded = String::with_capacity(text.len());
     let mut rest = text;
@@ -128,12 +129,15 @@ fn value_of(variable: &str, of: Claim<'_>) -> Result<String> {
 fn without(key: &str, claim: Option<ClaimName<'_>>, variable: &str) -> Error {
     let Some(claim) = claim else { return unknown_claim(variable) };
     let ClaimName { namespace, name } = claim;
-    Error::invalid(format!(
+    // Not `Invalid`: it is only not there yet, and external-provisioner asks
+    // again for that kind no sooner than in five minutes.
+    let text = format!(
         "claim {claim} has no annotation {key}, which names its model: kubectl annotate pvc -n \
          {} {} {key}=MODEL",
         shown(namespace, 63),
         shown(name, 253)
-    ))
+    );
+    Error::new(ErrorKind::Precondition, text)
 }
 
 fn unknown(variable: &str) -> Error {

@@ -1,7 +1,6 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::error::ErrorKind;
 
 const MODEL: &str = "models/${pvc.annotations['oci-model-csi.dev/model']}/";
 
@@ -56,7 +55,9 @@ fn an_annotation_of_the_claim_names_the_model_once_it_was_read() {
 #[test]
 fn an_annotation_that_is_missing_is_named_with_its_claim_and_the_command() {
     let given = parameters("a-claim");
-    let message = refused(MODEL, Claim::Read(&given, &HashMap::new()));
+    let error = expand(MODEL, Claim::Read(&given, &HashMap::new())).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Precondition, "it can come, and is asked for again soon");
+    let message = error.message();
     for part in [
         "claim team-a/a-claim has no annotation oci-model-csi.dev/model",
         "kubectl annotate pvc -n team-a a-claim oci-model-csi.dev/model=MODEL",

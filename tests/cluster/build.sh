@@ -74,7 +74,15 @@ sidecars() { go_build build-sidecars "$1" "" oci-model-csi.dev/tests/cluster/sid
 
 runtime() {
     local into="$1" package
-    (cd "$into" && apt-get download "${debian[@]}")
+    # The lists may be older than the archive; and the archive drops a version once
+    # it has the next.
+    if ! (cd "$into" && apt-get download "${debian[@]}"); then
+        apt-get update -qq
+        if ! (cd "$into" && apt-get download "${debian[@]}"); then
+            echo "cluster: WARNING: not all of ${debian[*]} are in the archive any more; taking what it has" >&2
+            (cd "$into" && apt-get download "${debian[@]%%=*}")
+        fi
+    fi
     for package in "$into"/*.deb; do
         dpkg -x "$package" "$into"
         rm "$package"

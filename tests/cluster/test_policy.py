@@ -59,11 +59,10 @@ def test_an_annotation_of_a_claim_names_its_model(team, store):
     text = team.says("unnamed-model", "has no annotation oci-model-csi.dev/model", kind="persistentvolumeclaim")
     print("figure: what kubectl describe pvc says without the annotation: "
           + next(line.split("rpc error: ")[1] for line in text.splitlines() if "rpc error: " in line))
-    # That it starts by itself once it has its annotation is not waited for: after
-    # InvalidArgument csi-provisioner 6.4 asks again in five minutes at the earliest.
-    # One whose model is uploaded later starts soon.
+    # What was missing comes: both start by themselves.
     store.put("models", "by-annotation/phi4/config.json", "phi4")
-    team.wait("wrong", seconds=180)
+    team.kubectl("annotate", "persistentvolumeclaim", "unnamed-model", "oci-model-csi.dev/model=phi4")
+    team.wait("wrong", "unnamed", seconds=180)
     team.delete("named", "wrong", "unnamed")
     until("the claims' end", lambda: team.kubectl("get", "persistentvolumeclaims", "--output", "name") == "")
     kubectl("delete", "storageclass", team.name)
