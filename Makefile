@@ -27,7 +27,7 @@ test: rust sanity clients ## All tests: rust, sanity, clients
 .PHONY: rust
 rust: ## cargo test: unit tests, then the integration tests with real mounts
 	cargo test --locked --no-fail-fast --workspace --lib --bins
-	RUST_TEST_THREADS=$(INTEGRATION_THREADS) cargo test --locked --no-fail-fast --workspace --test '*'
+	RUST_TEST_THREADS=$(INTEGRATION_THREADS) tests/integration.sh
 	cargo test --locked --no-fail-fast --workspace --doc
 
 .PHONY: sanity
@@ -46,6 +46,10 @@ deploy-test: ## The chart and the kustomizations (installs helm and others with 
 	venv="$$(tests/tools.sh tests/deploy/requirements.txt)" && \
 		tools="$$(PYTHON="$$venv/bin/python" tests/deploy/tools.sh)" && \
 		DEPLOY_TOOLS="$$tools" "$$venv/bin/pytest" -q tests/deploy
+
+.PHONY: e2e-tools
+e2e-tools: ## The programs that a cluster is made of; takes minutes, once
+	venv="$$(tests/tools.sh tests/cluster/requirements.txt)" && PYTHON="$$venv/bin/python" tests/cluster/build.sh
 
 .PHONY: e2e
 e2e: ## A Kubernetes cluster of its own, with the driver in it: all scenarios (root)

@@ -4,7 +4,7 @@ import itertools
 import os
 
 import pytest
-from kube import RELEASE, Helm, Team, apply, driver_pod, kubectl
+from kube import RELEASE, Helm, Team, apply, kubectl
 from node import SCRATCH, Node, until
 from store import ENDPOINT, Store
 
@@ -85,7 +85,8 @@ def team(helm, store, request):
     store.heal()
     if getattr(request.node, "rep_call", None) is None or request.node.rep_call.failed:
         print(made.kubectl("get", "pods,persistentvolumeclaims,events", fails=None))
-        print(kubectl("--namespace", RELEASE, "logs", driver_pod(), "--container", "driver", "--tail=60", fails=None))
+        print(kubectl("--namespace", RELEASE, "logs", "--selector", "app.kubernetes.io/component=node",
+                      "--container", "driver", "--tail=60", fails=None))
     made.remove()
 
 

@@ -125,6 +125,17 @@ class Team:
             return text
         return until(f"what is said of {name}", there, seconds=seconds, every=1)
 
+    def answered(self, name, *parts, kind="pod", **how):
+        """The driver's answer that the events of `kubectl describe` have, once all the parts are in it.
+        What else is described has the names that the object has anyway."""
+        def there():
+            text = self.describe(name, kind)
+            answers = [line.split("rpc error: ")[1] for line in text.splitlines() if "rpc error: " in line]
+            fitting = [answer for answer in answers if all(part in answer for part in parts)]
+            assert fitting, f"{parts} not in the answers of:\n{text}"
+            return fitting[0]
+        return until(f"what {name} is answered", there, every=1, **{"seconds": 90, **how})
+
     def mounts(self, name):
         """The lines of mountinfo of a pod's volumes, on the node."""
         uid = get("pod", name, self.name)["metadata"]["uid"]

@@ -160,7 +160,7 @@ conf_dir = "{CONFIG}/cni"
     return Process("containerd", "containerd", "--config", CONFIG / "containerd.toml")
 
 
-def kubelet():
+def kubelet(**changes):
     write(CONFIG / "kubelet.yaml", {
         "apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration",
         "address": ADDRESS, "cgroupDriver": "cgroupfs", "cgroupRoot": f"/{CGROUP}", "failCgroupV1": False,
@@ -170,7 +170,7 @@ def kubelet():
         "evictionHard": {"memory.available": "100Mi", "nodefs.available": "100Mi", "imagefs.available": "100Mi"},
         "imageGCHighThresholdPercent": 100, "maxPods": 250, "syncFrequency": "10s",
         "registryPullQPS": 0, "eventRecordQPS": 0,
-        "volumePluginDir": "/var/lib/kubelet/volume-plugins", "clusterDNS": [ADDRESS],
+        "volumePluginDir": "/var/lib/kubelet/volume-plugins", "clusterDNS": [ADDRESS], **changes,
     })
     return Process("kubelet", "kubelet", "--config", CONFIG / "kubelet.yaml", "--kubeconfig", CONFIG / "kubelet.kubeconfig",
                    "--hostname-override", NODE, "--node-ip", ADDRESS, "--root-dir", "/var/lib/kubelet", "--v=2")
@@ -229,6 +229,12 @@ class Node:
         until("the node", lambda: run("kubectl", "get", "node", NODE, "-o", ready) == "True", seconds=120)
         until("service accounts", lambda: run("kubectl", "get", "serviceaccount", "default"))
         print(f"figure: the cluster was up {time.monotonic() - started:.1f} s after its start")
+
+    def restart_kubelet(self, **changes):
+        """Kills kubelet and starts it again with this configuration in place of the ordinary one."""
+        self.kubelet.kill()
+        self.kubelet = kubelet(**changes)
+        self.kubelet.start()
 
     def diagnosis(self):
         """The last words of each process."""

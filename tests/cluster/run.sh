@@ -3,6 +3,7 @@
 # this driver into it and runs the scenarios:
 #
 #   tests/cluster/run.sh [pytest arguments]          (make e2e, make e2e-core)
+#   tests/cluster/run.sh --check                     whether this machine can have one
 #
 # Needs root, Debian's apt-get and dpkg, Go, Rust, gcc, Python, openssl, ip and
 # nsenter. Nothing is installed and nothing of the cluster is left, however
@@ -23,6 +24,19 @@ cache="${OCI_MODEL_CSI_CACHE:-$HOME/.cache/oci-model-csi}"
 for tool in apt-get dpkg cargo gcc go ip nsenter openssl setpriv unshare; do
     command -v "$tool" >/dev/null || { echo "cluster: $tool is missing" >&2; exit 1; }
 done
+
+# A kubelet needs cgroups that can be made, and all needs namespaces.
+possible() {
+    local at=/sys/fs/cgroup probe
+    [ -e "$at/cgroup.controllers" ] || at="$at/memory"
+    probe="$at/oci-model-csi-probe-$$"
+    mkdir "$probe" && rmdir "$probe" && unshare --mount --net --pid --uts --ipc --fork --kill-child mount -t tmpfs tmpfs /mnt
+}
+if ! why="$(possible 2>&1)"; then
+    echo "cluster: no cgroups or namespaces can be made here: $why" >&2
+    exit 1
+fi
+[ "${1:-}" != --check ] || exit 0
 
 scratch="${E2E_CLUSTER:-}"
 if [ -z "$scratch" ]; then
@@ -73,6 +87,7 @@ tools="$(PYTHON="$venv/bin/python" "$here/build.sh")"
 # of its crates with the tests' but the ones that the workspace builds with other
 # features; what is shipped (profile dist) takes minutes more.
 image="${E2E_IMAGE:-$scratch/oci-model-csi.tar}"
+build="${E2E_IMAGE:+the one that was given}"
 if [ ! -e "$image" ]; then
     (cd "$root" && cargo rustc --quiet --locked --bin oci-model-csi -- \
         -C target-feature=+crt-static -C strip=symbols)
@@ -104,6 +119,7 @@ in_cluster=(nsenter --target "$(holder)" --mount --net --pid --uts --ipc env -C 
 status=0
 env -u http_proxy -u https_proxy -u HTTP_PROXY -u HTTPS_PROXY \
     E2E_SCRATCH="$scratch" E2E_TOOLS="$tools" E2E_IMAGE="$image" E2E_IMAGES="$packages" E2E_CGROUP="$group" \
+    E2E_BUILD="${build:-a development build}" \
     LOCALSTORE_BIN="$target/debug/localstore" \
     "${in_cluster[@]}" "$venv/bin/python" -m pytest "$@" &
 wait $! || status=$?

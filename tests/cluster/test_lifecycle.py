@@ -1,10 +1,11 @@
 """The driver, kubelet and the node come and go; pods read on."""
 
 import json
+from pathlib import Path
 
 import pytest
 from kube import DRIVER, RELEASE, driver_pod, driver_says, get, inline, kubectl, mountinfo, pod
-from node import ADDRESS, NODE, ctr, until
+from node import ADDRESS, LOGS, NODE, ctr, run, until
 
 # Reads the whole model again and again, and counts how that went.
 READER = """
@@ -33,6 +34,11 @@ class Reader:
         return self.reads()[1]
 
 
+def node_log():
+    """What kubelet has logged."""
+    return (LOGS / "kubelet.log").read_text(errors="replace")
+
+
 def rolled_out(kind="daemonset/oci-model-csi-node", seconds=120):
     kubectl("--namespace", RELEASE, "rollout", "status", kind, f"--timeout={seconds}s", seconds=seconds + 10)
 
@@ -40,6 +46,11 @@ def rolled_out(kind="daemonset/oci-model-csi-node", seconds=120):
 @pytest.mark.core
 def test_a_pod_reads_on_while_the_driver_is_deleted_and_upgraded(team, store, helm):
     reader = Reader(team, store)
+    size = 200 << 20
+    store.synthetic(team.name, "half/weights.bin", size)
+    rule = store.slow("half/", 8 << 20)
+    team.apply(pod("waiting", {"model": inline("half/", bucket=team.name)}))
+    until("the download", lambda: store.sent(team.name, "half/weights.bin") > 20 << 20)
     old = driver_pod()
     kubectl("--namespace", RELEASE, "delete", "pod", old, "--timeout=60s", seconds=70)
     rolled_out()
@@ -52,6 +63,11 @@ def test_a_pod_reads_on_while_the_driver_is_deleted_and_upgraded(team, store, he
     assert driver_pod() != old
     during_upgrade = reader.reads_on()
     team.start("after", {"model": inline("busy/")})
+    store.heal(rule)
+    team.wait("waiting", seconds=180)
+    sent = store.sent(team.name, "half/weights.bin") / size
+    print(f"figure: bytes of a download sent across a restart and an upgrade, by its size: {sent:.3f}")
+    assert sent < 1.5, "it goes on where it was"
     helm.install()
     print(f"figure: reads that failed while the driver was restarted: {during_restart}; "
           f"and upgraded twice: {reader.reads_on()}, of {sum(reader.reads())}")
@@ -128,3 +144,37 @@ def test_events_that_the_api_server_does_not_take_delay_no_pod(team, store, helm
             assert not [event for event in team.events(name) if event.startswith("Model")]
         finally:
             helm.install()
+
+
+def test_who_uninstalls_in_the_wrong_order_installs_again_and_then_leaves_nothing(team, store, helm):
+    def waits():
+        assert get("pod", "reader", team.name)["metadata"]["deletionTimestamp"]
+        return team.mounts("reader")
+
+    store.synthetic(team.name, "it/weights.bin", 5 << 20)
+    volume = {"model": inline("it/", bucket=team.name)}
+    team.start("reader", volume)
+    run("helm", "uninstall", RELEASE, "--namespace", RELEASE, "--wait", "--timeout=90s", seconds=100)
+    assert team.exec("reader", "wc -c < /model/weights.bin").strip() == str(5 << 20), "it reads on without a driver"
+    team.kubectl("delete", "pod", "reader", "--wait=false")
+    until("kubelet's complaint", lambda: "not found in the list of registered CSI drivers" in node_log(), seconds=90)
+    assert waits(), "nobody unmounts"
+    helm.install()
+    team.delete("reader", seconds=180)
+    team.start("next", volume)
+    assert store.sent(team.name, "it/weights.bin") == 5 << 20, "the cache that was left is taken over"
+
+    # The order of docs/lifecycle.md: pods, cache, release.
+    purge = ["exec", driver_pod(), "--container", "driver", "--", "oci-model-csi", "cache", "purge", "--yes"]
+    said = kubectl("--namespace", RELEASE, *purge, fails=True)
+    assert f"{team.name}/next" in said, said
+    team.delete("next")
+    kubectl("--namespace", RELEASE, *purge)
+    run("helm", "uninstall", RELEASE, "--namespace", RELEASE, "--wait", "--timeout=90s", seconds=100)
+    try:
+        assert kubectl("get", "csidriver", DRIVER, "--ignore-not-found") == ""
+        assert not [line for line in mountinfo() if "kubernetes.io~csi" in line or "/lib/oci-model-csi/" in line]
+        left = {path.parent.name for path in Path("/var/lib/oci-model-csi").rglob("*") if path.is_file()}
+        assert not left & {"models", "blobs", "staging", "trash", "leases"}, "an empty cache"
+    finally:
+        helm.install()

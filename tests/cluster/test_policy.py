@@ -29,10 +29,10 @@ def test_a_namespace_that_no_rule_allows_is_told_which_line_would(team, store, h
     install(helm, allowed)
     try:
         team.apply(pod("outsider", {"model": inline("tiny/")}), claim("outside", team.name))
-        text = team.says("outsider", "FailedMount", "code = PermissionDenied", "no rule of policy.rules allows", team.name)
-        print("figure: what kubectl describe says of a denied namespace: "
-              + next(line.split("rpc error: ")[1] for line in text.splitlines() if "rpc error: " in line))
-        team.says("outside", "PermissionDenied", kind="persistentvolumeclaim")
+        said = team.answered("outsider", "code = PermissionDenied", "no rule of policy.rules allows", team.name)
+        print(f"figure: what kubectl describe says of a denied namespace: {said}")
+        team.says("outsider", "ModelPullFailed")
+        team.answered("outside", "PermissionDenied", kind="persistentvolumeclaim")
         # The administrator adds the namespace, and the pod starts by itself.
         install(helm, {**allowed, "namespaces": [team.name]})
         team.wait("outsider", seconds=240)
@@ -55,10 +55,11 @@ def test_an_annotation_of_a_claim_names_its_model(team, store):
     wrong = {"metadata": {"annotations": {"oci-model-csi.dev/model": "phi4"}}, **template}
     team.apply(pod("wrong", {"model": {"ephemeral": {"volumeClaimTemplate": wrong}}}),
                pod("unnamed", {"model": {"ephemeral": {"volumeClaimTemplate": template}}}))
-    team.says("wrong-model", "NotFound", "by-annotation/phi4/", kind="persistentvolumeclaim")
-    text = team.says("unnamed-model", "has no annotation oci-model-csi.dev/model", kind="persistentvolumeclaim")
-    print("figure: what kubectl describe pvc says without the annotation: "
-          + next(line.split("rpc error: ")[1] for line in text.splitlines() if "rpc error: " in line))
+    team.answered("wrong-model", "NotFound", "by-annotation/phi4/", kind="persistentvolumeclaim")
+    said = team.answered("unnamed-model", "has no annotation oci-model-csi.dev/model", kind="persistentvolumeclaim")
+    print(f"figure: what kubectl describe pvc says without the annotation: {said}")
+    for told in ("wrong-model", "unnamed-model"):
+        team.says(told, "ModelPullFailed", kind="persistentvolumeclaim")
     # What was missing comes: both start by themselves.
     store.put("models", "by-annotation/phi4/config.json", "phi4")
     team.kubectl("annotate", "persistentvolumeclaim", "unnamed-model", "oci-model-csi.dev/model=phi4")

@@ -12,24 +12,24 @@ from conftest import VALUES
 @pytest.mark.core
 @pytest.mark.parametrize("name, volume, said", [
     ("writable", inline("tiny/", read_only=False), ["code = InvalidArgument", "readOnly: true"]),
-    ("bucket", inline("tiny/", bucket="no-such-bucket"), ["code = NotFound", "no-such-bucket"]),
+    ("bucket", inline("tiny/", bucket="no-such-bucket"), ["code = NotFound", "bucket no-such-bucket", "404 BucketNotFound"]),
     ("prefix", inline("no-such-model/"), ["code = NotFound", "no object under no-such-model/ in bucket models"]),
-    ("attribute", inline("tiny/", prefx="x"), ["code = InvalidArgument", "prefx", "prefix"]),
-    ("endpoint", inline("tiny/", endpoint="http://10.0.0.1"), ["code = InvalidArgument", "endpoint"]),
+    ("attribute", inline("tiny/", prefx="x"), ["code = InvalidArgument", 'unknown attribute "prefx"; did you mean prefix?']),
+    ("endpoint", inline("tiny/", endpoint="http://10.0.0.1"), ["code = InvalidArgument", 'unknown attribute "endpoint"']),
 ])
 def test_a_pod_is_told_what_is_wrong_with_its_volume(team, store, name, volume, said):
     store.put("models", "tiny/config.json", "{}")
     team.apply(pod(name, {"model": volume}))
-    text = team.says(name, "FailedMount", *said)
-    print(f"figure: what kubectl describe says of {name}: "
-          + next(line.split("rpc error: ")[1] for line in text.splitlines() if "rpc error: " in line))
+    print(f"figure: what kubectl describe says of {name}: {team.answered(name, *said)}")
+    if said[0] == "code = NotFound":
+        team.says(name, "ModelPullFailed")
     assert get("pod", name, team.name)["status"]["phase"] == "Pending"
 
 
 @pytest.mark.core
 def test_a_pod_whose_mistake_lay_elsewhere_starts_once_that_is_put_right(team, store):
     team.apply(pod("early", {"model": inline("it/", bucket=team.name)}))
-    team.says("early", "code = NotFound")
+    team.answered("early", "code = NotFound")
     store.put(team.name, "it/config.json", "{}")
     team.wait("early", seconds=120)
 
@@ -47,7 +47,7 @@ def test_a_claim_is_told_what_is_wrong_with_it_or_its_class(team, store, name, w
     of_class = f"{team.name}-{name}"
     apply(storage_class(of_class, "Immediate", **{"bucket": "models", "prefix": "tiny/", **parameters}))
     team.apply(claim(name, of_class, **wanted))
-    team.says(name, "ProvisioningFailed", *said, kind="persistentvolumeclaim")
+    team.answered(name, *said, kind="persistentvolumeclaim")
     kubectl("delete", "storageclass", of_class)
 
 
@@ -70,7 +70,7 @@ def test_a_class_whose_bucket_vanishes_tells_the_pods_that_come_later(team, stor
     until("the claim", lambda: get("persistentvolumeclaim", "it", team.name)["status"]["phase"] == "Bound")
     shutil.rmtree(store.root / team.name)
     team.apply(pod("late", {"model": claimed("it")}))
-    team.says("late", "FailedMount", "code = NotFound", team.name)
+    team.answered("late", "code = NotFound", f"bucket {team.name}")
     kubectl("delete", "storageclass", team.name)
 
 
