@@ -5,15 +5,16 @@ import re
 
 import pytest
 import yaml
-from conftest import CHART, REPOSITORY, run
+from conftest import BASE, CHART, REPOSITORY, chart, only, pods, run
 
 RULES = yaml.safe_load((CHART / "files/prometheusrule.yaml").read_text())["spec"]
 DASHBOARD = json.loads((CHART / "files/oci-model-csi.json").read_text())
 RUNBOOKS = (REPOSITORY / "docs/runbooks.md").read_text()
 ALERTS = [rule for group in RULES["groups"] for rule in group["rules"]]
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
-# Labels that Prometheus adds to every metric of a PodMonitor of ours.
-OF_TARGETS = {"node", "instance", "le"}
+# Labels that our PodMonitor gives to every metric, besides Prometheus' own.
+OF_MONITOR = {"node", "component", "job"}
+OF_TARGETS = OF_MONITOR | {"instance", "le"}
 
 
 def documented():
@@ -62,10 +63,11 @@ def test_prometheus_can_parse_every_query_of_the_dashboard(tmp_path):
 
 
 def test_alerts_and_dashboard_name_only_metrics_and_labels_that_are_documented():
-    known = documented()
+    known = documented() | {"up": set()}
     used = set()
     for place, text in expressions():
-        names = set(re.findall(r"\b(oci_model_csi_\w+)", text))
+        # `up` is Prometheus' own, of every target.
+        names = set(re.findall(r"\b(oci_model_csi_\w+|up(?={))", text))
         assert names and names <= set(known), f"{place}: {names - set(known)}"
         used |= names
         labels = set().union(*(known[name] for name in names)) | OF_TARGETS
@@ -76,6 +78,20 @@ def test_alerts_and_dashboard_name_only_metrics_and_labels_that_are_documented()
     # Neither forgets one: each metric is on the dashboard or in an alert.
     forgotten = {name for name in known if not name.endswith(("_sum", "_bucket", "_count"))} - used
     assert not forgotten
+
+
+def test_the_pod_monitor_gives_the_labels_that_alerts_go_by():
+    monitor = only(chart("--values", CHART / "ci/components-values.yaml"), "PodMonitor")
+    [endpoint] = monitor["spec"]["podMetricsEndpoints"]
+    rules = {rule["targetLabel"]: rule.get("sourceLabels", rule.get("replacement")) for rule in endpoint["relabelings"]}
+    assert set(rules) == OF_MONITOR
+    assert rules["component"] == ["__meta_kubernetes_pod_label_app_kubernetes_io_component"]
+    [job] = {name for _, text in expressions() for name in re.findall(r'job="([^"]*)"', text)}
+    assert rules["job"] == job
+    templates = pods(chart("--values", BASE))
+    components = {template["metadata"]["labels"]["app.kubernetes.io/component"] for template in templates}
+    named = {name for _, text in expressions() for name in re.findall(r'component="([^"]*)"', text)}
+    assert named and named <= components
 
 
 @pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert["alert"])
