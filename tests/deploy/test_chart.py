@@ -238,6 +238,20 @@ def test_the_node_plugin_may_touch_nodes_only_where_it_is_asked_to():
     assert rights("node.startupTaint.key=a/b")[1] == ["--startup-taint=a/b"]
 
 
+def test_the_own_node_is_the_only_one_where_a_policy_can_say_so():
+    def policy(kubernetes, *settings):
+        found = chart("--values", BASE, *(word for setting in settings for word in ("--set", setting)),
+                      kubernetes=kubernetes)
+        return ("ValidatingAdmissionPolicy", "oci-model-csi-own-node") in found
+    assert [policy(version) for version in ("1.31.9", "1.32.0", "v1.32.0-gke.100", "1.35.4")] == [False, True, True, True]
+    assert not policy("1.35.4", "rbac.ownNodeOnly=false")
+    # Without the right there is nothing to limit.
+    assert not policy("1.35.4", "node.startupTaint.remove=false")
+    assert not policy("1.35.4", "rbac.create=false")
+    assert policy("1.35.4", "node.startupTaint.remove=false", "node.modelLabels=5")
+    assert policy("1.35.4", "rbac.create=false", "rbac.ownNodeOnly=true")
+
+
 def test_a_policy_lets_the_configured_endpoint_through():
     def ports(endpoint):
         found = chart("--values", BASE, "--set", "networkPolicy.enabled=true",

@@ -50,6 +50,7 @@ SCHEMA = [
     (["image.pullPolicy=Sometimes"], "at '/image/pullPolicy'"),
     (["logging.format=xml"], "value must be one of 'text', 'json'"),
     (["node.hostNetwork=perhaps"], "at '/node/hostNetwork': got string, want boolean"),
+    (["rbac.ownNodeOnly=auto"], "at '/rbac/ownNodeOnly': got string, want null or boolean"),
     (["node.startupTaint.key=a b"], "at '/node/startupTaint/key': 'a b' does not match"),
     (["node.modelLabels=-1"], "at '/node/modelLabels': minimum: got -1, want 0"),
     (["node.maxUnavailable=0"], "at '/node/maxUnavailable': minimum: got 0, want 1"),

@@ -24,7 +24,7 @@ pod that does not start.
 {{- end -}}
 
 {{- if and $values.rbac.ownNodeOnly (semverCompare "<1.32-0" .Capabilities.KubeVersion.Version) -}}
-{{- fail (printf "rbac.ownNodeOnly needs Kubernetes 1.32, whose tokens name their node, and this is %s: leave it off" .Capabilities.KubeVersion.Version) -}}
+{{- fail (printf "rbac.ownNodeOnly needs Kubernetes 1.32, whose tokens name their node, and this is %s: leave it out" .Capabilities.KubeVersion.Version) -}}
 {{- end -}}
 
 {{- $dir := $values.config.cache.dir -}}
