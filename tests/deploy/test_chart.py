@@ -87,13 +87,13 @@ def test_every_flag_of_the_driver_is_one_that_it_has(values):
         assert len(names) >= 6
 
 
-def settings(one):
+def told(one):
     """What a container of the driver is told, by flags and by variables."""
     flags = dict(flag.lstrip("-").split("=", 1) for flag in one["args"][1:])
     variables = {each["name"]: each.get("value") for each in one["env"]}
     prefix = "OCI_MODEL_CSI_"
-    told = {name.removeprefix(prefix).lower().replace("_", "-"): value for name, value in variables.items()}
-    return {**told, **flags}
+    named = {name.removeprefix(prefix).lower().replace("_", "-"): value for name, value in variables.items()}
+    return {**named, **flags}
 
 
 @EVERY
@@ -152,7 +152,7 @@ def test_paths_are_the_same_on_both_sides_and_where_kubelet_looks(values):
     found = chart("--values", values)
     template = only(found, "DaemonSet")["spec"]["template"]
     name = only(found, "CSIDriver")["metadata"]["name"]
-    flags = settings(container(template))
+    flags = told(container(template))
     registrar = dict(flag.lstrip("-").split("=", 1) for flag in container(template, "node-driver-registrar")["args"])
     host = {one["name"]: one["hostPath"] for one in template["spec"]["volumes"] if "hostPath" in one}
     mounts = {one["name"]: one["mountPath"] for one in container(template)["volumeMounts"]}
@@ -201,6 +201,19 @@ def test_a_change_of_the_configuration_restarts_the_pods_and_nothing_else_does()
     assert sums("--set", "config.prefetch={oci://ai-model-cache/models/phi3-mini/}") == before
     rule = '[{"namespaces": ["team-a"], "buckets": ["b"], "prefixes": [""], "allow": true}]'
     assert sums("--set-json", f"config.policy.rules={rule}") == before
+
+
+def test_cache_and_models_beside_it_are_reached_through_one_mount():
+    def cache(*settings):
+        found = chart("--values", BASE, *(word for setting in settings for word in ("--set", setting)))
+        template = only(found, "DaemonSet")["spec"]["template"]
+        [host] = [one["hostPath"] for one in template["spec"]["volumes"] if one["name"] == "cache"]
+        [mounted] = [one["mountPath"] for one in container(template)["volumeMounts"] if one["name"] == "cache"]
+        assert mounted == host["path"]
+        return mounted, host["type"], told(container(template))["cache-dir"]
+    assert cache() == ("/var/lib/oci-model-csi", "DirectoryOrCreate", "/var/lib/oci-model-csi")
+    beside = "config.cache.dir=/mnt/nvme/oci-model-csi", "node.cacheMount=/mnt/nvme"
+    assert cache(*beside) == ("/mnt/nvme", "Directory", "/mnt/nvme/oci-model-csi")
 
 
 def test_one_node_at_a_time_and_never_two_drivers_on_one_cache():

@@ -38,6 +38,18 @@ pod that does not start.
 {{- fail (printf "config.cache.dir is %q, which is among kubelet's pods: the cache needs a directory of its own" $dir) -}}
 {{- end -}}
 
+{{- with $values.node.cacheMount -}}
+{{- if not (hasPrefix (printf "%s/" .) (printf "%s/" $dir)) -}}
+{{- fail (printf "node.cacheMount is %q, and config.cache.dir, %q, is not in it: name a directory that has both the cache and the models to import, such as %s" . $dir (dir $dir)) -}}
+{{- end -}}
+{{- if hasPrefix (printf "%s/" .) (printf "%s/" $kubelet) -}}
+{{- fail (printf "node.cacheMount is %q, which holds kubelet's directory %s: name one that has the cache and the models to import, and no more" . $kubelet) -}}
+{{- end -}}
+{{- if and $values.config.cache.requireMount (ne . $dir) -}}
+{{- fail (printf "config.cache.requireMount wants %q to be a mount point, and with node.cacheMount %q is one in its place: leave one of the two out" $dir .) -}}
+{{- end -}}
+{{- end -}}
+
 {{- if and (eq $values.config.objectStorage.auth "api_key") (not $values.credentials.secretName) -}}
 {{- fail "config.objectStorage.auth is api_key, and credentials.secretName is empty: name a Secret with the oci CLI's file and its key" -}}
 {{- end -}}
