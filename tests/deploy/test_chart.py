@@ -216,6 +216,18 @@ def test_cache_and_models_beside_it_are_reached_through_one_mount():
     assert cache(*beside) == ("/mnt/nvme", "Directory", "/mnt/nvme/oci-model-csi")
 
 
+def test_the_sidecars_may_use_the_socket_where_selinux_enforces():
+    def options(*settings):
+        found = chart("--values", BASE, *(word for setting in settings for word in ("--set", setting)))
+        template = only(found, "DaemonSet")["spec"]["template"]
+        [one] = {str(container(template, name)["securityContext"].get("seLinuxOptions"))
+                 for name in ("node-driver-registrar", "liveness-probe")}
+        return one
+    assert options() == "None"
+    assert options("openshift.enabled=true") == "{'type': 'spc_t'}"
+    assert options("openshift.enabled=true", "sidecars.seLinuxOptions.type=mine") == "{'type': 'mine'}"
+
+
 def test_one_node_at_a_time_and_never_two_drivers_on_one_cache():
     strategy = only(chart("--values", BASE), "DaemonSet")["spec"]["updateStrategy"]
     assert strategy == {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 1, "maxSurge": 0}}
