@@ -5,11 +5,12 @@ import re
 
 import pytest
 import yaml
-from conftest import BASE, CHART, REPOSITORY, chart, only, pods, run
+from conftest import BASE, CHART, KUSTOMIZE, REPOSITORY, chart, kustomized, objects, only, pods, run
 
 RULES = yaml.safe_load((CHART / "files/prometheusrule.yaml").read_text())["spec"]
 DASHBOARD = json.loads((CHART / "files/oci-model-csi.json").read_text())
 RUNBOOKS = (REPOSITORY / "docs/runbooks.md").read_text()
+COMPONENTS = REPOSITORY / "tests/deploy/components"
 ALERTS = [rule for group in RULES["groups"] for rule in group["rules"]]
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 # Labels that our PodMonitor gives to every metric, besides Prometheus' own.
@@ -101,6 +102,21 @@ def test_every_alert_says_what_to_do_and_has_its_runbook(alert):
     assert notes["summary"] and notes["description"]
     assert notes["runbook_url"] == f"docs/runbooks.md#{alert['alert'].lower()}"
     assert f"\n## {alert['alert']}\n" in RUNBOOKS
+
+
+def test_every_alert_that_is_installed_links_to_where_its_runbook_can_be_read():
+    for found in (chart("--values", CHART / "ci/components-values.yaml"), objects(kustomized(COMPONENTS))):
+        rules = [rule for group in only(found, "PrometheusRule")["spec"]["groups"] for rule in group["rules"]]
+        links = [rule["annotations"]["runbook_url"] for rule in rules]
+        read = "https://wiki.example.com/oci-model-csi/runbooks.md"
+        assert links == [f"{read}#{alert['alert'].lower()}" for alert in ALERTS]
+
+
+def test_the_component_says_how_its_links_are_made_absolute():
+    lines = (KUSTOMIZE / "components/monitoring/kustomization.yaml").read_text().splitlines()
+    said = "\n".join(line.removeprefix("#   ") for line in lines if line.startswith("#   "))
+    used = yaml.safe_load((COMPONENTS / "kustomization.yaml").read_text())
+    assert yaml.safe_load(said) == {key: used[key] for key in ("configMapGenerator", "replacements")}
 
 
 def test_no_runbook_is_of_an_alert_that_is_gone():

@@ -27,6 +27,7 @@ SENTENCES = [
     (["config.cache.dir=/mnt/nvme/cache", "node.cacheMount=/mnt/nvme", "config.cache.requireMount=true"],
      'config.cache.requireMount wants "/mnt/nvme/cache" to be a mount point'),
     (["config.objectStorage.auth=api_key"], "and credentials.secretName is empty: name a Secret"),
+    (["metrics.prometheusRule.enabled=true"], "metrics.prometheusRule.runbookUrl is empty: every alert links to its section"),
     (["node.ports.metrics=9808"], "node.ports are [9808 9808 9809]: the three have to differ"),
     (["controller.ports.metrics=9092"], "controller.ports are both 9092: they have to differ"),
 ]
@@ -62,6 +63,7 @@ SCHEMA = [
     (["node.maxUnavailable=0"], "at '/node/maxUnavailable': minimum: got 0, want 1"),
     (["node.terminationGracePeriodSeconds=10"], "at '/node/terminationGracePeriodSeconds': minimum: got 10"),
     (["node.ports.metrics=70000"], "at '/node/ports/metrics': maximum: got 70,000, want 65,535"),
+    (["metrics.prometheusRule.runbookUrl=docs/runbooks.md"], "at '/metrics/prometheusRule/runbookUrl': 'docs/runbooks.md' does not match"),
     (["metrics.podMonitor.interval=often"], "at '/metrics/podMonitor/interval'"),
     (["sidecars.provisioner.image.tag="], "at '/sidecars/provisioner/image/tag'"),
 ]

@@ -62,6 +62,10 @@ pod that does not start.
 {{- fail "config.objectStorage reads as oke_workload_identity, and csiDriver.tokenRequests is empty: kubelet gives the driver no token of a pod; set csiDriver.tokenRequests to [{audience: \"\"}]" -}}
 {{- end -}}
 
+{{- if and $values.metrics.prometheusRule.enabled (not $values.metrics.prometheusRule.runbookUrl) -}}
+{{- fail "metrics.prometheusRule.runbookUrl is empty: every alert links to its section of docs/runbooks.md; write where your people can read that file, such as https://wiki.example.com/oci-model-csi/runbooks.md" -}}
+{{- end -}}
+
 {{- $ports := list (int $values.node.ports.metrics) (int $values.node.ports.liveness) (int $values.node.ports.registrar) -}}
 {{- if lt (len (uniq $ports)) 3 -}}
 {{- fail (printf "node.ports are %v: the three have to differ, since one pod has them all" $ports) -}}
