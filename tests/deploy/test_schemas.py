@@ -1,11 +1,11 @@
 """The API servers of several versions take every object, and know every field."""
 
 import pytest
-from conftest import REPOSITORY, TOOLS, VALUES, kustomized, rendered, run
+from conftest import TOOLS, VALUES, kustomized, rendered, run
+from test_examples import OBJECTS
 from test_kustomize import OLDEST, PAIRS
 
 VERSIONS = sorted(path.name for path in (TOOLS / "schemas").glob("v*"))
-EXAMPLES = sorted((REPOSITORY / "deploy/examples").rglob("*.yaml"))
 AT = pytest.mark.parametrize("version", VERSIONS)
 
 
@@ -32,7 +32,7 @@ def test_all_objects_are_valid(version, tmp_path):
     charts = {f"chart-{path.stem}": rendered("--values", path, kubernetes=version[1:]) for path in VALUES}
     kustomizations = {f"kustomize-{name}": kustomized(path) for name, path in PAIRS.items()
                       if minor(version) >= minor(OLDEST[name])}
-    examples = {f"example-{path.stem}": path.read_text() for path in EXAMPLES}
+    examples = {f"example-{path.stem}": path.read_text() for path in OBJECTS}
     done = check(version, tmp_path, **charts, **kustomizations, **examples)
     assert done.returncode == 0, done.stdout
     files = len(charts) + len(kustomizations) + len(examples)
