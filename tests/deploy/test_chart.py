@@ -241,6 +241,16 @@ def test_an_old_cluster_gets_no_field_that_it_does_not_know():
     assert lifecycle("1.30.0") == {"preStop": {"sleep": {"seconds": 2}}}
 
 
+def test_tokens_come_as_secrets_where_kubelet_knows_how():
+    def spec(kubernetes, *arguments):
+        return only(chart("--values", BASE, *arguments, kubernetes=kubernetes), "CSIDriver")["spec"]
+    asked = "--set-json", 'csiDriver.tokenRequests=[{"audience": ""}]'
+    there = [spec(version, *asked).get("serviceAccountTokenInSecrets")
+             for version in ("1.34.9", "1.35.0-alpha.1", "v1.35.0-gke.100", "v1.35.4+oke.1")]
+    assert there == [None, True, True, True]
+    assert "serviceAccountTokenInSecrets" not in spec("1.35.4"), "nothing is asked for"
+
+
 def test_large_numbers_reach_the_driver_as_they_are():
     text = rendered("--values", BASE, "--set", "config.limits.maxObjects=10000000",
                     "--set", "config.limits.maxModelSize=536870912000")
