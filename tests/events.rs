@@ -185,7 +185,7 @@ fn an_api_server_that_never_answers_delays_no_publish() {
         assert_eq!(api.given_up(), 0, "it returned while its event still waits for an answer");
         let asked = api.asked_after(0).await;
         // A new process asks anew, whatever the old one still waits for.
-        driver.restart().await;
+        driver.restart_to(None).await;
         let given_up =
             eventually("the old process's requests", Duration::from_secs(10), async || {
                 Some(api.given_up()).filter(|given_up| *given_up == asked)
