@@ -229,8 +229,17 @@ fn a_claim_reads_in_its_events_why_it_gets_no_volume() {
         assert_eq!(told.len(), 2, "the same is told once: {told:?}");
         assert!(told[1].1.contains("\"a/b\""), "{told:?}");
 
+        let mut of_a_class = request();
+        of_a_class.mutable_parameters.insert("tier".to_owned(), "gold".to_owned());
+        refused(&driver.kubelet(), of_a_class, Code::InvalidArgument, &[]).await;
+        let told = eventually("what is no request of ours", BOUND, async || {
+            Some(api.told()).filter(|told| told.len() > 2)
+        })
+        .await;
+        assert!(told[2].1.contains("volumeAttributesClassName"), "{told:?}");
+
         api.put(PLACE, model("phi3-mini"));
         create(&driver.kubelet(), request()).await.unwrap();
-        assert_eq!(api.told().len(), 2, "a volume that is made is external-provisioner's to tell");
+        assert_eq!(api.told().len(), 3, "a volume that is made is external-provisioner's to tell");
     });
 }

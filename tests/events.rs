@@ -4,6 +4,8 @@ mod support;
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use localstore::{Action, LocalStore, Operation, PutOptions, Rule};
@@ -11,6 +13,8 @@ use support::api_server::ApiServer;
 use support::driver::{Driver, Setup};
 use support::models::{BUCKET, MIB, PHI3, put_large, store_with_phi3};
 use support::run::{end_to_end, eventually, figure};
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::net::TcpListener;
 use tonic::Code;
 
 async fn driver_with(scratch: &Path, store: &LocalStore, api: &str) -> Driver {
@@ -66,6 +70,131 @@ fn a_pod_reads_in_its_events_why_its_model_does_not_come() {
         let failed = told(&api, "ModelPullFailed").await;
         assert!(failed.contains("Allow dynamic-group"), "the remedy: {failed}");
         assert_eq!(api.told().len(), 1, "the same is told once: {:?}", api.told());
+    });
+}
+
+#[test]
+fn a_pod_reads_in_its_events_that_its_model_may_be_old() {
+    end_to_end(async |scratch| {
+        let store = store_with_phi3();
+        let api = ApiServer::start().await;
+        let driver = driver_with(scratch, &store, &api.url).await;
+        let kubelet = driver.kubelet();
+        kubelet.inline("1", &PHI3).publish().await.unwrap();
+        store.faults().add(Rule::new(Action::Disconnect));
+        let volume = kubelet.inline("2", &PHI3);
+        volume.publish().await.unwrap();
+        let stale = told(&api, "ModelServedStale").await;
+        let words = [
+            "models/phi3-mini/",
+            "newest revision in this node's cache, sha256:",
+            "serveStaleOnOutage",
+        ];
+        assert!(words.iter().all(|word| stale.contains(word)), "{stale}");
+        let events = api.events();
+        let event = events.iter().find(|event| event["reason"] == "ModelServedStale").unwrap();
+        assert_eq!(
+            (&event["type"], &event["involvedObject"]["uid"]),
+            (&"Warning".into(), &volume.uid.as_str().into())
+        );
+    });
+}
+
+#[test]
+fn a_pod_whose_volume_is_written_wrongly_reads_it_in_its_events_too() {
+    end_to_end(async |scratch| {
+        let store = store_with_phi3();
+        let api = ApiServer::start().await;
+        let driver = driver_with(scratch, &store, &api.url).await;
+        let kubelet = driver.kubelet();
+        let misspelt = [PHI3.as_slice(), &[("prefx", "models/")]].concat();
+        let unknown = kubelet.inline("1", &misspelt);
+        let mut writable = kubelet.inline("2", &PHI3);
+        writable.read_only = false;
+        for (count, (volume, word)) in
+            [(&unknown, "prefx"), (&writable, "readOnly: true")].iter().enumerate()
+        {
+            let (code, message) = volume.refused().await;
+            assert_eq!(code, Code::InvalidArgument);
+            let told = eventually("the event", Duration::from_secs(10), async || {
+                api.events().get(count).cloned()
+            })
+            .await;
+            assert_eq!(told["reason"], "ModelPullFailed");
+            assert_eq!(told["involvedObject"]["uid"], volume.uid.as_str());
+            let note = told["message"].as_str().unwrap();
+            assert!(note.contains(word) && message.contains(note), "{note:?} and {message:?}");
+        }
+    });
+}
+
+/// An API server that takes requests and never answers: how many about events it
+/// was asked, and how many of these their sender has given up.
+#[derive(Default)]
+struct Silent {
+    asked: AtomicUsize,
+    given_up: AtomicUsize,
+}
+
+impl Silent {
+    async fn start() -> (String, Arc<Self>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let silent = Arc::new(Self::default());
+        let counts = Arc::clone(&silent);
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let counts = Arc::clone(&counts);
+                tokio::spawn(async move {
+                    let mut lines = BufReader::new(stream).lines();
+                    let first = lines.next_line().await.ok().flatten().unwrap_or_default();
+                    if !first.contains("/events") {
+                        // The node's taint and the like; held open all the same.
+                        while matches!(lines.next_line().await, Ok(Some(_))) {}
+                        return;
+                    }
+                    counts.asked.fetch_add(1, Ordering::SeqCst);
+                    while matches!(lines.next_line().await, Ok(Some(_))) {}
+                    counts.given_up.fetch_add(1, Ordering::SeqCst);
+                });
+            }
+        });
+        (url, silent)
+    }
+
+    fn given_up(&self) -> usize {
+        self.given_up.load(Ordering::SeqCst)
+    }
+
+    /// Waits until it was asked more than so often.
+    async fn asked_after(&self, before: usize) -> usize {
+        eventually("a request", Duration::from_secs(30), async || {
+            Some(self.asked.load(Ordering::SeqCst)).filter(|asked| *asked > before)
+        })
+        .await
+    }
+}
+
+#[test]
+fn an_api_server_that_never_answers_delays_no_publish() {
+    end_to_end(async |scratch| {
+        let store = store_with_phi3();
+        let (url, api) = Silent::start().await;
+        let mut driver = driver_with(scratch, &store, &url).await;
+        driver.kubelet().inline("1", &PHI3).publish().await.unwrap();
+        assert_eq!(api.given_up(), 0, "it returned while its event still waits for an answer");
+        let asked = api.asked_after(0).await;
+        // A new process asks anew, whatever the old one still waits for.
+        driver.restart_to(None).await;
+        let given_up =
+            eventually("the old process's requests", Duration::from_secs(10), async || {
+                Some(api.given_up()).filter(|given_up| *given_up == asked)
+            })
+            .await;
+        driver.kubelet().inline("2", &PHI3).publish().await.unwrap();
+        assert_eq!(api.given_up(), given_up, "a hit neither");
+        assert_eq!(driver.metric("publish_total{result=\"hit\"}").await, 1);
+        api.asked_after(asked).await;
     });
 }
 

@@ -205,7 +205,8 @@ fn during_an_outage_the_newest_cached_revision_is_mounted_after_ten_seconds() {
             let volume = kubelet.inline(pod, &PHI3);
             volume.publish().await.unwrap();
             let took = volume.calls()[0].took;
-            assert!(took > Duration::from_secs(9) && took < Duration::from_secs(30), "{took:?}");
+            // Or as soon as eight attempts, a second or more apart, are used up.
+            assert!(took > Duration::from_secs(5) && took < Duration::from_secs(30), "{took:?}");
             assert_eq!(config(&volume), "{\"model_type\": \"phi3\"}");
             store.faults().remove(rule);
         }

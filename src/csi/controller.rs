@@ -38,7 +38,10 @@ impl ControllerService {
     async fn create(&self, request: Request<CreateVolumeRequest>) -> Result<CreateVolumeResponse> {
         self.readiness.check()?;
         let wait = deadline::wait(request.metadata());
-        let wanted = request::provision(request.get_ref())?;
+        let request = request.get_ref();
+        let wanted = request::provision(request).inspect_err(|error| {
+            self.provisioner.tell_refused(&request.parameters, &request.name, error);
+        })?;
         let made = tokio::time::timeout(wait, self.provisioner.create(wanted)).await;
         let volume = made.unwrap_or_else(|_| {
             Err(Error::new(

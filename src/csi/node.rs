@@ -69,8 +69,13 @@ impl NodeService {
         if self.volumes.is_published(&key).await.unwrap_or(false) {
             return Ok(NodePublishVolumeResponse {});
         }
-        let parsed = self.looking(move |kubelet| request::publish(&request, kubelet)).await?;
-        self.volumes.publish(parsed, wait).await?;
+        let second = Arc::clone(&request);
+        let parsed = self.looking(move |kubelet| request::publish(&second, kubelet)).await;
+        if let Err(error) = &parsed {
+            let pod = self.looking(move |kubelet| Ok(request::pod(&request, kubelet))).await;
+            self.volumes.tell_refused(pod.ok().flatten().as_ref(), error);
+        }
+        self.volumes.publish(parsed?, wait).await?;
         Ok(NodePublishVolumeResponse {})
     }
 

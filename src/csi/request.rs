@@ -111,6 +111,12 @@ pub(super) fn publish(
     Ok(PublishRequest { key: key(request, target)?, model, pod, tokens, options })
 }
 
+/// Whom a publish that was refused is for, where kubelet says it.
+pub(super) fn pod(request: &NodePublishVolumeRequest, kubelet_dir: &Path) -> Option<PodIdentity> {
+    let target = target::confine(&request.target_path, kubelet_dir).ok()?;
+    pod_identity(&request.volume_context, &target).ok()?
+}
+
 /// Whose keys count. Without pod information that is proven to be kubelet's,
 /// the mark of an inline volume could be missing, so a pod's author may have
 /// written this.

@@ -5,7 +5,7 @@
 //! one task, which posts them at a bounded rate. A pod's repeated event of one
 //! reason becomes a count and a newer text on the first one. Where the API
 //! server cannot be reached they are dropped; where it says 403, nothing is
-//! sent for a while.
+//! sent for a while, unless it is only that the pod's namespace is being deleted.
 
 mod api;
 mod recent;

@@ -22,6 +22,8 @@ type Seen = Arc<Mutex<Vec<(Method, String, String, Value)>>>;
 struct Server {
     seen: Seen,
     status: Arc<AtomicU16>,
+    /// What the next answers say.
+    says: Arc<Mutex<Value>>,
     events: Events,
     _account: tempfile::TempDir,
     shutdown: CancellationToken,
@@ -31,7 +33,8 @@ async fn server() -> Server {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let (seen, status) = (Seen::default(), Arc::new(AtomicU16::new(201)));
-    let (log, answer) = (Arc::clone(&seen), Arc::clone(&status));
+    let says = Arc::new(Mutex::new(serde_json::json!({})));
+    let (log, answer, text) = (Arc::clone(&seen), Arc::clone(&status), Arc::clone(&says));
     let shutdown = CancellationToken::new();
     let ends = shutdown.clone();
     tokio::spawn(async move {
@@ -40,9 +43,10 @@ async fn server() -> Server {
                 accepted = listener.accept() => accepted,
                 () = ends.cancelled() => return,
             };
-            let (log, answer) = (Arc::clone(&log), Arc::clone(&answer));
+            let (log, answer, text) = (Arc::clone(&log), Arc::clone(&answer), Arc::clone(&text));
             let service = service_fn(move |request: http::Request<hyper::body::Incoming>| {
-                let (log, answer) = (Arc::clone(&log), Arc::clone(&answer));
+                let (log, answer, text) =
+                    (Arc::clone(&log), Arc::clone(&answer), Arc::clone(&text));
                 async move {
                     let (head, body) = request.into_parts();
                     let body = body.collect().await.unwrap().to_bytes();
@@ -54,7 +58,8 @@ async fn server() -> Server {
                         bearer,
                         body,
                     ));
-                    let mut response = Response::new(Full::new(Bytes::from("{}")));
+                    let mut response =
+                        Response::new(Full::new(Bytes::from(text.lock().unwrap().to_string())));
                     *response.status_mut() =
                         StatusCode::from_u16(answer.load(Ordering::Relaxed)).unwrap();
                     Ok::<_, Infallible>(response)
@@ -69,7 +74,7 @@ async fn server() -> Server {
     let api = kubernetes::Api::new(&Cluster::at(url, account.path())).unwrap();
     let tasks = TaskTracker::new();
     let events = Events::to(api, "oci-model-csi.dev", "node-1", &tasks, &shutdown);
-    Server { seen, status, events, _account: account, shutdown }
+    Server { seen, status, says, events, _account: account, shutdown }
 }
 
 impl Server {
@@ -160,6 +165,28 @@ async fn a_driver_that_may_not_write_events_does_not_keep_trying() {
     server.until_seen(1).await;
     tokio::time::sleep(Duration::from_millis(700)).await;
     assert_eq!(server.seen.lock().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_namespace_that_is_being_deleted_silences_no_other() {
+    let server = server().await;
+    server.status.store(403, Ordering::Relaxed);
+    // As Kubernetes' admission plugin NamespaceLifecycle answers.
+    *server.says.lock().unwrap() = serde_json::json!({
+        "kind": "Status", "status": "Failure", "reason": "Forbidden", "code": 403,
+        "message": "events \"a.1\" is forbidden: unable to create new content in namespace team-a \
+                    because it is being terminated",
+        "details": {"name": "a.1", "kind": "events", "causes": [{
+            "reason": "NamespaceTerminating", "field": "metadata.namespace",
+            "message": "namespace team-a is being terminated",
+        }]},
+    });
+    server.events.tell(pod("a"), Reason::Pulling, "1 %");
+    server.until_seen(1).await;
+    server.status.store(201, Ordering::Relaxed);
+    server.events.tell(pod("b"), Reason::CacheHit, "hit");
+    let seen = server.until_seen(2).await;
+    assert_eq!(seen[1].3["involvedObject"]["name"], "b");
 }
 
 #[tokio::test]

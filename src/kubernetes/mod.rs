@@ -71,6 +71,8 @@ pub enum Failure {
         status: StatusCode,
         /// `message` of its `Status`, shortened; empty when it sent none.
         message: String,
+        /// Whether it is only since the object's namespace is being deleted.
+        ending: bool,
     },
     /// No answer, or none that can be read: why.
     Unanswered(String),
@@ -85,9 +87,12 @@ impl Failure {
         }
     }
 
-    /// Whether asking again is in vain until somebody changes a role (401 and 403).
+    /// Whether asking again is in vain until somebody changes a role: 401 and 403,
+    /// but not the 403 of a namespace that is being deleted, which is no role's.
     pub fn is_forbidden(&self) -> bool {
-        matches!(self.status(), Some(StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED))
+        let ending = matches!(self, Self::Answered { ending: true, .. });
+        let refused = [Some(StatusCode::FORBIDDEN), Some(StatusCode::UNAUTHORIZED)];
+        refused.contains(&self.status()) && !ending
     }
 
     /// Whether the object is not there.
@@ -99,10 +104,10 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Answered { status, message } if message.is_empty() => {
+            Self::Answered { status, message, .. } if message.is_empty() => {
                 write!(f, "the API server answered {status}")
             }
-            Self::Answered { status, message } => {
+            Self::Answered { status, message, .. } => {
                 write!(f, "the API server answered {status}: {message}")
             }
             Self::Unanswered(why) => f.write_str(why),
@@ -197,8 +202,10 @@ impl Api {
             }
         };
         if !status.is_success() {
-            let message = body.map(|body| message(&body)).unwrap_or_default();
-            return Err(Failure::Answered { status, message });
+            let said = body.map(|body| serde_json::from_slice(&body).unwrap_or_default());
+            let said: Value = said.unwrap_or_default();
+            let (message, ending) = (message(&said), is_of_an_ending_namespace(&said));
+            return Err(Failure::Answered { status, message, ending });
         }
         let body = body.map_err(|failure| Failure::Unanswered(failure.what))?;
         serde_json::from_slice(&body)
@@ -239,9 +246,15 @@ impl fmt::Debug for Api {
 }
 
 /// What a `metav1.Status` says.
-fn message(body: &[u8]) -> String {
-    let status: Value = serde_json::from_slice(body).unwrap_or_default();
+fn message(status: &Value) -> String {
     shown(status["message"].as_str().unwrap_or_default(), MESSAGE)
+}
+
+/// Whether a `metav1.Status` has the cause that the API server gives to whoever
+/// makes something in a namespace that is being deleted.
+fn is_of_an_ending_namespace(status: &Value) -> bool {
+    let causes = status["details"]["causes"].as_array();
+    causes.is_some_and(|causes| causes.iter().any(|one| one["reason"] == "NamespaceTerminating"))
 }
 
 #[cfg(test)]

@@ -126,7 +126,11 @@ mod tests {
         assert_eq!(pauses, [2, 4, 8, 16, 30, 30, 30]);
         trouble.over();
         assert_eq!(trouble.met(&gone, "looking", "get").as_secs(), 2);
-        let no = Failure::Answered { status: StatusCode::FORBIDDEN, message: String::new() };
+        let no = Failure::Answered {
+            status: StatusCode::FORBIDDEN,
+            message: String::new(),
+            ending: false,
+        };
         assert_eq!(trouble.met(&no, "looking", "get"), FORBIDDEN);
     }
 }

@@ -110,10 +110,14 @@ impl Provisioner {
     pub async fn create(&self, request: ProvisionRequest) -> Result<NewVolume> {
         let made = self.try_create(&request).await;
         if let Err(error) = &made {
-            let claim = template::claim(&request.parameters);
-            tell::not_made(&self.events, claim, &request.name, error);
+            self.tell_refused(&request.parameters, &request.name, error);
         }
         made
+    }
+
+    /// Tells the claim of these parameters why no volume `name` is made for it.
+    pub fn tell_refused(&self, parameters: &HashMap<String, String>, name: &str, error: &Error) {
+        tell::not_made(&self.events, template::claim(parameters), name, error);
     }
 
     async fn try_create(&self, request: &ProvisionRequest) -> Result<NewVolume> {

@@ -20,6 +20,7 @@ use crate::download::Engine;
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::Events;
 use crate::metrics::{Metrics, PublishResult};
+use crate::model::PodIdentity;
 use crate::mount;
 use crate::policy::{Policy, Who};
 
@@ -96,6 +97,11 @@ impl Volumes {
             Err(_) => self.0.metrics.published(PublishResult::Failed, seconds),
         }
         result.map(|_| ())
+    }
+
+    /// Tells a pod of a publish that is no request of ours, which nobody can carry out.
+    pub fn tell_refused(&self, pod: Option<&PodIdentity>, error: &Error) {
+        Teller::new(&self.0.events, pod).failed(error);
     }
 
     /// `None` when it was published before.

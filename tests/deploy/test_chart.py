@@ -87,13 +87,13 @@ def test_every_flag_of_the_driver_is_one_that_it_has(values):
         assert len(names) >= 6
 
 
-def settings(one):
+def told(one):
     """What a container of the driver is told, by flags and by variables."""
     flags = dict(flag.lstrip("-").split("=", 1) for flag in one["args"][1:])
     variables = {each["name"]: each.get("value") for each in one["env"]}
     prefix = "OCI_MODEL_CSI_"
-    told = {name.removeprefix(prefix).lower().replace("_", "-"): value for name, value in variables.items()}
-    return {**told, **flags}
+    named = {name.removeprefix(prefix).lower().replace("_", "-"): value for name, value in variables.items()}
+    return {**named, **flags}
 
 
 @EVERY
@@ -152,7 +152,7 @@ def test_paths_are_the_same_on_both_sides_and_where_kubelet_looks(values):
     found = chart("--values", values)
     template = only(found, "DaemonSet")["spec"]["template"]
     name = only(found, "CSIDriver")["metadata"]["name"]
-    flags = settings(container(template))
+    flags = told(container(template))
     registrar = dict(flag.lstrip("-").split("=", 1) for flag in container(template, "node-driver-registrar")["args"])
     host = {one["name"]: one["hostPath"] for one in template["spec"]["volumes"] if "hostPath" in one}
     mounts = {one["name"]: one["mountPath"] for one in container(template)["volumeMounts"]}
@@ -203,6 +203,31 @@ def test_a_change_of_the_configuration_restarts_the_pods_and_nothing_else_does()
     assert sums("--set-json", f"config.policy.rules={rule}") == before
 
 
+def test_cache_and_models_beside_it_are_reached_through_one_mount():
+    def cache(*settings):
+        found = chart("--values", BASE, *(word for setting in settings for word in ("--set", setting)))
+        template = only(found, "DaemonSet")["spec"]["template"]
+        [host] = [one["hostPath"] for one in template["spec"]["volumes"] if one["name"] == "cache"]
+        [mounted] = [one["mountPath"] for one in container(template)["volumeMounts"] if one["name"] == "cache"]
+        assert mounted == host["path"]
+        return mounted, host["type"], told(container(template))["cache-dir"]
+    assert cache() == ("/var/lib/oci-model-csi", "DirectoryOrCreate", "/var/lib/oci-model-csi")
+    beside = "config.cache.dir=/mnt/nvme/oci-model-csi", "node.cacheMount=/mnt/nvme"
+    assert cache(*beside) == ("/mnt/nvme", "Directory", "/mnt/nvme/oci-model-csi")
+
+
+def test_the_sidecars_may_use_the_socket_where_selinux_enforces():
+    def options(*settings):
+        found = chart("--values", BASE, *(word for setting in settings for word in ("--set", setting)))
+        template = only(found, "DaemonSet")["spec"]["template"]
+        [one] = {str(container(template, name)["securityContext"].get("seLinuxOptions"))
+                 for name in ("node-driver-registrar", "liveness-probe")}
+        return one
+    assert options() == "None"
+    assert options("openshift.enabled=true") == "{'type': 'spc_t'}"
+    assert options("openshift.enabled=true", "sidecars.seLinuxOptions.type=mine") == "{'type': 'mine'}"
+
+
 def test_one_node_at_a_time_and_never_two_drivers_on_one_cache():
     strategy = only(chart("--values", BASE), "DaemonSet")["spec"]["updateStrategy"]
     assert strategy == {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 1, "maxSurge": 0}}
@@ -214,6 +239,16 @@ def test_an_old_cluster_gets_no_field_that_it_does_not_know():
         return container(only(found, "DaemonSet")["spec"]["template"]).get("lifecycle")
     assert lifecycle("1.29.6") is None
     assert lifecycle("1.30.0") == {"preStop": {"sleep": {"seconds": 2}}}
+
+
+def test_tokens_come_as_secrets_where_kubelet_knows_how():
+    def spec(kubernetes, *arguments):
+        return only(chart("--values", BASE, *arguments, kubernetes=kubernetes), "CSIDriver")["spec"]
+    asked = "--set-json", 'csiDriver.tokenRequests=[{"audience": ""}]'
+    there = [spec(version, *asked).get("serviceAccountTokenInSecrets")
+             for version in ("1.34.9", "1.35.0-alpha.1", "v1.35.0-gke.100", "v1.35.4+oke.1")]
+    assert there == [None, True, True, True]
+    assert "serviceAccountTokenInSecrets" not in spec("1.35.4"), "nothing is asked for"
 
 
 def test_large_numbers_reach_the_driver_as_they_are():
@@ -236,6 +271,20 @@ def test_the_node_plugin_may_touch_nodes_only_where_it_is_asked_to():
     assert rights("node.startupTaint.remove=false", "node.modelLabels=5") == (
         events | nodes, ["--startup-taint=", "--model-labels=5"])
     assert rights("node.startupTaint.key=a/b")[1] == ["--startup-taint=a/b"]
+
+
+def test_the_own_node_is_the_only_one_where_a_policy_can_say_so():
+    def policy(kubernetes, *settings):
+        found = chart("--values", BASE, *(word for setting in settings for word in ("--set", setting)),
+                      kubernetes=kubernetes)
+        return ("ValidatingAdmissionPolicy", "oci-model-csi-own-node") in found
+    assert [policy(version) for version in ("1.31.9", "1.32.0", "v1.32.0-gke.100", "1.35.4")] == [False, True, True, True]
+    assert not policy("1.35.4", "rbac.ownNodeOnly=false")
+    # Without the right there is nothing to limit.
+    assert not policy("1.35.4", "node.startupTaint.remove=false")
+    assert not policy("1.35.4", "rbac.create=false")
+    assert policy("1.35.4", "node.startupTaint.remove=false", "node.modelLabels=5")
+    assert policy("1.35.4", "rbac.create=false", "rbac.ownNodeOnly=true")
 
 
 def test_a_policy_lets_the_configured_endpoint_through():

@@ -3,7 +3,7 @@
 import difflib
 import re
 
-from conftest import REPOSITORY
+from conftest import BASE, REPOSITORY, chart, container, only
 
 import yaml
 
@@ -11,8 +11,12 @@ EXAMPLES = REPOSITORY / "deploy/examples"
 DRIVER = "oci-model-csi.dev"
 
 
+# What an API server is given; values for the chart are `.yml`.
+OBJECTS = sorted(EXAMPLES.rglob("*.yaml"))
+
+
 def documents():
-    for path in sorted(EXAMPLES.rglob("*.yaml")):
+    for path in OBJECTS:
         for one in yaml.safe_load_all(path.read_text()):
             yield path.name, one
 
@@ -78,7 +82,19 @@ def test_every_mount_has_a_volume_and_every_volume_a_mount():
         assert mounted == {volume["name"] for volume in spec["volumes"]}, name
 
 
+def test_the_values_for_new_nodes_bring_models_in_and_take_the_taint_off():
+    path = EXAMPLES / "prefetch-values.yml"
+    found = chart("--values", BASE, "--values", path)
+    [text] = [one["data"]["config.yaml"] for (kind, _), one in found.items() if kind == "ConfigMap"]
+    assert yaml.safe_load(text)["prefetch"] == yaml.safe_load(path.read_text())["config"]["prefetch"] != []
+    arguments = container(only(found, "DaemonSet")["spec"]["template"])["args"]
+    assert "--model-labels=32" in arguments
+    assert not any(one.startswith("--startup-taint") for one in arguments), "the driver's default, which takes it off"
+    taint = re.search(r"--register-with-taints=(\S+)=:NoSchedule", path.read_text())[1]
+    assert f"{taint}:NoSchedule" in (REPOSITORY / "docs/nodes.md").read_text()
+
+
 def test_every_example_is_in_the_table():
     text = (REPOSITORY / "deploy/README.md").read_text()
-    linked = set(re.findall(r"\]\(examples/([\w./-]+\.yaml)\)", text))
-    assert linked == {str(path.relative_to(EXAMPLES)) for path in EXAMPLES.rglob("*.yaml")}
+    linked = set(re.findall(r"\]\(examples/([\w./-]+\.ya?ml)\)", text))
+    assert linked == {str(path.relative_to(EXAMPLES)) for path in EXAMPLES.rglob("*.y*ml")}

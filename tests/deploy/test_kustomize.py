@@ -15,6 +15,8 @@ PAIRS = {
     "components": REPOSITORY / "tests/deploy/components",
     "own-node": REPOSITORY / "tests/deploy/own-node",
 }
+# The oldest cluster that each is for: what the chart makes for it is the same.
+OLDEST = {name: "1.30.0" if name in ("base", "components") else "1.32.0" for name in PAIRS}
 # What helm says of itself.
 OF_HELM = ("app.kubernetes.io/managed-by", "helm.sh/chart")
 
@@ -51,7 +53,7 @@ def normalized(found):
 
 @pytest.mark.parametrize("name", PAIRS)
 def test_kustomize_makes_what_the_chart_makes(name):
-    by_helm = normalized(chart("--values", CHART / f"ci/{name}-values.yaml"))
+    by_helm = normalized(chart("--values", CHART / f"ci/{name}-values.yaml", kubernetes=OLDEST[name]))
     by_kustomize = normalized(objects(kustomized(PAIRS[name])))
     assert sorted(by_helm) == sorted(by_kustomize)
     for key, one in by_helm.items():
@@ -62,6 +64,14 @@ def test_kustomize_makes_what_the_chart_makes(name):
 def test_every_overlay_is_compared():
     there = {path.name for path in (KUSTOMIZE / "overlays").iterdir()}
     assert there <= set(PAIRS)
+
+
+def test_the_documents_say_which_clusters_an_overlay_is_for():
+    text = (REPOSITORY / "deploy/README.md").read_text()
+    assert "(Kubernetes 1.32 and later; 1.30 with `kustomize/base`)" in text
+    for name in ("oke", "openshift", "dev"):
+        header = (KUSTOMIZE / f"overlays/{name}/kustomization.yaml").read_text()
+        assert ("OpenShift 4.19" if name == "openshift" else "Kubernetes 1.32") + " and later, for own-node" in header
 
 
 def test_a_change_of_the_configuration_gives_it_another_name():

@@ -5,15 +5,17 @@ import re
 
 import pytest
 import yaml
-from conftest import CHART, REPOSITORY, run
+from conftest import BASE, CHART, KUSTOMIZE, REPOSITORY, chart, kustomized, objects, only, pods, run
 
 RULES = yaml.safe_load((CHART / "files/prometheusrule.yaml").read_text())["spec"]
 DASHBOARD = json.loads((CHART / "files/oci-model-csi.json").read_text())
 RUNBOOKS = (REPOSITORY / "docs/runbooks.md").read_text()
+COMPONENTS = REPOSITORY / "tests/deploy/components"
 ALERTS = [rule for group in RULES["groups"] for rule in group["rules"]]
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
-# Labels that Prometheus adds to every metric of a PodMonitor of ours.
-OF_TARGETS = {"node", "instance", "le"}
+# Labels that our PodMonitor gives to every metric, besides Prometheus' own.
+OF_MONITOR = {"node", "component", "job"}
+OF_TARGETS = OF_MONITOR | {"instance", "le"}
 
 
 def documented():
@@ -62,10 +64,11 @@ def test_prometheus_can_parse_every_query_of_the_dashboard(tmp_path):
 
 
 def test_alerts_and_dashboard_name_only_metrics_and_labels_that_are_documented():
-    known = documented()
+    known = documented() | {"up": set()}
     used = set()
     for place, text in expressions():
-        names = set(re.findall(r"\b(oci_model_csi_\w+)", text))
+        # `up` is Prometheus' own, of every target.
+        names = set(re.findall(r"\b(oci_model_csi_\w+|up(?={))", text))
         assert names and names <= set(known), f"{place}: {names - set(known)}"
         used |= names
         labels = set().union(*(known[name] for name in names)) | OF_TARGETS
@@ -78,6 +81,20 @@ def test_alerts_and_dashboard_name_only_metrics_and_labels_that_are_documented()
     assert not forgotten
 
 
+def test_the_pod_monitor_gives_the_labels_that_alerts_go_by():
+    monitor = only(chart("--values", CHART / "ci/components-values.yaml"), "PodMonitor")
+    [endpoint] = monitor["spec"]["podMetricsEndpoints"]
+    rules = {rule["targetLabel"]: rule.get("sourceLabels", rule.get("replacement")) for rule in endpoint["relabelings"]}
+    assert set(rules) == OF_MONITOR
+    assert rules["component"] == ["__meta_kubernetes_pod_label_app_kubernetes_io_component"]
+    [job] = {name for _, text in expressions() for name in re.findall(r'job="([^"]*)"', text)}
+    assert rules["job"] == job
+    templates = pods(chart("--values", BASE))
+    components = {template["metadata"]["labels"]["app.kubernetes.io/component"] for template in templates}
+    named = {name for _, text in expressions() for name in re.findall(r'component="([^"]*)"', text)}
+    assert named and named <= components
+
+
 @pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert["alert"])
 def test_every_alert_says_what_to_do_and_has_its_runbook(alert):
     assert alert["labels"]["severity"] in ("critical", "warning", "info")
@@ -85,6 +102,21 @@ def test_every_alert_says_what_to_do_and_has_its_runbook(alert):
     assert notes["summary"] and notes["description"]
     assert notes["runbook_url"] == f"docs/runbooks.md#{alert['alert'].lower()}"
     assert f"\n## {alert['alert']}\n" in RUNBOOKS
+
+
+def test_every_alert_that_is_installed_links_to_where_its_runbook_can_be_read():
+    for found in (chart("--values", CHART / "ci/components-values.yaml"), objects(kustomized(COMPONENTS))):
+        rules = [rule for group in only(found, "PrometheusRule")["spec"]["groups"] for rule in group["rules"]]
+        links = [rule["annotations"]["runbook_url"] for rule in rules]
+        read = "https://wiki.example.com/oci-model-csi/runbooks.md"
+        assert links == [f"{read}#{alert['alert'].lower()}" for alert in ALERTS]
+
+
+def test_the_component_says_how_its_links_are_made_absolute():
+    lines = (KUSTOMIZE / "components/monitoring/kustomization.yaml").read_text().splitlines()
+    said = "\n".join(line.removeprefix("#   ") for line in lines if line.startswith("#   "))
+    used = yaml.safe_load((COMPONENTS / "kustomization.yaml").read_text())
+    assert yaml.safe_load(said) == {key: used[key] for key in ("configMapGenerator", "replacements")}
 
 
 def test_no_runbook_is_of_an_alert_that_is_gone():

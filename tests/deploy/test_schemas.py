@@ -1,11 +1,11 @@
 """The API servers of several versions take every object, and know every field."""
 
 import pytest
-from conftest import REPOSITORY, TOOLS, VALUES, kustomized, rendered, run
-from test_kustomize import PAIRS
+from conftest import TOOLS, VALUES, kustomized, rendered, run
+from test_examples import OBJECTS
+from test_kustomize import OLDEST, PAIRS
 
 VERSIONS = sorted(path.name for path in (TOOLS / "schemas").glob("v*"))
-EXAMPLES = sorted((REPOSITORY / "deploy/examples").rglob("*.yaml"))
 AT = pytest.mark.parametrize("version", VERSIONS)
 
 
@@ -19,12 +19,8 @@ def check(version, directory, **texts):
                "-schema-location", schemas / "crds" / form, directory)
 
 
-# What a policy can say of tokens came with 1.32; the chart refuses to render it before.
-OWN_NODE = "own-node"
-
-
-def fits(name, version):
-    return OWN_NODE not in name or int(version.split(".")[1]) >= 32
+def minor(version):
+    return int(version.split(".")[1])
 
 
 def test_there_are_several_versions():
@@ -33,11 +29,10 @@ def test_there_are_several_versions():
 
 @AT
 def test_all_objects_are_valid(version, tmp_path):
-    charts = {f"chart-{path.stem}": rendered("--values", path, kubernetes=version[1:]) for path in VALUES
-              if fits(path.stem, version)}
+    charts = {f"chart-{path.stem}": rendered("--values", path, kubernetes=version[1:]) for path in VALUES}
     kustomizations = {f"kustomize-{name}": kustomized(path) for name, path in PAIRS.items()
-                      if fits(name, version)}
-    examples = {f"example-{path.stem}": path.read_text() for path in EXAMPLES}
+                      if minor(version) >= minor(OLDEST[name])}
+    examples = {f"example-{path.stem}": path.read_text() for path in OBJECTS}
     done = check(version, tmp_path, **charts, **kustomizations, **examples)
     assert done.returncode == 0, done.stdout
     files = len(charts) + len(kustomizations) + len(examples)

@@ -51,6 +51,19 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- end -}}
 
+{{/*
+Whether the policy for the own node is rendered: as rbac.ownNodeOnly says, and
+where that says nothing, when there is a right to limit and a cluster that can.
+*/}}
+{{- define "oci-model-csi.ownNodeOnly" -}}
+{{- if kindIs "bool" .Values.rbac.ownNodeOnly -}}
+{{- .Values.rbac.ownNodeOnly -}}
+{{- else -}}
+{{- $nodes := or .Values.node.startupTaint.remove (gt (int .Values.node.modelLabels) 0) -}}
+{{- and .Values.rbac.create $nodes (semverCompare ">=1.32-0" .Capabilities.KubeVersion.Version) -}}
+{{- end -}}
+{{- end -}}
+
 {{- define "oci-model-csi.image" -}}
 {{- $image := .Values.image -}}
 {{- if $image.digest -}}

@@ -24,7 +24,7 @@ pod that does not start.
 {{- end -}}
 
 {{- if and $values.rbac.ownNodeOnly (semverCompare "<1.32-0" .Capabilities.KubeVersion.Version) -}}
-{{- fail (printf "rbac.ownNodeOnly needs Kubernetes 1.32, whose tokens name their node, and this is %s: leave it off" .Capabilities.KubeVersion.Version) -}}
+{{- fail (printf "rbac.ownNodeOnly needs Kubernetes 1.32, whose tokens name their node, and this is %s: leave it out" .Capabilities.KubeVersion.Version) -}}
 {{- end -}}
 
 {{- $dir := $values.config.cache.dir -}}
@@ -38,6 +38,18 @@ pod that does not start.
 {{- fail (printf "config.cache.dir is %q, which is among kubelet's pods: the cache needs a directory of its own" $dir) -}}
 {{- end -}}
 
+{{- with $values.node.cacheMount -}}
+{{- if not (hasPrefix (printf "%s/" .) (printf "%s/" $dir)) -}}
+{{- fail (printf "node.cacheMount is %q, and config.cache.dir, %q, is not in it: name a directory that has both the cache and the models to import, such as %s" . $dir (dir $dir)) -}}
+{{- end -}}
+{{- if hasPrefix (printf "%s/" .) (printf "%s/" $kubelet) -}}
+{{- fail (printf "node.cacheMount is %q, which holds kubelet's directory %s: name one that has the cache and the models to import, and no more" . $kubelet) -}}
+{{- end -}}
+{{- if and $values.config.cache.requireMount (ne . $dir) -}}
+{{- fail (printf "config.cache.requireMount wants %q to be a mount point, and with node.cacheMount %q is one in its place: leave one of the two out" $dir .) -}}
+{{- end -}}
+{{- end -}}
+
 {{- if and (eq $values.config.objectStorage.auth "api_key") (not $values.credentials.secretName) -}}
 {{- fail "config.objectStorage.auth is api_key, and credentials.secretName is empty: name a Secret with the oci CLI's file and its key" -}}
 {{- end -}}
@@ -48,6 +60,10 @@ pod that does not start.
 {{- end -}}
 {{- if and (has "oke_workload_identity" $auths) (not $values.csiDriver.tokenRequests) -}}
 {{- fail "config.objectStorage reads as oke_workload_identity, and csiDriver.tokenRequests is empty: kubelet gives the driver no token of a pod; set csiDriver.tokenRequests to [{audience: \"\"}]" -}}
+{{- end -}}
+
+{{- if and $values.metrics.prometheusRule.enabled (not $values.metrics.prometheusRule.runbookUrl) -}}
+{{- fail "metrics.prometheusRule.runbookUrl is empty: every alert links to its section of docs/runbooks.md; write where your people can read that file, such as https://wiki.example.com/oci-model-csi/runbooks.md" -}}
 {{- end -}}
 
 {{- $ports := list (int $values.node.ports.metrics) (int $values.node.ports.liveness) (int $values.node.ports.registrar) -}}
