@@ -1,9 +1,9 @@
 //! The file that a download fills, and the record of what stands in it.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -43,7 +43,8 @@ struct Record {
 
 impl Target {
     /// Opens the staging file and its journal, believes what can be proved,
-    /// and makes room for the whole object. Blocks on the disk.
+    /// and makes room for the whole object. Blocks on the disk, and until
+    /// whoever was given up has let go of the file.
     pub(crate) fn open(
         data: &Path,
         journal: &Path,
@@ -52,10 +53,15 @@ impl Target {
         progress: Arc<Progress>,
         write_back: bool,
     ) -> io::Result<Self> {
-        let (mut journal, noted) = Journal::open(journal, size, etag)?;
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).mode(0o600);
-        let file = options.open(data)?;
+        let file = loop {
+            let file = alone(&options, data)?;
+            if is_at(&file, data)? {
+                break file;
+            }
+        };
+        let (mut journal, noted) = Journal::open(journal, size, etag)?;
         let spans = journal::check(&file, noted.clone())?;
         if !noted.is_empty() {
             // Rewritten with what was found true: a wrong entry is believed by nobody again.
@@ -185,6 +191,26 @@ impl Target {
 
     fn lock(&self) -> MutexGuard<'_, Record> {
         self.record.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Opens a staging file when nobody else works on it, and keeps others from it
+/// for as long as the file is open. What was given up may go on for a moment:
+/// a thread that writes, or makes holes, cannot be stopped. Blocks.
+pub(super) fn alone(options: &OpenOptions, data: &Path) -> io::Result<File> {
+    let file = options.open(data)?;
+    file.lock()?;
+    Ok(file)
+}
+
+/// Whether a file still has its name: it may have become a blob, or have been
+/// removed, while its lock was waited for.
+pub(super) fn is_at(file: &File, path: &Path) -> io::Result<bool> {
+    let id = |metadata: &Metadata| (metadata.dev(), metadata.ino());
+    match fs::symlink_metadata(path) {
+        Ok(named) => Ok(id(&named) == id(&file.metadata()?)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(e),
     }
 }
 
