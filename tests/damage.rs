@@ -5,12 +5,18 @@ mod support;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
+use localstore::{LocalStore, PutOptions, Source};
+use nix::libc;
 use support::api_server::ApiServer;
 use support::commands::Commands;
+use support::disk::{Disk, run};
 use support::driver::{Driver, Setup};
-use support::models::{MIB, PHI3, PREFIX, content_of, put, store_with_phi3};
+use support::models::{
+    BUCKET, MIB, PHI3, PREFIX, assert_synthetic, content_of, put, store_with_phi3,
+};
 use support::run::{end_to_end, end_to_end_within, eventually, figure};
 
 /// The blob behind a file that a pod sees.
@@ -130,5 +136,59 @@ fn the_driver_finds_and_mends_damage_by_itself_where_it_is_told_to_scrub() {
         let again = driver.kubelet().inline("2", &PHI3);
         again.publish().await.unwrap();
         assert_eq!(store.stats().body_bytes, 0, "{PREFIX} stands in the cache again");
+    });
+}
+
+/// Has the file system of `disk` find the inode of a file broken from now on.
+fn break_inode(disk: &Disk, image: &Path, path: &Path) {
+    let inode = fs::metadata(path).unwrap().ino();
+    run(Command::new("umount").arg(&disk.path));
+    let asked = format!("imap <{inode}>");
+    let asked = Command::new("debugfs").args(["-R", &asked]).arg(image).output().unwrap();
+    let said = String::from_utf8(asked.stdout).unwrap();
+    let (block, offset) =
+        said.split_once("at block ").unwrap().1.split_once(", offset 0x").unwrap();
+    let place =
+        block.parse::<u64>().unwrap() * BLOCK + u64::from_str_radix(offset.trim(), 16).unwrap();
+    // In the time of its last use: the inode's checksum is not right then.
+    let file = File::options().write(true).open(image).unwrap();
+    file.write_all_at(&[0xff], place + 8).unwrap();
+    run(Command::new("mount").args(["-o", "loop"]).args([image, &disk.path]));
+    let error = fs::read(path).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EBADMSG), "{error}");
+}
+
+const BLOCK: u64 = 4096;
+
+#[test]
+fn a_file_that_the_disk_cannot_give_back_stops_no_eviction_of_others() {
+    end_to_end(async |scratch| {
+        let disk = Disk::ext4(scratch, 100 * MIB, &["-b", &BLOCK.to_string()]);
+        let store = LocalStore::builder().start().unwrap();
+        let config = "cache: {minFree: 1MiB, minFreeInodes: 0%, maxSize: 50MiB}\n";
+        let mut setup = Setup::new(scratch, &store).with_config(config);
+        setup.cache = disk.path.join("cache");
+        let mut driver = setup.start().await;
+        let kubelet = driver.kubelet();
+        let pod = |model: &'static str, seed: u64| {
+            let prefix = format!("models/{model}/");
+            let source = Source::Synthetic { size: 20 * MIB, seed };
+            let name = format!("{prefix}weights");
+            store.put_with(BUCKET, &name, source, PutOptions::default()).unwrap();
+            kubelet.inline(model, &[("bucket", BUCKET), ("prefix", &prefix)])
+        };
+        for volume in [pod("1", 1), pod("2", 2)] {
+            volume.publish().await.unwrap();
+            volume.unpublish().await.unwrap();
+        }
+        driver.kill().await;
+        let key = driver.in_cache("models").remove(0);
+        let manifest = driver.setup.cache.join("models").join(key).join("manifest.json");
+        break_inode(&disk, &scratch.join("disk.img"), &manifest);
+        driver.restart().await;
+        let volume = pod("3", 3);
+        volume.publish().await.unwrap();
+        assert_synthetic(&volume.target().join("weights"), 3, 20 * MIB);
+        assert!(driver.log().contains("something in the cache cannot be read; look at the disk"));
     });
 }

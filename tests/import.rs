@@ -23,6 +23,7 @@ use oci_model_csi::metrics::Metrics;
 use oci_model_csi::model::{Manifest, ModelRequest, ModelUri};
 use oci_model_csi::oci::{AuthMethod, Environment, ObjectStorage, RetryPolicy, Settings};
 use oci_model_csi::volume::{Limits, Resolver, Stores};
+use support::disk::Disk;
 use support::models::{
     BUCKET, MIB, PREFIX, content, content_of, mode_of, put, put_large, store_with_phi3,
 };
@@ -329,6 +330,30 @@ fn a_writer_that_comes_while_a_file_is_compared_keeps_it() {
         node.store.faults().clear();
         let imported = node.import(&dir, true).await;
         assert_eq!((imported.differing, imported.downloaded_bytes), (vec![WEIGHTS.into()], SIZE));
+    });
+}
+
+#[test]
+fn a_file_that_could_not_be_taken_is_as_it_was() {
+    end_to_end(async |scratch| {
+        let disk = Disk::ext4(scratch, 64 * MIB, &["-N", "400"]);
+        let dir = disk.path.join("model");
+        fill(&dir);
+        let node = Node::new(&disk.path, store_with_phi3()).await;
+        let files = [WEIGHTS, "config.json", "tokenizer/vocab.txt"];
+        let modes = || files.map(|name| mode_of(&dir.join(name)));
+        let before = modes();
+        // No inode is left for what the cache writes of the file.
+        let others = disk.path.join("others");
+        fs::create_dir(&others).unwrap();
+        assert!((0..400).any(|n| File::create(others.join(n.to_string())).is_err()));
+        let error = node.try_import(&dir, true).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NoSpace, "{error}");
+        // What is begun of the other files is finished.
+        let as_before = async || (modes() == before).then_some(());
+        eventually("all files are as they were", BOUND, as_before).await;
+        fs::remove_dir_all(others).unwrap();
+        assert_eq!(node.import(&dir, true).await.adopted_files, 3);
     });
 }
 

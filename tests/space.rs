@@ -311,6 +311,38 @@ fn a_disk_that_runs_full_in_the_middle_of_a_download_costs_nothing_that_was_down
 }
 
 #[test]
+fn a_disk_that_is_too_full_for_one_large_file_gets_back_what_was_taken_for_it() {
+    end_to_end(async |scratch| {
+        const LARGE: u64 = 100 * MIB;
+        let disk = Disk::ext4(scratch, DISK, &[]);
+        let store = LocalStore::builder().start().expect("a local store");
+        put(&store, "a", "weights", LARGE, 1);
+        let mut driver = driver_on(&disk, scratch, &store, ROOM).await;
+        // Between the admission and the file's blocks somebody else comes.
+        driver.restart_to(Some("stop:download-1")).await;
+        let pod = pod(&driver.kubelet(), "1", "a");
+        let others = async {
+            driver.stopped().await;
+            let others = disk.fill_but("others", 80 * MIB);
+            run(Command::new("kill").args(["-CONT", &driver.pid().to_string()]));
+            others
+        };
+        let ((code, message), others) = tokio::join!(pod.refused(), others);
+        assert_eq!(code, Code::ResourceExhausted);
+        assert!(message.contains("the disk ran full with 0 of 100 MiB"), "{message}");
+        assert!(disk.free() > 70 * MIB, "{} bytes of 80 MiB are free", disk.free());
+
+        fs::remove_file(others).unwrap();
+        eventually("the model comes by itself", SOON, async || {
+            is_cached(&driver, "a").then_some(())
+        })
+        .await;
+        pod.publish().await.unwrap();
+        assert_synthetic(&pod.target().join("weights"), 1, LARGE);
+    });
+}
+
+#[test]
 fn a_model_that_arrived_while_its_pod_paused_is_kept_for_the_pod() {
     end_to_end(async |scratch| {
         let disk = Disk::ext4(scratch, DISK, &[]);

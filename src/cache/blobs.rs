@@ -23,7 +23,7 @@
 //! A file that an import adopts goes the same way from 3 on, from a place of
 //! its own: see `import.rs`.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -35,6 +35,7 @@ use serde::{Deserialize, Serialize};
 
 use super::files;
 use super::layout::Layout;
+use super::reread::{self, Pace, is_damage};
 use crate::abort_point;
 use crate::download::{Check, Verified, crc32c_of_file};
 use crate::error::{Error, Result};
@@ -64,6 +65,8 @@ pub(super) struct Blobs {
     /// Unsynced blobs that this process wrote or checked itself, numbered by
     /// when: one that is dropped and comes again is another.
     known_good: Mutex<HashMap<BlobId, u64>>,
+    /// Blobs of which memory may show what the disk never got.
+    distrusted: Mutex<HashSet<BlobId>>,
     next: AtomicU64,
     /// Held while a verified file becomes a blob: a download and an import may
     /// bring the same one.
@@ -86,6 +89,7 @@ impl Blobs {
         Self {
             layout,
             known_good: Mutex::default(),
+            distrusted: Mutex::default(),
             next: AtomicU64::new(0),
             placing: Mutex::default(),
         }
@@ -164,7 +168,7 @@ impl Blobs {
         if durable && size == record.size || self.lock().contains_key(id) {
             return Ok(Some(record));
         }
-        if size == record.size && self.crc(id)? == record.crc32c {
+        if size == record.size && self.crc(id)? == Some(record.crc32c) {
             self.vouch_for(id);
             return Ok(Some(record));
         }
@@ -188,9 +192,10 @@ impl Blobs {
     /// they are served, from the disk and not from memory.
     pub(super) fn distrust(&self, ids: &[BlobId]) {
         for id in ids {
+            self.doubts().insert(id.clone());
             self.lock().remove(id);
             if let Ok(file) = fs::File::open(self.layout.blob(id)) {
-                // Advice: without it the check may see what the disk never got.
+                // Pods are to see the disk's bytes too. Advice: what they map stays.
                 let _ = posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
             }
         }
@@ -293,11 +298,19 @@ impl Blobs {
         Ok(None)
     }
 
-    fn crc(&self, id: &BlobId) -> Result<u32> {
+    /// CRC-32C of a blob's bytes; `None` when the disk cannot give them back.
+    fn crc(&self, id: &BlobId) -> Result<Option<u32>> {
         let path = self.layout.blob(id);
-        let read = crc32c_of_file(&path);
-        read.map(|(crc32c, _)| crc32c)
-            .map_err(|e| Error::io(format!("checking {}", path.display()), &e))
+        let read = if self.doubts().contains(id) {
+            reread::crc32c(&path, &mut Pace::new(None), |_| true)
+        } else {
+            crc32c_of_file(&path).map(Some)
+        };
+        match read {
+            Ok(read) => Ok(read.map(|(crc32c, _)| crc32c)),
+            Err(e) if is_damage(&e) => Ok(None),
+            Err(e) => Err(Error::io(format!("checking {}", path.display()), &e)),
+        }
     }
 
     /// A name in the trash. Numbered, since renaming a file to another name of
@@ -308,8 +321,13 @@ impl Blobs {
     }
 
     fn vouch_for(&self, id: &BlobId) {
+        self.doubts().remove(id);
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         self.lock().insert(id.clone(), number);
+    }
+
+    fn doubts(&self) -> MutexGuard<'_, HashSet<BlobId>> {
+        self.distrusted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<BlobId, u64>> {
@@ -387,6 +405,20 @@ mod tests {
             let blobs = Blobs::new(f.layout.clone());
             assert!(blobs.find(&f.id).unwrap().is_none(), "{torn:?} was served");
             assert!(!f.layout.blob(&f.id).exists());
+        }
+    }
+
+    #[test]
+    fn what_a_failed_sync_was_about_is_read_from_the_disk_until_it_is_found_good() {
+        let f = fixture();
+        let (blobs, ids) = (commit(&f), [f.id.clone()]);
+        files::set_mode(&f.layout.blob(&f.id), 0o644).unwrap();
+        for (content, good) in [(CONTENT, true), (b"WEIGHTS", false)] {
+            fs::write(f.layout.blob(&f.id), content).unwrap();
+            blobs.distrust(&ids);
+            assert!(blobs.doubts().contains(&f.id) && blobs.before_sync(&ids).is_empty());
+            assert_eq!(blobs.find(&f.id).unwrap().is_some(), good);
+            assert_eq!(blobs.doubts().contains(&f.id), !good);
         }
     }
 

@@ -84,20 +84,32 @@ fn models_of(batch: &[Unsynced]) -> impl Iterator<Item = (&ModelKey, &[BlobId])>
     })
 }
 
+/// # Errors
+/// When the disk did not take everything: then nobody knows what it has.
 fn sync(directory: &File, blobs: &Blobs, models: &Models, batch: &[Unsynced]) -> Result<()> {
     let started = std::time::Instant::now();
-    let standing: Vec<_> =
-        models_of(batch).map(|(model, ids)| (model, ids, blobs.before_sync(ids))).collect();
+    let standing: Vec<_> = models_of(batch)
+        .map(|(model, ids)| (model, models.standing(model), ids, blobs.before_sync(ids)))
+        .collect();
     nix::unistd::syncfs(directory)
         .map_err(|e| Error::io("syncing the cache's file system", &e.into()))?;
     abort_point::reach("durability-1");
     // Only now, and in this order: a record that reaches the disk speaks of
     // bytes that have reached it before.
-    for (model, ids, synced) in standing {
-        blobs.made_durable(&synced)?;
-        abort_point::reach("durability-2");
-        if ids.iter().all(|id| blobs.is_durable(id)) {
-            models.made_durable(model)?;
+    for (model, tree, ids, synced) in standing {
+        let note = || {
+            blobs.made_durable(&synced)?;
+            abort_point::reach("durability-2");
+            match tree {
+                Some(tree) if ids.iter().all(|id| blobs.is_durable(id)) => {
+                    models.made_durable(model, &tree)
+                }
+                _ => Ok(()),
+            }
+        };
+        if let Err(error) = note() {
+            // What is not noted is only read again after a start.
+            tracing::warn!(model = model.as_str(), %error, "a model could not be noted as durable");
         }
     }
     tracing::debug!(batch = batch.len(), elapsed = ?started.elapsed(), "made durable");

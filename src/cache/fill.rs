@@ -10,7 +10,7 @@ use tracing::Instrument as _;
 
 use super::Inner;
 use super::durability::Unsynced;
-use super::flight::Ticket;
+use super::flight::{MEMO, Ticket};
 use super::models::CachedModel;
 use super::progress::{BlobProgress, FillProgress, Phase};
 use super::shortage::Shortage;
@@ -30,6 +30,9 @@ const SPACE_POLL: Duration = Duration::from_secs(5);
 
 /// And at most this often.
 const SPACE_PAUSE: Duration = Duration::from_millis(200);
+
+/// Looks, a fifth of [`MEMO`] apart, whether a failure is forgotten.
+const MEMO_LOOKS: u32 = 20;
 
 /// Fills the cache with one model.
 pub(super) async fn fill(
@@ -219,18 +222,17 @@ async fn download(
 /// begin to write meanwhile.
 async fn make_room(inner: &Arc<Inner>, wanted: &Wanted) {
     for (id, _) in &wanted.missing {
-        let staging = inner.staging_of(id);
-        let progress = BlobProgress::new(Share::background());
-        let mut ticket = inner.blob_flights.join(id.clone(), progress, move |_| async move {
-            blocking(move || match staging.data.exists() {
-                true => staging.give_back_unwritten(),
-                false => Ok(()),
-            })
-            .await?;
-            // Who joined wants the blob, which is not there.
-            let text = "the disk ran full; the download is tried again";
-            Err(Error::new(ErrorKind::InProgress, text))
-        });
+        let mut ticket = give_back(inner, id);
+        // The one that found the disk full is remembered for a moment, and it
+        // took the most.
+        for _ in 0..MEMO_LOOKS {
+            if !(ticket.joined() && ticket.is_over()) {
+                break;
+            }
+            drop(ticket);
+            tokio::time::sleep(MEMO / 5).await;
+            ticket = give_back(inner, id);
+        }
         if ticket.joined() {
             continue;
         }
@@ -241,6 +243,21 @@ async fn make_room(inner: &Arc<Inner>, wanted: &Wanted) {
             _ => {}
         }
     }
+}
+
+fn give_back(inner: &Inner, id: &BlobId) -> Ticket<BlobProgress, ()> {
+    let staging = inner.staging_of(id);
+    let progress = BlobProgress::new(Share::background());
+    inner.blob_flights.join(id.clone(), progress, move |_| async move {
+        blocking(move || match staging.data.exists() {
+            true => staging.give_back_unwritten(),
+            false => Ok(()),
+        })
+        .await?;
+        // Who joined wants the blob, which is not there.
+        let text = "the disk ran full; the download is tried again";
+        Err(Error::new(ErrorKind::InProgress, text))
+    })
 }
 
 /// The other blobs' flights end soon after the one that failed.

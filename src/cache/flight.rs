@@ -23,7 +23,7 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// How long a failure answers for a new try: so long that a hundred pods do
 /// not each find it out, so short that nobody waits for it.
-const MEMO: Duration = Duration::from_millis(1500);
+pub(super) const MEMO: Duration = Duration::from_millis(1500);
 
 /// The running flights of one kind.
 pub struct Flights<K, P, T> {
@@ -183,6 +183,11 @@ impl<P, T: Clone> Ticket<P, T> {
     /// The progress, to be kept.
     pub fn shared_progress(&self) -> Arc<P> {
         Arc::clone(&self.progress)
+    }
+
+    /// Whether it is over, and only its failure is still remembered.
+    pub(super) fn is_over(&self) -> bool {
+        self.outcome.borrow().is_some()
     }
 
     /// Whether somebody else had started it.

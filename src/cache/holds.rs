@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::model::{BlobId, ModelKey};
 
@@ -14,6 +14,8 @@ pub(super) struct Holds(Arc<Shared>);
 #[derive(Debug, Default)]
 struct Shared {
     counts: Mutex<Counts>,
+    /// A model has left, or stays.
+    left: Condvar,
     /// Held by an eviction from its look at the cache to its last rename, and
     /// for a moment by whoever begins to build on blobs: what an eviction did
     /// not see as busy cannot become busy under its hands.
@@ -23,6 +25,8 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Counts {
     models: HashMap<ModelKey, usize>,
+    /// Models that are being taken away.
+    leaving: HashSet<ModelKey>,
     blobs: HashMap<BlobId, usize>,
 }
 
@@ -44,9 +48,14 @@ pub(super) struct BlobHold {
 }
 
 impl Holds {
-    /// Holds a model, whether it is there or not: look after you have it.
+    /// Holds a model, whether it is there or not: look after you have it. Waits
+    /// for the model's eviction to end, if it is being evicted. Blocks.
     pub(super) fn model(&self, key: &ModelKey) -> ModelHold {
-        *self.lock().models.entry(key.clone()).or_default() += 1;
+        let leaving = |counts: &mut Counts| counts.leaving.contains(key);
+        let counts = self.0.left.wait_while(self.lock(), leaving);
+        let mut counts = counts.unwrap_or_else(PoisonError::into_inner);
+        *counts.models.entry(key.clone()).or_default() += 1;
+        drop(counts);
         ModelHold(Arc::new(ModelGuard { holds: self.clone(), key: key.clone() }))
     }
 
@@ -77,14 +86,35 @@ impl Holds {
         self.lock().blobs.keys().cloned().collect()
     }
 
-    /// Does `act` if nobody holds the model, and nobody gets to meanwhile.
+    /// Does `act` if nobody holds the model, and nobody gets to meanwhile. For
+    /// one at a time, who has [`Holds::exclusively`]. Nothing is locked while
+    /// `act` asks the disk: a hold may end in async code. Blocks.
     pub(super) fn unless_held<T>(&self, key: &ModelKey, act: impl FnOnce() -> T) -> Option<T> {
-        let counts = self.lock();
-        (!counts.models.contains_key(key)).then(act)
+        let mut counts = self.lock();
+        if counts.models.contains_key(key) {
+            return None;
+        }
+        counts.leaving.insert(key.clone());
+        drop(counts);
+        let _leaving = Leaving { holds: self, key };
+        Some(act())
     }
 
     fn lock(&self) -> MutexGuard<'_, Counts> {
         self.0.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Ends, also when what is done meanwhile panics.
+struct Leaving<'a> {
+    holds: &'a Holds,
+    key: &'a ModelKey,
+}
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        self.holds.lock().leaving.remove(self.key);
+        self.holds.0.left.notify_all();
     }
 }
 
@@ -114,6 +144,10 @@ fn release<K: Eq + Hash>(counts: &mut HashMap<K, usize>, key: &K) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
+    use std::thread;
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -127,6 +161,27 @@ mod tests {
         drop(third);
         assert_eq!(holds.unless_held(&key, || 7), Some(7));
         assert!(holds.held_models().is_empty());
+    }
+
+    #[test]
+    fn whoever_wants_a_model_that_is_leaving_waits_and_nobody_else_does() {
+        let holds = Holds::default();
+        let [key, other] = ["a", "b"].map(|c| ModelKey::parse(&c.repeat(64)).unwrap());
+        let kept = holds.model(&other);
+        let (sender, held) = mpsc::channel();
+        let waits = holds.unless_held(&key, || {
+            // Also the end of a hold, in async code, waits for no disk.
+            drop(kept);
+            drop(holds.model(&other));
+            let (holds, key) = (holds.clone(), key.clone());
+            thread::spawn(move || sender.send(holds.model(&key)));
+            held.recv_timeout(Duration::from_millis(200)).is_err()
+        });
+        assert_eq!(waits, Some(true));
+        let now_held = held.recv_timeout(Duration::from_secs(30)).unwrap();
+        assert_eq!(holds.held_models(), HashSet::from([key.clone()]));
+        drop(now_held);
+        assert_eq!(holds.unless_held(&key, || ()), Some(()));
     }
 
     #[test]

@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime};
 use super::files;
 use super::layout::Layout;
 use super::policy::Space;
+use super::reread::is_damage;
 use crate::error::{Error, Result};
 use crate::model::{BlobId, Manifest, ModelKey};
 
@@ -137,7 +138,9 @@ impl StandingModel {
     ) -> Result<Option<Self>> {
         let directory = layout.model(&key);
         let Some(own) = own_space(&directory)? else { return Ok(None) };
-        let bytes = files::read(&layout.manifest(&key))?;
+        let path = layout.manifest(&key);
+        let bytes = undamaged(fs::read(&path), &path)
+            .map_err(|e| Error::io(format!("reading {}", path.display()), &e))?;
         let manifest = bytes.and_then(|bytes| Manifest::from_json(&bytes).ok());
         let manifest = manifest.filter(|manifest| manifest.key() == key);
         let mut blobs: Vec<usize> = manifest
@@ -236,20 +239,53 @@ fn space_below_but(
     Ok(space)
 }
 
-/// Every entry of a directory; what vanishes meanwhile is left out.
+/// Every entry of a directory; what vanishes meanwhile is left out, and so is
+/// what the disk cannot give back.
 fn each(directory: &Path, mut see: impl FnMut(&str, &Metadata)) -> Result<()> {
     let failed = |e: io::Error| Error::io(format!("listing {}", directory.display()), &e);
-    let entries = match fs::read_dir(directory) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-        other => other.map_err(failed)?,
+    let Some(entries) = undamaged(fs::read_dir(directory), directory).map_err(failed)? else {
+        return Ok(());
     };
     for entry in entries {
-        let entry = entry.map_err(failed)?;
-        match entry.metadata() {
-            Ok(metadata) => see(&entry.file_name().to_string_lossy(), &metadata),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            Err(e) => return Err(failed(e)),
+        // After such an error there is no next entry.
+        let Some(entry) = undamaged(entry, directory).map_err(failed)? else { return Ok(()) };
+        if let Some(metadata) = undamaged(entry.metadata(), &entry.path()).map_err(failed)? {
+            see(&entry.file_name().to_string_lossy(), &metadata);
         }
     }
     Ok(())
+}
+
+/// `None` for what is gone, and for what is damaged: one of those must not end
+/// the looking after all others.
+fn undamaged<T>(read: io::Result<T>, path: &Path) -> io::Result<Option<T>> {
+    match read {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) if is_damage(&error) => {
+            let path = path.display();
+            tracing::warn!(%path, %error, "something in the cache cannot be read; look at the disk");
+            Ok(None)
+        }
+        read => read.map(Some),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::libc;
+
+    use super::*;
+
+    #[test]
+    fn what_the_disk_cannot_give_back_is_passed_over_and_no_other_failure_is() {
+        let read =
+            |errno| undamaged::<()>(Err(io::Error::from_raw_os_error(errno)), Path::new("x"));
+        for passed_over in [libc::EIO, libc::EUCLEAN, libc::EBADMSG, libc::ENOENT] {
+            assert!(matches!(read(passed_over), Ok(None)), "{passed_over}");
+        }
+        for told in [libc::EMFILE, libc::EACCES, libc::ENOMEM] {
+            assert_eq!(read(told).unwrap_err().raw_os_error(), Some(told));
+        }
+        assert!(matches!(undamaged(Ok(()), Path::new("x")), Ok(Some(()))));
+    }
 }

@@ -18,7 +18,8 @@
 //! before anybody sees it; a model with `durable` waits for none of that.
 
 use std::collections::HashMap;
-use std::fs;
+use std::fs::{self, File};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -33,6 +34,7 @@ use super::trash::discard;
 use crate::abort_point;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Manifest, ModelKey, RequestDigest, Revision};
+use crate::mount::{self, DirId};
 
 /// A complete model that stands in the cache.
 #[derive(Debug, Clone)]
@@ -230,10 +232,24 @@ impl Models {
         Ok(bytes.and_then(|b| serde_json::from_slice::<Latest>(&b).ok()).map(|l| l.model))
     }
 
-    /// Notes that a model is on the disk, all of it.
-    pub(super) fn made_durable(&self, key: &ModelKey) -> Result<()> {
-        if self.layout.model(key).is_dir() {
-            files::write_whole(&self.layout.durable(key), b"", 0o644)?;
+    /// A model's tree as it stands before a sync. Open, so that no other gets
+    /// its inode number.
+    pub(super) fn standing(&self, key: &ModelKey) -> Option<File> {
+        File::open(self.layout.tree(key)).ok()
+    }
+
+    /// Notes that a model is on the disk, all of it, unless it was built again
+    /// since [`Models::standing`].
+    pub(super) fn made_durable(&self, key: &ModelKey, synced: &File) -> Result<()> {
+        let tree = self.layout.tree(key);
+        let is_at = |metadata: fs::Metadata| {
+            mount::identity(&tree).is_ok_and(|tree| tree == DirId::from(&metadata))
+        };
+        if synced.metadata().is_ok_and(is_at) {
+            // Beside this tree, whatever takes its name by then.
+            let beside = format!("/proc/self/fd/{}/../durable", synced.as_raw_fd());
+            files::write_whole(Path::new(&beside), b"", 0o644)
+                .map_err(|e| e.context(self.layout.durable(key).display()))?;
             abort_point::reach("model-commit-5");
         }
         Ok(())
@@ -250,5 +266,28 @@ impl Models {
 
     fn lock(&self) -> MutexGuard<'_, HashMap<ModelKey, Arc<Manifest>>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sync_vouches_for_no_model_that_was_built_again_after_it_began() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path());
+        let models = Models::new(layout.clone(), Holds::default());
+        let key = ModelKey::parse(&"ab".repeat(32)).unwrap();
+        let build = || fs::create_dir_all(layout.tree(&key)).unwrap();
+        build();
+        let before = models.standing(&key).unwrap();
+        fs::remove_dir_all(layout.model(&key)).unwrap();
+        models.made_durable(&key, &before).unwrap();
+        build();
+        models.made_durable(&key, &before).unwrap();
+        assert!(!models.is_durable(&key), "what was synced is gone");
+        models.made_durable(&key, &models.standing(&key).unwrap()).unwrap();
+        assert!(models.is_durable(&key));
     }
 }

@@ -72,6 +72,12 @@ pub(super) fn crc32c(
     }
 }
 
+/// Whether a read failed since the disk or the file system is broken.
+pub(super) fn is_damage(error: &io::Error) -> bool {
+    let broken = [libc::EIO, libc::EUCLEAN, libc::EBADMSG, libc::ENODATA, libc::EILSEQ];
+    error.raw_os_error().is_some_and(|errno| broken.contains(&errno))
+}
+
 fn direct(path: &Path) -> io::Result<File> {
     let direct = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(path);
     match direct {

@@ -12,6 +12,8 @@ use std::fs::File;
 use std::io::ErrorKind as Io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use tokio::sync::Semaphore;
+
 use super::flight::Flights;
 use super::models::CachedModel;
 use super::{Cache, Inner};
@@ -23,8 +25,15 @@ use crate::model::{ModelKey, ModelRequest, shown};
 /// Verdicts that are remembered; when they are more, all are found out again.
 const REMEMBERED: usize = 10_000;
 
-/// Missing shards of one index that are remembered.
+/// Bytes of them at most: whoever uploads decides what a flaw is called.
+const REMEMBERED_BYTES: usize = 16 << 20;
+
+/// Missing shards of one model that are remembered.
 const MISSING: usize = 1000;
+
+/// Models whose files are looked at at once. The longest header and the
+/// longest index take some 100 MB of memory each while they are read.
+const AT_ONCE: usize = 2;
 
 /// Flaws that one message names.
 const NAMED: usize = 2;
@@ -32,26 +41,69 @@ const NAMED: usize = 2;
 /// What was found in one model.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Verdict {
-    /// Path and what is wrong with the file.
-    broken: Vec<(String, String)>,
-    /// Path of an index, and of a shard that it names and the tree has not.
-    missing: Vec<(String, String)>,
+    /// The first broken files, and what is wrong with them, as they are told.
+    broken: Vec<String>,
+    /// Broken files beyond those.
+    more_broken: usize,
+    /// What indexes name and the tree has not.
+    missing: Vec<Missing>,
+}
+
+/// A shard that is not there.
+#[derive(Debug, PartialEq, Eq)]
+struct Missing {
+    /// The index that names it, as it is told.
+    index: Arc<str>,
+    shard: String,
 }
 
 /// The verdicts of one cache.
 pub(super) struct Sanity {
     enabled: bool,
     flights: Flights<ModelKey, (), Option<Arc<Verdict>>>,
-    known: Mutex<HashMap<ModelKey, Arc<Verdict>>>,
+    known: Mutex<Known>,
+    at_once: Arc<Semaphore>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    verdicts: HashMap<ModelKey, Arc<Verdict>>,
+    bytes: usize,
 }
 
 impl Sanity {
     pub(super) fn new(enabled: bool, flights: Flights<ModelKey, (), Option<Arc<Verdict>>>) -> Self {
-        Self { enabled, flights, known: Mutex::default() }
+        let (known, at_once) = (Mutex::default(), Arc::new(Semaphore::new(AT_ONCE)));
+        Self { enabled, flights, known, at_once }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<ModelKey, Arc<Verdict>>> {
+    fn lock(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does work that the model's author made as much as it is, when it is its turn.
+    async fn in_turn<T: Send + 'static>(
+        at_once: Arc<Semaphore>,
+        work: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let turn = at_once.acquire_owned().await;
+        let turn = turn.map_err(|e| Error::internal(format!("checking a model's files: {e}")))?;
+        blocking(move || {
+            let _turn = turn;
+            work()
+        })
+        .await
+    }
+}
+
+impl Known {
+    fn insert(&mut self, key: ModelKey, verdict: Arc<Verdict>) {
+        let bytes = verdict.bytes();
+        if self.verdicts.len() >= REMEMBERED || self.bytes + bytes > REMEMBERED_BYTES {
+            *self = Self::default();
+        }
+        self.bytes += bytes;
+        self.verdicts.insert(key, verdict);
     }
 }
 
@@ -61,24 +113,29 @@ impl Cache {
     /// Cancellation safe: the look at the files goes on for the next caller.
     ///
     /// # Errors
-    /// `Precondition`, naming the files and what is wrong with them.
+    /// `Precondition`, naming the files and what is wrong with them; `Invalid`
+    /// when the request's filters take too long to be compared with the names.
     pub async fn check_sanity(&self, model: &CachedModel, request: &ModelRequest) -> Result<()> {
         if !self.0.sanity.enabled {
             return Ok(());
         }
-        let known = self.0.sanity.lock().get(&model.key).cloned();
+        let at_once = || Arc::clone(&self.0.sanity.at_once);
+        let known = self.0.sanity.lock().verdicts.get(&model.key).cloned();
         let verdict = match known {
             Some(verdict) => Some(verdict),
             None => {
                 let (inner, model_) = (Arc::clone(&self.0), model.clone());
-                let mut ticket =
-                    self.0.sanity.flights.join(model.key.clone(), (), |_| {
-                        blocking(move || inner.find_flaws(&model_))
-                    });
+                let mut ticket = self.0.sanity.flights.join(model.key.clone(), (), |_| {
+                    Sanity::in_turn(at_once(), move || inner.find_flaws(&model_))
+                });
                 ticket.landed().await?
             }
         };
-        verdict.map_or(Ok(()), |verdict| verdict.for_request(request))
+        let Some(verdict) = verdict.filter(|verdict| **verdict != Verdict::default()) else {
+            return Ok(());
+        };
+        let request = request.clone();
+        Sanity::in_turn(at_once(), move || verdict.for_request(&request)).await
     }
 }
 
@@ -91,15 +148,11 @@ impl Inner {
             tracing::warn!(
                 model = %model.manifest.source,
                 revision = model.manifest.revision.as_str(),
-                files = verdict.broken.len(),
+                files = verdict.broken.len() + verdict.more_broken,
                 "a model has safetensors files that no loader can open"
             );
         }
-        let mut known = self.sanity.lock();
-        if known.len() >= REMEMBERED {
-            known.clear();
-        }
-        known.insert(model.key.clone(), Arc::clone(&verdict));
+        self.sanity.lock().insert(model.key.clone(), Arc::clone(&verdict));
         Ok(Some(verdict))
     }
 }
@@ -122,48 +175,68 @@ fn verdict(model: &CachedModel) -> Result<Option<Verdict>> {
             opened => opened.map_err(failed)?,
         };
         let broken = if index {
-            match safetensors::shards(&opened).map_err(failed)? {
-                Ok(shards) => {
-                    let shards = shards.unwrap_or_default();
-                    let missing = shards.iter().filter_map(|shard| {
-                        let path = safetensors::shard_path(&file.path, shard);
-                        let path = path.unwrap_or_else(|| shard.clone());
-                        (!paths.contains(path.as_str())).then(|| (file.path.clone(), path))
-                    });
-                    // Whoever uploads decides how many there are.
-                    verdict.missing.extend(missing.take(MISSING));
-                    Ok(())
-                }
-                Err(why) => Err(why),
-            }
+            safetensors::shards(&opened).map_err(failed)?.map(|shards| {
+                let shards = shards
+                    .unwrap_or_default()
+                    .into_iter()
+                    .map(|shard| safetensors::shard_path(&file.path, &shard).unwrap_or(shard));
+                let missing = shards.filter(|shard| !paths.contains(shard.as_str()));
+                verdict.note_missing(&file.path, missing);
+            })
         } else {
             safetensors::check(&opened, file.size).map_err(failed)?
         };
         if let Err(why) = broken {
-            verdict.broken.push((file.path.clone(), why));
+            verdict.note_broken(&file.path, &why);
         }
     }
     Ok(Some(verdict))
 }
 
 impl Verdict {
-    /// What of it is wrong for this request.
+    fn note_broken(&mut self, path: &str, why: &str) {
+        if self.broken.len() < NAMED {
+            self.broken.push(told(path, why));
+        } else {
+            self.more_broken += 1;
+        }
+    }
+
+    fn note_missing(&mut self, index: &str, shards: impl Iterator<Item = String>) {
+        let index: Arc<str> = shown(index, 60).into();
+        let left = MISSING - self.missing.len();
+        let shards = shards.take(left).map(|shard| Missing { index: Arc::clone(&index), shard });
+        self.missing.extend(shards);
+    }
+
+    /// What it takes in memory, about.
+    fn bytes(&self) -> usize {
+        let missing = self
+            .missing
+            .iter()
+            .map(|missing| missing.shard.capacity() + missing.index.len() + size_of::<Missing>());
+        self.broken.iter().map(String::capacity).chain(missing).sum::<usize>() + size_of::<Self>()
+    }
+
+    /// What of it is wrong for this request. Blocks for seconds at worst.
     fn for_request(&self, request: &ModelRequest) -> Result<()> {
-        let broken = self.broken.iter().map(|(path, why)| (path, why.clone()));
-        let missing = self.missing.iter().filter(|(_, shard)| request.filters.select(shard));
-        let missing = missing.map(|(index, shard)| {
-            (index, format!("it names {}, which is not there", shown(shard, 90)))
-        });
-        let mut flaws = broken.chain(missing);
-        let named: Vec<String> = flaws
-            .by_ref()
-            .take(NAMED)
-            .map(|(path, why)| format!("{}: {why}", shown(path, 60)))
-            .collect();
+        let mut selection = request.filters.selection();
+        let (mut named, mut more) = (self.broken.clone(), self.more_broken);
+        for Missing { index, shard } in &self.missing {
+            if !selection.has(shard)? {
+                continue;
+            }
+            if named.len() < NAMED {
+                let why = format!("it names {}, which is not there", shown(shard, 90));
+                named.push(format!("{index}: {why}"));
+            } else {
+                more += 1;
+            }
+        }
         if named.is_empty() {
             return Ok(());
         }
-        let more = match flaws.count() {
+        let more = match more {
             0 => String::new(),
             more => format!("; and {more} more"),
         };
@@ -177,6 +250,11 @@ impl Verdict {
             ),
         ))
     }
+}
+
+/// A file and its flaw, for people.
+fn told(path: &str, why: &str) -> String {
+    format!("{}: {why}", shown(path, 60))
 }
 
 #[cfg(test)]
@@ -248,6 +326,32 @@ mod tests {
         assert!(error.message().contains("names d/2.safetensors, which is not there"), "{error}");
         verdict.for_request(&request(Some("d/2.*"))).unwrap();
         assert!(verdict.for_request(&request(Some("d/3.*"))).is_err(), "something else left out");
+    }
+
+    #[test]
+    fn what_is_kept_of_a_model_is_bounded_whatever_its_indexes_name() {
+        let shards = |index: usize| -> Vec<u8> {
+            let names = (0..700).map(|n| format!(r#""t{n}": "{index}-{n}-{}""#, "x".repeat(900)));
+            format!(r#"{{"weight_map": {{{}}}}}"#, names.collect::<Vec<_>>().join(",")).into()
+        };
+        let indexes: Vec<(String, Vec<u8>)> =
+            (0..5).map(|n| (format!("{n}.safetensors.index.json"), shards(n))).collect();
+        let too_long = format!(r#"{{"weight_map": {{"a": "{}"}}}}"#, "a".repeat(1 << 20));
+        let mut files: Vec<(&str, &[u8])> =
+            indexes.iter().map(|(name, content)| (name.as_str(), content.as_slice())).collect();
+        files.push(("9.safetensors.index.json", too_long.as_bytes()));
+        let (_dir, model) = model(&files);
+        let verdict = Arc::new(verdict(&model).unwrap().unwrap());
+        assert_eq!((verdict.broken.len(), verdict.missing.len()), (1, MISSING));
+        assert!((MISSING * 900..2 << 20).contains(&verdict.bytes()), "{}", verdict.bytes());
+
+        let mut known = Known::default();
+        for n in 0..100 {
+            let key = ModelKey::parse(&format!("{n:064x}")).unwrap();
+            known.insert(key, Arc::clone(&verdict));
+            let bytes: usize = known.verdicts.values().map(|verdict| verdict.bytes()).sum();
+            assert!(bytes == known.bytes && bytes <= REMEMBERED_BYTES, "{bytes} after {n}");
+        }
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! Space is admitted before the first byte: sizes are known from the listing,
 //! and the running downloads' share counts.
 
+mod measure;
+
 use std::collections::{HashMap, HashSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -8,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::sys::statvfs::statvfs;
 
+use self::measure::Measured;
 use super::layout::Layout;
 use super::policy::Space;
 use super::shortage::Bound;
@@ -206,8 +209,9 @@ impl Ledger {
         wanted: &Wanted,
         taken: Option<&Taken>,
     ) -> Result<Result<Reservation, Lack>> {
+        let measured = self.measure(wanted)?;
         let mut book = self.lock();
-        let lack = self.compare(&book, wanted, taken)?;
+        let lack = self.compare(&book, &measured, wanted, taken);
         if lack.deficit() != Space::default() {
             return Ok(Err(lack));
         }
@@ -231,27 +235,32 @@ impl Ledger {
 
     /// What a model needs and what is there for it, whether that lacks or not.
     pub(super) fn look(&self, wanted: &Wanted, taken: Option<&Taken>) -> Result<Lack> {
-        self.compare(&self.lock(), wanted, taken)
+        let measured = self.measure(wanted)?;
+        Ok(self.compare(&self.lock(), &measured, wanted, taken))
     }
 
-    fn compare(&self, book: &Book, wanted: &Wanted, taken: Option<&Taken>) -> Result<Lack> {
-        // Before the look at the disk: what comes in between counts twice then,
-        // and not never.
-        let pending = &book.pending;
-        let running: u64 = pending
-            .iter()
-            .map(|(id, p)| self.still_to_come(id, p.size))
-            .fold(0, u64::saturating_add);
-        let fs = FileSystem::of(self.layout.root())?;
-        let new = wanted.missing.iter().filter(|(id, _)| !pending.contains_key(id));
-        let bytes =
-            new.map(|(id, size)| self.still_to_come(id, *size)).fold(0, u64::saturating_add);
+    fn compare(
+        &self,
+        book: &Book,
+        measured: &Measured,
+        wanted: &Wanted,
+        taken: Option<&Taken>,
+    ) -> Lack {
+        let (pending, fs) = (&book.pending, &measured.fs);
+        // What came since counts as a whole, and what ended since as it was.
+        let since = pending.iter().filter(|(id, _)| !measured.running.contains_key(id));
+        let since = since.map(|(_, p)| p.size.next_multiple_of(BLOCK));
+        let running = since.chain(measured.running.values().copied()).fold(0, u64::saturating_add);
+        let counted = |id| pending.contains_key(id) || measured.running.contains_key(id);
+        let new = measured.wanted.iter().filter(|(id, _)| !counted(*id));
+        let bytes = new.map(|(_, to_come)| *to_come).fold(0, u64::saturating_add);
         let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
         let inodes = count(wanted.missing.len())
             .saturating_mul(INODES_PER_BLOB)
-            .saturating_add(self.missing_fans(wanted));
+            .saturating_add(measured.fans);
         let needs = Space { bytes, inodes: inodes.saturating_add(wanted.tree_inodes) };
-        let new_inodes = count(pending.len()).saturating_mul(INODES_PER_BLOB);
+        let ended = measured.running.keys().filter(|id| !pending.contains_key(*id)).count();
+        let new_inodes = count(pending.len() + ended).saturating_mul(INODES_PER_BLOB);
         let kept = Space {
             bytes: self.limits.min_free.saturating_add(running),
             inodes: self.limits.min_free_inodes.saturating_add(new_inodes),
@@ -281,17 +290,10 @@ impl Ledger {
             }
         });
         // The one that lacks more decides.
-        Ok(match within {
+        match within {
             Some(within) if within.deficit().bytes > on_disk.deficit().bytes => within,
             _ => on_disk,
-        })
-    }
-
-    /// Directories of `blobs/` that have to be made first.
-    fn missing_fans(&self, wanted: &Wanted) -> u64 {
-        let fans: HashSet<PathBuf> =
-            wanted.missing.iter().map(|(id, _)| self.layout.blob_directory(id)).collect();
-        u64::try_from(fans.iter().filter(|fan| !fan.is_dir()).count()).unwrap_or(u64::MAX)
+        }
     }
 
     /// Bytes that this blob will still take: the staging file is preallocated,
@@ -401,6 +403,23 @@ mod tests {
         drop(before);
         let after = Taken::new(4 << 30, ledger.count());
         ledger.reserve(&wanted(2, 4 << 30), Some(&after)).unwrap().unwrap();
+    }
+
+    #[test]
+    fn what_comes_or_goes_while_the_disk_is_asked_counts_as_a_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = ledger(dir.path(), 4 << 30, None);
+        let second = wanted(2, 3 << 30);
+        let before = ledger.measure(&second).unwrap();
+        let compare = |measured| ledger.compare(&ledger.lock(), measured, &second, None);
+        assert_eq!(compare(&before).deficit(), Space::default());
+        let first = ledger.reserve(&wanted(1, 3 << 30), None).unwrap().unwrap();
+        assert_eq!(compare(&before).running, 3 << 30);
+        let before = ledger.measure(&second).unwrap();
+        drop(first);
+        let lack = compare(&before);
+        assert_eq!(lack.running, 3 << 30, "what it took is not seen in what was free");
+        assert!(lack.deficit().bytes > 0);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::Inner;
 use super::inventory::Stocktaking;
 use super::quarantine::Damage;
-use super::reread::{self, Pace};
+use super::reread::{self, Pace, is_damage};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{BlobId, ModelKey};
 
@@ -142,13 +142,6 @@ impl Inner {
         };
         Ok(Some((bytes, damage)))
     }
-}
-
-/// Whether a read failed since the disk or the file system is broken.
-fn is_damage(error: &std::io::Error) -> bool {
-    use nix::libc;
-    let broken = [libc::EIO, libc::EUCLEAN, libc::EBADMSG, libc::ENODATA, libc::EILSEQ];
-    error.raw_os_error().is_some_and(|errno| broken.contains(&errno))
 }
 
 impl super::Cache {

@@ -330,6 +330,9 @@ impl Engine {
         expected: Expected,
         md5: Option<Hashing>,
     ) -> Result<(u32, Option<Check>)> {
+        job.target.check_disk().map_err(|e| {
+            Error::io(format!("writing {} to the disk", shown(&job.object.name, 200)), &e)
+        })?;
         let crc32c = job.target.whole().ok_or_else(|| {
             Error::internal(format!("{} is not whole after its download", job.object.name))
         })?;

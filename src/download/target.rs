@@ -1,15 +1,16 @@
 //! The file that a download fills, and the record of what stands in it.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
+use nix::libc;
 use tokio::sync::Notify;
 
 use super::Progress;
@@ -31,7 +32,15 @@ pub(crate) struct Target {
     landed: Notify,
     write_back: bool,
     unsynced: AtomicU64,
-    syncing: Arc<AtomicBool>,
+    head_start: Arc<HeadStart>,
+}
+
+/// Data on its way to the disk before its time.
+#[derive(Debug, Default)]
+struct HeadStart {
+    running: AtomicBool,
+    /// What the disk said when it failed.
+    errno: AtomicI32,
 }
 
 #[derive(Debug)]
@@ -43,7 +52,8 @@ struct Record {
 
 impl Target {
     /// Opens the staging file and its journal, believes what can be proved,
-    /// and makes room for the whole object. Blocks on the disk.
+    /// and makes room for the whole object. Blocks on the disk, and until
+    /// whoever was given up has let go of the file.
     pub(crate) fn open(
         data: &Path,
         journal: &Path,
@@ -52,10 +62,15 @@ impl Target {
         progress: Arc<Progress>,
         write_back: bool,
     ) -> io::Result<Self> {
-        let (mut journal, noted) = Journal::open(journal, size, etag)?;
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).mode(0o600);
-        let file = options.open(data)?;
+        let file = loop {
+            let file = alone(&options, data)?;
+            if is_at(&file, data)? {
+                break file;
+            }
+        };
+        let (mut journal, noted) = Journal::open(journal, size, etag)?;
         let spans = journal::check(&file, noted.clone())?;
         if !noted.is_empty() {
             // Rewritten with what was found true: a wrong entry is believed by nobody again.
@@ -76,7 +91,7 @@ impl Target {
             landed: Notify::new(),
             write_back,
             unsynced: AtomicU64::new(0),
-            syncing: Arc::new(AtomicBool::new(false)),
+            head_start: Arc::default(),
         })
     }
 
@@ -100,7 +115,7 @@ impl Target {
             landed: Notify::new(),
             write_back: false,
             unsynced: AtomicU64::new(0),
-            syncing: Arc::new(AtomicBool::new(false)),
+            head_start: Arc::default(),
         }))
     }
 
@@ -120,8 +135,13 @@ impl Target {
     }
 
     /// Records a span whose bytes have been written.
+    ///
+    /// # Errors
+    /// Also those of bytes before it that did not reach the disk: then nothing
+    /// is recorded any more, since what memory still shows is on no disk.
     pub(crate) fn record(&self, span: Span) -> io::Result<()> {
         let mut record = self.lock();
+        self.head_start.check(&mut record)?;
         let new = record.spans.insert(span);
         if let Some(journal) = record.journal.as_mut().filter(|_| new) {
             journal.append(span)?;
@@ -135,13 +155,17 @@ impl Target {
         Ok(())
     }
 
+    /// Whether the disk took what was pushed to it so far.
+    ///
+    /// # Errors
+    /// As [`Target::record`].
+    pub(crate) fn check_disk(&self) -> io::Result<()> {
+        self.head_start.check(&mut self.lock())
+    }
+
     /// Forgets all that was recorded.
     pub(crate) fn restart(&self) -> io::Result<()> {
-        let mut record = self.lock();
-        record.spans = Spans::default();
-        if let Some(journal) = &mut record.journal {
-            journal.restart()?;
-        }
+        self.lock().forget()?;
         self.progress.set_done(0);
         Ok(())
     }
@@ -170,21 +194,65 @@ impl Target {
 
     fn push_to_disk(&self, bytes: u64) {
         if self.unsynced.fetch_add(bytes, Ordering::Relaxed) + bytes < WRITE_BACK_BYTES
-            || self.syncing.swap(true, Ordering::Acquire)
+            || self.head_start.running.swap(true, Ordering::Acquire)
         {
             return;
         }
         self.unsynced.store(0, Ordering::Relaxed);
-        let (file, syncing) = (Arc::clone(&self.file), Arc::clone(&self.syncing));
-        tokio::task::spawn_blocking(move || {
-            // Only a head start: the sync after the publish is the one that counts.
-            let _ = file.sync_data();
-            syncing.store(false, Ordering::Release);
-        });
+        let (file, head_start) = (Arc::clone(&self.file), Arc::clone(&self.head_start));
+        tokio::task::spawn_blocking(move || head_start.ended(&file.sync_data()));
     }
 
     fn lock(&self) -> MutexGuard<'_, Record> {
         self.record.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl HeadStart {
+    /// The sync after the publish is the one that counts. But an error may be
+    /// told only once, and it may have been here.
+    fn ended(&self, synced: &io::Result<()>) {
+        if let Err(error) = synced {
+            self.errno.store(error.raw_os_error().unwrap_or(libc::EIO), Ordering::Release);
+        }
+        self.running.store(false, Ordering::Release);
+    }
+
+    fn check(&self, record: &mut Record) -> io::Result<()> {
+        match self.errno.load(Ordering::Acquire) {
+            0 => Ok(()),
+            errno => {
+                record.forget()?;
+                Err(io::Error::from_raw_os_error(errno))
+            }
+        }
+    }
+}
+
+impl Record {
+    fn forget(&mut self) -> io::Result<()> {
+        self.spans = Spans::default();
+        self.journal.as_mut().map_or(Ok(()), Journal::restart)
+    }
+}
+
+/// Opens a staging file when nobody else works on it, and keeps others from it
+/// for as long as the file is open. What was given up may go on for a moment:
+/// a thread that writes, or makes holes, cannot be stopped. Blocks.
+pub(super) fn alone(options: &OpenOptions, data: &Path) -> io::Result<File> {
+    let file = options.open(data)?;
+    file.lock()?;
+    Ok(file)
+}
+
+/// Whether a file still has its name: it may have become a blob, or have been
+/// removed, while its lock was waited for.
+pub(super) fn is_at(file: &File, path: &Path) -> io::Result<bool> {
+    let id = |metadata: &Metadata| (metadata.dev(), metadata.ino());
+    match fs::symlink_metadata(path) {
+        Ok(named) => Ok(id(&named) == id(&file.metadata()?)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(e),
     }
 }
 
@@ -205,5 +273,34 @@ fn preallocate(file: &File, size: u64) -> io::Result<()> {
             Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => return file.set_len(size),
             Err(errno) => return Err(errno.into()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_that_did_not_reach_the_disk_are_believed_by_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || {
+            let (data, journal) = (dir.path().join("part"), dir.path().join("journal"));
+            Target::open(&data, &journal, 20, "etag", Arc::default(), true).unwrap()
+        };
+        let target = open();
+        let span = |start| Span { start, len: 10, crc32c: crc32c::crc32c(&[1; 10]) };
+        target.write(&[1; 20], 0).unwrap();
+        target.record(span(0)).unwrap();
+        target.head_start.ended(&Err(io::Error::from_raw_os_error(libc::EIO)));
+        for _ in 0..2 {
+            let error = target.record(span(10)).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::EIO));
+            assert_eq!(target.whole(), None);
+        }
+        assert!(target.check_disk().is_err());
+        drop(target);
+        let again = open();
+        assert_eq!(again.missing(u64::MAX), vec![0..20], "it is downloaded again");
+        again.record(span(0)).unwrap();
     }
 }

@@ -22,7 +22,7 @@ pub use label::{LABEL_START, node_label};
 pub use manifest::{Manifest, ManifestFile};
 pub use names::{BucketName, NamespaceName, Prefix};
 pub use nearest::nearest;
-pub use pattern::{Filters, Pattern};
+pub use pattern::{Filters, Pattern, Selection};
 pub use request::{CacheScope, ModelRequest, PodIdentity, PullPolicy};
 pub use token::PodTokens;
 pub use tree::{ListedObject, Tree, TreeFile};

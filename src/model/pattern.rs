@@ -1,7 +1,18 @@
 //! The patterns of `include` and `exclude`, as the oci CLI has them
 //! (Python's fnmatch): `*` crosses `/`, `?` is one character, `[...]` a set.
 
+use super::shown;
 use crate::error::{Error, Result};
+
+/// Longest pattern, in bytes, as the longest object name.
+const LONGEST: usize = 1024;
+
+/// Patterns of one list.
+const MOST: usize = 32;
+
+/// Steps of comparing that one request may take: two or three seconds of one
+/// core. 32 plain patterns over 100,000 names of usual length take a third.
+const STEPS: u64 = 1_000_000_000;
 
 /// One pattern over a relative object name.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,8 +44,9 @@ impl Pattern {
         if text.is_empty() {
             return refuse("is empty");
         }
-        if text.len() > 1024 {
-            return refuse("is longer than 1024 bytes");
+        if text.len() > LONGEST {
+            let text = shown(text, 50);
+            return Err(Error::invalid(format!("pattern {text:?} is longer than {LONGEST} bytes")));
         }
         let mut tokens = Vec::new();
         let mut rest = text.chars().peekable();
@@ -81,12 +93,20 @@ impl Pattern {
     /// Whether the whole name matches. Time is at most pattern × name: a
     /// hostile pattern cannot make it exponential.
     pub fn matches(&self, name: &str) -> bool {
-        let name: Vec<char> = name.chars().collect();
+        let (name, mut endless) = (name.chars().collect::<Vec<_>>(), u64::MAX);
+        self.compare(&name, &mut endless).unwrap_or(false)
+    }
+
+    /// As [`Pattern::matches`], in at most `left` steps, which are taken off;
+    /// `None` when that does not do.
+    fn compare(&self, name: &[char], left: &mut u64) -> Option<bool> {
         let (mut token, mut at) = (0, 0);
         // Where to go on when the text after the last star did not fit.
         let mut retry: Option<(usize, usize)> = None;
         while at < name.len() {
-            match self.tokens.get(token) {
+            let next = self.tokens.get(token);
+            *left = left.checked_sub(next.map_or(1, Token::steps))?;
+            match next {
                 Some(Token::AnyRun) => {
                     token += 1;
                     retry = Some((token, at));
@@ -101,11 +121,11 @@ impl Pattern {
                         at = from + 1;
                         retry = Some((after_star, at));
                     }
-                    None => return false,
+                    None => return Some(false),
                 },
             }
         }
-        self.tokens[token..].iter().all(|t| *t == Token::AnyRun)
+        Some(self.tokens[token..].iter().all(|t| *t == Token::AnyRun))
     }
 
     /// The pattern as it was written.
@@ -115,6 +135,14 @@ impl Pattern {
 }
 
 impl Token {
+    /// What a comparison with it costs.
+    fn steps(&self) -> u64 {
+        match self {
+            Self::Set { ranges, .. } => u64::try_from(ranges.len()).unwrap_or(u64::MAX),
+            Self::Literal(_) | Self::AnyOne | Self::AnyRun => 1,
+        }
+    }
+
     fn takes(&self, c: char) -> bool {
         match self {
             Self::Literal(literal) => *literal == c,
@@ -132,6 +160,10 @@ impl Filters {
     pub fn parse(include: Option<&str>, exclude: Option<&str>) -> Result<Self> {
         let list = |key: &str, text: Option<&str>| -> Result<Vec<Pattern>> {
             text.map_or(Ok(Vec::new()), |text| {
+                if text.split(',').nth(MOST).is_some() {
+                    let text = format!("{key} has more than {MOST} patterns; {MOST} are the most");
+                    return Err(Error::invalid(text));
+                }
                 text.split(',')
                     .map(|one| Pattern::parse(one.trim()).map_err(|e| e.context(key)))
                     .collect()
@@ -140,10 +172,9 @@ impl Filters {
         Ok(Self { include: list("include", include)?, exclude: list("exclude", exclude)? })
     }
 
-    /// Whether the relative name is selected; exclude wins.
-    pub fn select(&self, name: &str) -> bool {
-        (self.include.is_empty() || self.include.iter().any(|p| p.matches(name)))
-            && !self.exclude.iter().any(|p| p.matches(name))
+    /// For the names of one request.
+    pub fn selection(&self) -> Selection<'_> {
+        Selection { filters: self, left: STEPS }
     }
 
     /// Whether every name is selected.
@@ -160,6 +191,47 @@ impl Filters {
             texts.join(",")
         };
         format!("{}\n{}", list(&self.include), list(&self.exclude))
+    }
+}
+
+/// What filters select of one listing. Whoever writes the patterns may have
+/// written the names too, and must not keep a core busy for hours.
+#[derive(Debug)]
+pub struct Selection<'a> {
+    filters: &'a Filters,
+    left: u64,
+}
+
+impl Selection<'_> {
+    /// Whether the relative name is selected; exclude wins.
+    ///
+    /// # Errors
+    /// `Invalid` when comparing all names so far took too long.
+    pub fn has(&mut self, name: &str) -> Result<bool> {
+        if self.filters.is_everything() {
+            return Ok(true);
+        }
+        self.compare(name).ok_or_else(|| {
+            Error::invalid(
+                "comparing include and exclude with the names below the prefix takes too long: \
+                 write fewer patterns, with fewer stars and sets, or name a longer prefix",
+            )
+        })
+    }
+
+    fn compare(&mut self, name: &str) -> Option<bool> {
+        let name: Vec<char> = name.chars().collect();
+        self.left = self.left.checked_sub(u64::try_from(name.len()).ok()?)?;
+        let mut any = |patterns: &[Pattern]| {
+            for pattern in patterns {
+                if pattern.compare(&name, &mut self.left)? {
+                    return Some(true);
+                }
+            }
+            Some(false)
+        };
+        let included = self.filters.include.is_empty() || any(&self.filters.include)?;
+        Some(included && !any(&self.filters.exclude)?)
     }
 }
 
@@ -207,9 +279,46 @@ mod tests {
     #[test]
     fn exclude_wins_over_include() {
         let filters = Filters::parse(Some("*.json, *.bin"), Some("training_*")).unwrap();
-        assert!(filters.select("config.json"));
-        assert!(!filters.select("training_args.bin"));
-        assert!(!filters.select("README.md"));
+        let mut selection = filters.selection();
+        for (name, selected) in
+            [("config.json", true), ("training_args.bin", false), ("README.md", false)]
+        {
+            assert_eq!(selection.has(name).unwrap(), selected, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_list_has_so_many_patterns_at_most() {
+        let list = |patterns: usize| vec!["*.json"; patterns].join(",");
+        Filters::parse(Some(&list(MOST)), Some(&list(MOST))).unwrap();
+        for (include, exclude) in [(MOST + 1, 1), (1, MOST + 1)] {
+            let error =
+                Filters::parse(Some(&list(include)), Some(&list(exclude))).expect_err("was taken");
+            assert!(error.message().ends_with("more than 32 patterns; 32 are the most"), "{error}");
+        }
+    }
+
+    #[test]
+    fn patterns_and_names_that_are_made_for_it_are_refused_in_bounded_time() {
+        let run = "a".repeat(1000);
+        let sets = format!("*{}b*", "[0-9a]".repeat(100));
+        for pattern in [format!("*{run}b*"), format!("*{}b*", "a".repeat(500)), sets] {
+            let filters = Filters::parse(None, Some(&pattern)).unwrap();
+            let mut selection = Selection { filters: &filters, left: 20_000_000 };
+            let refused = (0..100_000).find_map(|_| selection.has(&run).err());
+            let error = refused.expect("it took all the steps of the world");
+            assert_eq!(error.kind(), crate::error::ErrorKind::Invalid);
+        }
+    }
+
+    #[test]
+    fn what_people_write_is_far_from_taking_too_long() {
+        let written = vec!["*model-[0-9]*of-*.safetensors"; MOST].join(",");
+        let filters = Filters::parse(None, Some(&written)).unwrap();
+        let mut selection = filters.selection();
+        assert!(selection.has(&format!("transformer/{}.json", "layer-".repeat(14))).unwrap());
+        let taken = STEPS - selection.left;
+        assert!(taken * 100_000 < STEPS, "{taken} steps for one of 100,000 names");
     }
 
     #[test]

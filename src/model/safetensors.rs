@@ -8,7 +8,7 @@
 //! `weight_map` which file holds which tensor.
 //!
 //! Headers come from whoever may upload: they are read as a stream, and only
-//! two numbers per tensor are kept.
+//! two numbers per tensor are kept, which are 100 MB at worst.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -26,6 +26,9 @@ pub const MAX_HEADER: u64 = 100_000_000;
 
 /// The longest index that is looked into; real ones have a few MB.
 pub const MAX_INDEX: u64 = 16 << 20;
+
+/// The longest name of an object, in bytes.
+const NAME_MAX: usize = 1024;
 
 /// What a large file is in a repository whose content was not fetched.
 const LFS_POINTER: &[u8; 8] = b"version ";
@@ -215,6 +218,11 @@ impl<'de> Visitor<'de> for FilesVisitor {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let mut files = BTreeSet::new();
         while let Some((IgnoredAny, file)) = map.next_entry::<IgnoredAny, String>()? {
+            if file.len() > NAME_MAX {
+                let (name, len) = (shown(&file, 40), file.len());
+                let text = format!("{name} has {len} bytes, and no object's name has so many");
+                return Err(serde::de::Error::custom(text));
+            }
             files.insert(file);
         }
         Ok(files)
@@ -311,6 +319,15 @@ mod tests {
         for bad in ["", "{", "[]", r#"{"weight_map": 5}"#, r#"{"weight_map": {"a": 5}}"#] {
             assert!(shards(bad.as_bytes()).unwrap().is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_name_that_no_object_can_have_is_a_flaw_of_the_index() {
+        let named = |len| format!(r#"{{"weight_map": {{"a": "{}"}}}}"#, "x".repeat(len));
+        assert!(shards(named(1024).as_bytes()).unwrap().is_ok());
+        let why = shards(named(1 << 20).as_bytes()).unwrap().unwrap_err();
+        assert!(why.contains("has 1048576 bytes, and no object's name"), "{why}");
+        assert!(why.len() < 300, "{why}");
     }
 
     #[test]

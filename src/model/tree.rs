@@ -54,7 +54,8 @@ impl Tree {
     ///
     /// `Precondition`, naming the object: empty, `.` or `..` segments, NUL, a
     /// segment over 255 bytes, a `d/` with bytes, `a` beside `a/b`, archived.
-    /// `None` when nothing is selected; the prefix's own marker does not count.
+    /// `Invalid` when the filters take too long. `None` when nothing is selected; the
+    /// prefix's own marker does not count. Takes seconds at worst: off the reactor.
     pub fn arrange(
         listing: impl IntoIterator<Item = ListedObject>,
         prefix: &Prefix,
@@ -63,6 +64,7 @@ impl Tree {
         let mut files: BTreeMap<String, TreeFile> = BTreeMap::new();
         let mut directories: BTreeSet<String> = BTreeSet::new();
         let mut markers: Vec<(String, String)> = Vec::new();
+        let mut selection = filters.selection();
         for object in listing {
             let Some(relative) = object.name.strip_prefix(prefix.as_str()) else {
                 return Err(Error::internal(format!(
@@ -71,7 +73,7 @@ impl Tree {
                 )));
             };
             let own_marker = relative.is_empty() && object.size == 0;
-            if own_marker || !filters.select(relative) {
+            if own_marker || !selection.has(relative)? {
                 continue;
             }
             check_name(&object, relative)?;

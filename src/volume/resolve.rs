@@ -4,12 +4,14 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::proofs::Proofs;
 use super::stores::{Caller, Route, Stores};
+use crate::blocking::blocking;
 use crate::cache::flight::{Flights, Ticket};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{
@@ -27,6 +29,9 @@ const BUCKET_REMEMBERED: Duration = Duration::from_secs(60 * 60);
 /// The delays before asking again for a bucket that flickers.
 const FLICKER: [Duration; 3] =
     [Duration::from_millis(500), Duration::from_secs(1), Duration::from_secs(2)];
+
+/// Listings that are arranged at once: patterns and names that are made for it take seconds.
+const ARRANGED_AT_ONCE: usize = 2;
 
 /// What is too much for one model.
 #[derive(Debug, Clone, Copy)]
@@ -49,6 +54,7 @@ struct Inner {
     /// What a pod's own identity is answered is nobody else's.
     flights: Flights<(RequestDigest, Option<Workload>), Pulse, Arc<Manifest>>,
     proofs: Proofs,
+    arranging: Arc<Semaphore>,
 }
 
 /// When Object Storage answered last: a long listing is no outage.
@@ -87,6 +93,7 @@ impl Resolver {
             seen: Mutex::default(),
             proofs: Proofs::default(),
             flights,
+            arranging: Arc::new(Semaphore::new(ARRANGED_AT_ONCE)),
         }))
     }
 
@@ -209,8 +216,7 @@ impl Inner {
                 ),
             ));
         }
-        let objects = listing.objects.into_iter().map(listed);
-        let Some(tree) = Tree::arrange(objects, &request.prefix, &request.filters)? else {
+        let Some(tree) = self.arrange(listing, request).await? else {
             return Err(self.nothing(request, route, &source, &bucket).await);
         };
         let bytes = tree.bytes();
@@ -230,6 +236,18 @@ impl Inner {
             self.prove(route, bucket, &name, &file.etag).await?;
         }
         Ok(Manifest::new(source, route.scope(), tree))
+    }
+
+    /// The tree of a listing, off the reactor.
+    async fn arrange(&self, listing: oci::Listing, request: &ModelRequest) -> Result<Option<Tree>> {
+        let turn = Arc::clone(&self.arranging).acquire_owned().await;
+        let turn = turn.map_err(|e| Error::internal(format!("arranging a listing: {e}")))?;
+        let (prefix, filters) = (request.prefix.clone(), request.filters.clone());
+        blocking(move || {
+            let _turn = turn;
+            Tree::arrange(listing.objects.into_iter().map(listed), &prefix, &filters)
+        })
+        .await
     }
 
     /// One object of the prefix, listed and asked for.

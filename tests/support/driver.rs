@@ -189,9 +189,11 @@ impl Driver {
         });
         self.setup = self.setup.clone().with_config(&with_budget(config, limit));
         self.restart_to(None).await;
-        // Its gauges come after its first look at the cache.
+        // Its gauges come after its first look at the cache. What that took away
+        // would be an eviction of the next driver's start.
         eventually("the driver has looked at its cache", START, async || {
-            (self.metric("cache_limit_bytes").await > 0).then_some(())
+            let looked = self.metric("cache_limit_bytes").await > 0;
+            (looked && self.in_cache("trash").is_empty()).then_some(())
         })
         .await;
     }

@@ -189,12 +189,21 @@ impl Inner {
             let back = RenameFlags::RENAME_NOREPLACE;
             renameat2(AT_FDCWD, blob, AT_FDCWD, &named, back)?;
             Ok(false)
-        })?;
-        if placed != Placed::Blob {
+        });
+        // Also after a failure, where the file is still its owner's.
+        let give_back = match &placed {
+            Ok(placed) => *placed != Placed::Blob,
+            Err(_) => found.is_at(&found.as_named()),
+        };
+        if give_back {
             let mode = before.permissions().mode();
-            own(&found.file, before.uid(), before.gid(), mode).map_err(changing)?;
+            let given_back = own(&found.file, before.uid(), before.gid(), mode).map_err(changing);
+            match &placed {
+                Ok(_) => given_back?,
+                Err(_) => given_back.unwrap_or_else(|error| tracing::warn!(%error, "left changed")),
+            }
         }
-        Ok(placed)
+        placed
     }
 
     /// Makes a verified file a blob that can be found by its content. Blocks.
