@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::sys::statvfs::statvfs;
 
+use super::files;
 use super::layout::Layout;
 use super::policy::Space;
 use super::shortage::Bound;
@@ -238,14 +239,13 @@ impl Ledger {
         // Before the look at the disk: what comes in between counts twice then,
         // and not never.
         let pending = &book.pending;
-        let running: u64 = pending
-            .iter()
-            .map(|(id, p)| self.still_to_come(id, p.size))
-            .fold(0, u64::saturating_add);
+        let copies = self.copies()?;
+        let to_come = |id: &BlobId, size: u64| self.still_to_come(id, size, copies.get(id));
+        let running: u64 =
+            pending.iter().map(|(id, p)| to_come(id, p.size)).fold(0, u64::saturating_add);
         let fs = FileSystem::of(self.layout.root())?;
         let new = wanted.missing.iter().filter(|(id, _)| !pending.contains_key(id));
-        let bytes =
-            new.map(|(id, size)| self.still_to_come(id, *size)).fold(0, u64::saturating_add);
+        let bytes = new.map(|(id, size)| to_come(id, *size)).fold(0, u64::saturating_add);
         let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
         let inodes = count(wanted.missing.len())
             .saturating_mul(INODES_PER_BLOB)
@@ -294,19 +294,33 @@ impl Ledger {
         u64::try_from(fans.iter().filter(|fan| !fan.is_dir()).count()).unwrap_or(u64::MAX)
     }
 
+    /// What the copies of imports have got so far.
+    fn copies(&self) -> Result<HashMap<BlobId, u64>> {
+        let mut copies = HashMap::new();
+        for name in files::names(&self.layout.staging())? {
+            let Some(id) = Layout::blob_of_copy(&name) else { continue };
+            let has = allocated(&self.layout.staging().join(name));
+            *copies.entry(id).or_default() += has.unwrap_or(0);
+        }
+        Ok(copies)
+    }
+
     /// Bytes that this blob will still take: the staging file is preallocated,
-    /// and what it has got is not free any more.
-    fn still_to_come(&self, id: &BlobId, size: u64) -> u64 {
-        let allocated = |path: PathBuf| {
-            std::fs::symlink_metadata(path).map(|m| m.blocks().saturating_mul(512)).ok()
-        };
-        let has = allocated(self.layout.part(id)).or_else(|| allocated(self.layout.blob(id)));
+    /// and what it has got is not free any more. A copy goes on with nothing
+    /// that a download left.
+    fn still_to_come(&self, id: &BlobId, size: u64, copied: Option<&u64>) -> u64 {
+        let has = copied.copied().or_else(|| allocated(&self.layout.part(id)));
+        let has = has.or_else(|| allocated(&self.layout.blob(id)));
         size.next_multiple_of(BLOCK).saturating_sub(has.unwrap_or(0))
     }
 
     fn lock(&self) -> MutexGuard<'_, Book> {
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn allocated(path: &Path) -> Option<u64> {
+    std::fs::symlink_metadata(path).map(|metadata| metadata.blocks().saturating_mul(512)).ok()
 }
 
 impl Drop for Reservation {
@@ -335,6 +349,7 @@ mod tests {
     }
 
     fn ledger(dir: &Path, bytes: u64, max_size: Option<u64>) -> Ledger {
+        files::make_directory(&dir.join("staging"), 0o755).unwrap();
         let free = FileSystem::of(dir).unwrap().free_bytes;
         // All but `bytes` of what is free is somebody else's.
         let min_free = free.saturating_sub(bytes);
@@ -406,6 +421,7 @@ mod tests {
     #[test]
     fn inodes_are_admitted_too() {
         let dir = tempfile::tempdir().unwrap();
+        files::make_directory(&dir.path().join("staging"), 0o755).unwrap();
         let free = FileSystem::of(dir.path()).unwrap();
         let limits = Limits { min_free: 0, min_free_inodes: free.free_inodes, max_size: None };
         let ledger = Ledger::new(Layout::new(dir.path()), limits);
