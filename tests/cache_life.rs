@@ -111,6 +111,8 @@ fn a_hundred_thousand_leftovers_hold_up_no_start() {
         }
         let ready = driver.restart().await;
         figure(format_args!("start with 100,000 leftovers in staging: ready after {ready:?}"));
+        // The design's bound, after which kubelet would notice.
+        assert!(ready < Duration::from_secs(5), "{ready:?}");
         eventually("the leftovers go", Duration::from_secs(60), async || {
             (driver.in_cache("staging").is_empty() && driver.in_cache("trash").is_empty())
                 .then_some(())

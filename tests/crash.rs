@@ -202,22 +202,38 @@ fn leftovers_of_a_killed_process_are_cleaned_away_and_strangers_are_not() {
         driver.kill().await;
         let cache = &driver.setup.cache;
         let staging = cache.join("staging");
-        fs::create_dir_all(staging.join("model-abc/tree/sub")).unwrap();
-        fs::write(staging.join("model-abc/tree/sub/file"), "half").unwrap();
-        for name in ["0a.part", "0b.journal"] {
+        let [a, b, c] = ["0a", "0b", "0c"].map(|half| half.repeat(32));
+        let building = staging.join(format!("model-{c}/tree/sub"));
+        fs::create_dir_all(&building).unwrap();
+        fs::write(building.join("file"), "half").unwrap();
+        for name in [format!("{a}.part"), format!("{b}.journal")] {
             fs::write(staging.join(name), "left").unwrap();
         }
-        fs::write(cache.join("leases/torn.json"), "{\"format\":1,").unwrap();
+        fs::write(cache.join(format!("leases/{a}.json")), "{\"format\":1,").unwrap();
+        let strangers =
+            ["staging/weights.part", "leases/notes.json", "blobs/README", "quarantine/why.txt"];
+        for name in strangers {
+            fs::write(cache.join(name), "mine").unwrap();
+        }
         fs::create_dir(cache.join("trash/half-deleted")).unwrap();
         fs::write(cache.join("README-of-the-admin"), "mine").unwrap();
 
         driver.restart().await;
-        assert_eq!(driver.in_cache("staging"), Vec::<String>::new());
-        assert_eq!(driver.leases(), 1, "the running pod's");
+        assert_eq!(driver.in_cache("staging"), ["weights.part"]);
+        assert_eq!(driver.leases(), 2, "the running pod's, and the stranger's");
+        assert_eq!(driver.metric("leases").await, 1);
         eventually("the trash is emptied", Duration::from_secs(10), async || {
             driver.in_cache("trash").is_empty().then_some(())
         })
         .await;
+        for name in strangers {
+            assert!(driver.setup.cache.join(name).exists(), "{name} was removed");
+            let named = |line: &str| line.contains(name) && line.contains("left alone");
+            eventually("it is named", Duration::from_secs(10), async || {
+                driver.log().lines().any(named).then_some(())
+            })
+            .await;
+        }
         assert!(driver.setup.cache.join("README-of-the-admin").exists());
         assert!(large_file(&volume).is_file());
     });

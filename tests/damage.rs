@@ -98,6 +98,37 @@ fn a_damaged_blob_is_found_told_to_its_pods_and_downloaded_again() {
 }
 
 #[test]
+fn a_blob_that_lost_its_end_is_told_by_the_publish_that_notices_it() {
+    end_to_end(async |scratch| {
+        let store = store_with_phi3();
+        let mut driver = Driver::start(scratch, &store).await;
+        let first = driver.kubelet().inline("1", &PHI3);
+        first.publish().await.unwrap();
+        let good = content_of(&first.target());
+        let models = driver.setup.cache.join("models");
+        let durable = models.join(&driver.in_cache("models")[0]).join("durable");
+        eventually("it is on the disk", Duration::from_secs(30), async || {
+            durable.exists().then_some(())
+        })
+        .await;
+        let blob = blob_of(&driver, &first.target().join("model.safetensors"));
+        driver.kill().await;
+        fs::set_permissions(&blob, fs::Permissions::from_mode(0o644)).unwrap();
+        File::options().write(true).open(&blob).unwrap().set_len(MIB).unwrap();
+        driver.restart().await;
+        assert!(!first.stats().await.unwrap().volume_condition.unwrap().abnormal);
+        let second = driver.kubelet().inline("2", &PHI3);
+        second.publish().await.unwrap();
+        assert!(content_of(&second.target()) == good, "damaged bytes were served");
+        assert_eq!(driver.metric("cache_damaged_total").await, 1);
+        assert!(driver.log().contains("damaged content in the cache was put aside"));
+        let condition = first.stats().await.unwrap().volume_condition.unwrap();
+        assert!(condition.abnormal && condition.message.contains("model.safetensors"));
+        assert!(!second.stats().await.unwrap().volume_condition.unwrap().abnormal);
+    });
+}
+
+#[test]
 fn damage_is_found_without_a_driver_too() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();

@@ -12,7 +12,7 @@ use support::driver::{Driver, Setup};
 use support::fetch::Fetch;
 use support::kubelet::Volume;
 use support::models::{BUCKET, MIB, PHI3, PREFIX, content_of, put, store_with_phi3};
-use support::run::end_to_end;
+use support::run::{end_to_end, eventually};
 use tonic::Code;
 
 /// PHI3 with one more attribute.
@@ -58,6 +58,48 @@ fn a_running_pod_keeps_its_revision_and_a_new_one_downloads_only_what_changed() 
 
         old.publish().await.unwrap();
         assert!(content_of(&old.target()) == before, "asking again changes nothing");
+    });
+}
+
+#[test]
+fn the_old_revision_goes_when_its_last_pod_ends_and_a_named_one_stays() {
+    end_to_end(async |scratch| {
+        let store = store_with_phi3();
+        let mut driver = Driver::start(scratch, &store).await;
+        let kubelet = driver.kubelet();
+        let pods = ["1", "2"].map(|pod| kubelet.inline(pod, &PHI3));
+        for pod in &pods {
+            pod.publish().await.unwrap();
+        }
+        put(&store, "config.json", b"new");
+        let new = kubelet.inline("3", &PHI3);
+        new.publish().await.unwrap();
+        pods[0].unpublish().await.unwrap();
+        // It is remembered by the disk that there is a newer one.
+        driver.kill().await;
+        driver.restart().await;
+        assert_eq!(driver.in_cache("models").len(), 2, "a pod holds the old one");
+        pods[1].unpublish().await.unwrap();
+        let soon = Duration::from_secs(10);
+        eventually("the old one goes", soon, async || {
+            (driver.in_cache("models").len() == 1).then_some(())
+        })
+        .await;
+        assert_eq!(driver.metric("cache_evictions_total{reason=\"superseded\"}").await, 1);
+        assert_eq!(content_of(&new.target()).len(), 4, "what both had stays");
+
+        let revision = revision_now(scratch, &store).await;
+        let named = kubelet.inline("4", &with("revision", &revision));
+        named.publish().await.unwrap();
+        put(&store, "config.json", b"newer");
+        kubelet.inline("5", &PHI3).publish().await.unwrap();
+        new.unpublish().await.unwrap();
+        named.unpublish().await.unwrap();
+        put(&store, "config.json", b"newest");
+        let newest = kubelet.inline("6", &PHI3);
+        newest.publish().await.unwrap();
+        named.publish().await.unwrap();
+        assert_eq!(config(&named), "new", "who asks for it by its name gets it");
     });
 }
 

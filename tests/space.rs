@@ -244,6 +244,39 @@ fn a_disk_that_others_fill_is_given_room_by_what_nobody_uses() {
 }
 
 #[test]
+fn what_a_download_left_goes_before_any_model_and_models_only_as_far_as_it_takes() {
+    end_to_end(async |scratch| {
+        let disk = Disk::ext4(scratch, DISK, &[]);
+        let store = LocalStore::builder().start().expect("a local store");
+        let models: Vec<String> = (0..20).map(|n| format!("m{n:02}")).collect();
+        for (seed, model) in (1..).zip(&models) {
+            put(&store, model, "weights", 2 * MIB, seed);
+        }
+        let driver = driver_on(&disk, scratch, &store, "minFree: 20MiB, minFreeInodes: 0%").await;
+        let kubelet = driver.kubelet();
+        for (n, model) in (1..).zip(&models) {
+            visit(&kubelet, &format!("{n}"), model).await;
+        }
+        let part = disk.path.join(format!("cache/staging/{}.part", "0a".repeat(32)));
+        fs::write(&part, vec![1; 30 << 20]).unwrap();
+        disk.fill_but("others", 10 * MIB);
+        eventually("the leftover goes", SOON, async || (!part.exists()).then_some(())).await;
+        // Two more looks at the disk.
+        tokio::time::sleep(Duration::from_secs(11)).await;
+        assert_eq!(cached(&driver), models.len(), "models went in vain");
+
+        disk.fill_but("more", 15 * MIB);
+        // So that the next byte does not evict again: 2 % of 200 MiB, and what
+        // ext4 needs itself is not in it.
+        let high = 20 * MIB + DISK / 50 - MIB;
+        eventually("models go", SOON, async || (disk.free() >= high).then_some(())).await;
+        tokio::time::sleep(Duration::from_secs(11)).await;
+        let left = cached(&driver);
+        assert!((10..=16).contains(&left), "{left} of 20 models are left");
+    });
+}
+
+#[test]
 fn a_disk_that_runs_full_in_the_middle_of_a_download_costs_nothing_that_was_downloaded() {
     end_to_end(async |scratch| {
         const FILES: u64 = 90;

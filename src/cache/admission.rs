@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::Inner;
 use super::evict::{self, Kept};
 use super::inventory::Stocktaking;
-use super::policy::{self, Goal, Keep};
+use super::policy::{self, Goal, Keep, Space};
 use super::shortage::{HeldBy, Shortage};
 use super::space::{Lack, Reservation, Taken, Wanted};
 use crate::error::Result;
@@ -33,7 +33,10 @@ impl Inner {
         let mut lack = lack;
         for attempt in 0..=EVICTIONS {
             match attempt {
-                0 => self.drop_leftovers(&own)?,
+                0 => {
+                    self.drop_leftovers(&own)?;
+                    self.trash_filled.notify_one();
+                }
                 _ => {
                     let goal = Goal::Need(lack.deficit());
                     if !self.evict(&goal, Some(EvictionReason::Space))?.reached {
@@ -41,13 +44,28 @@ impl Inner {
                     }
                 }
             }
-            self.empty_trash()?;
-            lack = match self.reserve(wanted)? {
+            lack = match self.reserve_from_trash(wanted)? {
                 Ok(reservation) => return Ok(Ok(reservation)),
                 Err(lack) => lack,
             };
         }
         self.shortage(lack).map(Err)
+    }
+
+    /// Reserves, deleting of the trash what that needs; the rest is left to the
+    /// background, since nobody waits for it.
+    fn reserve_from_trash(&self, wanted: &Wanted) -> Result<Result<Reservation, Lack>> {
+        let mut more = true;
+        loop {
+            let lack = match self.reserve(wanted)? {
+                Ok(reservation) => return Ok(Ok(reservation)),
+                Err(lack) if more => lack,
+                Err(lack) => return Ok(Err(lack)),
+            };
+            // Each turn deletes something. After the last one it is looked once
+            // more: the background may have deleted it.
+            more = self.free_from_trash(Some(lack.deficit()))? > 0;
+        }
     }
 
     fn reserve(&self, wanted: &Wanted) -> Result<Result<Reservation, Lack>> {
@@ -92,6 +110,22 @@ impl Inner {
             cut_short: None,
             at: Instant::now(),
         })
+    }
+
+    /// After the disk ran full although there seemed to be space, as a quota has
+    /// it: what nobody uses makes way for what the model still needs. Whether
+    /// anything did. Blocks.
+    pub(super) fn evict_unasked(&self, wanted: &Wanted) -> Result<bool> {
+        let lack = self.ledger.look(wanted, self.taken()?.as_ref())?;
+        // The next admission evicts what has to go; and who needs no more bytes of
+        // its own was only in the way of others.
+        if lack.deficit() != Space::default() || lack.needs.bytes == 0 {
+            return Ok(false);
+        }
+        let goal = Goal::AsFar(Space { bytes: lack.needs.bytes, inodes: 0 });
+        let evicted = self.evict(&goal, Some(EvictionReason::Space))?;
+        self.empty_trash()?;
+        Ok(!evicted.models.is_empty())
     }
 
     /// The shortage that a full disk in the middle of a download is: somebody

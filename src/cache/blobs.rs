@@ -26,6 +26,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -72,6 +73,41 @@ pub(super) struct Blobs {
     /// bring the same one.
     placing: Mutex<()>,
 }
+
+/// What there is of a blob.
+#[derive(Debug)]
+pub(super) enum Look {
+    /// It may be served.
+    Good(BlobRecord),
+    /// Nothing, or nothing that anybody vouches for.
+    Absent,
+    /// Something else than what was downloaded.
+    Bad(Bad),
+}
+
+#[derive(Debug)]
+pub(super) struct Bad {
+    /// What it should be.
+    pub(super) record: BlobRecord,
+    /// How it differs.
+    pub(super) why: String,
+    /// It was on the disk once: the disk has damaged it. Else a power loss may
+    /// have torn it, which is no damage.
+    pub(super) was_durable: bool,
+    /// What was looked at.
+    pub(super) read: Inode,
+}
+
+/// Which file it is, whatever its name says by then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Inode {
+    dev: u64,
+    ino: u64,
+}
+
+/// See [`Blobs::placing`].
+#[derive(Debug)]
+pub(super) struct Placing<'a>(#[expect(dead_code, reason = "held for its end")] MutexGuard<'a, ()>);
 
 /// What became of a verified file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,8 +168,8 @@ impl Blobs {
         verified: Verified,
         rename: impl FnOnce(&Path) -> io::Result<bool>,
     ) -> Result<Placed> {
-        let _one = self.placing.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.find(id)?.is_some() {
+        let placing = self.placing();
+        if self.find_while(&placing, id)?.is_some() {
             return Ok(Placed::Late);
         }
         let Verified { crc32c, check } = verified;
@@ -154,32 +190,87 @@ impl Blobs {
         Ok(Placed::Blob)
     }
 
-    /// The record of a blob that may be served, if there is one. A suspect is
-    /// read from the disk first, and dropped when it is not what it should be.
-    /// Blocks, for a suspect as long as reading it takes.
+    /// The record of a blob that may be served, if there is one. What is not
+    /// what it should be is dropped. Blocks, as [`Blobs::look`].
+    #[cfg(test)]
     pub(super) fn find(&self, id: &BlobId) -> Result<Option<BlobRecord>> {
-        let Some((record, durable)) = self.read_record(id)? else { return Ok(None) };
+        self.find_while(&self.placing(), id)
+    }
+
+    fn find_while(&self, placing: &Placing<'_>, id: &BlobId) -> Result<Option<BlobRecord>> {
+        match self.look(id)? {
+            Look::Good(record) => Ok(Some(record)),
+            Look::Absent => Ok(None),
+            Look::Bad(bad) => self.drop_torn(placing, id, &bad).map(|()| None),
+        }
+    }
+
+    /// The right to put a blob where one is to be: what stands there stays.
+    pub(super) fn placing(&self) -> Placing<'_> {
+        Placing(self.placing.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Whether what was read stands there still.
+    pub(super) fn stands(&self, id: &BlobId, read: Inode) -> bool {
+        self.inode(id) == Some(read)
+    }
+
+    pub(super) fn inode(&self, id: &BlobId) -> Option<Inode> {
+        let found = fs::symlink_metadata(self.layout.blob(id)).ok()?;
+        Some(Inode { dev: found.dev(), ino: found.ino() })
+    }
+
+    /// What there is of a blob. A suspect is read from the disk first. Blocks,
+    /// for a suspect as long as reading it takes.
+    pub(super) fn look(&self, id: &BlobId) -> Result<Look> {
+        let Some((record, durable)) = self.read_record(id)? else { return Ok(Look::Absent) };
         let path = self.layout.blob(id);
-        let size = match fs::symlink_metadata(&path) {
-            Ok(metadata) => metadata.len(),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        let metadata = match fs::symlink_metadata(&path) {
+            Ok(metadata) => metadata,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Look::Absent),
             Err(e) => return Err(Error::io(format!("looking at {}", path.display()), &e)),
         };
-        if durable && size == record.size || self.lock().contains_key(id) {
-            return Ok(Some(record));
-        }
-        if size == record.size && self.crc(id)? == Some(record.crc32c) {
-            self.vouch_for(id);
-            return Ok(Some(record));
-        }
+        let size = metadata.len();
+        let why = match size == record.size {
+            true if durable || self.lock().contains_key(id) => return Ok(Look::Good(record)),
+            true if self.crc(id)? == Some(record.crc32c) => {
+                self.vouch_for(id);
+                return Ok(Look::Good(record));
+            }
+            true => "its CRC-32C is not the one it had".to_owned(),
+            false => format!("it has {size} bytes instead of {}", record.size),
+        };
+        // Also under another name it may have been on the disk once.
+        let was_durable = durable || self.names_of(id)?.iter().any(|id| self.is_durable(id));
+        let read = Inode { dev: metadata.dev(), ino: metadata.ino() };
+        Ok(Look::Bad(Bad { record, why, was_durable, read }))
+    }
+
+    /// Drops what a power loss tore, under all of its names. Blocks.
+    pub(super) fn drop_torn(&self, _placing: &Placing<'_>, id: &BlobId, bad: &Bad) -> Result<()> {
         tracing::warn!(
             blob = id.as_str(),
-            object = record.object,
+            object = bad.record.object,
             "bytes in the cache are not what was downloaded (the machine may have lost power); \
              they are dropped and will be downloaded again"
         );
-        self.evict(id)?;
-        Ok(None)
+        for id in self.names_of(id)? {
+            self.evict(&id)?;
+        }
+        Ok(())
+    }
+
+    /// The blob's id, and those that are other names of its inode.
+    fn names_of(&self, id: &BlobId) -> Result<Vec<BlobId>> {
+        let own = self.inode(id);
+        let mut names = vec![id.clone()];
+        for fan in self.layout.fans()? {
+            let ids = files::names(&fan)?.into_iter().filter_map(|name| BlobId::parse(&name));
+            names.extend(
+                ids.filter(|other| other != id && own.is_some() && self.inode(other) == own),
+            );
+        }
+        Ok(names)
     }
 
     /// Removes what was downloaded of a version that nobody can ask for again.
@@ -203,8 +294,8 @@ impl Blobs {
 
     /// Gives a blob a second name: the same content under a new ETag.
     pub(super) fn link(&self, from: &BlobId, to: &BlobId) -> Result<bool> {
-        let _one = self.placing.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(record) = self.find(from)? else { return Ok(false) };
+        let placing = self.placing();
+        let Some(record) = self.find_while(&placing, from)? else { return Ok(false) };
         self.write_record(to, &record)?;
         let (source, target) = (self.layout.blob(from), self.layout.blob(to));
         // What stands there without a good record is not what is linked now.
@@ -336,124 +427,5 @@ impl Blobs {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    struct Fixture {
-        _dir: tempfile::TempDir,
-        layout: Layout,
-        id: BlobId,
-    }
-
-    const CONTENT: &[u8] = b"weights";
-
-    fn fixture() -> Fixture {
-        let dir = tempfile::tempdir().unwrap();
-        let layout = Layout::new(dir.path());
-        for name in super::super::layout::DIRECTORIES {
-            fs::create_dir(layout.directory(name)).unwrap();
-        }
-        Fixture { _dir: dir, layout, id: BlobId::parse(&"ab".repeat(32)).unwrap() }
-    }
-
-    fn commit(f: &Fixture) -> Blobs {
-        let blobs = Blobs::new(f.layout.clone());
-        write_and_commit(f, &blobs);
-        blobs
-    }
-
-    fn write_and_commit(f: &Fixture, blobs: &Blobs) {
-        fs::write(f.layout.part(&f.id), CONTENT).unwrap();
-        fs::write(f.layout.journal(&f.id), "").unwrap();
-        let verified = Verified { crc32c: crc32c::crc32c(CONTENT), check: Check::Md5 };
-        blobs.commit(&f.id, "m/weights", CONTENT.len() as u64, verified).unwrap();
-    }
-
-    #[test]
-    fn a_committed_blob_is_found_and_leaves_nothing_in_staging() {
-        let f = fixture();
-        let blobs = commit(&f);
-        assert_eq!(blobs.find(&f.id).unwrap().unwrap().check, Check::Md5);
-        assert_eq!(files::names(&f.layout.staging()).unwrap(), [""; 0]);
-        assert!(!blobs.is_durable(&f.id));
-        blobs.made_durable(&blobs.before_sync(std::slice::from_ref(&f.id))).unwrap();
-        assert!(blobs.is_durable(&f.id));
-        assert!(blobs.find(&f.id).unwrap().is_some());
-    }
-
-    #[test]
-    fn a_sync_vouches_for_no_blob_that_came_after_it_began() {
-        let f = fixture();
-        let blobs = commit(&f);
-        let synced = blobs.before_sync(std::slice::from_ref(&f.id));
-        blobs.evict(&f.id).unwrap();
-        write_and_commit(&f, &blobs);
-        blobs.made_durable(&synced).unwrap();
-        assert!(!blobs.is_durable(&f.id));
-        assert!(blobs.find(&f.id).unwrap().is_some());
-    }
-
-    #[test]
-    fn a_suspect_of_an_earlier_process_is_read_before_it_is_served() {
-        let f = fixture();
-        drop(commit(&f));
-        assert!(Blobs::new(f.layout.clone()).find(&f.id).unwrap().is_some(), "intact");
-        for torn in [&b""[..], b"weight", b"weighty", b"WEIGHTS", b"\0\0\0\0\0\0\0"] {
-            drop(commit(&f));
-            files::set_mode(&f.layout.blob(&f.id), 0o644).unwrap();
-            fs::write(f.layout.blob(&f.id), torn).unwrap();
-            let blobs = Blobs::new(f.layout.clone());
-            assert!(blobs.find(&f.id).unwrap().is_none(), "{torn:?} was served");
-            assert!(!f.layout.blob(&f.id).exists());
-        }
-    }
-
-    #[test]
-    fn what_a_failed_sync_was_about_is_read_from_the_disk_until_it_is_found_good() {
-        let f = fixture();
-        let (blobs, ids) = (commit(&f), [f.id.clone()]);
-        files::set_mode(&f.layout.blob(&f.id), 0o644).unwrap();
-        for (content, good) in [(CONTENT, true), (b"WEIGHTS", false)] {
-            fs::write(f.layout.blob(&f.id), content).unwrap();
-            blobs.distrust(&ids);
-            assert!(blobs.doubts().contains(&f.id) && blobs.before_sync(&ids).is_empty());
-            assert_eq!(blobs.find(&f.id).unwrap().is_some(), good);
-            assert_eq!(blobs.doubts().contains(&f.id), !good);
-        }
-    }
-
-    #[test]
-    fn a_torn_record_vouches_for_nothing() {
-        let f = fixture();
-        drop(commit(&f));
-        let path = f.layout.blob_record_unsynced(&f.id);
-        let whole = fs::read(&path).unwrap();
-        for cut in [0, 1, whole.len() / 2, whole.len() - 1] {
-            fs::write(&path, &whole[..cut]).unwrap();
-            assert!(Blobs::new(f.layout.clone()).find(&f.id).unwrap().is_none());
-        }
-    }
-
-    #[test]
-    fn a_durable_blob_of_the_wrong_size_is_not_served() {
-        let f = fixture();
-        let blobs = commit(&f);
-        blobs.made_durable(&blobs.before_sync(std::slice::from_ref(&f.id))).unwrap();
-        files::set_mode(&f.layout.blob(&f.id), 0o644).unwrap();
-        fs::write(f.layout.blob(&f.id), b"x").unwrap();
-        assert!(Blobs::new(f.layout.clone()).find(&f.id).unwrap().is_none());
-    }
-
-    #[test]
-    fn equal_content_under_a_new_etag_is_the_same_inode() {
-        use std::os::unix::fs::MetadataExt;
-        let f = fixture();
-        let blobs = commit(&f);
-        let other = BlobId::parse(&"cd".repeat(32)).unwrap();
-        assert!(blobs.link(&f.id, &other).unwrap());
-        assert!(blobs.find(&other).unwrap().is_some());
-        let ino = |id| fs::metadata(f.layout.blob(id)).unwrap().ino();
-        assert_eq!(ino(&f.id), ino(&other));
-        assert!(!blobs.link(&BlobId::parse(&"ef".repeat(32)).unwrap(), &f.id).unwrap());
-    }
-}
+#[path = "blobs_tests.rs"]
+mod tests;

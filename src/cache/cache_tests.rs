@@ -10,6 +10,9 @@ use std::time::{Duration, SystemTime};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::inventory::Stocktaking;
+use super::policy::Space;
+use super::space::{Taken, Wanted};
 use super::*;
 use crate::download::{Check, Verified};
 use crate::error::ErrorKind;
@@ -244,8 +247,18 @@ async fn a_purge_removes_all_that_is_ours_and_nothing_while_it_is_used() {
     assert_eq!(f.cache.purge(true).unwrap().models, 1);
     assert_eq!(f.count("models"), 0);
     drop(f.stand("m/", &[("m/w", "weights")]));
+    let strangers = ["blobs/README", "leases/notes", "models/mine", "staging/weights.part"];
+    for name in strangers {
+        fs::write(f.cache.layout().root().join(name), "mine").unwrap();
+    }
     f.cache.purge(false).unwrap();
-    assert_eq!(files::names(f.cache.layout().root()).unwrap(), ["notes.txt"]);
+    let mut left = files::names(f.cache.layout().root()).unwrap();
+    left.sort();
+    assert_eq!(left, ["blobs", "leases", "models", "notes.txt", "staging"]);
+    for name in strangers {
+        let (directory, name) = name.split_once('/').unwrap();
+        assert_eq!(files::names(&f.cache.layout().directory(directory)).unwrap(), [name]);
+    }
 }
 
 #[tokio::test]
@@ -320,3 +333,33 @@ async fn what_was_found_can_be_leased_or_is_refused_however_much_is_evicted_mean
     f.collect(false).await;
     assert_eq!((f.count("models"), f.count("leases")), (0, 0));
 }
+
+#[tokio::test]
+async fn damage_that_a_publish_finds_is_told_and_what_a_power_loss_tore_is_not() {
+    for durable in [true, false] {
+        let f = fixture();
+        let model = f.stand("m/", &[("m/w", "weights"), ("m/c", "config")]);
+        let lease = f.lease(&model, "/t/1");
+        let inner = &f.cache.0;
+        let ids: Vec<_> = model.manifest.files.iter().map(|file| file.blob.clone()).collect();
+        if durable {
+            inner.blobs.made_durable(&inner.blobs.before_sync(&ids)).unwrap();
+            let stands = inner.models.standing(&model.key).unwrap();
+            inner.models.made_durable(&model.key, &stands).unwrap();
+        } else {
+            inner.blobs.distrust(&ids);
+        }
+        overwrite(&f.blob(&model, "w"), b"weig");
+        inner.models.distrust(&model.key);
+        assert!(f.cache.find(&model.key).await.unwrap().is_none());
+        assert_eq!(inner.metrics.cache_damaged.get(), u64::from(durable));
+        let marked = f.cache.lease_of(&lease.target).unwrap().damaged;
+        assert_eq!(marked.is_some(), durable, "{marked:?}");
+        assert!(!f.blob(&model, "w").exists());
+        let again = f.stand("m/", &[("m/w", "weights"), ("m/c", "config")]);
+        assert_eq!(fs::read(again.tree.join("w")).unwrap(), b"weights");
+    }
+}
+
+#[path = "room_tests.rs"]
+mod room_tests;

@@ -144,26 +144,64 @@ impl Inner {
             });
         }
         if reason.is_some() {
-            // One that was leased meanwhile keeps its blobs.
-            let stay = taken.models.iter().enumerate().filter(|(at, _)| !gone.contains(at));
-            let needed: HashSet<usize> =
-                stay.flat_map(|(_, model)| &model.blobs).copied().collect();
-            let mut left = HashSet::new();
-            for at in choice.blobs.into_iter().filter(|at| !needed.contains(at)) {
-                for id in &taken.blobs[at].ids {
-                    self.blobs.evict(id)?;
-                    left.insert(id);
-                }
-            }
-            for manifest in gone.iter().filter_map(|at| taken.models[*at].manifest.as_ref()) {
-                for file in manifest.files.iter().filter(|file| left.contains(&file.blob)) {
-                    self.forget_content(manifest, file)?;
-                }
-            }
-            self.trash_filled.notify_one();
+            self.evict_blobs(&taken, &gone, choice.blobs)?;
         }
         drop(alone);
         Ok(evicted)
+    }
+
+    /// Evicts those of the blobs that only models have which are gone. One that
+    /// was leased meanwhile keeps its blobs.
+    fn evict_blobs(
+        &self,
+        taken: &Stocktaking,
+        gone: &HashSet<usize>,
+        blobs: Vec<usize>,
+    ) -> Result<()> {
+        let stay = taken.models.iter().enumerate().filter(|(at, _)| !gone.contains(at));
+        let needed: HashSet<usize> = stay.flat_map(|(_, model)| &model.blobs).copied().collect();
+        let mut left = HashSet::new();
+        for at in blobs.into_iter().filter(|at| !needed.contains(at)) {
+            for id in &taken.blobs[at].ids {
+                self.blobs.evict(id)?;
+                left.insert(id);
+            }
+        }
+        for manifest in gone.iter().filter_map(|at| taken.models[*at].manifest.as_ref()) {
+            for file in manifest.files.iter().filter(|file| left.contains(&file.blob)) {
+                self.forget_content(manifest, file)?;
+            }
+        }
+        // Who waits for space is woken by what is deleted, and not for nothing.
+        if !gone.is_empty() || !left.is_empty() {
+            self.trash_filled.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Evicts older revisions that nobody uses and no request has any more.
+    /// Blocks.
+    pub(super) fn evict_superseded(&self) -> Result<()> {
+        if self.models.superseded()?.is_empty() {
+            return Ok(());
+        }
+        let _alone = self.holds.exclusively();
+        let busy = self.holds.held_blobs();
+        let taken = Stocktaking::read(&self.layout)?;
+        let kept = Kept::now(self)?;
+        // Asked again: nobody notes a model that is not held, and those are kept.
+        let superseded = self.models.superseded()?;
+        let mut gone = HashSet::new();
+        let mut blobs = HashSet::new();
+        for (at, model) in taken.models.iter().enumerate() {
+            let goes = superseded.contains(&model.key) && kept.why(&model.key).is_none();
+            if goes && self.evict_model(model, EvictionReason::Superseded)? {
+                gone.insert(at);
+                blobs.extend(model.blobs.iter().copied());
+            }
+        }
+        let is_free = |at: &usize| !taken.blobs[*at].ids.iter().any(|id| busy.contains(id));
+        self.evict_blobs(&taken, &gone, blobs.into_iter().filter(is_free).collect())
     }
 
     /// `false` when somebody came to use it meanwhile.
@@ -192,19 +230,26 @@ impl Inner {
         Ok(true)
     }
 
+    /// The blobs that somebody brings in, or waits with them for space.
+    pub(super) fn wanted_blobs(&self) -> HashSet<BlobId> {
+        let mut wanted = self.ledger.admitted();
+        wanted.extend(self.holds.held_blobs());
+        wanted.extend(self.blob_flights.running().into_iter().map(|(id, _)| id));
+        for (_, progress) in self.model_flights.running() {
+            let manifest = progress.manifest();
+            let files = manifest.iter().flat_map(|manifest| &manifest.files);
+            wanted.extend(files.map(|file| file.blob.clone()));
+        }
+        wanted
+    }
+
     /// Puts aside what is the least worth keeping: interrupted downloads that
     /// nobody goes on with, except those in `wanted`, and what is in
     /// quarantine. Blocks.
     pub(super) fn drop_leftovers(&self, wanted: &HashSet<BlobId>) -> Result<()> {
-        let mut busy = self.ledger.admitted();
-        busy.extend(self.holds.held_blobs());
-        busy.extend(self.blob_flights.running().into_iter().map(|(id, _)| id));
-        // Also those of models that wait for space: they will go on.
-        let running = self.model_flights.running().into_iter();
-        let manifests = running.filter_map(|(_, progress)| progress.manifest());
-        busy.extend(
-            manifests.flat_map(|m| m.files.iter().map(|f| f.blob.clone()).collect::<Vec<_>>()),
-        );
+        // Nobody begins to go on with one meanwhile.
+        let alone = self.holds.exclusively();
+        let busy = self.wanted_blobs();
         for name in files::names(&self.layout.staging())? {
             let Some(id) = name.strip_suffix(".part").and_then(BlobId::parse) else {
                 continue;
@@ -213,6 +258,7 @@ impl Inner {
                 self.blobs.abandon(&id)?;
             }
         }
+        drop(alone);
         self.empty_quarantine(Duration::ZERO)
     }
 }

@@ -57,7 +57,13 @@ fn beside(path: &Path) -> PathBuf {
 
 /// Whether this is an unfinished file of [`write_whole`].
 pub(super) fn is_unfinished(name: &str) -> bool {
-    name.starts_with('.') && Path::new(name).extension() == Some("tmp".as_ref())
+    let Some(rest) = name.strip_prefix('.').and_then(|name| name.strip_suffix(".tmp")) else {
+        return false;
+    };
+    // The process, and a number.
+    let mut parts = rest.rsplitn(3, '.');
+    let mut is_number = || parts.next().is_some_and(|part| part.parse::<u64>().is_ok());
+    is_number() && is_number() && parts.next().is_some()
 }
 
 /// Creates a directory that may already be there.

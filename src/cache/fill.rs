@@ -76,6 +76,7 @@ async fn steps(
                 }
                 return Ok(model);
             }
+            Outcome::Again => {}
             Outcome::Short(shortage) => {
                 let error = shortage.error(title, None);
                 if !progress.share().is_urgent() {
@@ -96,6 +97,8 @@ async fn steps(
 
 enum Outcome {
     Stands(CachedModel),
+    /// Something made way for it.
+    Again,
     /// There is no space for it now.
     Short(Box<Shortage>),
 }
@@ -129,7 +132,7 @@ async fn attempt(
         let (inner, manifest) = (Arc::clone(inner), Arc::clone(manifest));
         blocking(move || {
             let held = inner.holds.blobs(manifest.files.iter().map(|file| file.blob.clone()));
-            Ok((inner.models.check(&manifest.key(), &inner.blobs)?, held))
+            Ok((inner.check_model(&manifest.key())?, held))
         })
         .await?
     };
@@ -170,6 +173,10 @@ async fn attempt(
             let done = progress.snapshot().done;
             until_flights_end(inner, &wanted).await;
             make_room(inner, &wanted).await;
+            let (evicting, wanted_) = (Arc::clone(inner), wanted.clone());
+            if blocking(move || evicting.evict_unasked(&wanted_)).await? {
+                return Ok(Outcome::Again);
+            }
             let told = format!(
                 "the disk ran full with {} of it there ({}); that is kept",
                 progress_text(done, manifest.bytes()),
@@ -290,7 +297,7 @@ pub(super) async fn missing(
         let mut seen = HashSet::new();
         let mut missing = Vec::new();
         for file in manifest.files.iter().filter(|file| seen.insert(file.blob.clone())) {
-            let there = inner.blobs.find(&file.blob)?.is_some_and(|blob| blob.size == file.size);
+            let there = inner.find_blob(&file.blob)?.is_some_and(|blob| blob.size == file.size);
             if !there && !inner.find_by_content(&manifest, file)? {
                 missing.push(file.clone());
             }
@@ -331,7 +338,7 @@ async fn fetch_blob(
     // Two models may share a blob; the second flight of it finds it done.
     let known = {
         let (inner, id) = (Arc::clone(&inner), id.clone());
-        blocking(move || inner.blobs.find(&id)).await?
+        blocking(move || inner.find_blob(&id)).await?
     };
     if known.is_some_and(|blob| blob.size == file.size) {
         return Ok(());

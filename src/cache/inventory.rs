@@ -67,7 +67,8 @@ impl Stocktaking {
             }
         }
         let rest = space_below_but(&layout.staging(), |name, metadata| {
-            let id = name.strip_suffix(".part").and_then(BlobId::parse);
+            let part = name.strip_suffix(".part").and_then(BlobId::parse);
+            let id = part.or_else(|| Layout::blob_of_copy(name));
             let is_part = id.is_some();
             found.parts.extend(id.map(|id| (id, Space::of(metadata))));
             is_part
@@ -103,8 +104,8 @@ impl Stocktaking {
         let mut by_inode = HashMap::new();
         let mut index = HashMap::new();
         let mut records = Vec::new();
-        for fan in files::names(&layout.directory("blobs"))? {
-            each(&layout.directory("blobs").join(fan), |name, metadata| {
+        for fan in layout.fans()? {
+            each(&fan, |name, metadata| {
                 if let Some(id) = BlobId::parse(name) {
                     let at = *by_inode.entry(metadata.ino()).or_insert_with(|| {
                         let (ids, space) = (Vec::new(), Space::of(metadata));
@@ -215,6 +216,15 @@ fn own_space(directory: &Path) -> Result<Option<Space>> {
 /// there, but for a blob that was put aside: `blobs/` has it no more.
 pub(super) fn space_below(top: &Path) -> Result<Space> {
     space_below_but(top, |_, _| false)
+}
+
+/// What becomes free with this file or directory; nothing where it is gone.
+pub(super) fn space_of(path: &Path) -> Result<Space> {
+    let Ok(metadata) = fs::symlink_metadata(path) else { return Ok(Space::default()) };
+    if metadata.is_dir() {
+        return Ok(space_below(path)?.saturating_add(Space::of(&metadata)));
+    }
+    Ok(if metadata.nlink() == 1 { Space::of(&metadata) } else { Space::default() })
 }
 
 fn space_below_but(

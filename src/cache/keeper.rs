@@ -14,7 +14,7 @@ use super::inventory::Stocktaking;
 use super::policy::{Goal, Space};
 use super::space::FileSystem;
 use super::trash::QUARANTINED;
-use super::{Cache, Inner, files, recover};
+use super::{Cache, Inner, files, foreign, recover};
 use crate::blocking::blocking;
 use crate::error::Result;
 use crate::metrics::EvictionReason;
@@ -40,6 +40,10 @@ const HYSTERESIS: u64 = 50;
 impl Cache {
     /// Watches and tidies until `shutdown`; `pods` is kubelet's directory of pods.
     pub async fn keep_house(&self, pods: &Path, shutdown: &CancellationToken) {
+        let inner = Arc::clone(&self.0);
+        if let Err(error) = blocking(move || foreign::warn(&inner.layout)).await {
+            tracing::warn!(%error, "could not look for files that are not the driver's");
+        }
         let watch = every(WATCH, shutdown, "watching the disk", || {
             let inner = Arc::clone(&self.0);
             blocking(move || inner.watch())
@@ -58,7 +62,6 @@ impl Cache {
                 if let Err(error) = blocking(move || inner.empty_trash()).await {
                     tracing::warn!(%error, "could not empty the trash");
                 }
-                self.0.space_freed.notify_waiters();
                 tokio::select! {
                     () = self.0.trash_filled.notified() => {}
                     // What was in use may be free now.
@@ -67,7 +70,21 @@ impl Cache {
                 }
             }
         };
-        tokio::join!(watch, look, sweep, empty);
+        let let_go = async {
+            loop {
+                tokio::select! {
+                    () = self.0.let_go.notified() => {}
+                    // What was mounted or held may not be any more.
+                    () = tokio::time::sleep(LOOK) => {}
+                    () = shutdown.cancelled() => return,
+                }
+                let inner = Arc::clone(&self.0);
+                if let Err(error) = blocking(move || inner.evict_superseded()).await {
+                    tracing::warn!(%error, "could not evict an older revision");
+                }
+            }
+        };
+        tokio::join!(watch, look, sweep, empty, let_go);
     }
 }
 
@@ -94,12 +111,14 @@ impl Inner {
     /// The low watermark: what others took is given back by the cache. Blocks.
     fn watch(&self) -> Result<()> {
         self.forget_arrivals(None);
-        let lacking = self.below_watermark()?;
-        if lacking == Space::default() {
+        if self.below_watermark()? == Space::default() {
             self.watermark_told.store(false, Ordering::Relaxed);
             return Ok(());
         }
         self.drop_leftovers(&HashSet::new())?;
+        // What is in the trash is as good as free: models would go in vain for it.
+        self.empty_trash()?;
+        let lacking = self.below_watermark()?;
         let evicted = self.evict(&Goal::AsFar(lacking), Some(EvictionReason::Watermark))?;
         self.tell_watermark(&evicted);
         Ok(())
@@ -169,10 +188,14 @@ impl Inner {
     /// Leftovers that take inodes: stale downloads, what was in quarantine for
     /// a day, records and indexes of what is gone. Blocks.
     pub(super) fn sweep(&self) -> Result<()> {
-        let busy = self.blob_flights.running().into_iter().map(|(id, _)| id).collect();
-        recover::drop_stale_downloads(&self.layout, &busy)?;
         self.empty_quarantine(QUARANTINED)?;
+        // A last use is noted when it begins and when it ends, which a dead
+        // machine does not do.
+        for lease in self.leases.all() {
+            self.used(&lease.model);
+        }
         let _alone = self.holds.exclusively();
+        recover::drop_stale_downloads(&self.layout, &self.wanted_blobs())?;
         self.sweep_directory("content", |bytes| {
             let id = BlobId::parse(std::str::from_utf8(bytes).ok()?)?;
             Some(self.layout.blob(&id))
@@ -185,12 +208,14 @@ impl Inner {
             let named: Named = serde_json::from_slice(bytes).ok()?;
             Some(self.layout.model(&named.model))
         })?;
-        for fan in files::names(&self.layout.directory("blobs"))? {
-            let directory = self.layout.directory("blobs").join(fan);
+        for directory in self.layout.fans()? {
             for name in files::names(&directory)? {
                 let path = directory.join(&name);
                 let blob = name.strip_suffix(".json").or_else(|| name.strip_suffix(".unsynced"));
                 let orphaned = blob.is_some_and(|blob| !directory.join(blob).exists());
+                if !foreign::is_ours_in_fan(&name) {
+                    continue;
+                }
                 if (orphaned || files::is_unfinished(&name)) && is_old(&path) {
                     files::remove(&path)?;
                 }
@@ -205,9 +230,9 @@ impl Inner {
         directory: &str,
         points_at: impl Fn(&[u8]) -> Option<std::path::PathBuf>,
     ) -> Result<()> {
-        let directory = self.layout.directory(directory);
-        for name in files::names(&directory)? {
-            let path = directory.join(name);
+        let path = self.layout.directory(directory);
+        let ours = files::names(&path)?.into_iter().filter(|one| foreign::is_ours(directory, one));
+        for path in ours.map(|name| path.join(name)) {
             let gone = files::read(&path)?
                 .is_some_and(|bytes| points_at(&bytes).is_none_or(|target| !target.exists()));
             if gone && is_old(&path) {

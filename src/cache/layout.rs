@@ -1,4 +1,4 @@
-//! Every path of the cache, and nothing but paths.
+//! Every path and name of the cache.
 //!
 //! ```text
 //! <cache>/
@@ -9,7 +9,8 @@
 //!   blobs/<2>/<id>.json     its size, CRC-32C and check; durable
 //!   blobs/<2>/<id>.unsynced the same, while the disk may not have it all
 //!   content/<id>            which blob has this name, size and MD5
-//!   models/<key>/           manifest.json, tree/ of hard links into blobs/, `durable` once it is
+//!   models/<key>/           manifest.json, tree/ of hard links into blobs/, `durable` once it is,
+//!                           `superseded` once a request has a newer one
 //!   requests/<digest>       the newest revision resolved for a request
 //!   staging/                downloads (.part, .journal) and models being built
 //!   leases/<digest>.json    one per (volume id, target path)
@@ -20,6 +21,8 @@
 
 use std::path::{Path, PathBuf};
 
+use super::files;
+use crate::error::Result;
 use crate::model::{BlobId, ModelKey, RequestDigest};
 
 /// What VERSION holds.
@@ -28,9 +31,17 @@ pub(super) const VERSION: &str = "oci-model-csi cache 1\n";
 /// The start of VERSION in every layout.
 pub(super) const VERSION_STEM: &str = "oci-model-csi cache ";
 
+/// The end of the name of an import's copy.
+const COPY: &str = ".import";
+
 /// Directories that are made when the cache is.
 pub(super) const DIRECTORIES: &[&str] =
     &["blobs", "content", "models", "requests", "staging", "leases", "pins", "quarantine", "trash"];
+
+/// Whether a directory of `blobs/` may have this name.
+pub(super) fn is_fan(name: &str) -> bool {
+    name.len() == 2 && name.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+}
 
 /// Where things are in one cache directory.
 #[derive(Debug, Clone)]
@@ -68,6 +79,13 @@ impl Layout {
     /// One verified object version.
     pub fn blob(&self, id: &BlobId) -> PathBuf {
         self.blob_directory(id).join(id.as_str())
+    }
+
+    /// The directories of `blobs/`. Blocks.
+    pub(super) fn fans(&self) -> Result<Vec<PathBuf>> {
+        let blobs = self.root.join("blobs");
+        let names = files::names(&blobs)?.into_iter().filter(|name| is_fan(name));
+        Ok(names.map(|name| blobs.join(name)).collect())
     }
 
     pub(super) fn blob_directory(&self, id: &BlobId) -> PathBuf {
@@ -108,6 +126,11 @@ impl Layout {
         self.model(key).join("durable")
     }
 
+    /// Stands beside a model in whose place a request has another one.
+    pub(super) fn superseded(&self, key: &ModelKey) -> PathBuf {
+        self.model(key).join("superseded")
+    }
+
     pub(super) fn request(&self, digest: &RequestDigest) -> PathBuf {
         self.root.join("requests").join(digest.as_str())
     }
@@ -122,6 +145,18 @@ impl Layout {
 
     pub(super) fn journal(&self, id: &BlobId) -> PathBuf {
         self.staging().join(format!("{id}.journal"))
+    }
+
+    /// A copy that an import makes; several may be under way.
+    pub(super) fn copy(&self, id: &BlobId, number: u64) -> PathBuf {
+        self.staging().join(format!("{id}.{number}{COPY}"))
+    }
+
+    /// The blob that a file of the staging directory is to become as a copy.
+    pub(super) fn blob_of_copy(name: &str) -> Option<BlobId> {
+        let (id, number) = name.strip_suffix(COPY)?.split_once('.')?;
+        number.parse::<u64>().ok()?;
+        BlobId::parse(id)
     }
 
     pub(super) fn building(&self, key: &ModelKey) -> PathBuf {

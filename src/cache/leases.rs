@@ -13,10 +13,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use super::files;
 use super::layout::Layout;
 use super::models::CachedModel;
 use super::trash::discard;
+use super::{files, foreign, inventory};
 use crate::abort_point;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{ModelKey, PodIdentity, RequestDigest};
@@ -197,6 +197,9 @@ impl Leases {
         let mut removed = 0;
         for name in files::names(&self.layout.leases())? {
             let path = self.layout.leases().join(&name);
+            if !foreign::is_ours("leases", &name) {
+                continue;
+            }
             let record = files::read(&path)?
                 .and_then(|bytes| serde_json::from_slice::<LeaseRecord>(&bytes).ok())
                 .filter(|r| r.format == FORMAT && path == self.path(&r.volume_id, &r.target));
@@ -209,6 +212,8 @@ impl Leases {
                     removed += 1;
                 }
                 Some(record) if record.boot_id != self.boot_id || is_over(&record) => {
+                    // It was in use until now, or until the machine went down.
+                    inventory::touch(&self.layout, &record.model)?;
                     files::remove(&path)?;
                     removed += 1;
                 }
@@ -306,9 +311,14 @@ mod tests {
         assert_eq!(next.recover(|_| false).unwrap(), 0);
         assert_eq!(next.all().len(), 2, "one PV, two pods");
         assert_eq!(next.of_target(Path::new("/t/2")).unwrap().model, f.model.key);
+        let manifest = f.layout.manifest(&f.model.key);
+        let long_ago = SystemTime::now() - std::time::Duration::from_secs(1_000_000);
+        std::fs::File::create(&manifest).unwrap().set_modified(long_ago).unwrap();
         let rebooted = leases(&f, "boot-2");
         assert_eq!(rebooted.recover(|_| false).unwrap(), 2);
         assert_eq!(rebooted.all().len(), 0);
+        let used = std::fs::metadata(&manifest).unwrap().modified().unwrap();
+        assert!(used > long_ago, "it was in use until the machine went down");
         assert_eq!(files::names(&f.layout.leases()).unwrap(), [""; 0]);
     }
 

@@ -4,12 +4,11 @@ use std::collections::HashSet;
 use std::sync::{Arc, PoisonError};
 use std::time::SystemTime;
 
-use super::files;
 use super::layout::DIRECTORIES;
 use super::policy::{Goal, Space};
 use super::report::Inventory;
 use super::trash::discard;
-use super::{Cache, Inner, pins};
+use super::{Cache, Inner, files, foreign, pins};
 use crate::blocking::blocking;
 use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::EvictionReason;
@@ -132,35 +131,23 @@ impl Inner {
             // One that is found in this moment may be leased in the next: out
             // of everybody's reach first, and only if nobody holds it.
             let model = self.layout.models().join(&name);
-            let moved = match ModelKey::parse(&name) {
-                None => Some(discard(&self.layout, &model)),
-                Some(key) => self.holds.unless_held(&key, || {
-                    let leased = self.leases.all().iter().any(|lease| lease.model == key);
-                    self.models.distrust(&key);
-                    if leased { Err(self.in_use("a pod just took a model")) } else { Ok(()) }
-                        .and_then(|()| discard(&self.layout, &model))
-                }),
-            };
+            let Some(key) = ModelKey::parse(&name) else { continue };
+            let moved = self.holds.unless_held(&key, || {
+                let leased = self.leases.all().iter().any(|lease| lease.model == key);
+                self.models.distrust(&key);
+                if leased { Err(self.in_use("a pod just took a model")) } else { Ok(()) }
+                    .and_then(|()| discard(&self.layout, &model))
+            });
             moved.unwrap_or_else(|| Err(self.in_use("somebody began to use it just now")))?;
             models += 1;
         }
         for name in DIRECTORIES.iter().filter(|name| **name != "leases") {
-            let directory = self.layout.directory(name);
-            for name in files::names(&directory)? {
-                let path = directory.join(name);
-                match files::delete_tree(&path) {
-                    Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                        return Err(Error::io(format!("removing {}", path.display()), &e));
-                    }
-                    _ => {}
-                }
-            }
+            foreign::remove_ours(&self.layout, name)?;
         }
         if !go_on {
+            foreign::remove_ours(&self.layout, "leases")?;
             for name in DIRECTORIES {
-                let directory = self.layout.directory(name);
-                files::delete_tree(&directory)
-                    .map_err(|e| Error::io(format!("removing {}", directory.display()), &e))?;
+                foreign::remove_empty(&self.layout.directory(name))?;
             }
             for file in [self.layout.scrubbed(), self.layout.version(), self.layout.lock()] {
                 files::remove(&file)?;

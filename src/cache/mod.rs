@@ -7,12 +7,14 @@
 
 mod admission;
 mod blobs;
+mod check;
 mod content;
 mod durability;
 mod evict;
 mod files;
 mod fill;
 pub mod flight;
+mod foreign;
 mod holds;
 mod import;
 mod inventory;
@@ -124,6 +126,8 @@ struct Inner {
     /// Held by the one that empties the trash.
     emptying: Mutex<()>,
     trash_filled: Notify,
+    /// A model may be of no use to anybody any more.
+    let_go: Notify,
     /// A model that waits for space may look again.
     space_freed: Notify,
     watermark_told: AtomicBool,
@@ -181,6 +185,7 @@ impl Cache {
             admissions: Mutex::default(),
             emptying: Mutex::default(),
             trash_filled: Notify::new(),
+            let_go: Notify::new(),
             space_freed: Notify::new(),
             watermark_told: AtomicBool::new(false),
             damage_told: OnceLock::new(),
@@ -232,7 +237,7 @@ impl Cache {
         let (inner, wanted) = (Arc::clone(&self.0), key.clone());
         let mut ticket = self.0.check_flights.join(key.clone(), (), move |_| {
             blocking(move || {
-                let found = inner.models.check(&wanted, &inner.blobs)?;
+                let found = inner.check_model(&wanted)?;
                 if let Some(model) = &found {
                     inner.make_durable(model);
                 }
@@ -297,8 +302,19 @@ impl Cache {
     pub fn set_latest(&self, request: &RequestDigest, model: &CachedModel) -> Result<()> {
         if self.0.models.set_latest(request, model)? {
             self.0.syncer.enqueue(Unsynced::Index);
+            self.0.let_go.notify_one();
         }
         Ok(())
+    }
+
+    /// Notes that somebody asked for exactly this revision: it is not given up
+    /// for a newer one. Blocks.
+    pub fn set_revision(&self, request: &RequestDigest, model: &CachedModel) -> Result<()> {
+        let fields = [request.as_str(), model.manifest.revision.as_str()];
+        self.set_latest(
+            &RequestDigest::of_fields("oci-model-csi revision", fields.into_iter()),
+            model,
+        )
     }
 
     /// Leases a model for a volume. Blocks.
@@ -318,6 +334,7 @@ impl Cache {
         self.0.count_leases();
         if let Some(model) = model {
             self.0.used(&model);
+            self.0.let_go.notify_one();
             self.0.space_freed.notify_waiters();
         }
         released

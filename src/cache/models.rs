@@ -17,7 +17,7 @@
 //! is parsed, its links and blobs are checked, and it is rebuilt or dropped
 //! before anybody sees it; a model with `durable` waits for none of that.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
@@ -26,14 +26,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
-use super::blobs::Blobs;
 use super::files;
 use super::holds::{Holds, ModelHold};
 use super::layout::Layout;
 use super::trash::discard;
 use crate::abort_point;
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{Manifest, ModelKey, RequestDigest, Revision};
+use crate::model::{BlobId, Manifest, ModelKey, RequestDigest, Revision};
 use crate::mount::{self, DirId};
 
 /// A complete model that stands in the cache.
@@ -47,6 +46,26 @@ pub struct CachedModel {
     pub tree: PathBuf,
     /// It is not evicted while this lives.
     pub(super) _hold: ModelHold,
+}
+
+/// Something of a model that is not what its manifest says.
+#[derive(Debug)]
+pub(super) struct Misfit {
+    /// Where in the tree.
+    pub(super) path: String,
+    pub(super) why: String,
+    pub(super) fault: Fault,
+}
+
+/// Where the cause of a [`Misfit`] is.
+#[derive(Debug)]
+pub(super) enum Fault {
+    /// In the tree itself.
+    Tree,
+    /// In this blob, which the tree shows.
+    Blob(BlobId),
+    /// A blob was removed, by an eviction that was cut or by hand.
+    NoBlob,
 }
 
 /// The models of one cache.
@@ -89,7 +108,7 @@ impl Models {
         files::rename(&building, &model)?;
         abort_point::reach("model-commit-3");
         // A blob may have been put aside as damaged since it was linked.
-        if let Some((path, why)) = self.misfit(&key, manifest)? {
+        if let Some(Misfit { path, why, .. }) = self.misfit(&key, manifest) {
             discard(&self.layout, &model)?;
             let text = format!("{path} changed while its model was built ({why}); try again");
             return Err(Error::new(ErrorKind::InProgress, text));
@@ -128,19 +147,10 @@ impl Models {
         None
     }
 
-    /// The model of this key if it stands complete. One that this process has
-    /// not seen yet is checked first; what may be torn is read for that, so
-    /// this belongs into a flight. Blocks, as long as reading takes.
-    pub(super) fn check(&self, key: &ModelKey, blobs: &Blobs) -> Result<Option<CachedModel>> {
-        if let Some(known) = self.known(key) {
-            return Ok(Some(known));
-        }
-        let Some(manifest) = self.read_manifest(key)? else { return Ok(None) };
-        if !self.is_whole(key, &manifest, blobs)? {
-            return Ok(None);
-        }
+    /// Notes that a model was checked, and is whole.
+    pub(super) fn know(&self, key: &ModelKey, manifest: Manifest) -> Option<CachedModel> {
         self.lock().insert(key.clone(), Arc::new(manifest));
-        Ok(self.known(key))
+        self.known(key)
     }
 
     /// Forgets what this process knew of a model: it will be checked again.
@@ -161,55 +171,32 @@ impl Models {
         }
     }
 
-    /// Whether every file of the tree is the blob that the manifest names, and
-    /// every blob is good.
-    fn is_whole(&self, key: &ModelKey, manifest: &Manifest, blobs: &Blobs) -> Result<bool> {
-        let mut misfit = self.misfit(key, manifest)?;
-        if misfit.is_none() && !self.is_durable(key) {
-            for file in &manifest.files {
-                if blobs.find(&file.blob)?.is_none() {
-                    misfit = Some((file.path.clone(), "its bytes are not there".to_owned()));
-                    break;
-                }
-            }
-        }
-        if let Some((path, why)) = &misfit {
-            tracing::warn!(
-                model = key.as_str(),
-                path,
-                why,
-                "a cached model is not whole; it will be built again"
-            );
-        }
-        Ok(misfit.is_none())
-    }
-
     /// What of the tree is not what the manifest says, and how; nothing is
     /// read. Blocks.
-    pub(super) fn misfit(
-        &self,
-        key: &ModelKey,
-        manifest: &Manifest,
-    ) -> Result<Option<(String, String)>> {
+    pub(super) fn misfit(&self, key: &ModelKey, manifest: &Manifest) -> Option<Misfit> {
         let tree = self.layout.tree(key);
-        let misfit = |path: &str, why: &str| Ok(Some((path.to_owned(), why.to_owned())));
+        let misfit = |path: &str, fault, why: &str| {
+            Some(Misfit { path: path.to_owned(), why: why.to_owned(), fault })
+        };
         for file in &manifest.files {
             let Ok(link) = fs::symlink_metadata(tree.join(&file.path)) else {
-                return misfit(&file.path, "it is gone from the tree");
+                return misfit(&file.path, Fault::Tree, "it is gone from the tree");
             };
+            let blob = fs::symlink_metadata(self.layout.blob(&file.blob));
+            let Ok(blob) = blob else {
+                return misfit(&file.path, Fault::NoBlob, "its blob is gone");
+            };
+            if blob.ino() != link.ino() {
+                let why = "it is not the blob that the manifest names";
+                return misfit(&file.path, Fault::Tree, why);
+            }
             if link.len() != file.size {
                 let why = format!("it has {} bytes instead of {}", link.len(), file.size);
-                return misfit(&file.path, &why);
-            }
-            let blob = fs::symlink_metadata(self.layout.blob(&file.blob));
-            if !blob.is_ok_and(|blob| blob.ino() == link.ino()) {
-                return misfit(&file.path, "it is not the blob that the manifest names");
+                return misfit(&file.path, Fault::Blob(file.blob.clone()), &why);
             }
         }
-        match manifest.directories.iter().find(|directory| !tree.join(directory).is_dir()) {
-            Some(directory) => misfit(directory, "it is gone from the tree"),
-            None => Ok(None),
-        }
+        let gone = manifest.directories.iter().find(|directory| !tree.join(directory).is_dir());
+        gone.and_then(|directory| misfit(directory, Fault::Tree, "it is gone from the tree"))
     }
 
     /// Notes the newest revision of a request; whether it is another than before.
@@ -218,12 +205,41 @@ impl Models {
         let json = serde_json::to_vec(&latest)
             .map_err(|e| Error::internal(format!("noting the newest revision: {e}")))?;
         let path = self.layout.request(request);
-        if files::read(&path)?.as_deref() == Some(&json) {
+        let before = files::read(&path)?;
+        files::remove(&self.layout.superseded(&model.key))?;
+        if before.as_deref() == Some(&json) {
             return Ok(false);
         }
         files::write_whole(&path, &json, 0o644)?;
         abort_point::reach("model-commit-4");
+        let before = before.and_then(|b| serde_json::from_slice::<Latest>(&b).ok());
+        // The same revision may have been uploaded again: then it is no older one.
+        if let Some(old) = before.map(|latest| latest.model).filter(|old| *old != model.key)
+            && self.layout.model(&old).is_dir()
+        {
+            files::write_whole(&self.layout.superseded(&old), b"", 0o644)?;
+        }
         Ok(true)
+    }
+
+    /// The models that a newer one took the place of, and that no request has
+    /// any more. Blocks.
+    pub(super) fn superseded(&self) -> Result<HashSet<ModelKey>> {
+        let names = files::names(&self.layout.models())?;
+        let keys = names.iter().filter_map(|name| ModelKey::parse(name));
+        let mut found: HashSet<_> =
+            keys.filter(|key| self.layout.superseded(key).exists()).collect();
+        if found.is_empty() {
+            return Ok(found);
+        }
+        let requests = self.layout.directory("requests");
+        for name in files::names(&requests)? {
+            let bytes = files::read(&requests.join(name))?;
+            if let Some(latest) = bytes.and_then(|b| serde_json::from_slice::<Latest>(&b).ok()) {
+                found.remove(&latest.model);
+            }
+        }
+        Ok(found)
     }
 
     /// The newest revision that was resolved and completed for a request.

@@ -7,6 +7,7 @@
 //! | both, younger than a day | an interrupted download | kept for the next asker |
 //! | both, older | nobody asked again | trash |
 //! | unfinished temporary files | a write was cut | removed |
+//! | other names | not ours | left alone |
 //! | a lease of an earlier boot | its mount died with the boot | removed |
 //! | a lease of this boot with its mount | a running pod | kept |
 //! | a lease of this boot, no mount in sight | doubt: propagation may be broken | kept while the pod's directory is there |
@@ -19,10 +20,10 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use super::files;
 use super::layout::Layout;
 use super::leases::{LeaseRecord, Leases};
 use super::trash::discard;
+use super::{files, foreign};
 use crate::error::Result;
 use crate::model::BlobId;
 use crate::mount;
@@ -72,6 +73,9 @@ fn staging(layout: &Layout, recovered: &mut Recovered) -> Result<()> {
     let now = SystemTime::now();
     for name in &names {
         let path = directory.join(name);
+        if !foreign::is_ours("staging", name) {
+            continue;
+        }
         if files::is_unfinished(name) {
             files::remove(&path)?;
             continue;
@@ -150,11 +154,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let layout = layout(dir.path());
         let staging = layout.staging();
-        for name in ["a.part", "a.journal", "b.part", "c.journal", ".x.1.0.tmp"] {
+        let own = |digit: &str, end: &str| format!("{}{end}", digit.repeat(64));
+        let [part, journal] = [own("a", ".part"), own("a", ".journal")];
+        let unfinished = ".x.1.0.tmp".to_owned();
+        for name in [&part, &journal, &own("b", ".part"), &own("c", ".journal"), &unfinished] {
             fs::write(staging.join(name), "x").unwrap();
         }
-        fs::create_dir_all(staging.join("model-k/tree/d")).unwrap();
-        for name in ["old.part", "old.journal"] {
+        fs::write(staging.join("notes.part"), "mine").unwrap();
+        fs::create_dir_all(staging.join(format!("model-{}/tree/d", own("e", "")))).unwrap();
+        for name in [own("d", ".part"), own("d", ".journal")] {
             let file = fs::File::create(staging.join(name)).unwrap();
             file.set_modified(SystemTime::now() - JOURNAL_KEPT * 2).unwrap();
         }
@@ -162,7 +170,7 @@ mod tests {
         super::staging(&layout, &mut recovered).unwrap();
         let mut left = files::names(&staging).unwrap();
         left.sort();
-        assert_eq!(left, ["a.journal", "a.part"]);
+        assert_eq!(left, [journal, part, "notes.part".to_owned()]);
         assert_eq!((recovered.resumable, recovered.leftovers), (1, 5));
         assert_eq!(files::names(&layout.trash()).unwrap().len(), 5);
     }

@@ -5,7 +5,7 @@ mod measure;
 
 use std::collections::{HashMap, HashSet};
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::sys::statvfs::statvfs;
@@ -296,16 +296,6 @@ impl Ledger {
         }
     }
 
-    /// Bytes that this blob will still take: the staging file is preallocated,
-    /// and what it has got is not free any more.
-    fn still_to_come(&self, id: &BlobId, size: u64) -> u64 {
-        let allocated = |path: PathBuf| {
-            std::fs::symlink_metadata(path).map(|m| m.blocks().saturating_mul(512)).ok()
-        };
-        let has = allocated(self.layout.part(id)).or_else(|| allocated(self.layout.blob(id)));
-        size.next_multiple_of(BLOCK).saturating_sub(has.unwrap_or(0))
-    }
-
     fn lock(&self) -> MutexGuard<'_, Book> {
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -330,6 +320,7 @@ impl Drop for Reservation {
 
 #[cfg(test)]
 mod tests {
+    use super::super::files;
     use super::*;
 
     fn id(n: u8) -> BlobId {
@@ -337,6 +328,7 @@ mod tests {
     }
 
     fn ledger(dir: &Path, bytes: u64, max_size: Option<u64>) -> Ledger {
+        files::make_directory(&dir.join("staging"), 0o755).unwrap();
         let free = FileSystem::of(dir).unwrap().free_bytes;
         // All but `bytes` of what is free is somebody else's.
         let min_free = free.saturating_sub(bytes);
@@ -425,6 +417,7 @@ mod tests {
     #[test]
     fn inodes_are_admitted_too() {
         let dir = tempfile::tempdir().unwrap();
+        files::make_directory(&dir.path().join("staging"), 0o755).unwrap();
         let free = FileSystem::of(dir.path()).unwrap();
         let limits = Limits { min_free: 0, min_free_inodes: free.free_inodes, max_size: None };
         let ledger = Ledger::new(Layout::new(dir.path()), limits);

@@ -7,8 +7,9 @@ use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::Inner;
-use super::files;
 use super::layout::Layout;
+use super::policy::Space;
+use super::{files, foreign, inventory};
 use crate::abort_point;
 use crate::error::Result;
 use crate::mount::{self, DirId};
@@ -37,23 +38,46 @@ impl Inner {
     /// Deletes what is in the trash and not in use. Blocks, for as long as it
     /// takes.
     pub(super) fn empty_trash(&self) -> Result<usize> {
-        let _alone = self.emptying.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        self.free_from_trash(None)
+    }
+
+    /// As [`Inner::empty_trash`], only until so much has become free; how many
+    /// entries were deleted.
+    pub(super) fn free_from_trash(&self, enough: Option<Space>) -> Result<usize> {
         let names = files::names(&self.layout.trash())?;
         if names.is_empty() {
+            // A name goes before its space: until whoever deletes it is done.
+            drop(self.emptying.lock());
             return Ok(0);
         }
         let in_use = InUse::now(self, "trash")?;
-        let mut deleted = 0;
+        let (mut deleted, mut freed) = (0, Space::default());
         for name in names {
+            if enough.is_some_and(|enough| freed.covers(enough)) {
+                break;
+            }
             let path = self.layout.trash().join(&name);
             if in_use.has(&name, &path) {
                 tracing::debug!(name, "something in the trash is still in use; it is kept for now");
-            } else if let Err(error) = files::delete_tree(&path) {
-                tracing::warn!(name, %error, "could not delete something in the trash");
-            } else {
-                abort_point::reach("evict-5");
-                deleted += 1;
+                continue;
             }
+            // For one entry only: who waits for space needs not wait for all of it.
+            let _alone = self.emptying.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let space = inventory::space_of(&path)?;
+            match files::delete_tree(&path) {
+                Ok(()) => {
+                    abort_point::reach("evict-5");
+                    deleted += 1;
+                    freed = freed.saturating_add(space);
+                }
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => {
+                    tracing::warn!(name, %error, "could not delete something in the trash");
+                }
+            }
+        }
+        if deleted > 0 {
+            self.space_freed.notify_waiters();
         }
         Ok(deleted)
     }
@@ -66,7 +90,7 @@ impl Inner {
             return Ok(());
         }
         let in_use = InUse::now(self, "quarantine")?;
-        for name in names {
+        for name in names.into_iter().filter(|name| foreign::is_ours("quarantine", name)) {
             let path = self.layout.quarantine().join(&name);
             // The change time is that of the rename.
             let old = std::fs::symlink_metadata(&path).is_ok_and(|metadata| {

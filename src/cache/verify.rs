@@ -69,7 +69,9 @@ impl Inner {
             blobs.extend(&model.blobs);
             let misfit = match &model.manifest {
                 None => Some(("manifest.json".to_owned(), "it cannot be read".to_owned())),
-                Some(manifest) => self.models.misfit(&model.key, manifest)?,
+                Some(manifest) => {
+                    self.models.misfit(&model.key, manifest).map(|misfit| (misfit.path, misfit.why))
+                }
             };
             if let Some((what, why)) = misfit {
                 let manifest = model.manifest.clone();
@@ -122,6 +124,7 @@ impl Inner {
                 .quarantine_blob(id, id.as_str(), why)
                 .map(|damage| Some((0, Some(damage))));
         };
+        let Some(read) = self.blobs.inode(id) else { return Ok(None) };
         let (bytes, why) = match reread::crc32c(&path, pace, go_on) {
             Ok(None) => return Ok(Some((0, None))),
             Ok(Some((crc32c, size))) if size == record.size && crc32c == record.crc32c => {
@@ -136,9 +139,13 @@ impl Inner {
             // Out of memory or descriptors: that says nothing about the disk.
             Err(e) => return Err(Error::io(format!("reading {}", path.display()), &e)),
         };
+        let _placing = self.blobs.placing();
         let damage = match why {
-            None => None,
-            Some(why) => Some(self.quarantine_blob(id, &record.object, &why)?),
+            // A publish may have noticed it too, and brought a good one.
+            Some(why) if self.blobs.stands(id, read) => {
+                Some(self.quarantine_blob(id, &record.object, &why)?)
+            }
+            _ => None,
         };
         Ok(Some((bytes, damage)))
     }

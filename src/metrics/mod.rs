@@ -136,6 +136,8 @@ pub enum EvictionReason {
     Limit,
     /// Nobody used it for `cache.idleTTL`.
     Idle,
+    /// A newer revision took its place.
+    Superseded,
     /// The administrator said so.
     Command,
 }
@@ -148,6 +150,7 @@ impl EvictionReason {
             Self::Watermark => "watermark",
             Self::Limit => "limit",
             Self::Idle => "idle",
+            Self::Superseded => "superseded",
             Self::Command => "command",
         }
     }

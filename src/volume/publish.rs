@@ -193,7 +193,10 @@ impl Volumes {
         for _ in 0..RESOLVES {
             let chosen = self.0.chooser.choose(&self.0.cache, &request.model, &route).await?;
             let manifest = match chosen {
-                Choice::Cached(model) => return Ok((model, PublishResult::Hit)),
+                Choice::Cached(model) => {
+                    self.note(request, &route, &model, false).await?;
+                    return Ok((model, PublishResult::Hit));
+                }
                 Choice::Stale(model) => return Ok((model, PublishResult::Stale)),
                 Choice::Wanted(manifest) => manifest,
             };
@@ -244,7 +247,7 @@ impl Volumes {
                 }
             };
             self.0.cache.check_sanity(&model, &request.model).await?;
-            self.note_latest(request, &route, &model).await?;
+            self.note(request, &route, &model, true).await?;
             return Ok((model, how));
         }
         let last = changed.map(|error| format!(" ({error})")).unwrap_or_default();
@@ -257,15 +260,23 @@ impl Volumes {
         ))
     }
 
-    async fn note_latest(
+    /// Notes what a request got: the newest revision, or one that it names.
+    async fn note(
         &self,
         request: &PublishRequest,
         route: &Route,
         model: &CachedModel,
+        is_newest: bool,
     ) -> Result<()> {
-        let digest = route.digest(&request.model);
+        let (digest, is_named) = (route.digest(&request.model), request.model.revision.is_some());
         let (inner, model) = (Arc::clone(&self.0), model.clone());
-        blocking(move || inner.cache.set_latest(&digest, &model)).await
+        blocking(move || {
+            if is_named {
+                inner.cache.set_revision(&digest, &model)?;
+            }
+            if is_newest { inner.cache.set_latest(&digest, &model) } else { Ok(()) }
+        })
+        .await
     }
 
     /// Takes a volume away: unmount, remove the empty directory, end the lease.

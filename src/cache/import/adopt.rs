@@ -226,7 +226,7 @@ impl Inner {
     fn stage(&self, file: &ManifestFile, found: &Found) -> Result<(Staged, Fate)> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let path = self.layout.staging().join(format!("{}.{number}.import", file.blob));
+        let path = self.layout.copy(&file.blob, number);
         let failed = |e: io::Error| Error::io(format!("copying to {}", path.display()), &e);
         let to = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
         let to = to.map_err(failed)?;

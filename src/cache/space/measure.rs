@@ -1,9 +1,12 @@
 //! What the disk says of running downloads and of a model that is wanted.
 
 use std::collections::{HashMap, HashSet};
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
-use super::{FileSystem, Ledger, Wanted};
+use super::super::files;
+use super::super::layout::Layout;
+use super::{BLOCK, FileSystem, Ledger, Wanted};
 use crate::error::Result;
 use crate::model::BlobId;
 
@@ -25,8 +28,10 @@ impl Ledger {
     pub(super) fn measure(&self, wanted: &Wanted) -> Result<Measured> {
         let pending: Vec<(BlobId, u64)> =
             self.lock().pending.iter().map(|(id, pending)| (id.clone(), pending.size)).collect();
+        let copies = self.copies()?;
         let to_come = |blobs: &[(BlobId, u64)]| -> HashMap<BlobId, u64> {
-            blobs.iter().map(|(id, size)| (id.clone(), self.still_to_come(id, *size))).collect()
+            let of = |id, size| self.still_to_come(id, size, copies.get(id));
+            blobs.iter().map(|(id, size)| (id.clone(), of(id, *size))).collect()
         };
         // Before the look at what is free: what comes in between counts twice
         // then, and not never.
@@ -41,4 +46,28 @@ impl Ledger {
             wanted.missing.iter().map(|(id, _)| self.layout.blob_directory(id)).collect();
         u64::try_from(fans.iter().filter(|fan| !fan.is_dir()).count()).unwrap_or(u64::MAX)
     }
+
+    /// What the copies of imports have got so far.
+    fn copies(&self) -> Result<HashMap<BlobId, u64>> {
+        let mut copies = HashMap::new();
+        for name in files::names(&self.layout.staging())? {
+            let Some(id) = Layout::blob_of_copy(&name) else { continue };
+            let has = allocated(&self.layout.staging().join(name));
+            *copies.entry(id).or_default() += has.unwrap_or(0);
+        }
+        Ok(copies)
+    }
+
+    /// Bytes that this blob will still take: the staging file is preallocated,
+    /// and what it has got is not free any more. A copy goes on with nothing
+    /// that a download left.
+    fn still_to_come(&self, id: &BlobId, size: u64, copied: Option<&u64>) -> u64 {
+        let has = copied.copied().or_else(|| allocated(&self.layout.part(id)));
+        let has = has.or_else(|| allocated(&self.layout.blob(id)));
+        size.next_multiple_of(BLOCK).saturating_sub(has.unwrap_or(0))
+    }
+}
+
+fn allocated(path: &Path) -> Option<u64> {
+    std::fs::symlink_metadata(path).map(|metadata| metadata.blocks().saturating_mul(512)).ok()
 }
