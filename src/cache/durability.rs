@@ -7,7 +7,7 @@
 use std::fs::File;
 use std::sync::Arc;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::blobs::Blobs;
 use super::layout::Layout;
@@ -24,6 +24,8 @@ pub(super) enum Unsynced {
     Model { model: ModelKey, blobs: Vec<BlobId> },
     /// An index, whose loss hurts and harms nobody: nothing is recorded of it.
     Index,
+    /// Somebody who waits for what came before; dropped when that is synced.
+    Waiter(#[allow(dead_code, reason = "told by its end")] oneshot::Sender<()>),
 }
 
 /// Hands committed models to the task that syncs them.
@@ -75,12 +77,19 @@ impl Syncer {
         // Without a receiver the process is ending; then it stays a suspect.
         let _ = self.0.send(unsynced);
     }
+
+    /// Waits until all that was enqueued is on the disk, or known not to be.
+    pub(super) async fn settled(&self) {
+        let (waiter, told) = oneshot::channel();
+        self.enqueue(Unsynced::Waiter(waiter));
+        let _ = told.await;
+    }
 }
 
 fn models_of(batch: &[Unsynced]) -> impl Iterator<Item = (&ModelKey, &[BlobId])> {
     batch.iter().filter_map(|unsynced| match unsynced {
         Unsynced::Model { model, blobs } => Some((model, &blobs[..])),
-        Unsynced::Index => None,
+        Unsynced::Index | Unsynced::Waiter(_) => None,
     })
 }
 

@@ -307,6 +307,12 @@ impl Cache {
         Ok(())
     }
 
+    /// Waits until what was committed is on the disk. Before a process ends: its
+    /// successor has less to read again.
+    pub async fn settled(&self) {
+        self.0.syncer.settled().await;
+    }
+
     /// Notes that somebody asked for exactly this revision: it is not given up
     /// for a newer one. Blocks.
     pub fn set_revision(&self, request: &RequestDigest, model: &CachedModel) -> Result<()> {

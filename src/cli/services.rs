@@ -243,6 +243,11 @@ async fn start(args: ServiceArgs, config: &Config, mode: Mode) -> Result<()> {
         tracing::warn!("background work is still running; it is left, its journals stand");
     }
     if let Some(node) = node {
+        if tokio::time::timeout(GRACE, node.cache.settled()).await.is_err() {
+            tracing::warn!(
+                "the disk is slow; what it has not taken yet is read again at the next start"
+            );
+        }
         let engine = node.engine;
         blocking(move || {
             engine.stop(GRACE);
