@@ -9,7 +9,6 @@ import pytest
 from kube import Team, inline, pod
 from node import SCRATCH, until
 
-pytestmark = pytest.mark.core
 SIZE, RATE = 560 << 20, 4 << 20  # two minutes and twenty seconds
 MOMENTS = (30, 130)
 
@@ -82,6 +81,7 @@ def test_a_download_longer_than_kubelets_two_minutes_tells_how_far_it_is(slow, s
 WATCHED = test_a_download_longer_than_kubelets_two_minutes_tells_how_far_it_is.__name__
 
 
+@pytest.mark.core
 def test_a_pod_that_is_deleted_during_the_download_goes_at_once_and_loses_nothing(team, store):
     size = 60 << 20
     store.synthetic(team.name, "left/weights.bin", size)

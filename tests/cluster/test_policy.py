@@ -20,7 +20,6 @@ def install(helm, *rules):
     until("the policy's change", lambda: all(old < new for old, new in zip(before, changes())), seconds=150)
 
 
-@pytest.mark.core
 def test_a_namespace_that_no_rule_allows_is_told_which_line_would(team, store, helm):
     store.put("models", "tiny/config.json", "{}")
     allowed = {"namespaces": ["no-such-team"], "serviceAccounts": ["*"], "buckets": ["models"], "prefixes": ["tiny/"], "allow": True}

@@ -3,14 +3,12 @@
 import json
 from pathlib import Path
 
-import pytest
 from kube import driver_pod, driver_says, get, inline, pod
 from node import NODE, run, until
 
 MIB = 1 << 20
 
 
-@pytest.mark.core
 def test_a_pod_whose_model_does_not_fit_says_who_holds_the_space_and_starts_when_it_is_free(team, store, helm):
     for name in ("held", "wanted"):
         store.synthetic("models", f"{name}/weights.bin", 40 * MIB)
@@ -27,7 +25,6 @@ def test_a_pod_whose_model_does_not_fit_says_who_holds_the_space_and_starts_when
         helm.install()
 
 
-@pytest.mark.core
 def test_a_disk_that_others_fill_costs_idle_models_first_and_then_lets_pods_wait(team, store, helm):
     def cached():
         return [model["uri"] for model in json.loads(driver_says("cache", "ls", "--output", "json"))["models"]]
