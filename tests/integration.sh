@@ -20,7 +20,7 @@ log="$(mktemp)"
 "${tests[@]}" "${beside[@]}" "$@" >"$log" 2>&1 &
 running=$!
 # Jobs of a script do not see the terminal's interrupt.
-trap 'kill "$running" 2>/dev/null; rm -f "$log"' EXIT
+trap 'kill "$running" 2>/dev/null || true; rm -f "$log"' EXIT
 waited=0 rest=0
 "${tests[@]}" "${others[@]}" "$@" || rest=$?
 wait "$running" || waited=$?
