@@ -449,3 +449,27 @@ fn what_nobody_used_for_long_goes_although_there_is_space() {
         assert_eq!(driver.metric("cache_evictions_total{reason=\"idle\"}").await, 1);
     });
 }
+
+#[test]
+fn a_cache_on_the_disk_of_kubelet_is_warned_about_and_one_on_a_disk_of_its_own_is_not() {
+    end_to_end(async |scratch| {
+        const SHARED: &str = "cache_shared_file_system";
+        const WARNING: &str = "the cache shares its file system";
+        let store = store_with(&[]);
+        let shared = Driver::start(scratch, &store).await;
+        assert_eq!(shared.metric(SHARED).await, 1);
+        assert!(shared.log().contains(WARNING));
+
+        let disk = Disk::ext4(scratch, DISK, &[]);
+        // The mount point itself, as requireMount wants it.
+        let config = format!("cache: {{requireMount: true, {ROOM}}}\n");
+        let elsewhere = scratch.join("own");
+        fs::create_dir(&elsewhere).unwrap();
+        let mut setup = Setup::new(&elsewhere, &store).with_config(&config);
+        setup.cache.clone_from(&disk.path);
+        let own = setup.start().await;
+        assert_eq!(own.metric(SHARED).await, 0);
+        assert!(!own.log().contains(WARNING));
+        pod(&own.kubelet(), "1", "none").refused().await;
+    });
+}

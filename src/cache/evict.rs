@@ -182,7 +182,13 @@ impl Inner {
     /// Evicts older revisions that nobody uses and no request has any more.
     /// Blocks.
     pub(super) fn evict_superseded(&self) -> Result<()> {
-        if self.models.superseded()?.is_empty() {
+        let superseded = self.models.superseded()?;
+        if superseded.is_empty() {
+            return Ok(());
+        }
+        // Pods may keep theirs for months: the cache is not counted for that.
+        let kept = Kept::now(self)?;
+        if superseded.iter().all(|key| kept.why(key).is_some()) {
             return Ok(());
         }
         let _alone = self.holds.exclusively();
