@@ -5,11 +5,13 @@ mod support;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use localstore::{Action, LocalStore, Operation, PutOptions, Rule};
 use serde_json::Value;
 use support::commands::Commands;
+use support::disk::run;
 use support::driver::{Driver, Setup};
 use support::models::{BUCKET, MIB, PHI3, PREFIX, content_of, put, put_large, store_with_phi3};
 use support::random::number;
@@ -233,6 +235,21 @@ fn damage_is_found_named_and_put_aside() {
 }
 
 #[test]
+fn a_check_reads_no_faster_than_it_is_told_to() {
+    end_to_end(async |scratch| {
+        let store = store_with_phi3();
+        let driver = Driver::start(scratch, &store).await;
+        let cache = Commands::of(&driver.setup);
+        cache.json(&["prefetch", URI]).await;
+        let started = Instant::now();
+        let said = cache.text(&["verify", "--rate", "1MiB"]).await;
+        assert!(said.contains("3 MiB read: all as downloaded"), "{said}");
+        let took = started.elapsed();
+        assert!(took >= Duration::from_secs(2), "3 MiB in {took:?}");
+    });
+}
+
+#[test]
 fn a_purge_needs_nobody_to_use_the_cache_and_a_yes() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
@@ -243,7 +260,17 @@ fn a_purge_needs_nobody_to_use_the_cache_and_a_yes() {
         fs::write(driver.setup.cache.join("notes"), "mine").unwrap();
         let said = cache.fails(1, &["purge", "--yes"]).await;
         assert!(said.contains("team-a/1") && said.contains("end those pods first"), "{said}");
+        // Somebody's own mount of a part of it, such as kubelet's of a subPath.
+        let [key] = &driver.in_cache("models")[..] else { panic!("one model") };
+        let part = driver.setup.cache.join("models").join(key).join("tree/config.json");
+        let subpath = scratch.join("subpath");
+        fs::write(&subpath, "").unwrap();
+        run(Command::new("mount").arg("--bind").args([&part, &subpath]));
         volume.unpublish().await.unwrap();
+        let said = cache.fails(1, &["purge", "--yes"]).await;
+        assert!(said.contains("is mounted at") && said.contains("unmount that first"), "{said}");
+        assert_eq!(fs::read(&subpath).unwrap(), b"{\"model_type\": \"phi3\"}");
+        run(Command::new("umount").arg(&subpath));
         let said = cache.fails(2, &["purge"]).await;
         assert!(said.contains("--yes"), "{said}");
         let said = cache.text(&["purge", "--yes"]).await;

@@ -24,6 +24,7 @@ use oci_model_csi::model::{Manifest, ModelRequest, ModelUri};
 use oci_model_csi::oci::{AuthMethod, Environment, ObjectStorage, RetryPolicy, Settings};
 use oci_model_csi::volume::{Limits, Resolver, Stores};
 use support::disk::Disk;
+use support::loopfs::{Kind, LoopFs};
 use support::models::{
     BUCKET, MIB, PREFIX, content, content_of, mode_of, put, put_large, store_with_phi3,
 };
@@ -357,6 +358,23 @@ fn a_file_that_could_not_be_taken_is_as_it_was() {
         // A file that was at work may have become the cache's meanwhile.
         assert_eq!(imported.adopted_files + imported.cached_files, 3, "{imported:?}");
         assert_eq!(imported.downloaded_files, 0, "{imported:?}");
+    });
+}
+
+#[test]
+fn where_the_file_system_can_clone_nothing_is_copied_and_the_directory_stays() {
+    end_to_end(async |scratch| {
+        let Some(disk) = LoopFs::mounted(Kind::Xfs, scratch) else { return };
+        let dir = disk.directory().join("model");
+        fill(&dir);
+        let node = Node::new(disk.directory(), store_with_phi3()).await;
+        let imported = node.import(&dir, false).await;
+        let got = (imported.adopted_files, imported.copied_bytes, imported.downloaded_bytes);
+        assert_eq!(got, (3, 0, 0), "{imported:?}");
+        // The same blocks, and not the same file: who has the directory may write to it.
+        fs::write(dir.join(WEIGHTS), "changed").unwrap();
+        let again = node.import(&dir, false).await;
+        assert_eq!(again.cached_files, 3, "{again:?}");
     });
 }
 

@@ -32,7 +32,6 @@ pub(super) fn is_ours(directory: &str, name: &str) -> bool {
                 stem(&[".part", ".journal"])
                     || Layout::blob_of_copy(name).is_some()
                     || name.strip_prefix("model-").is_some_and(is_key)
-                    || matches!(name, ".link-from" | ".link-to")
             }
             "quarantine" => name.strip_prefix("blob-").is_some_and(is_id) || is_numbered(name),
             "trash" => true,

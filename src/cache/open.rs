@@ -77,7 +77,6 @@ pub(super) fn take(layout: &Layout, require_mount: bool) -> Result<Ownership> {
     }
     let directories: Vec<_> = DIRECTORIES.iter().map(|name| layout.directory(name)).collect();
     selinux::label(&selinux::Kernel::default(), root, &directories, is_new);
-    check_hard_links(layout)?;
     warn_of_foreign_files(layout)?;
     Ok(Ownership { _lock: lock })
 }
@@ -88,6 +87,7 @@ fn claim(layout: &Layout) -> Result<()> {
     match files::read(&layout.version())? {
         Some(version) if version == VERSION.as_bytes() => Ok(()),
         Some(version) if is_older(&version) => {
+            check_hard_links(root)?;
             set_aside(layout, &version)?;
             files::write_durably(&layout.version(), VERSION.as_bytes(), 0o644)
         }
@@ -117,6 +117,7 @@ fn claim(layout: &Layout) -> Result<()> {
                     ),
                 ));
             }
+            check_hard_links(root)?;
             // A torn VERSION would be another program's, for ever.
             files::write_durably(&layout.version(), VERSION.as_bytes(), 0o644)
         }
@@ -211,16 +212,18 @@ fn lock(layout: &Layout) -> Result<File> {
 }
 
 /// Trees are hard links into blobs/: a file system without them cannot hold a cache.
-fn check_hard_links(layout: &Layout) -> Result<()> {
-    let (from, to) = (layout.staging().join(".link-from"), layout.staging().join(".link-to"));
+fn check_hard_links(root: &Path) -> Result<()> {
+    let name = |number| root.join(format!(".hard-link.{}.{number}.tmp", std::process::id()));
+    let (from, to) = (name(0), name(1));
+    let failed = |e: std::io::Error| Error::io(format!("writing {}", from.display()), &e);
     files::remove(&to)?;
-    files::write_whole(&from, b"", 0o600)?;
+    File::create(&from).map_err(failed)?;
     let linked = std::fs::hard_link(&from, &to);
     files::remove(&from)?;
     files::remove(&to)?;
     linked.map_err(|e| {
         let why = format!("is on a file system without hard links ({e}); use ext4, xfs or btrfs");
-        refused(layout.root(), &why)
+        refused(root, &why)
     })
 }
 
