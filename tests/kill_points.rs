@@ -71,7 +71,7 @@ fn a_driver_that_is_killed_in_its_first_start_starts_again() {
         let store = LocalStore::builder().start().unwrap();
         let model = Model::upload(&store, "new", 1, &SHARDS);
         let setup = Setup::new(scratch, &store).with_config(&with_budget(CONFIG, BUDGET));
-        // VERSION, and the file that hard links are tried with.
+        // The file that hard links are tried with, and VERSION.
         for nth in 1..=2 {
             let mut killed = setup.clone();
             killed.environment.push(("OCI_MODEL_CSI_ABORT_AT", format!("kill:write-1:{nth}")));

@@ -215,9 +215,8 @@ fn lock(layout: &Layout) -> Result<File> {
 fn check_hard_links(root: &Path) -> Result<()> {
     let name = |number| root.join(format!(".hard-link.{}.{number}.tmp", std::process::id()));
     let (from, to) = (name(0), name(1));
-    let failed = |e: std::io::Error| Error::io(format!("writing {}", from.display()), &e);
     files::remove(&to)?;
-    File::create(&from).map_err(failed)?;
+    files::write_whole(&from, b"", 0o600)?;
     let linked = std::fs::hard_link(&from, &to);
     files::remove(&from)?;
     files::remove(&to)?;
