@@ -135,7 +135,9 @@ impl Provisioner {
             Some(made) => with_prefix(parameters, made.prefix.clone())?,
             None => self.attributes(parameters).await?,
         };
-        let asking = (Who::Claim(template::namespace(parameters)), Caller::Driver);
+        let namespace = template::namespace(parameters);
+        let caller = Caller::Claim { namespace };
+        let asking = (Who::Claim(namespace), caller);
         permit(&self.policy, &self.resolver, asking, &model).await?;
         if let Some(Record { capacity_bytes, .. }) = made {
             return match request.capacity.holds(capacity_bytes) {
@@ -143,7 +145,7 @@ impl Provisioner {
                 false => Err(conflict(request, true, capacity_bytes)),
             };
         }
-        let capacity_bytes = self.capacity(&model, request.capacity).await?;
+        let capacity_bytes = self.capacity(&model, caller, request.capacity).await?;
         let prefix = context.get("prefix").cloned().unwrap_or_default();
         busy.remember(Record { asked, digest: digest(&context), prefix, capacity_bytes });
         Ok(NewVolume { id, capacity_bytes, context })
@@ -161,14 +163,19 @@ impl Provisioner {
         attributes(parameters, Claim::Read(parameters, &annotations))
     }
 
-    async fn capacity(&self, model: &ModelRequest, wanted: Capacity) -> Result<u64> {
+    async fn capacity(
+        &self,
+        model: &ModelRequest,
+        caller: Caller<'_>,
+        wanted: Capacity,
+    ) -> Result<u64> {
         if self.resolver.needs_pod(model).await? {
             // Only the pod may look; it is told what is wrong when it starts.
             tracing::info!(model = model.title(), "its pods' identities read it: not looked at");
             return Ok(wanted.required_bytes);
         }
         // The scope names cached copies, of which there are none here.
-        let route = self.resolver.route(model, "").await?;
+        let route = self.resolver.route_of(caller, model, "").await?;
         let manifest = self.resolver.resolve(model, &route).await?;
         if let Some(pinned) = model.revision.as_ref().filter(|&r| *r != manifest.revision) {
             return Err(Error::new(

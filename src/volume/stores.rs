@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::OnceCell;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{ModelRequest, NamespaceName, PodIdentity, PodTokens, RequestDigest};
+use crate::model::{ModelRequest, NamespaceName, PodIdentity, PodTokens, RequestDigest, Tenant};
 use crate::oci::{self, AuthMethod, ObjectStorage, Settings, Workload};
 
 /// Clients kept for other places; beyond that they are made for each request.
@@ -58,8 +58,13 @@ struct Place {
 /// Who asks for a model.
 #[derive(Debug, Clone, Copy)]
 pub enum Caller<'a> {
-    /// The driver itself: a prefetch, a command, the Controller.
+    /// The driver itself: a prefetch, a command.
     Driver,
+    /// The Controller, for a claim.
+    Claim {
+        /// The claim's Kubernetes namespace, where the provisioner sends it.
+        namespace: Option<&'a str>,
+    },
     /// A pod, as far as kubelet tells of it.
     Pod {
         /// Which one.
@@ -69,12 +74,24 @@ pub enum Caller<'a> {
     },
 }
 
-/// How one request is served: where, as whom, and apart from whom.
+impl Caller<'_> {
+    /// To whom the work for this caller is accounted.
+    pub fn tenant(&self) -> Tenant {
+        match self {
+            Self::Driver => Tenant::Driver,
+            Self::Claim { namespace } => namespace.map_or(Tenant::Unknown, Tenant::of_namespace),
+            Self::Pod { pod, .. } => Tenant::of_pod(*pod),
+        }
+    }
+}
+
+/// How one request is served: where, as whom, for whom, and apart from whom.
 #[derive(Debug, Clone)]
 pub struct Route {
     client: ObjectStorage,
     location: String,
     scope: String,
+    tenant: Tenant,
 }
 
 impl Route {
@@ -86,6 +103,11 @@ impl Route {
     /// The region's name, or the endpoint's URL.
     pub fn location(&self) -> &str {
         &self.location
+    }
+
+    /// To whom the request's work is accounted.
+    pub fn tenant(&self) -> &Tenant {
+        &self.tenant
     }
 
     /// Which cached copies may be shared with whom.
@@ -182,7 +204,7 @@ impl Stores {
             method if scope.is_empty() => format!("{APART}{method}"),
             method => format!("{scope} {APART}{method}"),
         };
-        Ok(Route { client, location, scope })
+        Ok(Route { client, location, scope, tenant: caller.tenant() })
     }
 
     /// Who asks where, before a pod's own identity; and how such a bucket is
@@ -303,7 +325,7 @@ fn as_caller(client: ObjectStorage, caller: Caller<'_>) -> Result<ObjectStorage>
         Err(Error::new(ErrorKind::Precondition, text))
     };
     match caller {
-        Caller::Driver => missing(
+        Caller::Driver | Caller::Claim { .. } => missing(
             "no pod asks here: a bucket that the driver brings in by itself needs another auth in \
              objectStorage.buckets",
         ),
