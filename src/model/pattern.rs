@@ -1,7 +1,9 @@
 //! The patterns of `include` and `exclude`, as the oci CLI has them
-//! (Python's fnmatch): `*` crosses `/`, `?` is one character, `[...]` a set.
+//! (Python's fnmatch): `*` crosses `/`, `?` is one character, `[...]` a set, of
+//! which `!` gives the complement and `^` is literal. Beyond the oci CLI, a
+//! pattern that ends in `/` selects what is in that directory.
 
-use super::shown;
+use super::{is_invisible, shown};
 use crate::error::{Error, Result};
 
 /// Longest pattern, in bytes, as the longest object name.
@@ -38,15 +40,21 @@ pub struct Filters {
 }
 
 impl Pattern {
-    /// Parses a pattern; an empty one, braces and an unclosed set are `Invalid`.
+    /// Parses a pattern; an empty one, braces, an unclosed set, and what can
+    /// match no name are `Invalid`.
     pub fn parse(text: &str) -> Result<Self> {
-        let refuse = |why: &str| Err(Error::invalid(format!("pattern {text:?} {why}")));
+        let refuse = |why: &str| {
+            let text = shown(text, 100);
+            Err(Error::invalid(format!("pattern {text:?} {why}")))
+        };
         if text.is_empty() {
             return refuse("is empty");
         }
         if text.len() > LONGEST {
-            let text = shown(text, 50);
-            return Err(Error::invalid(format!("pattern {text:?} is longer than {LONGEST} bytes")));
+            return refuse(&format!("is longer than {LONGEST} bytes"));
+        }
+        if let Some(why) = matches_no_name(text) {
+            return refuse(why);
         }
         let mut tokens = Vec::new();
         let mut rest = text.chars().peekable();
@@ -61,7 +69,7 @@ impl Pattern {
                 '*' => tokens.push(Token::AnyRun),
                 '?' => tokens.push(Token::AnyOne),
                 '[' => {
-                    let negated = rest.next_if(|c| matches!(c, '!' | '^')).is_some();
+                    let negated = rest.next_if_eq(&'!').is_some();
                     let mut ranges = Vec::new();
                     loop {
                         let Some(low) = rest.next() else {
@@ -87,7 +95,32 @@ impl Pattern {
                 c => tokens.push(Token::Literal(c)),
             }
         }
+        if tokens.last() == Some(&Token::Literal('/')) {
+            tokens.push(Token::AnyRun);
+        }
         Ok(Self { text: text.to_owned(), tokens })
+    }
+
+    /// A pattern that matches this name, whatever characters it has, and few
+    /// others: what a message advises for `exclude`. `None` for a name that is
+    /// too long for a message.
+    pub fn advised_for(name: &str) -> Option<String> {
+        const MOST_SHOWN: usize = 80;
+        if name.is_empty() || name.len() > MOST_SHOWN {
+            return None;
+        }
+        let last = name.chars().count() - 1;
+        let mut advised = String::new();
+        for (at, c) in name.chars().enumerate() {
+            let plain = match c {
+                '*' | '?' | '[' | '{' | '}' | ',' | '"' | '\'' => false,
+                '/' => at != 0 && at != last && !advised.ends_with('/') && advised != ".",
+                ' ' => at != 0 && at != last,
+                c => !c.is_control() && !c.is_whitespace() && !is_invisible(c),
+            };
+            advised.push(if plain { c } else { '?' });
+        }
+        Some(advised)
     }
 
     /// Whether the whole name matches. Time is at most pattern × name: a
@@ -134,6 +167,27 @@ impl Pattern {
     }
 }
 
+/// Why no name below a prefix can match a pattern, with what to write instead.
+fn matches_no_name(text: &str) -> Option<&'static str> {
+    let quoted = |quote: char| text.len() > 1 && text.starts_with(quote) && text.ends_with(quote);
+    Some(match text {
+        _ if text.contains(['\n', '\r']) => {
+            "has a line break, which no object name has: separate patterns with commas"
+        }
+        _ if quoted('"') || quoted('\'') => {
+            "has quotes around it, which would be part of the name: remove the inner quotes"
+        }
+        _ if text.starts_with('/') => {
+            "starts with '/': names are relative to the prefix, remove the slash"
+        }
+        _ if text.starts_with("./") => {
+            "starts with './': names are relative to the prefix, remove it"
+        }
+        _ if text.contains("//") => "has '//', which no file's name has: write one slash",
+        _ => return None,
+    })
+}
+
 impl Token {
     /// What a comparison with it costs.
     fn steps(&self) -> u64 {
@@ -160,6 +214,7 @@ impl Filters {
     pub fn parse(include: Option<&str>, exclude: Option<&str>) -> Result<Self> {
         let list = |key: &str, text: Option<&str>| -> Result<Vec<Pattern>> {
             text.map_or(Ok(Vec::new()), |text| {
+                check_list(text).map_err(|e| e.context(key))?;
                 if text.split(',').nth(MOST).is_some() {
                     let text = format!("{key} has more than {MOST} patterns; {MOST} are the most");
                     return Err(Error::invalid(text));
@@ -185,13 +240,34 @@ impl Filters {
     /// One text for equal filters, for digests.
     pub fn canonical(&self) -> String {
         let list = |patterns: &[Pattern]| {
-            let mut texts: Vec<&str> = patterns.iter().map(Pattern::as_str).collect();
+            // `d/` was the name `d/` alone once, and is what `d/*` is.
+            let text = |pattern: &Pattern| match pattern.text.ends_with('/') {
+                true => format!("{}*", pattern.text),
+                false => pattern.text.clone(),
+            };
+            let mut texts: Vec<String> = patterns.iter().map(text).collect();
             texts.sort_unstable();
             texts.dedup();
             texts.join(",")
         };
         format!("{}\n{}", list(&self.include), list(&self.exclude))
     }
+}
+
+/// Refuses quotes around a whole list, which its parts do not show.
+fn check_list(text: &str) -> Result<()> {
+    let (text, quotes) = (text.trim(), ['"', '\'']);
+    let quoted =
+        quotes.iter().any(|q| text.len() > 1 && text.starts_with(*q) && text.ends_with(*q));
+    // `'*.bin','*.onnx'` is told by its first pattern.
+    if quoted && text.matches(quotes).count() == 2 && text.contains(',') {
+        let text = shown(text, 100);
+        return Err(Error::invalid(format!(
+            "{text:?} has quotes around it, which would be part of the names: remove the inner \
+             quotes"
+        )));
+    }
+    Ok(())
 }
 
 /// What filters select of one listing. Whoever writes the patterns may have
@@ -264,6 +340,19 @@ mod tests {
             ("a*b*c", "a-b-b-c", true),
             ("a*b*c", "a-b-b", false),
             ("sub/*", "sub/", true),
+            ("[^a]", "^", true),
+            ("[^a]", "a", true),
+            ("[^a]", "b", false),
+            ("[!^]", "^", false),
+            ("[!!]", "!", false),
+            ("[a!]", "!", true),
+            ("original/", "original/", true),
+            ("original/", "original/consolidated.00.pth", true),
+            ("original/", "original/a/b", true),
+            ("original/", "original", false),
+            ("original/", "x/original/a", false),
+            ("*/", "a/b", true),
+            ("*/", "a", false),
         ] {
             assert_eq!(matches(pattern, name), expected, "{pattern} over {name}");
         }
@@ -274,6 +363,40 @@ mod tests {
         for bad in ["", "*.{json,txt}", "[abc", "[", "[z-a]"] {
             assert!(Pattern::parse(bad).is_err(), "{bad:?} was taken");
         }
+    }
+
+    #[test]
+    fn patterns_that_can_match_no_name_are_refused_with_what_to_write() {
+        for (list, remedy) in [
+            ("*.bin\n*.onnx\n", "separate patterns with commas"),
+            ("*.bin\r\n*.onnx", "separate patterns with commas"),
+            ("a, *.bin\n*.onnx", "separate patterns with commas"),
+            ("/original/*", "remove the slash"),
+            ("/", "remove the slash"),
+            ("./original/*", "remove it"),
+            ("original//x", "write one slash"),
+            ("\"*.bin\"", "remove the inner quotes"),
+            ("'*.bin'", "remove the inner quotes"),
+            ("'*.bin','*.onnx'", "remove the inner quotes"),
+            ("'*.bin, *.onnx'", "remove the inner quotes"),
+            ("\"*.bin,*.onnx\"", "remove the inner quotes"),
+        ] {
+            let error = Filters::parse(None, Some(list)).expect_err(list);
+            assert_eq!(error.kind(), crate::error::ErrorKind::Invalid);
+            assert!(error.message().starts_with("exclude: "), "{error}");
+            assert!(error.message().contains(remedy), "{list:?}: {error}");
+            assert!(!error.message().contains('\n'), "{error}");
+        }
+        for good in ["*.bin\n", "*.bin,\n*.onnx\n", "it's", "'", "\"", "a/./b", ".git/*", "a'*b'"] {
+            assert!(Filters::parse(None, Some(good)).is_ok(), "{good:?} was refused");
+        }
+    }
+
+    #[test]
+    fn a_directory_with_and_without_its_star_is_one_request() {
+        let text = |list| Filters::parse(None, Some(list)).unwrap().canonical();
+        assert_eq!(text("original/"), text("original/*"));
+        assert_ne!(text("original/"), text("original"));
     }
 
     #[test]
@@ -341,10 +464,18 @@ mod tests {
 
     proptest! {
         #[test]
+        fn the_pattern_that_a_message_advises_matches_the_name(name in "[ab*?/.,'\"\\[{} \t^!é\u{202e}]{1,12}") {
+            let advised = Pattern::advised_for(&name).unwrap();
+            let filters = Filters::parse(None, Some(&advised)).unwrap();
+            prop_assert!(!filters.selection().has(&name).unwrap(), "{} for {:?}", advised, name);
+        }
+
+        #[test]
         fn matching_agrees_with_the_obvious_recursion(
             pattern in "[ab*?/]{1,8}", name in "[ab/]{0,10}"
         ) {
-            let pattern = Pattern::parse(&pattern).unwrap();
+            // Some can match no name and are refused.
+            let Ok(pattern) = Pattern::parse(&pattern) else { return Ok(()) };
             let chars: Vec<char> = name.chars().collect();
             prop_assert_eq!(pattern.matches(&name), naive(&pattern.tokens, &chars));
         }

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Filters, Prefix, Revision, shown};
+use super::{Filters, Pattern, Prefix, Revision, shown};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Longest file name of Linux file systems, in bytes.
@@ -72,14 +72,16 @@ impl Tree {
                     object.name
                 )));
             };
-            let own_marker = relative.is_empty() && object.size == 0;
-            if own_marker || !selection.has(relative)? {
+            // The prefix's own marker, with or without bytes (some tools write a
+            // line break into it), says nothing about what is below it.
+            if relative.is_empty() || !selection.has(relative)? {
                 continue;
             }
             check_name(&object, relative)?;
             if object.archived {
                 return Err(refuse(
                     &object.name,
+                    relative,
                     "lies in the archive tier: restore it (`oci os object restore`) or move it to \
                      the standard tier, then the next try finds it",
                 ));
@@ -88,6 +90,7 @@ impl Tree {
                 if object.size > 0 {
                     return Err(refuse(
                         &object.name,
+                        relative,
                         "ends in '/' and has bytes: it can be neither a file nor a directory",
                     ));
                 }
@@ -104,6 +107,7 @@ impl Tree {
         if let Some(both) = files.keys().find(|path| directories.contains(*path)) {
             return Err(refuse(
                 &format!("{prefix}{both}"),
+                both,
                 &format!("is an object beside objects under {prefix}{both}/: rename one of them"),
             ));
         }
@@ -131,7 +135,7 @@ fn add_parents(directories: &mut BTreeSet<String>, relative: &str) {
 
 fn check_name(object: &ListedObject, relative: &str) -> Result<()> {
     if relative.contains('\0') {
-        return Err(refuse(&object.name, "contains a NUL, which no file name can"));
+        return Err(refuse(&object.name, relative, "contains a NUL, which no file name can"));
     }
     // The one slash that a directory's marker ends with is no empty segment.
     let path = relative.strip_suffix('/').unwrap_or(relative);
@@ -142,17 +146,22 @@ fn check_name(object: &ListedObject, relative: &str) -> Result<()> {
             long if long.len() > NAME_MAX => "has a path segment over 255 bytes",
             _ => continue,
         };
-        return Err(refuse(&object.name, why));
+        return Err(refuse(&object.name, relative, why));
     }
     Ok(())
 }
 
-fn refuse(object: &str, why: &str) -> Error {
+/// `relative` is the end of the object's name, below the prefix.
+fn refuse(object: &str, relative: &str, why: &str) -> Error {
     // A hostile name must not fill the message or garble a terminal.
     let shown = shown(object, 200);
+    let exclude = match Pattern::advised_for(relative) {
+        Some(pattern) => format!("`exclude: {pattern}`"),
+        None => "`exclude`".to_owned(),
+    };
     Error::new(
         ErrorKind::Precondition,
-        format!("object \"{shown}\" {why} (or leave it out with `exclude`)"),
+        format!("object \"{shown}\" {why} (or leave it out with {exclude})"),
     )
 }
 
@@ -189,6 +198,9 @@ mod tests {
     #[test]
     fn zero_byte_markers_are_directories_and_the_own_marker_is_nothing() {
         assert_eq!(arrange(&[object("m/", 0)]).unwrap(), None);
+        assert_eq!(arrange(&[object("m/", 1)]).unwrap(), None);
+        let with_bytes = arrange(&[object("m/", 7), object("m/a", 1)]).unwrap();
+        assert_eq!(with_bytes, arrange(&[object("m/a", 1)]).unwrap());
         assert_eq!(arrange(&[]).unwrap(), None);
         let tree = arrange(&[object("m/", 0), object("m/empty/", 0)]).unwrap().unwrap();
         assert_eq!(tree.directories, ["empty"]);
@@ -229,7 +241,6 @@ mod tests {
     #[test]
     fn markers_with_bytes_and_archived_objects_are_refused() {
         assert!(refusal(&[object("m/d/", 1)]).message().contains("has bytes"));
-        assert!(refusal(&[object("m/", 1)]).kind() == ErrorKind::Precondition);
         let archived = ListedObject { archived: true, ..object("m/w", 1) };
         assert!(refusal(&[archived]).message().contains("restore"));
     }
@@ -241,6 +252,20 @@ mod tests {
         let bad = ListedObject { archived: true, ..object("m/bad//x", 1) };
         let tree = Tree::arrange([bad, object("m/w", 1)], &prefix, &filters).unwrap().unwrap();
         assert_eq!(tree.files.len(), 1);
+    }
+
+    #[test]
+    fn leaving_out_what_a_refusal_names_as_it_says_works() {
+        let prefix = Prefix::parse("m").unwrap();
+        for bad in ["m/a//b", "m//a", "m/./x", "m/../x", "m/d//", "m/a\0b", "m/'q'", "m/x,{y}"] {
+            let objects = [object("m/w", 1), ListedObject { archived: true, ..object(bad, 0) }];
+            let error = refusal(&objects);
+            let (_, advice) = error.message().split_once("exclude: ").expect(bad);
+            let (pattern, _) = advice.split_once('`').unwrap();
+            let filters = Filters::parse(None, Some(pattern)).unwrap();
+            let tree = Tree::arrange(objects, &prefix, &filters).unwrap().unwrap();
+            assert_eq!(tree.files.len(), 1, "{pattern} for {bad}");
+        }
     }
 
     #[test]

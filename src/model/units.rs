@@ -6,7 +6,8 @@ const UNITS: &[(&str, u64)] =
     &[("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
 
 /// Text that others wrote, for a message: at most `most` characters, on one
-/// line, without what a terminal would act on.
+/// line, without what a terminal would act on, what changes the direction of
+/// reading, and what cannot be seen: such characters are shown as `\u{202e}`.
 pub fn shown(text: &str, most: usize) -> String {
     let mut short: String = text.chars().take(most).flat_map(plain).collect();
     if text.chars().nth(most).is_some() {
@@ -16,9 +17,22 @@ pub fn shown(text: &str, most: usize) -> String {
 }
 
 fn plain(c: char) -> impl Iterator<Item = char> {
-    let escaped = c.is_control().then(|| c.escape_default());
-    let itself = (!c.is_control()).then_some(c);
+    let hidden = c.is_control() || is_invisible(c);
+    let escaped = hidden.then(|| c.escape_default());
+    let itself = (!hidden).then_some(c);
     escaped.into_iter().flatten().chain(itself)
+}
+
+/// Whether a character shows nothing, or changes the order in which others are
+/// shown: Unicode's `Default_Ignorable_Code_Point`, the bidirectional controls
+/// ("Bidi_Control", UAX #9), and separators of lines and paragraphs.
+pub fn is_invisible(c: char) -> bool {
+    matches!(c,
+        '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}'
+        | '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+        | '\u{2060}'..='\u{206f}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}'
+        | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}' | '\u{1bca0}'..='\u{1bca3}'
+        | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e0fff}')
 }
 
 /// `1.1 GiB`, `512 MiB`, `17 B`: three significant digits at most.
@@ -59,6 +73,19 @@ fn number(bytes: u64, scale: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_cannot_be_seen_or_changes_the_direction_is_shown_as_its_number() {
+        let hostile =
+            "a\u{202e}gpj.\u{2066}b\u{200b}\u{feff}\u{ad}\u{e0041}\u{2028}\u{1b}[2J\n\u{fe0f}";
+        let text = shown(hostile, 100);
+        assert!(text.chars().all(|c| c.is_ascii() && !c.is_control()), "{text:?}");
+        assert!(text.starts_with("a\\u{202e}gpj.\\u{2066}b\\u{200b}"), "{text}");
+        for plain in ["modèle-é.bin", "模型 権重", "نموذج", "a b-c_d.e", "e\u{301}"] {
+            assert_eq!(shown(plain, 100), plain);
+        }
+        assert_eq!(shown("abc", 2), "ab…");
+    }
 
     #[test]
     fn sizes_read_as_in_the_contract() {
