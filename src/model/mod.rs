@@ -6,6 +6,7 @@ mod attributes;
 mod digest;
 mod label;
 mod manifest;
+mod matcher;
 mod names;
 mod nearest;
 mod pattern;

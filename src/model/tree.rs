@@ -10,6 +10,12 @@ use crate::error::{Error, ErrorKind, Result};
 /// Longest file name of Linux file systems, in bytes.
 const NAME_MAX: usize = 255;
 
+/// Longest object name of Object Storage, in bytes: what is longer is none of its.
+const LONGEST_NAME: usize = 1024;
+
+/// Largest object of Object Storage, in bytes.
+const LARGEST_OBJECT: u64 = 10 << 40;
+
 /// One object of a listing, as far as the tree needs it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListedObject {
@@ -78,6 +84,7 @@ impl Tree {
                 continue;
             }
             check_name(&object, relative)?;
+            check_size(&object, relative)?;
             if object.archived {
                 return Err(refuse(
                     &object.name,
@@ -133,7 +140,22 @@ fn add_parents(directories: &mut BTreeSet<String>, relative: &str) {
     }
 }
 
+fn check_size(object: &ListedObject, relative: &str) -> Result<()> {
+    if object.size <= LARGEST_OBJECT {
+        return Ok(());
+    }
+    let why = format!(
+        "is listed with {} bytes, more than the 10 TiB that an object may have: what answers is \
+         not Object Storage, or is broken",
+        object.size
+    );
+    Err(refuse(&object.name, relative, &why))
+}
+
 fn check_name(object: &ListedObject, relative: &str) -> Result<()> {
+    if object.name.len() > LONGEST_NAME {
+        return Err(refuse(&object.name, relative, "has a name over 1,024 bytes"));
+    }
     if relative.contains('\0') {
         return Err(refuse(&object.name, relative, "contains a NUL, which no file name can"));
     }
@@ -227,6 +249,18 @@ mod tests {
         assert!(refusal(&[object("m/../etc/passwd", 1)]).message().contains("m/../etc/passwd"));
         assert!(arrange(&[object(&format!("m/{}", "x".repeat(255)), 1)]).is_ok());
         assert!(arrange(&[object("m/..dots/...", 1)]).is_ok());
+    }
+
+    #[test]
+    fn a_name_or_a_size_that_no_object_can_have_is_refused_by_name() {
+        let long = format!("m/{}", "d/".repeat(512));
+        assert!(refusal(&[object(&format!("{long}x"), 1)]).message().contains("1,024 bytes"));
+        assert!(arrange(&[object(&long[..1024], 0)]).is_ok());
+        for size in [LARGEST_OBJECT + 1, u64::MAX - 4094, u64::MAX] {
+            let error = refusal(&[object("m/w", size)]);
+            assert!(error.message().contains("\"m/w\"") && error.message().contains("10 TiB"));
+        }
+        assert!(arrange(&[object("m/w", LARGEST_OBJECT)]).is_ok());
     }
 
     #[test]

@@ -1,12 +1,14 @@
 //! What Object Storage answers, read into types.
 
+use std::fmt;
 use std::ops::Range;
 use std::time::{Duration, SystemTime};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use http::HeaderMap;
-use serde::Deserialize;
+use serde::de::{self, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 
 /// One object of a listing.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -160,9 +162,42 @@ pub(crate) struct ErrorBody {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Page {
     #[serde(default)]
-    pub(crate) objects: Option<Vec<PageObject>>,
+    pub(crate) objects: Option<PageObjects>,
     #[serde(default)]
     pub(crate) next_start_with: Option<String>,
+}
+
+/// The service's own limit on a page of a listing.
+pub(crate) const PAGE_LIMIT: usize = 1000;
+
+/// The objects of a page. The smallest takes three bytes of the answer and two
+/// hundred of memory, so that more than a page may have are not read at all.
+pub(crate) struct PageObjects(pub(crate) Vec<PageObject>);
+
+impl<'de> Deserialize<'de> for PageObjects {
+    fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
+        struct Each;
+        impl<'de> Visitor<'de> for Each {
+            type Value = PageObjects;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "at most {PAGE_LIMIT} objects")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut all: A) -> Result<Self::Value, A::Error> {
+                let mut objects = Vec::new();
+                while let Some(object) = all.next_element()? {
+                    if objects.len() == PAGE_LIMIT {
+                        let what = format!("a page has more than {PAGE_LIMIT} objects");
+                        return Err(de::Error::custom(what));
+                    }
+                    objects.push(object);
+                }
+                Ok(PageObjects(objects))
+            }
+        }
+        input.deserialize_seq(Each)
+    }
 }
 
 /// Fields that were asked for may still be null or absent.
@@ -259,13 +294,24 @@ mod tests {
     }
 
     #[test]
+    fn a_page_of_more_objects_than_the_service_gives_is_not_read() {
+        let page = |objects: usize| {
+            format!(r#"{{"objects":[{}]}}"#, vec!["{\"name\":\"a\"}"; objects].join(","))
+        };
+        let read = |objects| serde_json::from_str::<Page>(&page(objects));
+        assert_eq!(read(PAGE_LIMIT).unwrap().objects.unwrap().0.len(), PAGE_LIMIT);
+        let error = read(PAGE_LIMIT + 1).err().expect("was taken");
+        assert!(error.to_string().contains("more than 1000 objects"), "{error}");
+    }
+
+    #[test]
     fn null_and_absent_fields_are_the_same_and_a_missing_size_is_named() {
         let page: Page = serde_json::from_str(
             r#"{"objects":[{"name":"a","size":5000000000,"etag":"e","md5":null},{"name":"b"}],
                 "prefixes":null,"nextStartWith":null}"#,
         )
         .unwrap();
-        let mut objects = page.objects.unwrap().into_iter();
+        let mut objects = page.objects.unwrap().0.into_iter();
         assert_eq!(objects.next().unwrap().complete().unwrap().size, 5_000_000_000);
         let error = objects.next().unwrap().complete().unwrap_err();
         assert!(error.contains("\"b\"") && error.contains("size"), "{error}");

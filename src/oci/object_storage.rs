@@ -15,7 +15,7 @@ use tokio::sync::OnceCell;
 
 use self::connect::Place;
 use self::exchange::Call;
-use super::answer::{self, Listing, ObjectHead, Page};
+use super::answer::{self, Listing, ObjectHead, PAGE_LIMIT, Page};
 use super::body::ObjectBody;
 use super::clock::Clock;
 use super::encode::strict;
@@ -27,11 +27,8 @@ use super::retry::RetryPolicy;
 use super::settings::{AuthMethod, Environment, RequestObserver};
 use crate::transport::Transport;
 
-/// The service's own limit on a page of a listing.
-const PAGE_LIMIT: usize = 1000;
-
-/// A thousand names of 1 KiB with everything escaped stay below this.
-const LONGEST_PAGE: usize = 32 * 1024 * 1024;
+/// A thousand names of 1 KiB, each byte of them escaped, stay below this.
+const LONGEST_PAGE: usize = 8 * 1024 * 1024;
 
 /// A page may be empty and point further; so many in a row are a server that is stuck.
 const EMPTY_PAGES: usize = 1000;
@@ -173,7 +170,7 @@ impl ObjectStorage {
             let broken = |why: String| call.error(ErrorKind::Protocol, why);
             let page: Page = serde_json::from_slice(&body)
                 .map_err(|error| broken(format!("the answer is not a listing: {error}")))?;
-            let objects = page.objects.unwrap_or_default();
+            let objects = page.objects.map(|objects| objects.0).unwrap_or_default();
             empty_pages = if objects.is_empty() { empty_pages + 1 } else { 0 };
             for object in objects {
                 if listing.objects.len() == max {

@@ -1,0 +1,106 @@
+//! Comparing names with patterns in linear time: all positions that a pattern
+//! may have reached are bits of a few words, and each character of a name moves
+//! all of them at once. Nothing is tried twice, whatever stars, sets and
+//! question marks there are.
+
+use super::pattern::Token;
+
+/// Bits of a word.
+const WORD: usize = 64;
+
+/// Characters that have a table of their own.
+const ASCII: usize = 128;
+
+/// A pattern, ready to be compared with many names.
+#[derive(Debug)]
+pub(super) struct Matcher {
+    /// The first character of each class after the one that begins with NUL: all
+    /// characters of a class are taken by the same tokens.
+    borders: Vec<char>,
+    /// The class of each ASCII character.
+    ascii: Vec<u32>,
+    /// For each class, the tokens that take it; `words` for each.
+    takes: Vec<u64>,
+    /// The tokens before which a star stands.
+    stays: Vec<u64>,
+    words: usize,
+    /// The bit that is reached by the whole pattern.
+    end: usize,
+    /// What is reached so far.
+    reached: Vec<u64>,
+}
+
+impl Matcher {
+    pub(super) fn new(tokens: &[Token]) -> Self {
+        let plain: Vec<&Token> = tokens.iter().filter(|token| **token != Token::AnyRun).collect();
+        let (end, words) = (plain.len(), plain.len() / WORD + 1);
+        let mut stays = vec![0; words];
+        let mut at = 0;
+        for token in tokens {
+            match token {
+                Token::AnyRun => set(&mut stays, at),
+                _ => at += 1,
+            }
+        }
+        let mut borders: Vec<char> =
+            plain.iter().flat_map(|token| token.ranges()).flat_map(borders_of).collect();
+        borders.sort_unstable();
+        borders.dedup();
+        let mut takes = vec![0; (borders.len() + 1) * words];
+        let firsts = std::iter::once('\0').chain(borders.iter().copied());
+        for (first, mask) in firsts.zip(takes.chunks_mut(words)) {
+            for (at, _) in plain.iter().enumerate().filter(|(_, token)| token.takes(first)) {
+                set(mask, at);
+            }
+        }
+        let class = |c: char| borders.partition_point(|border| *border <= c);
+        let of_ascii = |byte: usize| {
+            let class = u8::try_from(byte).map_or(0, |byte| class(char::from(byte)));
+            u32::try_from(class).unwrap_or_default()
+        };
+        let ascii = (0..ASCII).map(of_ascii).collect();
+        Self { borders, ascii, takes, stays, words, end, reached: vec![0; words] }
+    }
+
+    /// Whether the whole name matches, in at most `left` steps, which are taken
+    /// off; `None` when that does not do. A step is a word for a character.
+    pub(super) fn compare(&mut self, name: &str, left: &mut u64) -> Option<bool> {
+        self.reached.fill(0);
+        self.reached[0] = 1;
+        let words = u64::try_from(self.words).unwrap_or(u64::MAX);
+        for c in name.chars() {
+            *left = left.checked_sub(words)?;
+            if !self.step(c) {
+                return Some(false);
+            }
+        }
+        Some(self.reached[self.end / WORD] >> (self.end % WORD) & 1 == 1)
+    }
+
+    /// Whether anything is reached with this character.
+    fn step(&mut self, c: char) -> bool {
+        let class = match self.ascii.get(c as usize) {
+            Some(class) => *class as usize,
+            None => self.borders.partition_point(|border| *border <= c),
+        };
+        let takes = &self.takes[class * self.words..(class + 1) * self.words];
+        let (mut carried, mut any) = (0, 0);
+        for ((reached, takes), stays) in self.reached.iter_mut().zip(takes).zip(&self.stays) {
+            let taken = *reached & takes;
+            *reached = (taken << 1) | carried | (*reached & stays);
+            carried = taken >> (WORD - 1);
+            any |= *reached;
+        }
+        any != 0
+    }
+}
+
+/// Where the classes of characters change with this range.
+fn borders_of((low, high): (char, char)) -> impl Iterator<Item = char> {
+    let after = (high..=char::MAX).nth(1);
+    std::iter::once(low).chain(after)
+}
+
+fn set(words: &mut [u64], bit: usize) {
+    words[bit / WORD] |= 1 << (bit % WORD);
+}
