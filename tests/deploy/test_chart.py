@@ -196,7 +196,7 @@ def test_a_change_of_the_configuration_restarts_the_pods_and_nothing_else_does()
     before = sums()
     assert len(before) == 2
     assert sums("--set", "config.download.concurrency=32") != before
-    assert sums("--set", "metrics.podMonitor.enabled=true") == before
+    assert sums("--set", "metrics.podMonitor.enabled=true", "--set", "networkPolicy.metricsNamespaces.a=b") == before
     # The driver follows these while it runs.
     assert sums("--set", "config.prefetch={oci://ai-model-cache/models/phi3-mini/}") == before
     rule = '[{"namespaces": ["team-a"], "buckets": ["b"], "prefixes": [""], "allow": true}]'
@@ -258,6 +258,43 @@ def test_large_numbers_reach_the_driver_as_they_are():
     assert "maxModelSize: 536870912000\n" in text
 
 
+@EVERY
+def test_of_the_node_plugin_only_the_driver_has_a_token(values):
+    spec = only(chart("--values", values), "DaemonSet")["spec"]["template"]["spec"]
+    assert spec["automountServiceAccountToken"] is False
+    with_token = [one["name"] for one in spec["volumes"]
+                  if any("serviceAccountToken" in source for source in one.get("projected", {}).get("sources", []))]
+    assert with_token == ["token"]
+    mounted = [(one["name"], mount["mountPath"]) for one in spec["containers"] for mount in one["volumeMounts"]
+               if mount["name"] in with_token]
+    # Where the driver looks without a flag.
+    default = re.search(r"^\| `--service-account-dir` \|.*\| `(.*)` \|$", CONFIGURATION, re.MULTILINE)[1]
+    assert mounted == [("driver", default)]
+    [token] = [one for one in spec["volumes"] if one["name"] == "token"]
+    files = [source.get("serviceAccountToken", {}).get("path") or source["configMap"]["items"][0]["path"]
+             for source in token["projected"]["sources"]]
+    assert files == ["token", "ca.crt"]
+
+
+def test_before_a_policy_can_limit_it_the_node_plugin_changes_no_node():
+    def rights(kubernetes, *settings):
+        found = chart("--values", BASE, *(word for setting in settings for word in ("--set", setting)),
+                      kubernetes=kubernetes)
+        rules = found["ClusterRole", "oci-model-csi-node"]["rules"]
+        reaches = any("nodes" in rule["resources"] for rule in rules)
+        limited = ("ValidatingAdmissionPolicy", "oci-model-csi-own-node") in found
+        flags = [flag for flag in container(pods(found)[0])["args"] if "taint" in flag or "label" in flag]
+        return reaches, limited, flags
+    assert rights("1.31.9") == (False, False, ["--startup-taint="])
+    assert rights("1.32.0") == (True, True, [])
+    assert rights("v1.32.0-gke.100") == (True, True, [])
+    # Who says so has it for all nodes.
+    assert rights("1.31.9", "rbac.ownNodeOnly=false") == (True, False, [])
+    assert rights("1.31.9", "rbac.ownNodeOnly=false", "node.modelLabels=5") == (True, False, ["--model-labels=5"])
+    assert rights("1.31.9", "rbac.ownNodeOnly=false", "node.startupTaint.remove=false") == (
+        False, False, ["--startup-taint="])
+
+
 def test_the_node_plugin_may_touch_nodes_only_where_it_is_asked_to():
     def rights(*settings):
         found = chart("--values", BASE, *(word for setting in settings for word in ("--set", setting)))
@@ -287,9 +324,38 @@ def test_the_own_node_is_the_only_one_where_a_policy_can_say_so():
     assert policy("1.35.4", "rbac.create=false", "rbac.ownNodeOnly=true")
 
 
+@EVERY
+def test_without_a_word_nothing_comes_in(values):
+    found = chart("--values", values, "--set", "networkPolicy.enabled=true")
+    policy = only(found, "NetworkPolicy")["spec"]
+    assert "Ingress" in policy["policyTypes"]
+    for template in pods(found):
+        assert policy["podSelector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+    for rule in policy["ingress"]:
+        assert rule["from"], "an empty list of peers is everybody"
+        assert rule["ports"]
+
+
+def test_metrics_are_read_from_namespaces_with_the_labels_that_are_named():
+    def policy(*settings):
+        found = chart("--values", BASE, *(word for setting in settings for word in ("--set-json", setting)))
+        return only(found, "NetworkPolicy")["spec"]
+    assert policy()["policyTypes"] == ["Ingress"] and policy()["ingress"] == [], "the default"
+    labels = {"kubernetes.io/metadata.name": "monitoring"}
+    chosen = policy(f"networkPolicy.metricsNamespaces={json.dumps(labels)}", "metrics.podMonitor.enabled=true")
+    assert chosen["ingress"] == [
+        {"ports": [{"port": "http-metrics"}], "from": [{"namespaceSelector": {"matchLabels": labels}}]}]
+    more = [{"from": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]}]
+    assert policy(f"networkPolicy.extraIngress={json.dumps(more)}")["ingress"] == more
+    assert "egress" not in chosen
+    assert policy("networkPolicy.egress=true")["policyTypes"] == ["Ingress", "Egress"]
+    off = chart("--values", BASE, "--set", "networkPolicy.enabled=false")
+    assert not [kind for kind, _ in off if kind == "NetworkPolicy"]
+
+
 def test_a_policy_lets_the_configured_endpoint_through():
     def ports(endpoint):
-        found = chart("--values", BASE, "--set", "networkPolicy.enabled=true",
+        found = chart("--values", BASE, "--set", "networkPolicy.egress=true",
                       "--set", f"config.objectStorage.endpoint={endpoint}")
         return [port["port"] for port in only(found, "NetworkPolicy")["spec"]["egress"][1]["ports"]]
     assert ports("") == [443, 6443]

@@ -64,6 +64,9 @@ SCHEMA = [
     (["node.terminationGracePeriodSeconds=10"], "at '/node/terminationGracePeriodSeconds': minimum: got 10"),
     (["node.ports.metrics=70000"], "at '/node/ports/metrics': maximum: got 70,000, want 65,535"),
     (["metrics.prometheusRule.runbookUrl=docs/runbooks.md"], "at '/metrics/prometheusRule/runbookUrl': 'docs/runbooks.md' does not match"),
+    (["metrics.podMonitor.enabled=true"], "at '/networkPolicy/metricsNamespaces': minProperties: got 0, want 1"),
+    (["networkPolicy.metricsFrom[0].podSelector.a=b"], "additional properties 'metricsFrom' not allowed"),
+    (["networkPolicy.egress=maybe"], "at '/networkPolicy/egress': got string, want boolean"),
     (["metrics.podMonitor.interval=often"], "at '/metrics/podMonitor/interval'"),
     (["sidecars.provisioner.image.tag="], "at '/sidecars/provisioner/image/tag'"),
 ]
@@ -81,6 +84,21 @@ def test_a_cluster_whose_tokens_name_no_node_is_told_so():
     done = helm("--values", BASE, "--set", "rbac.ownNodeOnly=true", kubernetes="1.31.0")
     assert done.returncode != 0
     assert "rbac.ownNodeOnly needs Kubernetes 1.32, whose tokens name their node" in done.stderr
+
+
+@pytest.mark.parametrize("setting", ["node.startupTaint.remove=true", "node.modelLabels=5"])
+def test_a_right_to_all_nodes_is_given_only_on_request(setting):
+    asked = "--values", BASE, "--set", setting
+    done = helm(*asked, kubernetes="1.31.0")
+    assert done.returncode != 0
+    assert "Kubernetes limits it to the own node from 1.32 on, and this is v1.31.0: leave both out, or set rbac.ownNodeOnly to false" in done.stderr
+    for allowed in (helm(*asked, kubernetes="1.32.0"), helm(*asked, "--set", "rbac.ownNodeOnly=false", kubernetes="1.31.0")):
+        assert allowed.returncode == 0, allowed.stderr
+
+
+def test_a_pod_monitor_needs_no_labels_where_no_policy_keeps_prometheus_out():
+    done = helm("--values", BASE, "--set", "metrics.podMonitor.enabled=true", "--set", "networkPolicy.enabled=false")
+    assert done.returncode == 0, done.stderr
 
 
 def test_an_old_cluster_is_told_what_it_lacks():

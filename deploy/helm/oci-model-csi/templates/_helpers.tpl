@@ -52,6 +52,29 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 
 {{/*
+Whether the node plugin may have the right to change nodes: a role gives it for
+all nodes, and from Kubernetes 1.32 on a policy limits it to the own one. Before,
+rbac.ownNodeOnly: false accepts that.
+*/}}
+{{- define "oci-model-csi.mayChangeNodes" -}}
+{{- or (semverCompare ">=1.32-0" .Capabilities.KubeVersion.Version) (and (kindIs "bool" .Values.rbac.ownNodeOnly) (not .Values.rbac.ownNodeOnly)) -}}
+{{- end -}}
+
+{{/* Whether the driver takes the startup taint off its node. */}}
+{{- define "oci-model-csi.startupTaint" -}}
+{{- if kindIs "bool" .Values.node.startupTaint.remove -}}
+{{- .Values.node.startupTaint.remove -}}
+{{- else -}}
+{{- include "oci-model-csi.mayChangeNodes" . -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Whether it changes its node at all. */}}
+{{- define "oci-model-csi.changesNodes" -}}
+{{- or (eq (include "oci-model-csi.startupTaint" .) "true") (gt (int .Values.node.modelLabels) 0) -}}
+{{- end -}}
+
+{{/*
 Whether the policy for the own node is rendered: as rbac.ownNodeOnly says, and
 where that says nothing, when there is a right to limit and a cluster that can.
 */}}
@@ -59,7 +82,7 @@ where that says nothing, when there is a right to limit and a cluster that can.
 {{- if kindIs "bool" .Values.rbac.ownNodeOnly -}}
 {{- .Values.rbac.ownNodeOnly -}}
 {{- else -}}
-{{- $nodes := or .Values.node.startupTaint.remove (gt (int .Values.node.modelLabels) 0) -}}
+{{- $nodes := eq (include "oci-model-csi.changesNodes" .) "true" -}}
 {{- and .Values.rbac.create $nodes (semverCompare ">=1.32-0" .Capabilities.KubeVersion.Version) -}}
 {{- end -}}
 {{- end -}}

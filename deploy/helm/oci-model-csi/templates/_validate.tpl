@@ -27,6 +27,10 @@ pod that does not start.
 {{- fail (printf "rbac.ownNodeOnly needs Kubernetes 1.32, whose tokens name their node, and this is %s: leave it out" .Capabilities.KubeVersion.Version) -}}
 {{- end -}}
 
+{{- if and (eq (include "oci-model-csi.changesNodes" .) "true") (ne (include "oci-model-csi.mayChangeNodes" .) "true") -}}
+{{- fail (printf "node.startupTaint.remove and node.modelLabels need the right to change nodes. Kubernetes limits it to the own node from 1.32 on, and this is %s: leave both out, or set rbac.ownNodeOnly to false, and a node plugin can change every node" .Capabilities.KubeVersion.Version) -}}
+{{- end -}}
+
 {{- $dir := $values.config.cache.dir -}}
 {{- if not (regexMatch "^(/[A-Za-z0-9._-]+)+$" $dir) -}}
 {{- fail (printf "config.cache.dir is %q: write the absolute path of a directory on the nodes without a slash at its end, such as /var/lib/oci-model-csi" $dir) -}}
