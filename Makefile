@@ -30,6 +30,17 @@ rust: ## cargo test: unit tests, then the integration tests with real mounts
 	RUST_TEST_THREADS=$(INTEGRATION_THREADS) tests/integration.sh
 	cargo test --locked --no-fail-fast --workspace --doc
 
+# Rounds of the tests that kill the driver and that cut its power; .ci/run has 4 and 3.
+NIGHTLY_KILLS ?= 100
+NIGHTLY_CUTS ?= 20
+
+.PHONY: nightly
+nightly: ## Kills and power losses at random, some thousands (an hour); prints the seeds
+	OCI_MODEL_CSI_TEST_REQUIRE_NAMESPACES=1 OCI_MODEL_CSI_TEST_ROUNDS=$(NIGHTLY_KILLS) \
+		env --unset=OCI_MODEL_CSI_TEST_SEED cargo test --locked --no-fail-fast --test kill_points
+	OCI_MODEL_CSI_TEST_REQUIRE_NAMESPACES=1 OCI_MODEL_CSI_TEST_ROUNDS=$(NIGHTLY_CUTS) \
+		env --unset=OCI_MODEL_CSI_TEST_SEED cargo test --locked --no-fail-fast --test power_loss
+
 .PHONY: sanity
 sanity: ## csi-sanity against the driver (installs it with Go)
 	csi-sanity/run.sh
@@ -68,7 +79,7 @@ lint: ## Formatting, clippy, and shellcheck
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	@command -v shellcheck >/dev/null || { echo "shellcheck is missing: install Debian's shellcheck" >&2; exit 1; }
-	shellcheck --severity=warning $$(git ls-files '*.sh') .ci/run
+	shellcheck --severity=warning $$(git ls-files '*.sh') .ci/commit .ci/ran .ci/run
 
 .PHONY: doc
 doc: ## The API documentation, without a warning

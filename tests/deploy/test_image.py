@@ -5,7 +5,9 @@ import hashlib
 import io
 import json
 import os
+import platform
 import re
+import shlex
 import shutil
 import subprocess
 import tarfile
@@ -142,18 +144,124 @@ def test_what_cannot_be_built_is_refused(tmp_path):
     assert "deploy/image/build.sh IMAGE.tar" in refused(tmp_path / "i.tar", "--colour", "red")
 
 
-def test_the_dockerfile_makes_the_same_of_the_same_parts():
-    text = (IMAGE / "Dockerfile").read_text()
-    version = re.search(r'^version = "(.*)"', (REPOSITORY / "Cargo.toml").read_text(), re.MULTILINE)[1]
+# Docker is not there. What follows reads the Dockerfile as Docker does, and does what it says.
+
+def instructions():
+    """Stages of the Dockerfile: each a list of (instruction, rest), with continued lines joined."""
+    lines = [line for line in (IMAGE / "Dockerfile").read_text().splitlines() if not line.lstrip().startswith("#")]
+    text = "\n".join(lines).replace("\\\n", " ")
+    stages = [[]]
+    for line in filter(str.strip, text.splitlines()):
+        name, _, rest = line.partition(" ")
+        if name == "FROM":
+            stages.append([])
+        stages[-1].append((name, rest.strip()))
+    return stages
+
+
+def arguments(stage, **given):
+    """What ARG gives to a stage: its default, or what the build gives."""
+    found = {}
+    for name, rest in stage:
+        for word in shlex.split(rest) if name == "ARG" else []:
+            key, _, default = word.partition("=")
+            found[key] = given.get(key, default)
+    return found
+
+
+def with_values(text, values):
+    return re.sub(r"\$\{?(\w+)\}?", lambda found: values[found[1]], text)
+
+
+def let_in(pattern):
+    """The files of the repository that the build gets, as Dockerfile.dockerignore says."""
+    lines = [line for line in (IMAGE / "Dockerfile.dockerignore").read_text().splitlines() if line and line[0] != "#"]
+    assert lines[0] == "*", "what follows lets in"
+    for line in lines[1:]:
+        assert re.fullmatch(r"!/[\w./-]+", line), line
+        path = REPOSITORY / line[2:]
+        assert path.exists(), line
+        yield from [path] if path.is_file() else (one for one in path.rglob(pattern) if one.is_file())
+
+
+def test_the_dockerfile_gives_the_image_the_configuration_that_the_layout_gives(image):
+    _, config = layer(opened(image))
+    head, _, final = instructions()
+    assert final[0] == ("FROM", "scratch")
+    revision = config["config"]["Labels"]["org.opencontainers.image.revision"]
+    values = arguments(final, REVISION=revision)
+    made = {"Labels": {}}
+    for name, rest in final[1:]:
+        match name:
+            case "LABEL":
+                made["Labels"].update(word.split("=", 1) for word in shlex.split(with_values(rest, values)))
+            case "ENV":
+                made["Env"] = shlex.split(rest)
+            case "WORKDIR":
+                made["WorkingDir"] = rest
+            case "ENTRYPOINT":
+                made["Entrypoint"] = json.loads(rest)
+            case "COPY":
+                assert rest == "--from=build /rootfs/ /"
+            case _:
+                assert name == "ARG", name
+    # buildkit sets the time by itself.
+    of_layout = {**config["config"], "Labels": dict(config["config"]["Labels"])}
+    del of_layout["Labels"]["org.opencontainers.image.created"]
+    assert made == of_layout
     toolchain = re.search(r'channel = "(.*)"', (REPOSITORY / "rust-toolchain.toml").read_text())[1]
-    assert f"ARG RUST={toolchain}\n" in text and f"VERSION={version}\n" in text
-    assert "deploy/image/rootfs.sh" in text and '\nENTRYPOINT ["/usr/bin/oci-model-csi"]\n' in text
-    labels = set(re.findall(r"org\.opencontainers\.image\.\w+", text))
-    packed = set(re.findall(r'"(org\.opencontainers\.image\.\w+)":', (IMAGE / "layout.py").read_text()))
-    # What only a layout needs: its name, and the time that buildkit sets by itself.
-    only = {"org.opencontainers.image.created", "org.opencontainers.image.ref"}
-    assert labels == {label for label in packed if label not in only}
-    # What the build reads is what the ignore file lets in.
-    let_in = {line[2:] for line in (IMAGE / "Dockerfile.dockerignore").read_text().splitlines() if line.startswith("!/")}
-    assert all((REPOSITORY / path).exists() for path in let_in)
-    assert shutil.which("cargo"), "the SBOM is made by cargo"
+    assert arguments(head)["RUST"] == toolchain
+
+
+# Compiles nothing: writes down what was asked for, and leaves a file where the binary would be.
+CARGO = """#!/bin/sh
+if [ "$1" != build ]; then exec "$CARGO" "$@"; fi
+echo "$@" >"$ASKED"
+while [ "$1" != --target ]; do shift; done
+mkdir -p "$CARGO_TARGET_DIR/$2/dist"
+printf '\\177ELF stands for the driver' >"$CARGO_TARGET_DIR/$2/dist/oci-model-csi"
+"""
+
+
+def test_the_dockerfile_fills_the_image_with_what_the_layout_has(tmp_path):
+    arch = {"x86_64": "amd64", "aarch64": "arm64"}[platform.machine()]
+    _, build_stage, _ = instructions()
+    context = tmp_path / "src"
+    for path in let_in("*"):
+        copy = context / path.relative_to(REPOSITORY)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copy)
+    cargo = tmp_path / "bin/cargo"
+    cargo.parent.mkdir()
+    cargo.write_text(CARGO)
+    cargo.chmod(0o755)
+    copied = [number for number, one in enumerate(build_stage) if one == ("COPY", ". .")]
+    assert build_stage[copied[0] - 1] == ("WORKDIR", "/src")
+    runs = [rest for name, rest in build_stage[copied[0]:] if name == "RUN"]
+    assert runs, "something is built of what was copied"
+    # A RUN has the arguments of its stage in its environment.
+    values = arguments(build_stage, TARGETARCH=arch, SOURCE_DATE_EPOCH=str(EPOCH))
+    root = tmp_path / "rootfs"
+    environment = {**os.environ, **values, "PATH": f"{cargo.parent}:{os.environ['PATH']}", "CARGO": shutil.which("cargo"),
+                   "ASKED": str(tmp_path / "asked"), "CARGO_TARGET_DIR": str(context / "target")}
+    for command in runs:
+        words = [str(root) if word == "/rootfs" else word for word in shlex.split(with_values(command, values))]
+        assert str(root) in words, command
+        done = subprocess.run(words, cwd=context, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    asked = (tmp_path / "asked").read_text()
+    assert "--locked --profile dist --bin oci-model-csi" in asked
+
+    binary = tmp_path / "driver"
+    binary.write_bytes(b"\x7fELF stands for the driver")
+    tar, _ = layer(opened(build(tmp_path, "--arch", arch, "--binary", binary)))
+    packed = {one.name: tar.extractfile(one).read() for one in tar if one.isfile()}
+    by_docker = {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    assert by_docker == packed
+
+
+def test_the_build_is_let_in_all_that_the_driver_is_made_of():
+    names = {str(path.relative_to(REPOSITORY)) for path in let_in("*")}
+    sources = subprocess.run(["git", "ls-files", "src", "proto", "build.rs", "Cargo.*"], cwd=REPOSITORY, check=True,
+                             capture_output=True, text=True).stdout.split()
+    assert len(sources) > 100 and set(sources) <= names
