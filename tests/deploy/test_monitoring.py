@@ -150,3 +150,53 @@ def test_panels_do_not_overlap_and_have_numbers_of_their_own():
         cells |= covered
     numbers = [panel["id"] for panel in DASHBOARD["panels"]]
     assert len(set(numbers)) == len(numbers)
+
+
+def claims():
+    """Claims of models in examples and documents, with a name of their own."""
+    files = {path: path.read_text() for path in (REPOSITORY / "deploy/examples").rglob("*.yaml") if path.name != "before.yaml"}
+    for path in (REPOSITORY / "docs").glob("*.md"):
+        for number, text in enumerate(re.findall(r"```yaml\n(.*?)```", path.read_text(), re.DOTALL)):
+            files[path.with_suffix(f".{number}")] = text
+    for path, text in files.items():
+        for one in filter(None, yaml.safe_load_all(text)):
+            if isinstance(one, dict) and one.get("kind") == "PersistentVolumeClaim":
+                yield f"{path.stem}-{one['metadata']['name']}", one
+            for volume in one.get("spec", {}).get("volumes", []) if isinstance(one, dict) else []:
+                if template := volume.get("ephemeral", {}).get("volumeClaimTemplate"):
+                    yield f"{path.stem}-{volume['name']}", template
+
+
+def volume_of_a_model(claim):
+    """What kubelet and kube-state-metrics say of a model's volume: full from the start, and never anything else."""
+    name, one = claim
+    of = f'namespace="team-a", persistentvolumeclaim="{name}"'
+    kubelet = 'job="kubelet", metrics_path="/metrics"'
+    bytes_and_inodes = {"capacity_bytes": 7500000000, "used_bytes": 7500000000, "available_bytes": 0,
+                        "inodes": 19, "inodes_used": 19, "inodes_free": 0}
+    for metric, value in bytes_and_inodes.items():
+        yield f"kubelet_volume_stats_{metric}{{{kubelet}, {of}}}", value
+    for mode in one["spec"]["accessModes"]:
+        yield f'kube_persistentvolumeclaim_access_mode{{{of}, access_mode="{mode}"}}', 1
+    labels = "".join(f', label_{key}="{value}"' for key, value in one["metadata"].get("labels", {}).items())
+    yield f"kube_persistentvolumeclaim_labels{{{of}{labels}}}", 1
+
+
+def test_no_claim_of_a_model_that_is_written_as_documented_is_taken_for_a_volume_that_runs_full(tmp_path):
+    documented = dict(claims())
+    assert len(documented) >= 4
+    modes = {mode for one in documented.values() for mode in one["spec"]["accessModes"]}
+    assert modes == {"ReadOnlyMany", "ReadWriteOnce"}, "both ways are among them"
+    careless = {"careless": {"metadata": {}, "spec": {"accessModes": ["ReadWriteOnce"]}}}
+    series = [{"series": name, "values": f"{value}x480"} for claim in {**documented, **careless}.items()
+              for name, value in volume_of_a_model(claim)]
+    fires = [{"exp_labels": {"severity": "critical", "namespace": "team-a", "persistentvolumeclaim": "careless",
+                             "job": "kubelet", "metrics_path": "/metrics"}}]
+    checks = [{"alertname": alert, "eval_time": time, "exp_alerts": fires}
+              for alert in ("KubePersistentVolumeFillingUp", "KubePersistentVolumeInodesFillingUp")
+              for time in ("10m", "8h")]
+    tests = {"rule_files": [str(REPOSITORY / "tests/deploy/kubernetes-mixin.yaml")], "evaluation_interval": "1m",
+             "tests": [{"interval": "1m", "input_series": series, "alert_rule_test": checks}]}
+    (tmp_path / "tests.yaml").write_text(yaml.safe_dump(tests))
+    done = run("promtool", "test", "rules", tmp_path / "tests.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
