@@ -5,10 +5,11 @@
 
 mod client;
 mod commands;
+mod connections;
 mod status;
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,9 +17,8 @@ use bytes::Bytes;
 use http::{HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::{Either, Full};
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
@@ -31,9 +31,7 @@ use crate::error::{Error, Result};
 use crate::manage::Manager;
 use crate::metrics::Metrics;
 use commands::Lines;
-
-/// A client that sends no request for this long is let go.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+use connections::{ConnectionLimits, Connections};
 
 /// What is told.
 #[derive(Clone)]
@@ -75,9 +73,13 @@ impl Listener {
 impl Admin {
     /// Answers until `shutdown`.
     pub async fn serve(self, listener: Listener, shutdown: CancellationToken) {
+        let connections = Connections::new(match &listener {
+            Listener::Tcp(_) => ConnectionLimits::METRICS,
+            Listener::Unix(_) => ConnectionLimits::ADMIN,
+        });
         loop {
             let accepted = tokio::select! {
-                accepted = self.accept(&listener) => accepted,
+                accepted = self.accept(&listener, &connections) => accepted,
                 () = shutdown.cancelled() => return,
             };
             if let Err(error) = accepted {
@@ -88,26 +90,33 @@ impl Admin {
         }
     }
 
-    async fn accept(&self, listener: &Listener) -> std::io::Result<()> {
+    async fn accept(&self, listener: &Listener, connections: &Connections) -> std::io::Result<()> {
         match listener {
             Listener::Tcp(tcp) => {
-                let (stream, _) = tcp.accept().await?;
-                self.clone().connection(stream, false);
+                let (stream, peer) = tcp.accept().await?;
+                self.connection(stream, Some(peer.ip()), connections);
             }
             Listener::Unix(unix) => {
                 let (stream, _) = unix.accept().await?;
-                self.clone().connection(stream, true);
+                self.connection(stream, None, connections);
             }
         }
         Ok(())
     }
 
-    fn connection<S>(self, stream: S, trusted: bool)
+    /// Serves a connection, or closes it at once where there are too many. A client with
+    /// an address came over the network, and is not trusted.
+    fn connection<S>(&self, stream: S, address: Option<IpAddr>, connections: &Connections)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        let Some(permit) = connections.admit(address) else {
+            tracing::debug!(?address, "too many connections for metrics or status: closed one");
+            return;
+        };
+        let (admin, trusted) = (self.clone(), address.is_none());
         let service = service_fn(move |request: Request<Incoming>| {
-            let admin = self.clone();
+            let admin = admin.clone();
             async move {
                 let answer = match request.uri().path() {
                     "/cache" if trusted => commands::answer(&admin, request).await,
@@ -116,13 +125,21 @@ impl Admin {
                 Ok::<Response<Body>, Infallible>(answer)
             }
         });
-        let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEADER_TIMEOUT)
-            .serve_connection(TokioIo::new(stream), service);
+        let limits = connections.limits();
+        let served = limits.http().serve_connection(TokioIo::new(stream), service);
         tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "a connection for metrics or status ended");
+            let _counted = permit;
+            let ended = match limits.lifetime {
+                // Dropping the connection closes it, whatever its client does not send or read.
+                Some(lifetime) => tokio::time::timeout(lifetime, served).await,
+                None => Ok(served.await),
+            };
+            match ended {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    tracing::debug!(%error, "a connection for metrics or status ended");
+                }
+                Err(_) => tracing::debug!(?address, "a connection for metrics took too long"),
             }
         });
     }
@@ -163,3 +180,6 @@ fn takes_openmetrics(request: &Request<Incoming>) -> bool {
         .filter_map(|value| value.to_str().ok())
         .any(|value| value.contains("application/openmetrics-text"))
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,6 +2,7 @@
 //! exit codes. `services` is the composition root of the driver.
 
 mod cache;
+mod descriptors;
 mod exit;
 mod fetch;
 mod logging;

@@ -14,6 +14,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::descriptors;
 use super::options;
 use super::reload::{self, Followed};
 use super::storage::{self, OkeArgs, StorageArgs};
@@ -143,6 +144,9 @@ pub(super) fn run(args: ServiceArgs, mode: Mode, runtime: &Runtime) -> Result<()
         driver = args.driver_name,
         "starting"
     );
+    if let Err(error) = descriptors::raise_limit() {
+        tracing::warn!(%error, "the driver may run out of descriptors under load");
+    }
     runtime.block_on(start(args, &config, mode))
 }
 

@@ -6,6 +6,7 @@
 //! | step | module |
 //! |---|---|
 //! | the socket, and who may connect | [`server`] |
+//! | how many connections there are at once | `connections` |
 //! | the services on it, and their end | [`services`](Services) |
 //! | one method each | `identity`, `node`, `controller` |
 //! | measured, logged, refused | `rpc` |
@@ -15,6 +16,7 @@
 //! | from meanings to gRPC codes | [`status`] |
 
 mod capability;
+mod connections;
 mod controller;
 mod deadline;
 mod identity;

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use tokio::net::UnixListener;
-use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tracing::warn;
 
+use super::connections;
 use super::controller::ControllerService;
 use super::identity::IdentityService;
 use super::node::NodeService;
@@ -21,6 +21,26 @@ use crate::error::{Error, Result};
 /// pod has 30 seconds in all.
 const GRACE: Duration = Duration::from_secs(12);
 
+/// Connections at once. kubelet has one for each call that runs, so this is far above the
+/// volumes that start together on a node.
+const MAX_CONNECTIONS: usize = 1024;
+
+/// Calls at once on one connection. csi-provisioner has one connection and 100 workers.
+const MAX_CALLS_OF_CONNECTION: u32 = 256;
+
+/// Header bytes of a call. A call of kubelet has less than 1 KiB.
+const MAX_HEADER_BYTES: u32 = 16 << 10;
+
+/// Bytes of a request: a Secret may have 1 MiB, and a PersistentVolume's attributes as much.
+const MAX_MESSAGE_BYTES: usize = 4 << 20;
+
+/// What tests make smaller.
+#[derive(Debug, Clone, Copy)]
+struct Bounds {
+    grace: Duration,
+    connections: usize,
+}
+
 /// What is served on a socket.
 pub struct Services {
     /// Always.
@@ -33,8 +53,8 @@ pub struct Services {
 
 /// Serves until `shutdown`, then lets running calls end, for 12 s at most.
 ///
-/// A client's deadline cuts its call off: the handler's future is dropped
-/// where it stands.
+/// A client's deadline ends its call: the handler's future is dropped. Nothing else does:
+/// connections, headers and messages are limited in number and size, not in time.
 ///
 /// # Errors
 /// `Internal` when the socket fails.
@@ -43,21 +63,29 @@ pub async fn serve(
     services: Services,
     shutdown: CancellationToken,
 ) -> Result<()> {
-    serve_with_grace(listener, services, shutdown, GRACE).await
+    let bounds = Bounds { grace: GRACE, connections: MAX_CONNECTIONS };
+    serve_within(listener, services, shutdown, bounds).await
 }
 
-async fn serve_with_grace(
+async fn serve_within(
     listener: UnixListener,
     services: Services,
     shutdown: CancellationToken,
-    grace: Duration,
+    Bounds { grace, connections }: Bounds,
 ) -> Result<()> {
+    let most = MAX_MESSAGE_BYTES;
+    let identity = IdentityServer::new(services.identity).max_decoding_message_size(most);
+    let node = services.node.map(|node| NodeServer::new(node).max_decoding_message_size(most));
+    let controller = services.controller.map(ControllerServer::new);
+    let controller = controller.map(|server| server.max_decoding_message_size(most));
     let serving = Server::builder()
-        .add_service(IdentityServer::new(services.identity))
-        .add_optional_service(services.node.map(NodeServer::new))
-        .add_optional_service(services.controller.map(ControllerServer::new))
+        .max_concurrent_streams(MAX_CALLS_OF_CONNECTION)
+        .http2_max_header_list_size(MAX_HEADER_BYTES)
+        .add_service(identity)
+        .add_optional_service(node)
+        .add_optional_service(controller)
         .serve_with_incoming_shutdown(
-            UnixListenerStream::new(listener),
+            connections::incoming(listener, connections),
             shutdown.clone().cancelled_owned(),
         );
     let too_long = async {

@@ -44,6 +44,10 @@ struct Driver {
 
 impl Driver {
     async fn start(grace: Duration) -> Self {
+        Self::start_within(Bounds { grace, connections: MAX_CONNECTIONS }).await
+    }
+
+    async fn start_within(bounds: Bounds) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = FakeStore::start(&[("models/phi3/weights", 10)]).await;
         let (metrics, shutdown) = (Arc::new(Metrics::default()), CancellationToken::new());
@@ -72,7 +76,7 @@ impl Driver {
         );
         let services = Services { identity, node: Some(node), controller: Some(controller) };
         let listener = UnixListener::bind(dir.path().join("csi.sock")).unwrap();
-        let serving = tokio::spawn(serve_with_grace(listener, services, shutdown.clone(), grace));
+        let serving = tokio::spawn(serve_within(listener, services, shutdown.clone(), bounds));
         Self { dir, store, readiness, metrics, shutdown, serving }
     }
 
@@ -363,6 +367,55 @@ async fn a_call_that_does_not_end_does_not_keep_the_driver() {
     assert!(!driver.serving.is_finished());
     driver.shutdown.cancel();
     tokio::time::timeout(BOUND, driver.serving).await.unwrap().unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_connection_beyond_the_limit_waits_for_a_place_and_no_call_is_cut() {
+    let driver = Driver::start_within(Bounds { grace: GRACE, connections: 2 }).await;
+    driver.readiness.ready();
+    driver.store.set_open(false);
+    // One connection with a call that runs, one that is idle.
+    let mut working = ControllerClient::new(driver.channel().await);
+    let call = tokio::spawn(async move { working.create_volume(create_request("pvc-1")).await });
+    wait_for_a_listing(&driver.store).await;
+    let mut idle = IdentityClient::new(driver.channel().await);
+    idle.probe(ProbeRequest {}).await.unwrap();
+
+    let mut waiting = IdentityClient::new(driver.channel().await);
+    let mut probe = Box::pin(waiting.probe(ProbeRequest {}));
+    // The idle connection is answered as often as it asks, and the third one is not.
+    for _ in 0..20 {
+        idle.probe(ProbeRequest {}).await.unwrap();
+        assert!(futures_util::poll!(&mut probe).is_pending());
+    }
+    drop(idle);
+    tokio::time::timeout(BOUND, probe).await.expect("a place was free").unwrap();
+    driver.store.set_open(true);
+    call.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn messages_and_headers_beyond_their_size_are_refused_and_the_largest_secret_is_not() {
+    let driver = Driver::ready().await;
+    let mut node = NodeClient::new(driver.channel().await);
+    let with_secret = |bytes: usize| NodePublishVolumeRequest {
+        secrets: [("key".to_owned(), "s".repeat(bytes))].into(),
+        target_path: "/etc".to_owned(),
+        ..publish_request(&driver)
+    };
+    let status = node.node_publish_volume(with_secret(1 << 20)).await.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument, "it was read: {status}");
+    let status = node.node_publish_volume(with_secret(MAX_MESSAGE_BYTES)).await.unwrap_err();
+    assert_eq!(status.code(), Code::OutOfRange, "{status}");
+    assert!(status.message().contains(&MAX_MESSAGE_BYTES.to_string()), "{status}");
+
+    let mut request = Request::new(ProbeRequest {});
+    let long = "h".repeat(usize::try_from(MAX_HEADER_BYTES).unwrap());
+    request.metadata_mut().insert("x-long", long.parse().unwrap());
+    let mut identity = IdentityClient::new(driver.channel().await);
+    identity.probe(request).await.unwrap_err();
+    // The connection, and the driver, go on.
+    identity.probe(ProbeRequest {}).await.unwrap();
 }
 
 async fn wait_for_a_listing(store: &FakeStore) {

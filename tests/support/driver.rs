@@ -159,6 +159,11 @@ impl Driver {
         Kubelet::new(&self.setup.socket, &self.setup.scratch.join("kubelet"))
     }
 
+    /// Where `/metrics` and the probes are.
+    pub(crate) fn metrics_address(&self) -> SocketAddr {
+        self.setup.metrics
+    }
+
     pub(crate) fn pid(&self) -> u32 {
         self.process.id().expect("a running driver")
     }
