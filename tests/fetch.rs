@@ -90,16 +90,18 @@ async fn the_result_as_json_has_the_numbers_and_what_proved_each_file() {
 }
 
 #[tokio::test]
-async fn parts_of_an_unknown_size_are_downloaded_twice_and_said_to_be_unproved() {
+async fn parts_of_an_unknown_size_are_downloaded_once_and_said_to_be_unproved() {
     let (scratch, store) = (scratch(), LocalStore::builder().start().unwrap());
-    let odd = PutOptions { part_size: Some(7 * MIB), ..PutOptions::default() };
-    put_large(&store, "odd.bin", 15 * MIB, 1, odd);
+    let odd = |size| PutOptions { part_size: Some(size), ..PutOptions::default() };
+    put_large(&store, "odd.bin", 15 * MIB, 1, odd(7 * MIB));
+    put_large(&store, "small-parts.bin", MIB, 2, odd(400_000));
     let fetch = Fetch::new(scratch.path(), &store).with(&["--output", "json"]);
     let fetched = fetch.run().await;
     assert_eq!(fetched.code, 0, "{}", fetched.stderr);
-    assert_eq!(fetched.json()["verifiedBy"], serde_json::json!({"size_etag": 1}));
-    assert!(fetched.stderr.contains("no known part size"), "{}", fetched.stderr);
-    assert_eq!(store.stats().body_bytes, 30 * MIB);
+    let expected = serde_json::json!({"multipart_md5": 1, "unknown_layout": 1});
+    assert_eq!(fetched.json()["verifiedBy"], expected);
+    assert!(fetched.stderr.contains("that uploaders use gives 3 of them"), "{}", fetched.stderr);
+    assert_eq!(store.stats().body_bytes, 16 * MIB);
 }
 
 #[tokio::test]

@@ -16,7 +16,7 @@ use super::progress::{BlobProgress, FillProgress, Phase};
 use super::shortage::Shortage;
 use super::space::Wanted;
 use crate::blocking::blocking;
-use crate::download::{Engine, Share, Staging};
+use crate::download::{Check, Engine, ObjectVersion, Share, Staging};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{BlobId, Manifest, ManifestFile, progress_text, shown};
 use crate::oci::{Bucket, ObjectName};
@@ -211,10 +211,14 @@ async fn download(
         .try_for_each_concurrent(BLOBS_AT_ONCE, |file| async {
             let mut ticket = join_blob(inner, engine, manifest, file, progress.share());
             progress.add_part(Arc::clone(&ticket.progress().progress));
-            ticket.landed().await
+            ticket.landed().await?;
+            if ticket.progress().check() == Some(Check::UnknownLayout) {
+                progress.add_unverified(&file.path);
+            }
+            Ok(())
         })
         .await
-        .map_err(|error| error.context(format!("downloading {title}")))?;
+        .map_err(|error: Error| error.context(format!("downloading {title}")))?;
     let seconds = started.elapsed().as_secs_f64();
     inner.metrics.download_duration.observe(seconds);
     tracing::info!(revision, objects, bytes, seconds, "downloaded");
@@ -347,10 +351,14 @@ async fn fetch_blob(
     let bucket = Arc::new(Bucket::new(source.namespace.as_str(), source.bucket.as_str()));
     let name = manifest.object_name(&file);
     let staging = inner.staging_of(&id);
-    let object = ObjectName::new(bucket, name.clone());
+    let object = ObjectVersion {
+        name: ObjectName::new(bucket, name.clone()),
+        size: file.size,
+        etag: file.etag.clone(),
+        md5: file.md5.clone(),
+    };
     let (demand, progress) = (blob.demand.clone(), Arc::clone(&blob.progress));
-    let downloaded =
-        engine.download(object, file.size, &file.etag, staging, demand, progress).await;
+    let downloaded = engine.download(object, staging, demand, progress).await;
     let verified = match downloaded {
         Err(error) if error.kind() == ErrorKind::Changed => {
             // Nobody can ask for this version again, and its blocks are taken.
@@ -359,6 +367,7 @@ async fn fetch_blob(
         }
         other => other?,
     };
+    blob.verified(verified.check);
     blocking(move || {
         inner.blobs.commit(&id, &name, file.size, verified)?;
         inner.note_content(&manifest, &file, verified.check)

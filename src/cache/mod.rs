@@ -56,7 +56,7 @@ pub use layout::Layout;
 pub use leases::{Holder, Lease, LeaseRecord};
 pub use manage::{CollectOptions, Collected, Purged, Wish};
 pub use models::CachedModel;
-pub use progress::{FillProgress, Phase, Snapshot};
+pub use progress::{FillProgress, Phase, Snapshot, Unverified};
 pub use quarantine::Damage;
 pub use recover::Recovered;
 pub use report::{Inventory, ModelReport, ModelState, Usage};

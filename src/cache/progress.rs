@@ -1,14 +1,14 @@
 //! How far a model is: what pods' events and the Aborted answers say.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use super::shortage::Shortage;
-use crate::download::{Demand, Progress, Share};
+use crate::download::{Check, Demand, Progress, Share};
 use crate::model::{Manifest, duration_text, progress_text, size_text};
 use crate::trace;
 
@@ -38,12 +38,33 @@ pub(super) struct BlobProgress {
     pub(super) progress: Arc<Progress>,
     /// The models that it is downloaded for.
     pub(super) demand: Demand,
+    check: OnceLock<Check>,
 }
 
 impl BlobProgress {
     pub(super) fn new(share: Share) -> Self {
-        Self { progress: Arc::default(), demand: Demand::of(share) }
+        Self { progress: Arc::default(), demand: Demand::of(share), check: OnceLock::new() }
     }
+
+    /// Records how the download was verified. Later calls are ignored.
+    pub(super) fn verified(&self, check: Check) {
+        let _ = self.check.set(check);
+    }
+
+    /// How the download was verified, once it is.
+    pub(super) fn check(&self) -> Option<Check> {
+        self.check.get().copied()
+    }
+}
+
+/// Files that were downloaded and whose content no checksum could prove, since
+/// the sizes of their objects' parts are unknown.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Unverified {
+    /// How many.
+    pub files: usize,
+    /// The path of one of them.
+    pub example: String,
 }
 
 /// Progress of one model, shared with everybody who waits for it.
@@ -67,6 +88,7 @@ struct State {
     cached: u64,
     parts: Vec<Arc<Progress>>,
     samples: VecDeque<(Instant, u64)>,
+    unverified: Unverified,
 }
 
 /// The progress at one moment.
@@ -139,6 +161,20 @@ impl FillProgress {
     /// Returns when somebody asks again. Cancellation safe.
     pub(super) async fn asked_again(&self) {
         self.asked.notified().await;
+    }
+
+    /// Counts a file whose content no checksum could prove.
+    pub(super) fn add_unverified(&self, path: &str) {
+        let unverified = &mut self.lock().unverified;
+        if unverified.files == 0 {
+            path.clone_into(&mut unverified.example);
+        }
+        unverified.files += 1;
+    }
+
+    /// What was downloaded unverified; `None` where nothing was.
+    pub fn unverified(&self) -> Option<Unverified> {
+        Some(self.lock().unverified.clone()).filter(|unverified| unverified.files > 0)
     }
 
     pub(super) fn enter(&self, phase: Phase) {

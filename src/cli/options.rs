@@ -23,6 +23,7 @@ pub(super) fn engine(config: &config::Download, write_back: bool) -> EngineOptio
         verify: match config.verify {
             config::Verify::Always => Verify::Always,
             config::Verify::Cheap => Verify::Cheap,
+            config::Verify::Strict => Verify::Strict,
         },
         write_back,
         retry: RetryPolicy::default(),

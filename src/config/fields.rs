@@ -141,7 +141,10 @@ pub(super) fn verify<'de, D: Deserializer<'de>>(input: D) -> Result<Verify, D::E
     match text(input)?.as_str() {
         "always" => Ok(Verify::Always),
         "cheap" => Ok(Verify::Cheap),
-        other => Err(Error::custom(format!("`{other}` is neither `always` nor `cheap`"))),
+        "strict" => Ok(Verify::Strict),
+        other => Err(Error::custom(format!(
+            "`{other}` is invalid: expected `always`, `cheap` or `strict`"
+        ))),
     }
 }
 

@@ -109,6 +109,8 @@ pub enum Verify {
     Always,
     /// As `Always`, without MD5 where the object is over 1 GiB.
     Cheap,
+    /// As `Always`, and refuses objects that no checksum vouches for.
+    Strict,
 }
 
 /// The `limits` section.

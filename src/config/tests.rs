@@ -177,7 +177,7 @@ fn a_wrong_value_is_refused_with_line_key_and_what_would_be_right() {
         ("download: {rangeSize: 2GiB}", "rangeSize", "between 1MiB and 1GiB"),
         ("download: {bandwidthLimit: -1}", "bandwidthLimit", "not a size"),
         ("download: {maxModels: 0}", "maxModels", "from 1 to 1024"),
-        ("download: {verify: never}", "verify", "`always` nor `cheap`"),
+        ("download: {verify: never}", "verify", "`cheap` or `strict`"),
         ("download: {abandonAfter: 10}", "abandonAfter", "like 10m"),
         ("download: {abandonAfter: 0s}", "abandonAfter", "between 1s and 24h"),
         ("download: {abandonAfter: 2days}", "abandonAfter", "between 1s and 24h"),

@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument as _;
 
+use super::expected::Expected;
 use super::gate::{Gate, Visitor};
 use super::md5::{self, MultipartLayouts};
 use super::pace::Pace;
@@ -26,9 +27,6 @@ use crate::oci::{ObjectHead, ObjectName, ObjectStorage, RetryPolicy};
 /// Times that an object is downloaded before damaged bytes are the answer.
 const ROUNDS: u32 = 3;
 
-/// Objects over this size are not read for their MD5 under `verify: cheap`.
-const CHEAP_MD5_BYTES: u64 = 1 << 30;
-
 /// Which checksums are worth their time.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Verify {
@@ -37,6 +35,21 @@ pub enum Verify {
     Always,
     /// No MD5 of objects over 1 GiB.
     Cheap,
+    /// As `Always`, and objects that no checksum vouches for are refused.
+    Strict,
+}
+
+/// One version of an object, as the listing has it.
+#[derive(Debug, Clone)]
+pub struct ObjectVersion {
+    /// Which object.
+    pub name: ObjectName,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Which version of it.
+    pub etag: String,
+    /// The listing's `md5`, which counts where headers have no checksum.
+    pub md5: Option<String>,
 }
 
 /// How the engine works.
@@ -90,14 +103,6 @@ impl Drop for Inner {
     }
 }
 
-/// What the object says about its bytes.
-enum Expected {
-    Crc32c(u32),
-    Md5([u8; 16]),
-    Multipart { digest: [u8; 16], layouts: MultipartLayouts },
-    Nothing,
-}
-
 impl Engine {
     /// An engine; each download says as whom it reads.
     ///
@@ -143,18 +148,17 @@ impl Engine {
     /// # Errors
     /// `Changed` when the object is no longer this version; `Unavailable` when
     /// Object Storage cannot be reached long enough; `Corrupt` when the bytes
-    /// fail their checksum three times; `NoSpace` when the disk is full.
+    /// fail their checksum again and again; `Precondition` when no checksum
+    /// vouches for them under [`Verify::Strict`]; `NoSpace` when the disk is full.
     pub async fn download(
         &self,
-        object: ObjectName,
-        size: u64,
-        etag: &str,
+        object: ObjectVersion,
         staging: Staging,
         demand: Demand,
         progress: Arc<Progress>,
     ) -> Result<Verified> {
-        let (engine, etag) = (self.clone(), Arc::from(etag));
-        let run = async move { engine.run(object, size, etag, staging, demand, progress).await };
+        let engine = self.clone();
+        let run = async move { engine.run(object, staging, demand, progress).await };
         let work = self.0.workers.spawn(run.in_current_span());
         match AbortOnDropHandle::new(work).await {
             Ok(result) => result,
@@ -170,13 +174,11 @@ impl Engine {
     pub async fn verify(
         &self,
         client: &ObjectStorage,
-        object: ObjectName,
-        size: u64,
-        etag: &str,
+        object: ObjectVersion,
         path: &Path,
         progress: Arc<Progress>,
     ) -> Result<Option<Verified>> {
-        let (engine, etag, path) = (self.clone(), Arc::from(etag), path.to_owned());
+        let (engine, size, path) = (self.clone(), object.size, path.to_owned());
         let share = Share::urgent();
         share.read_as(client);
         let work = self.0.workers.spawn(async move {
@@ -191,14 +193,16 @@ impl Engine {
             // Bytes that are here wait for no place among those that are not.
             let visitor = Visitor::new(Demand::of(share), size);
             let target = Arc::new(target);
-            let job = Job { engine: engine.clone(), object, etag, target, visitor };
-            let expected = engine.expected(&engine.head(&job).await?, size);
-            if matches!(expected, Expected::Nothing) {
-                // The ETag says nothing about bytes that did not come from the object.
+            let job = Job::new(engine.clone(), object, target, visitor);
+            let expected = engine.expected(&job, &engine.head(&job).await?)?;
+            // The ETag says nothing about bytes that did not come from the object.
+            let unproved = |check| matches!(check, Check::SizeAndEtag | Check::UnknownLayout);
+            if expected.hopeless().is_some() {
                 return Ok(None);
             }
             let md5 = Self::follow(&job, &expected);
             let (crc32c, check) = engine.prove(&job, expected, md5).await?;
+            let check = check.filter(|check| !unproved(*check));
             Ok(check.map(|check| Verified { crc32c, check }))
         });
         match AbortOnDropHandle::new(work).await {
@@ -218,16 +222,14 @@ impl Engine {
 
     async fn run(
         &self,
-        object: ObjectName,
-        size: u64,
-        etag: Arc<str>,
+        object: ObjectVersion,
         staging: Staging,
         demand: Demand,
         progress: Arc<Progress>,
     ) -> Result<Verified> {
-        let target = self.open(&object, size, &etag, staging, progress).await?;
-        let visitor = Visitor::new(demand, size);
-        let job = Job { engine: self.clone(), object, etag, target, visitor };
+        let size = object.size;
+        let target = self.open(&object, staging, progress).await?;
+        let job = Job::new(self.clone(), object, target, Visitor::new(demand, size));
         let verified = match size {
             0 => Verified { crc32c: 0, check: Check::Empty },
             _ => self.rounds(&job).await?,
@@ -239,19 +241,18 @@ impl Engine {
 
     async fn open(
         &self,
-        object: &ObjectName,
-        size: u64,
-        etag: &Arc<str>,
+        object: &ObjectVersion,
         staging: Staging,
         progress: Arc<Progress>,
     ) -> Result<Arc<Target>> {
-        let (etag, write_back) = (Arc::clone(etag), self.0.options.write_back);
+        let (size, etag) = (object.size, object.etag.clone());
+        let write_back = self.0.options.write_back;
         let data = staging.data.display().to_string();
         let opened = tokio::task::spawn_blocking(move || {
             Target::open(&staging.data, &staging.journal, size, &etag, progress, write_back)
         });
         let opened = opened.await.map_err(|e| Error::internal(format!("opening {data}: {e}")))?;
-        let name = shown(&object.name, 200);
+        let name = shown(&object.name.name, 200);
         let target = opened.map_err(|e| {
             Error::io(format!("making room for {size} bytes of {name} in {data}"), &e)
         })?;
@@ -260,41 +261,24 @@ impl Engine {
 
     /// Downloads until the bytes are proved, or proved damaged.
     async fn rounds(&self, job: &Job) -> Result<Verified> {
-        let mut unproved = None;
+        let mut before = None;
         for round in 1..=ROUNDS {
             let (crc32c, check) = self.round(job).await?;
             if let Some(check) = check {
                 return Ok(Verified { crc32c, check });
             }
             self.metrics().verified("content", false);
-            // The layout of the parts may be one we do not know. Bytes that
-            // arrive the same twice were not damaged on the way.
-            let multipart = unproved == Some((crc32c, true));
-            unproved = Some((crc32c, self.may_be_unknown_layout(job).await?));
-            if multipart {
-                tracing::warn!(
-                    object = job.object.name,
-                    "no known part size gives the object's MD5; two downloads gave the same bytes, \
-                     so size and ETag have to do; upload with CRC32C checksums to have it verified"
-                );
-                return Ok(Verified { crc32c, check: Check::SizeAndEtag });
-            }
             tracing::warn!(object = job.object.name, round, "bytes fail their checksum");
-            job.target.restart().map_err(|e| Error::io("starting the journal anew", &e))?;
+            // Bytes that arrive the same twice were not damaged on the way.
+            if before == Some(crc32c) {
+                return Err(job.damaged(round, ", with the same bytes each time"));
+            }
+            before = Some(crc32c);
+            if round < ROUNDS {
+                job.target.restart().map_err(|e| Error::io("restarting the journal", &e))?;
+            }
         }
-        Err(Error::new(
-            ErrorKind::Corrupt,
-            format!(
-                "object {} failed its checksum {ROUNDS} times in a row: it, or the path to it, is \
-                 damaged; upload it again, or look at this node's network and memory",
-                shown(&job.object.name, 200)
-            ),
-        ))
-    }
-
-    async fn may_be_unknown_layout(&self, job: &Job) -> Result<bool> {
-        let head = self.head(job).await?;
-        Ok(head.crc32c.is_none() && head.content_md5.is_none() && head.multipart_md5.is_some())
+        Err(job.damaged(ROUNDS, ""))
     }
 
     /// One download of what is missing, and the proof: the CRC of the content,
@@ -310,11 +294,12 @@ impl Engine {
                 Some(head) => head,
                 None => self.head(job).await?,
             };
-            let expected = self.expected(&head, size);
+            let expected = self.admit(job, self.expected(job, &head)?)?;
             let md5 = Self::follow(job, &expected);
             (expected, md5)
         } else {
-            let expected = self.expected(&self.head(job).await?, size);
+            let expected = self.expected(job, &self.head(job).await?)?;
+            let expected = self.admit(job, expected)?;
             let md5 = Self::follow(job, &expected);
             self.fetch_all(job, missing).await?;
             (expected, md5)
@@ -340,15 +325,37 @@ impl Engine {
             Some(md5) => Some(joined(md5.await)?),
             None => None,
         };
-        let check = match expected {
-            Expected::Crc32c(expected) => (expected == crc32c).then_some(Check::Crc32c),
-            Expected::Md5(expected) => (md5 == Some(expected)).then_some(Check::Md5),
-            Expected::Multipart { digest, layouts } => {
-                self.any_layout(job, md5, digest, &layouts).await?
+        let check = match (expected.passes(crc32c, md5), &expected) {
+            (None, Expected::Multipart { digest, layouts }) => {
+                self.other_layouts(job, *digest, layouts).await?
             }
-            Expected::Nothing => Some(Check::SizeAndEtag),
+            (check, _) => check,
         };
         Ok((crc32c, check))
+    }
+
+    /// What is known of the bytes before they are there.
+    fn expected(&self, job: &Job, head: &ObjectHead) -> Result<Expected> {
+        let (size, verify) = (job.target.size(), self.0.options.verify);
+        Expected::of(head, job.listed_md5.as_deref(), size, verify).map_err(|md5| {
+            let (name, md5) = (shown(&job.object.name, 200), shown(&md5, 60));
+            Error::new(
+                ErrorKind::Unavailable,
+                format!(
+                    "object {name} is listed with the MD5 \"{md5}\", which is not a checksum, and \
+                     has no other; the listing is asked for again. If it stays so, a proxy on the \
+                     way changes answers: let this node reach Object Storage without it"
+                ),
+            )
+        })
+    }
+
+    /// Refuses what nothing vouches for, where the administrator wants that.
+    fn admit(&self, job: &Job, expected: Expected) -> Result<Expected> {
+        match expected.hopeless().filter(|_| self.0.options.verify == Verify::Strict) {
+            Some(why) => Err(job.unproved(&why)),
+            None => Ok(expected),
+        }
     }
 
     /// Hashes behind the writers, with the most likely part size.
@@ -364,23 +371,34 @@ impl Engine {
         }
     }
 
-    async fn any_layout(
+    /// Tries all layouts but the first, which was hashed behind the writers.
+    ///
+    /// A digest that no layout gives is damage where all possible ones were
+    /// tried. Where the right one may not be among them it says nothing, and
+    /// another download would not change that.
+    async fn other_layouts(
         &self,
         job: &Job,
-        first: Option<[u8; 16]>,
         digest: [u8; 16],
         layouts: &MultipartLayouts,
     ) -> Result<Option<Check>> {
-        if first == Some(digest) {
+        let others = layouts.part_sizes().get(1..).unwrap_or_default();
+        let fits = md5::fits_one_of(&job.target, others, digest).await;
+        if fits.map_err(|e| Error::io(READ_BACK, &e))? {
             return Ok(Some(Check::MultipartMd5));
         }
-        for part_size in layouts.part_sizes().iter().skip(1) {
-            let hashing = spawn(md5::of_parts(Arc::clone(&job.target), *part_size));
-            if joined(hashing.await)? == digest {
-                return Ok(Some(Check::MultipartMd5));
-            }
+        let Some(why) = layouts.unknown() else { return Ok(None) };
+        if self.0.options.verify == Verify::Strict {
+            return Err(job.unproved(why));
         }
-        Ok(None)
+        tracing::warn!(
+            object = job.object.name,
+            reason = why,
+            tried = layouts.part_sizes().len(),
+            "the sizes of the object's parts are unknown, so only its size and ETag are verified; \
+             upload it again with a CRC-32C checksum to have its content verified"
+        );
+        Ok(Some(Check::UnknownLayout))
     }
 
     async fn head(&self, job: &Job) -> Result<ObjectHead> {
@@ -394,22 +412,6 @@ impl Engine {
             if !job.change_over(&mut client, &error)? {
                 return Err(range::gone(error));
             }
-        }
-    }
-
-    fn expected(&self, head: &ObjectHead, size: u64) -> Expected {
-        let read_for_md5 = self.0.options.verify == Verify::Always || size <= CHEAP_MD5_BYTES;
-        if let Some(crc32c) = head.crc32c {
-            Expected::Crc32c(crc32c)
-        } else if !read_for_md5 {
-            Expected::Nothing
-        } else if let Some(md5) = head.content_md5 {
-            Expected::Md5(md5)
-        } else if let Some(multipart) = &head.multipart_md5 {
-            let layouts = MultipartLayouts::of(size, multipart.parts);
-            Expected::Multipart { digest: multipart.digest, layouts }
-        } else {
-            Expected::Nothing
         }
     }
 
@@ -443,7 +445,9 @@ fn spawn(work: impl Future<Output = std::io::Result<[u8; 16]>> + Send + 'static)
     AbortOnDropHandle::new(tokio::spawn(work))
 }
 
+const READ_BACK: &str = "reading a download back for its MD5";
+
 fn joined(result: Result<std::io::Result<[u8; 16]>, tokio::task::JoinError>) -> Result<[u8; 16]> {
-    let read = "reading a download back for its MD5";
-    result.map_err(|e| Error::internal(format!("{read}: {e}")))?.map_err(|e| Error::io(read, &e))
+    let ended = result.map_err(|e| Error::internal(format!("{READ_BACK}: {e}")))?;
+    ended.map_err(|e| Error::io(READ_BACK, &e))
 }

@@ -17,9 +17,17 @@ use super::target::Target;
 const STEP: u64 = 8 << 20;
 const BUFFER: usize = 256 * 1024;
 const MIB: u64 = 1 << 20;
+const MB: u64 = 1_000_000;
 
-/// Part sizes that uploaders use, in MiB; the oci CLI's first.
-const USUAL_PART_MIB: &[u64] = &[128, 64, 50, 32, 20, 16, 10, 8, 5];
+/// Bytes of one reading for all layouts: what one object holds in memory for it.
+const BLOCK: u64 = MIB;
+
+/// Part sizes that uploaders use, the oci CLI's first.
+const USUAL_PARTS: &[u64] = &[128, 64, 256, 100, 50, 32, 512, 1024, 16, 20, 25, 200, 8, 10, 5];
+
+/// Layouts that are tried at most: with more, fitting one proves little of the
+/// uploader and costs a core for hours.
+const MAX_LAYOUTS: usize = 64;
 
 /// Part sizes that an object uploaded in several parts may have had.
 ///
@@ -27,25 +35,53 @@ const USUAL_PART_MIB: &[u64] = &[128, 64, 50, 32, 20, 16, 10, 8, 5];
 /// (`opc-multipart-md5`: base64 of the MD5 of the parts' MD5s, `-` and the
 /// number of parts).
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct MultipartLayouts(Vec<u64>);
+pub(super) struct MultipartLayouts {
+    part_sizes: Vec<u64>,
+    /// Why the right one may be none of them.
+    unknown: Option<String>,
+}
 
 impl MultipartLayouts {
-    /// The part sizes that fit, the most likely first.
+    /// The part sizes that fit, the most likely first: usual ones, binary and
+    /// decimal, then every whole MiB that gives this number of parts.
     pub(super) fn of(size: u64, parts: Option<u32>) -> Self {
-        let mut sizes: Vec<u64> = USUAL_PART_MIB.iter().map(|mib| mib * MIB).collect();
-        if let Some(parts) = parts.filter(|parts| *parts > 0) {
-            let parts = u64::from(parts);
-            sizes.push(size.div_ceil(parts).div_ceil(MIB).max(1) * MIB);
-            sizes.retain(|part| size.max(1).div_ceil(*part) == parts);
+        let usual =
+            [MIB, MB].into_iter().flat_map(|unit| USUAL_PARTS.iter().map(move |n| n * unit));
+        let Some(parts) = parts.map(u64::from) else {
+            let why = "the number of its parts is not given".to_owned();
+            return Self { part_sizes: usual.collect(), unknown: Some(why) };
+        };
+        if parts <= 1 {
+            // The same digest whatever the size of that part.
+            return Self { part_sizes: vec![size.max(1)], unknown: None };
         }
-        let mut seen = std::collections::HashSet::new();
-        sizes.retain(|size| seen.insert(*size));
-        Self(sizes)
+        let usual: Vec<u64> = usual.filter(|part| size.div_ceil(*part) == parts).collect();
+        let least = size.div_ceil(parts).div_ceil(MIB).max(1);
+        let most = size.saturating_sub(1) / (parts - 1) / MIB;
+        let fitting =
+            |mib: &u64| size.div_ceil(mib * MIB) == parts && !usual.contains(&(mib * MIB));
+        // One more than there may be tells that there are more.
+        let others = (least..=most).filter(fitting).take(MAX_LAYOUTS + 1);
+        let others: Vec<u64> = others.map(|mib| mib * MIB).collect();
+        if usual.len() + others.len() > MAX_LAYOUTS {
+            let why = format!("its {parts} parts may have more than {MAX_LAYOUTS} sizes");
+            return Self { part_sizes: usual, unknown: Some(why) };
+        }
+        let part_sizes = [usual, others].concat();
+        let unusual = || format!("no size of parts that uploaders use gives {parts} of them");
+        let unknown = part_sizes.is_empty().then(unusual);
+        Self { part_sizes, unknown }
     }
 
     /// The part sizes in bytes.
     pub(super) fn part_sizes(&self) -> &[u64] {
-        &self.0
+        &self.part_sizes
+    }
+
+    /// Why a digest that none of them gives says nothing of the bytes; `None`
+    /// where all that an uploader may have chosen are there.
+    pub(super) fn unknown(&self) -> Option<&str> {
+        self.unknown.as_deref()
     }
 }
 
@@ -115,28 +151,162 @@ fn hash(file: &File, range: Range<u64>, mut hasher: Md5) -> io::Result<Md5> {
     Ok(hasher)
 }
 
+/// Whether one of the part sizes gives this digest: all of them are hashed in
+/// one reading of the file, on half of the cores at most.
+pub(super) async fn fits_one_of(
+    target: &Target,
+    part_sizes: &[u64],
+    digest: [u8; 16],
+) -> io::Result<bool> {
+    let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+    let per_group = part_sizes.len().div_ceil((cores / 2).max(1)).max(1);
+    let mut groups: Vec<Vec<Layout>> = part_sizes
+        .chunks(per_group)
+        .map(|sizes| sizes.iter().map(|size| Layout::new(*size)).collect())
+        .collect();
+    let mut at = 0;
+    while at < target.size() && !groups.is_empty() {
+        let block = at..(at + BLOCK).min(target.size());
+        at = block.end;
+        let file = target.file();
+        let bytes = tokio::task::spawn_blocking(move || read(&file, block));
+        let bytes = Arc::new(bytes.await.map_err(io::Error::other)??);
+        let hashing: Vec<_> = groups
+            .into_iter()
+            .map(|mut group| {
+                let bytes = Arc::clone(&bytes);
+                tokio::task::spawn_blocking(move || {
+                    for layout in &mut group {
+                        layout.update(&bytes);
+                    }
+                    group
+                })
+            })
+            .collect();
+        groups = Vec::new();
+        for group in hashing {
+            groups.push(group.await.map_err(io::Error::other)?);
+        }
+    }
+    Ok(groups.into_iter().flatten().any(|layout| layout.finish() == digest))
+}
+
+fn read(file: &File, range: Range<u64>) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; usize::try_from(range.end - range.start).map_err(io::Error::other)?];
+    file.read_exact_at(&mut bytes, range.start)?;
+    Ok(bytes)
+}
+
+/// One part size, as far as the file was read.
+struct Layout {
+    part_size: u64,
+    /// Bytes that the present part lacks.
+    left: u64,
+    part: Md5,
+    parts: Md5,
+}
+
+impl Layout {
+    fn new(part_size: u64) -> Self {
+        Self { part_size, left: part_size, part: Md5::new(), parts: Md5::new() }
+    }
+
+    fn update(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let len = usize::try_from(self.left).unwrap_or(usize::MAX).min(bytes.len());
+            self.part.update(&bytes[..len]);
+            bytes = &bytes[len..];
+            self.left -= len as u64;
+            if self.left == 0 {
+                self.parts.update(self.part.finalize_reset());
+                self.left = self.part_size;
+            }
+        }
+    }
+
+    fn finish(mut self) -> [u8; 16] {
+        if self.left < self.part_size {
+            self.parts.update(self.part.finalize());
+        }
+        self.parts.finalize().into()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn mib(sizes: &[u64]) -> Vec<u64> {
-        sizes.iter().map(|s| s * MIB).collect()
+    fn sizes(size: u64, parts: u32) -> Vec<u64> {
+        let layouts = MultipartLayouts::of(size, Some(parts));
+        assert_eq!(layouts.unknown(), None, "{parts} parts of {size}");
+        layouts.part_sizes
     }
 
     #[test]
-    fn only_part_sizes_that_give_the_number_of_parts_are_tried() {
-        let layouts = MultipartLayouts::of(300 * MIB, Some(3));
-        assert_eq!(layouts.part_sizes(), mib(&[128, 100]));
-        let layouts = MultipartLayouts::of(128 * MIB * 2 + 1, Some(3));
-        assert_eq!(layouts.part_sizes()[0], 128 * MIB);
-        let layouts = MultipartLayouts::of(7 * MIB, Some(1));
-        assert_eq!(layouts.part_sizes()[0], 128 * MIB);
-        assert!(MultipartLayouts::of(0, Some(1)).part_sizes().contains(&(128 * MIB)));
-        assert!(MultipartLayouts::of(10, Some(3)).part_sizes().is_empty());
+    fn only_part_sizes_that_give_the_number_of_parts_are_tried_and_the_usual_ones_first() {
+        let three = sizes(300 * MIB, 3);
+        assert_eq!(three[..2], [128 * MIB, 100 * MIB]);
+        assert_eq!(three[2], 128 * MB);
+        assert!(three[3..].iter().all(|part| part % MIB == 0), "{three:?}");
+        assert!(three.iter().all(|part| (300 * MIB).div_ceil(*part) == 3));
+        assert_eq!(three.len(), 51, "each whole MiB from 100 to 149 besides");
+        assert_eq!(sizes(128 * MIB * 2 + 1, 3)[0], 128 * MIB);
+        assert_eq!(sizes(7 * MIB, 1), [7 * MIB], "one part is the whole");
+        assert_eq!(sizes(0, 1), [1]);
     }
 
     #[test]
-    fn without_a_number_of_parts_the_usual_sizes_are_tried() {
-        assert_eq!(MultipartLayouts::of(MIB, None).part_sizes(), mib(USUAL_PART_MIB));
+    fn what_uploaders_choose_is_among_the_sizes_that_are_tried() {
+        for (size, parts, part) in [
+            (20 * MIB, 3, 8 * MIB),
+            (20 * MIB + 5, 3, 9 * MIB),
+            (250 * MIB, 3, 100 * MIB),
+            (300 * MIB, 2, 256 * MIB),
+            (1100 * MIB, 3, 512 * MIB),
+            (2 * MIB * 1024 + 1, 3, 1024 * MIB),
+            (70 * MB, 7, 10 * MB),
+            (300 * MB, 3, 100 * MB),
+            (70 << 30, 560, 128 * MIB),
+            (70 << 30, 6517, 11 * MIB),
+        ] {
+            let found = MultipartLayouts::of(size, Some(parts));
+            assert!(found.part_sizes().contains(&part), "{size} in {parts} parts of {part}");
+            assert!(found.part_sizes().len() <= MAX_LAYOUTS);
+        }
+    }
+
+    #[test]
+    fn a_layout_is_unknown_where_too_many_are_possible_or_the_number_of_parts_is_not_given() {
+        let none = MultipartLayouts::of(MIB, None);
+        assert!(none.unknown().unwrap().contains("number of its parts"), "{none:?}");
+        assert_eq!(none.part_sizes()[0], 128 * MIB);
+        for (size, parts) in [(400 * MIB, 2), (u64::MAX, 2), (u64::MAX, 1 << 10)] {
+            let many = MultipartLayouts::of(size, Some(parts));
+            assert!(many.unknown().unwrap().contains("more than 64 sizes"), "{many:?}");
+        }
+        assert_eq!(MultipartLayouts::of(400 * MIB, Some(2)).part_sizes()[0], 256 * MIB);
+        for (size, parts) in [(10, 3), (0, 3), (500_000, 5), (u64::MAX, u32::MAX)] {
+            let small = MultipartLayouts::of(size, Some(parts));
+            assert!(small.part_sizes().is_empty(), "{small:?}");
+            assert!(small.unknown().unwrap().contains("that uploaders use"), "{small:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn all_layouts_are_hashed_in_one_reading_and_give_what_each_gives_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let bytes: Vec<u8> = (0..5 * MIB + 77).map(|n| u8::try_from(n % 251).unwrap()).collect();
+        std::fs::write(&path, &bytes).unwrap();
+        let size = bytes.len() as u64;
+        let target = Arc::new(Target::adopt(&path, size, Arc::default()).unwrap().unwrap());
+        let all = [2 * MIB, 3 * MIB, MIB + 1, MIB, 700_000, size, 1000];
+        for part_size in all {
+            let digest = of_parts(Arc::clone(&target), part_size).await.unwrap();
+            assert!(fits_one_of(&target, &all, digest).await.unwrap(), "{part_size}");
+            let others: Vec<u64> = all.into_iter().filter(|size| *size != part_size).collect();
+            assert!(!fits_one_of(&target, &others, digest).await.unwrap(), "{part_size}");
+        }
+        assert!(!fits_one_of(&target, &[], [0; 16]).await.unwrap());
     }
 }

@@ -17,6 +17,7 @@
 
 mod content;
 mod engine;
+mod expected;
 mod gate;
 mod give_back;
 mod journal;
@@ -29,7 +30,7 @@ mod spans;
 mod target;
 
 pub use content::crc32c_of_file;
-pub use engine::{Engine, EngineOptions, Staging, Verify};
+pub use engine::{Engine, EngineOptions, ObjectVersion, Staging, Verify};
 pub use progress::Progress;
 pub use share::{Demand, Share};
 
@@ -49,9 +50,22 @@ pub enum Check {
     Empty,
     /// No checksum could be compared: only size and `ETag` vouch for the bytes.
     SizeAndEtag,
+    /// Likewise, since the sizes of the object's parts are unknown, without
+    /// which its `opc-multipart-md5` says nothing.
+    UnknownLayout,
 }
 
 impl Check {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::Crc32c,
+        Self::Md5,
+        Self::MultipartMd5,
+        Self::Empty,
+        Self::SizeAndEtag,
+        Self::UnknownLayout,
+    ];
+
     /// The value of the metric label `check`.
     pub fn label(self) -> &'static str {
         match self {
@@ -60,6 +74,7 @@ impl Check {
             Self::MultipartMd5 => "multipart_md5",
             Self::Empty => "empty",
             Self::SizeAndEtag => "size_etag",
+            Self::UnknownLayout => "unknown_layout",
         }
     }
 }

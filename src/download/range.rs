@@ -5,10 +5,10 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Engine;
 use super::gate::{Gate, Visitor};
 use super::spans::Span;
 use super::target::Target;
+use super::{Engine, ObjectVersion};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::shown;
 use crate::oci;
@@ -27,17 +27,57 @@ const FAILURES_IN_A_ROW: u32 = 8;
 /// cannot keep a worker for ever.
 const ATTEMPTS: u32 = 200;
 
+/// What gives an object the strongest checksum that there is.
+const REUPLOAD: &str = "upload it again with a CRC-32C checksum (oci os object put --force --opc-checksum-algorithm \
+     CRC32C)";
+
 /// What one object's workers share.
 #[derive(Clone)]
 pub(super) struct Job {
     pub(super) engine: Engine,
     pub(super) object: oci::ObjectName,
     pub(super) etag: Arc<str>,
+    pub(super) listed_md5: Option<Arc<str>>,
     pub(super) target: Arc<Target>,
     pub(super) visitor: Visitor,
 }
 
 impl Job {
+    pub(super) fn new(
+        engine: Engine,
+        object: ObjectVersion,
+        target: Arc<Target>,
+        visitor: Visitor,
+    ) -> Self {
+        let ObjectVersion { name, etag, md5, .. } = object;
+        let (etag, listed_md5) = (Arc::from(etag), md5.map(Arc::from));
+        Self { engine, object: name, etag, listed_md5, target, visitor }
+    }
+
+    /// The bytes that came are not the object's.
+    pub(super) fn damaged(&self, times: u32, how: &str) -> Error {
+        let name = shown(&self.object.name, 200);
+        Error::new(
+            ErrorKind::Corrupt,
+            format!(
+                "object {name} failed its checksum {times} times in a row{how}: it, or the path \
+                 to it, is damaged; {REUPLOAD}, or look at this node's network and memory"
+            ),
+        )
+    }
+
+    /// No checksum says whether the bytes are the object's.
+    pub(super) fn unproved(&self, why: &str) -> Error {
+        let name = shown(&self.object.name, 200);
+        Error::new(
+            ErrorKind::Precondition,
+            format!(
+                "nothing vouches for the content of object {name} ({why}), and download.verify is \
+                 strict; {REUPLOAD}"
+            ),
+        )
+    }
+
     /// As whom the object is read.
     pub(super) fn reader(&self) -> Result<oci::ObjectStorage> {
         self.visitor.demand().reader().ok_or_else(|| {
@@ -150,7 +190,14 @@ async fn attempt(
     let range = (!whole).then_some(*at..end);
     let mut body =
         client.get_object(&job.object, &job.etag, range).await.map_err(Attempt::Storage)?;
+    let size = job.target.size();
+    if let Some(other) = body.head.size.filter(|other| *other != size) {
+        let name = shown(&job.object.name, 200);
+        let text = format!("{name} has {other} bytes where the listing said {size}");
+        return Err(Attempt::Final(Error::new(ErrorKind::Changed, text)));
+    }
     if whole {
+        body.expect_length(end);
         *head = Some(body.head.clone());
     }
     let mut span = OpenSpan { target: &job.target, start: *at, len: 0, crc32c: 0 };
@@ -162,7 +209,6 @@ async fn attempt(
     };
     while let Some(chunk) = body.chunk().await.map_err(Attempt::Storage)? {
         let left = usize::try_from(end - *at).unwrap_or(usize::MAX);
-        // A server that sends more than it announced is cut off here.
         let chunk = &chunk[..chunk.len().min(left)];
         job.target.write(chunk, *at).map_err(disk)?;
         job.engine.metrics().download_bytes.inc_by(chunk.len() as u64);
@@ -177,14 +223,9 @@ async fn attempt(
         }
     }
     span.close().map_err(disk)?;
-    if *at == end {
-        Ok(())
-    } else {
-        // The client vouches for the length it was told; the object has another size now.
-        let name = shown(&job.object.name, 200);
-        let text = format!("{name} ended at byte {at} where the listing said {end}");
-        Err(Attempt::Final(Error::new(ErrorKind::Changed, text)))
-    }
+    // The body has as many bytes as were asked for, or ended in an error.
+    debug_assert_eq!(*at, end);
+    Ok(())
 }
 
 /// The bytes since the last journal entry. Dropping it notes them too, so that

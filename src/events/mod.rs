@@ -51,6 +51,8 @@ pub enum Reason {
     PullFailed,
     /// Its model is damaged on the node's disk.
     Damaged,
+    /// Its model was mounted, and no checksum could prove the content of some file.
+    Unverified,
 }
 
 impl Reason {
@@ -62,11 +64,12 @@ impl Reason {
             Self::ServedStale => "ModelServedStale",
             Self::PullFailed => "ModelPullFailed",
             Self::Damaged => "ModelDamaged",
+            Self::Unverified => "ModelUnverified",
         }
     }
 
     fn is_warning(self) -> bool {
-        matches!(self, Self::ServedStale | Self::PullFailed | Self::Damaged)
+        matches!(self, Self::ServedStale | Self::PullFailed | Self::Damaged | Self::Unverified)
     }
 }
 

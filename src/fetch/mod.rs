@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use futures_util::{StreamExt, TryStreamExt, stream};
 
 use crate::blocking::blocking;
-use crate::download::{Check, Demand, Engine, Progress, Share, Staging, Verified};
+use crate::download::{Check, Demand, Engine, ObjectVersion, Progress, Share, Staging, Verified};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Manifest, ManifestFile, ModelRequest, Revision};
 use crate::oci::{Bucket, ObjectName, ObjectStorage};
@@ -161,7 +161,12 @@ async fn once(
     work.sort_by(|(a, _), (b, _)| (a.size, &a.path).cmp(&(b.size, &b.path)));
     let verified: Vec<Verified> = stream::iter(work)
         .map(|(file, part)| {
-            let object = ObjectName::new(Arc::clone(&bucket), manifest.object_name(file));
+            let object = ObjectVersion {
+                name: ObjectName::new(Arc::clone(&bucket), manifest.object_name(file)),
+                size: file.size,
+                etag: file.etag.clone(),
+                md5: file.md5.clone(),
+            };
             bring(engine, client, &place, file, object, &share, part)
         })
         .buffer_unordered(OBJECTS_AT_ONCE)
@@ -182,7 +187,7 @@ async fn bring(
     client: &ObjectStorage,
     place: &Arc<Place>,
     file: &ManifestFile,
-    object: ObjectName,
+    object: ObjectVersion,
     share: &Share,
     progress: Arc<Progress>,
 ) -> Result<Verified> {
@@ -192,8 +197,7 @@ async fn bring(
         return Ok(verified);
     }
     if let Some(path) = place.in_place(file) {
-        let verified =
-            engine.verify(client, object, file.size, &file.etag, &path, progress).await?;
+        let verified = engine.verify(client, object, &path, progress).await?;
         return verified.ok_or_else(|| {
             Error::new(
                 ErrorKind::Conflict,
@@ -207,8 +211,7 @@ async fn bring(
     }
     let staging = Staging { data: place.part(&file.blob), journal: place.journal(&file.blob) };
     let demand = Demand::of(share.clone());
-    let verified =
-        engine.download(object, file.size, &file.etag, staging, demand, progress).await?;
+    let verified = engine.download(object, staging, demand, progress).await?;
     let (place, file) = (Arc::clone(place), file.clone());
     blocking(move || place.finish(&file, verified)).await?;
     Ok(verified)
@@ -216,15 +219,19 @@ async fn bring(
 
 /// The names under which checks are reported, for texts.
 pub fn describe_checks(checks: &BTreeMap<&'static str, usize>) -> String {
-    let unproved = Check::SizeAndEtag.label();
+    let unproved = [
+        (Check::SizeAndEtag, "the objects carry no usable checksum"),
+        (Check::UnknownLayout, "the sizes of the objects' parts are unknown"),
+    ];
     let mut texts: Vec<String> = checks
         .iter()
-        .filter(|(c, _)| **c != unproved)
-        .map(|(c, n)| format!("{n} by {c}"))
+        .filter(|(label, _)| unproved.iter().all(|(check, _)| check.label() != **label))
+        .map(|(label, n)| format!("{n} by {label}"))
         .collect();
-    if let Some(n) = checks.get(unproved) {
-        texts
-            .push(format!("{n} by size and ETag only, since the objects carry no usable checksum"));
+    for (check, why) in unproved {
+        if let Some(n) = checks.get(check.label()) {
+            texts.push(format!("{n} by size and ETag only, since {why}"));
+        }
     }
     texts.join(", ")
 }

@@ -154,8 +154,7 @@ fn finished_in(state: &Path) -> Result<HashMap<BlobId, (PathBuf, Verified)>> {
 /// `.<crc32c>.<check>`, what follows the id in a finished file's name.
 fn parse_finished(rest: &str) -> Option<Verified> {
     let (crc, label) = rest.strip_prefix('.')?.split_once('.')?;
-    let checks = [Check::Crc32c, Check::Md5, Check::MultipartMd5, Check::Empty, Check::SizeAndEtag];
-    let check = checks.into_iter().find(|check| check.label() == label)?;
+    let check = Check::ALL.into_iter().find(|check| check.label() == label)?;
     let crc32c = u32::from_str_radix(crc, 16).ok().filter(|_| crc.len() == 8)?;
     Some(Verified { crc32c, check })
 }

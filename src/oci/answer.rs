@@ -10,6 +10,8 @@ use http::HeaderMap;
 use serde::de::{self, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
+use super::error::excerpt;
+
 /// One object of a listing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ObjectSummary {
@@ -51,10 +53,27 @@ impl MultipartMd5 {
     /// Base64 of 16 bytes, with or without `-N`.
     pub fn parse(text: &str) -> Option<Self> {
         let (digest, parts) = match text.trim().rsplit_once('-') {
-            Some((digest, parts)) => (digest, Some(parts.parse().ok()?)),
+            Some((digest, parts)) => (digest, Some(parts.parse().ok().filter(|parts| *parts > 0)?)),
             None => (text.trim(), None),
         };
         Some(Self { digest: parse_digest(digest)?, parts })
+    }
+}
+
+/// The `md5` of a listing, which has the form of either header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ListedMd5 {
+    /// As `content-md5`.
+    Whole([u8; 16]),
+    /// As `opc-multipart-md5`, with its `-N`.
+    Parts(MultipartMd5),
+}
+
+impl ListedMd5 {
+    /// Base64 of 16 bytes; with `-N` it is the digest of N parts.
+    pub fn parse(text: &str) -> Option<Self> {
+        let md5 = MultipartMd5::parse(text)?;
+        Some(if md5.parts.is_some() { Self::Parts(md5) } else { Self::Whole(md5.digest) })
     }
 }
 
@@ -63,9 +82,9 @@ impl MultipartMd5 {
 /// The service sends checksums with HEAD and with whole objects, never with ranges.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ObjectHead {
-    /// Of the whole object, in bytes.
-    pub size: u64,
-    /// Opaque and unquoted.
+    /// Of the whole object, in bytes, where the answer says it.
+    pub size: Option<u64>,
+    /// Opaque and unquoted; empty where the answer has none.
     pub etag: String,
     /// MD5 of the bytes; single-part objects only.
     pub content_md5: Option<[u8; 16]>,
@@ -83,30 +102,57 @@ pub struct ObjectHead {
 
 impl ObjectHead {
     /// Of a HEAD or a whole GET, whose length is the object's.
-    pub(crate) fn whole(headers: &HeaderMap, size: u64) -> Self {
-        let crc32c = text(headers, "opc-content-crc32c")
-            .and_then(|text| BASE64.decode(text).ok())
-            .and_then(|bytes| bytes.try_into().ok())
-            .map(u32::from_be_bytes);
-        Self {
-            content_md5: text(headers, "content-md5").and_then(parse_digest),
-            multipart_md5: text(headers, "opc-multipart-md5").and_then(MultipartMd5::parse),
-            crc32c,
+    ///
+    /// # Errors
+    /// Which checksum cannot be read. It is there, so the object counts as one
+    /// that has a checksum, and this answer is of no use.
+    pub(crate) fn whole(headers: &HeaderMap, size: Option<u64>) -> Result<Self, String> {
+        let read_crc32c = |text: &str| {
+            let bytes: [u8; 4] = BASE64.decode(text).ok()?.try_into().ok()?;
+            Some(u32::from_be_bytes(bytes))
+        };
+        Ok(Self {
+            content_md5: checksum(headers, "content-md5", parse_digest)?,
+            multipart_md5: checksum(headers, "opc-multipart-md5", MultipartMd5::parse)?,
+            crc32c: checksum(headers, "opc-content-crc32c", read_crc32c)?,
+            // The uploader's own note, which may be anything.
             recorded_md5: text(headers, "opc-meta-md5chksum").and_then(parse_digest),
             ..Self::part(headers, size)
-        }
+        })
     }
 
     /// Of a range, which has no checksums: those of the whole may not be taken for the part's.
-    pub(crate) fn part(headers: &HeaderMap, size: u64) -> Self {
+    pub(crate) fn part(headers: &HeaderMap, size: Option<u64>) -> Self {
         Self {
             size,
-            etag: text(headers, "etag").map(unquoted).unwrap_or_default().to_owned(),
+            etag: text(headers, "etag").map(opaque).unwrap_or_default().to_owned(),
             storage_tier: text(headers, "storage-tier").map(str::to_owned),
             archival_state: text(headers, "archival-state").map(str::to_owned),
             ..Self::default()
         }
     }
+}
+
+/// A checksum, `None` where the header is absent or blank.
+fn checksum<T: PartialEq>(
+    headers: &HeaderMap,
+    name: &str,
+    read: impl Fn(&str) -> Option<T>,
+) -> Result<Option<T>, String> {
+    let mut found = None;
+    for value in headers.get_all(name) {
+        let text = String::from_utf8_lossy(value.as_bytes());
+        if text.trim().is_empty() {
+            continue;
+        }
+        let unusable = || format!("its {name} {:?} is not a checksum", excerpt(&text, 60));
+        let one = read(text.trim()).ok_or_else(unusable)?;
+        if found.as_ref().is_some_and(|other| *other != one) {
+            return Err(format!("it has two different values of {name}"));
+        }
+        found = Some(one);
+    }
+    Ok(found)
 }
 
 /// A header's value that is text and not blank.
@@ -119,14 +165,17 @@ pub(crate) fn length(headers: &HeaderMap) -> Option<u64> {
     text(headers, "content-length")?.parse().ok()
 }
 
-/// The range and the whole size of `content-range: bytes a-b/total`.
-pub(crate) fn content_range(headers: &HeaderMap) -> Option<(Range<u64>, u64)> {
-    let (range, total) =
-        text(headers, "content-range")?.strip_prefix("bytes ")?.trim().split_once('/')?;
+/// The range and the whole size of `content-range: bytes a-b/total`; a proxy
+/// that does not know the size writes `*`.
+pub(crate) fn content_range(headers: &HeaderMap) -> Option<(Range<u64>, Option<u64>)> {
+    let (unit, rest) = text(headers, "content-range")?.split_once(' ')?;
+    let (range, total) = rest.trim().split_once('/')?;
     let (first, last) = range.split_once('-')?;
     let (first, last): (u64, u64) = (first.parse().ok()?, last.parse().ok()?);
-    let total: u64 = total.parse().ok()?;
-    (first <= last && last < total).then(|| (first..last + 1, total))
+    let end = last.checked_add(1)?;
+    let total: Option<u64> = if total == "*" { None } else { Some(total.parse().ok()?) };
+    let possible = first <= last && total.is_none_or(|total| last < total);
+    (unit.eq_ignore_ascii_case("bytes") && possible).then_some((first..end, total))
 }
 
 /// `retry-after`, in seconds or as a date.
@@ -139,8 +188,10 @@ pub(crate) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Durati
     Some(httpdate::parse_http_date(value).ok()?.duration_since(now).unwrap_or_default())
 }
 
-/// ETags are unquoted in this API; a quoted one means the same.
-pub(crate) fn unquoted(etag: &str) -> &str {
+/// ETags are unquoted in this API; a quoted one means the same, and so does one
+/// that a proxy marked as weak: the bytes are proved by checksums and lengths.
+pub(crate) fn opaque(etag: &str) -> &str {
+    let etag = etag.strip_prefix("W/").filter(|rest| rest.starts_with('"')).unwrap_or(etag);
     etag.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(etag)
 }
 
@@ -254,14 +305,41 @@ mod tests {
             ("opc-content-crc32c", "4waSgw=="),
             ("storage-tier", "Standard"),
         ]);
-        let whole = ObjectHead::whole(&headers, 9);
+        let whole = ObjectHead::whole(&headers, Some(9)).unwrap();
         assert_eq!(whole.etag, "e-1");
         assert_eq!(whole.crc32c, Some(0xE306_9283));
         assert_eq!(whole.content_md5.map(|md5| md5[0]), Some(0xd4));
         assert_eq!(whole.multipart_md5.unwrap().parts, Some(3));
-        let part = ObjectHead::part(&headers, 9);
+        let part = ObjectHead::part(&headers, Some(9));
         assert_eq!((part.crc32c, part.content_md5, part.multipart_md5), (None, None, None));
-        assert_eq!((part.size, part.storage_tier.as_deref()), (9, Some("Standard")));
+        assert_eq!((part.size, part.storage_tier.as_deref()), (Some(9), Some("Standard")));
+    }
+
+    #[test]
+    fn a_checksum_that_cannot_be_read_is_not_a_missing_one() {
+        let md5 = "1B2M2Y8AsgTpgAmY7PhCfg==";
+        for (name, value) in [
+            ("opc-content-crc32c", "4waS"),
+            ("opc-content-crc32c", "4waSgw==4waSgw=="),
+            ("opc-content-crc32c", "e3069283"),
+            ("content-md5", "not-base64"),
+            ("content-md5", "4waSgw=="),
+            ("opc-multipart-md5", "1B2M2Y8AsgTpgAmY7PhCfg==-x"),
+            ("opc-multipart-md5", "1B2M2Y8AsgTpgAmY7PhCfg==-0"),
+            ("opc-multipart-md5", "-3"),
+        ] {
+            let error = ObjectHead::whole(&headers(&[(name, value)]), None).unwrap_err();
+            assert!(error.contains(name) && error.contains("is not a checksum"), "{error}");
+        }
+        let mut two = headers(&[("content-md5", md5)]);
+        two.append("content-md5", md5.parse().unwrap());
+        assert!(ObjectHead::whole(&two, None).unwrap().content_md5.is_some());
+        two.append("content-md5", "AAAAAAAAAAAAAAAAAAAAAA==".parse().unwrap());
+        let error = ObjectHead::whole(&two, None).unwrap_err();
+        assert!(error.contains("two different values"), "{error}");
+        let none = headers(&[("content-md5", " "), ("opc-meta-md5chksum", "whatever")]);
+        let head = ObjectHead::whole(&none, None).unwrap();
+        assert_eq!((head.content_md5, head.recorded_md5), (None, None));
     }
 
     #[test]
@@ -273,13 +351,38 @@ mod tests {
     }
 
     #[test]
+    fn the_md5_of_a_listing_is_that_of_the_whole_or_of_so_many_parts() {
+        let text = "1B2M2Y8AsgTpgAmY7PhCfg==";
+        assert!(matches!(ListedMd5::parse(text), Some(ListedMd5::Whole(_))));
+        let parts = ListedMd5::parse(&format!("{text}-7"));
+        assert!(matches!(parts, Some(ListedMd5::Parts(MultipartMd5 { parts: Some(7), .. }))));
+        assert_eq!(ListedMd5::parse("d41d8cd98f00b204e9800998ecf8427e"), None);
+    }
+
+    #[test]
     fn a_content_range_is_read_or_refused() {
         let read = |value| content_range(&headers(&[("content-range", value)]));
-        assert_eq!(read("bytes 0-9/10"), Some((0..10, 10)));
-        assert_eq!(read("bytes 5-5/18446744073709551615"), Some((5..6, u64::MAX)));
-        for bad in ["bytes 0-10/10", "bytes 3-2/10", "bytes */10", "bytes 0-9/*", "0-9/10"] {
+        assert_eq!(read("bytes 0-9/10"), Some((0..10, Some(10))));
+        assert_eq!(read("bytes 5-5/18446744073709551615"), Some((5..6, Some(u64::MAX))));
+        assert_eq!(read("Bytes 0-9/*"), Some((0..10, None)));
+        for bad in [
+            "bytes 0-10/10",
+            "bytes 3-2/10",
+            "bytes */10",
+            "bytes 0-18446744073709551615/*",
+            "0-9/10",
+            "lines 0-9/10",
+        ] {
             assert_eq!(read(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn an_etag_means_the_same_quoted_and_marked_as_weak() {
+        for etag in ["e-1", "\"e-1\"", "W/\"e-1\""] {
+            assert_eq!(opaque(etag), "e-1");
+        }
+        assert_eq!(opaque("W/e"), "W/e");
     }
 
     #[test]

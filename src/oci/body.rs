@@ -10,12 +10,13 @@ use super::answer::ObjectHead;
 use super::error::{Error, ErrorKind};
 use crate::transport;
 
-/// The body of a `GetObject`: exactly the bytes asked for, or an error.
+/// The body of a `GetObject`: exactly the bytes asked for, or an error, where
+/// the answer says how many there are.
 pub struct ObjectBody {
     /// What the answer says of the object.
     pub head: ObjectHead,
     body: Incoming,
-    length: u64,
+    length: Option<u64>,
     received: u64,
     idle: Duration,
     attempted: String,
@@ -25,21 +26,23 @@ impl ObjectBody {
     pub(crate) fn new(
         head: ObjectHead,
         body: Incoming,
-        length: u64,
+        length: Option<u64>,
         idle: Duration,
         attempted: String,
     ) -> Self {
         Self { head, body, length, received: 0, idle, attempted }
     }
 
-    /// How many bytes there will be in all.
-    pub fn len(&self) -> u64 {
+    /// How many bytes there will be in all; `None` for a whole object whose
+    /// answer does not say it, as proxies make them.
+    pub fn length(&self) -> Option<u64> {
         self.length
     }
 
-    /// Whether there will be none.
-    pub fn is_empty(&self) -> bool {
-        self.length == 0
+    /// Expects so many bytes where the answer does not say how many there are:
+    /// fewer, or more, are an error then.
+    pub fn expect_length(&mut self, length: u64) {
+        self.length.get_or_insert(length);
     }
 
     /// How many bytes [`chunk`](Self::chunk) has returned.
@@ -57,12 +60,12 @@ impl ObjectBody {
         match transport::next_chunk(&mut self.body, self.idle).await {
             Ok(Some(chunk)) => {
                 self.received += u64::try_from(chunk.len()).unwrap_or(u64::MAX);
-                if self.received > self.length {
-                    return Err(self.broken("the body is longer than its head said"));
+                if self.length.is_some_and(|length| self.received > length) {
+                    return Err(self.broken("the body is longer than it should be"));
                 }
                 Ok(Some(chunk))
             }
-            Ok(None) if self.received == self.length => Ok(None),
+            Ok(None) if self.length.is_none_or(|length| self.received == length) => Ok(None),
             Ok(None) => Err(self.broken("the body ended early")),
             Err(failure) => Err(self.broken(&failure.what)),
         }
@@ -70,6 +73,7 @@ impl ObjectBody {
 
     fn broken(&self, why: &str) -> Error {
         let Self { received, length, attempted, .. } = self;
+        let length = length.map_or_else(|| "an unknown number of".to_owned(), |l| l.to_string());
         let cause = format!("{why} ({received} of {length} bytes received)");
         Error::new(ErrorKind::Unavailable, attempted.clone(), cause)
     }

@@ -35,7 +35,7 @@ pub mod sign;
 #[cfg(test)]
 mod test_server;
 
-pub use answer::{Listing, MultipartMd5, ObjectHead, ObjectSummary};
+pub use answer::{ListedMd5, Listing, MultipartMd5, ObjectHead, ObjectSummary};
 pub use body::ObjectBody;
 pub use error::{Error, ErrorKind};
 pub use identity::workload::Workload;

@@ -10,7 +10,7 @@ mod exchange;
 use std::ops::Range;
 use std::sync::Arc;
 
-use http::{HeaderName, Method, StatusCode, header};
+use http::{HeaderMap, HeaderName, Method, StatusCode, header};
 use tokio::sync::OnceCell;
 
 use self::connect::Place;
@@ -214,6 +214,9 @@ impl ObjectStorage {
     }
 
     /// The object's size, ETag and checksums; with `if_match`, of this version only.
+    ///
+    /// An answer that cannot be relied on (no ETag although a version was asked
+    /// for, a checksum that is not one) is asked for again like one that did not come.
     pub async fn head_object(
         &self,
         object: &ObjectName,
@@ -223,10 +226,20 @@ impl ObjectStorage {
         if let Some(etag) = if_match {
             call = call.with_header(header::IF_MATCH, etag);
         }
-        let response = self.0.send_retrying(&call).await?;
-        let size = answer::length(response.headers())
-            .ok_or_else(|| call.error(ErrorKind::Protocol, "the answer has no content-length"))?;
-        Ok(ObjectHead::whole(response.headers(), size))
+        let mut attempts = self.0.retry.start();
+        loop {
+            let answered = match self.0.send(&call).await {
+                Ok(response) => {
+                    let size = answer::length(response.headers());
+                    call.head_of_whole(response.headers(), size, if_match)
+                }
+                Err(error) => Err(error),
+            };
+            match answered {
+                Ok(head) => return Ok(head),
+                Err(error) => attempts.again(error).await?,
+            }
+        }
     }
 
     /// The bytes of this version of the object, all or a part of them.
@@ -254,14 +267,16 @@ impl ObjectStorage {
         let response = self.0.send(&call).await?;
         let headers = response.headers();
         let broken = |why: String| call.error(ErrorKind::Protocol, why);
-        let length = answer::length(headers)
-            .ok_or_else(|| broken("the answer has no content-length".into()))?;
-        let head = match (&range, response.status()) {
-            (None, StatusCode::OK) => ObjectHead::whole(headers, length),
+        // A proxy may have left it out, and sent the body in chunks or until the end.
+        let named = answer::length(headers);
+        let (head, length) = match (&range, response.status()) {
+            (None, StatusCode::OK) => (call.head_of_whole(headers, named, Some(etag))?, named),
             (Some(asked), StatusCode::PARTIAL_CONTENT) => {
                 let (given, total) = answer::content_range(headers)
                     .ok_or_else(|| broken("the answer has no valid content-range".into()))?;
-                if given != *asked || length != asked.end - asked.start {
+                let wanted = asked.end - asked.start;
+                let length = named.unwrap_or(wanted);
+                if given != *asked || length != wanted {
                     return Err(broken(format!(
                         "bytes {}-{} were asked for, and {}-{} in a body of {length} came",
                         asked.start,
@@ -270,17 +285,15 @@ impl ObjectStorage {
                         given.end - 1,
                     )));
                 }
-                ObjectHead::part(headers, total)
+                let head = ObjectHead::part(headers, total);
+                call.check_version(&head, etag)?;
+                (head, Some(length))
             }
             (Some(_), StatusCode::OK) => {
                 return Err(broken("a range was asked for, and the whole object came".into()));
             }
             (_, status) => return Err(broken(format!("unexpected status {status}"))),
         };
-        if !head.etag.is_empty() && head.etag != answer::unquoted(etag) {
-            let why = format!("version {etag} was asked for, and {} came", head.etag);
-            return Err(call.error(ErrorKind::Changed, why));
-        }
         let idle = self.0.transport.body_idle();
         let attempted = call.attempted();
         Ok(ObjectBody::new(head, response.into_body(), length, idle, attempted))
@@ -317,6 +330,43 @@ impl<'a> Call<'a> {
     fn with_header(mut self, name: HeaderName, value: &str) -> Self {
         self.headers.push((name, value.to_owned()));
         self
+    }
+
+    /// What an answer without a range says of the object.
+    fn head_of_whole(
+        &self,
+        headers: &HeaderMap,
+        size: Option<u64>,
+        if_match: Option<&str>,
+    ) -> Result<ObjectHead, Error> {
+        let head = ObjectHead::whole(headers, size).map_err(|why| self.unusable(&why))?;
+        if let Some(etag) = if_match {
+            self.check_version(&head, etag)?;
+        }
+        Ok(head)
+    }
+
+    /// Whether the answer is of the version that was asked for. Without an ETag
+    /// nothing says that If-Match was looked at.
+    fn check_version(&self, head: &ObjectHead, etag: &str) -> Result<(), Error> {
+        if head.etag.is_empty() {
+            return Err(self.unusable("it has no ETag, so it may be of another version"));
+        }
+        if head.etag != answer::opaque(etag) {
+            let came = excerpt(&head.etag, 80);
+            let why = format!("version {etag} was asked for, and {came} came");
+            return Err(self.error(ErrorKind::Changed, why));
+        }
+        Ok(())
+    }
+
+    /// An answer that lacks what makes it one; asking again may give another.
+    fn unusable(&self, why: &str) -> Error {
+        self.error(ErrorKind::Unavailable, format!("the answer cannot be relied on: {why}"))
+            .with_remedy(
+                "if it stays so, a proxy on the way changes answers: let this node reach Object \
+                 Storage without it",
+            )
     }
 }
 

@@ -31,6 +31,16 @@ pub(crate) struct Answer {
     body: Vec<u8>,
     /// Send a `content-length` and so many bytes of the body only, then close or hang.
     cut: Option<(usize, AfterCut)>,
+    framing: Framing,
+}
+
+/// How the end of a body is told.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Framing {
+    Length,
+    Chunks,
+    /// The connection is closed behind it.
+    End,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -42,7 +52,7 @@ pub(crate) enum AfterCut {
 impl Answer {
     pub(crate) fn new(status: u16, body: impl Into<Vec<u8>>) -> Self {
         let headers = "opc-request-id: iad-1:test\r\n".to_owned();
-        Self { status, headers, body: body.into(), cut: None }
+        Self { status, headers, body: body.into(), cut: None, framing: Framing::Length }
     }
 
     pub(crate) fn refusal(status: u16, code: &str) -> Self {
@@ -59,6 +69,18 @@ impl Answer {
 
     pub(crate) fn cut(mut self, after: usize, then: AfterCut) -> Self {
         self.cut = Some((after, then));
+        self
+    }
+
+    /// In chunks and without a `content-length`.
+    pub(crate) fn chunked(mut self) -> Self {
+        self.framing = Framing::Chunks;
+        self
+    }
+
+    /// Without a `content-length`, until the connection ends.
+    pub(crate) fn until_the_end(mut self) -> Self {
+        self.framing = Framing::End;
         self
     }
 }
@@ -112,13 +134,21 @@ async fn serve(
             log.len() - 1
         };
         let answer = script(number, &request);
-        let head = format!(
-            "HTTP/1.1 {} X\r\n{}content-length: {}\r\n\r\n",
-            answer.status,
-            answer.headers,
-            answer.body.len()
-        );
-        let body: &[u8] = if request.method == "HEAD" { &[] } else { &answer.body };
+        let length = match answer.framing {
+            Framing::Length => format!("content-length: {}\r\n", answer.body.len()),
+            Framing::Chunks => "transfer-encoding: chunked\r\n".to_owned(),
+            Framing::End => "connection: close\r\n".to_owned(),
+        };
+        let head = format!("HTTP/1.1 {} X\r\n{}{length}\r\n", answer.status, answer.headers);
+        let has_body = request.method != "HEAD";
+        let body = match answer.framing {
+            _ if !has_body => Vec::new(),
+            Framing::Chunks => {
+                let size = format!("{:x}\r\n", answer.body.len());
+                [size.as_bytes(), &answer.body, b"\r\n0\r\n\r\n"].concat()
+            }
+            Framing::Length | Framing::End => answer.body,
+        };
         let sent = answer.cut.map_or(body.len(), |(after, _)| after.min(body.len()));
         if stream.write_all(head.as_bytes()).await.is_err()
             || stream.write_all(&body[..sent]).await.is_err()
@@ -126,6 +156,7 @@ async fn serve(
             return;
         }
         match answer.cut {
+            None if answer.framing == Framing::End => return,
             None => {}
             Some((_, AfterCut::Close)) => return,
             Some((_, AfterCut::Hang)) => std::future::pending::<()>().await,

@@ -226,7 +226,12 @@ impl Volumes {
                         }
                     };
                     match landed {
-                        Ok(model) => (model, how),
+                        Ok(model) => {
+                            if let Some(files) = progress.unverified() {
+                                teller.unverified(&files, title);
+                            }
+                            (model, how)
+                        }
                         // It was refused to those who began it, perhaps not to this one.
                         Err(error)
                             if how == PublishResult::Joined

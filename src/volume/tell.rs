@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use super::claims::ClaimName;
-use crate::cache::{CachedModel, Damage, FillProgress, LeaseRecord, Phase};
+use crate::cache::{CachedModel, Damage, FillProgress, LeaseRecord, Phase, Unverified};
 use crate::error::{Error, ErrorKind};
 use crate::events::{Events, Kind, Reason, Subject};
 use crate::metrics::PublishResult;
-use crate::model::{PodIdentity, size_text};
+use crate::model::{PodIdentity, shown, size_text};
 
 /// Tells one pod; nobody when kubelet did not say which it is.
 #[derive(Debug, Clone)]
@@ -60,6 +60,18 @@ impl<'a> Teller<'a> {
             }
             PublishResult::Failed => {}
         }
+    }
+
+    /// Tells that no checksum could prove some files of the pod's model.
+    pub(super) fn unverified(&self, files: &Unverified, title: &str) {
+        let (example, n) = (shown(&files.example, 200), files.files);
+        let note = format!(
+            "{n} of the files of {title} could be verified by size and ETag only, {example} among \
+             them: their objects carry only a multipart MD5, and the sizes of their parts are \
+             unknown; upload them again with a CRC-32C checksum (oci os object put --force \
+             --opc-checksum-algorithm CRC32C)"
+        );
+        self.tell(Reason::Unverified, &note);
     }
 
     /// Tells why the pod waits for its model in vain.

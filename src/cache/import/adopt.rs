@@ -19,7 +19,7 @@ use crate::cache::Inner;
 use crate::cache::blobs::Placed;
 use crate::cache::space::{Reservation, Wanted};
 use crate::cache::sys::{ReadLease, reflink};
-use crate::download::{Engine, Progress, Verified};
+use crate::download::{Engine, ObjectVersion, Progress, Verified};
 use crate::error::{Error, Result};
 use crate::model::{Manifest, ManifestFile};
 use crate::oci::{Bucket, ObjectName, ObjectStorage};
@@ -134,9 +134,13 @@ impl Adopter {
     ) -> Result<Option<Verified>> {
         let source = &self.manifest.source;
         let bucket = Bucket::new(source.namespace.as_str(), source.bucket.as_str());
-        let object = ObjectName::new(Arc::new(bucket), self.manifest.object_name(file));
-        let client = &self.client;
-        self.engine.verify(client, object, file.size, &file.etag, path, progress).await
+        let object = ObjectVersion {
+            name: ObjectName::new(Arc::new(bucket), self.manifest.object_name(file)),
+            size: file.size,
+            etag: file.etag.clone(),
+            md5: file.md5.clone(),
+        };
+        self.engine.verify(&self.client, object, path, progress).await
     }
 }
 

@@ -220,11 +220,17 @@ impl Inner {
             .filter(|message| !message.is_empty())
             .or_else(|| parts.status.canonical_reason().map(str::to_owned))
             .unwrap_or_else(|| "refused".to_owned());
+        // The service's own answers have a code; others are of what lies between.
+        let cause = match answer::text(&parts.headers, "via").filter(|_| code.is_none()) {
+            Some(via) => format!("{} (from a proxy: Via: {})", cause.trim_end_matches('.'), via),
+            None => cause,
+        };
         let attempted = format!("{} at {}", call.attempted(), endpoint.host());
         let now = self.clock.now();
         let remedy = match kind {
             ErrorKind::Unauthenticated => skew_remedy(now, &parts.headers, "Object Storage")
                 .or_else(|| Some(self.unauthenticated_remedy())),
+            _ if wants_login(parts.status) => Some(login_remedy(&parts.headers, endpoint.host())),
             _ => remedy(kind, code.as_deref(), call.bucket, self.workload.as_ref()),
         };
         let error = Error::new(kind, attempted, excerpt(&cause, 300))
@@ -276,9 +282,27 @@ fn classify(status: StatusCode, code: Option<&str>) -> ErrorKind {
         (416, _) => ErrorKind::RangeNotSatisfiable,
         (429, _) => ErrorKind::Throttled,
         (501 | 100..=399, _) => ErrorKind::Protocol,
+        _ if wants_login(status) => ErrorKind::Protocol,
         (500.., _) => ErrorKind::Unavailable,
         _ => ErrorKind::Invalid,
     }
+}
+
+/// Not an answer of the service: something on the way to it wants a login.
+fn wants_login(status: StatusCode) -> bool {
+    matches!(
+        status,
+        StatusCode::PROXY_AUTHENTICATION_REQUIRED | StatusCode::NETWORK_AUTHENTICATION_REQUIRED
+    )
+}
+
+fn login_remedy(headers: &HeaderMap, host: &str) -> String {
+    let how = answer::text(headers, "proxy-authenticate");
+    let how = how.map(|how| format!(" ({})", excerpt(how, 80))).unwrap_or_default();
+    format!(
+        "a proxy between this node and Object Storage asks for a login{how}, and this driver has \
+         none for it: let {host} through without one, or exempt it from the proxy"
+    )
 }
 
 /// The statement that lets the driver, or a pod, read a bucket. Shown whole in
@@ -335,6 +359,7 @@ mod tests {
             (403, None, ErrorKind::Forbidden),
             (404, Some("NotAuthorizedOrNotFound"), ErrorKind::NotFound),
             (405, None, ErrorKind::Invalid),
+            (407, None, ErrorKind::Protocol),
             (409, Some("NotRestored"), ErrorKind::Archived),
             (409, Some("ConcurrentObjectUpdate"), ErrorKind::Unavailable),
             (409, None, ErrorKind::Invalid),
@@ -344,6 +369,7 @@ mod tests {
             (301, None, ErrorKind::Protocol),
             (500, None, ErrorKind::Unavailable),
             (501, None, ErrorKind::Protocol),
+            (511, None, ErrorKind::Protocol),
             (503, Some("ServiceUnavailable"), ErrorKind::Unavailable),
         ] {
             let status = StatusCode::from_u16(status).unwrap();

@@ -2,6 +2,8 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::time::{Duration, SystemTime};
 
+use tokio::io::AsyncWriteExt as _;
+
 use super::*;
 use crate::oci::test_server::{AfterCut, Answer, Seen, Server};
 use crate::oci::{AuthMethod, Environment, Settings, Timeouts};
@@ -64,7 +66,7 @@ async fn a_range_is_read_whole_with_the_size_of_the_object() {
     .await;
     let body =
         client(&server).await.get_object(&bucket().object("a"), "e", Some(2..5)).await.unwrap();
-    assert_eq!((body.head.size, body.len()), (10, 3));
+    assert_eq!((body.head.size, body.length()), (Some(10), Some(3)));
     assert_eq!(read(body).await.unwrap(), b"cde");
 }
 
@@ -99,6 +101,131 @@ async fn another_version_than_the_one_asked_for_is_changed() {
         let error = client.get_object(&bucket().object("a"), "e", None).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Changed, "{error}");
     }
+}
+
+#[tokio::test]
+async fn an_answer_that_does_not_say_which_version_it_is_of_is_asked_for_again_and_never_used() {
+    let server = Server::start(|number, seen| match (number, seen.header("range")) {
+        (4, _) => Answer::new(200, "abc").header("etag", "e"),
+        (_, None) => Answer::new(200, "abc"),
+        (_, Some(_)) => Answer::new(206, "bc").header("content-range", "bytes 1-2/3"),
+    })
+    .await;
+    let (client, object) = (client(&server).await, bucket().object("a"));
+    for range in [None, Some(1..3)] {
+        let error = client.get_object(&object, "e", range).await.unwrap_err();
+        assert!(error.is_transient(), "{error:?}");
+        assert!(error.to_string().contains("no ETag"), "{error}");
+    }
+    let head = client.head_object(&object, Some("e")).await.unwrap();
+    assert_eq!((head.etag.as_str(), server.seen().len()), ("e", 5), "asked for again");
+    let error = client.head_object(&object, Some("e")).await.unwrap_err();
+    assert!(error.is_transient() && server.seen().len() == 9, "as often as the policy says");
+    assert!(error.to_string().contains("without it"), "{error}");
+    client.head_object(&object, None).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_checksum_that_cannot_be_read_is_asked_for_again_as_often_as_the_policy_says() {
+    let broken = |answer: Answer| answer.header("etag", "e").header("content-md5", "not-base64");
+    let server = Server::start(move |number, _| match number {
+        1 => Answer::new(200, "abc").header("etag", "e"),
+        _ => broken(Answer::new(200, "abc")),
+    })
+    .await;
+    let (client, object) = (client(&server).await, bucket().object("a"));
+    client.head_object(&object, Some("e")).await.unwrap();
+    assert_eq!(server.seen().len(), 2);
+    let error = client.head_object(&object, Some("e")).await.unwrap_err();
+    assert_eq!((error.kind(), server.seen().len()), (ErrorKind::Unavailable, 6));
+    assert!(error.to_string().contains("content-md5 \"not-base64\""), "{error}");
+    let error = client.get_object(&object, "e", None).await.unwrap_err();
+    assert!(error.is_transient(), "its caller asks again: {error}");
+}
+
+#[tokio::test]
+async fn rare_forms_that_proxies_give_an_answer_are_read() {
+    let part = |answer: Answer| answer.header("etag", "W/\"e\"");
+    let server = Server::start(move |_, seen| {
+        let answer = match seen.header("range") {
+            Some(_) => Answer::new(206, "cde").header("content-range", "bytes 2-4/*"),
+            None => Answer::new(200, "abcdef"),
+        };
+        match seen.target.rsplit_once('/').unwrap().1 {
+            "chunked" => part(answer).chunked(),
+            "until-the-end" => part(answer).until_the_end(),
+            _ => part(answer),
+        }
+    })
+    .await;
+    let client = client(&server).await;
+    for name in ["with-a-length", "chunked", "until-the-end"] {
+        let object = bucket().object(name);
+        let body = client.get_object(&object, "e", Some(2..5)).await.unwrap();
+        assert_eq!((body.head.size, body.length()), (None, Some(3)), "{name}");
+        assert_eq!(read(body).await.unwrap(), b"cde", "{name}");
+        let mut body = client.get_object(&object, "e", None).await.unwrap();
+        body.expect_length(6);
+        assert_eq!(read(body).await.unwrap(), b"abcdef", "{name}");
+        assert_eq!(client.head_object(&object, Some("e")).await.unwrap().etag, "e", "{name}");
+    }
+    // Only the caller knows then whether all of it came.
+    for (expected, why) in [(7, "ended early"), (5, "longer than it should be")] {
+        let object = bucket().object("until-the-end");
+        let mut body = client.get_object(&object, "e", None).await.unwrap();
+        body.expect_length(expected);
+        let error = read(body).await.unwrap_err();
+        assert!(error.is_transient() && error.to_string().contains(why), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn what_a_proxy_on_the_way_did_is_said_and_not_blamed_on_the_request() {
+    let server = Server::start(|number, _| match number {
+        0 => Answer::new(407, "<html>").header("proxy-authenticate", "Basic realm=\"corp\""),
+        _ => Answer::new(504, "<html>").header("via", "1.1 squid"),
+    })
+    .await;
+    let client = client(&server).await;
+    let host = server.url.trim_start_matches("http://").to_owned();
+    let error = client.get_object(&bucket().object("a"), "e", None).await.unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains("407 Proxy Authentication Required"), "{text}");
+    assert!(text.contains("asks for a login (Basic realm=\"corp\")"), "{text}");
+    assert!(text.contains(&format!("let {host} through")), "{text}");
+    assert_eq!(crate::Error::from(error).kind(), crate::ErrorKind::Unavailable);
+    let error = client.get_object(&bucket().object("a"), "e", None).await.unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains("504 Gateway Timeout (from a proxy: Via: 1.1 squid)"), "{text}");
+}
+
+#[tokio::test]
+async fn a_server_that_says_100_continue_without_end_is_left_and_its_connection_closed() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let serving = tokio::spawn(async move {
+        let mut sent = 0_u64;
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let interim = b"HTTP/1.1 100 Continue\r\n\r\n".repeat(100);
+        while stream.write_all(&interim).await.is_ok() {
+            sent += 100;
+        }
+        sent
+    });
+    let settings = Settings {
+        endpoint: Some(url),
+        retry: RetryPolicy::once(),
+        timeouts: Timeouts { response_head: Duration::from_millis(500), ..Timeouts::default() },
+        environment: Environment::empty(),
+        ..Settings::new(AuthMethod::None)
+    };
+    let client = ObjectStorage::connect(settings).await.unwrap();
+    let bucket = bucket();
+    let asked = client.head_bucket(&bucket);
+    let error = tokio::time::timeout(Duration::from_secs(20), asked).await.unwrap().unwrap_err();
+    assert!(error.is_transient(), "{error:?}");
+    let sent = tokio::time::timeout(Duration::from_secs(20), serving).await.unwrap().unwrap();
+    assert!(sent > 100, "{sent} interim answers were read");
 }
 
 #[tokio::test]
@@ -157,7 +284,7 @@ async fn head_object_is_repeated_and_reads_the_checksums() {
     .await;
     let client = client(&server).await;
     let head = client.head_object(&bucket().object("a"), Some("e")).await.unwrap();
-    assert_eq!((head.size, head.crc32c), (9, Some(0xE306_9283)));
+    assert_eq!((head.size, head.crc32c), (Some(9), Some(0xE306_9283)));
     assert_eq!(server.seen().len(), 3);
     assert!(server.seen().iter().all(|seen| seen.header("if-match") == Some("e")));
 }

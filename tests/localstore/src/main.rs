@@ -43,6 +43,7 @@ Examples:
 Faults: latency{ms} bandwidth{bytes_per_sec} status{code,oci_code,message,retry_after}
   disconnect reset_after{bytes} stall_after{bytes} short_body{missing} wrong_range
   ignore_range flip_byte{offset} replace_object{seed,size} date_offset{secs} archived
+  header{name,value} proxied
 Admin: GET POST DELETE /_localstore/faults, GET /_localstore/stats and /requests,
   POST /_localstore/stats/reset, /objects, /tokens/expire,
   /tokens/service-account, /imds/rotate";

@@ -103,6 +103,7 @@ async fn create_object(call: &mut Call) -> Handled {
         let options = PutOptions {
             crc32c: wanted.crc32c,
             part_size: wanted.part_size,
+            listed_only: false,
             no_checksums: wanted.no_checksums,
             tier: wanted.tier,
             content_type: wanted.content_type,

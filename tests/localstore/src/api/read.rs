@@ -134,6 +134,9 @@ fn describe(call: &Call, object: &Object, reply: &mut Reply) {
 }
 
 async fn add_checksums(object: &Arc<Object>, reply: &mut Reply) -> Result<(), Failure> {
+    if object.meta.listed_only {
+        return Ok(());
+    }
     let checksums = if object.checksums_are_slow() {
         let object = Arc::clone(object);
         tokio::task::spawn_blocking(move || object.checksums())

@@ -158,6 +158,9 @@ pub(crate) struct Effects {
     pub(crate) range: RangeFault,
     pub(crate) replace: Option<Replacement>,
     pub(crate) archived: bool,
+    /// Headers that answers get, or lose.
+    pub(crate) headers: Vec<(String, Option<String>)>,
+    pub(crate) proxied: bool,
     pub(crate) body: BodyFaults,
 }
 
@@ -218,6 +221,8 @@ impl Effects {
             }
             Action::DateOffset { secs } => self.date_offset_secs += secs,
             Action::Archived => self.archived = true,
+            Action::Header { name, value } => self.headers.push((name.clone(), value.clone())),
+            Action::Proxied => self.proxied = true,
         }
     }
 }

@@ -110,6 +110,17 @@ pub enum Action {
         /// Seconds; negative is behind.
         secs: i64,
     },
+    /// Gives the answer this header, or takes it away.
+    Header {
+        /// Its name.
+        name: String,
+        /// Its value; without one the answer loses it.
+        #[serde(default)]
+        value: Option<String>,
+    },
+    /// Answers in forms that proxies give: a weak ETag, `*` for the size of the object in
+    /// Content-Range, and a body in chunks without a Content-Length.
+    Proxied,
     /// The object is in the archive tier and not restored: in listings, on HEAD and on GET.
     Archived,
 }
@@ -118,6 +129,16 @@ impl Action {
     /// This status with the code and message that belong to it.
     pub fn status(code: u16) -> Self {
         Self::Status { code, oci_code: None, message: None, retry_after: None }
+    }
+
+    /// With this header in the answer.
+    pub fn header(name: impl Into<String>, value: impl Into<String>) -> Self {
+        Self::Header { name: name.into(), value: Some(value.into()) }
+    }
+
+    /// Without this header in the answer.
+    pub fn no_header(name: impl Into<String>) -> Self {
+        Self::Header { name: name.into(), value: None }
     }
 
     /// This status with a Retry-After header.

@@ -78,6 +78,9 @@ pub(crate) struct Meta {
     /// An archived object that was restored is readable.
     #[serde(default)]
     pub(crate) restored: bool,
+    /// No header has the checksums.
+    #[serde(default)]
+    pub(crate) listed_only: bool,
     pub(crate) checksums: Checksums,
 }
 
@@ -94,6 +97,7 @@ impl Meta {
             modified_millis: now,
             described,
             restored: false,
+            listed_only: false,
             checksums,
         }
     }

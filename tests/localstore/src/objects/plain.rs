@@ -63,6 +63,7 @@ pub(crate) fn find(dir: &Path, name: &str) -> Option<Object> {
                 ..Described::default()
             },
             restored: false,
+            listed_only: false,
             checksums: Checksums::default(),
         },
         Content::Plain { path, modified_nanos },

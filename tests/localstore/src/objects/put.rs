@@ -41,6 +41,8 @@ pub struct PutOptions {
     /// As if uploaded in parts of this many bytes: `opc-multipart-md5` with `-N`
     /// instead of `content-md5`.
     pub part_size: Option<u64>,
+    /// Carries its MD5 in listings only, as if a proxy kept the headers back.
+    pub listed_only: bool,
     /// Carries no checksum at all; spares the reading of large synthetic objects.
     pub no_checksums: bool,
     /// Archived objects answer 409 NotRestored.
@@ -70,7 +72,8 @@ pub(crate) fn put(
         metadata: options.metadata,
         tier: options.tier,
     };
-    let meta = Meta::new(name, size, described, checksums);
+    let mut meta = Meta::new(name, size, described, checksums);
+    meta.listed_only = options.listed_only;
     let object = bucket.commit(Object::new(meta, content), &Precondition::default())?;
     Ok(object.meta.etag.clone())
 }

@@ -24,6 +24,7 @@ const BEFORE_BREAK: Duration = Duration::from_millis(20);
 pub(crate) struct ReplyBody {
     inner: Inner,
     in_flight: Option<InFlight>,
+    length_is_hidden: bool,
 }
 
 #[derive(Debug)]
@@ -33,16 +34,25 @@ enum Inner {
 }
 
 impl ReplyBody {
+    fn new(inner: Inner) -> Self {
+        Self { inner, in_flight: None, length_is_hidden: false }
+    }
+
+    /// Sends it in chunks.
+    pub(crate) fn hide_length(&mut self) {
+        self.length_is_hidden = true;
+    }
+
     pub(crate) fn empty() -> Self {
         Self::bytes(Bytes::new())
     }
 
     pub(crate) fn bytes(bytes: impl Into<Bytes>) -> Self {
-        Self { inner: Inner::Bytes(bytes.into()), in_flight: None }
+        Self::new(Inner::Bytes(bytes.into()))
     }
 
     pub(crate) fn object(body: ObjectBody) -> Self {
-        Self { inner: Inner::Object(Box::new(body)), in_flight: None }
+        Self::new(Inner::Object(Box::new(body)))
     }
 
     pub(crate) fn hold(&mut self, in_flight: InFlight) {
@@ -75,6 +85,9 @@ impl Body for ReplyBody {
     }
 
     fn size_hint(&self) -> SizeHint {
+        if self.length_is_hidden {
+            return SizeHint::default();
+        }
         SizeHint::with_exact(match &self.inner {
             Inner::Bytes(bytes) => bytes.len() as u64,
             Inner::Object(body) => body.end - body.at,

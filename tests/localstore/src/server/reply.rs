@@ -1,6 +1,6 @@
 //! Answers: status, headers, body.
 
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use http::header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG};
 use http::{HeaderName, HeaderValue, Response, StatusCode};
 use serde::Serialize;
 
@@ -78,4 +78,20 @@ pub(crate) fn set(reply: &mut Reply, name: &str, value: &str) {
     } else {
         tracing::warn!(name, "not a header that HTTP can carry");
     }
+}
+
+/// In forms that proxies give an answer.
+pub(crate) fn through_a_proxy(reply: &mut Reply) {
+    let text = |reply: &Reply, name| {
+        reply.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned)
+    };
+    if let Some(etag) = text(reply, ETAG) {
+        set(reply, "etag", &format!("W/\"{etag}\""));
+    }
+    if let Some((range, _)) = text(reply, CONTENT_RANGE).as_deref().and_then(|v| v.split_once('/'))
+    {
+        set(reply, "content-range", &format!("{range}/*"));
+    }
+    reply.headers_mut().remove(CONTENT_LENGTH);
+    reply.body_mut().hide_length();
 }

@@ -182,4 +182,13 @@ fn add_common_headers(reply: &mut Reply, call: &Call) {
     if let Some(id) = call.header("opc-client-request-id") {
         reply::set(reply, "opc-client-request-id", id);
     }
+    if call.effects.proxied {
+        reply::through_a_proxy(reply);
+    }
+    for (name, value) in &call.effects.headers {
+        match value {
+            Some(value) => reply::set(reply, name, value),
+            None => drop(reply.headers_mut().remove(name)),
+        }
+    }
 }
