@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use nix::errno::Errno;
+
 /// What went wrong, as far as a caller can act on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub enum ErrorKind {
@@ -32,6 +34,8 @@ pub enum ErrorKind {
     OutOfRange,
     /// Bytes failed their checksum again and again.
     Corrupt,
+    /// A disk of the node fails. [`crate::mount::on_disk`] says which, and what to do.
+    Disk,
     /// A bug of ours, or a kernel that refuses what it should not.
     Internal,
 }
@@ -47,6 +51,28 @@ pub struct Error {
 
 /// The library's result.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+const OWN_DESCRIPTORS: &str = "; the driver has all the descriptors open that it may have \
+     (RLIMIT_NOFILE) for the moment; it is tried again";
+const ALL_DESCRIPTORS: &str = "; the node has all the files open that it may have (fs.file-max) \
+     for the moment; it is tried again";
+const MEMORY: &str = "; the node is short of memory for the moment; it is tried again";
+
+/// What a disk or its file system answers that does not work any more, or that
+/// the kernel has made read-only because of that.
+const FAILING_DISK: [Errno; 11] = [
+    Errno::EIO,
+    Errno::EROFS,
+    Errno::ENXIO,
+    Errno::ENODEV,
+    Errno::EUCLEAN,
+    Errno::EBADMSG,
+    Errno::ESTALE,
+    Errno::ESHUTDOWN,
+    Errno::ENOTCONN,
+    Errno::EREMOTEIO,
+    Errno::ENOMEDIUM,
+];
 
 impl Error {
     /// An error of this meaning.
@@ -64,14 +90,24 @@ impl Error {
         Self::new(ErrorKind::Internal, message)
     }
 
-    /// An input/output error on something local: out of space is told apart.
+    /// An input/output error on something local: out of space, short of
+    /// descriptors or memory for the moment, and a disk that fails are told apart.
     pub fn io(attempted: impl fmt::Display, error: &std::io::Error) -> Self {
         use std::io::ErrorKind as Io;
-        let kind = match error.kind() {
-            Io::StorageFull | Io::QuotaExceeded | Io::FileTooLarge => ErrorKind::NoSpace,
-            _ => ErrorKind::Internal,
+        let errno = error.raw_os_error().map(Errno::from_raw);
+        let (kind, hint) = match errno {
+            Some(Errno::EMFILE) => (ErrorKind::Unavailable, OWN_DESCRIPTORS),
+            Some(Errno::ENFILE) => (ErrorKind::Unavailable, ALL_DESCRIPTORS),
+            Some(Errno::ENOMEM | Errno::ENOBUFS | Errno::EAGAIN) => {
+                (ErrorKind::Unavailable, MEMORY)
+            }
+            Some(errno) if FAILING_DISK.contains(&errno) => (ErrorKind::Disk, ""),
+            _ => match error.kind() {
+                Io::StorageFull | Io::QuotaExceeded | Io::FileTooLarge => (ErrorKind::NoSpace, ""),
+                _ => (ErrorKind::Internal, ""),
+            },
         };
-        Self::new(kind, format!("{attempted}: {error}"))
+        Self::new(kind, format!("{attempted}: {error}{hint}"))
     }
 
     /// The meaning.
@@ -110,10 +146,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_full_disk_and_a_full_quota_are_told_apart_from_other_failures() {
-        let kind = |errno: nix::errno::Errno| Error::io("writing", &errno.into()).kind();
-        assert_eq!(kind(nix::errno::Errno::ENOSPC), ErrorKind::NoSpace);
-        assert_eq!(kind(nix::errno::Errno::EDQUOT), ErrorKind::NoSpace);
-        assert_eq!(kind(nix::errno::Errno::EIO), ErrorKind::Internal);
+    fn space_and_shortage_and_a_failing_disk_are_told_apart_from_bugs() {
+        for (errno, kind) in [
+            (Errno::ENOSPC, ErrorKind::NoSpace),
+            (Errno::EDQUOT, ErrorKind::NoSpace),
+            (Errno::EMFILE, ErrorKind::Unavailable),
+            (Errno::ENFILE, ErrorKind::Unavailable),
+            (Errno::ENOMEM, ErrorKind::Unavailable),
+            (Errno::EAGAIN, ErrorKind::Unavailable),
+            (Errno::EIO, ErrorKind::Disk),
+            (Errno::EROFS, ErrorKind::Disk),
+            (Errno::EUCLEAN, ErrorKind::Disk),
+            (Errno::EINVAL, ErrorKind::Internal),
+            (Errno::EBADF, ErrorKind::Internal),
+        ] {
+            let error = Error::io("writing", &errno.into());
+            assert_eq!(error.kind(), kind, "{errno}");
+            let goes_on = error.message().ends_with("it is tried again");
+            assert_eq!(goes_on, kind == ErrorKind::Unavailable, "{error}");
+        }
     }
 }

@@ -18,7 +18,7 @@ use oci_model_csi::csi::status;
 use oci_model_csi::metrics::{EvictionReason, Metrics, PublishResult};
 use oci_model_csi::model::{AttributeSource, parse_attributes};
 
-const KINDS: [ErrorKind; 13] = [
+const KINDS: [ErrorKind; 14] = [
     ErrorKind::InProgress,
     ErrorKind::Unavailable,
     ErrorKind::NoSpace,
@@ -31,6 +31,7 @@ const KINDS: [ErrorKind; 13] = [
     ErrorKind::Conflict,
     ErrorKind::OutOfRange,
     ErrorKind::Corrupt,
+    ErrorKind::Disk,
     ErrorKind::Internal,
 ];
 

@@ -12,16 +12,16 @@ use std::path::{Path, PathBuf};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use oci_model_csi::mount::mountinfo::{MountEntry, MountTable};
 use oci_model_csi::mount::{
-    self, BindOptions, bind_read_only, bind_read_only_by_remount, create_target, identity,
-    mounted_root, mounts_of_file_system, remove_target, unmount,
+    BindOptions, DirId, Found, Mounted, Place, identity, mounts_of_file_system,
 };
 use oci_model_csi::{ErrorKind, Result};
 use support::namespace::{
-    check, mount_tmpfs, rerun_here, run_in_mount_namespace, run_in_user_namespace,
+    MAY_SKIP, check, mount_tmpfs, rerun_here, run_in_mount_namespace, run_in_user_namespace,
+    this_binary,
 };
 
-type Bind = fn(&Path, &Path, BindOptions) -> Result<()>;
-const BOTH_WAYS: [Bind; 2] = [bind_read_only, bind_read_only_by_remount];
+type Bind = fn(&Place, &Path, BindOptions) -> Result<Mounted>;
+const BOTH_WAYS: [Bind; 2] = [Place::bind_read_only, Place::bind_read_only_by_remount];
 
 fn model(scratch: &Path, name: impl AsRef<Path>) -> PathBuf {
     let dir = scratch.join("models").join(name);
@@ -30,11 +30,25 @@ fn model(scratch: &Path, name: impl AsRef<Path>) -> PathBuf {
     dir
 }
 
-fn target(scratch: &Path, name: impl AsRef<Path>) -> PathBuf {
-    let target = scratch.join("pods").join(name);
+/// A place of a pod, whose kubelet has its directory in `scratch`.
+fn place(scratch: &Path, name: impl AsRef<Path>) -> Place {
+    let target = scratch.join("pods/uid").join(name);
     fs::create_dir_all(target.parent().unwrap()).unwrap();
-    create_target(&target).unwrap();
-    target
+    Place::open(scratch, &target).unwrap().unwrap()
+}
+
+fn target(scratch: &Path, name: impl AsRef<Path>) -> Place {
+    let place = place(scratch, name);
+    place.make().unwrap();
+    place
+}
+
+fn root_at(place: &Place) -> Option<DirId> {
+    place.mounted().unwrap().map(|mounted| mounted.root)
+}
+
+fn unmount(place: &Place) {
+    place.unmount(&place.mounted().unwrap().expect("a mount")).unwrap();
 }
 
 fn entry_at(target: &Path) -> MountEntry {
@@ -62,17 +76,17 @@ fn a_published_tree_is_readable_and_nothing_in_it_can_change() {
             for (index, bind) in BOTH_WAYS.into_iter().enumerate() {
                 let source = model(scratch, "phi");
                 let target = target(scratch, index.to_string());
-                bind(&source, &target, BindOptions::default()).unwrap();
+                bind(&target, &source, BindOptions::default()).unwrap();
 
-                let file = target.join("config.json");
+                let file = target.path().join("config.json");
                 assert_eq!(fs::read_to_string(&file).unwrap(), "{}");
                 assert_read_only(fs::write(&file, "changed"));
-                assert_read_only(File::create(target.join("new")));
-                assert_read_only(fs::create_dir(target.join("sub/new")));
+                assert_read_only(File::create(target.path().join("new")));
+                assert_read_only(fs::create_dir(target.path().join("sub/new")));
                 assert_read_only(fs::remove_file(&file));
-                assert_read_only(fs::rename(&file, target.join("other")));
+                assert_read_only(fs::rename(&file, target.path().join("other")));
                 assert_read_only(fs::set_permissions(&file, Permissions::from_mode(0o777)));
-                assert_read_only(fs::set_permissions(&target, Permissions::from_mode(0o777)));
+                assert_read_only(fs::set_permissions(target.path(), Permissions::from_mode(0o777)));
 
                 fs::write(source.join("config.json"), "{}").unwrap();
             }
@@ -96,7 +110,7 @@ fn a_kernel_that_can_needs_no_writable_instant() {
             .finish();
         let target = target(scratch, "t");
         tracing::subscriber::with_default(subscriber, || {
-            bind_read_only(&model(scratch, "phi"), &target, BindOptions::default()).unwrap();
+            target.bind_read_only(&model(scratch, "phi"), BindOptions::default()).unwrap();
         });
         assert_eq!(fs::read_to_string(log).unwrap(), "", "the fallback logs that it is taken");
     });
@@ -108,21 +122,21 @@ fn mountinfo_shows_the_flags_that_were_asked_for() {
         let source = model(scratch, "phi");
         for (way, bind) in BOTH_WAYS.into_iter().enumerate() {
             let plain = target(scratch, format!("plain{way}"));
-            bind(&source, &plain, BindOptions::default()).unwrap();
-            let options = entry_at(&plain).options;
+            bind(&plain, &source, BindOptions::default()).unwrap();
+            let options = entry_at(plain.path()).options;
             assert!(["ro", "nosuid", "nodev"].into_iter().all(|flag| options.has(flag)));
             assert!(!options.has("noexec") && !options.has("noatime"));
 
             let strict = target(scratch, format!("strict{way}"));
-            bind(&source, &strict, BindOptions { noexec: true, noatime: true }).unwrap();
-            let options = entry_at(&strict).options;
+            bind(&strict, &source, BindOptions { noexec: true, noatime: true }).unwrap();
+            let options = entry_at(strict.path()).options;
             assert!(
                 ["ro", "nosuid", "nodev", "noexec", "noatime"]
                     .into_iter()
                     .all(|flag| options.has(flag)),
                 "{options:?}"
             );
-            assert!(mount::mounted(&strict).unwrap().unwrap().hardened);
+            assert!(strict.mounted().unwrap().unwrap().hardened);
         }
         let of_the_source = entry_at(scratch).options;
         assert!(of_the_source.has("rw"), "the source's own mount is as it was");
@@ -144,16 +158,16 @@ fn locked_flags_of_a_parent_user_namespace_are_kept() {
             let source = locked.join("models/phi");
             // The premise: dropping noexec is what this kernel refuses here.
             let probe = target(&locked, "probe");
-            plain_bind(&source, &probe);
+            plain_bind(&source, probe.path());
             let flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
-            let refused = mount(None::<&str>, &probe, None::<&str>, flags, None::<&str>);
+            let refused = mount(None::<&str>, probe.path(), None::<&str>, flags, None::<&str>);
             assert_eq!(refused, Err(nix::errno::Errno::EPERM));
 
             for (way, bind) in BOTH_WAYS.into_iter().enumerate() {
                 for noatime in [false, true] {
                     let target = target(&locked, format!("{way}{noatime}"));
-                    bind(&source, &target, BindOptions { noexec: false, noatime }).unwrap();
-                    let options = entry_at(&target).options;
+                    bind(&target, &source, BindOptions { noexec: false, noatime }).unwrap();
+                    let options = entry_at(target.path()).options;
                     assert!(
                         ["ro", "nosuid", "nodev", "noexec"]
                             .into_iter()
@@ -179,75 +193,95 @@ fn a_source_that_the_kernel_will_not_bind_leaves_nothing_mounted() {
         let source = model(&unbindable, "phi");
         for (way, bind) in BOTH_WAYS.into_iter().enumerate() {
             let target = target(scratch, way.to_string());
-            let error = bind(&source, &target, BindOptions::default()).unwrap_err();
+            let error = bind(&target, &source, BindOptions::default()).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Internal);
-            assert!(error.message().contains(target.to_str().unwrap()), "{error}");
-            assert_eq!(number_of_mounts_at(&target), 0);
-            remove_target(&target).unwrap();
+            assert!(error.message().contains(target.path().to_str().unwrap()), "{error}");
+            assert_eq!(number_of_mounts_at(target.path()), 0);
+            target.remove().unwrap();
         }
     });
 }
 
 #[test]
-fn a_stack_of_mounts_is_taken_off_whole() {
-    run_in_mount_namespace("a_stack_of_mounts_is_taken_off_whole", |scratch| {
+fn what_is_mounted_on_top_of_a_mount_is_not_taken_for_it() {
+    run_in_mount_namespace("what_is_mounted_on_top_of_a_mount_is_not_taken_for_it", |scratch| {
         let (first, second) = (model(scratch, "first"), model(scratch, "second"));
         let target = target(scratch, "stacked");
-        bind_read_only(&first, &target, BindOptions::default()).unwrap();
-        plain_bind(&second, &target);
-        plain_bind(&second, &target);
-        assert_eq!(number_of_mounts_at(&target), 3);
-        assert_eq!(mounted_root(&target).unwrap(), Some(identity(&second).unwrap()));
-        assert!(!mount::mounted(&target).unwrap().unwrap().hardened);
-
-        assert!(unmount(&target).unwrap());
-        assert_eq!(number_of_mounts_at(&target), 0);
-        assert!(!unmount(&target).unwrap());
-        remove_target(&target).unwrap();
+        let ours = target.bind_read_only(&first, BindOptions::default()).unwrap();
+        // Even the same tree, as another mount.
+        for on_top in [&second, &first] {
+            plain_bind(on_top, target.path());
+            let error = target.unmount(&ours).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+            assert_eq!(number_of_mounts_at(target.path()), 2);
+            assert_eq!(root_at(&target), Some(identity(on_top).unwrap()));
+            assert!(!target.mounted().unwrap().unwrap().hardened);
+            unmount(&target);
+        }
+        target.unmount(&ours).unwrap();
+        assert_eq!(number_of_mounts_at(target.path()), 0);
+        target.remove().unwrap();
         assert!(first.join("config.json").exists() && second.join("config.json").exists());
     });
 }
 
 #[test]
-fn unmounting_what_is_not_mounted_is_no_error() {
-    run_in_mount_namespace("unmounting_what_is_not_mounted_is_no_error", |scratch| {
+fn unmounting_what_is_gone_already_is_no_error() {
+    run_in_mount_namespace("unmounting_what_is_gone_already_is_no_error", |scratch| {
         let target = target(scratch, "plain");
-        assert!(!unmount(&target).unwrap());
-        assert!(!unmount(&scratch.join("no/such/place")).unwrap());
-        assert!(!unmount(&target.join("below")).unwrap());
-        fs::write(scratch.join("file"), "").unwrap();
-        assert!(!unmount(&scratch.join("file")).unwrap());
-        assert!(!unmount(&scratch.join("file/below")).unwrap());
+        let mounted = target.bind_read_only(&model(scratch, "phi"), BindOptions::default());
+        let mounted = mounted.unwrap();
+        target.unmount(&mounted).unwrap();
+        target.unmount(&mounted).unwrap();
+        target.remove().unwrap();
+        target.unmount(&mounted).unwrap();
+        assert_eq!(target.look().unwrap(), Found::Nothing);
     });
 }
 
 #[test]
-fn unmount_does_not_follow_a_symbolic_link_to_a_mount() {
-    run_in_mount_namespace("unmount_does_not_follow_a_symbolic_link_to_a_mount", |scratch| {
+fn a_symbolic_link_to_a_mount_is_no_mount() {
+    run_in_mount_namespace("a_symbolic_link_to_a_mount_is_no_mount", |scratch| {
         let target = target(scratch, "real");
-        bind_read_only(&model(scratch, "phi"), &target, BindOptions::default()).unwrap();
-        let link = scratch.join("link");
-        symlink(&target, &link).unwrap();
-        assert!(!unmount(&link).unwrap());
-        assert_eq!(mounted_root(&link).unwrap(), None);
-        assert_eq!(number_of_mounts_at(&target), 1);
+        let mounted = target.bind_read_only(&model(scratch, "phi"), BindOptions::default());
+        let link = place(scratch, "link");
+        symlink(target.path(), link.path()).unwrap();
+        assert_eq!(link.look().unwrap(), Found::Other("a symbolic link"));
+        link.unmount(&mounted.unwrap()).unwrap_err();
+        assert_eq!(number_of_mounts_at(target.path()), 1);
     });
 }
 
 #[test]
-fn a_busy_mount_is_detached_as_the_last_resort() {
-    run_in_mount_namespace("a_busy_mount_is_detached_as_the_last_resort", |scratch| {
+fn a_busy_mount_stays_until_its_reader_is_done() {
+    run_in_mount_namespace("a_busy_mount_stays_until_its_reader_is_done", |scratch| {
         let target = target(scratch, "busy");
-        bind_read_only(&model(scratch, "phi"), &target, BindOptions::default()).unwrap();
-        let reader = File::open(target.join("config.json")).unwrap();
-        assert_eq!(
-            umount2(&target, MntFlags::UMOUNT_NOFOLLOW),
-            Err(nix::errno::Errno::EBUSY),
-            "the premise: an open file keeps the mount busy"
-        );
-        assert!(unmount(&target).unwrap());
-        assert_eq!(number_of_mounts_at(&target), 0);
+        let mounted = target.bind_read_only(&model(scratch, "phi"), BindOptions::default());
+        let mounted = mounted.unwrap();
+        let reader = File::open(target.path().join("config.json")).unwrap();
+        let error = target.unmount(&mounted).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unavailable);
+        assert!(error.message().contains("fuser -vm"), "{error}");
+        assert_eq!(number_of_mounts_at(target.path()), 1, "never detached");
         assert_eq!(io::read_to_string(reader).unwrap(), "{}", "who reads, reads on");
+        target.unmount(&mounted).unwrap();
+        assert_eq!(number_of_mounts_at(target.path()), 0);
+    });
+}
+
+#[test]
+fn a_mount_inside_a_volume_is_named_and_both_stay() {
+    run_in_mount_namespace("a_mount_inside_a_volume_is_named_and_both_stay", |scratch| {
+        let (source, other) = (model(scratch, "phi"), model(scratch, "other"));
+        let target = target(scratch, "t");
+        let mounted = target.bind_read_only(&source, BindOptions::default()).unwrap();
+        plain_bind(&other, &target.path().join("sub"));
+        let error = target.unmount(&mounted).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Precondition);
+        assert!(error.message().contains(target.path().join("sub").to_str().unwrap()), "{error}");
+        assert_eq!(number_of_mounts_at(target.path()), 1);
+        umount2(&target.path().join("sub"), MntFlags::UMOUNT_NOFOLLOW).unwrap();
+        target.unmount(&mounted).unwrap();
     });
 }
 
@@ -257,8 +291,8 @@ fn no_descriptor_of_ours_keeps_a_fresh_mount_busy() {
         let source = model(scratch, "phi");
         for (way, bind) in BOTH_WAYS.into_iter().enumerate() {
             let target = target(scratch, way.to_string());
-            bind(&source, &target, BindOptions::default()).unwrap();
-            umount2(&target, MntFlags::UMOUNT_NOFOLLOW).unwrap();
+            bind(&target, &source, BindOptions::default()).unwrap();
+            umount2(target.path(), MntFlags::UMOUNT_NOFOLLOW).unwrap();
         }
     });
 }
@@ -269,24 +303,24 @@ fn a_target_in_use_is_refused_and_left_as_it_was() {
         let source = model(scratch, "phi");
         for bind in BOTH_WAYS {
             let full = target(scratch, "full");
-            let file = full.join("somebody's");
+            let file = full.path().join("precious");
             fs::write(&file, "data").unwrap();
-            let error = bind(&source, &full, BindOptions::default()).unwrap_err();
+            let error = bind(&full, &source, BindOptions::default()).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Conflict);
             assert_eq!(fs::read_to_string(&file).unwrap(), "data");
-            assert_eq!(number_of_mounts_at(&full), 0);
+            assert_eq!(number_of_mounts_at(full.path()), 0);
             fs::remove_file(file).unwrap();
 
             // Not even an empty mount is covered by a second one.
             let empty = scratch.join("empty");
             fs::create_dir_all(&empty).unwrap();
             let taken = target(scratch, "taken");
-            plain_bind(&empty, &taken);
-            let error = bind(&source, &taken, BindOptions::default()).unwrap_err();
+            plain_bind(&empty, taken.path());
+            let error = bind(&taken, &source, BindOptions::default()).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Conflict);
             assert!(error.message().contains("mount point already"), "{error}");
-            assert_eq!(number_of_mounts_at(&taken), 1);
-            unmount(&taken).unwrap();
+            assert_eq!(number_of_mounts_at(taken.path()), 1);
+            unmount(&taken);
         }
     });
 }
@@ -296,24 +330,17 @@ fn a_target_that_is_no_directory_is_invalid() {
     run_in_mount_namespace("a_target_that_is_no_directory_is_invalid", |scratch| {
         let source = model(scratch, "phi");
         let real = target(scratch, "real");
-        let link = scratch.join("link");
-        symlink(&real, &link).unwrap();
-        fs::write(scratch.join("file"), "").unwrap();
-        let wrong = [
-            link,
-            scratch.join("file"),
-            scratch.join("missing"),
-            scratch.join("no/parent"),
-            PathBuf::from("relative"),
-        ];
+        let [link, file, missing] = ["link", "file", "missing"].map(|name| place(scratch, name));
+        symlink(real.path(), link.path()).unwrap();
+        fs::write(file.path(), "").unwrap();
         for bind in BOTH_WAYS {
-            for target in &wrong {
-                let error = bind(&source, target, BindOptions::default()).unwrap_err();
+            for target in [&link, &file, &missing] {
+                let error = bind(target, &source, BindOptions::default()).unwrap_err();
                 assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
-                assert!(error.message().contains(target.to_str().unwrap()), "{error}");
+                assert!(error.message().contains(target.path().to_str().unwrap()), "{error}");
             }
         }
-        assert_eq!(number_of_mounts_at(&real), 0);
+        assert_eq!(number_of_mounts_at(real.path()), 0);
     });
 }
 
@@ -328,9 +355,9 @@ fn a_source_that_is_a_symbolic_link_or_no_directory_is_refused() {
             let target = target(scratch, "t");
             for source in [link, real.join("config.json"), scratch.join("missing")] {
                 for bind in BOTH_WAYS {
-                    let error = bind(&source, &target, BindOptions::default()).unwrap_err();
+                    let error = bind(&target, &source, BindOptions::default()).unwrap_err();
                     assert!(error.message().contains(source.to_str().unwrap()), "{error}");
-                    assert_eq!(number_of_mounts_at(&target), 0);
+                    assert_eq!(number_of_mounts_at(target.path()), 0);
                 }
             }
         },
@@ -351,30 +378,31 @@ fn any_name_can_be_mounted_and_found_again() {
             let source = model(scratch, name);
             for bind in BOTH_WAYS {
                 let target = target(scratch, name);
-                bind(&source, &target, BindOptions::default()).unwrap();
-                assert_eq!(mounted_root(&target).unwrap(), Some(identity(&source).unwrap()));
-                assert_eq!(entry_at(&target).mount_point, target);
-                assert!(unmount(&target).unwrap());
-                assert_eq!(mounted_root(&target).unwrap(), None);
-                remove_target(&target).unwrap();
+                bind(&target, &source, BindOptions::default()).unwrap();
+                assert_eq!(root_at(&target), Some(identity(&source).unwrap()));
+                assert_eq!(entry_at(target.path()).mount_point, target.path());
+                unmount(&target);
+                assert_eq!(root_at(&target), None);
+                target.remove().unwrap();
             }
         }
     });
 }
 
 #[test]
-fn a_target_below_a_symbolic_link_is_found_where_it_really_is() {
+fn a_target_of_a_kubelet_whose_directory_is_a_link_is_found_where_it_really_is() {
     run_in_mount_namespace(
-        "a_target_below_a_symbolic_link_is_found_where_it_really_is",
+        "a_target_of_a_kubelet_whose_directory_is_a_link_is_found_where_it_really_is",
         |scratch| {
             let source = model(scratch, "phi");
-            let real = target(scratch, "volume");
-            symlink(scratch.join("pods"), scratch.join("linked")).unwrap();
-            let through = scratch.join("linked/volume");
-            bind_read_only(&source, &through, BindOptions::default()).unwrap();
-            assert_eq!(mounted_root(&through).unwrap(), Some(identity(&source).unwrap()));
-            assert_eq!(mounted_root(&real).unwrap(), mounted_root(&through).unwrap());
-            assert!(unmount(&through).unwrap());
+            let kubelet = scratch.join("real");
+            let real = target(&kubelet, "volume");
+            symlink(&kubelet, scratch.join("linked")).unwrap();
+            let through = place(&scratch.join("linked"), "volume");
+            through.bind_read_only(&source, BindOptions::default()).unwrap();
+            assert_eq!(root_at(&through), Some(identity(&source).unwrap()));
+            assert_eq!(real.mounted().unwrap(), through.mounted().unwrap());
+            unmount(&through);
         },
     );
 }
@@ -386,21 +414,21 @@ fn a_mount_is_matched_to_its_tree_after_the_tree_was_renamed() {
         |scratch| {
             let source = model(scratch, "staged");
             let target = target(scratch, "t");
-            bind_read_only(&source, &target, BindOptions::default()).unwrap();
+            target.bind_read_only(&source, BindOptions::default()).unwrap();
             // As kubelet does for a subPath.
             let sub_path = scratch.join("subpath");
             fs::create_dir(&sub_path).unwrap();
-            plain_bind(&target.join("sub"), &sub_path);
+            plain_bind(&target.path().join("sub"), &sub_path);
 
             let renamed = scratch.join("models/renamed");
             fs::rename(&source, &renamed).unwrap();
             let wanted = identity(&renamed).unwrap();
-            assert_eq!(mounted_root(&target).unwrap(), Some(wanted));
+            assert_eq!(root_at(&target), Some(wanted));
 
             let found = mounts_of_file_system(&renamed).unwrap();
             let at: Vec<_> = found.iter().filter(|one| one.root == wanted).collect();
             assert_eq!(at.len(), 1);
-            assert_eq!(at[0].target, target);
+            assert_eq!(at[0].target, target.path());
             assert_eq!(at[0].root_path, Path::new("/models/renamed"));
             let below = identity(&renamed.join("sub")).unwrap();
             assert!(found.iter().any(|one| one.root == below && one.target == sub_path));
@@ -410,18 +438,37 @@ fn a_mount_is_matched_to_its_tree_after_the_tree_was_renamed() {
 }
 
 #[test]
+fn a_test_that_cannot_mount_fails_unless_it_may_be_skipped() {
+    let without_unshare = |may_skip: Option<&str>| {
+        let mut command = std::process::Command::new(this_binary());
+        command.args(["--exact", "any_name_can_be_mounted_and_found_again", "--nocapture"]);
+        command.env_remove(MAY_SKIP).env("PATH", "/nonexistent");
+        command.envs(may_skip.map(|value| (MAY_SKIP, value)));
+        let output = command.output().unwrap();
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    for (may_skip, passes) in [(None, false), (Some("0"), false), (Some("1"), true)] {
+        let (passed, said) = without_unshare(may_skip);
+        assert_eq!(passed, passes, "{may_skip:?}: {said}");
+        assert!(said.contains("SKIPPED any_name_can_be_mounted_and_found_again"), "{said}");
+    }
+}
+
+#[test]
 fn a_mount_outlives_the_process_that_made_it() {
     const TEST: &str = "a_mount_outlives_the_process_that_made_it";
     const MOUNTER: &str = "OCI_MODEL_CSI_TEST_MOUNTER";
     run_in_mount_namespace(TEST, |scratch| {
         if std::env::var_os(MOUNTER).is_some() {
-            let source = model(scratch, "phi");
-            return bind_read_only(&source, &target(scratch, "t"), BindOptions::default()).unwrap();
+            let (source, target) = (model(scratch, "phi"), target(scratch, "t"));
+            target.bind_read_only(&source, BindOptions::default()).unwrap();
+            return;
         }
         check(TEST, &rerun_here(TEST, MOUNTER));
-        let target = scratch.join("pods/t");
-        assert_eq!(fs::read_to_string(target.join("config.json")).unwrap(), "{}");
-        assert_read_only(File::create(target.join("new")));
-        assert!(unmount(&target).unwrap());
+        let target = place(scratch, "t");
+        let file = fs::read_to_string(target.path().join("config.json")).unwrap();
+        assert_eq!(file, "{}");
+        assert_read_only(File::create(target.path().join("new")));
+        unmount(&target);
     });
 }

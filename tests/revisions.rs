@@ -4,6 +4,7 @@
 mod support;
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -204,6 +205,30 @@ fn namespaces_that_do_not_share_the_cache_download_on_their_own() {
         }
         of_namespace("5", "team-b", "namespace", "Always").publish().await.unwrap();
         assert_eq!(store.stats().body_bytes, 2 * once);
+    });
+}
+
+#[test]
+fn pods_that_share_a_file_see_each_others_locks_and_those_of_another_scope_share_none() {
+    end_to_end(async |scratch| {
+        let store = store_with_phi3();
+        let driver = Driver::start(scratch, &store).await;
+        let kubelet = driver.kubelet();
+        for (first, scope, is_shared) in [(1, "cluster", true), (3, "namespace", false)] {
+            let attributes = [PHI3.as_slice(), &[("cacheScope", scope)]].concat();
+            let mut files = Vec::new();
+            for (pod, namespace) in [(first, "team-a"), (first + 1, "team-b")] {
+                let mut volume = kubelet.persistent("pv", &pod.to_string(), &attributes);
+                namespace.clone_into(&mut volume.namespace);
+                volume.publish().await.unwrap();
+                files.push(fs::File::open(volume.target().join("config.json")).unwrap());
+            }
+            let [one, other] = [0, 1].map(|at| files[at].metadata().unwrap());
+            // What inotify and leases are set on, too.
+            assert_eq!((one.dev(), one.ino()) == (other.dev(), other.ino()), is_shared, "{scope}");
+            files[0].lock().unwrap();
+            assert_eq!(files[1].try_lock().is_err(), is_shared, "{scope}");
+        }
     });
 }
 

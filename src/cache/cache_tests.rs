@@ -77,6 +77,7 @@ impl Fixture {
         let holder = Holder {
             volume_id: format!("volume of {target}"),
             target: target.into(),
+            directory: mount::DirId { dev: 1, ino: 1 },
             request: RequestDigest::of_fields("t", [].into_iter()),
             pod: None,
         };

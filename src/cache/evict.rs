@@ -251,7 +251,7 @@ impl Inner {
 
     /// Puts aside what is the least worth keeping: interrupted downloads that
     /// nobody goes on with, except those in `wanted`, and what is in
-    /// quarantine. Blocks.
+    /// quarantine; and caches of older layouts that nothing mounts. Blocks.
     pub(super) fn drop_leftovers(&self, wanted: &HashSet<BlobId>) -> Result<()> {
         // Nobody begins to go on with one meanwhile.
         let alone = self.holds.exclusively();
@@ -265,6 +265,7 @@ impl Inner {
             }
         }
         drop(alone);
+        self.drop_set_aside(false)?;
         self.empty_quarantine(Duration::ZERO)
     }
 }

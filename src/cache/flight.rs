@@ -305,6 +305,7 @@ fn is_shared(kind: ErrorKind) -> bool {
         | ErrorKind::Conflict
         | ErrorKind::OutOfRange
         | ErrorKind::Corrupt
+        | ErrorKind::Disk
         | ErrorKind::Internal => true,
     }
 }

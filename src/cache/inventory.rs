@@ -9,10 +9,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use super::files;
 use super::layout::Layout;
 use super::policy::Space;
 use super::reread::is_damage;
+use super::{aside, files};
 use crate::error::{Error, Result};
 use crate::model::{BlobId, Manifest, ModelKey};
 
@@ -30,6 +30,8 @@ pub(super) struct Stocktaking {
     pub(super) parts: Vec<(BlobId, Space)>,
     pub(super) trash: Space,
     pub(super) quarantine: Space,
+    /// Caches of older layouts.
+    pub(super) aside: Space,
     /// Indexes, leases, pins.
     pub(super) rest: Space,
 }
@@ -77,6 +79,7 @@ impl Stocktaking {
             found.parts.iter().map(|(_, space)| *space).fold(rest, Space::saturating_add);
         found.trash = space_below(&layout.trash())?;
         found.quarantine = space_below(&layout.quarantine())?;
+        found.aside = aside::space(layout)?;
         for name in ["content", "requests", "leases", "pins"] {
             found.rest = found.rest.saturating_add(space_below(&layout.directory(name))?);
         }
@@ -87,7 +90,7 @@ impl Stocktaking {
     pub(super) fn total(&self) -> Space {
         let blobs = self.blobs.iter().map(|blob| blob.space);
         let own = self.models.iter().map(|model| model.own);
-        let rest = [self.staging, self.trash, self.quarantine, self.rest];
+        let rest = [self.staging, self.trash, self.quarantine, self.aside, self.rest];
         blobs.chain(own).chain(rest).fold(Space::default(), Space::saturating_add)
     }
 

@@ -38,6 +38,20 @@ const COPY: &str = ".import";
 pub(super) const DIRECTORIES: &[&str] =
     &["blobs", "content", "models", "requests", "staging", "leases", "pins", "quarantine", "trash"];
 
+/// The start of the name under which an older layout is set aside.
+pub(super) const OLD_LAYOUT: &str = "old-layout-";
+
+/// Whether a path below the cache is the tree of a model: one that is there,
+/// was evicted or is damaged, in this layout or in one that was set aside.
+pub(super) fn is_tree(below: &Path) -> bool {
+    let mut names = below.iter().map(|name| name.to_string_lossy()).collect::<Vec<_>>();
+    if names.first().is_some_and(|name| name.starts_with(OLD_LAYOUT)) {
+        names.remove(0);
+    }
+    let is_place = |name: &str| matches!(name, "models" | "trash" | "quarantine");
+    matches!(&*names, [place, _, tree] if is_place(place) && tree == "tree")
+}
+
 /// Whether a directory of `blobs/` may have this name.
 pub(super) fn is_fan(name: &str) -> bool {
     name.len() == 2 && name.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
@@ -181,5 +195,22 @@ impl Layout {
 
     pub(super) fn trash(&self) -> PathBuf {
         self.root.join("trash")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_tree_of_a_model_is_one() {
+        for tree in ["models/k/tree", "trash/k.0/tree", "old-layout-1.0/models/k/tree"] {
+            assert!(is_tree(Path::new(tree)), "{tree}");
+        }
+        for other in
+            ["", "models", "models/k", "models/k/tree/d", "staging/k/tree", "data/models/k/tree"]
+        {
+            assert!(!is_tree(Path::new(other)), "{other}");
+        }
     }
 }

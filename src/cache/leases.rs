@@ -13,6 +13,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
+use super::aside::Older;
 use super::layout::Layout;
 use super::models::CachedModel;
 use super::trash::discard;
@@ -31,6 +32,8 @@ pub struct Holder {
     pub volume_id: String,
     /// Target path.
     pub target: PathBuf,
+    /// The directory that the target is in.
+    pub directory: DirId,
     /// Digest of our own keys of the request.
     pub request: RequestDigest,
     /// The pod, when kubelet said it.
@@ -39,13 +42,15 @@ pub struct Holder {
 
 /// A lease as it stands on the disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct LeaseRecord {
     format: u32,
     /// CSI volume id.
     pub volume_id: String,
     /// Target path.
     pub target: PathBuf,
+    /// The directory that the target was in: paths can be exchanged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub directory: Option<DirId>,
     /// Digest of our own keys of the request.
     pub request: RequestDigest,
     /// The model that is held.
@@ -62,6 +67,43 @@ pub struct LeaseRecord {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub damaged: Option<String>,
     boot_id: String,
+    /// The id of the mount, while this process knows it: ids are those of one
+    /// mount namespace, and the next process may have another.
+    #[serde(skip)]
+    pub mount: Option<u64>,
+    /// Where it comes from, if it is one of an older layout.
+    #[serde(skip)]
+    pub older: Option<Older>,
+}
+
+impl LeaseRecord {
+    /// A lease of an older layout. Its request and its model are not known in
+    /// this one: the volume is what it was made as.
+    pub(super) fn older(
+        volume_id: String,
+        target: PathBuf,
+        root: DirId,
+        pod: Option<String>,
+        since: u64,
+        older: Older,
+    ) -> Self {
+        let none = || RequestDigest::of_fields("oci-model-csi older layout", [].into_iter());
+        Self {
+            format: FORMAT,
+            volume_id,
+            target,
+            directory: None,
+            request: none(),
+            model: ModelKey::unknown(),
+            root,
+            pod,
+            since,
+            damaged: None,
+            boot_id: String::new(),
+            mount: None,
+            older: Some(older),
+        }
+    }
 }
 
 /// Proof that a model is leased: what may be bound.
@@ -91,7 +133,7 @@ impl Leases {
         // The map's lock is asked from async code and never held over the
         // disk; a target's calls come one at a time.
         let other = self.of_target(&holder.target);
-        if let Some(other) = other.filter(|other| other.volume_id != holder.volume_id) {
+        if let Some(other) = other.as_ref().filter(|other| other.volume_id != holder.volume_id) {
             return Err(Error::new(
                 ErrorKind::Conflict,
                 format!(
@@ -108,6 +150,7 @@ impl Leases {
             format: FORMAT,
             volume_id: holder.volume_id,
             target: holder.target.clone(),
+            directory: Some(holder.directory),
             request: holder.request,
             model: model.key.clone(),
             root,
@@ -115,8 +158,13 @@ impl Leases {
             since,
             damaged: None,
             boot_id: self.boot_id.clone(),
+            mount: None,
+            older: None,
         };
         self.write(record)?;
+        if let Some(older) = other.and_then(|other| other.older) {
+            files::remove(&older.file)?;
+        }
         if mount::identity(&model.tree) != Ok(root) {
             // Removed between the look and the lease.
             self.release(&holder.target)?;
@@ -129,7 +177,7 @@ impl Leases {
     /// that cannot be written stands until the process ends. Blocks.
     pub(super) fn mark_damaged(&self, root: DirId, what: &str) -> Vec<LeaseRecord> {
         let mut showing: Vec<_> =
-            self.all().into_iter().filter(|lease| lease.root == root).collect();
+            self.all().into_iter().filter(|one| one.root == root && one.older.is_none()).collect();
         for lease in &mut showing {
             lease.damaged = Some(what.to_owned());
             let path = self.path(&lease.volume_id, &lease.target);
@@ -170,13 +218,31 @@ impl Leases {
         Ok(())
     }
 
+    /// Remembers which mount a lease is of. An id that another lease has is
+    /// out of date there: the kernel gives it again once a mount is gone.
+    pub(super) fn shown(&self, target: &Path, mount: u64) {
+        for (of, lease) in self.lock().iter_mut() {
+            if of == target {
+                lease.mount = Some(mount);
+            } else if lease.mount == Some(mount) {
+                lease.mount = None;
+            }
+        }
+    }
+
     /// Ends the lease of a target; one that is not there is fine.
     pub(super) fn release(&self, target: &Path) -> Result<()> {
         if let Some(record) = self.of_target(target) {
-            files::remove(&self.path(&record.volume_id, target))?;
+            let own = || self.path(&record.volume_id, target);
+            files::remove(&record.older.as_ref().map_or_else(own, |older| older.file.clone()))?;
             self.lock().remove(target);
         }
         Ok(())
+    }
+
+    /// Takes over a lease of an older layout, unless its target has a newer one.
+    pub(super) fn adopt(&self, record: LeaseRecord) {
+        self.lock().entry(record.target.clone()).or_insert(record);
     }
 
     /// The lease of a target.
@@ -292,6 +358,7 @@ mod tests {
         Holder {
             volume_id: volume.into(),
             target: target.into(),
+            directory: DirId { dev: 1, ino: 2 },
             request: RequestDigest::of_fields("t", [].into_iter()),
             pod: None,
         }

@@ -102,6 +102,15 @@ impl Inner {
             Wish::All => Goal::All,
         };
         let reason = (!options.dry_run).then_some(EvictionReason::Command);
+        // What nobody uses of an older layout goes before any model.
+        let aside = match options.wish {
+            Wish::Limits => Space::default(),
+            Wish::Free(_) | Wish::All => self.drop_set_aside(options.dry_run)?,
+        };
+        let goal = match goal {
+            Goal::AsFar(space) => Goal::AsFar(space.saturating_sub(aside)),
+            other => other,
+        };
         let evicted = self.evict(&goal, reason)?;
         if !options.dry_run {
             if options.wish == Wish::All {
@@ -114,8 +123,8 @@ impl Inner {
         let models = evicted.models.into_iter();
         Ok(Collected {
             models: models.map(|model| (model.key, model.source, model.last_used)).collect(),
-            bytes: evicted.freed.bytes,
-            inodes: evicted.freed.inodes,
+            bytes: evicted.freed.bytes.saturating_add(aside.bytes),
+            inodes: evicted.freed.inodes.saturating_add(aside.inodes),
             reached: evicted.reached,
         })
     }
@@ -144,6 +153,7 @@ impl Inner {
         for name in DIRECTORIES.iter().filter(|name| **name != "leases") {
             foreign::remove_ours(&self.layout, name)?;
         }
+        self.remove_set_aside()?;
         if !go_on {
             foreign::remove_ours(&self.layout, "leases")?;
             for name in DIRECTORIES {

@@ -6,6 +6,7 @@
 //! file's inode is the blob's and the tree's.
 
 mod admission;
+mod aside;
 mod blobs;
 mod check;
 mod content;
@@ -50,6 +51,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
 
+pub use aside::{Older, SetAside};
 pub use flight::Ticket;
 pub use import::{ImportOptions, ImportProgress, ImportSnapshot, Imported};
 pub use layout::Layout;
@@ -70,6 +72,7 @@ use crate::download::Engine;
 use crate::error::Result;
 use crate::metrics::Metrics;
 use crate::model::{BlobId, Manifest, ModelKey, RequestDigest};
+use crate::mount::{self, Mounted};
 use crate::oci::ObjectStorage;
 use blobs::Blobs;
 use durability::{Syncer, Unsynced};
@@ -160,7 +163,8 @@ impl Cache {
         shutdown: &CancellationToken,
     ) -> Result<Self> {
         let layout = Layout::new(options.dir);
-        let ownership = open::take(&layout, options.require_mount)?;
+        let taken = open::take(&layout, options.require_mount);
+        let ownership = taken.map_err(|error| mount::on_disk(error, layout.root()))?;
         let blobs = Arc::new(Blobs::new(layout.clone()));
         let holds = Holds::default();
         let models = Arc::new(Models::new(layout.clone(), holds.clone()));
@@ -331,6 +335,18 @@ impl Cache {
         self.0.used(&key);
         self.0.forget_arrivals(Some(&key));
         lease
+    }
+
+    /// Remembers which mount shows what is leased at a target.
+    pub fn shown(&self, target: &Path, mount: u64) {
+        self.0.leases.shown(target, mount);
+    }
+
+    /// Whether a mount shows the tree of a model of this cache, whether that
+    /// is one by now or not. Blocks.
+    pub fn is_tree(&self, mounted: &Mounted) -> Result<bool> {
+        let uses = mount::uses_of(self.0.layout.root())?;
+        Ok(uses.iter().any(|one| one.id == mounted.id && layout::is_tree(&one.root)))
     }
 
     /// Ends the lease of a target path, if there is one. Blocks.

@@ -5,13 +5,10 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-use super::layout::{DIRECTORIES, Layout, VERSION, VERSION_STEM};
+use super::layout::{DIRECTORIES, Layout, OLD_LAYOUT, VERSION, VERSION_STEM};
 use super::{files, selinux};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mount;
-
-/// The start of the name under which an older layout is set aside.
-const OLD_LAYOUT: &str = "old-layout-";
 
 /// The right to use a cache directory, as long as it is held.
 #[derive(Debug)]
@@ -45,17 +42,11 @@ pub(super) fn take(layout: &Layout, require_mount: bool) -> Result<Ownership> {
             files::set_mode(root, 0o700)?;
         }
     }
-    // In a container every hostPath is a mount point: what counts is whether
-    // it shows a whole file system, or a directory of the node's root disk.
-    let own = || -> Result<bool> {
-        let mounted = mount::mounted(root)?;
-        Ok(mounted.is_some_and(|mounted| mounted.root_path == Path::new("/")))
-    };
-    if require_mount && !own()? {
+    if require_mount && !mount::is_own_file_system(root)? {
         return Err(refused(
             root,
             "is not the mount point of a file system of its own, and cache.requireMount is set: \
-             its disk is not mounted, and downloads would fill the one below",
+             its disk (or btrfs subvolume) is not mounted, and downloads would fill the one below",
         ));
     }
     check_owner(root)?;
@@ -151,8 +142,9 @@ fn set_aside(layout: &Layout, version: &[u8]) -> Result<()> {
     }
     tracing::warn!(
         set_aside = %aside.display(),
-        "the cache has an older layout; it was set aside and a new one is begun. Remove it when no \
-         pod of this node uses its models any more"
+        "the cache has an older layout; it was set aside and a new one is begun. Pods that run keep \
+         their models; what is asked for from now on is downloaded again. It goes when its space is \
+         needed and no pod uses it, or with `oci-model-csi cache gc --all`"
     );
     Ok(())
 }

@@ -11,6 +11,7 @@
 //! | a lease of an earlier boot | its mount died with the boot | removed |
 //! | a lease of this boot with its mount | a running pod | kept |
 //! | a lease of this boot, no mount in sight | doubt: propagation may be broken | kept while the pod's directory is there |
+//! | a lease in `old-layout-*` with its mount | a pod that runs since before an upgrade | kept, where it is |
 //! | `trash/*` | a deletion was cut | deleted in the background, unless mounted |
 //!
 //! Nothing here reads a blob or a manifest, so the time does not depend on the
@@ -23,7 +24,7 @@ use std::time::{Duration, SystemTime};
 use super::layout::Layout;
 use super::leases::{LeaseRecord, Leases};
 use super::trash::discard;
-use super::{files, foreign};
+use super::{aside, files, foreign};
 use crate::error::Result;
 use crate::model::BlobId;
 use crate::mount;
@@ -52,6 +53,7 @@ pub(super) fn recover(layout: &Layout, leases: &Leases, pods: &Path) -> Result<R
         mount::mount_points_of_file_system(layout.root())?.into_iter().collect();
     recovered.void_leases =
         leases.recover(|lease| !mounted.contains(&lease.target) && pod_is_gone(lease, pods))?;
+    aside::adopt(layout, leases)?;
     recovered.leases = leases.all().len();
     Ok(recovered)
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::Inner;
+use super::aside::SetAside;
 use super::evict::Kept;
 use super::files;
 use super::inventory::Stocktaking;
@@ -24,6 +25,8 @@ pub struct Inventory {
     pub models: Vec<ModelReport>,
     /// What they take together.
     pub usage: Usage,
+    /// Caches of older layouts.
+    pub set_aside: Vec<SetAside>,
 }
 
 /// One model.
@@ -80,6 +83,8 @@ pub struct Usage {
     pub trash: u64,
     /// Damaged, and kept for people to look at.
     pub quarantine: u64,
+    /// Caches of older layouts.
+    pub set_aside: u64,
     /// What the cache may take at most.
     pub limit: u64,
     /// What is free on the file system.
@@ -126,7 +131,7 @@ impl Inner {
         models.extend(self.damaged(&leases)?);
         models.extend(self.arriving(&kept));
         models.sort_by(|a, b| (b.last_used, &a.key).cmp(&(a.last_used, &b.key)));
-        Ok(Inventory { models, usage })
+        Ok(Inventory { models, usage, set_aside: self.set_aside()? })
     }
 
     fn damaged(&self, leases: &[LeaseRecord]) -> Result<Vec<ModelReport>> {
@@ -185,6 +190,7 @@ impl Inner {
             staging: taken.staging.bytes,
             trash: taken.trash.bytes,
             quarantine: taken.quarantine.bytes,
+            set_aside: taken.aside.bytes,
             limit: limits.max_size.map_or(most, |max| max.min(most)),
             free: fs.free_bytes,
             min_free: limits.min_free,
@@ -203,7 +209,8 @@ impl Inner {
         m.cache_size("staging", usage.staging);
         m.cache_size("trash", usage.trash);
         m.cache_size("quarantine", usage.quarantine);
-        let rest = [usage.evictable, usage.staging, usage.trash, usage.quarantine];
+        m.cache_size("set_aside", usage.set_aside);
+        let rest = [usage.evictable, usage.staging, usage.trash, usage.quarantine, usage.set_aside];
         m.cache_size("in_use", rest.into_iter().fold(usage.total, u64::saturating_sub));
         m.cache_limit.set(i64::try_from(usage.limit).unwrap_or(i64::MAX));
         m.cache_models("in_use", models(|keep| matches!(keep, Some(keep) if keep != Keep::Pinned)));

@@ -4,7 +4,6 @@
 mod measure;
 
 use std::collections::{HashMap, HashSet};
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -46,13 +45,17 @@ impl FileSystem {
         })
     }
 
+    /// Whether two directories are known to be on one file system.
+    pub fn is_same(path: &Path, other: &Path) -> bool {
+        mount::same_file_system(path, other).unwrap_or(false)
+    }
+
     /// Whether the file system that holds `path` is also that of one of these,
     /// or may be: in a container `/` is an overlay, and a cache on the node's
-    /// root disk is a bind of one of its directories.
+    /// root disk is a bind of one of its directories. What takes its space from
+    /// one pool is one file system, as subvolumes of a btrfs do.
     pub fn is_shared(path: &Path, others: &[&Path]) -> Result<bool> {
-        let device = |path: &Path| std::fs::metadata(path).map(|metadata| metadata.dev()).ok();
-        let own = device(path);
-        Ok(others.iter().any(|other| device(other) == own)
+        Ok(others.iter().any(|other| Self::is_same(path, other))
             || !mount::is_on_whole_file_system(path)?)
     }
 }

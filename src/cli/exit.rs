@@ -32,6 +32,7 @@ fn code(kind: ErrorKind) -> u8 {
         | ErrorKind::Changed
         | ErrorKind::Conflict
         | ErrorKind::OutOfRange
+        | ErrorKind::Disk
         | ErrorKind::Internal => 1,
     }
 }

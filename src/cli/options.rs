@@ -10,6 +10,7 @@ use crate::csi::server::Endpoint;
 use crate::download::{EngineOptions, Verify};
 use crate::error::Result;
 use crate::metrics::Metrics;
+use crate::model::size_text;
 use crate::oci::RetryPolicy;
 use crate::policy::{Policy, Rule};
 use crate::volume::Limits;
@@ -73,10 +74,17 @@ pub(super) fn cache(
         );
     }
     let total = ByteSize::b(fs.total_bytes);
+    let min_free = config.cache.min_free.resolve(total, shared).as_u64();
+    let is_kubelets = [kubelet, &pods].iter().any(|dir| FileSystem::is_same(standing, dir));
+    if let Some(warning) =
+        below_kubelets_threshold(min_free, fs.total_bytes).filter(|_| is_kubelets)
+    {
+        tracing::warn!(cache = %dir.display(), "{warning}");
+    }
     Ok(CacheOptions {
         require_mount: config.cache.require_mount,
         limits: cache::Limits {
-            min_free: config.cache.min_free.resolve(total, shared).as_u64(),
+            min_free,
             min_free_inodes: config.cache.min_free_inodes.of(fs.total_inodes),
             max_size: (config.cache.max_size != config::Amount::Percent(config::Percent::ALL))
                 .then(|| config.cache.max_size.resolve(total).as_u64()),
@@ -89,6 +97,26 @@ pub(super) fn cache(
     })
 }
 
+/// What is free of a disk, in percent, when kubelet begins to evict pods:
+/// `imagefs.available`, the higher of its defaults (Kubernetes' documentation
+/// of node-pressure eviction).
+const KUBELET_EVICTS_AT: u64 = 15;
+
+/// What is wrong with a reserve on kubelet's disk that is below what kubelet itself asks for.
+fn below_kubelets_threshold(min_free: u64, total: u64) -> Option<String> {
+    let threshold = total / 100 * KUBELET_EVICTS_AT;
+    (min_free < threshold).then(|| {
+        format!(
+            "cache.minFree keeps {} free of the disk that kubelet is on, and kubelet evicts pods \
+             when less than {KUBELET_EVICTS_AT} % of it, {}, is free (imagefs.available; \
+             nodefs.available at 10 %): set cache.minFree above that, or give the cache a disk of \
+             its own",
+            size_text(min_free),
+            size_text(threshold)
+        )
+    })
+}
+
 /// Where the driver of this cache takes commands unless it is told otherwise.
 ///
 /// # Errors
@@ -96,4 +124,17 @@ pub(super) fn cache(
 pub(super) fn admin_endpoint(cache: &Path) -> Result<Endpoint> {
     let parsed = format!("unix://{}/admin.sock", cache.display()).parse::<Endpoint>();
     parsed.map_err(|error| error.context("a socket for commands in the cache"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reserve_below_kubelets_threshold_is_named_with_both_numbers() {
+        let total = 200 << 30;
+        assert_eq!(below_kubelets_threshold(40 << 30, total), None, "auto: 20 %");
+        let warning = below_kubelets_threshold(10 << 30, total).unwrap();
+        assert!(warning.contains("10 GiB") && warning.contains("15 % of it, 30 GiB"), "{warning}");
+    }
 }

@@ -299,6 +299,7 @@ impl Node {
         let chooser = Chooser::new(resolver.clone(), config.serve_stale_on_outage);
         let volumes = Volumes::new(
             cache.clone(),
+            args.kubelet_dir.clone(),
             engine.clone(),
             chooser,
             shared.policy.clone(),

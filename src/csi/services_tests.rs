@@ -129,7 +129,8 @@ async fn volumes(
     let engine = Engine::new(engine, Arc::clone(metrics)).unwrap();
     let chooser = Chooser::new(store.resolver().await, false);
     let policy = watch::channel(Policy::default()).1;
-    Volumes::new(cache, engine, chooser, policy, Events::default(), Arc::clone(metrics))
+    let kubelet = dir.join("kubelet");
+    Volumes::new(cache, kubelet, engine, chooser, policy, Events::default(), Arc::clone(metrics))
 }
 
 fn publish_request(driver: &Driver) -> NodePublishVolumeRequest {

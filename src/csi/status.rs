@@ -25,7 +25,7 @@ const TAIL: usize = 300;
 pub fn code(kind: ErrorKind) -> Code {
     match kind {
         ErrorKind::InProgress => Code::Aborted,
-        ErrorKind::Unavailable => Code::Unavailable,
+        ErrorKind::Unavailable | ErrorKind::Disk => Code::Unavailable,
         ErrorKind::NoSpace => Code::ResourceExhausted,
         ErrorKind::Invalid => Code::InvalidArgument,
         ErrorKind::NotFound => Code::NotFound,
@@ -109,9 +109,10 @@ mod tests {
     use super::*;
 
     /// The contract's table: meaning, code, whether final for kubelet.
-    const TABLE: [(ErrorKind, Code, bool); 13] = [
+    const TABLE: [(ErrorKind, Code, bool); 14] = [
         (ErrorKind::InProgress, Code::Aborted, false),
         (ErrorKind::Unavailable, Code::Unavailable, false),
+        (ErrorKind::Disk, Code::Unavailable, false),
         (ErrorKind::NoSpace, Code::ResourceExhausted, false),
         (ErrorKind::Invalid, Code::InvalidArgument, true),
         (ErrorKind::NotFound, Code::NotFound, true),

@@ -3,12 +3,13 @@
 //!
 //! Who can reach the socket is root already; this keeps a mistake (another
 //! kubelet directory, a link that a tool left) from mounting over the node.
+//! What is done there opens the place again, by descriptor ([`Place`]): what is
+//! found here is an early answer and no proof.
 
-use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+use crate::mount::{Found, Place};
 
 /// PATH_MAX without its NUL.
 const PATH_BYTES: usize = 4095;
@@ -73,49 +74,22 @@ pub(super) fn confine(target: &str, kubelet_dir: &Path) -> Result<Target> {
         ));
     };
     let pod_uid = (*uid).to_owned();
-    refuse_links(target, &pods)?;
-    Ok(Target { path: PathBuf::from(target), pod_uid })
-}
-
-fn refuse_links(target: &str, pods: &Path) -> Result<()> {
-    let target = Path::new(target);
-    let below = target.strip_prefix(pods).unwrap_or(target);
-    let mut path = pods.to_owned();
-    let mut names = below.iter();
-    loop {
-        match fs::symlink_metadata(&path) {
-            Ok(found) if found.is_symlink() => {
-                return Err(Error::invalid(format!(
-                    "{} is a symbolic link; no part of a target below kubelet's directory of pods \
-                     may be one (target_path {})",
-                    path.display(),
-                    target.display()
-                )));
-            }
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
-                return Err(Error::invalid(format!(
-                    "a parent of {} is no directory (target_path {})",
-                    path.display(),
-                    target.display()
-                )));
-            }
-            Err(error) => {
-                return Err(Error::io(format_args!("looking at {}", path.display()), &error));
-            }
-        }
-        match names.next() {
-            Some(name) => path.push(name),
-            None => return Ok(()),
-        }
+    let path = PathBuf::from(target);
+    if let Some(place) = Place::open(kubelet_dir, &path)?
+        && let Found::Other(kind @ "a symbolic link") = place.look()?
+    {
+        return Err(Error::invalid(format!(
+            "{target} is {kind}; no part of a target below kubelet's directory of pods may be one"
+        )));
     }
+    Ok(Target { path, pod_uid })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::error::ErrorKind;
+    use std::fs;
     use std::os::unix::fs::symlink;
 
     const PLACE: &str = "volumes/kubernetes.io~csi/model/mount";

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::warm::WarmEntry;
 use crate::cache::{
-    Collected, Damage, Imported, LeaseRecord, ModelReport, ModelState, Phase, Usage, Verification,
+    Collected, Damage, Imported, LeaseRecord, ModelReport, ModelState, Phase, SetAside, Usage,
+    Verification,
 };
 use crate::error::{Error, ErrorKind};
 use crate::model::{BlobId, ModelKey, Revision, node_label};
@@ -42,8 +43,23 @@ pub struct Listing {
     pub cache: CacheState,
     /// Its models, most recently used first.
     pub models: Vec<ModelEntry>,
+    /// Caches of older layouts that an upgrade set aside.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub set_aside: Vec<SetAsideEntry>,
     /// What the configuration has fetched ahead, in its order.
     pub prefetch: Vec<WarmEntry>,
+}
+
+/// A cache of an older layout.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SetAsideEntry {
+    /// Its directory in the cache.
+    pub name: String,
+    /// What it takes on the disk.
+    pub bytes: u64,
+    /// Where something of it is mounted.
+    pub mounts: Vec<PathBuf>,
 }
 
 /// What the cache takes, in bytes.
@@ -64,6 +80,9 @@ pub struct CacheState {
     pub trash_bytes: u64,
     /// Damaged, and kept for people to look at.
     pub quarantine_bytes: u64,
+    /// Caches of older layouts.
+    #[serde(default)]
+    pub set_aside_bytes: u64,
     /// What it may take at most.
     pub limit_bytes: u64,
     /// Free on its file system.
@@ -280,6 +299,13 @@ impl Brought {
     }
 }
 
+impl From<SetAside> for SetAsideEntry {
+    fn from(aside: SetAside) -> Self {
+        let SetAside { name, bytes, mounts } = aside;
+        Self { name, bytes, mounts }
+    }
+}
+
 impl CacheState {
     pub(super) fn new(directory: PathBuf, usage: &Usage) -> Self {
         Self {
@@ -290,6 +316,7 @@ impl CacheState {
             staging_bytes: usage.staging,
             trash_bytes: usage.trash,
             quarantine_bytes: usage.quarantine,
+            set_aside_bytes: usage.set_aside,
             limit_bytes: usage.limit,
             free_bytes: usage.free,
             min_free_bytes: usage.min_free,

@@ -1,6 +1,6 @@
 //! `ls` and `inspect`.
 
-use super::answer::{CacheState, Listing, ModelEntry};
+use super::answer::{CacheState, Listing, ModelEntry, SetAsideEntry};
 use super::{Manager, WarmEntry, select};
 use crate::blocking::blocking;
 use crate::cache::Inventory;
@@ -23,6 +23,7 @@ impl Manager {
         Ok(Listing {
             cache: CacheState::new(directory, &inventory.usage),
             models: inventory.models.iter().map(|report| ModelEntry::new(report, false)).collect(),
+            set_aside: inventory.set_aside.into_iter().map(SetAsideEntry::from).collect(),
             prefetch: self.prefetch_list(),
         })
     }

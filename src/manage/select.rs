@@ -98,7 +98,7 @@ mod tests {
 
     fn keys(text: &str) -> Result<Vec<String>> {
         let models = vec![report("abcd1", "m/a"), report("abcd2", "m/a"), report("ef012", "m/b")];
-        let inventory = Inventory { models, usage: Usage::default() };
+        let inventory = Inventory { models, usage: Usage::default(), set_aside: Vec::new() };
         let found = all(&inventory, text)?;
         if let Ok(one) = one(&inventory, text) {
             assert_eq!(found.len(), 1);
@@ -126,7 +126,7 @@ mod tests {
             assert_eq!(keys(wrong).unwrap_err().kind(), ErrorKind::Invalid, "{wrong}");
         }
         let models = vec![report("abcd1", "m/a"), report("abcd2", "m/a")];
-        let inventory = Inventory { models, usage: Usage::default() };
+        let inventory = Inventory { models, usage: Usage::default(), set_aside: Vec::new() };
         let error = one(&inventory, "oci://b/m/a").unwrap_err();
         assert!(error.message().contains("names 2 models"), "{error}");
         assert!(error.message().contains("abcd10000000, abcd20000000;"), "{error}");

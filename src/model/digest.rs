@@ -161,6 +161,11 @@ impl BlobId {
 }
 
 impl ModelKey {
+    /// The key of what is not known: no model has it.
+    pub fn unknown() -> Self {
+        Self("0".repeat(64))
+    }
+
     /// The key of one revision of `source` in this cache scope.
     pub fn of(scope: &str, source: &Source, revision: &Revision) -> Self {
         let mut fields = Fields::new("oci-model-csi model");

@@ -1,18 +1,20 @@
 //! The read-only bind mount, and the proof that it is one.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::libc;
 use nix::mount::{MsFlags, mount};
 use tracing::{debug, warn};
 
 use super::mountinfo::{MountEntry, MountTable};
-use super::{DirId, HARDENED, fd_path, mount_id, open_directory, open_path, resolve, sys, target};
-use crate::{Error, ErrorKind, Result};
+use super::place::{Found, Place};
+use super::{DirId, HARDENED, Mounted, disk, fd_path, mount_id, open_directory, sys};
+use crate::{Error, Result};
 
 /// What a mount has beside read-only, nosuid and nodev, which every mount has.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -25,111 +27,107 @@ pub struct BindOptions {
     pub noatime: bool,
 }
 
-/// Shows the directory `source` at `target`: read-only, nosuid, nodev.
-///
-/// `target` is an existing empty directory. On a kernel with
-/// mount_setattr(2), Linux 5.12, there is no instant at which the volume is
-/// writable; on others, or where a sandbox refuses the call, see
-/// [`bind_read_only_by_remount`]. When this returns, no descriptor of the
-/// process refers to the mount.
-///
-/// # Errors
-/// `Invalid` when `target` is relative, missing, a symbolic link or no
-/// directory; `Conflict` when it is not empty or a mount point already;
-/// `Internal` when the kernel refuses, or shows afterwards less than what was
-/// asked for. After any error nothing of this call is mounted.
-pub fn bind_read_only(source: &Path, target: &Path, options: BindOptions) -> Result<()> {
-    let ends = Ends::open(source, target)?;
-    match attach_by_mount_api(&ends, options) {
-        Ok(()) => {}
-        Err(error) if is_unsupported(&error) => {
-            debug!(target = %ends.target.display(), %error, "binding by mount and remount");
-            attach_by_remount(&ends, options)?;
-        }
-        Err(error) => return Err(ends.refused("attaching the mount", &error)),
+impl Place {
+    /// Shows the directory `source` at this place: read-only, nosuid, nodev.
+    ///
+    /// The place is an existing empty directory. On a kernel with
+    /// mount_setattr(2), Linux 5.12, there is no instant at which the volume is
+    /// writable; on others, or where a sandbox refuses the call, see
+    /// [`Place::bind_read_only_by_remount`]. When this returns, no descriptor
+    /// of the process refers to the mount.
+    ///
+    /// # Errors
+    /// `Invalid` when the place is missing, a symbolic link or no directory;
+    /// `Conflict` when it is not empty or a mount point already; `Internal`
+    /// when the kernel refuses, or shows afterwards less than what was asked
+    /// for. After any error nothing of this call is mounted.
+    pub fn bind_read_only(&self, source: &Path, options: BindOptions) -> Result<Mounted> {
+        let ends = Ends::open(source, self)?;
+        let id = match attach_by_mount_api(&ends, options) {
+            Ok(id) => Some(id),
+            Err(error) if is_unsupported(&error) => {
+                debug!(target = %self.path().display(), %error, "binding by mount and remount");
+                attach_by_remount(&ends, options)?;
+                None
+            }
+            Err(error) => return Err(ends.refused("attaching the mount", &error)),
+        };
+        prove(ends, id, options)
     }
-    prove(ends, options)
-}
 
-/// [`bind_read_only`] with mount(2) alone: a bind mount, then a remount that makes it read-only.
-///
-/// The volume is writable between the two steps, and a process killed there
-/// leaves it so; [`super::Mounted::hardened`] tells.
-///
-/// # Errors
-/// As [`bind_read_only`].
-pub fn bind_read_only_by_remount(source: &Path, target: &Path, options: BindOptions) -> Result<()> {
-    let ends = Ends::open(source, target)?;
-    attach_by_remount(&ends, options)?;
-    prove(ends, options)
+    /// [`Place::bind_read_only`] with mount(2) alone: a bind mount, then a
+    /// remount that makes it read-only.
+    ///
+    /// The volume is writable between the two steps, and a process killed there
+    /// leaves it so; [`Mounted::hardened`] tells.
+    ///
+    /// # Errors
+    /// As [`Place::bind_read_only`].
+    pub fn bind_read_only_by_remount(
+        &self,
+        source: &Path,
+        options: BindOptions,
+    ) -> Result<Mounted> {
+        let ends = Ends::open(source, self)?;
+        attach_by_remount(&ends, options)?;
+        prove(ends, None, options)
+    }
 }
 
 /// Both ends of a bind mount, opened and checked once: what is checked is what is mounted.
-struct Ends {
+struct Ends<'a> {
     source: PathBuf,
     source_dir: File,
     root: DirId,
-    /// Resolved, so that it is spelled as mountinfo spells it.
-    target: PathBuf,
+    place: &'a Place,
     target_dir: File,
 }
 
-impl Ends {
-    fn open(source: &Path, target: &Path) -> Result<Self> {
+impl<'a> Ends<'a> {
+    fn open(source: &Path, place: &'a Place) -> Result<Self> {
         let opening = |error| {
-            Error::io(
-                format_args!(
-                    "opening {} to publish it (a directory, no symbolic link)",
-                    source.display()
-                ),
-                &error,
-            )
+            let attempted = format_args!(
+                "opening {} to publish it (a directory, no symbolic link)",
+                source.display()
+            );
+            disk::named(Error::io(attempted, &error), source)
         };
         let source_dir: File = open_directory(source).map_err(opening)?.into();
         let root = DirId::from(&source_dir.metadata().map_err(opening)?);
 
         let unusable = |why: &str| {
-            Error::invalid(format!("target {} cannot be mounted on: {why}", target.display()))
+            Error::invalid(format!("target {} cannot be mounted on: {why}", place.path().display()))
         };
-        if !target.is_absolute() {
-            return Err(unusable("it is not an absolute path"));
-        }
-        let resolved = resolve(target)
-            .map_err(|error| unusable(&error.to_string()))?
-            .ok_or_else(|| unusable("its parent directory does not exist"))?;
-        let target_dir: File = open_directory(&resolved)
-            .map_err(|error| match error.kind() {
-                io::ErrorKind::NotFound => unusable("it does not exist"),
-                io::ErrorKind::NotADirectory => unusable("it is a symbolic link or no directory"),
-                _ => unusable(&error.to_string()),
-            })?
-            .into();
-        let ends = Self { source: source.into(), source_dir, root, target: resolved, target_dir };
+        let target_dir = match place.open_name(OFlag::O_DIRECTORY) {
+            Ok(target_dir) => target_dir,
+            Err(Errno::ENOENT) => return Err(unusable("it does not exist")),
+            Err(Errno::ENOTDIR) => return Err(unusable("it is a symbolic link or no directory")),
+            Err(errno) => {
+                let opening = format_args!("opening the target {}", place.path().display());
+                return Err(disk::named(Error::io(opening, &errno.into()), place.path()));
+            }
+        };
+        let ends = Self { source: source.into(), source_dir, root, place, target_dir };
         ends.check_target_is_free()?;
         Ok(ends)
     }
 
     fn check_target_is_free(&self) -> Result<()> {
-        let looking = |error| super::looking(&self.target, &error);
-        let taken = |by: &str| {
-            Error::new(
-                ErrorKind::Conflict,
-                format!("target {} {by}; nothing was mounted over it", self.target.display()),
-            )
-        };
-        let parent = self.target.parent().ok_or_else(|| taken("is the root directory"))?;
-        let parent = open_path(parent, 0).map_err(looking)?;
-        if mount_id(&parent).map_err(looking)? != mount_id(&self.target_dir).map_err(looking)? {
-            return Err(taken("is a mount point already"));
+        let place = self.place;
+        let looking = |error| super::looking(place.path(), &error);
+        if mount_id(&place.parent).map_err(looking)?
+            != mount_id(&self.target_dir).map_err(looking)?
+        {
+            return Err(place.taken("is a mount point already"));
         }
-        if fs::read_dir(fd_path(&self.target_dir)).map_err(looking)?.next().is_some() {
-            return Err(taken("is not empty"));
+        if !place.is_empty()? {
+            return Err(place.taken("is not empty"));
         }
         Ok(())
     }
 
     fn refused(&self, step: &str, error: &io::Error) -> Error {
-        let (source, target) = (self.source.display(), self.target.display());
+        let (source, target) = (self.source.display(), self.place.path().display());
         let refused =
             Error::io(format_args!("binding {source} read-only at {target}: {step}"), error);
         match error.kind() {
@@ -154,10 +152,14 @@ fn is_unsupported(error: &io::Error) -> bool {
 /// Clone the source's mount, make the clone read-only, then attach it. The
 /// clone keeps what the source's mount has, so flags that a parent user
 /// namespace locked stay as they are.
-fn attach_by_mount_api(ends: &Ends, options: BindOptions) -> io::Result<()> {
+///
+/// The id is that of the mount before and after it is attached.
+fn attach_by_mount_api(ends: &Ends<'_>, options: BindOptions) -> io::Result<u64> {
     let clone = sys::open_tree(ends.source_dir.as_fd())?;
     set_attributes(clone.as_fd(), options)?;
-    sys::move_mount(clone.as_fd(), ends.target_dir.as_fd())
+    let id = mount_id(&clone)?;
+    sys::move_mount(clone.as_fd(), ends.target_dir.as_fd())?;
+    Ok(id)
 }
 
 fn set_attributes(clone: BorrowedFd<'_>, options: BindOptions) -> io::Result<()> {
@@ -176,7 +178,7 @@ fn set_attributes(clone: BorrowedFd<'_>, options: BindOptions) -> io::Result<()>
     sys::mount_setattr(clone, set, 0)
 }
 
-fn attach_by_remount(ends: &Ends, options: BindOptions) -> Result<()> {
+fn attach_by_remount(ends: &Ends<'_>, options: BindOptions) -> Result<()> {
     let inherited = flags_to_keep(ends)?;
     mount(
         Some(&fd_path(&ends.source_dir)),
@@ -187,13 +189,14 @@ fn attach_by_remount(ends: &Ends, options: BindOptions) -> Result<()> {
     )
     .map_err(|errno| ends.refused("mounting it", &errno.into()))?;
 
-    remount_read_only(ends, options, inherited)
-        .map_err(|error| undo(&ends.target, ends.refused("making the mount read-only", &error)))
+    remount_read_only(ends, options, inherited).map_err(|error| {
+        undo(ends.place, ends.root, ends.refused("making the mount read-only", &error))
+    })
 }
 
 /// A remount clears the flags it does not name, which in a user namespace is
 /// refused for those that are locked. Access times are kept when none is named.
-fn flags_to_keep(ends: &Ends) -> Result<MsFlags> {
+fn flags_to_keep(ends: &Ends<'_>) -> Result<MsFlags> {
     let looking = |error| super::looking(&ends.source, &error);
     let id = mount_id(&ends.source_dir).map_err(looking)?;
     let table = MountTable::read()?;
@@ -201,9 +204,9 @@ fn flags_to_keep(ends: &Ends) -> Result<MsFlags> {
     Ok(if noexec { MsFlags::MS_NOEXEC } else { MsFlags::empty() })
 }
 
-fn remount_read_only(ends: &Ends, options: BindOptions, inherited: MsFlags) -> io::Result<()> {
+fn remount_read_only(ends: &Ends<'_>, options: BindOptions, inherited: MsFlags) -> io::Result<()> {
     // The descriptor from before the bind is on the directory below the mount.
-    let mounted = open_directory(&ends.target)?;
+    let mounted = ends.place.open_name(OFlag::O_DIRECTORY)?;
     let mut flags = MsFlags::MS_REMOUNT
         | MsFlags::MS_BIND
         | MsFlags::MS_RDONLY
@@ -223,46 +226,53 @@ fn remount_read_only(ends: &Ends, options: BindOptions, inherited: MsFlags) -> i
 }
 
 /// Asks the kernel whether the mount is what was promised; less is unmounted and an error.
-fn prove(ends: Ends, options: BindOptions) -> Result<()> {
-    let Ends { source, target, root, .. } = ends;
-    let shortfall = match inspect(&target) {
-        Ok((entry, shown)) => shortfall(entry.as_ref(), &target, shown, root, options),
-        Err(error) => Some(error.to_string()),
+///
+/// `id` is that of the mount, where it is known without looking at the place.
+fn prove(ends: Ends<'_>, id: Option<u64>, options: BindOptions) -> Result<Mounted> {
+    let Ends { source, place, root, .. } = ends;
+    let (shown, shortfall) = match inspect(place) {
+        Ok(found) => {
+            let shortfall = shortfall(found.as_ref(), id, root, options);
+            (found.map(|(_, mounted)| mounted), shortfall)
+        }
+        Err(error) => (None, Some(error.to_string())),
     };
-    match shortfall {
-        None => Ok(()),
-        Some(shortfall) => Err(undo(
-            &target,
+    match (shown, shortfall) {
+        (Some(mounted), None) => Ok(mounted),
+        (_, shortfall) => Err(undo(
+            place,
+            root,
             Error::internal(format!(
-                "binding {} read-only at {}: the kernel reported success, but {shortfall}; \
-                 it was unmounted again",
+                "binding {} read-only at {}: the kernel reported success, but {}; it was \
+                 unmounted again",
                 source.display(),
-                target.display()
+                place.path().display(),
+                shortfall.unwrap_or_default()
             )),
         )),
     }
 }
 
-fn inspect(target: &Path) -> Result<(Option<MountEntry>, DirId)> {
-    let looking = |error| super::looking(target, &error);
-    let shown: File = open_directory(target).map_err(looking)?.into();
-    let id = mount_id(&shown).map_err(looking)?;
-    let root = DirId::from(&shown.metadata().map_err(looking)?);
-    Ok((MountTable::read()?.by_id(id).cloned(), root))
+fn inspect(place: &Place) -> Result<Option<(MountEntry, Mounted)>> {
+    let Some(mounted) = place.mounted()? else { return Ok(None) };
+    let table = MountTable::read()?;
+    Ok(table.by_id(mounted.id).cloned().map(|entry| (entry, mounted)))
 }
 
 fn shortfall(
-    entry: Option<&MountEntry>,
-    target: &Path,
-    shown: DirId,
+    found: Option<&(MountEntry, Mounted)>,
+    id: Option<u64>,
     wanted: DirId,
     options: BindOptions,
 ) -> Option<String> {
-    let Some(entry) = entry.filter(|entry| entry.mount_point == target) else {
+    let Some((entry, shown)) = found else {
         return Some("mountinfo does not list a mount there".to_owned());
     };
-    if shown != wanted {
+    if shown.root != wanted {
         return Some("another directory is seen there".to_owned());
+    }
+    if id.is_some_and(|id| id != shown.id) {
+        return Some("another mount of it is seen there".to_owned());
     }
     let noexec = options.noexec.then_some("noexec");
     let missing: Vec<_> =
@@ -278,11 +288,17 @@ fn shortfall(
 }
 
 /// Unmounts what was just mounted, and hands the error on with what became of it.
-fn undo(target: &Path, error: Error) -> Error {
-    match target::unmount(target) {
-        Ok(_) => error,
+fn undo(place: &Place, root: DirId, error: Error) -> Error {
+    let unmounted = match place.look() {
+        Ok(Found::Mount(mounted)) if mounted.root == root => place.unmount(&mounted),
+        Ok(_) => Ok(()),
+        Err(failed) => Err(failed),
+    };
+    match unmounted {
+        Ok(()) => error,
         Err(failed) => {
-            warn!(target = %target.display(), error = %failed, "a failed bind is still mounted");
+            let target = place.path().display();
+            warn!(%target, error = %failed, "a failed bind is still mounted");
             Error::new(error.kind(), format!("{error}; and it is still mounted: {failed}"))
         }
     }
@@ -294,18 +310,20 @@ mod tests {
 
     const SHOWN: DirId = DirId { dev: 1, ino: 2 };
 
-    fn fault(options: &str, asked: BindOptions, at: &str, shown: DirId) -> Option<String> {
+    fn fault(options: &str, asked: BindOptions, id: Option<u64>, shown: DirId) -> Option<String> {
         let line = format!("9 1 8:1 /m /pods/a {options} - ext4 /dev/vda rw\n");
         let table = MountTable::parse(line.as_bytes()).unwrap();
-        shortfall(table.by_id(9), Path::new(at), shown, SHOWN, asked)
+        let entry = table.by_id(9).unwrap().clone();
+        let mounted = Mounted::new(&entry, shown);
+        shortfall(Some(&(entry, mounted)), id, SHOWN, asked)
     }
 
     #[test]
     fn a_hardened_mount_of_the_right_directory_is_accepted() {
         let plain = BindOptions::default();
-        assert_eq!(fault("ro,nosuid,nodev,relatime", plain, "/pods/a", SHOWN), None);
+        assert_eq!(fault("ro,nosuid,nodev,relatime", plain, Some(9), SHOWN), None);
         let noatime = BindOptions { noatime: true, ..plain };
-        assert_eq!(fault("ro,nosuid,nodev,relatime", noatime, "/pods/a", SHOWN), None);
+        assert_eq!(fault("ro,nosuid,nodev,relatime", noatime, Some(9), SHOWN), None);
     }
 
     #[test]
@@ -317,20 +335,21 @@ mod tests {
             ("ro,nosuid", "lacks nodev"),
             ("rw,relatime", "lacks ro,nosuid,nodev"),
         ] {
-            let fault = fault(options, plain, "/pods/a", SHOWN).unwrap();
+            let fault = fault(options, plain, Some(9), SHOWN).unwrap();
             assert!(fault.ends_with(lacks), "{fault}");
         }
         let noexec = BindOptions { noexec: true, ..plain };
-        assert!(fault("ro,nosuid,nodev", noexec, "/pods/a", SHOWN).unwrap().ends_with("noexec"));
+        assert!(fault("ro,nosuid,nodev", noexec, Some(9), SHOWN).unwrap().ends_with("noexec"));
     }
 
     #[test]
-    fn another_place_or_another_directory_is_no_proof() {
+    fn another_mount_or_another_directory_is_no_proof() {
         let plain = BindOptions::default();
-        assert!(fault("ro,nosuid,nodev", plain, "/pods/b", SHOWN).is_some());
+        assert!(fault("ro,nosuid,nodev", plain, Some(8), SHOWN).is_some());
+        assert!(fault("ro,nosuid,nodev", plain, None, SHOWN).is_none(), "its id is not known");
         let other = DirId { dev: 1, ino: 3 };
-        assert!(fault("ro,nosuid,nodev", plain, "/pods/a", other).is_some());
-        assert!(shortfall(None, Path::new("/pods/a"), SHOWN, SHOWN, plain).is_some());
+        assert!(fault("ro,nosuid,nodev", plain, Some(9), other).is_some());
+        assert!(shortfall(None, None, SHOWN, plain).is_some());
     }
 
     #[test]

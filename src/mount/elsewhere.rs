@@ -4,7 +4,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use super::mountinfo::{MountEntry, MountTable};
-use super::{looking, mount_id, open_path};
+use super::{is_whole, looking, mount_id, open_path};
 use crate::Result;
 
 /// Whether two open files are reached through one mount: only then can one be
@@ -17,7 +17,8 @@ pub fn on_one_mount(one: &File, other: &File) -> Result<bool> {
 /// Where else `dir`, something in it, or a directory around it is mounted, as
 /// far as this process sees. `dir` is absolute and free of symbolic links.
 ///
-/// Mounts of whole file systems do not count: they are how disks are reached.
+/// Mounts of whole file systems and of btrfs subvolumes do not count: they are
+/// how disks are reached.
 pub fn shown_elsewhere(dir: &Path) -> Result<Option<PathBuf>> {
     let doing = |error| looking(dir, &error);
     let id = mount_id(&open_path(dir, 0).map_err(doing)?).map_err(doing)?;
@@ -31,7 +32,7 @@ fn other_mount<'a>(table: &'a MountTable, own: &MountEntry, dir: &Path) -> Optio
     // Joining nothing would leave a slash at the end.
     let path = if below.as_os_str().is_empty() { own.root.clone() } else { own.root.join(below) };
     table.on_device(own.device).find(|other| {
-        let around = other.root != Path::new("/") && path.starts_with(&other.root);
+        let around = path.starts_with(&other.root) && !is_whole(other);
         other.id != own.id && (around || other.root.starts_with(&path))
     })
 }

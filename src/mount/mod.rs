@@ -8,10 +8,11 @@
 //! for one target at the same time are the caller's to prevent.
 
 mod bind;
+mod disk;
 mod elsewhere;
 pub mod mountinfo;
+mod place;
 mod sys;
-mod target;
 mod uses;
 
 use std::fs::{self, File, Metadata};
@@ -22,10 +23,11 @@ use std::path::{Path, PathBuf};
 
 use nix::libc;
 
-pub use bind::{BindOptions, bind_read_only, bind_read_only_by_remount};
+pub use bind::BindOptions;
+pub use disk::named as on_disk;
 pub use elsewhere::{on_one_mount, shown_elsewhere};
 use mountinfo::{MountEntry, MountTable};
-pub use target::{create_target, remove_target, unmount};
+pub use place::{Found, Place};
 pub use uses::{Use, uses_of};
 
 use crate::{Error, Result};
@@ -54,6 +56,10 @@ impl From<&Metadata> for DirId {
 /// A mount that was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mounted {
+    /// The mount's id in mountinfo. The kernel uses it again once the mount is gone.
+    pub id: u64,
+    /// The id of the mount that this one is mounted on.
+    pub parent: u64,
     /// Where it is mounted.
     pub target: PathBuf,
     /// The directory or file that it shows.
@@ -68,6 +74,8 @@ pub struct Mounted {
 impl Mounted {
     fn new(entry: &MountEntry, root: DirId) -> Self {
         Self {
+            id: entry.id,
+            parent: entry.parent,
             target: entry.mount_point.clone(),
             root,
             root_path: entry.root.clone(),
@@ -86,33 +94,28 @@ pub fn identity(path: &Path) -> Result<DirId> {
         .map_err(|error| Error::io(format_args!("looking at {}", path.display()), &error))
 }
 
-/// What is mounted at exactly `target`, the topmost of a stack.
-///
-/// `None` when `target` is no mount point or does not exist. Symbolic links in
-/// the parents are followed, at the end not.
-///
-/// # Errors
-/// When the kernel's answers cannot be read: then nothing is known.
-pub fn mounted(target: &Path) -> Result<Option<Mounted>> {
-    let doing = |error| looking(target, &error);
-    let Some(target) = resolve(target).map_err(doing)? else { return Ok(None) };
-    let file = match open_path(&target, 0) {
-        Ok(file) => file,
-        Err(error) if is_absent(&error) => return Ok(None),
-        Err(error) => return Err(doing(error)),
-    };
-    let id = mount_id(&file).map_err(doing)?;
+/// The mount with this id, wherever it is.
+pub fn mounted_with_id(id: u64) -> Result<Option<Mounted>> {
     let table = MountTable::read()?;
-    let Some(entry) = table.by_id(id).filter(|entry| entry.mount_point == target) else {
-        return Ok(None);
-    };
-    let root = DirId::from(&file.metadata().map_err(doing)?);
-    Ok(Some(Mounted::new(entry, root)))
+    let Some(entry) = table.by_id(id) else { return Ok(None) };
+    match fs::symlink_metadata(&entry.mount_point) {
+        Ok(metadata) => Ok(Some(Mounted::new(entry, DirId::from(&metadata)))),
+        Err(error) if is_absent(&error) => Ok(None),
+        Err(error) => Err(looking(&entry.mount_point, &error)),
+    }
 }
 
-/// The identity of what is mounted at `target`; see [`mounted`].
-pub fn mounted_root(target: &Path) -> Result<Option<DirId>> {
-    Ok(mounted(target)?.map(|mounted| mounted.root))
+/// The mounts below one, at the same place, topmost first. What they show
+/// cannot be seen, so [`Mounted::root`] is that of the mount on top.
+pub fn stack_below(top: &Mounted) -> Result<Vec<Mounted>> {
+    let table = MountTable::read()?;
+    let mut below = Vec::new();
+    let mut parent = top.parent;
+    while let Some(entry) = table.by_id(parent).filter(|one| one.mount_point == top.target) {
+        below.push(Mounted::new(entry, top.root));
+        parent = entry.parent;
+    }
+    Ok(below)
 }
 
 /// Where the file system that `dir` is on is mounted, without looking at any
@@ -122,20 +125,56 @@ pub fn mount_points_of_file_system(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(table.on_device(device).map(|entry| entry.mount_point.clone()).collect())
 }
 
-/// Whether `dir` is on a mount that shows the whole of its file system, as the
-/// mount of a disk of its own does, and a bind of a directory does not.
+/// Whether `dir` is on a mount that shows the whole of its file system or of a
+/// btrfs subvolume, as the mount of a disk of its own does, and a bind of a
+/// directory does not.
 pub fn is_on_whole_file_system(dir: &Path) -> Result<bool> {
+    Ok(mount_of(dir)?.1.is_some_and(|entry| is_whole(&entry)))
+}
+
+/// Whether `dir` is the mount point of such a mount. In a container every
+/// hostPath is a mount point, so that alone says nothing.
+pub fn is_own_file_system(dir: &Path) -> Result<bool> {
     let doing = |error| looking(dir, &error);
-    let id = mount_id(&open_path(dir, 0).map_err(doing)?).map_err(doing)?;
-    Ok(MountTable::read()?.by_id(id).is_some_and(|entry| entry.root == Path::new("/")))
+    let here = resolve(dir).map_err(doing)?;
+    Ok(mount_of(dir)?
+        .1
+        .is_some_and(|entry| Some(&entry.mount_point) == here.as_ref() && is_whole(&entry)))
+}
+
+/// Whether two directories take their space from one file system. Subvolumes
+/// of one btrfs do, and differ in what `stat` says of their device; so the
+/// kernel's device of the mount is compared. `None` when one cannot be asked.
+pub fn same_file_system(one: &Path, other: &Path) -> Option<bool> {
+    let device = |dir: &Path| mount_of(dir).ok()?.1.map(|entry| entry.device);
+    Some(device(one)? == device(other)?)
+}
+
+/// The root of every btrfs subvolume has this inode number
+/// (BTRFS_FIRST_FREE_OBJECTID in Linux' btrfs_tree.h).
+const SUBVOLUME_ROOT: u64 = 256;
+
+fn is_whole(entry: &MountEntry) -> bool {
+    let has_root_of_subvolume =
+        || fs::metadata(&entry.mount_point).is_ok_and(|root| root.ino() == SUBVOLUME_ROOT);
+    entry.root == Path::new("/") || entry.fs_type == "btrfs" && has_root_of_subvolume()
+}
+
+/// The mounts of now, and the one that `dir` is on.
+fn mount_of(dir: &Path) -> Result<(MountTable, Option<MountEntry>)> {
+    let doing = |error| looking(dir, &error);
+    // A link in the path is followed: what is asked is where the files are.
+    let dir = fs::canonicalize(dir).map_err(doing)?;
+    let id = mount_id(&open_path(&dir, 0).map_err(doing)?).map_err(doing)?;
+    let table = MountTable::read()?;
+    let entry = table.by_id(id).cloned();
+    Ok((table, entry))
 }
 
 /// The mounts of now, and the device of the mount that `dir` is on.
 fn home(dir: &Path) -> Result<(MountTable, mountinfo::Device)> {
-    let doing = |error| looking(dir, &error);
-    let id = mount_id(&open_path(dir, 0).map_err(doing)?).map_err(doing)?;
-    let table = MountTable::read()?;
-    let device = table.by_id(id).map(|entry| entry.device).ok_or_else(|| {
+    let (table, entry) = mount_of(dir)?;
+    let device = entry.map(|entry| entry.device).ok_or_else(|| {
         Error::internal(format!("the mount that {} is on is not in mountinfo", dir.display()))
     })?;
     Ok((table, device))
@@ -162,7 +201,7 @@ pub fn mounts_of_file_system(dir: &Path) -> Result<Vec<Mounted>> {
 }
 
 fn looking(path: &Path, error: &io::Error) -> Error {
-    Error::io(format_args!("looking for a mount at {}", path.display()), error)
+    on_disk(Error::io(format_args!("looking for a mount at {}", path.display()), error), path)
 }
 
 /// `path` with its parents' symbolic links followed, as mountinfo writes it;

@@ -9,6 +9,8 @@ use crate::{Error, Result};
 /// A mount whose root is a directory, or something below it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Use {
+    /// The mount's id in mountinfo.
+    pub id: u64,
     /// The mount's root, relative to the directory that was asked about.
     pub root: PathBuf,
     /// Where it is mounted.
@@ -47,7 +49,7 @@ fn uses_in(table: &MountTable, id: u64, here: &Path) -> Option<Vec<Use>> {
     let uses = table.on_device(home.device).filter(|entry| entry.id != id);
     let uses = uses.filter_map(|entry| {
         let root = entry.root.strip_prefix(&in_fs).ok()?.to_owned();
-        Some(Use { root, target: entry.mount_point.clone() })
+        Some(Use { id: entry.id, root, target: entry.mount_point.clone() })
     });
     Some(uses.collect())
 }

@@ -12,6 +12,7 @@ mod publish;
 mod records;
 mod resolve;
 mod scrub;
+mod show;
 mod stores;
 mod targets;
 mod tell;

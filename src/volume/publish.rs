@@ -1,6 +1,6 @@
 //! Publish, unpublish and stats of one volume.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,12 +10,11 @@ use tracing::Span;
 
 use super::choose::{Choice, Chooser};
 use super::permit::permit;
-use super::targets::{TargetGuard, Targets};
+use super::targets::Targets;
 use super::tell::{self, Teller};
 use super::{Caller, PublishKey, PublishRequest, Route, VolumeStats};
-use crate::abort_point;
 use crate::blocking::blocking;
-use crate::cache::{Asker, Cache, CachedModel, Holder, LeaseRecord};
+use crate::cache::{Asker, Cache, CachedModel, Older};
 use crate::download::Engine;
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::Events;
@@ -31,8 +30,10 @@ const RESOLVES: u32 = 3;
 #[derive(Clone)]
 pub struct Volumes(Arc<Inner>);
 
-struct Inner {
-    cache: Cache,
+pub(super) struct Inner {
+    pub(super) cache: Cache,
+    /// kubelet's root directory.
+    pub(super) kubelet: PathBuf,
     engine: Engine,
     chooser: Chooser,
     policy: watch::Receiver<Policy>,
@@ -42,10 +43,11 @@ struct Inner {
 }
 
 impl Volumes {
-    /// The use cases over these parts. A change of the policy holds from the
-    /// next question on; what is mounted stays.
+    /// The use cases over these parts; `kubelet` is kubelet's root directory. A
+    /// change of the policy holds from the next question on; what is mounted stays.
     pub fn new(
         cache: Cache,
+        kubelet: PathBuf,
         engine: Engine,
         chooser: Chooser,
         policy: watch::Receiver<Policy>,
@@ -55,7 +57,7 @@ impl Volumes {
         let targets = Targets::default();
         let told = events.clone();
         cache.on_damage(move |damage| tell::damaged(&told, damage));
-        Self(Arc::new(Inner { cache, engine, chooser, policy, targets, events, metrics }))
+        Self(Arc::new(Inner { cache, kubelet, engine, chooser, policy, targets, events, metrics }))
     }
 
     pub(super) fn cache(&self) -> &Cache {
@@ -86,6 +88,7 @@ impl Volumes {
         }
         span.record("model", request.model.title());
         let result = self.try_publish(request, started + wait).await;
+        let result = result.map_err(|error| self.on_disk(error));
         if let Err(error) = &result {
             Teller::new(&self.0.events, pod.as_ref()).failed(error);
         }
@@ -148,12 +151,13 @@ impl Volumes {
     pub async fn is_published(&self, key: &PublishKey) -> Result<bool> {
         let Some(lease) = self.0.cache.lease_of(&key.target) else { return Ok(false) };
         let same_volume = lease.volume_id == key.volume_id;
-        if same_volume && lease.request == key.digest {
-            let target = key.target.clone();
-            return blocking(move || shows(&target, lease.root)).await;
+        // A volume of an older layout is what it was made as.
+        if same_volume && (lease.request == key.digest || lease.older.is_some()) {
+            let inner = Arc::clone(&self.0);
+            return blocking(move || inner.shows(&lease)).await;
         }
-        let target = key.target.clone();
-        if blocking(move || mount::mounted(&target)).await?.is_none() {
+        let (inner, target) = (Arc::clone(&self.0), key.target.clone());
+        if !blocking(move || inner.is_mounted(&target)).await? {
             return Ok(false);
         }
         let shown = key.target.display();
@@ -290,11 +294,17 @@ impl Volumes {
         let guard = self.0.targets.enter(target)?;
         let (inner, volume_id) = (Arc::clone(&self.0), volume_id.to_owned());
         let target = target.to_owned();
-        blocking(move || {
+        let taken = blocking(move || {
             let _guard = guard;
             inner.take_away(&volume_id, &target)
         })
-        .await
+        .await;
+        taken.map_err(|error| self.on_disk(error))
+    }
+
+    /// Names the cache's disk where that is what fails.
+    fn on_disk(&self, error: Error) -> Error {
+        mount::on_disk(error, self.0.cache.layout().root())
     }
 
     /// What a published volume takes, from its manifest.
@@ -309,12 +319,14 @@ impl Volumes {
         };
         let lease = self.0.cache.lease_of(path).filter(|lease| lease.volume_id == volume_id);
         let lease = lease.ok_or_else(unknown)?;
-        let (inner, target) = (Arc::clone(&self.0), path.to_owned());
+        let inner = Arc::clone(&self.0);
         let damaged = lease.damaged.clone();
-        let (manifest, shown) = blocking(move || {
-            Ok((inner.cache.manifest(&lease.model)?, shows(&target, lease.root)?))
+        let (manifest, older, shown) = blocking(move || {
+            let older = lease.older.as_ref().map(Older::usage);
+            Ok((inner.cache.manifest(&lease.model)?, older, inner.shows(&lease)?))
         })
-        .await?;
+        .await
+        .map_err(|error| self.on_disk(error))?;
         let abnormal = match (&manifest, shown) {
             _ if damaged.is_some() => damaged.map(|what| {
                 format!(
@@ -322,138 +334,19 @@ impl Volumes {
                      again"
                 )
             }),
-            (None, _) => Some("the model's manifest is gone from the cache".to_owned()),
+            (None, _) if older.is_none() => {
+                Some("the model's manifest is gone from the cache".to_owned())
+            }
             (_, false) => Some("the model is not mounted at the volume's path".to_owned()),
             _ => None,
         };
-        let (bytes, inodes) = manifest.map_or((0, 0), |m| (m.bytes(), m.inodes()));
+        let older = older.unwrap_or_default();
+        let (bytes, inodes) = manifest.map_or(older, |m| (m.bytes(), m.inodes()));
         Ok(VolumeStats { bytes, inodes, abnormal })
-    }
-}
-
-impl Inner {
-    /// Lease, then bind; a failure leaves neither. Blocks.
-    fn show(&self, _guard: TargetGuard, request: PublishRequest, model: CachedModel) -> Result<()> {
-        let PublishKey { volume_id, target, digest } = request.key;
-        let tree = model.tree.clone();
-        // A process that was killed between bind and answer left a mount that
-        // may be just what is wanted.
-        let before = mount::mounted(&target)?;
-        let foreign = before.as_ref().is_some_and(|m| mount::identity(&tree) != Ok(m.root));
-        if foreign {
-            return Err(Error::new(
-                ErrorKind::Conflict,
-                format!(
-                    "something else is mounted at {} already; unpublish it first",
-                    target.display()
-                ),
-            ));
-        }
-        if before.as_ref().is_some_and(|m| !m.hardened) {
-            mount::unmount(&target)?;
-        } else if before.is_none() {
-            mount::create_target(&target)?;
-            abort_point::reach("bind-1");
-        }
-        let holder =
-            Holder { volume_id, target: target.clone(), request: digest, pod: request.pod };
-        let standing = before.is_some_and(|mounted| mounted.hardened);
-        let lease = match self.cache.lease(model, holder) {
-            Ok(lease) => lease,
-            // Nothing of this call stands but an empty directory.
-            Err(error) if standing => return Err(error),
-            Err(error) => return self.undo(&target, false, error),
-        };
-        if standing {
-            return Ok(());
-        }
-        abort_point::reach("bind-2");
-        // Only what is leased can be bound.
-        match mount::bind_read_only(&lease.model.tree, &lease.target, request.options) {
-            Ok(()) => {
-                abort_point::reach("bind-3");
-                Ok(())
-            }
-            Err(error) => self.undo(&target, true, error),
-        }
-    }
-
-    /// Takes back what a failed publish made. While that is not possible, the
-    /// answer is not final: kubelet comes again, or unpublishes.
-    fn undo(&self, target: &Path, leased: bool, cause: Error) -> Result<()> {
-        let undone = mount::unmount(target)
-            .and_then(|_| mount::remove_target(target))
-            .and_then(|()| if leased { self.cache.release(target) } else { Ok(()) });
-        Err(match undone {
-            Ok(()) => cause,
-            Err(error) => {
-                let text = format!("{cause}; taking it back failed too: {error}");
-                Error::new(ErrorKind::InProgress, text)
-            }
-        })
-    }
-
-    /// Says in the lines of this call whose volume it is.
-    fn note(&self, lease: &LeaseRecord) {
-        let span = Span::current();
-        span.record("pod", lease.pod.as_deref());
-        if let Ok(Some(manifest)) = self.cache.manifest(&lease.model) {
-            span.record("model", manifest.source.title());
-        }
-    }
-
-    fn take_away(&self, volume_id: &str, target: &Path) -> Result<()> {
-        let lease = self.cache.lease_of(target);
-        if let Some(lease) = &lease {
-            self.note(lease);
-        }
-        if let Some(other) = lease.as_ref().filter(|lease| lease.volume_id != volume_id) {
-            return Err(Error::new(
-                ErrorKind::Conflict,
-                format!(
-                    "{} shows the volume {}, not {volume_id}; it was left as it is",
-                    target.display(),
-                    other.volume_id
-                ),
-            ));
-        }
-        let mounted = mount::mounted(target)?;
-        let stood = lease.is_some() || mounted.is_some();
-        if let Some(mounted) = mounted {
-            let ours = lease.is_some()
-                || mount::identity(self.cache.layout().root())
-                    .is_ok_and(|cache| cache.dev == mounted.root.dev);
-            if !ours {
-                return Err(Error::new(
-                    ErrorKind::Precondition,
-                    format!(
-                        "what is mounted at {} is not this driver's; it was left as it is",
-                        target.display()
-                    ),
-                ));
-            }
-            mount::unmount(target)?;
-            abort_point::reach("unbind-1");
-        }
-        mount::remove_target(target)?;
-        abort_point::reach("unbind-2");
-        self.cache.release(target)?;
-        abort_point::reach("unbind-3");
-        // Not again for a volume that was gone already: kubelet asks as often as it likes.
-        if stood {
-            tracing::info!(target = %target.display(), "unpublished");
-        }
-        Ok(())
     }
 }
 
 /// Whether another identity may be answered otherwise.
 fn is_refusal(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::Unauthenticated | ErrorKind::Denied | ErrorKind::NotFound)
-}
-
-/// Whether this tree is mounted at the target as it should be. Blocks.
-fn shows(target: &Path, root: mount::DirId) -> Result<bool> {
-    let Some(mounted) = mount::mounted(target)? else { return Ok(false) };
-    Ok(mounted.hardened && mounted.root == root)
 }

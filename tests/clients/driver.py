@@ -16,7 +16,7 @@ from conftest import REPOSITORY
 
 BINARY = os.environ.get("OCI_MODEL_CSI_BIN", REPOSITORY / "target/debug/oci-model-csi")
 INSIDE = "OCI_MODEL_CSI_TEST_INSIDE"
-REQUIRED = "OCI_MODEL_CSI_TEST_REQUIRE_NAMESPACES"
+MAY_SKIP = "OCI_MODEL_CSI_TEST_MAY_SKIP"
 MOUNTS = ["--mount", "--propagation", "private"]
 
 
@@ -32,7 +32,7 @@ def in_mount_namespace(test):
         flags = MOUNTS if os.geteuid() == 0 else ["--user", "--map-root-user", *MOUNTS]
         possible = subprocess.run(["unshare", *flags, "true"], capture_output=True, text=True)
         if possible.returncode != 0:
-            assert REQUIRED not in os.environ, possible.stderr
+            assert os.environ.get(MAY_SKIP) == "1", possible.stderr
             pytest.skip(f"no namespaces here: {possible.stderr.strip()}")
         environment = {**os.environ, INSIDE: "root" if os.geteuid() == 0 else "user"}
         again = subprocess.run(

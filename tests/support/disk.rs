@@ -9,18 +9,36 @@ use std::process::Command;
 #[derive(Debug)]
 pub(crate) struct Disk {
     pub(crate) path: PathBuf,
+    image: PathBuf,
 }
 
 impl Disk {
     /// An ext4 of so many bytes; `options` are those of mkfs.
     pub(crate) fn ext4(scratch: &Path, size: u64, options: &[&str]) -> Self {
-        let format = [&["mkfs.ext4", "-q", "-m", "0"], options].concat();
+        Self::made(&[&["mkfs.ext4", "-q", "-m", "0"], options].concat(), scratch, size)
+    }
+
+    /// One of so many bytes; `kind` is `ext4`, `xfs` or `btrfs`.
+    pub(crate) fn formatted(kind: &str, scratch: &Path, size: u64) -> Self {
+        Self::made(&[&format!("mkfs.{kind}"), "-q"], scratch, size)
+    }
+
+    fn made(format: &[&str], scratch: &Path, size: u64) -> Self {
         let (image, path) = (scratch.join("disk.img"), scratch.join("disk"));
         File::create(&image).and_then(|file| file.set_len(size)).expect("an image");
         fs::create_dir(&path).expect("a mount point");
         run(Command::new(format[0]).args(&format[1..]).arg(&image));
         run(Command::new("mount").args(["-o", "loop"]).args([&image, &path]));
-        Self { path }
+        Self { path, image }
+    }
+
+    /// The loop device that it is on.
+    pub(crate) fn device(&self) -> PathBuf {
+        let mut listing = Command::new("losetup");
+        let output = listing.args(["-n", "-O", "NAME", "-j"]).arg(&self.image).output();
+        let output = output.expect("losetup");
+        let name = String::from_utf8(output.stdout).expect("UTF-8");
+        name.lines().next().expect("a loop device").trim().into()
     }
 
     /// Bytes that somebody else takes of it.

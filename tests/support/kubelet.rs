@@ -246,14 +246,19 @@ impl Volume {
 
     /// One NodeUnpublishVolume, and kubelet's removal of what it made itself.
     pub(crate) async fn unpublish(&self) -> Result<(), Status> {
+        self.unpublish_only().await?;
+        remove_mount_directory(&self.target());
+        Ok(())
+    }
+
+    /// One NodeUnpublishVolume, and nothing of what kubelet does after it.
+    pub(crate) async fn unpublish_only(&self) -> Result<(), Status> {
         let target_path = self.target().to_str().expect("a UTF-8 path").to_owned();
         let request = NodeUnpublishVolumeRequest { volume_id: self.id.clone(), target_path };
         let answer = self
             .kubelet
             .call(request, async |mut client, request| client.node_unpublish_volume(request).await);
-        answer.await?;
-        remove_mount_directory(&self.target());
-        Ok(())
+        answer.await.map(drop)
     }
 
     pub(crate) async fn stats(&self) -> Result<NodeGetVolumeStatsResponse, Status> {

@@ -7,7 +7,7 @@
 //! a test makes is its own, so that tests run side by side.
 //!
 //! Where neither root nor user namespaces are to be had, such a test says
-//! SKIPPED and passes, unless `OCI_MODEL_CSI_TEST_REQUIRE_NAMESPACES` is set.
+//! SKIPPED and fails, unless `OCI_MODEL_CSI_TEST_MAY_SKIP=1` lets it pass.
 //! What a test measures it reports on stderr as a line `figure: …`.
 
 #![allow(dead_code, reason = "each test binary uses its part")]
@@ -17,6 +17,7 @@ pub(crate) mod commands;
 pub(crate) mod disk;
 pub(crate) mod driver;
 pub(crate) mod fetch;
+pub(crate) mod fuse;
 pub(crate) mod invariants;
 pub(crate) mod kubelet;
 pub(crate) mod load;

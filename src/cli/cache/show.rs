@@ -82,6 +82,14 @@ fn list(listing: &Listing) -> String {
         size_text(cache.evictable_bytes),
         size_text(cache.free_bytes),
     );
+    for aside in &listing.set_aside {
+        let (name, size) = (shown(&aside.name, 100), size_text(aside.bytes));
+        let use_of_it = match aside.mounts.len() {
+            0 => "unused: `cache gc --all` removes it".to_owned(),
+            mounts => format!("mounted at {mounts} places"),
+        };
+        let _ = writeln!(text, "{name}: {size} of an older layout, {use_of_it}");
+    }
     if !listing.prefetch.is_empty() {
         text.push_str("prefetch list:\n");
     }

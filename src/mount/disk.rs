@@ -1,0 +1,64 @@
+//! Which disk a path is on, for people: what to look at when it fails.
+
+use std::path::Path;
+
+use super::mountinfo::{MountEntry, MountTable};
+use crate::{Error, ErrorKind};
+
+/// Says of a failed disk which one it is and what to do about it. An error
+/// that is about something else stays as it is.
+#[must_use]
+pub fn named(error: Error, path: &Path) -> Error {
+    if error.kind() != ErrorKind::Disk {
+        return error;
+    }
+    // The names of the disk are not asked for: only the table of mounts is read.
+    let table = MountTable::read().unwrap_or_default();
+    let disk = around(&table, path).map_or_else(
+        || format!("the disk of {}", path.display()),
+        |entry| {
+            format!(
+                "{} is on {} ({}, mounted at {}), which",
+                path.display(),
+                entry.source.display(),
+                entry.fs_type.display(),
+                entry.mount_point.display()
+            )
+        },
+    );
+    Error::new(
+        ErrorKind::Unavailable,
+        format!(
+            "{error}; {disk} does not do what it should: read the node's kernel log (dmesg) and \
+             repair or replace that disk; it is tried again"
+        ),
+    )
+}
+
+/// The mount that a path is on, by its name alone.
+fn around<'a>(table: &'a MountTable, path: &Path) -> Option<&'a MountEntry> {
+    path.ancestors().find_map(|ancestor| table.at(ancestor))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_disk_of_a_path_is_named_with_its_device_and_its_mount_point() {
+        let table = "\
+            20 1 8:1 / / rw - ext4 /dev/sda1 rw\n\
+            21 20 8:16 / /var/lib/oci-model-csi rw - xfs /dev/sdb rw\n";
+        let table = MountTable::parse(table.as_bytes()).unwrap();
+        let device = |path: &str| around(&table, Path::new(path)).unwrap().source.clone();
+        assert_eq!(device("/var/lib/oci-model-csi/blobs"), "/dev/sdb");
+        assert_eq!(device("/var/lib/kubelet"), "/dev/sda1");
+
+        let error = Error::io("writing x", &nix::errno::Errno::EIO.into());
+        let error = named(error, Path::new("/nowhere"));
+        assert_eq!(error.kind(), ErrorKind::Unavailable);
+        assert!(error.message().contains("mounted at /") && error.message().contains("dmesg"));
+        let other = Error::invalid("x");
+        assert_eq!(named(other.clone(), Path::new("/")), other);
+    }
+}

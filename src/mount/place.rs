@@ -1,0 +1,495 @@
+//! The place where a volume appears: a name in a directory that is held open.
+//!
+//! Names below kubelet's directory of pods can be exchanged while a call is at
+//! work (renameat2(2)). A path that was checked may lead to another pod's
+//! volume when it is used. So the directory that the target is in is opened
+//! once, through no symbolic link, and everything is done in it by descriptor.
+//! Symbolic links in kubelet's own directory and above are the administrator's
+//! and are followed.
+//!
+//! What remains to those who can rename there: a mount point itself can be
+//! exchanged from another mount namespace between the last comparison and
+//! umount2(2), which takes no descriptor of a mount that it is to end.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2};
+use nix::mount::{MntFlags, umount2};
+use nix::sys::stat::{Mode, mkdirat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
+use tracing::debug;
+
+use super::mountinfo::MountTable;
+use super::{DirId, Mounted, disk, fd_path, mount_id};
+use crate::{Error, ErrorKind, Result};
+
+/// How often a busy mount is tried, and how long between: a process that only
+/// passes by (statfs, a directory walk) is gone after this.
+const BUSY_TRIES: u32 = 5;
+const BUSY_PAUSE: Duration = Duration::from_millis(20);
+
+/// A target path whose directory is open.
+#[derive(Debug)]
+pub struct Place {
+    pub(super) parent: OwnedFd,
+    id: DirId,
+    pub(super) name: OsString,
+    path: PathBuf,
+}
+
+/// What is at a place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// Nothing has the name.
+    Nothing,
+    /// A directory that is no mount point.
+    Directory,
+    /// A mount, the topmost of a stack.
+    Mount(Mounted),
+    /// Something that is neither, in words: "a regular file".
+    Other(&'static str),
+}
+
+impl Place {
+    /// Opens the directory that `target` is in; `None` when it does not exist.
+    ///
+    /// # Errors
+    /// `Invalid` when the target is not below `pods/<uid>/` of `kubelet`, or a
+    /// part of it below `kubelet` is a symbolic link or no directory.
+    pub fn open(kubelet: &Path, target: &Path) -> Result<Option<Self>> {
+        let below = target.strip_prefix(kubelet.join("pods")).ok().and_then(|below| {
+            // At least the pod's directory and a name in it.
+            let parent = below.parent().filter(|parent| !parent.as_os_str().is_empty())?;
+            Some((Path::new("pods").join(parent), below.file_name()?.to_owned()))
+        });
+        let Some((parent, name)) = below else {
+            return Err(Error::invalid(format!(
+                "{} is not a place of a pod below {}",
+                target.display(),
+                kubelet.join("pods").display()
+            )));
+        };
+        let directory = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let top = match nix::fcntl::open(kubelet, directory, Mode::empty()) {
+            Ok(top) => top,
+            Err(Errno::ENOENT) => return Ok(None),
+            Err(errno) => return Err(failed("opening", kubelet, errno)),
+        };
+        let resolve = ResolveFlag::RESOLVE_BENEATH
+            | ResolveFlag::RESOLVE_NO_SYMLINKS
+            | ResolveFlag::RESOLVE_NO_MAGICLINKS;
+        let how = OpenHow::new().flags(directory).resolve(resolve);
+        let opened = match openat2(&top, &parent, how) {
+            Ok(opened) => opened,
+            Err(Errno::ENOENT) => return Ok(None),
+            // Before Linux 5.6, or under a sandbox; or a link, which is to be named.
+            Err(Errno::ENOSYS | Errno::EPERM | Errno::ELOOP | Errno::ENOTDIR) => {
+                match walk(top, kubelet, &parent, target)? {
+                    Some(opened) => opened,
+                    None => return Ok(None),
+                }
+            }
+            Err(errno) => return Err(failed("opening the directory of", target, errno)),
+        };
+        let parent = File::from(opened);
+        let metadata = parent
+            .metadata()
+            .map_err(|error| failing("looking at the directory of", target, &error))?;
+        let id = DirId::from(&metadata);
+        Ok(Some(Self { parent: parent.into(), id, name, path: target.to_owned() }))
+    }
+
+    /// The target path, as it was given.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Which directory the target is in, whatever its path is by now.
+    pub fn directory(&self) -> DirId {
+        self.id
+    }
+
+    /// What is there now. No descriptor of it is left open: one would keep a mount busy.
+    ///
+    /// # Errors
+    /// When the kernel's answers cannot be read: then nothing is known.
+    pub fn look(&self) -> Result<Found> {
+        let doing = |error: io::Error| failing("looking for a mount at", &self.path, &error);
+        let file = match self.open_name(OFlag::empty()) {
+            Ok(file) => file,
+            Err(Errno::ENOENT) => return Ok(Found::Nothing),
+            Err(errno) => return Err(doing(errno.into())),
+        };
+        let id = mount_id(&file).map_err(doing)?;
+        let metadata = file.metadata().map_err(doing)?;
+        if id == mount_id(&self.parent).map_err(doing)? {
+            return Ok(match metadata.file_type() {
+                kind if kind.is_dir() => Found::Directory,
+                kind if kind.is_symlink() => Found::Other("a symbolic link"),
+                kind if kind.is_file() => Found::Other("a regular file"),
+                _ => Found::Other("a special file"),
+            });
+        }
+        let table = MountTable::read()?;
+        let entry = table.by_id(id).ok_or_else(|| {
+            let text = format!(
+                "the mount at {} is not in mountinfo; it is going just now, try again",
+                self.path.display()
+            );
+            Error::new(ErrorKind::Unavailable, text)
+        })?;
+        Ok(Found::Mount(Mounted::new(entry, DirId::from(&metadata))))
+    }
+
+    /// The mount that is there, if it is one.
+    ///
+    /// # Errors
+    /// As [`Place::look`].
+    pub fn mounted(&self) -> Result<Option<Mounted>> {
+        Ok(match self.look()? {
+            Found::Mount(mounted) => Some(mounted),
+            _ => None,
+        })
+    }
+
+    /// Makes the directory that a volume will be mounted on, mode 0750.
+    ///
+    /// A directory that is there already is taken as it is, if it is empty.
+    ///
+    /// # Errors
+    /// `Invalid` when the directory that it is to be in is gone, or when
+    /// something else than a directory has the name, a symbolic link included;
+    /// `Conflict` when the directory is not empty or a mount point.
+    pub fn make(&self) -> Result<()> {
+        let shown = self.path.display();
+        match mkdirat(&self.parent, self.name.as_os_str(), Mode::from_bits_truncate(0o750)) {
+            Ok(()) => return Ok(()),
+            Err(Errno::EEXIST) => {}
+            Err(Errno::ENOENT) => {
+                return Err(Error::invalid(format!(
+                    "target {shown} cannot be made: its parent directory does not exist; kubelet \
+                     makes it before it asks"
+                )));
+            }
+            Err(errno) => return Err(failed("making the target directory", &self.path, errno)),
+        }
+        match self.look()? {
+            Found::Other(kind) => Err(Error::invalid(format!(
+                "target {shown} is {kind}; a volume is mounted only on a directory: remove it"
+            ))),
+            Found::Mount(_) => Err(self.taken("is a mount point already")),
+            Found::Directory if self.is_empty()? => Ok(()),
+            Found::Directory => Err(Error::new(
+                ErrorKind::Conflict,
+                format!(
+                    "target {shown} is not empty, so something else is there; it was left alone"
+                ),
+            )),
+            Found::Nothing => Err(self.changed()),
+        }
+    }
+
+    /// Removes the empty directory; that it is gone already is fine.
+    ///
+    /// Never recursive: what a failed unmount would leave visible here are the
+    /// shared files of the cache.
+    ///
+    /// # Errors
+    /// `Conflict` when the directory is not empty; `Precondition` when it is no
+    /// directory; `Unavailable` when something is mounted on it by now. Nothing
+    /// is deleted then.
+    pub fn remove(&self) -> Result<()> {
+        let shown = self.path.display();
+        match unlinkat(&self.parent, self.name.as_os_str(), UnlinkatFlags::RemoveDir) {
+            Ok(()) | Err(Errno::ENOENT) => Ok(()),
+            Err(Errno::ENOTEMPTY | Errno::EEXIST) => Err(Error::new(
+                ErrorKind::Conflict,
+                format!(
+                    "target {shown} is not empty after unmounting; nothing in it was deleted; look \
+                     what wrote there and remove it by hand"
+                ),
+            )),
+            Err(Errno::ENOTDIR) => {
+                let kind = match self.look()? {
+                    Found::Other(kind) => kind,
+                    _ => "no directory",
+                };
+                Err(Error::new(
+                    ErrorKind::Precondition,
+                    format!(
+                        "target {shown} is {kind}, which this driver never makes; it was left as it \
+                         is: remove it by hand"
+                    ),
+                ))
+            }
+            Err(Errno::EBUSY) => Err(self.changed()),
+            Err(errno) => Err(failed("removing the target directory", &self.path, errno)),
+        }
+    }
+
+    /// Unmounts what [`Place::mounted`] found, if it is still that.
+    ///
+    /// The mount's id and its root are compared once more, and nothing is ever
+    /// detached while it is in use.
+    ///
+    /// # Errors
+    /// `Unavailable` while it is in use, or when something else is there by
+    /// now; `Precondition` when something is mounted on top of it or in it;
+    /// `Internal` when the kernel refuses. It then stays mounted.
+    pub fn unmount(&self, found: &Mounted) -> Result<()> {
+        let path = fd_path(&self.parent).join(&self.name);
+        for attempt in 0..BUSY_TRIES {
+            if attempt > 0 {
+                thread::sleep(BUSY_PAUSE);
+            }
+            match self.look()? {
+                Found::Mount(now) if (now.id, now.root) == (found.id, found.root) => {}
+                Found::Nothing | Found::Directory => return Ok(()),
+                _ => return Err(self.changed()),
+            }
+            match umount2(&path, MntFlags::UMOUNT_NOFOLLOW) {
+                Ok(()) => return Ok(()),
+                // Not a mount point any more, or one that may not be unmounted.
+                Err(errno @ (Errno::EBUSY | Errno::EINVAL | Errno::ENOENT))
+                    if attempt + 1 < BUSY_TRIES =>
+                {
+                    debug!(target = %self.path.display(), %errno, "unmounting it again");
+                }
+                Err(Errno::EBUSY) => return Err(self.busy(found)),
+                Err(errno) => {
+                    let hint = match errno {
+                        Errno::EPERM => "; the driver needs CAP_SYS_ADMIN",
+                        Errno::EINVAL => "; the mount belongs to another mount or user namespace",
+                        _ => "",
+                    };
+                    let failed = failed("unmounting", &self.path, errno);
+                    return Err(Error::new(failed.kind(), format!("{failed}{hint}")));
+                }
+            }
+        }
+        Err(self.busy(found))
+    }
+
+    fn busy(&self, found: &Mounted) -> Error {
+        let shown = self.path.display();
+        let inside = MountTable::read().ok().and_then(|table| {
+            let entries = table.entries().iter();
+            entries.filter(|entry| entry.parent == found.id).map(|e| e.mount_point.clone()).next()
+        });
+        match inside {
+            Some(inside) => Error::new(
+                ErrorKind::Precondition,
+                format!(
+                    "unmounting {shown}: something else is mounted inside it, at {}; it was left as \
+                     it is: unmount that first",
+                    inside.display()
+                ),
+            ),
+            None => Error::new(
+                ErrorKind::Unavailable,
+                format!(
+                    "unmounting {shown}: a process of the node uses it (`fuser -vm {shown}` names \
+                     it); it is tried again and never torn from under its reader"
+                ),
+            ),
+        }
+    }
+
+    /// What was looked at is not what is there now.
+    fn changed(&self) -> Error {
+        Error::new(
+            ErrorKind::Unavailable,
+            format!(
+                "{} is exchanged or mounted over by something else while it is worked on; it was \
+                 left as it is and is tried again",
+                self.path.display()
+            ),
+        )
+    }
+
+    pub(super) fn taken(&self, by: &str) -> Error {
+        Error::new(
+            ErrorKind::Conflict,
+            format!("target {} {by}; nothing was mounted over it", self.path.display()),
+        )
+    }
+
+    pub(super) fn open_name(&self, flags: OFlag) -> nix::Result<File> {
+        open_in(&self.parent, &self.name, flags).map(File::from)
+    }
+
+    pub(super) fn is_empty(&self) -> Result<bool> {
+        let doing = |error: io::Error| failing("listing", &self.path, &error);
+        let directory = self.open_name(OFlag::O_DIRECTORY).map_err(|errno| doing(errno.into()))?;
+        Ok(fs::read_dir(fd_path(&directory)).map_err(doing)?.next().is_none())
+    }
+}
+
+/// The directory `relative` below `top`, one name after the other: where
+/// openat2(2) is missing, and to name what it refuses.
+fn walk(top: OwnedFd, kubelet: &Path, relative: &Path, target: &Path) -> Result<Option<OwnedFd>> {
+    let (mut directory, mut path) = (top, kubelet.to_owned());
+    for name in relative {
+        path.push(name);
+        let opened = match open_in(&directory, name, OFlag::empty()) {
+            Ok(opened) => File::from(opened),
+            Err(Errno::ENOENT) => return Ok(None),
+            Err(errno) => return Err(failed("opening", &path, errno)),
+        };
+        let kind = opened.metadata().map_err(|error| failing("looking at", &path, &error))?;
+        if kind.is_symlink() {
+            return Err(Error::invalid(format!(
+                "{} is a symbolic link; no part of a target below kubelet's directory of pods may \
+                 be one (target_path {})",
+                path.display(),
+                target.display()
+            )));
+        }
+        if !kind.is_dir() {
+            return Err(Error::invalid(format!(
+                "a parent of {} is no directory (target_path {})",
+                path.display(),
+                target.display()
+            )));
+        }
+        directory = opened.into();
+    }
+    Ok(Some(directory))
+}
+
+fn open_in(directory: &OwnedFd, name: &OsStr, flags: OFlag) -> nix::Result<OwnedFd> {
+    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | flags;
+    openat(directory, name, flags, Mode::empty())
+}
+
+fn failed(doing: &str, path: &Path, errno: Errno) -> Error {
+    failing(doing, path, &errno.into())
+}
+
+fn failing(doing: &str, path: &Path, error: &io::Error) -> Error {
+    disk::named(Error::io(format_args!("{doing} {}", path.display()), error), path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    /// A place of a pod in a kubelet directory of its own, whose parent exists.
+    fn place(dir: &Path) -> Place {
+        fs::create_dir_all(dir.join("pods/u")).unwrap();
+        Place::open(dir, &dir.join("pods/u/mount")).unwrap().unwrap()
+    }
+
+    #[test]
+    fn a_target_is_made_private_to_the_group_and_made_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = place(dir.path());
+        place.make().unwrap();
+        let mode = fs::metadata(place.path()).unwrap().permissions().mode();
+        assert_eq!(mode & 0o7027, 0, "{mode:o}");
+        place.make().unwrap();
+        assert_eq!(place.look().unwrap(), Found::Directory);
+    }
+
+    #[test]
+    fn only_the_last_component_is_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = place(dir.path());
+        fs::remove_dir(dir.path().join("pods/u")).unwrap();
+        let error = place.make().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Invalid);
+        assert!(error.message().contains("pods/u/mount"), "{error}");
+        assert!(Place::open(dir.path(), &dir.path().join("pods/u/mount")).unwrap().is_none());
+        assert!(!dir.path().join("pods/u").exists());
+    }
+
+    #[test]
+    fn a_target_with_content_is_refused_and_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = place(dir.path());
+        place.make().unwrap();
+        let file = place.path().join("precious");
+        fs::write(&file, "data").unwrap();
+        assert_eq!(place.make().unwrap_err().kind(), ErrorKind::Conflict);
+
+        let error = place.remove().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Conflict);
+        assert!(error.message().contains(place.path().to_str().unwrap()), "{error}");
+        assert_eq!(fs::read_to_string(file).unwrap(), "data");
+    }
+
+    #[test]
+    fn a_symbolic_link_or_a_file_is_no_target_and_is_named() {
+        for (kind, is_link) in [("a symbolic link", true), ("a regular file", false)] {
+            let dir = tempfile::tempdir().unwrap();
+            let place = place(dir.path());
+            if is_link {
+                symlink(dir.path(), place.path()).unwrap();
+            } else {
+                fs::write(place.path(), "data").unwrap();
+            }
+            assert_eq!(place.look().unwrap(), Found::Other(kind));
+            let error = place.make().unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Invalid);
+            assert!(error.message().contains(kind), "{error}");
+            let error = place.remove().unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Precondition);
+            assert!(error.message().contains(kind), "{error}");
+            assert!(fs::symlink_metadata(place.path()).is_ok(), "it is still there");
+        }
+    }
+
+    #[test]
+    fn removing_what_is_gone_is_fine() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = place(dir.path());
+        place.remove().unwrap();
+        place.make().unwrap();
+        place.remove().unwrap();
+        assert_eq!(place.look().unwrap(), Found::Nothing);
+        fs::remove_dir(dir.path().join("pods/u")).unwrap();
+        place.remove().unwrap();
+    }
+
+    #[test]
+    fn the_walk_that_stands_in_for_openat2_refuses_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("pods/u/volumes")).unwrap();
+        symlink("u", dir.path().join("pods/link")).unwrap();
+        fs::write(dir.path().join("pods/file"), "").unwrap();
+        let walk = |relative: &str| {
+            let top = File::open(dir.path()).unwrap().into();
+            let relative = Path::new("pods").join(relative);
+            walk(top, dir.path(), &relative, &dir.path().join(&relative).join("mount"))
+        };
+        assert!(walk("u/volumes").unwrap().is_some());
+        assert!(walk("u/nothing").unwrap().is_none());
+        for (relative, why) in [("link/volumes", "symbolic link"), ("file/x", "no directory")] {
+            let stepwise = walk(relative).unwrap_err();
+            assert_eq!(stepwise.kind(), ErrorKind::Invalid);
+            assert!(stepwise.message().contains(why), "{stepwise}");
+            let target = dir.path().join("pods").join(relative).join("mount");
+            assert_eq!(Place::open(dir.path(), &target).unwrap_err(), stepwise);
+        }
+    }
+
+    #[test]
+    fn a_place_is_the_directory_that_was_opened_whatever_its_name_is_by_now() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = place(dir.path());
+        fs::rename(dir.path().join("pods/u"), dir.path().join("pods/moved")).unwrap();
+        fs::create_dir_all(dir.path().join("pods/u/mount")).unwrap();
+        place.make().unwrap();
+        assert!(dir.path().join("pods/moved/mount").is_dir());
+        place.remove().unwrap();
+        assert!(dir.path().join("pods/u/mount").is_dir(), "another directory of that name");
+    }
+}
