@@ -118,7 +118,7 @@ impl Policy {
         for part in [wanted].into_iter().chain(within) {
             match decide(&rules, &asked, part) {
                 Decision::Allowed => {}
-                Decision::Refused(by) => return Err(refusal::of(&asked, part, by)),
+                Decision::Refused(by) => return Err(refusal::of(&asked, part != wanted, by)),
                 Decision::Unknown => return Ok(Verdict::NeedsOwnNamespace),
             }
         }

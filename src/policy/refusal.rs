@@ -10,19 +10,16 @@ use crate::model::{ModelRequest, shown};
 /// A longer prefix does not fit into a message together with its rule.
 const PREFIX: usize = 120;
 
-/// Refused by the rule of this index, or by none; `part` is what is refused,
-/// the model's prefix or a directory in it.
-pub(super) fn of(asked: &Asked<'_>, part: &str, by: Option<usize>) -> Error {
+/// Refused by the rule of this index, or by none; `inside` when what is refused
+/// is a directory below the model's prefix. It is not named: that a rule speaks
+/// of it is for those to know who may read the rules.
+pub(super) fn of(asked: &Asked<'_>, inside: bool, by: Option<usize>) -> Error {
     let mut text = format!("Kubernetes namespace {}", shown(asked.namespace, 63));
     if let Some(name) = asked.service_account {
         let _ = write!(text, ", service account {}", shown(name, 100));
     }
     let _ = write!(text, ", may not mount {}: ", place(asked.request));
-    let inside = part != asked.request.prefix.as_str();
-    let what = match inside {
-        true => format!("{:?} in it", shown(part, PREFIX)),
-        false => "it".to_owned(),
-    };
+    let what = if inside { "a part of it" } else { "it" };
     let (cause, position) = match by {
         Some(index) => {
             let number = index + 1;
@@ -33,7 +30,7 @@ pub(super) fn of(asked: &Asked<'_>, part: &str, by: Option<usize>) -> Error {
     };
     text.push_str(&cause);
     if inside {
-        text.push_str("; name a prefix that leaves it out, or");
+        text.push_str("; name a prefix that leaves that part out, or");
     } else {
         text.push(';');
     }

@@ -122,8 +122,23 @@ fn what_holds_something_denied_is_denied() {
     for (asked, expected) in [("", false), ("m/", false), ("m/open/", true), ("m/secrets/", true)] {
         assert_eq!(may(&rules, who, &request(asked)), expected, "{asked:?}");
     }
-    let error = refused(rules.to_vec(), who, &request("m/"));
-    assert!(error.message().contains("rule 1 of policy.rules denies \"m/secret/\" in it"));
+}
+
+#[test]
+fn a_refusal_quotes_no_directory_that_only_a_rule_names() {
+    let identity = pod("a", "s");
+    let who = Who::Pod(Some(&identity));
+    let denied = [rule(&["m/secret-acquisition-2027/"], false), rule(&[""], true)];
+    let unnamed = [rule(&["m/open/"], true), rule(&["m/secret-acquisition-2027/"], false)];
+    for (rules, asked, said) in [
+        (&denied, "m/", "rule 1 of policy.rules denies a part of it; name a prefix that leaves"),
+        (&denied, "", "rule 1 of policy.rules denies a part of it; name a prefix that leaves"),
+        (&unnamed, "m/", "no rule of policy.rules allows it"),
+    ] {
+        let error = refused(rules.to_vec(), who, &request(asked));
+        assert!(error.message().contains(said), "{error}");
+        assert!(!error.message().contains("acquisition"), "{error}");
+    }
 }
 
 #[test]
