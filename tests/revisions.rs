@@ -272,8 +272,7 @@ fn during_an_outage_the_newest_cached_revision_is_mounted_after_ten_seconds() {
             let volume = kubelet.inline(pod, &PHI3);
             volume.publish().await.unwrap();
             let took = volume.calls()[0].took;
-            // Or as soon as eight attempts, a second or more apart, are used up.
-            assert!(took > Duration::from_secs(5) && took < Duration::from_secs(100), "{took:?}");
+            assert!((10.0..=12.0).contains(&took.as_secs_f64()), "{took:?}");
             assert_eq!(config(&volume), "{\"model_type\": \"phi3\"}");
             store.faults().remove(rule);
         }

@@ -2,64 +2,20 @@
 
 mod support;
 
-use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use localstore::{Action, LocalStore, Operation, Rule};
 use oci_model_csi::csi::proto::{CapacityRange, CreateVolumeRequest};
-use support::driver::{Driver, Setup};
+use support::driver::Driver;
 use support::kubelet::{Kubelet, Volume, mount_capability};
 use support::models::{BUCKET, MIB, PHI3, PREFIX, content_of, put_large, store_with_phi3};
 use support::run::{end_to_end, eventually};
+use support::workloads::{self, HOUR, caller, callers, of_team, renew, sent, setup};
 use tonic::Code;
 
-const TOKENS: &str = "csi.storage.k8s.io/serviceAccount.tokens";
-const HOUR: Duration = Duration::from_secs(3600);
-
-/// A driver whose own identity is no pod's.
-fn setup(scratch: &Path, store: &LocalStore) -> Setup {
-    let mut setup = Setup::new(scratch, store);
-    setup.auth = "oke_workload_identity";
-    setup.arguments = vec!["--oke-endpoint".to_owned(), store.endpoint()];
-    setup
-}
-
-/// A pod of this namespace as kubelet presents it, with its token.
+/// A pod of the model under [`PREFIX`].
 fn pod(kubelet: &Kubelet, store: &LocalStore, n: u32, team: &str, more: &[(&str, &str)]) -> Volume {
-    let volume = kubelet.inline(&n.to_string(), &[&PHI3[..], more].concat());
-    of_team(volume, store, team)
-}
-
-fn of_team(mut volume: Volume, store: &LocalStore, team: &str) -> Volume {
-    team.clone_into(&mut volume.namespace);
-    renew(&mut volume, store, HOUR);
-    volume
-}
-
-/// What kubelet does before every call whose token is old.
-fn renew(volume: &mut Volume, store: &LocalStore, ttl: Duration) {
-    let token = store.service_account_token(&volume.namespace, "default", Some(&volume.uid), ttl);
-    let tokens = serde_json::json!({"": {
-        "token": token.unwrap(), "expirationTimestamp": "2099-01-01T00:00:00Z",
-    }});
-    volume.attributes.insert(TOKENS.to_owned(), tokens.to_string());
-}
-
-fn caller(team: &str) -> String {
-    format!("system:serviceaccount:{team}:default")
-}
-
-/// Bytes of objects that were sent.
-fn sent(store: &LocalStore) -> u64 {
-    store.stats().object_bytes.values().sum()
-}
-
-/// Who asked something of the bucket.
-fn callers(store: &LocalStore, operation: Operation) -> Vec<String> {
-    let asked = store.requests().into_iter().filter(|one| one.operation == operation);
-    let mut callers: Vec<_> = asked.filter_map(|one| one.caller).collect();
-    callers.dedup();
-    callers
+    workloads::pod(kubelet, store, n, team, &[&PHI3[..], more].concat())
 }
 
 #[test]
@@ -100,8 +56,10 @@ fn a_cached_model_is_shared_with_exactly_those_whose_own_identity_may_read_it() 
             }
             store.reset_stats();
             pod(&kubelet, &store, n + 2, "team-c", policy).publish().await.unwrap();
-            assert_eq!(callers(&store, Operation::List), [caller("team-c")], "{policy:?}");
-            assert_eq!(sent(&store), 0, "{policy:?}");
+            assert_eq!(callers(&store, Operation::Get), [caller("team-c")], "{policy:?}");
+            let listed = callers(&store, Operation::List).len();
+            assert_eq!(listed, usize::from(policy[0].1 == "Always"), "{policy:?}");
+            assert_eq!(sent(&store), 2, "one byte for each directory: {policy:?}");
         }
         assert!(bytes > 3 * MIB);
         assert_eq!(driver.in_cache("models").len(), 1);
@@ -220,15 +178,24 @@ fn an_identity_service_that_is_away_serves_stale_to_those_who_could_read_before(
         let mut hasty = driver.kubelet();
         hasty.deadline = Duration::from_secs(30);
         let unproved = pod(&hasty, &store, 4, "team-b", &[("pullPolicy", "IfNotPresent")]);
-        let started = Instant::now();
-        let (always, cached, code) =
-            tokio::join!(proved[0].publish(), proved[1].publish(), async {
-                unproved.refused().await.0
-            });
+        // Another account that was given the name of the one that could read.
+        store.make_service_account_again("team-a", "default");
+        let namesake = pod(&hasty, &store, 6, "team-a", &[("pullPolicy", "IfNotPresent")]);
+        let (always, cached, unproved, namesake) = tokio::join!(
+            proved[0].publish(),
+            proved[1].publish(),
+            unproved.refused(),
+            namesake.refused()
+        );
         always.unwrap();
         cached.unwrap();
-        assert!(started.elapsed() >= Duration::from_secs(10));
-        assert!(!support::kubelet::is_final(code), "{code:?}");
+        for volume in &proved {
+            let took = volume.calls()[0].took;
+            assert!((10.0..=12.0).contains(&took.as_secs_f64()), "{took:?}");
+        }
+        for (code, message) in [unproved, namesake] {
+            assert!(!support::kubelet::is_final(code), "{code:?}: {message}");
+        }
         assert!(driver.metric("publish_total{result=\"stale\"}").await >= 2);
         // A refusal is no outage, and ends what was proved.
         store.faults().remove(away);
@@ -263,7 +230,7 @@ fn a_class_chooses_the_pods_identity_and_apart_from_whom_its_bytes_are_kept() {
             let volume = kubelet.persistent("volume-1", &n.to_string(), &class(scope));
             of_team(volume, &store, team).publish().await.unwrap();
             assert_eq!(callers(&store, Operation::List), [caller(team)]);
-            assert_eq!(sent(&store) > 0, downloads, "{scope} {team}");
+            assert_eq!(sent(&store) > MIB, downloads, "{scope} {team}");
         }
         assert_eq!(driver.in_cache("models").len(), 4);
 

@@ -27,7 +27,7 @@ pub use nearest::nearest;
 pub use pattern::{Filters, Pattern, Selection};
 pub use request::{CacheScope, ModelRequest, PodIdentity, PullPolicy};
 pub use tenant::Tenant;
-pub use token::PodTokens;
+pub use token::{PodTokens, account_uid};
 pub use tree::{ListedObject, Tree, TreeFile};
 pub use units::{duration_text, is_invisible, progress_text, shown, size_text};
 pub use uri::ModelUri;

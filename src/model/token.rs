@@ -30,11 +30,14 @@ struct Claims {
 
 #[derive(Default, Deserialize)]
 struct Kubernetes {
-    pod: Option<Pod>,
+    pod: Option<Bound>,
+    serviceaccount: Option<Bound>,
 }
 
+/// An object of the cluster that a token is bound to.
 #[derive(Deserialize)]
-struct Pod {
+struct Bound {
+    #[serde(default)]
     uid: String,
 }
 
@@ -75,6 +78,13 @@ impl PodTokens {
             _ => Ok(token.clone()),
         }
     }
+}
+
+/// The UID of the service account that a token is bound to: a name can be given
+/// to another account, a UID never is. `None` where the token does not say.
+pub fn account_uid(token: &str) -> Option<String> {
+    let uid = claims(token)?.kubernetes.serviceaccount?.uid;
+    (!uid.is_empty()).then_some(uid)
 }
 
 impl fmt::Debug for PodTokens {
@@ -143,6 +153,20 @@ mod tests {
             assert_eq!(error.kind(), ErrorKind::Invalid);
             assert!(!error.message().contains(&token), "{error}");
         }
+    }
+
+    #[test]
+    fn a_token_says_the_uid_of_its_account_or_nothing_is_believed() {
+        let of = |kubernetes: serde_json::Value| {
+            let claims = serde_json::json!({"sub": "s", "kubernetes.io": kubernetes});
+            account_uid(&format!("e30.{}.c2ln", URL_SAFE_NO_PAD.encode(claims.to_string())))
+        };
+        let uid = |uid: &str| serde_json::json!({"serviceaccount": {"name": "vllm", "uid": uid}});
+        assert_eq!(of(uid("u-1")), Some("u-1".to_owned()));
+        assert_eq!(of(uid("")), None);
+        assert_eq!(of(serde_json::json!({"serviceaccount": {"name": "vllm"}})), None);
+        assert_eq!(of(serde_json::json!({})), None);
+        assert_eq!(account_uid("opaque"), None);
     }
 
     #[test]

@@ -212,7 +212,8 @@ pub(crate) struct ErrorBody {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Page {
-    #[serde(default)]
+    /// Null or a list; what does not have it is not a listing, JSON or not.
+    #[serde(deserialize_with = "Option::deserialize")]
     pub(crate) objects: Option<PageObjects>,
     #[serde(default)]
     pub(crate) next_start_with: Option<String>,
@@ -418,5 +419,13 @@ mod tests {
         assert_eq!(objects.next().unwrap().complete().unwrap().size, 5_000_000_000);
         let error = objects.next().unwrap().complete().unwrap_err();
         assert!(error.contains("\"b\"") && error.contains("size"), "{error}");
+        assert!(serde_json::from_str::<Page>("{\"objects\":null}").unwrap().objects.is_none());
+    }
+
+    #[test]
+    fn json_that_is_no_listing_is_not_an_empty_one() {
+        for page in ["{}", r#"{"code":"Login","message":"first"}"#, r#"{"prefixes":[]}"#, "[]"] {
+            assert!(serde_json::from_str::<Page>(page).is_err(), "{page}");
+        }
     }
 }

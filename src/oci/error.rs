@@ -53,6 +53,7 @@ struct Inner {
     attempts: u32,
     elapsed: Duration,
     remedy: Option<String>,
+    of_identity: bool,
 }
 
 impl Error {
@@ -73,6 +74,7 @@ impl Error {
             attempts: 1,
             elapsed: Duration::ZERO,
             remedy: None,
+            of_identity: false,
         }))
     }
 
@@ -109,6 +111,22 @@ impl Error {
     pub(crate) fn with_attempts(mut self, attempts: u32, elapsed: Duration) -> Self {
         self.0.attempts = attempts;
         self.0.elapsed = elapsed;
+        self
+    }
+
+    /// Of a request for a credential, not of the one that needs it.
+    pub(crate) fn of_identity(mut self) -> Self {
+        self.0.of_identity = true;
+        self
+    }
+
+    /// Says `attempted` in place of the call and what it was about. An error of
+    /// a request for a credential stays as it is.
+    #[must_use]
+    pub fn while_attempting(mut self, attempted: impl Into<String>) -> Self {
+        if !self.0.of_identity {
+            self.0.attempted = attempted.into();
+        }
         self
     }
 

@@ -13,6 +13,8 @@ use std::sync::Arc;
 use http::{HeaderMap, HeaderName, Method, StatusCode, header};
 use tokio::sync::OnceCell;
 
+pub(crate) use self::exchange::statement;
+
 use self::connect::Place;
 use self::exchange::Call;
 use super::answer::{self, Listing, ObjectHead, PAGE_LIMIT, Page};
@@ -138,7 +140,8 @@ impl ObjectStorage {
     }
 
     /// As [`list_objects`](Self::list_objects); `on_page` is called for every
-    /// page that came, so that a long listing can be told from one that hangs.
+    /// page that is followed by another, so that a long listing can be told from one
+    /// that hangs.
     pub async fn list_objects_watched(
         &self,
         bucket: &Bucket,
@@ -166,7 +169,6 @@ impl ObjectStorage {
             }
             let call = Call::new("ListObjects", &subject, Method::GET, target).in_bucket(bucket);
             let (_, body) = self.0.read_retrying(&call, LONGEST_PAGE).await?;
-            on_page();
             let broken = |why: String| call.error(ErrorKind::Protocol, why);
             let page: Page = serde_json::from_slice(&body)
                 .map_err(|error| broken(format!("the answer is not a listing: {error}")))?;
@@ -191,18 +193,54 @@ impl ObjectStorage {
                 return Err(broken(format!("the listing does not advance beyond {next:?}")));
             }
             start = Some(next);
+            // Only what is a page has brought the listing further.
+            on_page();
         }
     }
 
-    /// Whether the bytes of an object may be read: asks for those of another
-    /// version than `etag`, so that none come while it is the present one.
-    pub async fn may_read(&self, object: &ObjectName, etag: &str) -> Result<(), Error> {
-        let call = Call::of_object("GetObject", object, Method::GET)?
-            .with_header(header::IF_NONE_MATCH, etag);
-        match self.0.send_retrying(&call).await {
-            Err(error) if error.status() != Some(StatusCode::NOT_MODIFIED.as_u16()) => Err(error),
-            // Read to its end or not: that it came is the answer.
-            _ => Ok(()),
+    /// Whether the bytes of an object may be read: asks for its first one, with
+    /// `if_match` of this version only. Objects of no bytes have no first one and
+    /// are asked for whole.
+    ///
+    /// # Errors
+    /// `Changed` when it is another version; `RangeNotSatisfiable` when it has no
+    /// bytes, and was said to have some; `Protocol` for an answer without an ETag,
+    /// which is nobody's who knows the object.
+    pub async fn may_read(
+        &self,
+        object: &ObjectName,
+        if_match: Option<&str>,
+        is_empty: bool,
+    ) -> Result<(), Error> {
+        let mut call = Call::of_object("GetObject", object, Method::GET)?;
+        if let Some(etag) = if_match {
+            call = call.with_header(header::IF_MATCH, etag);
+        }
+        if !is_empty {
+            call = call.with_header(header::RANGE, "bytes=0-0");
+        }
+        let response = self.0.send_retrying(&call).await?;
+        let (parts, body) = response.into_parts();
+        let etag = ObjectHead::part(&parts.headers, None).etag;
+        let broken = |why: &str| Err(call.error(ErrorKind::Protocol, why));
+        match (parts.status, if_match) {
+            (StatusCode::OK | StatusCode::PARTIAL_CONTENT, _) if etag.is_empty() => {
+                broken("the answer has no etag")
+            }
+            (StatusCode::OK | StatusCode::PARTIAL_CONTENT, Some(asked))
+                if etag != answer::opaque(asked) =>
+            {
+                let why = format!("version {asked} was asked for, and {etag} came");
+                Err(call.error(ErrorKind::Changed, why))
+            }
+            (StatusCode::PARTIAL_CONTENT, _) => {
+                // Read to its end, the connection can be used again.
+                let _ = self.0.transport.read(body, 16).await;
+                Ok(())
+            }
+            // A range was ignored, as it may be: the body is not waited for.
+            (StatusCode::OK, _) => Ok(()),
+            (status, _) => broken(&format!("unexpected status {status}")),
         }
     }
 

@@ -1,20 +1,15 @@
 //! Which revision a request gets: the current one, or one that is cached.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use tokio::time::Instant;
+use futures_util::FutureExt as _;
 
+use super::authorize::Permission;
+use super::outage::{self, Attempt, Outcome, Pulse, Silence};
 use super::{Resolver, Route};
 use crate::cache::{Cache, CachedModel};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Manifest, ModelKey, ModelRequest, PullPolicy, Revision};
-
-/// How long Object Storage has to be out of reach before an older revision is mounted.
-const OUTAGE: Duration = Duration::from_secs(10);
-
-/// Between two tries during an outage.
-const RETRY: Duration = Duration::from_secs(1);
 
 /// What to mount.
 pub(super) enum Choice {
@@ -44,25 +39,30 @@ impl Chooser {
         &self.resolver
     }
 
+    /// What a request gets. `silence` is how long Object Storage has not answered
+    /// for its volume.
     pub(super) async fn choose(
         &self,
         cache: &Cache,
         request: &ModelRequest,
         route: &Route,
+        silence: &Silence,
     ) -> Result<Choice> {
         if let Some(revision) = &request.revision {
-            return self.pinned(cache, request, route, revision).await;
+            return self.pinned(cache, request, route, revision, silence).await;
+        }
+        if request.pull_policy == PullPolicy::Always {
+            return self.current(cache, request, route, silence).await;
+        }
+        let latest = self.latest(cache, request, route).await?;
+        if let Some(model) = &latest
+            && let Some(choice) = self.cached(request, route, model, silence).await?
+        {
+            return Ok(choice);
         }
         match request.pull_policy {
-            PullPolicy::Always => self.current(cache, request, route).await,
-            PullPolicy::IfNotPresent => match self.latest(cache, request, route).await? {
-                Some(model) => self.cached(request, route, model).await,
-                None => self.resolver.resolve(request, route).await.map(Choice::Wanted),
-            },
-            PullPolicy::Never => match self.latest(cache, request, route).await? {
-                Some(model) => self.cached(request, route, model).await,
-                None => Err(not_cached(request)),
-            },
+            PullPolicy::Never => self.not_cached(request, route, latest).await,
+            _ => self.resolver.resolve(request, route).await.map(Choice::Wanted),
         }
     }
 
@@ -73,18 +73,24 @@ impl Chooser {
         request: &ModelRequest,
         route: &Route,
         revision: &Revision,
+        silence: &Silence,
     ) -> Result<Choice> {
         // The newest copy may be it; that needs no network, not even for the namespace.
         let latest = self.latest(cache, request, route).await?;
-        if let Some(model) = latest.filter(|model| model.manifest.revision == *revision) {
-            return self.cached(request, route, model).await;
-        }
-        let source = self.resolver.source(request, route).await?;
-        if let Some(model) = cache.find(&ModelKey::of(route.scope(), &source, revision)).await? {
-            return self.cached(request, route, model).await;
+        let model = match latest.filter(|model| model.manifest.revision == *revision) {
+            Some(model) => Some(model),
+            None => {
+                let source = self.resolver.source(request, route).await?;
+                cache.find(&ModelKey::of(route.scope(), &source, revision)).await?
+            }
+        };
+        if let Some(model) = &model
+            && let Some(choice) = self.cached(request, route, model, silence).await?
+        {
+            return Ok(choice);
         }
         if request.pull_policy == PullPolicy::Never {
-            return Err(not_cached(request));
+            return self.not_cached(request, route, model).await;
         }
         let manifest = self.resolver.resolve(request, route).await?;
         if manifest.revision == *revision {
@@ -107,81 +113,92 @@ impl Chooser {
         cache: &Cache,
         request: &ModelRequest,
         route: &Route,
+        silence: &Silence,
     ) -> Result<Choice> {
         if !self.serve_stale {
             return self.resolver.resolve(request, route).await.map(Choice::Wanted);
         }
-        let started = Instant::now();
-        let mut ticket = self.resolver.start(request, route);
-        loop {
-            // The outage lasts since the last answer, or since this call began.
-            let outage = ticket.progress().last().max(started) + OUTAGE;
-            let error = tokio::select! {
-                landed = ticket.landed() => match landed {
-                    Ok(manifest) => return Ok(Choice::Wanted(manifest)),
-                    Err(error) if error.kind() == ErrorKind::Unavailable => Some(error),
-                    Err(error) => return Err(error),
-                },
-                () = tokio::time::sleep_until(outage) => None,
-            };
-            let over = Instant::now() >= ticket.progress().last().max(started) + OUTAGE;
-            if error.is_none() && !over {
-                continue;
+        let attempt = || {
+            let mut ticket = self.resolver.start(request, route);
+            let pulse = ticket.shared_progress();
+            Attempt { pulse, answer: async move { ticket.landed().await }.boxed() }
+        };
+        let instead = || {
+            async {
+                let latest = self.latest(cache, request, route).await.ok().flatten();
+                latest.filter(|model| self.resolver.was_authorized(route, &model.key))
             }
-            let fallback = match self.resolver.was_permitted(request, route) {
-                true => self.latest(cache, request, route).await,
-                false => Ok(None),
-            };
-            match (fallback, error) {
-                (Ok(Some(model)), error) if over => {
-                    tracing::warn!(
-                        model = request.title(),
-                        revision = model.manifest.revision.as_str(),
-                        error = error.map(|e| e.to_string()),
-                        "Object Storage cannot be asked; the newest cached revision is mounted"
-                    );
-                    return Ok(Choice::Stale(model));
-                }
-                (Ok(Some(_)), _) => {
-                    tokio::time::sleep_until((Instant::now() + RETRY).min(outage)).await;
-                    ticket = self.resolver.start(request, route);
-                }
-                // Without anything to fall back on, the caller gets to know at once.
-                (_, Some(error)) => return Err(error),
-                (_, None) => return ticket.landed().await.map(Choice::Wanted),
+            .boxed()
+        };
+        Ok(match outage::ask(silence, attempt, instead).await? {
+            Outcome::Answered(manifest) => Choice::Wanted(manifest),
+            Outcome::Instead(model, error) => {
+                tracing::warn!(
+                    model = request.title(),
+                    revision = model.manifest.revision.as_str(),
+                    error = error.map(|e| e.to_string()),
+                    "Object Storage cannot be asked; the newest cached revision is mounted"
+                );
+                Choice::Stale(model)
             }
-        }
+        })
     }
 
-    /// A cached model, for those who may read it: that is asked also when
-    /// nothing else is. During an outage, who could read it before still may.
+    /// A cached model, for those who may read its objects: that is asked also when
+    /// nothing else is. During an outage, who could read them within the hour still
+    /// may. `None` when its objects are gone, so that nobody can show it.
     async fn cached(
         &self,
         request: &ModelRequest,
         route: &Route,
-        model: CachedModel,
-    ) -> Result<Choice> {
-        let trusted = self.serve_stale && self.resolver.was_permitted(request, route);
-        let outage = Instant::now() + OUTAGE;
-        loop {
-            let error = tokio::select! {
-                asked = self.resolver.permit(request, route) => match asked {
-                    Ok(()) => return Ok(Choice::Cached(model)),
-                    Err(error) if trusted && error.kind() == ErrorKind::Unavailable => Some(error),
-                    Err(error) => return Err(error),
-                },
-                () = tokio::time::sleep_until(outage), if trusted => None,
-            };
-            if error.is_none() || Instant::now() >= outage {
+        model: &CachedModel,
+        silence: &Silence,
+    ) -> Result<Option<Choice>> {
+        let attempt = || Attempt {
+            pulse: Arc::new(Pulse::default()),
+            answer: self.resolver.authorize(route, &model.manifest).boxed(),
+        };
+        let instead = || {
+            let trusted = self.serve_stale && self.resolver.was_authorized(route, &model.key);
+            async move { trusted.then_some(()) }.boxed()
+        };
+        Ok(match outage::ask(silence, attempt, instead).await? {
+            Outcome::Answered(Permission::Granted) => Some(Choice::Cached(model.clone())),
+            Outcome::Answered(Permission::Unprovable) => None,
+            Outcome::Instead((), error) => {
                 tracing::warn!(
                     model = request.title(),
                     error = error.map(|e| e.to_string()),
-                    "whether the pod may read the model cannot be asked; it could before"
+                    "whether the pod may read the model cannot be asked; it could within the hour"
                 );
-                return Ok(Choice::Stale(model));
+                Some(Choice::Stale(model.clone()))
             }
-            tokio::time::sleep_until((Instant::now() + RETRY).min(outage)).await;
+        })
+    }
+
+    /// Why `Never` gives nothing. Whoever asks with an identity of its own has to
+    /// be one who may read what is there: else the answer would tell what is cached.
+    async fn not_cached(
+        &self,
+        request: &ModelRequest,
+        route: &Route,
+        cached: Option<CachedModel>,
+    ) -> Result<Choice> {
+        if route.workload().is_some() {
+            let manifest = self.resolver.resolve(request, route).await?;
+            // Without files, a listing shows all that there is to be shown.
+            if let Some(model) = cached.filter(|model| model.key == manifest.key()) {
+                return Ok(Choice::Cached(model));
+            }
         }
+        Err(Error::new(
+            ErrorKind::NotFound,
+            format!(
+                "{} is not in this node's cache, and pullPolicy Never forbids to download it; use \
+                 IfNotPresent, or schedule the pod where it is cached",
+                request.title()
+            ),
+        ))
     }
 
     async fn latest(
@@ -192,15 +209,4 @@ impl Chooser {
     ) -> Result<Option<CachedModel>> {
         cache.latest(&route.digest(request)).await
     }
-}
-
-fn not_cached(request: &ModelRequest) -> Error {
-    Error::new(
-        ErrorKind::NotFound,
-        format!(
-            "{} is not in this node's cache, and pullPolicy Never forbids to download it; use \
-             IfNotPresent, or schedule the pod where it is cached",
-            request.title()
-        ),
-    )
 }

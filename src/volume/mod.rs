@@ -1,10 +1,14 @@
 //! The use cases: publish, unpublish, stats, and the provisioning of volumes.
 //! Each reads as the contract tells it; nothing here knows gRPC or Oracle.
 
+mod authorize;
+mod calls;
 mod choose;
 mod claims;
 #[cfg(test)]
 pub(crate) mod fake;
+mod known_buckets;
+mod outage;
 mod permit;
 mod proofs;
 mod provision;

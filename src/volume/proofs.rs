@@ -1,95 +1,166 @@
-//! Which service accounts have shown that they may read which models: what an
-//! outage of the services that could say so is bridged with. In memory.
+//! Which service accounts have shown that they may read which revisions: what an
+//! outage of the services that could say so is bridged with. In memory, and for
+//! an hour at most: what was taken from an account meanwhile is not known here.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::error::{ErrorKind, Result};
-use crate::model::RequestDigest;
+use crate::model::ModelKey;
 use crate::oci::Workload;
+
+/// How long a proof counts.
+const LIFETIME: Duration = Duration::from_secs(60 * 60);
 
 /// Proofs that are remembered.
 const KEPT: usize = 4096;
 
-/// Namespace, service account, and what it could read.
-type Proof = (String, String, RequestDigest);
+/// A service account, which another one of its name is not.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Account {
+    namespace: String,
+    name: String,
+    uid: String,
+}
 
-#[derive(Debug, Default)]
-pub(super) struct Proofs(Mutex<HashMap<Proof, Instant>>);
-
-impl Proofs {
-    /// Notes what came of asking: a refusal is the end of an earlier proof, and
-    /// an outage is neither.
-    pub(super) fn note<T>(&self, workload: &Workload, request: RequestDigest, asked: &Result<T>) {
-        let mut proofs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let proof = proof(workload, request);
-        match asked.as_ref().map_err(crate::Error::kind) {
-            Ok(_) => {
-                if proofs.len() >= KEPT && !proofs.contains_key(&proof) {
-                    let oldest = proofs.iter().min_by_key(|(_, noted)| **noted);
-                    let oldest = oldest.map(|(proof, _)| proof.clone());
-                    oldest.map(|oldest| proofs.remove(&oldest));
-                }
-                proofs.insert(proof, Instant::now());
-            }
-            Err(ErrorKind::Unauthenticated | ErrorKind::Denied | ErrorKind::NotFound) => {
-                proofs.remove(&proof);
-            }
-            Err(_) => {}
-        }
-    }
-
-    pub(super) fn has(&self, workload: &Workload, request: &RequestDigest) -> bool {
-        let proofs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        proofs.contains_key(&proof(workload, request.clone()))
+impl Account {
+    /// `None` where the token did not say which account it is: then nothing is
+    /// remembered of it.
+    pub(super) fn of(workload: &Workload) -> Option<Self> {
+        let Workload { namespace, service_account: name, account_uid, .. } = workload.clone();
+        Some(Self { namespace, name, uid: account_uid? })
     }
 }
 
-fn proof(workload: &Workload, request: RequestDigest) -> Proof {
-    (workload.namespace.clone(), workload.service_account.clone(), request)
+#[derive(Debug)]
+struct Proof {
+    shown: Instant,
+    location: String,
+    bucket: String,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Proofs(Mutex<HashMap<(Account, ModelKey), Proof>>);
+
+impl Proofs {
+    /// Remembers that the account could read the model; `place` is location and bucket.
+    pub(super) fn record(&self, workload: &Workload, model: ModelKey, place: (&str, &str)) {
+        let Some(account) = Account::of(workload) else { return };
+        let mut proofs = self.lock();
+        let key = (account, model);
+        if proofs.len() >= KEPT && !proofs.contains_key(&key) {
+            proofs.retain(|_, proof| proof.is_valid());
+            if proofs.len() >= KEPT {
+                make_way(&mut proofs);
+            }
+        }
+        let (location, bucket) = (place.0.to_owned(), place.1.to_owned());
+        proofs.insert(key, Proof { shown: Instant::now(), location, bucket });
+    }
+
+    /// Ends all that the account has shown of the bucket.
+    pub(super) fn forget(&self, workload: &Workload, place: (&str, &str)) {
+        let Some(account) = Account::of(workload) else { return };
+        self.lock().retain(|(whose, _), proof| {
+            *whose != account || (proof.location.as_str(), proof.bucket.as_str()) != place
+        });
+    }
+
+    pub(super) fn has(&self, workload: &Workload, model: &ModelKey) -> bool {
+        let Some(account) = Account::of(workload) else { return false };
+        self.lock().get(&(account, model.clone())).is_some_and(Proof::is_valid)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<(Account, ModelKey), Proof>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Proof {
+    fn is_valid(&self) -> bool {
+        self.shown.elapsed() < LIFETIME
+    }
+}
+
+/// Removes the oldest proof of the namespace that has most: nobody's many proofs
+/// push out another's few.
+fn make_way(proofs: &mut HashMap<(Account, ModelKey), Proof>) {
+    let mut counts: HashMap<&str, usize> = HashMap::new();
+    for (account, _) in proofs.keys() {
+        *counts.entry(&account.namespace).or_default() += 1;
+    }
+    let Some(namespace) = counts.iter().max_by_key(|(_, count)| **count).map(|(name, _)| *name)
+    else {
+        return;
+    };
+    let theirs = proofs.iter().filter(|((account, _), _)| account.namespace == namespace);
+    let oldest = theirs.min_by_key(|(_, proof)| proof.shown).map(|(key, _)| key.clone());
+    oldest.map(|oldest| proofs.remove(&oldest));
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Error;
+    use crate::model::{BucketName, NamespaceName, Prefix, Revision, Source};
 
-    fn workload(namespace: &str, pod_uid: &str) -> Workload {
-        let [namespace, service_account, pod_uid] =
-            [namespace, "default", pod_uid].map(str::to_owned);
-        Workload { namespace, service_account, pod_uid }
+    const PLACE: (&str, &str) = ("us-ashburn-1", "b");
+
+    fn workload(namespace: &str, account_uid: &str, pod_uid: &str) -> Workload {
+        let [namespace, service_account, account_uid, pod_uid] =
+            [namespace, "default", account_uid, pod_uid].map(str::to_owned);
+        Workload { namespace, service_account, account_uid: Some(account_uid), pod_uid }
+    }
+
+    fn model(name: &str) -> ModelKey {
+        let source = Source {
+            location: PLACE.0.to_owned(),
+            namespace: NamespaceName::parse("ns").unwrap(),
+            bucket: BucketName::parse(PLACE.1).unwrap(),
+            prefix: Prefix::parse(name).unwrap(),
+        };
+        ModelKey::of("", &source, &Revision::of([("f", 1, "e")].into_iter()))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_proof_is_one_accounts_for_one_model_until_it_is_refused_or_an_hour_old() {
+        let proofs = Proofs::default();
+        let team_a = workload("team-a", "u-1", "1");
+        proofs.record(&team_a, model("a"), PLACE);
+        assert!(proofs.has(&workload("team-a", "u-1", "2"), &model("a")), "another pod of it");
+        assert!(!proofs.has(&team_a, &model("b")));
+        assert!(!proofs.has(&workload("team-b", "u-2", "1"), &model("a")));
+        assert!(!proofs.has(&workload("team-a", "u-9", "1"), &model("a")), "an account made again");
+        proofs.forget(&team_a, ("us-ashburn-1", "other"));
+        proofs.forget(&workload("team-b", "u-2", "1"), PLACE);
+        assert!(proofs.has(&team_a, &model("a")), "of another bucket, and of another account");
+        proofs.forget(&team_a, PLACE);
+        assert!(!proofs.has(&team_a, &model("a")));
+        proofs.record(&team_a, model("a"), PLACE);
+        tokio::time::advance(LIFETIME.checked_sub(Duration::from_secs(1)).unwrap()).await;
+        assert!(proofs.has(&team_a, &model("a")));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert!(!proofs.has(&team_a, &model("a")));
     }
 
     #[test]
-    fn a_proof_is_the_accounts_for_one_request_until_it_is_refused() {
+    fn of_an_account_whose_token_says_no_uid_nothing_is_remembered() {
         let proofs = Proofs::default();
-        let request = |name| RequestDigest::of_fields(name, std::iter::empty());
-        let team_a = workload("team-a", "1");
-        let refused = |kind| Err::<(), _>(Error::new(kind, "x"));
-        proofs.note(&team_a, request("a"), &Ok(()));
-        assert!(proofs.has(&workload("team-a", "2"), &request("a")), "another pod of the account");
-        assert!(!proofs.has(&team_a, &request("b")));
-        assert!(!proofs.has(&workload("team-b", "1"), &request("a")));
-        proofs.note(&team_a, request("a"), &refused(ErrorKind::Unavailable));
-        assert!(proofs.has(&team_a, &request("a")), "an outage refuses nothing");
-        for kind in [ErrorKind::Unauthenticated, ErrorKind::Denied, ErrorKind::NotFound] {
-            proofs.note(&team_a, request("a"), &Ok(()));
-            proofs.note(&team_a, request("a"), &refused(kind));
-            assert!(!proofs.has(&team_a, &request("a")), "{kind:?}");
-        }
+        let unknown = Workload { account_uid: None, ..workload("team-a", "", "1") };
+        proofs.record(&unknown, model("a"), PLACE);
+        assert!(!proofs.has(&unknown, &model("a")));
     }
 
     #[test]
-    fn the_oldest_proof_makes_way() {
+    fn the_oldest_proof_of_whoever_has_most_makes_way() {
         let proofs = Proofs::default();
-        let request =
-            |n: usize| RequestDigest::of_fields("n", [n.to_string()].iter().map(|n| &**n));
-        let account = workload("team-a", "1");
-        for n in 0..=KEPT {
-            proofs.note(&account, request(n), &Ok(()));
+        let (few, many) = (workload("team-a", "u-1", "1"), workload("team-b", "u-2", "1"));
+        proofs.record(&few, model("a"), PLACE);
+        for n in 0..KEPT {
+            proofs.record(&many, model(&n.to_string()), PLACE);
         }
-        assert!(!proofs.has(&account, &request(0)) && proofs.has(&account, &request(KEPT)));
+        assert!(proofs.has(&few, &model("a")));
+        assert!(!proofs.has(&many, &model("0")) && proofs.has(&many, &model("4095")));
     }
 }

@@ -8,7 +8,9 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::Span;
 
+use super::calls::Calls;
 use super::choose::{Choice, Chooser};
+use super::outage::Silence;
 use super::permit::permit;
 use super::targets::Targets;
 use super::tell::{self, Teller};
@@ -38,6 +40,7 @@ pub(super) struct Inner {
     chooser: Chooser,
     policy: watch::Receiver<Policy>,
     targets: Targets,
+    calls: Calls,
     events: Events,
     metrics: Arc<Metrics>,
 }
@@ -54,10 +57,12 @@ impl Volumes {
         events: Events,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let targets = Targets::default();
+        let (targets, calls) = (Targets::default(), Calls::default());
         let told = events.clone();
         cache.on_damage(move |damage| tell::damaged(&told, damage));
-        Self(Arc::new(Inner { cache, kubelet, engine, chooser, policy, targets, events, metrics }))
+        let inner =
+            Inner { cache, kubelet, engine, chooser, policy, targets, calls, events, metrics };
+        Self(Arc::new(inner))
     }
 
     pub(super) fn cache(&self) -> &Cache {
@@ -92,12 +97,16 @@ impl Volumes {
         if let Err(error) = &result {
             Teller::new(&self.0.events, pod.as_ref()).failed(error);
         }
-        let seconds = started.elapsed().as_secs_f64();
         match &result {
             Ok(None) => {}
-            Ok(Some(how)) => self.0.metrics.published(*how, seconds),
+            Ok(Some((how, first))) => {
+                self.0.metrics.published(*how, first.elapsed().as_secs_f64());
+            }
             Err(error) if error.kind() == ErrorKind::InProgress => {}
-            Err(_) => self.0.metrics.published(PublishResult::Failed, seconds),
+            Err(_) => {
+                let seconds = started.elapsed().as_secs_f64();
+                self.0.metrics.published(PublishResult::Failed, seconds);
+            }
         }
         result.map(|_| ())
     }
@@ -107,22 +116,24 @@ impl Volumes {
         Teller::new(&self.0.events, pod).failed(error);
     }
 
-    /// `None` when it was published before.
+    /// How it was published, and when the first call for the volume came; `None` when
+    /// it was published before.
     async fn try_publish(
         &self,
         request: PublishRequest,
         deadline: Instant,
-    ) -> Result<Option<PublishResult>> {
+    ) -> Result<Option<(PublishResult, Instant)>> {
         let guard = self.0.targets.enter(&request.key.target)?;
         // kubelet asks again for every running pod after its restart: no
         // policy, network or limit of today may hurt those.
         if self.is_published(&request.key).await? {
             return Ok(None);
         }
+        let begun = self.0.calls.enter(&request.key);
         let title = request.model.title();
         let bringing = async {
             self.permit(&request).await?;
-            let brought = self.bring(&request, &title, deadline).await?;
+            let brought = self.bring(&request, &title, deadline, &begun.silence).await?;
             // That took a while, in which the rules may have changed.
             self.permit(&request).await.map(|()| brought)
         };
@@ -138,10 +149,11 @@ impl Volumes {
         let target = request.key.target.clone();
         let (pod, shown) = (request.pod.clone(), model.clone());
         blocking(move || inner.show(guard, request, model)).await?;
+        self.0.calls.end(&target);
         Teller::new(&self.0.events, pod.as_ref()).published(how, &shown, &title);
         let (target, result) = (target.display(), how.label());
         tracing::info!(%target, revision = revision.as_str(), result, "published");
-        Ok(Some(how))
+        Ok(Some((how, begun.first)))
     }
 
     /// Whether the target shows this volume's model already, for this request.
@@ -187,6 +199,7 @@ impl Volumes {
         request: &PublishRequest,
         title: &str,
         deadline: Instant,
+        silence: &Silence,
     ) -> Result<(CachedModel, PublishResult)> {
         let scope = request.model.scope_id(request.pod.as_ref())?;
         let caller = Caller::Pod { pod: request.pod.as_ref(), tokens: request.tokens.as_ref() };
@@ -195,7 +208,8 @@ impl Volumes {
         let teller = Teller::new(&self.0.events, request.pod.as_ref());
         let mut changed = None;
         for _ in 0..RESOLVES {
-            let chosen = self.0.chooser.choose(&self.0.cache, &request.model, &route).await?;
+            let Inner { cache, chooser, .. } = &*self.0;
+            let chosen = chooser.choose(cache, &request.model, &route, silence).await?;
             let manifest = match chosen {
                 Choice::Cached(model) => {
                     self.note(request, &route, &model, false).await?;
@@ -292,6 +306,7 @@ impl Volumes {
     /// What is gone already is fine.
     pub async fn unpublish(&self, volume_id: &str, target: &Path) -> Result<()> {
         let guard = self.0.targets.enter(target)?;
+        self.0.calls.end(target);
         let (inner, volume_id) = (Arc::clone(&self.0), volume_id.to_owned());
         let target = target.to_owned();
         let taken = blocking(move || {

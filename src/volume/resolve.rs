@@ -1,34 +1,28 @@
 //! From a request to the exact set of object versions it means now.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::proofs::Proofs;
+use super::authorize::{Authorizer, Permission, unseen};
+use super::known_buckets::{Asked, KnownBuckets};
+use super::outage::Pulse;
 use super::stores::{Caller, Route, Stores};
 use crate::blocking::blocking;
 use crate::cache::flight::{Flights, Ticket};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{
-    ListedObject, Manifest, ModelRequest, NamespaceName, RequestDigest, Source, Tree, size_text,
+    ListedObject, Manifest, ModelKey, ModelRequest, NamespaceName, RequestDigest, Source, Tree,
+    size_text,
 };
 use crate::oci::{self, Bucket, ObjectSummary, Workload};
 
 /// Resolving goes on this long without a caller: long enough for the retry of
 /// one that gave up early.
 const GRACE: Duration = Duration::from_secs(30);
-
-/// How long a bucket that was listed is believed to exist, against a 404.
-const BUCKET_REMEMBERED: Duration = Duration::from_secs(60 * 60);
-
-/// The delays before asking again for a bucket that flickers.
-const FLICKER: [Duration; 3] =
-    [Duration::from_millis(500), Duration::from_secs(1), Duration::from_secs(2)];
 
 /// Listings that are arranged at once: patterns and names that are made for it take seconds.
 const ARRANGED_AT_ONCE: usize = 2;
@@ -49,33 +43,11 @@ pub struct Resolver(Arc<Inner>);
 struct Inner {
     stores: Stores,
     limits: Limits,
-    /// When a bucket was listed last.
-    seen: Mutex<HashMap<(String, Bucket), Instant>>,
+    buckets: KnownBuckets,
     /// What a pod's own identity is answered is nobody else's.
     flights: Flights<(RequestDigest, Option<Workload>), Pulse, Arc<Manifest>>,
-    proofs: Proofs,
+    authorizer: Authorizer,
     arranging: Arc<Semaphore>,
-}
-
-/// When Object Storage answered last: a long listing is no outage.
-#[derive(Debug)]
-pub(super) struct Pulse(Mutex<Instant>);
-
-impl Default for Pulse {
-    fn default() -> Self {
-        Self(Mutex::new(Instant::now()))
-    }
-}
-
-impl Pulse {
-    fn beat(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
-    }
-
-    /// The last answer, or the start.
-    pub(super) fn last(&self) -> Instant {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl Resolver {
@@ -90,8 +62,8 @@ impl Resolver {
         Self(Arc::new(Inner {
             stores,
             limits,
-            seen: Mutex::default(),
-            proofs: Proofs::default(),
+            buckets: KnownBuckets::default(),
+            authorizer: Authorizer::default(),
             flights,
             arranging: Arc::new(Semaphore::new(ARRANGED_AT_ONCE)),
         }))
@@ -141,23 +113,19 @@ impl Resolver {
         self.0.stores.needs_pod(request).await
     }
 
-    /// Asks whether the pod whose own identity this is may read what is under
-    /// the prefix; nothing is asked where the driver's identity is used.
+    /// Whether the pod whose own identity this is may read this revision's own
+    /// objects; nothing is asked where the driver's identity is used.
     ///
     /// # Errors
-    /// What Object Storage or the identity service say.
-    pub(super) async fn permit(&self, request: &ModelRequest, route: &Route) -> Result<()> {
-        let Some(workload) = route.workload() else { return Ok(()) };
-        let asked = self.0.look(request, route).await;
-        self.0.proofs.note(workload, route.digest(request), &asked);
-        asked
+    /// Those of [`Authorizer::ask`].
+    pub(super) async fn authorize(&self, route: &Route, manifest: &Manifest) -> Result<Permission> {
+        self.0.authorizer.ask(&self.0.buckets, route, manifest).await
     }
 
-    /// Whether this pod's service account could read the model before. The
-    /// driver's own identity needs no proof.
-    pub(super) fn was_permitted(&self, request: &ModelRequest, route: &Route) -> bool {
-        let proved = |workload| self.0.proofs.has(workload, &route.digest(request));
-        route.workload().is_none_or(proved)
+    /// Whether this pod's service account has shown within the hour that it may
+    /// read the model. The driver's own identity needs no proof.
+    pub(super) fn was_authorized(&self, route: &Route, model: &ModelKey) -> bool {
+        self.0.authorizer.was_granted(route, model)
     }
 
     /// The current revision. Callers that ask for the same at the same time
@@ -177,15 +145,10 @@ impl Resolver {
         request: &ModelRequest,
         route: &Route,
     ) -> Ticket<Pulse, Arc<Manifest>> {
-        let digest = route.digest(request);
         let (inner, request, route) = (Arc::clone(&self.0), request.clone(), route.clone());
-        let key = (digest.clone(), route.workload().cloned());
+        let key = (route.digest(&request), route.workload().cloned());
         self.0.flights.join(key, Pulse::default(), move |pulse| async move {
-            let asked = inner.ask(&request, &route, &pulse).await;
-            if let Some(workload) = route.workload() {
-                inner.proofs.note(workload, digest, &asked);
-            }
-            asked.map(Arc::new)
+            inner.ask(&request, &route, &pulse).await.map(Arc::new)
         })
     }
 }
@@ -204,7 +167,37 @@ impl Inner {
     async fn ask(&self, request: &ModelRequest, route: &Route, pulse: &Pulse) -> Result<Manifest> {
         let source = self.source(request, route).await?;
         let bucket = Bucket::new(source.namespace.as_str(), source.bucket.as_str());
-        let listing = self.list(route, &bucket, source.prefix.as_str(), pulse).await?;
+        let (client, prefix) = (route.client(), source.prefix.as_str());
+        let listing = self.buckets.ask(Asked::List, (route, &bucket), || {
+            client.list_objects_watched(&bucket, prefix, self.limits.max_objects, || pulse.beat())
+        });
+        let listing = match listing.await {
+            Ok(listing) => listing,
+            Err(error) => return Err(self.authorizer.refusal(route, &source, error)),
+        };
+        let largest = listing.objects.iter().max_by_key(|object| object.size);
+        let largest = largest.filter(|_| route.workload().is_some()).cloned();
+        let tree = match self.tree(listing, request).await {
+            Ok(Some(tree)) => tree,
+            Ok(None) => return Err(self.nothing(request, route, &source, &bucket).await),
+            Err(error) => {
+                self.authorizer.ask_for_one(&self.buckets, route, &source, largest).await?;
+                return Err(error);
+            }
+        };
+        let manifest = Manifest::new(source, route.scope(), tree);
+        // Who may list need not be one who may read. Of a model without files the
+        // listing has shown everything.
+        if let Some(workload) = route.workload().filter(|_| !manifest.files.is_empty())
+            && self.authorizer.ask(&self.buckets, route, &manifest).await? != Permission::Granted
+        {
+            return Err(unseen(&manifest.source, workload));
+        }
+        Ok(manifest)
+    }
+
+    /// What a listing shows, within the limits; `None` for nothing.
+    async fn tree(&self, listing: oci::Listing, request: &ModelRequest) -> Result<Option<Tree>> {
         if listing.truncated {
             return Err(Error::new(
                 ErrorKind::Precondition,
@@ -216,10 +209,8 @@ impl Inner {
                 ),
             ));
         }
-        let Some(tree) = self.arrange(listing, request).await? else {
-            return Err(self.nothing(request, route, &source, &bucket).await);
-        };
-        let bytes = tree.bytes();
+        let tree = self.arrange(listing, request).await?;
+        let bytes = tree.as_ref().map_or(0, Tree::bytes);
         if self.limits.max_bytes.is_some_and(|most| bytes > most) {
             return Err(Error::new(
                 ErrorKind::Precondition,
@@ -230,12 +221,7 @@ impl Inner {
                 ),
             ));
         }
-        if let Some(file) = tree.files.first().filter(|_| route.workload().is_some()) {
-            // Who may list need not be one who may read.
-            let name = format!("{}{}", source.prefix, file.path);
-            self.prove(route, bucket, &name, &file.etag).await?;
-        }
-        Ok(Manifest::new(source, route.scope(), tree))
+        Ok(tree)
     }
 
     /// The tree of a listing, off the reactor.
@@ -248,64 +234,6 @@ impl Inner {
             Tree::arrange(listing.objects.into_iter().map(listed), &prefix, &filters)
         })
         .await
-    }
-
-    /// One object of the prefix, listed and asked for.
-    async fn look(&self, request: &ModelRequest, route: &Route) -> Result<()> {
-        let source = self.source(request, route).await?;
-        let bucket = Bucket::new(source.namespace.as_str(), source.bucket.as_str());
-        let listing = route.client().list_objects(&bucket, source.prefix.as_str(), 1).await?;
-        match listing.objects.first() {
-            Some(object) => self.prove(route, bucket, &object.name, &object.etag).await,
-            // The bucket moved on; that it was answered has to do.
-            None => Ok(()),
-        }
-    }
-
-    async fn prove(&self, route: &Route, bucket: Bucket, name: &str, etag: &str) -> Result<()> {
-        let object = oci::ObjectName::new(Arc::new(bucket), name);
-        match route.client().may_read(&object, etag).await {
-            // Deleted just now, which is not refused.
-            Err(error) if error.code() == Some("ObjectNotFound") => Ok(()),
-            asked => Ok(asked?),
-        }
-    }
-
-    /// Lists, and asks again when a bucket that was there within the hour is
-    /// said not to be: the service is known to answer so for moments.
-    async fn list(
-        &self,
-        route: &Route,
-        bucket: &Bucket,
-        prefix: &str,
-        pulse: &Pulse,
-    ) -> Result<oci::Listing> {
-        let (client, place) = (route.client(), (route.location().to_owned(), bucket.clone()));
-        let most = self.limits.max_objects;
-        let on_page = || pulse.beat();
-        for delay in FLICKER {
-            match client.list_objects_watched(bucket, prefix, most, on_page).await {
-                Err(error) if error.kind() == oci::ErrorKind::NotFound && self.saw(&place) => {
-                    tracing::warn!(%error, "a bucket that was there is said to be gone; asking again");
-                    tokio::time::sleep(delay).await;
-                }
-                other => {
-                    if other.is_ok() {
-                        self.lock().insert(place, Instant::now());
-                    }
-                    return Ok(other?);
-                }
-            }
-        }
-        Ok(client.list_objects_watched(bucket, prefix, most, on_page).await?)
-    }
-
-    fn saw(&self, place: &(String, Bucket)) -> bool {
-        self.lock().get(place).is_some_and(|seen| seen.elapsed() < BUCKET_REMEMBERED)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<(String, Bucket), Instant>> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Why nothing is selected, as far as it can be told.
@@ -335,10 +263,7 @@ impl Inner {
             }
         }
         if let Some(workload) = route.workload() {
-            return not_found(format!(
-                "no object under {:?} in {place}, which {workload} may list",
-                source.prefix.as_str()
-            ));
+            return unseen(source, workload);
         }
         not_found(format!(
             "no object under {} in {place}, or the driver may not see it; to allow it: Allow \

@@ -8,7 +8,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::OnceCell;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{ModelRequest, NamespaceName, PodIdentity, PodTokens, RequestDigest, Tenant};
+use crate::model::{
+    ModelRequest, NamespaceName, PodIdentity, PodTokens, RequestDigest, Tenant, account_uid,
+};
 use crate::oci::{self, AuthMethod, ObjectStorage, Settings, Workload};
 
 /// Clients kept for other places; beyond that they are made for each request.
@@ -338,12 +340,14 @@ fn as_caller(client: ObjectStorage, caller: Caller<'_>) -> Result<ObjectStorage>
              \"\"}] in the CSIDriver object (csiDriver.tokenRequests of the chart)",
         ),
         Caller::Pod { pod: Some(pod), tokens: Some(tokens) } => {
+            let token = tokens.of(pod)?;
             let workload = Workload {
                 namespace: pod.namespace.clone(),
                 service_account: pod.service_account.clone(),
+                account_uid: account_uid(&token),
                 pod_uid: pod.uid.clone(),
             };
-            Ok(client.as_pod(&workload, &tokens.of(pod)?))
+            Ok(client.as_pod(&workload, &token))
         }
     }
 }

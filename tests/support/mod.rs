@@ -29,3 +29,4 @@ pub(crate) mod protobuf;
 pub(crate) mod random;
 pub(crate) mod run;
 pub(crate) mod steps;
+pub(crate) mod workloads;

@@ -55,6 +55,8 @@ pub struct Workload {
     pub namespace: String,
     /// Name of the service account.
     pub service_account: String,
+    /// Its UID, where the token says it: a name may be another account's later.
+    pub account_uid: Option<String>,
     /// The pod's UID.
     pub pod_uid: String,
 }

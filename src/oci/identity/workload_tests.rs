@@ -7,7 +7,7 @@ use crate::oci::{AuthMethod, Environment};
 
 fn pod(uid: &str) -> Workload {
     let [namespace, service_account, pod_uid] = ["team-a", "vllm", uid].map(str::to_owned);
-    Workload { namespace, service_account, pod_uid }
+    Workload { namespace, service_account, account_uid: None, pod_uid }
 }
 
 /// A JWT that lives so long from now on, told apart by its number.

@@ -112,7 +112,7 @@ impl Inner {
             let response = self.exchange(call, &endpoint, None).await?;
             return self.succeeded(call, &endpoint, response).await;
         };
-        let credential = identity.credentials().await?;
+        let credential = identity.credentials().await.map_err(Error::of_identity)?;
         let response = self.exchange(call, &endpoint, Some(&credential)).await?;
         if response.status() != StatusCode::UNAUTHORIZED {
             return self.succeeded(call, &endpoint, response).await;
@@ -120,7 +120,7 @@ impl Inner {
         let other = match identity.invalidate(&credential).await {
             Ok(Some(other)) => other,
             Ok(None) => return self.succeeded(call, &endpoint, response).await,
-            Err(error) if error.is_transient() => return Err(error),
+            Err(error) if error.is_transient() => return Err(error.of_identity()),
             // The refusal is what happened; why it could not be met belongs to it.
             Err(cause) => {
                 let refusal = self.succeeded(call, &endpoint, response).await;
@@ -284,6 +284,8 @@ fn classify(status: StatusCode, code: Option<&str>) -> ErrorKind {
         (501 | 100..=399, _) => ErrorKind::Protocol,
         _ if wants_login(status) => ErrorKind::Protocol,
         (500.., _) => ErrorKind::Unavailable,
+        // Without a code it is not the service that says so, but what is in between.
+        (_, None) => ErrorKind::Protocol,
         _ => ErrorKind::Invalid,
     }
 }
@@ -358,11 +360,12 @@ mod tests {
             (401, Some("NotAuthenticated"), ErrorKind::Unauthenticated),
             (403, None, ErrorKind::Forbidden),
             (404, Some("NotAuthorizedOrNotFound"), ErrorKind::NotFound),
-            (405, None, ErrorKind::Invalid),
-            (407, None, ErrorKind::Protocol),
+            (405, Some("MethodNotAllowed"), ErrorKind::Invalid),
+            (405, None, ErrorKind::Protocol),
             (409, Some("NotRestored"), ErrorKind::Archived),
             (409, Some("ConcurrentObjectUpdate"), ErrorKind::Unavailable),
-            (409, None, ErrorKind::Invalid),
+            (409, Some("ObjectAlreadyExists"), ErrorKind::Invalid),
+            (407, None, ErrorKind::Protocol),
             (412, None, ErrorKind::Changed),
             (416, None, ErrorKind::RangeNotSatisfiable),
             (429, None, ErrorKind::Throttled),

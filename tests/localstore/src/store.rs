@@ -159,6 +159,17 @@ impl LocalStore {
         self.state().keys.grant(caller, bucket, Access::Inspect);
     }
 
+    /// As [`LocalStore::allow`], but objects may only be read by name, not listed.
+    pub fn allow_read_known(&self, caller: &str, bucket: &str) {
+        self.state().keys.grant(caller, bucket, Access::ReadKnown);
+    }
+
+    /// Keeps callers from reading objects of these names from now on, as a policy
+    /// does whose condition is about `target.object.name`; they stay listed.
+    pub fn withhold(&self, caller: &str, bucket: &str, object: &str) {
+        self.state().keys.withhold(caller, bucket, object);
+    }
+
     /// The token of a service account of this server's own cluster, as kubelet
     /// gives it to a CSI driver. OKE's identity service is at
     /// [`LocalStore::endpoint`], and the account's caller is
@@ -171,6 +182,12 @@ impl LocalStore {
         ttl: Duration,
     ) -> anyhow::Result<String> {
         self.state().cluster.issue(namespace, name, pod_uid, SystemTime::now(), ttl)
+    }
+
+    /// Deletes a service account and makes another one of its name, which has
+    /// another UID in its tokens.
+    pub fn make_service_account_again(&self, namespace: &str, name: &str) {
+        self.state().cluster.make_again(namespace, name);
     }
 
     /// Registers an API key by the PEM of its public half.

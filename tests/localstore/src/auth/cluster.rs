@@ -34,6 +34,8 @@ pub(crate) struct Cluster {
     /// What signs the tokens of this server's own making.
     own: OnceLock<KeyPair>,
     making: Mutex<()>,
+    /// How often an account was made again, by its subject.
+    made_again: RwLock<HashMap<String, u64>>,
 }
 
 /// A key that signs tokens of service accounts.
@@ -80,6 +82,12 @@ impl Cluster {
         Ok(())
     }
 
+    /// Deletes a service account and makes another one of its name.
+    pub(crate) fn make_again(&self, namespace: &str, name: &str) {
+        let subject = format!("{SERVICE_ACCOUNT}{namespace}:{name}");
+        *self.made_again.write().entry(subject).or_default() += 1;
+    }
+
     /// A token of this server's own cluster.
     pub(crate) fn issue(
         &self,
@@ -90,14 +98,17 @@ impl Cluster {
         ttl: Duration,
     ) -> anyhow::Result<String> {
         let issued = clock::unix_secs(now);
-        let mut kubernetes = json!({ "namespace": namespace, "serviceaccount": { "name": name } });
+        let subject = format!("{SERVICE_ACCOUNT}{namespace}:{name}");
+        let generation = self.made_again.read().get(&subject).copied().unwrap_or_default();
+        let account = json!({ "name": name, "uid": format!("{subject}#{generation}") });
+        let mut kubernetes = json!({ "namespace": namespace, "serviceaccount": account });
         if let Some(uid) = pod_uid {
             kubernetes["pod"] = json!({ "name": "pod", "uid": uid });
         }
         let claims = json!({
             "aud": ["https://kubernetes.default.svc.cluster.local"],
             "iss": "https://kubernetes.default.svc.cluster.local",
-            "sub": format!("{SERVICE_ACCOUNT}{namespace}:{name}"),
+            "sub": subject,
             "iat": issued,
             "nbf": issued,
             "exp": issued + ttl.as_secs(),

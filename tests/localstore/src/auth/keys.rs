@@ -28,15 +28,29 @@ pub(crate) struct Keys {
     hidden: RwLock<Vec<(String, String)>>,
     /// Callers that are named here see nothing but what is granted to them.
     granted: RwLock<Vec<(String, String, Access)>>,
+    /// (caller, bucket, object) patterns: these callers may not read these objects.
+    withheld: RwLock<Vec<(String, String, String)>>,
 }
 
-/// What a caller may do in a bucket; each includes the ones before.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+/// What a caller may do in a bucket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Access {
     /// See that objects are there.
     Inspect,
-    /// Read them.
+    /// Read those whose names are known, and see none.
+    ReadKnown,
+    /// See and read them.
     Read,
+}
+
+impl Access {
+    fn includes(self, wanted: Self) -> bool {
+        match wanted {
+            Self::Inspect => self != Self::ReadKnown,
+            Self::ReadKnown => self != Self::Inspect,
+            Self::Read => self == Self::Read,
+        }
+    }
 }
 
 /// Expired tokens are remembered this long, so that their refusal says so.
@@ -110,8 +124,24 @@ impl Keys {
             granted.iter().filter(|(callers, ..)| glob::matches(callers, caller)).peekable();
         let ungoverned = theirs.peek().is_none();
         let permitted = ungoverned
-            || theirs.any(|(_, buckets, given)| glob::matches(buckets, bucket) && *given >= access);
+            || theirs.any(|(_, buckets, given)| {
+                glob::matches(buckets, bucket) && given.includes(access)
+            });
         permitted && !self.is_hidden(caller, bucket)
+    }
+
+    pub(crate) fn withhold(&self, callers: &str, buckets: &str, objects: &str) {
+        let pair = (callers.to_owned(), buckets.to_owned(), objects.to_owned());
+        self.withheld.write().push(pair);
+    }
+
+    /// Whether a condition on the object's name keeps the caller from reading it.
+    pub(crate) fn is_withheld(&self, caller: &str, bucket: &str, object: &str) -> bool {
+        self.withheld.read().iter().any(|(callers, buckets, objects)| {
+            glob::matches(callers, caller)
+                && glob::matches(buckets, bucket)
+                && glob::matches(objects, object)
+        })
     }
 
     fn is_hidden(&self, caller: &str, bucket: &str) -> bool {

@@ -153,6 +153,8 @@ fn pattern_holds(pattern: Option<&String>, text: &str) -> bool {
 pub(crate) struct Effects {
     pub(crate) latency: Duration,
     pub(crate) refusal: Option<ApiError>,
+    /// The status of a page that is no answer of this API.
+    pub(crate) page: Option<u16>,
     pub(crate) disconnect: bool,
     pub(crate) date_offset_secs: i64,
     pub(crate) range: RangeFault,
@@ -209,6 +211,7 @@ impl Effects {
                     None => refusal,
                 });
             }
+            Action::Page { code } => self.page = Some(*code),
             Action::Disconnect => self.disconnect = true,
             Action::ResetAfter { bytes } => self.body.cut = Some(Cut::ResetAfter(*bytes)),
             Action::StallAfter { bytes } => self.body.cut = Some(Cut::StallAfter(*bytes)),

@@ -71,6 +71,11 @@ pub enum Action {
         #[serde(default)]
         retry_after: Option<u64>,
     },
+    /// Answers an HTML page instead, as a proxy in between does.
+    Page {
+        /// HTTP status; with one of 3xx the page is said to be elsewhere.
+        code: u16,
+    },
     /// Resets the connection instead of answering.
     Disconnect,
     /// Resets the connection after so many bytes of the body (of an upload's too).

@@ -47,6 +47,17 @@ pub(crate) fn text(body: impl Into<String>) -> Reply {
     with_body(StatusCode::OK, "text/plain", body.into().into_bytes())
 }
 
+/// A page that is no answer of this API, with a place for redirects to go.
+pub(crate) fn page(code: u16) -> Reply {
+    let status = StatusCode::from_u16(code).unwrap_or(StatusCode::BAD_GATEWAY);
+    let body = b"<html><body>This page is not available.</body></html>".to_vec();
+    let mut reply = with_body(status, "text/html", body);
+    if status.is_redirection() {
+        set(&mut reply, "location", "https://login.example.invalid/");
+    }
+    reply
+}
+
 /// `{"code", "message"}`; on HEAD only its length.
 pub(crate) fn error(error: &ApiError, head: bool) -> Reply {
     let body = serde_json::json!({"code": error.code, "message": error.message});

@@ -108,6 +108,9 @@ async fn handle(call: &mut Call) -> Handled {
     if let Some(refusal) = call.effects.refusal.take() {
         return Err(refusal.into());
     }
+    if let Some(code) = call.effects.page {
+        return Ok(reply::page(code));
+    }
     match call.target.operation {
         Operation::Imds => return api::imds::get(call),
         Operation::Federation => return api::federation::exchange(call).await,
@@ -125,11 +128,15 @@ async fn handle(call: &mut Call) -> Handled {
         Operation::List | Operation::Head | Operation::HeadBucket | Operation::GetBucket => {
             Access::Inspect
         }
+        Operation::Get => Access::ReadKnown,
         _ => Access::Read,
     };
+    let keys = &call.state.keys;
+    let (bucket, object) = (&call.target.bucket, &call.target.object);
+    let withheld = |caller| access != Access::Inspect && keys.is_withheld(caller, bucket, object);
     if let Some(caller) = &call.caller
-        && !call.target.bucket.is_empty()
-        && !call.state.keys.permits(caller, &call.target.bucket, access)
+        && !bucket.is_empty()
+        && (!keys.permits(caller, bucket, access) || withheld(caller))
     {
         return Err(ApiError::bucket_not_found(&call.target.bucket, namespace).into());
     }

@@ -1,0 +1,289 @@
+//! Whether a pod's own identity may read the very objects of a revision.
+//!
+//! To list is not to read, and HEAD needs no more than to list: so the proof is
+//! a GET of one byte, of the largest file of each directory. Rules and conditions
+//! speak of names by their beginnings, so they can tell directories apart. An
+//! object that was replaced is asked for by its name alone: the name is what
+//! permissions are about. An object that is gone proves nothing, and a revision
+//! with such an object counts as not cached: what is answered then is what would
+//! be if it had never been there.
+//!
+//! Whoever may not read gets one text, whether anything is there, was there, or
+//! stands in the cache.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+
+use super::Route;
+use super::known_buckets::{Asked, KnownBuckets};
+use super::proofs::Proofs;
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::{Manifest, ManifestFile, ModelKey, Source, shown};
+use crate::oci::{self, Bucket, ObjectName, ObjectSummary, Workload};
+
+/// Directories with files that one model may have where permission is asked for
+/// each of them: as much work for the service as a listing of 100,000 objects, and
+/// no more for one publish.
+const MOST_DIRECTORIES: usize = 256;
+
+/// Requests of one proof that are under way at once.
+const AT_ONCE: usize = 8;
+
+/// A longer prefix is shortened in messages, which have to hold a statement too.
+const PREFIX: usize = 120;
+
+/// What a pod's own identity may do with a revision.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Permission {
+    /// Read it.
+    Granted,
+    /// That cannot be shown any more: objects of it are gone, or it has no files.
+    Unprovable,
+}
+
+/// What asking for one object has shown.
+enum Probe {
+    Readable,
+    Gone,
+}
+
+/// Asks whether pods may read revisions, and remembers who could.
+#[derive(Debug, Default)]
+pub(super) struct Authorizer {
+    proofs: Proofs,
+}
+
+impl Authorizer {
+    /// Whether the route's own identity may read the revision. The driver's identity
+    /// needs no proof: what it may read is for the policy to share out.
+    ///
+    /// # Errors
+    /// `NotFound`, with the text of [`unseen`], when an object may not be read;
+    /// `Precondition` for more directories than are asked about; what else Object
+    /// Storage and the identity service say.
+    pub(super) async fn ask(
+        &self,
+        buckets: &KnownBuckets,
+        route: &Route,
+        manifest: &Manifest,
+    ) -> Result<Permission> {
+        let Some(workload) = route.workload() else { return Ok(Permission::Granted) };
+        let asked = probe_all(buckets, route, workload, manifest).await;
+        let place = (route.location(), manifest.source.bucket.as_str());
+        match &asked {
+            Ok(Permission::Granted) => self.proofs.record(workload, manifest.key(), place),
+            Ok(Permission::Unprovable) => {}
+            Err(error) => self.forget_if_refused(workload, place, error),
+        }
+        asked
+    }
+
+    /// Whether this identity has shown within the hour that it may read the model.
+    /// The driver's own needs no proof.
+    pub(super) fn was_granted(&self, route: &Route, model: &ModelKey) -> bool {
+        route.workload().is_none_or(|workload| self.proofs.has(workload, model))
+    }
+
+    /// Whether the route's own identity may read something of a listing: what is
+    /// wrong with the rest is only for those to know.
+    ///
+    /// # Errors
+    /// As [`Authorizer::ask`].
+    pub(super) async fn ask_for_one(
+        &self,
+        buckets: &KnownBuckets,
+        route: &Route,
+        source: &Source,
+        largest: Option<ObjectSummary>,
+    ) -> Result<()> {
+        let (Some(workload), Some(largest)) = (route.workload(), largest) else { return Ok(()) };
+        let ObjectSummary { name, size, etag, .. } = largest;
+        let bucket = Bucket::new(source.namespace.as_str(), source.bucket.as_str());
+        let object = ObjectName::new(Arc::new(bucket), name);
+        match probe(buckets, route, object, &etag, size).await {
+            Ok(Probe::Readable) => Ok(()),
+            Ok(Probe::Gone) => Err(unseen(source, workload)),
+            Err(error) => Err(self.refusal(route, source, error)),
+        }
+    }
+
+    /// What a failed listing means to a pod that asks with its own identity.
+    pub(super) fn refusal(&self, route: &Route, source: &Source, error: oci::Error) -> Error {
+        let Some(workload) = route.workload() else { return error.into() };
+        let error = refusal(error, source, workload);
+        let place = (route.location(), source.bucket.as_str());
+        self.forget_if_refused(workload, place, &error);
+        error
+    }
+
+    /// A refusal is the end of all that was proved of the bucket; an outage is not.
+    fn forget_if_refused(&self, workload: &Workload, place: (&str, &str), error: &Error) {
+        if matches!(
+            error.kind(),
+            ErrorKind::Unauthenticated | ErrorKind::Denied | ErrorKind::NotFound
+        ) {
+            self.proofs.forget(workload, place);
+        }
+    }
+}
+
+/// The one answer about a prefix of which a pod's own identity may read nothing:
+/// the same whether nothing is there, or it may not be seen, or it is cached.
+pub(super) fn unseen(source: &Source, workload: &Workload) -> Error {
+    Error::new(
+        ErrorKind::NotFound,
+        format!(
+            "no object under {:?} in bucket {} of namespace {} that {workload} may read; to allow \
+             it: {}",
+            shown(source.prefix.as_str(), PREFIX),
+            source.bucket,
+            source.namespace,
+            oci::statement(source.bucket.as_str(), Some(workload))
+        ),
+    )
+}
+
+/// Says nothing of which request it was: that would tell what is cached.
+fn refusal(error: oci::Error, source: &Source, workload: &Workload) -> Error {
+    if error.kind() == oci::ErrorKind::NotFound {
+        tracing::info!(%error, "refused to a pod's own identity");
+        return unseen(source, workload);
+    }
+    let attempted = format!(
+        "reading {:?} in bucket {} of namespace {} as {workload}",
+        shown(source.prefix.as_str(), PREFIX),
+        source.bucket,
+        source.namespace
+    );
+    error.while_attempting(attempted).into()
+}
+
+async fn probe_all(
+    buckets: &KnownBuckets,
+    route: &Route,
+    workload: &Workload,
+    manifest: &Manifest,
+) -> Result<Permission> {
+    let files = one_of_each_directory(&manifest.files);
+    if files.is_empty() {
+        return Ok(Permission::Unprovable);
+    }
+    let source = &manifest.source;
+    let bucket = Arc::new(Bucket::new(source.namespace.as_str(), source.bucket.as_str()));
+    let too_many = files.len() > MOST_DIRECTORIES;
+    let mut probes = Vec::new();
+    for file in files.into_iter().take(MOST_DIRECTORIES) {
+        let object = ObjectName::new(Arc::clone(&bucket), manifest.object_name(file));
+        probes.push(probe(buckets, route, object, &file.etag, file.size));
+    }
+    let readable = stream::iter(probes)
+        .buffer_unordered(AT_ONCE)
+        .try_all(async |probe| matches!(probe, Probe::Readable))
+        .await
+        .map_err(|error| refusal(error, source, workload))?;
+    match (readable, too_many) {
+        (false, _) => Ok(Permission::Unprovable),
+        (true, false) => Ok(Permission::Granted),
+        // Only whoever may read what was asked for learns how much there is.
+        (true, true) => Err(Error::new(
+            ErrorKind::Precondition,
+            format!(
+                "{} has files in more than {MOST_DIRECTORIES} directories, and permission is asked \
+                 for each of them where pods read with their own identities: name a longer prefix, \
+                 or leave some out with exclude",
+                source.title()
+            ),
+        )),
+    }
+}
+
+/// The largest file of each directory, the largest first.
+fn one_of_each_directory(files: &[ManifestFile]) -> Vec<&ManifestFile> {
+    let mut largest: BTreeMap<&str, &ManifestFile> = BTreeMap::new();
+    for file in files {
+        let directory = file.path.rsplit_once('/').map_or("", |(directory, _)| directory);
+        let known = largest.entry(directory).or_insert(file);
+        if file.size > known.size {
+            *known = file;
+        }
+    }
+    let mut files: Vec<&ManifestFile> = largest.into_values().collect();
+    files.sort_by_key(|file| std::cmp::Reverse(file.size));
+    files
+}
+
+async fn probe(
+    buckets: &KnownBuckets,
+    route: &Route,
+    object: ObjectName,
+    etag: &str,
+    size: u64,
+) -> oci::Result<Probe> {
+    let (client, bucket) = (route.client(), &*object.bucket);
+    let (version, is_empty) = (Some(etag), size == 0);
+    let mut asked = buckets
+        .ask(Asked::Read, (route, bucket), || client.may_read(&object, version, is_empty))
+        .await;
+    if fails_as(&asked, oci::ErrorKind::Changed) {
+        asked = buckets
+            .ask(Asked::Read, (route, bucket), || client.may_read(&object, None, false))
+            .await;
+    }
+    if fails_as(&asked, oci::ErrorKind::RangeNotSatisfiable) {
+        asked = buckets
+            .ask(Asked::Read, (route, bucket), || client.may_read(&object, None, true))
+            .await;
+    }
+    match asked {
+        Ok(()) => Ok(Probe::Readable),
+        Err(error) if error.code() == Some("ObjectNotFound") => Ok(Probe::Gone),
+        Err(error) => Err(error),
+    }
+}
+
+fn fails_as(asked: &oci::Result<()>, kind: oci::ErrorKind) -> bool {
+    asked.as_ref().is_err_and(|error| error.kind() == kind)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::BlobId;
+    use crate::model::{BucketName, NamespaceName, Prefix};
+
+    fn files(of: &[(&str, u64)]) -> Vec<ManifestFile> {
+        let source = Source {
+            location: "x".into(),
+            namespace: NamespaceName::parse("ns").unwrap(),
+            bucket: BucketName::parse("b").unwrap(),
+            prefix: Prefix::parse("m/").unwrap(),
+        };
+        let file = |&(path, size): &(&str, u64)| ManifestFile {
+            path: path.to_owned(),
+            size,
+            etag: "e".to_owned(),
+            md5: None,
+            blob: BlobId::of("", &source, path, "e"),
+        };
+        of.iter().map(file).collect()
+    }
+
+    #[test]
+    fn the_largest_file_of_each_directory_is_asked_for_and_the_largest_of_all_first() {
+        let files = files(&[
+            ("a", 3),
+            ("b", 9),
+            ("d/empty", 0),
+            ("d/e/x", 20),
+            ("d/e/y", 20),
+            ("f/one", 5),
+            ("f/two", 6),
+        ]);
+        let asked: Vec<&str> =
+            one_of_each_directory(&files).iter().map(|file| file.path.as_str()).collect();
+        assert_eq!(asked, ["d/e/x", "b", "f/two", "d/empty"]);
+        assert!(one_of_each_directory(&[]).is_empty());
+    }
+}

@@ -1,0 +1,123 @@
+//! What is remembered of a volume between kubelet's calls for it, until it is
+//! published or taken away.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::PublishKey;
+use super::outage::Silence;
+
+/// A volume that is not asked for during this time is asked for no more: kubelet
+/// waits two minutes for an answer, and at most two before it asks again.
+const FORGOTTEN: Duration = Duration::from_secs(5 * 60);
+
+/// Volumes that are remembered at once.
+const KEPT: usize = 4096;
+
+/// The publishes that have begun and are not through; clones are the same.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Calls(Arc<Mutex<HashMap<PathBuf, Begun>>>);
+
+/// A publish that may take several calls.
+#[derive(Debug, Clone)]
+pub(super) struct Begun {
+    volume_id: String,
+    /// When the first call came.
+    pub(super) first: Instant,
+    last: Instant,
+    /// Since when Object Storage has not answered for it.
+    pub(super) silence: Silence,
+}
+
+impl Calls {
+    /// Notes a call for a volume, and says what is known from those before.
+    pub(super) fn enter(&self, key: &PublishKey) -> Begun {
+        let now = Instant::now();
+        let mut calls = self.lock();
+        let known = calls.get(&key.target).filter(|begun| {
+            begun.volume_id == key.volume_id && now.duration_since(begun.last) < FORGOTTEN
+        });
+        let begun = match known {
+            Some(begun) => Begun { last: now, ..begun.clone() },
+            None => Begun {
+                volume_id: key.volume_id.clone(),
+                first: now,
+                last: now,
+                silence: Silence::default(),
+            },
+        };
+        if calls.len() >= KEPT && !calls.contains_key(&key.target) {
+            make_way(&mut calls, now);
+        }
+        calls.insert(key.target.clone(), begun.clone());
+        begun
+    }
+
+    /// The volume is published, or gone.
+    pub(super) fn end(&self, target: &Path) {
+        self.lock().remove(target);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<PathBuf, Begun>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn make_way(calls: &mut HashMap<PathBuf, Begun>, now: Instant) {
+    calls.retain(|_, begun| now.duration_since(begun.last) < FORGOTTEN);
+    if calls.len() >= KEPT {
+        let oldest = calls.iter().min_by_key(|(_, begun)| begun.last);
+        let oldest = oldest.map(|(target, _)| target.clone());
+        oldest.map(|oldest| calls.remove(&oldest));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::RequestDigest;
+
+    fn key(volume_id: &str, target: &str) -> PublishKey {
+        PublishKey {
+            volume_id: volume_id.to_owned(),
+            target: PathBuf::from(target),
+            digest: RequestDigest::of_fields("test", std::iter::empty()),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_call_counts_until_the_volume_is_published_gone_or_forgotten() {
+        let calls = Calls::default();
+        let start = Instant::now();
+        let first = |volume_id, target| calls.enter(&key(volume_id, target)).first - start;
+        let minute = Duration::from_secs(60);
+        assert_eq!(first("a", "/t"), Duration::ZERO);
+        tokio::time::advance(4 * minute).await;
+        assert_eq!(first("a", "/t"), Duration::ZERO);
+        assert_eq!(first("a", "/other"), 4 * minute, "another pod of the volume");
+        tokio::time::advance(4 * minute).await;
+        assert_eq!(first("a", "/t"), Duration::ZERO, "its last call counts");
+        assert_eq!(first("b", "/t"), 8 * minute, "another volume");
+        calls.end(Path::new("/t"));
+        tokio::time::advance(minute).await;
+        assert_eq!(first("b", "/t"), 9 * minute);
+        tokio::time::advance(5 * minute).await;
+        assert_eq!(first("b", "/t"), 14 * minute);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_bounded_number_of_volumes_is_remembered() {
+        let calls = Calls::default();
+        for n in 0..=KEPT {
+            calls.enter(&key("a", &n.to_string()));
+            tokio::time::advance(Duration::from_millis(1)).await;
+        }
+        let known = calls.lock();
+        assert_eq!(known.len(), KEPT);
+        assert!(!known.contains_key(Path::new("0")) && known.contains_key(Path::new("1")));
+    }
+}

@@ -1,0 +1,230 @@
+//! Outages in virtual time, over the flights and the retries of a real listing:
+//! what goes wrong is drawn at random, and how long a volume takes to its older
+//! revision is measured.
+
+use std::sync::Mutex;
+use std::time::SystemTime;
+
+use futures_util::FutureExt as _;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::*;
+use crate::cache::flight::Flights;
+use crate::oci::{self, RetryPolicy};
+
+const TRIALS: u64 = 1000;
+
+/// Numbers that follow from a seed (splitmix64).
+#[derive(Clone)]
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        (mixed ^ (mixed >> 31)) % end
+    }
+
+    fn pick<T: Copy>(&mut self, of: &[T]) -> T {
+        of[usize::try_from(self.below(of.len() as u64)).unwrap()]
+    }
+}
+
+/// What becomes of an attempt.
+#[derive(Debug, Clone, Copy)]
+enum Fault {
+    /// No packet comes back: until the connection's, or the answer's time is over.
+    Silent(u64),
+    Refused,
+    Unavailable,
+    /// With this `Retry-After`, in seconds.
+    Throttled(u64),
+    /// A redirect, 501, or a proxy's page: not asked again by the client itself.
+    NoAnswer,
+}
+
+const FAULTS: [Fault; 8] = [
+    Fault::Silent(10),
+    Fault::Silent(60),
+    Fault::Refused,
+    Fault::Unavailable,
+    Fault::Throttled(1),
+    Fault::Throttled(30),
+    Fault::Throttled(600),
+    Fault::NoAnswer,
+];
+
+async fn fails(fault: Fault) -> oci::Error {
+    let error = |kind| oci::Error::new(kind, "listing", format!("{fault:?}"));
+    let (kind, after) = match fault {
+        Fault::Silent(seconds) => {
+            tokio::time::sleep(Duration::from_secs(seconds)).await;
+            (oci::ErrorKind::Unavailable, None)
+        }
+        Fault::Refused | Fault::Unavailable => (oci::ErrorKind::Unavailable, None),
+        Fault::Throttled(seconds) => (oci::ErrorKind::Throttled, Some(seconds)),
+        Fault::NoAnswer => (oci::ErrorKind::Protocol, None),
+    };
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    error(kind).with_retry_after(after.map(Duration::from_secs))
+}
+
+/// A service that gives some pages and then goes away, for ever or not.
+struct Service {
+    flights: Flights<(), Pulse, &'static str>,
+    random: Arc<Mutex<Random>>,
+    faults: Vec<Fault>,
+    /// Pages that come, and the seconds that each of them takes.
+    pages: (u64, u64),
+    /// When it answers again.
+    back: Option<Instant>,
+}
+
+impl Service {
+    fn new(random: Random, faults: &[Fault]) -> Self {
+        let grace = Duration::from_secs(30);
+        let flights = Flights::new(grace, TaskTracker::new(), CancellationToken::new());
+        let (random, faults) = (Arc::new(Mutex::new(random)), faults.to_vec());
+        Self { flights, random, faults, pages: (0, 0), back: None }
+    }
+
+    fn attempt(&self) -> Attempt<'_, &'static str> {
+        let (random, faults) = (Arc::clone(&self.random), self.faults.clone());
+        let (pages, back) = (self.pages, self.back);
+        let mut ticket = self.flights.join((), Pulse::default(), move |pulse| async move {
+            for _ in 0..pages.0 {
+                tokio::time::sleep(Duration::from_secs(pages.1)).await;
+                pulse.beat();
+            }
+            if faults.is_empty() {
+                return Ok("current");
+            }
+            let mut attempts = RetryPolicy::default().start();
+            loop {
+                if back.is_some_and(|back| Instant::now() >= back) {
+                    return Ok("current");
+                }
+                let fault = random.lock().unwrap().pick(&faults);
+                attempts.again(fails(fault).await).await?;
+            }
+        });
+        let pulse = ticket.shared_progress();
+        Attempt { pulse, answer: async move { ticket.landed().await }.boxed() }
+    }
+
+    async fn ask(&self, silence: &Silence, cached: bool) -> Result<Outcome<&'static str, ()>> {
+        ask(silence, || self.attempt(), || async move { cached.then_some(()) }.boxed()).await
+    }
+}
+
+/// One volume as kubelet asks for it, until it has its older revision; the time
+/// from the first attempt that nothing answered.
+async fn time_to_stale(service: &Service, wait: Duration) -> Duration {
+    let silence = Silence::default();
+    let start = Instant::now();
+    let mut backoff = Duration::from_millis(500);
+    loop {
+        match tokio::time::timeout(wait, service.ask(&silence, true)).await {
+            Ok(Ok(Outcome::Instead((), _))) => break,
+            Ok(other) => panic!("{other:?}"),
+            Err(_) => tokio::time::sleep(backoff).await,
+        }
+        backoff *= 2;
+    }
+    let (pages, each) = service.pages;
+    start.elapsed().checked_sub(Duration::from_secs(pages * each)).unwrap()
+}
+
+#[expect(clippy::print_stderr, reason = "the figure, and the seed that repeats it")]
+#[tokio::test(start_paused = true)]
+async fn in_a_thousand_outages_an_older_revision_is_mounted_after_10_to_12_seconds() {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    let seed = std::env::var("OCI_MODEL_CSI_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
+    let seed = seed.unwrap_or(u64::from(now.subsec_nanos()));
+    eprintln!("OCI_MODEL_CSI_TEST_SEED={seed}");
+    let mut random = Random(seed);
+    let mut took = Vec::new();
+    for trial in 0..TRIALS {
+        // One fault throughout, or each attempt another one.
+        let faults = match trial % 3 {
+            0 => FAULTS.to_vec(),
+            _ => vec![random.pick(&FAULTS)],
+        };
+        let mut service = Service::new(Random(random.below(u64::MAX)), &faults);
+        service.pages = random.pick(&[(0, 0), (0, 0), (1, 1), (5, 4), (3, 9)]);
+        // A listing that is begun anew gives its pages again, which is an answer.
+        let wait = match service.pages.0 {
+            0 => random.pick(&[4, 5, 9, 25, 110]),
+            _ => 110,
+        };
+        if service.pages.0 > 0 {
+            service.faults = vec![Fault::Silent(60)];
+        }
+        let time = time_to_stale(&service, Duration::from_secs(wait)).await;
+        let right = (10.0..=12.0).contains(&time.as_secs_f64());
+        assert!(right, "trial {trial} of seed {seed}: {time:?}, {faults:?}, {:?}", service.pages);
+        took.push(time);
+    }
+    took.sort();
+    let (median, max) = (took[took.len() / 2], took[took.len() - 1]);
+    eprintln!("figure: {TRIALS} outages in virtual time: p50 {median:?}, max {max:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_listing_that_takes_long_page_by_page_is_no_outage() {
+    let mut service = Service::new(Random(1), &[]);
+    service.pages = (30, 9);
+    let start = Instant::now();
+    let outcome = service.ask(&Silence::default(), true).await;
+    assert_eq!(outcome, Ok(Outcome::Answered("current")));
+    assert_eq!(start.elapsed(), Duration::from_secs(270));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_that_is_back_within_ten_seconds_is_asked_and_the_outage_is_over() {
+    for fault in [Fault::Refused, Fault::NoAnswer, Fault::Throttled(1)] {
+        let mut service = Service::new(Random(1), &[fault]);
+        service.back = Some(Instant::now() + Duration::from_secs(5));
+        let silence = Silence::default();
+        let outcome = service.ask(&silence, true).await;
+        assert_eq!(outcome, Ok(Outcome::Answered("current")), "{fault:?}");
+        // The next one counts its own seconds.
+        service.back = None;
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        let start = Instant::now();
+        let outcome = service.ask(&silence, true).await.unwrap();
+        assert!(matches!(outcome, Outcome::Instead((), _)));
+        assert!(start.elapsed() >= OUTAGE, "{fault:?}: {:?}", start.elapsed());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_an_older_revision_what_is_no_answer_is_told_at_once() {
+    let service = Service::new(Random(1), &[Fault::NoAnswer]);
+    let start = Instant::now();
+    let error = service.ask(&Silence::default(), false).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(start.elapsed() < Duration::from_secs(1));
+    // And what a client repeats, when it has.
+    let service = Service::new(Random(1), &[Fault::Unavailable]);
+    let error = service.ask(&Silence::default(), false).await.unwrap_err();
+    assert!(error.message().contains("8 attempts"), "{error}");
+    assert!(start.elapsed() < Duration::from_secs(61));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_is_an_answer_and_ends_the_count() {
+    let silence = Silence::default();
+    let refused = || Attempt::<()> {
+        pulse: Arc::default(),
+        answer: async { Err(Error::new(ErrorKind::Denied, "no")) }.boxed(),
+    };
+    silence.begin();
+    tokio::time::sleep(2 * OUTAGE).await;
+    let asked = ask(&silence, refused, || async { Some(()) }.boxed()).await;
+    assert_eq!(asked.unwrap_err().kind(), ErrorKind::Denied);
+    assert_eq!(silence.begin(), Instant::now());
+}
