@@ -16,7 +16,7 @@ use nix::mount::{MsFlags, mount};
 use oci_model_csi::ErrorKind;
 use oci_model_csi::cache::{
     Cache, CacheOptions, CachedModel, ImportOptions, ImportProgress, Imported,
-    Limits as CacheLimits,
+    Limits as CacheLimits, SafetensorsCheck,
 };
 use oci_model_csi::download::{Engine, EngineOptions, Verify};
 use oci_model_csi::metrics::Metrics;
@@ -76,7 +76,7 @@ impl Node {
             idle_ttl: None,
             max_models: 4,
             abandon_after: Duration::from_secs(60),
-            check_safetensors: false,
+            check_safetensors: SafetensorsCheck::Ignore,
         };
         let cache = Cache::open(options, metrics, &tasks, &shutdown).unwrap();
         cache.recover(&scratch.join("pods")).unwrap();

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use localstore::{Action, LocalStore, Operation, PutOptions, Rule};
 use oci_model_csi::cache::{
-    Asker, Cache, CacheOptions, CachedModel, FillProgress, Limits as CacheLimits, Phase, Ticket,
+    Asker, Cache, CacheOptions, CachedModel, FillProgress, Limits as CacheLimits, Phase,
+    SafetensorsCheck, Ticket,
 };
 use oci_model_csi::download::{Engine, EngineOptions, Verify};
 use oci_model_csi::metrics::Metrics;
@@ -164,7 +165,7 @@ impl Node {
             idle_ttl: None,
             max_models,
             abandon_after: BOUND,
-            check_safetensors: true,
+            check_safetensors: SafetensorsCheck::Refuse,
         };
         let cache = Cache::open(options, metrics, &tasks, &shutdown).unwrap();
         cache.recover(Path::new("/nonexistent")).unwrap();

@@ -4,12 +4,14 @@
 mod support;
 
 use std::path::Path;
+use std::time::Duration;
 
 use localstore::LocalStore;
+use support::api_server::ApiServer;
 use support::driver::{Driver, Setup};
 use support::kubelet::Volume;
 use support::models::{BUCKET, PHI3, PREFIX, content_of, put};
-use support::run::end_to_end;
+use support::run::{end_to_end, eventually};
 use tonic::Code;
 
 /// The driver's own default, where most tests have the check off.
@@ -132,7 +134,7 @@ fn the_check_is_made_once_for_all_pods_and_can_be_switched_off() {
     end_to_end(async |scratch| {
         let store = store_with_shards();
         put(&store, "model-1.safetensors", b"broken!!!");
-        let setup = Setup::new(scratch, &store).with_config("checkSafetensors: false\n");
+        let setup = Setup::new(scratch, &store).with_config("checkSafetensors: ignore\n");
         let mut driver = setup.start().await;
         let kubelet = driver.kubelet();
         let running = kubelet.inline("1", &PHI3);
@@ -151,5 +153,124 @@ fn the_check_is_made_once_for_all_pods_and_can_be_switched_off() {
         }
         let said = "a model has safetensors files that no loader can open";
         assert_eq!(driver.log().matches(said).count(), 1, "{}", driver.log());
+    });
+}
+
+const POINTER: &[u8] = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1000\n";
+
+/// A driver whose events go to this API server.
+fn with_api(mut setup: Setup, api: &ApiServer) -> Setup {
+    let account = setup.scratch.join("account");
+    std::fs::create_dir(&account).unwrap();
+    std::fs::write(account.join("token"), "a-token").unwrap();
+    let account = account.to_str().unwrap();
+    let arguments = ["--kubernetes-api", &api.url, "--service-account-dir", account];
+    setup.arguments.extend(arguments.map(str::to_owned));
+    setup
+}
+
+/// The texts of the events of this reason.
+fn events(api: &ApiServer, reason: &str) -> Vec<String> {
+    api.told().into_iter().filter(|(told, _)| told == reason).map(|(_, text)| text).collect()
+}
+
+#[test]
+fn a_good_model_beside_hidden_stale_and_unused_files_is_mounted_with_one_warning() {
+    end_to_end(async |scratch| {
+        let api = ApiServer::start().await;
+        let cases: [(&str, &str, &[u8]); 5] = [
+            ("apple", "._model.safetensors", b"\0\x05\x16\x07\0\x02\0\0Mac OS X"),
+            ("jupyter", ".ipynb_checkpoints/x.safetensors", b""),
+            (
+                "stale",
+                "model.safetensors.index.json",
+                br#"{"weight_map": {"w": "gone.safetensors"}}"#,
+            ),
+            ("pickled", "pytorch_model.bin", POINTER),
+            ("shard", "model-00001-of-00002.safetensors", b"cut"),
+        ];
+        let store = LocalStore::builder().start().unwrap();
+        for (model, path, bytes) in cases {
+            store.put(BUCKET, &format!("{model}/model.safetensors"), tensors(1000)).unwrap();
+            store.put(BUCKET, &format!("{model}/{path}"), bytes).unwrap();
+        }
+        let driver = with_api(Setup::new(scratch, &store).with_config(DEFAULT), &api).start().await;
+        for (model, path, _) in cases {
+            let volume = driver.kubelet().inline(model, &[("bucket", BUCKET), ("prefix", model)]);
+            volume.publish().await.unwrap();
+            assert!(volume.target().join("model.safetensors").is_file());
+            let named =
+                async || events(&api, "ModelSuspect").into_iter().find(|e| e.contains(path));
+            let event = eventually("the event", Duration::from_secs(10), named).await;
+            assert!(event.contains("are not needed") && event.contains("exclude"), "{event}");
+        }
+        assert_eq!(events(&api, "ModelSuspect").len(), cases.len(), "once each");
+        let metrics = driver.metrics().await;
+        let counted =
+            format!("oci_model_csi_model_suspect_total{{reason=\"weights\"}} {}", cases.len());
+        assert!(metrics.contains(&counted), "{metrics}");
+        assert_eq!(driver.log().matches("published with a warning").count(), cases.len());
+    });
+}
+
+#[test]
+fn a_pointer_in_place_of_gguf_or_pickled_weights_is_refused() {
+    end_to_end(async |scratch| {
+        let store = LocalStore::builder().start().unwrap();
+        for name in ["model-q4.gguf", "pytorch_model.bin"] {
+            store.put(BUCKET, &format!("{name}/{name}"), POINTER).unwrap();
+            store.put(BUCKET, &format!("{name}/config.json"), b"{}").unwrap();
+        }
+        let driver = driver(scratch, &store).await;
+        for name in ["model-q4.gguf", "pytorch_model.bin"] {
+            let volume = driver.kubelet().inline(name, &[("bucket", BUCKET), ("prefix", name)]);
+            assert_refused(&volume, &[name, "Git LFS pointer"]).await;
+        }
+    });
+}
+
+#[test]
+fn under_warn_a_broken_model_is_mounted_with_the_warning() {
+    end_to_end(async |scratch| {
+        let store = store_with_shards();
+        put(&store, "model-1.safetensors", b"broken!!!");
+        let api = ApiServer::start().await;
+        let setup = Setup::new(scratch, &store).with_config("checkSafetensors: warn\n");
+        let driver = with_api(setup, &api).start().await;
+        driver.kubelet().inline("1", &PHI3).publish().await.unwrap();
+        let first = async || events(&api, "ModelSuspect").pop();
+        let event = eventually("the event", Duration::from_secs(10), first).await;
+        for word in ["model-1.safetensors", "cannot be loaded", "checkSafetensors: warn"] {
+            assert!(event.contains(word), "{event}");
+        }
+    });
+}
+
+#[test]
+fn patterns_that_matched_nothing_and_names_that_look_alike_are_warnings_of_the_pod() {
+    end_to_end(async |scratch| {
+        let store = LocalStore::builder().start().unwrap();
+        for name in ["original/w.pth", "Config.json", "config.json", "a.bin", "b.onnx"] {
+            put(&store, name, b"x");
+        }
+        let api = ApiServer::start().await;
+        let driver = with_api(Setup::new(scratch, &store), &api).start().await;
+        let kubelet = driver.kubelet();
+        let slash = kubelet.inline("1", &with(&[("exclude", "original/, config.json")]));
+        slash.publish().await.unwrap();
+        assert!(!slash.target().join("original").exists());
+        let spaces = kubelet.inline("2", &with(&[("exclude", "*.bin *.onnx")]));
+        spaces.publish().await.unwrap();
+        let both = async || {
+            let told = events(&api, "ModelSuspect");
+            told.iter().find(|event| event.contains("*.bin *.onnx")).cloned()
+        };
+        let event = eventually("the event", Duration::from_secs(10), both).await;
+        assert!(event.contains("separated by commas"), "{event}");
+        assert!(
+            event.contains("\"Config.json\" and \"config.json\" differ only in case"),
+            "{event}"
+        );
+        assert_eq!(events(&api, "ModelSuspect").len(), 1, "the first volume has none");
     });
 }

@@ -82,6 +82,7 @@ use leases::Leases;
 use models::Models;
 use open::Ownership;
 use progress::BlobProgress;
+pub use sanity::SafetensorsCheck;
 use sanity::Sanity;
 use slots::Slots;
 use space::Ledger;
@@ -103,7 +104,7 @@ pub struct CacheOptions {
     /// How long a download goes on that nobody asks for.
     pub abandon_after: Duration,
     /// Look at the headers of safetensors files before a model is published.
-    pub check_safetensors: bool,
+    pub check_safetensors: SafetensorsCheck,
 }
 
 /// How long a model that arrived is held for the pod that waited for it.

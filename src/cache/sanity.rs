@@ -1,13 +1,15 @@
-//! Whether a model's safetensors files can be opened, found out before it is
-//! published (`checkSafetensors`): the loader's own error comes minutes later,
-//! and names no remedy.
+//! Whether a model's weights can be opened, found out before it is published
+//! (`checkSafetensors`): the loader's own error comes minutes later, and names
+//! no remedy.
 //!
-//! It is found out once for each model, for all pods that ask, from the headers
-//! alone. A file that cannot be opened is wrong for everybody. A shard that an
+//! It is found out once for each model, for all pods that ask, from names and
+//! headers alone. Only what loaders open ([`crate::model::weights`]) makes a
+//! model one that cannot be loaded; what is hidden, stale or beside that is a
+//! warning. A file that cannot be opened is wrong for everybody. A shard that an
 //! index names and the tree has not is wrong only for a request whose filters
 //! would have selected it: leaving shards out is what filters are for.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::ErrorKind as Io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,7 +22,8 @@ use super::{Cache, Inner};
 use crate::blocking::blocking;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::safetensors::{self, MAX_INDEX};
-use crate::model::{ModelKey, ModelRequest, shown};
+use crate::model::weights::{self, Format, Kind, Role};
+use crate::model::{ModelKey, ModelRequest, Warning, WarningKind, shown};
 
 /// Verdicts that are remembered; when they are more, all are found out again.
 const REMEMBERED: usize = 10_000;
@@ -38,15 +41,33 @@ const AT_ONCE: usize = 2;
 /// Flaws that one message names.
 const NAMED: usize = 2;
 
+/// What becomes of a model whose weights no loader could open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SafetensorsCheck {
+    /// It is not published.
+    Refuse,
+    /// It is published with a warning.
+    Warn,
+    /// Nobody looks.
+    Ignore,
+}
+
 /// What was found in one model.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Verdict {
-    /// The first broken files, and what is wrong with them, as they are told.
-    broken: Vec<String>,
-    /// Broken files beyond those.
-    more_broken: usize,
+    /// Files that loaders open and cannot.
+    broken: Flaws,
+    /// Files that could not be opened, and that no loader opens.
+    suspect: Flaws,
     /// What indexes name and the tree has not.
     missing: Vec<Missing>,
+}
+
+/// The first flaws of a kind, as they are told, and how many more there are.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+struct Flaws {
+    named: Vec<String>,
+    more: usize,
 }
 
 /// A shard that is not there.
@@ -55,11 +76,13 @@ struct Missing {
     /// The index that names it, as it is told.
     index: Arc<str>,
     shard: String,
+    /// What loaders make of the index.
+    role: Role,
 }
 
 /// The verdicts of one cache.
 pub(super) struct Sanity {
-    enabled: bool,
+    check: SafetensorsCheck,
     flights: Flights<ModelKey, (), Option<Arc<Verdict>>>,
     known: Mutex<Known>,
     at_once: Arc<Semaphore>,
@@ -72,9 +95,12 @@ struct Known {
 }
 
 impl Sanity {
-    pub(super) fn new(enabled: bool, flights: Flights<ModelKey, (), Option<Arc<Verdict>>>) -> Self {
+    pub(super) fn new(
+        check: SafetensorsCheck,
+        flights: Flights<ModelKey, (), Option<Arc<Verdict>>>,
+    ) -> Self {
         let (known, at_once) = (Mutex::default(), Arc::new(Semaphore::new(AT_ONCE)));
-        Self { enabled, flights, known, at_once }
+        Self { check, flights, known, at_once }
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {
@@ -108,16 +134,22 @@ impl Known {
 }
 
 impl Cache {
-    /// Refuses a model whose safetensors files no loader could open.
+    /// Refuses a model whose weights no loader could open, and gives warnings
+    /// of what is wrong and refuses nothing.
     ///
     /// Cancellation safe: the look at the files goes on for the next caller.
     ///
     /// # Errors
     /// `Precondition`, naming the files and what is wrong with them; `Invalid`
     /// when the request's filters take too long to be compared with the names.
-    pub async fn check_sanity(&self, model: &CachedModel, request: &ModelRequest) -> Result<()> {
-        if !self.0.sanity.enabled {
-            return Ok(());
+    pub async fn check_sanity(
+        &self,
+        model: &CachedModel,
+        request: &ModelRequest,
+    ) -> Result<Vec<Warning>> {
+        let check = self.0.sanity.check;
+        if check == SafetensorsCheck::Ignore {
+            return Ok(Vec::new());
         }
         let at_once = || Arc::clone(&self.0.sanity.at_once);
         let known = self.0.sanity.lock().verdicts.get(&model.key).cloned();
@@ -132,10 +164,10 @@ impl Cache {
             }
         };
         let Some(verdict) = verdict.filter(|verdict| **verdict != Verdict::default()) else {
-            return Ok(());
+            return Ok(Vec::new());
         };
         let request = request.clone();
-        Sanity::in_turn(at_once(), move || verdict.for_request(&request)).await
+        Sanity::in_turn(at_once(), move || verdict.for_request(check, &request)).await
     }
 }
 
@@ -144,11 +176,11 @@ impl Inner {
     fn find_flaws(&self, model: &CachedModel) -> Result<Option<Arc<Verdict>>> {
         let Some(verdict) = verdict(model)? else { return Ok(None) };
         let verdict = Arc::new(verdict);
-        if !verdict.broken.is_empty() {
+        if !verdict.broken.named.is_empty() {
             tracing::warn!(
                 model = %model.manifest.source,
                 revision = model.manifest.revision.as_str(),
-                files = verdict.broken.len() + verdict.more_broken,
+                files = verdict.broken.named.len() + verdict.broken.more,
                 "a model has safetensors files that no loader can open"
             );
         }
@@ -157,56 +189,157 @@ impl Inner {
     }
 }
 
-/// What is wrong with a model; `None` when one of its files cannot be found,
-/// because it was evicted: then there is nothing to publish either. Blocks.
+/// Why a look at a model ends early.
+enum Stop {
+    /// One of its files cannot be found, because it was evicted: then there is
+    /// nothing to publish either.
+    Vanished,
+    Failed(Error),
+}
+
+/// What is wrong with a model; `None` when it vanished. Blocks.
 fn verdict(model: &CachedModel) -> Result<Option<Verdict>> {
+    match look(model) {
+        Ok(verdict) => Ok(Some(verdict)),
+        Err(Stop::Vanished) => Ok(None),
+        Err(Stop::Failed(error)) => Err(error),
+    }
+}
+
+fn look(model: &CachedModel) -> Result<Verdict, Stop> {
     let manifest = &model.manifest;
-    let paths: BTreeSet<&str> = manifest.files.iter().map(|file| file.path.as_str()).collect();
+    let sizes: HashMap<&str, u64> =
+        manifest.files.iter().map(|file| (file.path.as_str(), file.size)).collect();
+    let paths: HashSet<&str> = sizes.keys().copied().collect();
     let mut verdict = Verdict::default();
-    for file in &manifest.files {
-        let index = safetensors::is_index(&file.path) && file.size <= MAX_INDEX;
-        if !index && !safetensors::is_tensors(&file.path) {
-            continue;
+    let mut indexes: Vec<(&str, Result<Vec<String>, String>)> = Vec::new();
+    let mut left = MISSING;
+    let listed = manifest.files.iter().map(|file| file.path.as_str());
+    let roles = weights::roles(listed, |index| -> Result<_, Stop> {
+        if sizes.get(index).is_none_or(|size| *size > MAX_INDEX) {
+            return Ok(None);
         }
-        let path = model.tree.join(&file.path);
-        let failed = |e| Error::io(format!("reading {}", path.display()), &e);
-        let opened = match File::open(&path) {
-            Err(e) if e.kind() == Io::NotFound => return Ok(None),
-            opened => opened.map_err(failed)?,
+        let (there, found) = match read(model, index, |file| safetensors::shards(file))? {
+            Ok(None) => return Ok(None),
+            Ok(Some(shards)) => {
+                let (there, mut missing) = weights::named_by(index, shards, &paths);
+                missing.truncate(left);
+                left -= missing.len();
+                (Some(there), Ok(missing))
+            }
+            Err(why) => (None, Err(why)),
         };
-        let broken = if index {
-            safetensors::shards(&opened).map_err(failed)?.map(|shards| {
-                let shards = shards
-                    .unwrap_or_default()
-                    .into_iter()
-                    .map(|shard| safetensors::shard_path(&file.path, &shard).unwrap_or(shard));
-                let missing = shards.filter(|shard| !paths.contains(shard.as_str()));
-                verdict.note_missing(&file.path, missing);
-            })
-        } else {
-            safetensors::check(&opened, file.size).map_err(failed)?
-        };
-        if let Err(why) = broken {
-            verdict.note_broken(&file.path, &why);
+        indexes.push((index, found));
+        Ok(there)
+    })?;
+    for (index, found) in indexes {
+        let role = roles.get(index).copied().unwrap_or(Role::Unused);
+        match found {
+            Ok(missing) => verdict.note_missing(index, role, missing),
+            Err(why) => verdict.note(index, role, &why),
         }
     }
-    Ok(Some(verdict))
+    let mut offered = Offered::default();
+    for file in &manifest.files {
+        let path = file.path.as_str();
+        let (Some(Kind::Weights(format)), Some(role)) = (weights::kind(path), roles.get(path))
+        else {
+            continue;
+        };
+        let checked = match format {
+            Format::Safetensors => read(model, path, |f| safetensors::check(f, file.size))?,
+            Format::Gguf => read(model, path, |f| weights::check_gguf(f, file.size))?,
+            Format::Bin if weights::can_be_pointer(file.size) => {
+                read(model, path, |f| weights::check_bin(f))?
+            }
+            Format::Bin => Ok(()),
+        };
+        match (role, checked) {
+            (Role::Offered, checked) => offered.add(path, checked),
+            (role, Err(why)) => verdict.note(path, *role, &why),
+            (_, Ok(())) => {}
+        }
+    }
+    offered.into_verdict(&mut verdict);
+    Ok(verdict)
+}
+
+/// Reads a file of the model.
+fn read<T>(
+    model: &CachedModel,
+    path: &str,
+    read: impl FnOnce(&File) -> std::io::Result<T>,
+) -> Result<T, Stop> {
+    let path = model.tree.join(path);
+    match File::open(&path).and_then(|file| read(&file)) {
+        Ok(read) => Ok(read),
+        Err(e) if e.kind() == Io::NotFound => Err(Stop::Vanished),
+        Err(e) => Err(Stop::Failed(Error::io(format!("reading {}", path.display()), &e))),
+    }
+}
+
+/// GGUF files of which the user names one: a directory is broken if none of its
+/// sets of files is whole.
+#[derive(Default)]
+struct Offered<'a> {
+    /// Sets, and whether all files of each are whole.
+    sets: HashMap<&'a str, bool>,
+    broken: Vec<(&'a str, String)>,
+}
+
+impl<'a> Offered<'a> {
+    fn add(&mut self, path: &'a str, checked: Result<(), String>) {
+        *self.sets.entry(weights::gguf_set(path)).or_insert(true) &= checked.is_ok();
+        if let Err(why) = checked {
+            // More are not named, only counted.
+            let why = if self.broken.len() < MISSING { why } else { String::new() };
+            self.broken.push((path, why));
+        }
+    }
+
+    fn into_verdict(self, verdict: &mut Verdict) {
+        let directory = |path: &'a str| path.rsplit_once('/').map_or("", |(above, _)| above);
+        let whole: HashSet<&str> =
+            self.sets.iter().filter(|(_, whole)| **whole).map(|(set, _)| directory(set)).collect();
+        for (path, why) in self.broken {
+            let others = whole.contains(directory(path));
+            verdict.note(path, if others { Role::Offered } else { Role::Opened }, &why);
+        }
+    }
+}
+
+impl Flaws {
+    fn note(&mut self, flaw: impl FnOnce() -> String) {
+        if self.named.len() < NAMED {
+            self.named.push(flaw());
+        } else {
+            self.more += 1;
+        }
+    }
+
+    /// `None` when there are none.
+    fn text(&self) -> Option<String> {
+        let more = match self.more {
+            0 => String::new(),
+            more => format!("; and {more} more"),
+        };
+        (!self.named.is_empty()).then(|| format!("{}{more}", self.named.join("; ")))
+    }
 }
 
 impl Verdict {
-    fn note_broken(&mut self, path: &str, why: &str) {
-        if self.broken.len() < NAMED {
-            self.broken.push(told(path, why));
-        } else {
-            self.more_broken += 1;
-        }
+    fn note(&mut self, path: &str, role: Role, why: &str) {
+        self.flaws(role).note(|| format!("{}: {why}{}", shown(path, 60), reason(role)));
     }
 
-    fn note_missing(&mut self, index: &str, shards: impl Iterator<Item = String>) {
+    fn flaws(&mut self, role: Role) -> &mut Flaws {
+        if role == Role::Opened { &mut self.broken } else { &mut self.suspect }
+    }
+
+    fn note_missing(&mut self, index: &str, role: Role, shards: Vec<String>) {
         let index: Arc<str> = shown(index, 60).into();
-        let left = MISSING - self.missing.len();
-        let shards = shards.take(left).map(|shard| Missing { index: Arc::clone(&index), shard });
-        self.missing.extend(shards);
+        let missing = |shard| Missing { index: Arc::clone(&index), shard, role };
+        self.missing.extend(shards.into_iter().map(missing));
     }
 
     /// What it takes in memory, about.
@@ -215,167 +348,63 @@ impl Verdict {
             .missing
             .iter()
             .map(|missing| missing.shard.capacity() + missing.index.len() + size_of::<Missing>());
-        self.broken.iter().map(String::capacity).chain(missing).sum::<usize>() + size_of::<Self>()
+        let named = self.broken.named.iter().chain(&self.suspect.named).map(String::capacity);
+        named.chain(missing).sum::<usize>() + size_of::<Self>()
     }
 
     /// What of it is wrong for this request. Blocks for seconds at worst.
-    fn for_request(&self, request: &ModelRequest) -> Result<()> {
+    fn for_request(&self, check: SafetensorsCheck, request: &ModelRequest) -> Result<Vec<Warning>> {
         let mut selection = request.filters.selection();
-        let (mut named, mut more) = (self.broken.clone(), self.more_broken);
-        for Missing { index, shard } in &self.missing {
-            if !selection.has(shard)? {
-                continue;
-            }
-            if named.len() < NAMED {
-                let why = format!("it names {}, which is not there", shown(shard, 90));
-                named.push(format!("{index}: {why}"));
-            } else {
-                more += 1;
-            }
-        }
-        if named.is_empty() {
-            return Ok(());
-        }
-        let more = match more {
-            0 => String::new(),
-            more => format!("; and {more} more"),
+        let mut found = Self {
+            broken: self.broken.clone(),
+            suspect: self.suspect.clone(),
+            missing: Vec::new(),
         };
-        Err(Error::new(
-            ErrorKind::Precondition,
-            format!(
-                "{} cannot be loaded: {}{more}. Upload it again, or leave it out with `exclude`; \
-                 an administrator can switch this check off (checkSafetensors)",
-                request.title(),
-                named.join("; ")
-            ),
-        ))
+        for Missing { index, shard, role } in &self.missing {
+            if selection.has(shard)? {
+                found.flaws(*role).note(|| {
+                    let shard = shown(shard, 90);
+                    format!("{index}: it names {shard}, which is not there{}", reason(*role))
+                });
+            }
+        }
+        let title = request.title();
+        let mut warnings = Vec::new();
+        if let Some(broken) = found.broken.text() {
+            let text = format!("{title} cannot be loaded: {broken}. Upload it again");
+            if check == SafetensorsCheck::Refuse {
+                return Err(Error::new(
+                    ErrorKind::Precondition,
+                    format!(
+                        "{text}, or leave it out with `exclude`; an administrator can have models \
+                         mounted all the same (checkSafetensors)"
+                    ),
+                ));
+            }
+            let text = format!("{text}; it was mounted all the same (checkSafetensors: warn)");
+            warnings.push(Warning::new(WarningKind::Weights, text));
+        }
+        if let Some(suspect) = found.suspect.text() {
+            let text = format!(
+                "{title} has files that cannot be loaded and are not needed: {suspect}. Remove \
+                 them from the bucket, or leave them out with `exclude`"
+            );
+            warnings.push(Warning::new(WarningKind::Weights, text));
+        }
+        Ok(warnings)
     }
 }
 
-/// A file and its flaw, for people.
-fn told(path: &str, why: &str) -> String {
-    format!("{}: {why}", shown(path, 60))
+/// Why a flaw of a file is none of the model.
+fn reason(role: Role) -> &'static str {
+    match role {
+        Role::Opened => "",
+        Role::Hidden => " (hidden: no loader opens it)",
+        Role::Unused => " (loaders open others instead)",
+        Role::Offered => " (others beside it are whole)",
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::cache::holds::Holds;
-    use crate::model::{
-        BucketName, Filters, ListedObject, Manifest, NamespaceName, Prefix, Source, Tree,
-    };
-
-    const GOOD: &[u8] = b"\x02\0\0\0\0\0\0\0{}";
-    const INDEX: &[u8] = br#"{"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}"#;
-
-    /// A model of these files, as it would stand in a cache.
-    fn model(files: &[(&str, &[u8])]) -> (tempfile::TempDir, CachedModel) {
-        let dir = tempfile::tempdir().unwrap();
-        let source = Source {
-            location: "l".into(),
-            namespace: NamespaceName::parse("n").unwrap(),
-            bucket: BucketName::parse("b").unwrap(),
-            prefix: Prefix::parse("m").unwrap(),
-        };
-        let objects: Vec<ListedObject> = files
-            .iter()
-            .map(|(path, bytes)| {
-                let file = dir.path().join(path);
-                std::fs::create_dir_all(file.parent().unwrap()).unwrap();
-                std::fs::write(file, bytes).unwrap();
-                let size = bytes.len() as u64;
-                let (name, etag) = (format!("m/{path}"), "e".into());
-                ListedObject { name, size, etag, md5: None, archived: false }
-            })
-            .collect();
-        let tree = Tree::arrange(objects, &source.prefix, &Filters::default()).unwrap().unwrap();
-        let manifest = Arc::new(Manifest::new(source, "", tree));
-        let (key, tree) = (manifest.key(), dir.path().to_owned());
-        let hold = Holds::default().model(&key);
-        (dir, CachedModel { key, manifest, tree, _hold: hold })
-    }
-
-    fn request(exclude: Option<&str>) -> ModelRequest {
-        let (bucket, prefix) = (BucketName::parse("b").unwrap(), Prefix::parse("m").unwrap());
-        let mut request = ModelRequest::of(None, bucket, prefix);
-        request.filters = Filters::parse(None, exclude).unwrap();
-        request
-    }
-
-    #[test]
-    fn each_broken_file_is_named_and_many_are_counted() {
-        let bad: Vec<String> = (1..=5).map(|n| format!("{n}.safetensors")).collect();
-        let mut files: Vec<(&str, &[u8])> =
-            bad.iter().map(|name| (name.as_str(), &b"x"[..])).collect();
-        files.extend([("6.safetensors", GOOD), ("config.json", b"x")]);
-        let (_dir, model) = model(&files);
-        let verdict = verdict(&model).unwrap().unwrap();
-        let error = verdict.for_request(&request(None)).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Precondition);
-        let text = error.message();
-        assert!(text.starts_with("m/ from b cannot be loaded: 1.safetensors: it has 1 bytes"));
-        assert!(text.contains("; and 3 more. Upload it again"), "{text}");
-    }
-
-    #[test]
-    fn a_missing_shard_counts_unless_the_filters_leave_it_out() {
-        let index = "d/m.safetensors.index.json";
-        let (_dir, model) = model(&[(index, INDEX), ("d/1.safetensors", GOOD)]);
-        let verdict = verdict(&model).unwrap().unwrap();
-        let error = verdict.for_request(&request(None)).unwrap_err();
-        assert!(error.message().contains("names d/2.safetensors, which is not there"), "{error}");
-        verdict.for_request(&request(Some("d/2.*"))).unwrap();
-        assert!(verdict.for_request(&request(Some("d/3.*"))).is_err(), "something else left out");
-    }
-
-    #[test]
-    fn what_is_kept_of_a_model_is_bounded_whatever_its_indexes_name() {
-        let shards = |index: usize| -> Vec<u8> {
-            let names = (0..700).map(|n| format!(r#""t{n}": "{index}-{n}-{}""#, "x".repeat(900)));
-            format!(r#"{{"weight_map": {{{}}}}}"#, names.collect::<Vec<_>>().join(",")).into()
-        };
-        let indexes: Vec<(String, Vec<u8>)> =
-            (0..5).map(|n| (format!("{n}.safetensors.index.json"), shards(n))).collect();
-        let too_long = format!(r#"{{"weight_map": {{"a": "{}"}}}}"#, "a".repeat(1 << 20));
-        let mut files: Vec<(&str, &[u8])> =
-            indexes.iter().map(|(name, content)| (name.as_str(), content.as_slice())).collect();
-        files.push(("9.safetensors.index.json", too_long.as_bytes()));
-        let (_dir, model) = model(&files);
-        let verdict = Arc::new(verdict(&model).unwrap().unwrap());
-        assert_eq!((verdict.broken.len(), verdict.missing.len()), (1, MISSING));
-        assert!((MISSING * 900..2 << 20).contains(&verdict.bytes()), "{}", verdict.bytes());
-
-        let mut known = Known::default();
-        for n in 0..100 {
-            let key = ModelKey::parse(&format!("{n:064x}")).unwrap();
-            known.insert(key, Arc::clone(&verdict));
-            let bytes: usize = known.verdicts.values().map(|verdict| verdict.bytes()).sum();
-            assert!(bytes == known.bytes && bytes <= REMEMBERED_BYTES, "{bytes} after {n}");
-        }
-    }
-
-    #[test]
-    fn the_longest_names_leave_room_for_what_to_do() {
-        let long = format!("{}.safetensors", "x".repeat(240));
-        let names = [format!("a{long}"), format!("b{long}"), format!("c{long}")];
-        let files: Vec<(&str, &[u8])> =
-            names.iter().map(|n| (n.as_str(), &[0xff; 9][..])).collect();
-        let (_dir, model) = model(&files);
-        let verdict = verdict(&model).unwrap().unwrap();
-        let mut request = request(None);
-        request.prefix = Prefix::parse(&"p".repeat(900)).unwrap();
-        let error = verdict.for_request(&request).unwrap_err();
-        let count = error.message().chars().count();
-        assert!(
-            error.message().ends_with("(checkSafetensors)") && count <= 800,
-            "{count}: {error}"
-        );
-    }
-
-    #[test]
-    fn a_model_that_vanished_has_no_verdict() {
-        let (dir, model) = model(&[("1.safetensors", GOOD)]);
-        drop(dir);
-        assert_eq!(verdict(&model).unwrap(), None);
-    }
-}
+#[path = "sanity_tests.rs"]
+mod tests;

@@ -163,13 +163,15 @@ fn print(args: &FetchArgs, report: &FetchReport) -> Result<()> {
             "receivedBytes": report.received,
             "seconds": seconds,
             "verifiedBy": report.checks,
+            "warnings": report.warnings,
         })
         .to_string()
     } else {
         let millis = report.elapsed.as_millis().max(1);
         let rate = u128::from(report.received) * 1000 / millis;
+        let warnings = report.warnings.iter().map(|warning| format!("\nwarning: {warning}"));
         format!(
-            "{} files, {} in {}: {} received in {} ({}/s)\nverified: {}\nrevision {}",
+            "{} files, {} in {}: {} received in {} ({}/s)\nverified: {}\nrevision {}{}",
             report.files,
             size_text(report.bytes),
             args.dir.display(),
@@ -181,6 +183,7 @@ fn print(args: &FetchArgs, report: &FetchReport) -> Result<()> {
             size_text(u64::try_from(rate).unwrap_or(u64::MAX)),
             describe_checks(&report.checks),
             report.revision,
+            warnings.collect::<String>(),
         )
     };
     writeln!(std::io::stdout(), "{text}").map_err(|e| Error::io("writing the result", &e))

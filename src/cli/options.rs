@@ -4,8 +4,8 @@ use std::path::Path;
 
 use bytesize::ByteSize;
 
-use crate::cache::{self, CacheOptions, FileSystem};
-use crate::config::{self, Config};
+use crate::cache::{self, CacheOptions, FileSystem, SafetensorsCheck};
+use crate::config::{self, CheckSafetensors, Config};
 use crate::csi::server::Endpoint;
 use crate::download::{EngineOptions, Verify};
 use crate::error::Result;
@@ -92,7 +92,11 @@ pub(super) fn cache(
         idle_ttl: config.cache.idle_ttl,
         max_models: usize::try_from(config.download.max_models).unwrap_or(usize::MAX),
         abandon_after: config.download.abandon_after,
-        check_safetensors: config.check_safetensors,
+        check_safetensors: match config.check_safetensors {
+            CheckSafetensors::Refuse => SafetensorsCheck::Refuse,
+            CheckSafetensors::Warn => SafetensorsCheck::Warn,
+            CheckSafetensors::Ignore => SafetensorsCheck::Ignore,
+        },
         dir,
     })
 }

@@ -11,7 +11,7 @@ use bytesize::ByteSize;
 use serde::de::{Deserialize, Deserializer, Error};
 
 use super::amount::{Amount, MinFree, Percent, parse_size};
-use super::{AuthName, Bucket, Verify};
+use super::{AuthName, Bucket, CheckSafetensors, Verify};
 use crate::model::ModelUri;
 
 /// A scalar as it was written; the YAML types of numbers and words do not matter.
@@ -145,6 +145,19 @@ pub(super) fn verify<'de, D: Deserializer<'de>>(input: D) -> Result<Verify, D::E
         other => Err(Error::custom(format!(
             "`{other}` is invalid: expected `always`, `cheap` or `strict`"
         ))),
+    }
+}
+
+/// A word, or one of the booleans that it was once.
+pub(super) fn check_safetensors<'de, D>(input: D) -> Result<CheckSafetensors, D::Error>
+where
+    D: Deserializer<'de>,
+{
+    match text(input)?.as_str() {
+        "refuse" | "true" => Ok(CheckSafetensors::Refuse),
+        "warn" => Ok(CheckSafetensors::Warn),
+        "ignore" | "false" => Ok(CheckSafetensors::Ignore),
+        other => Err(Error::custom(format!("`{other}` is none of `refuse`, `warn`, `ignore`"))),
     }
 }
 

@@ -40,8 +40,9 @@ pub struct Config {
     pub policy: Policy,
     /// Mount the newest cached revision when Object Storage cannot be asked.
     pub serve_stale_on_outage: bool,
-    /// Refuse a model with safetensors files that no loader can open.
-    pub check_safetensors: bool,
+    /// What becomes of a model whose weights no loader could open.
+    #[serde(deserialize_with = "fields::check_safetensors")]
+    pub check_safetensors: CheckSafetensors,
     /// Models that every node brings in by itself; followed while the driver runs.
     #[serde(deserialize_with = "fields::models")]
     pub prefetch: Vec<ModelUri>,
@@ -100,6 +101,17 @@ pub struct Download {
     /// A download that nobody has asked for during this time ends; 1 s to 24 h.
     #[serde(deserialize_with = "fields::abandon_after")]
     pub abandon_after: Duration,
+}
+
+/// What becomes of a model whose weights no loader could open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CheckSafetensors {
+    /// It is not published.
+    Refuse,
+    /// It is published, with a warning.
+    Warn,
+    /// It is not looked at.
+    Ignore,
 }
 
 /// Which checksums of an object are computed before its bytes are served.
@@ -236,7 +248,7 @@ impl Default for Config {
             object_storage: ObjectStorage::default(),
             policy: Policy::default(),
             serve_stale_on_outage: true,
-            check_safetensors: true,
+            check_safetensors: CheckSafetensors::Refuse,
             prefetch: Vec::new(),
         }
     }

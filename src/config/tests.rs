@@ -112,13 +112,13 @@ objectStorage:
   - {name: shared}
   - {name: far, namespace: other, region: us-ashburn-1, auth: api_key}
 serveStaleOnOutage: false
-checkSafetensors: false
+checkSafetensors: warn
 prefetch: [oci://shared/models/a, oci://far@other/models/b/, oci://shared/models/a/]
 ",
     );
     let uris: Vec<String> = config.prefetch.iter().map(ToString::to_string).collect();
     assert_eq!(uris, ["oci://shared/models/a/", "oci://far@other/models/b/"], "each once");
-    assert!(!config.check_safetensors);
+    assert_eq!(config.check_safetensors, CheckSafetensors::Warn);
     assert_eq!(config.cache.dir, Path::new("/nvme/models"));
     assert!(config.cache.require_mount);
     assert_eq!(config.cache.max_size, Amount::Bytes(ByteSize::tib(2)));
@@ -143,6 +143,22 @@ prefetch: [oci://shared/models/a, oci://far@other/models/b/, oci://shared/models
     assert_eq!(far.namespace.as_deref(), Some("other"));
     assert_eq!(far.auth.as_ref().map(AuthName::as_str), Some("api_key"));
     assert!(!config.serve_stale_on_outage);
+}
+
+#[test]
+fn what_was_a_boolean_is_still_taken() {
+    for (value, expected) in [
+        ("true", CheckSafetensors::Refuse),
+        ("refuse", CheckSafetensors::Refuse),
+        ("\"warn\"", CheckSafetensors::Warn),
+        ("false", CheckSafetensors::Ignore),
+        ("ignore", CheckSafetensors::Ignore),
+    ] {
+        let config = parse(&format!("checkSafetensors: {value}"));
+        assert_eq!(config.check_safetensors, expected, "{value}");
+    }
+    let error = Config::parse("checkSafetensors: off", "c.yaml").unwrap_err();
+    assert!(error.message().contains("none of `refuse`, `warn`, `ignore`"), "{error}");
 }
 
 #[test]

@@ -13,7 +13,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 
 use super::*;
-use crate::cache::{Cache, CacheOptions, Limits as CacheLimits};
+use crate::cache::{Cache, CacheOptions, Limits as CacheLimits, SafetensorsCheck};
 use crate::csi::capability::tests::mount_capability;
 use crate::csi::proto::controller_client::ControllerClient;
 use crate::csi::proto::identity_client::IdentityClient;
@@ -114,7 +114,7 @@ async fn volumes(
         idle_ttl: None,
         max_models: 1,
         abandon_after: Duration::from_secs(60),
-        check_safetensors: true,
+        check_safetensors: SafetensorsCheck::Refuse,
     };
     let engine = EngineOptions {
         concurrency: 1,

@@ -53,6 +53,8 @@ pub enum Reason {
     Damaged,
     /// Its model was mounted, and no checksum could prove the content of some file.
     Unverified,
+    /// Its model is mounted, and something about it should be looked at.
+    Suspect,
 }
 
 impl Reason {
@@ -65,11 +67,15 @@ impl Reason {
             Self::PullFailed => "ModelPullFailed",
             Self::Damaged => "ModelDamaged",
             Self::Unverified => "ModelUnverified",
+            Self::Suspect => "ModelSuspect",
         }
     }
 
     fn is_warning(self) -> bool {
-        matches!(self, Self::ServedStale | Self::PullFailed | Self::Damaged | Self::Unverified)
+        matches!(
+            self,
+            Self::ServedStale | Self::PullFailed | Self::Damaged | Self::Unverified | Self::Suspect
+        )
     }
 }
 

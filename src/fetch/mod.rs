@@ -44,6 +44,8 @@ pub struct FetchReport {
     pub checks: BTreeMap<&'static str, usize>,
     /// From the first request to the last rename.
     pub elapsed: Duration,
+    /// What should be looked at in the model.
+    pub warnings: Vec<String>,
 }
 
 /// How far a fetch is, for a progress bar.
@@ -108,6 +110,7 @@ pub async fn fetch(
                     received,
                     checks,
                     elapsed: started.elapsed(),
+                    warnings: manifest.warnings.iter().map(|one| one.text.clone()).collect(),
                 });
             }
             Err(error) if error.kind() == ErrorKind::Changed => {

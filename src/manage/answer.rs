@@ -249,6 +249,9 @@ pub struct Brought {
     /// The failure.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// What should be looked at in the model.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// What became of an import.
@@ -262,6 +265,9 @@ pub struct Import {
     /// How it came there.
     #[serde(flatten)]
     pub imported: Imported,
+    /// What should be looked at in the model.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// What a purge removed.
@@ -295,6 +301,7 @@ impl Brought {
             bytes: 0,
             kind: Some(error.kind()),
             error: Some(error.message().to_owned()),
+            warnings: Vec::new(),
         }
     }
 }

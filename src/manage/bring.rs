@@ -13,7 +13,7 @@ use crate::cache::{
     Asker, CachedModel, FillProgress, ImportOptions, ImportProgress, ImportSnapshot, Phase,
 };
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::ModelRequest;
+use crate::model::{ModelRequest, Warning};
 use crate::volume::Route;
 
 /// Times that a model may change under a download before that is the answer.
@@ -77,7 +77,7 @@ impl Manager {
             async move {
                 let brought = match detach {
                     true => manager.start(&uri, request).await,
-                    false => manager.bring(&request, &tell).await.map(|came| came.brought(&uri)),
+                    false => manager.bring(&request, &tell).await.map(|came| brought(&uri, came)),
                 };
                 brought.unwrap_or_else(|error| Brought::failed(&uri, &error))
             }
@@ -104,6 +104,7 @@ impl Manager {
             bytes: manifest.bytes(),
             kind: None,
             error: None,
+            warnings: texts(manifest.warnings.clone()),
         };
         let manager = self.clone();
         self.0.tasks.spawn(async move {
@@ -112,26 +113,34 @@ impl Manager {
                 brought = manager.bring(&request, &nobody) => brought,
                 () = shutdown.cancelled() => return,
             };
-            if let Err(error) = brought {
-                tracing::warn!(model = request.title(), %error, "a prefetch failed");
+            match brought {
+                Ok((_, warnings)) => log_warnings(&request, &warnings),
+                Err(error) => {
+                    tracing::warn!(model = request.title(), %error, "a prefetch failed");
+                }
             }
         });
         Ok(brought)
     }
 
-    /// Brings the current revision in, or finds it there.
+    /// Brings the current revision in, or finds it there; with what should be
+    /// looked at in it.
     ///
     /// # Errors
     /// `NoSpace` when it does not fit now: only pods wait for space.
-    pub(super) async fn bring(&self, request: &ModelRequest, tell: &Tell) -> Result<Came> {
+    pub(super) async fn bring(
+        &self,
+        request: &ModelRequest,
+        tell: &Tell,
+    ) -> Result<(Came, Vec<Warning>)> {
         let title = request.title();
         let mut changes = Changes::default();
         let Remote { engine, resolver } = self.remote()?;
         let route = resolver.route(request, "").await?;
-        let came = loop {
+        let (came, mut warnings) = loop {
             let manifest = resolver.resolve(request, &route).await?;
             if let Some(model) = self.0.cache.find(&manifest.key()).await? {
-                break Came::Cached(model);
+                break (Came::Cached(model), manifest.warnings.clone());
             }
             let client = route.client();
             let mut ticket = self.0.cache.fill(engine, &manifest, &title, Asker::Prefetch, client);
@@ -143,12 +152,12 @@ impl Manager {
                 }
             };
             match telling(tell, landing, || of_fill(&title, &progress)).await {
-                Ok(model) => break Came::Downloaded(model),
+                Ok(model) => break (Came::Downloaded(model), manifest.warnings.clone()),
                 Err(error) => changes.again(&title, error)?,
             }
         };
-        self.settle(request, &route, came.model()).await?;
-        Ok(came)
+        warnings.extend(self.settle(request, &route, came.model()).await?);
+        Ok((came, warnings))
     }
 
     pub(super) async fn import(
@@ -163,20 +172,20 @@ impl Manager {
         let mut changes = Changes::default();
         let Remote { engine, resolver } = self.remote()?;
         let route = resolver.route(&request, "").await?;
-        let (model, imported) = loop {
+        let (model, imported, mut warnings) = loop {
             let manifest = resolver.resolve(&request, &route).await?;
             let options = ImportOptions { dir: dir.clone(), take };
             let progress = ImportProgress::default();
             let (cache, client) = (&self.0.cache, route.client());
             let importing = cache.import(engine, client, &manifest, &title, options, &progress);
             match telling(tell, importing, || of_import(&title, &progress)).await {
-                Ok(imported) => break imported,
+                Ok((model, imported)) => break (model, imported, manifest.warnings.clone()),
                 Err(error) => changes.again(&title, error)?,
             }
         };
-        self.settle(&request, &route, &model).await?;
+        warnings.extend(self.settle(&request, &route, &model).await?);
         let (key, revision) = (model.key.clone(), model.manifest.revision.clone());
-        Ok(Answer::Import(Import { key, revision, imported }))
+        Ok(Answer::Import(Import { key, revision, imported, warnings: texts(warnings) }))
     }
 
     /// What a publish does with a model that it brought.
@@ -185,12 +194,25 @@ impl Manager {
         request: &ModelRequest,
         route: &Route,
         model: &CachedModel,
-    ) -> Result<()> {
-        self.0.cache.check_sanity(model, request).await?;
+    ) -> Result<Vec<Warning>> {
+        let warnings = self.0.cache.check_sanity(model, request).await?;
         let digest = route.digest(request);
         let (cache, model) = (self.0.cache.clone(), model.clone());
-        blocking(move || cache.set_latest(&digest, &model)).await
+        blocking(move || cache.set_latest(&digest, &model)).await?;
+        Ok(warnings)
     }
+}
+
+/// Says in the log what should be looked at in a model that nobody waits for.
+pub(super) fn log_warnings(request: &ModelRequest, warnings: &[Warning]) {
+    for Warning { kind, text } in warnings {
+        let (model, reason) = (request.title(), kind.label());
+        tracing::warn!(model, reason, warning = text, "prefetched with a warning");
+    }
+}
+
+fn texts(warnings: Vec<Warning>) -> Vec<String> {
+    warnings.into_iter().map(|warning| warning.text).collect()
 }
 
 impl Came {
@@ -199,21 +221,25 @@ impl Came {
         model
     }
 
-    fn brought(&self, uri: &str) -> Brought {
-        let result = match self {
+    fn label(&self) -> &'static str {
+        match self {
             Self::Cached(_) => "cached",
             Self::Downloaded(_) => "downloaded",
-        };
-        let model = self.model();
-        Brought {
-            uri: uri.to_owned(),
-            result: result.to_owned(),
-            key: Some(model.key.clone()),
-            revision: Some(model.manifest.revision.clone()),
-            bytes: model.manifest.bytes(),
-            kind: None,
-            error: None,
         }
+    }
+}
+
+fn brought(uri: &str, (came, warnings): (Came, Vec<Warning>)) -> Brought {
+    let model = came.model();
+    Brought {
+        uri: uri.to_owned(),
+        result: came.label().to_owned(),
+        key: Some(model.key.clone()),
+        revision: Some(model.manifest.revision.clone()),
+        bytes: model.manifest.bytes(),
+        kind: None,
+        error: None,
+        warnings: texts(warnings),
     }
 }
 

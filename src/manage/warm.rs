@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::bring::log_warnings;
 use super::{Manager, silent};
 use crate::error::Result;
 use crate::model::{ModelKey, ModelRequest, ModelUri};
@@ -130,7 +131,12 @@ impl Manager {
         tokio::pin!(bringing);
         loop {
             tokio::select! {
-                brought = &mut bringing => return Some(brought.map(|came| came.model().key.clone())),
+                brought = &mut bringing => {
+                    return Some(brought.map(|(came, warnings)| {
+                        log_warnings(request, &warnings);
+                        came.model().key.clone()
+                    }));
+                }
                 Ok(()) = list.changed() => {
                     let listed = list.borrow().iter().any(|listed| listed.to_string() == uri);
                     if !listed {

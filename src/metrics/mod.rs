@@ -84,6 +84,7 @@ pub struct Metrics {
     requests: Family<RequestLabels, Counter>,
     verify: Family<VerifyLabels, Counter>,
     publish: Family<ResultLabel, Counter>,
+    suspect: Family<ReasonLabel, Counter>,
     publish_duration: Seconds,
     rpc_duration: RpcSeconds,
 }
@@ -191,6 +192,7 @@ impl Default for Metrics {
             requests: Family::default(),
             verify: Family::default(),
             publish: Family::default(),
+            suspect: Family::default(),
             publish_duration: Family::new_with_constructor(publish_buckets),
             rpc_duration: Family::new_with_constructor(short_buckets),
             registry: Registry::default(),
@@ -276,6 +278,11 @@ impl Default for Metrics {
              that the object carries none",
             m.verify.clone(),
         );
+        r.register(
+            "model_suspect",
+            "Warnings about models that were mounted all the same, by reason",
+            m.suspect.clone(),
+        );
         r.register("publish", "Answers to NodePublishVolume, by outcome", m.publish.clone());
         r.register(
             "publish_duration_seconds",
@@ -328,6 +335,11 @@ impl Metrics {
         let label = ResultLabel { result: result.label() };
         self.publish.get_or_create(&label).inc();
         self.publish_duration.get_or_create(&label).observe(seconds);
+    }
+
+    /// Counts a warning about a model that was published all the same.
+    pub fn suspect(&self, reason: &'static str) {
+        self.suspect.get_or_create(&ReasonLabel { reason }).inc();
     }
 
     /// Counts a CSI call.

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{BlobId, BucketName, ModelKey, NamespaceName, Prefix, Revision, Source, Tree};
+use super::{BlobId, BucketName, ModelKey, NamespaceName, Prefix, Revision, Source, Tree, Warning};
 use crate::error::{Error, Result};
 
 /// Version of the stored form.
@@ -39,6 +39,9 @@ pub struct Manifest {
     pub files: Vec<ManifestFile>,
     /// Directories, parents before children.
     pub directories: Vec<String>,
+    /// What whoever gets the model should look at. Those of the listing that it
+    /// was resolved from: they are not stored.
+    pub warnings: Vec<Warning>,
 }
 
 /// What `manifest.json` holds.
@@ -70,8 +73,8 @@ impl Manifest {
                 ManifestFile { path, size, etag, md5, blob }
             })
             .collect();
-        let (revision, directories) = (tree.revision, tree.directories);
-        Self { source, scope: scope.to_owned(), revision, files, directories }
+        let Tree { revision, directories, warnings, .. } = tree;
+        Self { source, scope: scope.to_owned(), revision, files, directories, warnings }
     }
 
     /// The key under which this model is cached.
@@ -130,6 +133,7 @@ impl Manifest {
             revision: stored.revision,
             files: stored.files,
             directories: stored.directories,
+            warnings: Vec::new(),
         };
         if manifest.bytes() != stored.bytes {
             return Err(broken("its sizes do not add up".to_owned()));

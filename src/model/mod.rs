@@ -15,8 +15,11 @@ pub mod safetensors;
 mod tenant;
 mod token;
 mod tree;
+mod twins;
 mod units;
 mod uri;
+mod warning;
+pub mod weights;
 
 pub use attributes::{AttributeSource, own_attributes, parse_attributes};
 pub use digest::{BlobId, ModelKey, RequestDigest, Revision, Source};
@@ -31,3 +34,4 @@ pub use token::{PodTokens, account_uid};
 pub use tree::{ListedObject, Tree, TreeFile};
 pub use units::{duration_text, is_invisible, progress_text, shown, size_text};
 pub use uri::ModelUri;
+pub use warning::{Warning, WarningKind};

@@ -4,7 +4,7 @@
 //! pattern that ends in `/` selects what is in that directory.
 
 use super::matcher::Matcher;
-use super::{is_invisible, shown};
+use super::{Warning, WarningKind, is_invisible, shown};
 use crate::error::{Error, Result};
 
 /// Longest pattern, in bytes, as the longest object name.
@@ -12,6 +12,9 @@ const LONGEST: usize = 1024;
 
 /// Patterns of one list.
 const MOST: usize = 32;
+
+/// Patterns that one warning names.
+const MOST_NAMED: usize = 3;
 
 /// Steps of comparing that one request may take: about a second of one core. 32
 /// plain patterns over 100,000 names of usual length take a third.
@@ -130,6 +133,19 @@ impl Pattern {
         Matcher::new(&self.tokens).compare(name, &mut endless).unwrap_or(false)
     }
 
+    /// What whoever wrote a pattern that matches nothing may have meant.
+    fn hint(&self) -> Option<&'static str> {
+        if self.text.contains(char::is_whitespace) {
+            return Some("patterns are separated by commas, not by spaces");
+        }
+        if self.text.contains("[^") {
+            return Some("`[!…]` is a set's complement, and `^` is literal");
+        }
+        let plain = !self.text.contains(['*', '?', '[']);
+        plain
+            .then_some("a directory is written with a slash at its end, a file with its whole name")
+    }
+
     /// The pattern as it was written.
     pub fn as_str(&self) -> &str {
         &self.text
@@ -202,7 +218,30 @@ impl Filters {
         let ready = |patterns: &[Pattern]| -> Vec<Matcher> {
             patterns.iter().map(|pattern| Matcher::new(&pattern.tokens)).collect()
         };
-        Selection { include: ready(&self.include), exclude: ready(&self.exclude), left: STEPS }
+        let (include, exclude) = (ready(&self.include), ready(&self.exclude));
+        let matched = vec![false; include.len() + exclude.len()];
+        Selection { include, exclude, matched, left: STEPS }
+    }
+
+    /// A warning that names the patterns which matched none of the names that
+    /// this selection was asked about.
+    pub fn unmatched(&self, selection: &Selection) -> Option<Warning> {
+        let keys = self.include.iter().map(|one| (one, "include"));
+        let keys = keys.chain(self.exclude.iter().map(|one| (one, "exclude")));
+        let unmatched = keys.zip(&selection.matched).filter(|(_, matched)| !**matched);
+        let unmatched: Vec<(&Pattern, &str)> = unmatched.map(|(one, _)| one).collect();
+        let named = unmatched.iter().take(MOST_NAMED);
+        let named = named.map(|(one, key)| format!("\"{}\" of {key}", shown(&one.text, 60)));
+        let named = named.collect::<Vec<_>>().join(", ");
+        let more = match unmatched.len().saturating_sub(MOST_NAMED) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        let hint = unmatched.iter().find_map(|(one, _)| one.hint()).unwrap_or(
+            "a pattern is compared with the whole name below the prefix, of which `*` crosses `/`",
+        );
+        let text = format!("no name matches the pattern {named}{more}: {hint}");
+        (!unmatched.is_empty()).then(|| Warning::new(WarningKind::Pattern, text))
     }
 
     /// Whether every name is selected.
@@ -249,6 +288,8 @@ fn check_list(text: &str) -> Result<()> {
 pub struct Selection {
     include: Vec<Matcher>,
     exclude: Vec<Matcher>,
+    /// Which patterns matched a name so far, those of `include` first.
+    matched: Vec<bool>,
     left: u64,
 }
 
@@ -271,16 +312,21 @@ impl Selection {
 
     fn compare(&mut self, name: &str) -> Option<bool> {
         let left = &mut self.left;
-        let mut any = |patterns: &mut [Matcher]| {
-            for pattern in patterns {
-                if pattern.compare(name, left)? {
-                    return Some(true);
+        let (included, excluded) = self.matched.split_at_mut(self.include.len());
+        let mut any = |patterns: &mut [Matcher], matched: &mut [bool]| {
+            let mut any = false;
+            for (pattern, matched) in patterns.iter_mut().zip(matched) {
+                // One that matched nothing yet is compared, even if it decides nothing.
+                if (!any || !*matched) && pattern.compare(name, left)? {
+                    (any, *matched) = (true, true);
                 }
             }
-            Some(false)
+            Some(any)
         };
-        let included = self.include.is_empty() || any(&mut self.include)?;
-        Some(included && !any(&mut self.exclude)?)
+        let everything = self.include.is_empty();
+        let included = any(&mut self.include, included)?;
+        let excluded = any(&mut self.exclude, excluded)?;
+        Some((included || everything) && !excluded)
     }
 }
 
@@ -363,6 +409,37 @@ mod tests {
         for good in ["*.bin\n", "*.bin,\n*.onnx\n", "it's", "'", "\"", "a/./b", ".git/*", "a'*b'"] {
             assert!(Filters::parse(None, Some(good)).is_ok(), "{good:?} was refused");
         }
+    }
+
+    #[test]
+    fn a_pattern_that_matched_nothing_is_a_warning_with_what_was_meant() {
+        let warned = |include, exclude, names: &[&str]| {
+            let filters = Filters::parse(include, exclude).unwrap();
+            let mut selection = filters.selection();
+            for name in names {
+                selection.has(name).unwrap();
+            }
+            filters.unmatched(&selection).map(|warning| warning.text)
+        };
+        let names = ["config.json", "original/w.pth", "w.bin"];
+        assert_eq!(warned(Some("*.json, *"), Some("*.pth"), &names), None);
+        assert_eq!(warned(None, None, &names), None);
+        // One that another one hides has matched all the same.
+        assert_eq!(warned(Some("*,config.json"), Some("*.bin,w.bin"), &names), None);
+        for (pattern, hint) in [
+            ("*.bin *.onnx", "separated by commas"),
+            ("original", "slash at its end"),
+            ("[^n]*", "`[!…]`"),
+            ("*.onnx", "the whole name below the prefix"),
+        ] {
+            let text = warned(None, Some(pattern), &names).unwrap();
+            assert!(text.contains(&format!("\"{pattern}\" of exclude")), "{text}");
+            assert!(text.contains(hint), "{text}");
+        }
+        let many = vec!["x\u{202e}".repeat(150); MOST].join(",");
+        let text = warned(Some(&many), Some(&many), &names).unwrap();
+        assert!(text.contains(" and 61 more"), "{text}");
+        assert!(text.chars().count() < 800 && !text.contains('\u{202e}'), "{text}");
     }
 
     #[test]

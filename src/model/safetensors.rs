@@ -33,16 +33,6 @@ const NAME_MAX: usize = 1024;
 /// What a large file is in a repository whose content was not fetched.
 const LFS_POINTER: &[u8; 8] = b"version ";
 
-/// Whether this is a file of tensors, by its name.
-pub fn is_tensors(path: &str) -> bool {
-    path.ends_with(".safetensors")
-}
-
-/// Whether this is an index of files of tensors, by its name.
-pub fn is_index(path: &str) -> bool {
-    path.ends_with(".safetensors.index.json")
-}
-
 /// Reads the header of a file of tensors that is `size` bytes long; `Ok(Err)`
 /// says in words for people why no loader takes it.
 ///
@@ -61,9 +51,7 @@ pub fn check(mut file: impl Read, size: u64) -> std::io::Result<Result<(), Strin
         other => other?,
     }
     if &prefix == LFS_POINTER {
-        return Ok(Err("it is a Git LFS pointer and not the file that it stands for (`git lfs \
-                       pull` before the upload)"
-            .to_owned()));
+        return Ok(Err(super::weights::POINTER.to_owned()));
     }
     let header = u64::from_le_bytes(prefix);
     let rest = size - PREFIX;

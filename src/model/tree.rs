@@ -4,7 +4,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Filters, Pattern, Prefix, Revision, shown};
+use super::twins::twins;
+use super::{Filters, Pattern, Prefix, Revision, Warning, shown};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Longest file name of Linux file systems, in bytes.
@@ -53,6 +54,8 @@ pub struct Tree {
     pub files: Vec<TreeFile>,
     /// Directories below the root, parents before children.
     pub directories: Vec<String>,
+    /// What whoever gets the model should look at.
+    pub warnings: Vec<Warning>,
 }
 
 impl Tree {
@@ -122,10 +125,15 @@ impl Tree {
             return Ok(None);
         }
         let files: Vec<TreeFile> = files.into_values().collect();
+        let paths = files.iter().map(|file| file.path.as_str());
+        let marked = markers.iter().map(|(name, _)| name.trim_end_matches('/'));
+        let warnings = twins(paths.chain(marked)).into_iter().chain(filters.unmatched(&selection));
+        let warnings = warnings.collect();
         let selected = files.iter().map(|f| (f.path.as_str(), f.size, f.etag.as_str()));
         let marked = markers.iter().map(|(name, etag)| (name.as_str(), 0, etag.as_str()));
         let revision = Revision::of(selected.chain(marked));
-        Ok(Some(Self { revision, files, directories: directories.into_iter().collect() }))
+        let directories = directories.into_iter().collect();
+        Ok(Some(Self { revision, files, directories, warnings }))
     }
 
     /// Sum of the files' sizes, in bytes.
@@ -286,6 +294,21 @@ mod tests {
         let bad = ListedObject { archived: true, ..object("m/bad//x", 1) };
         let tree = Tree::arrange([bad, object("m/w", 1)], &prefix, &filters).unwrap().unwrap();
         assert_eq!(tree.files.len(), 1);
+    }
+
+    #[test]
+    fn what_a_user_should_look_at_is_a_warning_of_the_tree() {
+        let prefix = Prefix::parse("m").unwrap();
+        let filters = Filters::parse(Some("*.bin, *.onnx, d/"), Some("original,x.bin")).unwrap();
+        let objects = ["m/w.bin", "m/W.bin", "m/original/w", "m/x.bin", "m/d/"];
+        let tree = Tree::arrange(objects.map(|name| object(name, 0)), &prefix, &filters);
+        let warnings = tree.unwrap().unwrap().warnings;
+        let kinds: Vec<_> = warnings.iter().map(|warning| warning.kind.label()).collect();
+        assert_eq!(kinds, ["names", "pattern"]);
+        assert!(warnings[0].text.contains("\"W.bin\" and \"w.bin\""), "{warnings:?}");
+        assert!(warnings[1].text.contains("\"*.onnx\" of include"), "{warnings:?}");
+        assert!(warnings[1].text.contains("\"original\" of exclude"), "{warnings:?}");
+        assert!(!warnings[1].text.contains("x.bin"), "{warnings:?}");
     }
 
     #[test]

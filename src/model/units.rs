@@ -9,18 +9,20 @@ const UNITS: &[(&str, u64)] =
 /// line, without what a terminal would act on, what changes the direction of
 /// reading, and what cannot be seen: such characters are shown as `\u{202e}`.
 pub fn shown(text: &str, most: usize) -> String {
-    let mut short: String = text.chars().take(most).flat_map(plain).collect();
-    if text.chars().nth(most).is_some() {
-        short.push('…');
+    let (mut short, mut length) = (String::new(), 0);
+    for c in text.chars() {
+        let hidden = c.is_control() || is_invisible(c);
+        length += if hidden { c.escape_default().count() } else { 1 };
+        if length > most {
+            short.push('…');
+            break;
+        }
+        match hidden {
+            true => short.extend(c.escape_default()),
+            false => short.push(c),
+        }
     }
     short
-}
-
-fn plain(c: char) -> impl Iterator<Item = char> {
-    let hidden = c.is_control() || is_invisible(c);
-    let escaped = hidden.then(|| c.escape_default());
-    let itself = (!hidden).then_some(c);
-    escaped.into_iter().flatten().chain(itself)
 }
 
 /// Whether a character shows nothing, or changes the order in which others are
@@ -85,6 +87,8 @@ mod tests {
             assert_eq!(shown(plain, 100), plain);
         }
         assert_eq!(shown("abc", 2), "ab…");
+        assert_eq!(shown("abc", 3), "abc");
+        assert_eq!(shown(&"\u{202e}".repeat(500), 20), "\\u{202e}\\u{202e}…", "as it is shown");
     }
 
     #[test]

@@ -21,7 +21,7 @@ use crate::download::Engine;
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::Events;
 use crate::metrics::{Metrics, PublishResult};
-use crate::model::PodIdentity;
+use crate::model::{PodIdentity, Warning};
 use crate::mount;
 use crate::policy::{Policy, Who};
 
@@ -137,20 +137,21 @@ impl Volumes {
             // That took a while, in which the rules may have changed.
             self.permit(&request).await.map(|()| brought)
         };
-        let (model, how) = match tokio::time::timeout_at(deadline, bringing).await {
+        let (model, how, warnings) = match tokio::time::timeout_at(deadline, bringing).await {
             Ok(brought) => brought?,
             Err(_) => {
                 let text = format!("looking up {title} in Object Storage; it goes on");
                 return Err(Error::new(ErrorKind::InProgress, text));
             }
         };
-        self.0.cache.check_sanity(&model, &request.model).await?;
         let (inner, revision) = (Arc::clone(&self.0), model.manifest.revision.clone());
         let target = request.key.target.clone();
         let (pod, shown) = (request.pod.clone(), model.clone());
         blocking(move || inner.show(guard, request, model)).await?;
         self.0.calls.end(&target);
-        Teller::new(&self.0.events, pod.as_ref()).published(how, &shown, &title);
+        let teller = Teller::new(&self.0.events, pod.as_ref());
+        teller.published(how, &shown, &title);
+        teller.suspect(&warnings, &title, &self.0.metrics);
         let (target, result) = (target.display(), how.label());
         tracing::info!(%target, revision = revision.as_str(), result, "published");
         Ok(Some((how, begun.first)))
@@ -193,14 +194,14 @@ impl Volumes {
         permit(policy, chooser.resolver(), asking, &request.model).await
     }
 
-    /// The model, complete in the cache.
+    /// The model, complete in the cache, and what should be looked at in it.
     async fn bring(
         &self,
         request: &PublishRequest,
         title: &str,
         deadline: Instant,
         silence: &Silence,
-    ) -> Result<(CachedModel, PublishResult)> {
+    ) -> Result<(CachedModel, PublishResult, Vec<Warning>)> {
         let scope = request.model.scope_id(request.pod.as_ref())?;
         let caller = Caller::Pod { pod: request.pod.as_ref(), tokens: request.tokens.as_ref() };
         let resolver = self.0.chooser.resolver();
@@ -212,10 +213,14 @@ impl Volumes {
             let chosen = chooser.choose(cache, &request.model, &route, silence).await?;
             let manifest = match chosen {
                 Choice::Cached(model) => {
+                    let warnings = self.0.cache.check_sanity(&model, &request.model).await?;
                     self.note(request, &route, &model, false).await?;
-                    return Ok((model, PublishResult::Hit));
+                    return Ok((model, PublishResult::Hit, warnings));
                 }
-                Choice::Stale(model) => return Ok((model, PublishResult::Stale)),
+                Choice::Stale(model) => {
+                    let warnings = self.0.cache.check_sanity(&model, &request.model).await?;
+                    return Ok((model, PublishResult::Stale, warnings));
+                }
                 Choice::Wanted(manifest) => manifest,
             };
             let (model, how) = match self.0.cache.find(&manifest.key()).await? {
@@ -269,9 +274,10 @@ impl Volumes {
                     }
                 }
             };
-            self.0.cache.check_sanity(&model, &request.model).await?;
+            let suspect = self.0.cache.check_sanity(&model, &request.model).await?;
             self.note(request, &route, &model, true).await?;
-            return Ok((model, how));
+            let warnings = manifest.warnings.iter().cloned().chain(suspect).collect();
+            return Ok((model, how, warnings));
         }
         let last = changed.map(|error| format!(" ({error})")).unwrap_or_default();
         Err(Error::new(

@@ -6,8 +6,8 @@ use super::claims::ClaimName;
 use crate::cache::{CachedModel, Damage, FillProgress, LeaseRecord, Phase, Unverified};
 use crate::error::{Error, ErrorKind};
 use crate::events::{Events, Kind, Reason, Subject};
-use crate::metrics::PublishResult;
-use crate::model::{PodIdentity, shown, size_text};
+use crate::metrics::{Metrics, PublishResult};
+use crate::model::{PodIdentity, Warning, shown, size_text};
 
 /// Tells one pod; nobody when kubelet did not say which it is.
 #[derive(Debug, Clone)]
@@ -72,6 +72,20 @@ impl<'a> Teller<'a> {
              --opc-checksum-algorithm CRC32C)"
         );
         self.tell(Reason::Unverified, &note);
+    }
+
+    /// Records what should be looked at in a model that was published: in one
+    /// event, in the log, and in a metric.
+    pub(super) fn suspect(&self, warnings: &[Warning], title: &str, metrics: &Metrics) {
+        for Warning { kind, text } in warnings {
+            let reason = kind.label();
+            metrics.suspect(reason);
+            tracing::warn!(model = title, reason, warning = text, "published with a warning");
+        }
+        if !warnings.is_empty() {
+            let texts: Vec<&str> = warnings.iter().map(|warning| warning.text.as_str()).collect();
+            self.tell(Reason::Suspect, &texts.join("; "));
+        }
     }
 
     /// Tells why the pod waits for its model in vain.

@@ -32,7 +32,7 @@ const STOP: Duration = Duration::from_secs(30);
 const ROOM: &str = "cache: {minFree: 1MiB, minFreeInodes: 0%}\n";
 
 /// The weights of most tests are pseudo-random bytes.
-const ANY_BYTES: &str = "checkSafetensors: false\n";
+const ANY_BYTES: &str = "checkSafetensors: ignore\n";
 
 /// How a driver is started. Change fields before [`Setup::start`].
 #[derive(Debug, Clone)]

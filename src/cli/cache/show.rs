@@ -41,7 +41,11 @@ pub(super) fn text(answer: &Answer) -> String {
         Answer::Prefetch(models) => models.iter().map(brought).collect(),
         Answer::Import(import) => {
             let revision = &import.revision;
-            format!("{}revision {revision}\n", imported(&import.imported))
+            format!(
+                "{}revision {revision}\n{}",
+                imported(&import.imported),
+                warned(&import.warnings)
+            )
         }
         Answer::Purge(Removal { models, bytes }) => {
             format!("removed the cache: {models} models, {}\n", size_text(*bytes))
@@ -201,13 +205,18 @@ fn collected(collection: &Collection) -> String {
 
 fn brought(model: &Brought) -> String {
     let uri = shown(&model.uri, 200);
-    match (&model.error, &model.revision) {
+    let text = match (&model.error, &model.revision) {
         (Some(error), _) => format!("failed: {uri}: {}\n", shown(error, 500)),
         (None, Some(revision)) => {
             format!("{}: {uri}: {}, revision {revision}\n", model.result, size_text(model.bytes))
         }
         (None, None) => format!("{}: {uri}\n", model.result),
-    }
+    };
+    text + &warned(&model.warnings)
+}
+
+fn warned(warnings: &[String]) -> String {
+    warnings.iter().map(|warning| format!("warning: {}\n", shown(warning, 800))).collect()
 }
 
 fn imported(import: &Imported) -> String {

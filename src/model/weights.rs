@@ -1,0 +1,409 @@
+//! Which files of a model loaders open, by their names: only those can make a
+//! model one that cannot be loaded.
+//!
+//! The choice is that of transformers, diffusers and vLLM, for each directory: a
+//! single `model.safetensors`, else what `model.safetensors.index.json` names,
+//! else all `*.safetensors`; without any of those `pytorch_model.bin`, else what
+//! its index names, else all `*.bin` at the root. `consolidated*.safetensors` and
+//! `adapter_model.*` have loaders of their own. A GGUF file is named by whoever
+//! starts llama.cpp, so one that is whole is enough. What is hidden (a segment of
+//! its path begins with a dot) is opened by nobody.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::io::Read;
+
+use super::safetensors::shard_path;
+
+/// Names without their ending that loaders ask for first, in each directory.
+const STANDARD: &[&str] = &["model", "diffusion_pytorch_model", "pytorch_model"];
+
+/// The same of what has loaders of its own.
+const OWN_LOADERS: &[&str] = &["adapter_model"];
+const CONSOLIDATED: &str = "consolidated";
+
+/// `*.bin` that trainers leave, and vLLM passes over.
+const OF_TRAINERS: &[&str] = &["training_args.bin", "optimizer.bin"];
+
+/// What is wrong with the pointer to a large file.
+pub const POINTER: &str = "it is a Git LFS pointer and not the file that it stands for (`git lfs \
+                           pull` before the upload)";
+
+/// What a pointer begins with, and the most bytes that one has (Git LFS
+/// specification, "The Pointer").
+const POINTER_START: &[u8] = b"version https://git-lfs.github.com/spec/";
+const POINTER_MOST: u64 = 1024;
+
+/// What a GGUF file begins with, and what its fixed fields take (GGUF
+/// specification, `gguf_header_t`).
+const GGUF_START: &[u8] = b"GGUF";
+const GGUF_HEADER: u64 = 24;
+
+/// A form of weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Format {
+    /// `.safetensors`
+    Safetensors,
+    /// `.gguf`
+    Gguf,
+    /// `.bin`: whatever its program writes.
+    Bin,
+}
+
+/// What a file is, by its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Weights.
+    Weights(Format),
+    /// An index that says which file holds which tensor.
+    Index(Format),
+}
+
+/// What loaders make of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// It is opened.
+    Opened,
+    /// It is opened if its user names it.
+    Offered,
+    /// It is not opened: its path has a segment that begins with a dot.
+    Hidden,
+    /// It is not opened: loaders choose others before it.
+    Unused,
+}
+
+/// The kind of a file; `None` for what is no weights.
+pub fn kind(path: &str) -> Option<Kind> {
+    let indexed = path.strip_suffix(".index.json");
+    let (path, of): (&str, fn(Format) -> Kind) = match indexed {
+        Some(path) => (path, Kind::Index),
+        None => (path, Kind::Weights),
+    };
+    let (_, ending) = path.rsplit_once('.')?;
+    match ending {
+        "safetensors" => Some(of(Format::Safetensors)),
+        "bin" => Some(of(Format::Bin)),
+        "gguf" if indexed.is_none() => Some(of(Format::Gguf)),
+        _ => None,
+    }
+}
+
+/// The role of each file of weights and of each index of a model. `shards` reads
+/// an index, which gives the paths that it names, or `None` when it is not one.
+///
+/// # Errors
+/// Those of `shards`.
+pub fn roles<'a, E>(
+    paths: impl IntoIterator<Item = &'a str>,
+    mut shards: impl FnMut(&'a str) -> Result<Option<Vec<&'a str>>, E>,
+) -> Result<HashMap<&'a str, Role>, E> {
+    let mut roles = HashMap::new();
+    let mut directories: BTreeMap<&str, Directory> = BTreeMap::new();
+    for path in paths {
+        let Some(kind) = kind(path) else { continue };
+        if path.split('/').any(|segment| segment.starts_with('.')) {
+            roles.insert(path, Role::Hidden);
+        } else {
+            directories.entry(split(path).0).or_default().add(kind, path);
+        }
+    }
+    let standard: HashSet<&str> =
+        directories.iter().filter(|(_, one)| one.is_standard()).map(|(path, _)| *path).collect();
+    let mut named: HashSet<&str> = HashSet::new();
+    for (path, directory) in &directories {
+        let below = ancestors(path).any(|above| standard.contains(above));
+        for index in &directory.indexes {
+            let role = directory.role_of_index(index, below);
+            roles.insert(*index, role);
+            let names = shards(index)?;
+            if role == Role::Opened {
+                named.extend(names.into_iter().flatten());
+            }
+        }
+    }
+    for (path, directory) in &directories {
+        let below = ancestors(path).any(|above| standard.contains(above));
+        for file in &directory.files {
+            let role =
+                if named.contains(*file) { Role::Opened } else { directory.role(file, below) };
+            roles.insert(*file, role);
+        }
+    }
+    Ok(roles)
+}
+
+/// The weights and indexes of one directory.
+#[derive(Default)]
+struct Directory<'a> {
+    files: Vec<&'a str>,
+    indexes: Vec<&'a str>,
+    /// The names among both, without the directory.
+    names: HashSet<&'a str>,
+    has_safetensors: bool,
+    has_gguf: bool,
+}
+
+impl<'a> Directory<'a> {
+    fn add(&mut self, kind: Kind, path: &'a str) {
+        match kind {
+            Kind::Weights(_) => self.files.push(path),
+            Kind::Index(_) => self.indexes.push(path),
+        }
+        let (Kind::Weights(format) | Kind::Index(format)) = kind;
+        self.has_safetensors |= format == Format::Safetensors;
+        self.has_gguf |= format == Format::Gguf;
+        self.names.insert(split(path).1);
+    }
+
+    /// Whether it has weights of a name that loaders ask for.
+    fn has_standard(&self, ending: &str) -> bool {
+        STANDARD.iter().any(|stem| {
+            self.names.contains(format!("{stem}{ending}").as_str())
+                || self.names.contains(format!("{stem}{ending}.index.json").as_str())
+        })
+    }
+
+    fn is_standard(&self) -> bool {
+        self.has_standard(".safetensors") || self.has_standard(".bin")
+    }
+
+    fn role_of_index(&self, path: &str, below: bool) -> Role {
+        let name = split(path).1;
+        let single = name.strip_suffix(".index.json").unwrap_or(name);
+        let (stem, ending) = single.rsplit_once('.').unwrap_or((single, ""));
+        let known = STANDARD.contains(&stem) || stem == CONSOLIDATED;
+        let behind = ending == "bin" && self.has_safetensors;
+        let others = !known && (below || self.is_standard());
+        let unused = self.names.contains(single) || behind || others;
+        if unused { Role::Unused } else { Role::Opened }
+    }
+
+    fn role(&self, path: &str, below: bool) -> Role {
+        let (directory, name) = split(path);
+        let (stem, ending) = name.rsplit_once('.').unwrap_or((name, ""));
+        let known = STANDARD.contains(&stem) || OWN_LOADERS.contains(&stem);
+        let opened = match ending {
+            "safetensors" => {
+                known
+                    || stem.starts_with(CONSOLIDATED)
+                    || !(below || self.has_standard(".safetensors"))
+            }
+            "bin" if self.has_safetensors => false,
+            "bin" => {
+                let only = directory.is_empty() && !self.has_gguf && !self.has_standard(".bin");
+                known || (only && !OF_TRAINERS.contains(&name))
+            }
+            _ if below || self.has_safetensors => false,
+            _ => return Role::Offered,
+        };
+        if opened { Role::Opened } else { Role::Unused }
+    }
+}
+
+/// Directory and name.
+fn split(path: &str) -> (&str, &str) {
+    path.rsplit_once('/').unwrap_or(("", path))
+}
+
+/// The directories above a directory, the root last.
+fn ancestors(directory: &str) -> impl Iterator<Item = &str> {
+    std::iter::successors(Some(directory), |path| (!path.is_empty()).then(|| split(path).0)).skip(1)
+}
+
+/// The set that a GGUF file is one of: `a-00001-of-00002.gguf` is one of `a`.
+pub fn gguf_set(path: &str) -> &str {
+    let stem = path.strip_suffix(".gguf").unwrap_or(path);
+    let numbered = |text: &str| text.len() == 5 && text.bytes().all(|b| b.is_ascii_digit());
+    let parts = stem.rsplit_once("-of-").and_then(|(rest, of)| {
+        let (set, number) = rest.rsplit_once('-')?;
+        (numbered(of) && numbered(number)).then_some(set)
+    });
+    parts.unwrap_or(stem)
+}
+
+/// Whether a GGUF file begins as one; `Ok(Err)` says in words for people why not.
+///
+/// # Errors
+/// When `file` cannot be read.
+pub fn check_gguf(file: impl Read, size: u64) -> std::io::Result<Result<(), String>> {
+    let start = start(file)?;
+    Ok(match () {
+        () if start.is_empty() => Err("it is empty".to_owned()),
+        () if start.starts_with(POINTER_START) => Err(POINTER.to_owned()),
+        () if !start.starts_with(GGUF_START) => {
+            Err("it does not begin as a GGUF file does".to_owned())
+        }
+        () if size < GGUF_HEADER => Err(format!(
+            "it has {size} bytes, and its header takes {GGUF_HEADER}: it was cut short"
+        )),
+        () => Ok(()),
+    })
+}
+
+/// Whether a file of this size can be a pointer, or is empty: no other flaw of a
+/// `.bin` file is looked for.
+pub fn can_be_pointer(size: u64) -> bool {
+    size <= POINTER_MOST
+}
+
+/// Whether a `.bin` file is more than a pointer; as [`check_gguf`].
+///
+/// # Errors
+/// When `file` cannot be read.
+pub fn check_bin(file: impl Read) -> std::io::Result<Result<(), String>> {
+    let start = start(file)?;
+    Ok(match () {
+        () if start.is_empty() => Err("it is empty".to_owned()),
+        () if start.starts_with(POINTER_START) => Err(POINTER.to_owned()),
+        () => Ok(()),
+    })
+}
+
+fn start(file: impl Read) -> std::io::Result<Vec<u8>> {
+    let mut start = Vec::new();
+    file.take(POINTER_START.len() as u64).read_to_end(&mut start)?;
+    Ok(start)
+}
+
+/// The paths that an index names, each with what is there of it.
+pub fn named_by<'a>(
+    index: &str,
+    shards: impl IntoIterator<Item = String>,
+    paths: &HashSet<&'a str>,
+) -> (Vec<&'a str>, Vec<String>) {
+    let (mut there, mut missing) = (Vec::new(), Vec::new());
+    for shard in shards {
+        let path = shard_path(index, &shard).unwrap_or(shard);
+        match paths.get(path.as_str()) {
+            Some(path) => there.push(*path),
+            None => missing.push(path),
+        }
+    }
+    (there, missing)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use super::*;
+
+    const INDEX: &str = "model.safetensors.index.json";
+
+    /// The files of each role, where each index names the files of its
+    /// directory that have a number.
+    fn roles_of<'a>(paths: &[&'a str]) -> HashMap<&'a str, Role> {
+        let shards = |index: &'a str| {
+            let ending = split(index).1.split('.').nth(1).unwrap();
+            let numbered = |path: &&&str| {
+                split(path).0 == split(index).0
+                    && path.ends_with(ending)
+                    && path.contains(|c: char| c.is_ascii_digit())
+            };
+            Ok::<_, Infallible>(Some(paths.iter().filter(numbered).copied().collect()))
+        };
+        roles(paths.iter().copied(), shards).unwrap()
+    }
+
+    fn assert_roles(expected: &[(&str, Role)]) {
+        let paths: Vec<&str> = expected.iter().map(|(path, _)| *path).collect();
+        let roles = roles_of(&paths);
+        for (path, role) in expected {
+            assert_eq!(roles.get(path), Some(role), "{path} of {paths:?}");
+        }
+    }
+
+    #[test]
+    fn the_single_file_is_opened_before_what_an_index_names() {
+        use Role::{Opened, Unused};
+        assert_roles(&[
+            ("model.safetensors", Opened),
+            (INDEX, Unused),
+            ("m-1.safetensors", Unused),
+        ]);
+        assert_roles(&[(INDEX, Opened), ("m-1.safetensors", Opened), ("old.safetensors", Unused)]);
+        assert_roles(&[("a.safetensors", Opened), ("d/b.safetensors", Opened)]);
+        let index = "d/x.safetensors.index.json";
+        assert_roles(&[(index, Opened), ("d/x-1.safetensors", Opened)]);
+        assert_roles(&[("model.safetensors", Opened), (index, Unused)]);
+    }
+
+    #[test]
+    fn what_is_hidden_decides_nothing() {
+        use Role::{Hidden, Opened};
+        assert_roles(&[
+            ("model.safetensors", Opened),
+            ("._model.safetensors", Hidden),
+            (".ipynb_checkpoints/x.safetensors", Hidden),
+            ("a/.cache/model.gguf", Hidden),
+            (".x.safetensors.index.json", Hidden),
+        ]);
+    }
+
+    #[test]
+    fn parts_of_a_pipeline_are_chosen_for_each_directory() {
+        use Role::{Opened, Unused};
+        assert_roles(&[
+            ("unet/diffusion_pytorch_model.safetensors.index.json", Opened),
+            ("unet/d-1.safetensors", Opened),
+            ("vae/diffusion_pytorch_model.safetensors", Opened),
+            ("vae/diffusion_pytorch_model.fp16.safetensors", Unused),
+            ("vae/diffusion_pytorch_model.bin", Unused),
+            ("text_encoder/pytorch_model.bin", Opened),
+        ]);
+        assert_roles(&[
+            ("model.safetensors", Opened),
+            ("1_Dense/model.safetensors", Opened),
+            ("openvino/openvino_model.bin", Unused),
+            ("backup/m-1.safetensors", Unused),
+        ]);
+    }
+
+    #[test]
+    fn consolidated_weights_and_adapters_have_their_own_loaders() {
+        use Role::{Opened, Unused};
+        assert_roles(&[
+            (INDEX, Opened),
+            ("model-1.safetensors", Opened),
+            ("consolidated.safetensors", Opened),
+            ("consolidated-00001-of-00002.safetensors", Opened),
+            ("adapter_model.safetensors", Opened),
+            ("adapter_model.bin", Unused),
+        ]);
+    }
+
+    #[test]
+    fn pickled_weights_are_opened_where_there_are_no_safetensors() {
+        use Role::{Opened, Unused};
+        let index = "pytorch_model.bin.index.json";
+        assert_roles(&[("pytorch_model.bin", Opened), (index, Unused), ("p-1.bin", Unused)]);
+        assert_roles(&[(index, Opened), ("p-1.bin", Opened), ("training_args.bin", Unused)]);
+        assert_roles(&[("model.safetensors", Opened), ("pytorch_model.bin", Unused)]);
+        assert_roles(&[("ggml-base.bin", Opened), ("optimizer.bin", Unused)]);
+        assert_roles(&[("a/vocab.bin", Unused), ("a/pytorch_model.bin", Opened)]);
+    }
+
+    #[test]
+    fn gguf_files_are_offered_unless_loaders_have_others() {
+        use Role::{Offered, Opened, Unused};
+        assert_roles(&[("q4.gguf", Offered), ("q8.gguf", Offered), ("x.bin", Unused)]);
+        assert_roles(&[("model.safetensors", Opened), ("q4.gguf", Unused), ("g/q8.gguf", Unused)]);
+        assert_eq!(gguf_set("d/m-00001-of-00003.gguf"), gguf_set("d/m-00003-of-00003.gguf"));
+        assert_ne!(gguf_set("d/m-q4.gguf"), gguf_set("d/m-q8.gguf"));
+        assert_eq!(gguf_set("m-1-of-2.gguf"), "m-1-of-2");
+    }
+
+    #[test]
+    fn pointers_and_files_that_are_cut_are_told() {
+        let pointer = &b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n"[..];
+        let gguf = |bytes: &[u8]| check_gguf(bytes, bytes.len() as u64).unwrap();
+        assert_eq!(gguf(b"GGUF\x03\0\0\0 and so on, 24 bytes at least"), Ok(()));
+        assert_eq!(gguf(pointer), Err(POINTER.to_owned()));
+        for (bytes, why) in [(&b""[..], "empty"), (b"GGUF\x03", "cut short"), (b"ggml", "begin")] {
+            assert!(gguf(bytes).unwrap_err().contains(why), "{bytes:?}");
+        }
+        assert_eq!(check_bin(pointer).unwrap(), Err(POINTER.to_owned()));
+        assert!(can_be_pointer(pointer.len() as u64) && can_be_pointer(0));
+        assert!(check_bin(&b""[..]).unwrap().is_err());
+        assert_eq!(check_bin(&b"PK\x03\x04"[..]).unwrap(), Ok(()));
+    }
+}
