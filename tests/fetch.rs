@@ -7,11 +7,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use localstore::{Action, LocalStore, Operation, PutOptions, Rule};
+use support::disk::Disk;
 use support::fetch::{Fetch, Fetched};
 use support::models::{
     BUCKET, MIB, PREFIX, assert_synthetic, content_of, put, put_large, store_with_phi3,
 };
-use support::run::{eventually, figure, ratio};
+use support::run::{end_to_end, eventually, figure, ratio};
 
 const SIZE: u64 = 40 * MIB;
 
@@ -148,6 +149,49 @@ async fn an_interrupted_fetch_says_how_to_go_on() {
     assert_eq!(fetch.run().await.code, 0);
     let again = store.stats().body_bytes - before;
     assert!(again < SIZE * 6 / 10, "{again} bytes were asked for after the half was there");
+}
+
+#[test]
+fn the_root_of_a_fresh_ext4_is_an_empty_directory() {
+    end_to_end(async |scratch| {
+        let (store, disk) = (store_with_phi3(), Disk::ext4(scratch, 32 * MIB, &[]));
+        assert!(disk.path.join("lost+found").is_dir());
+        let mut fetch = Fetch::new(scratch, &store);
+        fetch.directory = disk.path.clone();
+        for _ in 0..2 {
+            let fetched = fetch.run().await;
+            assert_eq!(fetched.code, 0, "{}", fetched.stderr);
+        }
+        let names: Vec<String> = content_of(&disk.path).into_keys().collect();
+        let expected =
+            ["config.json", "lost+found", "model.safetensors", "tokenizer", "tokenizer/vocab.txt"];
+        assert_eq!(names, expected);
+        // Only at the root, and only the directory: what has files of somebody's is refused.
+        fs::create_dir(disk.path.join("tokenizer/lost+found")).unwrap();
+        assert_failed(&fetch.run().await, 1, &["tokenizer/lost+found is not part of the model"]);
+    });
+}
+
+#[tokio::test]
+async fn what_should_be_looked_at_is_printed_with_the_result() {
+    let (scratch, store) = (scratch(), LocalStore::builder().start().unwrap());
+    for name in ["Config.json", "config.json", "original/w.pth", "a.bin"] {
+        put(&store, name, b"x");
+    }
+    let fetch = Fetch::new(scratch.path(), &store).with(&["--exclude", "original/, *.bin *.onnx"]);
+    let fetched = fetch.run().await;
+    assert_eq!((fetched.code, fetched.stderr.as_str()), (0, ""));
+    for line in [
+        "\nwarning: \"Config.json\" and \"config.json\" differ only in case",
+        "\nwarning: no name matches the pattern \"*.bin *.onnx\" of exclude: patterns are separated",
+    ] {
+        assert!(fetched.stdout.contains(line), "{line:?} is not in {:?}", fetched.stdout);
+    }
+    let json = Fetch::new(scratch.path(), &store).with(&["--output", "json", "--exclude", "zzz"]);
+    let json = Fetch { directory: scratch.path().join("second"), ..json }.run().await.json();
+    assert_eq!(json["warnings"].as_array().unwrap().len(), 2, "{json}");
+    let quoted = Fetch::new(scratch.path(), &store).with(&["--exclude", "'*.bin'"]);
+    assert_failed(&quoted.run().await, 2, &["exclude: pattern", "remove the inner quotes"]);
 }
 
 #[tokio::test]

@@ -222,6 +222,10 @@ fn what_is_wrong_cut_or_missing_is_downloaded_and_left_as_it_was() {
             assert_eq!((imported.adopted_files, imported.downloaded_files), (1, 2));
             assert_eq!((imported.downloaded_bytes, node.served()), (22 + 8, 22 + 8));
             assert_eq!(imported.differing, ["config.json"]);
+            let differs =
+                "its bytes are not the object's, or no checksum of the object proves them";
+            let absent = ("tokenizer/vocab.txt", "it is not in the directory");
+            assert_eq!(reasons(&imported), [("config.json", differs), absent]);
             assert_eq!(fs::read(dir.join("config.json")).unwrap(), b"{\"model_type\": \"phi4\"}");
             assert_ne!(mode_of(&dir.join("config.json")), 0o444);
         }
@@ -234,6 +238,8 @@ fn what_is_wrong_cut_or_missing_is_downloaded_and_left_as_it_was() {
         let imported = node.import(&dir, false).await;
         assert_eq!((imported.downloaded_bytes, node.served()), (SIZE, SIZE));
         assert_eq!(imported.differing, [WEIGHTS]);
+        let cut = format!("it has {} bytes, and the object {SIZE}", SIZE - 1);
+        assert_eq!(reasons(&imported), [(WEIGHTS, cut.as_str())]);
     });
 }
 
@@ -393,8 +399,85 @@ fn symbolic_links_below_the_directory_are_not_followed() {
         // The directory itself may be named through a link.
         let imported = node.import(&link, true).await;
         assert_eq!((imported.adopted_files, imported.downloaded_files), (0, 3));
+        let reasons = reasons(&imported);
+        assert_eq!(reasons[0], ("config.json", "it is not in the directory"));
+        assert!(reasons[1].1.starts_with("model.safetensors is a symbolic link to "));
+        assert!(reasons[2].1.starts_with("tokenizer is a symbolic link to "), "{reasons:?}");
+        assert!(reasons[1].1.ends_with("which is not followed"), "{reasons:?}");
         assert_eq!(content_of(&outside).len(), 4);
         assert_eq!(imported.left_files, 3);
+    });
+}
+
+/// A Hub cache with one snapshot of the model, of which `missing` is no blob;
+/// the snapshot's directory.
+fn hub_snapshot(hub: &Path, missing: &str) -> PathBuf {
+    let repository = hub.join("models--org--phi3");
+    let (blobs, snapshot) = (repository.join("blobs"), repository.join("snapshots/0123abcd"));
+    fs::create_dir_all(&blobs).unwrap();
+    fs::create_dir_all(snapshot.join("tokenizer")).unwrap();
+    let filled = hub.join("filled");
+    fill(&filled);
+    for (number, name) in ["config.json", "tokenizer/vocab.txt", WEIGHTS].into_iter().enumerate() {
+        let blob = format!("blob{number}");
+        if name != missing {
+            fs::rename(filled.join(name), blobs.join(&blob)).unwrap();
+        }
+        let up = if name.contains('/') { "../../../" } else { "../../" };
+        symlink(format!("{up}blobs/{blob}"), snapshot.join(name)).unwrap();
+    }
+    fs::remove_dir_all(filled).unwrap();
+    snapshot
+}
+
+#[test]
+fn a_hub_snapshot_is_adopted_through_its_links_and_its_blobs_are_never_moved() {
+    end_to_end(async |scratch| {
+        for (number, take) in [false, true].into_iter().enumerate() {
+            let scratch = scratch.join(number.to_string());
+            let snapshot = hub_snapshot(&scratch.join("hub"), "nothing");
+            // The blobs of the Hub cache, beside its snapshots.
+            let blobs = snapshot.join("../../blobs");
+            let before = content_of(&blobs);
+            let node = Node::new(&scratch, store_with_phi3()).await;
+            let imported = node.import(&snapshot, take).await;
+            assert_eq!((imported.adopted_files, imported.downloaded_files), (3, 0));
+            assert_eq!((imported.not_adopted_files, node.served()), (0, 0));
+            assert!(content_of(&blobs) == before, "the Hub cache is as it was");
+            assert!(fs::symlink_metadata(snapshot.join(WEIGHTS)).unwrap().is_symlink());
+        }
+    });
+}
+
+/// Why each file was not adopted.
+fn reasons(imported: &Imported) -> Vec<(&str, &str)> {
+    imported.not_adopted.iter().map(|one| (one.path.as_str(), one.why.as_str())).collect()
+}
+
+#[test]
+fn a_link_that_dangles_or_leaves_the_hub_cache_is_reported_by_name_and_downloaded() {
+    end_to_end(async |scratch| {
+        let snapshot = hub_snapshot(&scratch.join("hub"), "config.json");
+        // Out of the blobs, by a path that begins in them; and a blob that is a link itself.
+        let outside = scratch.join("outside");
+        fs::write(&outside, synthetic_bytes(1, 0..SIZE)).unwrap();
+        fs::remove_file(snapshot.join(WEIGHTS)).unwrap();
+        symlink("../../blobs/../../../outside", snapshot.join(WEIGHTS)).unwrap();
+        let blob = snapshot.join("../../blobs/blob1");
+        fs::rename(&blob, scratch.join("vocab")).unwrap();
+        symlink(scratch.join("vocab"), &blob).unwrap();
+        let node = Node::new(scratch, store_with_phi3()).await;
+        let imported = node.import(&snapshot, false).await;
+        assert_eq!((imported.adopted_files, imported.downloaded_files), (0, 3));
+        assert_eq!(imported.not_adopted_files, 3);
+        let reasons = reasons(&imported);
+        let [config, weights, vocab] = reasons[..] else { panic!("{reasons:?}") };
+        assert_eq!((config.0, weights.0, vocab.0), ("config.json", WEIGHTS, "tokenizer/vocab.txt"));
+        let dangling = "config.json is a symbolic link to ../../blobs/blob0, where nothing is";
+        assert!(config.1.starts_with(dangling), "{config:?}");
+        for (_, why) in [weights, vocab] {
+            assert!(why.contains("which is not followed, since it is no blob"), "{why}");
+        }
     });
 }
 

@@ -4,7 +4,10 @@
 //! Files are looked for under their path, and under prefix and path as
 //! `oci os object bulk-download` writes them. Completeness markers and foreign
 //! files mean nothing and are left. What a file is worth say the checksums of
-//! Object Storage alone; a file whose object has none is downloaded.
+//! Object Storage alone; a file whose object has none is downloaded. Links of a
+//! snapshot in a Hugging Face Hub cache are followed into its blobs, which are
+//! copied and never moved: other snapshots have them too. Why a file was not
+//! adopted is reported.
 //!
 //! A hard link would leave a writable name in a pod's directory. So a file is
 //! copied (a reflink where the file system can), or with `--move` renamed into
@@ -53,7 +56,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::model::{BlobId, Manifest, ManifestFile, progress_text};
 use crate::oci::ObjectStorage;
 use adopt::{Adopter, Fate};
-use source::{Found, Source, check_movable};
+use source::{Found, Look, Source, check_movable};
 
 /// Files that are read and compared side by side.
 const AT_ONCE: usize = 4;
@@ -88,10 +91,27 @@ pub struct Imported {
     pub downloaded_bytes: u64,
     /// Files that were there and are not what Object Storage has, the first of them.
     pub differing: Vec<String>,
+    /// Files of the model that the directory could not give, and that were
+    /// downloaded instead.
+    #[serde(default)]
+    pub not_adopted_files: usize,
+    /// The first of those, with the reason.
+    #[serde(default)]
+    pub not_adopted: Vec<NotAdopted>,
     /// Files that are in the directory now.
     pub left_files: usize,
     /// The first names of those.
     pub left: Vec<String>,
+}
+
+/// A file of a model that the directory could not give.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NotAdopted {
+    /// Its path in the model.
+    pub path: String,
+    /// Why, for people.
+    pub why: String,
 }
 
 /// How far an import is.
@@ -188,9 +208,9 @@ impl Cache {
         let missing = fill::missing(&self.0, manifest).await?;
         imported.cached_files = manifest.files.len().saturating_sub(missing.len());
         let (inner, manifest_, take) = (Arc::clone(&self.0), Arc::clone(manifest), options.take);
-        let Survey { source, candidates, differing } =
+        let Survey { source, candidates, differing, not_adopted } =
             blocking(move || survey(&inner, &manifest_, missing, &options)).await?;
-        imported.differing = differing;
+        (imported.differing, imported.not_adopted) = (differing, not_adopted);
         let parts: Vec<Arc<Progress>> = candidates.iter().map(|_| Arc::default()).collect();
         let total = candidates.iter().map(|one| one.file.size).fold(0, u64::saturating_add);
         progress.enter(Stage::Comparing { total, parts: parts.clone() });
@@ -218,6 +238,9 @@ impl Cache {
         }
         imported.differing.sort();
         imported.differing.truncate(NAMED);
+        imported.not_adopted_files = imported.not_adopted.len();
+        imported.not_adopted.sort();
+        imported.not_adopted.truncate(NAMED);
 
         let missing = fill::missing(&self.0, manifest).await?;
         imported.downloaded_files = missing.len();
@@ -246,7 +269,12 @@ impl Imported {
                     self.copied_bytes = self.copied_bytes.saturating_add(size);
                 }
             }
-            Fate::Differs => self.differing.push(candidate.path),
+            Fate::Differs => {
+                let why =
+                    "its bytes are not the object's, or no checksum of the object proves them";
+                self.not_adopted.push(NotAdopted { path: candidate.file.path, why: why.into() });
+                self.differing.push(candidate.path);
+            }
             Fate::Gone => {}
         }
     }
@@ -266,6 +294,8 @@ struct Survey {
     candidates: Vec<Candidate>,
     /// Files of another size than they should have.
     differing: Vec<String>,
+    /// What it cannot give.
+    not_adopted: Vec<NotAdopted>,
 }
 
 /// Opens the directory and finds what is worth reading. Nothing is changed
@@ -289,30 +319,41 @@ fn survey(
     if options.take {
         check_movable(&source, &cache)?;
     }
-    let (mut candidates, mut differing) = (Vec::new(), Vec::new());
+    let (mut candidates, mut differing, mut not_adopted) = (Vec::new(), Vec::new(), Vec::new());
     let mut seen = HashSet::new();
     for file in missing {
-        let mut other = None;
-        let paths = [file.path.clone(), manifest.object_name(&file)];
-        let found = paths.into_iter().find_map(|path| match source.find(&path) {
-            Err(error) => Some(Err(error)),
-            Ok(Some(found)) if found.metadata.len() != file.size => {
-                other = Some(path);
-                None
+        let (mut other, mut why) = (None, None);
+        let mut chosen = None;
+        for path in [file.path.clone(), manifest.object_name(&file)] {
+            match source.find(&path)? {
+                Look::File(found) if found.metadata.len() != file.size => {
+                    let (has, size) = (found.metadata.len(), file.size);
+                    why = Some(format!("it has {has} bytes, and the object {size}"));
+                    other = Some(path);
+                }
+                Look::File(found) if seen.insert(path.clone()) => {
+                    chosen = Some((path, found));
+                    break;
+                }
+                Look::Link(text) => why = why.or(Some(text)),
+                Look::File(_) | Look::Nothing => {}
             }
-            Ok(found) => found.filter(|_| seen.insert(path.clone())).map(|found| Ok((path, found))),
-        });
-        match found.transpose()? {
+        }
+        match chosen {
             Some((path, found)) => {
-                if options.take {
+                if options.take && !found.linked {
                     check_unwritten(&found, &source.path().join(&path).display().to_string())?;
                 }
                 candidates.push(Candidate { file, path });
             }
-            None => differing.extend(other),
+            None => {
+                differing.extend(other);
+                let why = why.unwrap_or_else(|| "it is not in the directory".to_owned());
+                not_adopted.push(NotAdopted { path: file.path, why });
+            }
         }
     }
-    Ok(Survey { source: Arc::new(source), candidates, differing })
+    Ok(Survey { source: Arc::new(source), candidates, differing, not_adopted })
 }
 
 fn check_unwritten(found: &Found, shown: &str) -> Result<()> {

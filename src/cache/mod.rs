@@ -53,7 +53,7 @@ use tracing::Instrument as _;
 
 pub use aside::{Older, SetAside};
 pub use flight::Ticket;
-pub use import::{ImportOptions, ImportProgress, ImportSnapshot, Imported};
+pub use import::{ImportOptions, ImportProgress, ImportSnapshot, Imported, NotAdopted};
 pub use layout::Layout;
 pub use leases::{Holder, Lease, LeaseRecord};
 pub use manage::{CollectOptions, Collected, Purged, Wish};

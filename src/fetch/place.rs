@@ -12,6 +12,9 @@ use crate::model::{BlobId, Manifest, ManifestFile};
 /// Our own directory in it, gone when the fetch is complete.
 const STATE: &str = ".oci-model-csi";
 
+/// What `mkfs.ext4` makes in the root of a file system, and nobody has put there.
+const LOST_AND_FOUND: &str = "lost+found";
+
 /// The right to fill a directory, for one fetch at a time.
 #[derive(Debug)]
 pub(super) struct Claim {
@@ -193,6 +196,9 @@ fn check(dir: &Path, manifest: &Manifest) -> Result<()> {
             let known = (kind.is_file() && files.contains(relative.as_str()))
                 || (kind.is_dir()
                     && (relative == STATE || directories.contains(relative.as_str())));
+            if !known && kind.is_dir() && relative == LOST_AND_FOUND {
+                continue;
+            }
             if !known {
                 return Err(Error::new(
                     ErrorKind::Conflict,

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use nix::unistd::Uid;
 
-use super::source::{Found, Source};
+use super::source::{Found, Look, Source};
 use super::{Candidate, open_for_writing};
 use crate::abort_point;
 use crate::blocking::blocking;
@@ -61,11 +61,11 @@ impl Adopter {
     ) -> Result<Fate> {
         let (source, path) = (Arc::clone(&self.source), candidate.path.clone());
         let size = candidate.file.size;
-        let found = blocking(move || source.find(&path)).await?;
-        let Some(found) = found.filter(|found| found.metadata.len() == size) else {
-            return Ok(Fate::Gone);
+        let found = match blocking(move || source.find(&path)).await? {
+            Look::File(found) if found.metadata.len() == size => found,
+            _ => return Ok(Fate::Gone),
         };
-        if self.take {
+        if self.take && !found.linked {
             let shown = self.source.path().join(&candidate.path).display().to_string();
             match self.take(&candidate.file, found, shown, Arc::clone(&progress)).await? {
                 Ok(fate) => return Ok(fate),

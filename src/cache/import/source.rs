@@ -1,31 +1,64 @@
 //! The directory that is imported from. Whoever filled it may still be at it,
-//! and may be hostile: files are opened one directory after the other, no
-//! symbolic link below the directory is followed, and what was opened is what
-//! is verified and taken.
+//! and may be hostile: files are opened one directory after the other, and what
+//! was opened is what is verified and taken.
+//!
+//! Of symbolic links below the directory one kind is followed: those of a
+//! snapshot in a Hugging Face Hub cache, which is
+//! `models--<ORG>--<NAME>/snapshots/<COMMIT>/`, into `models--<ORG>--<NAME>/blobs/`
+//! (`huggingface_hub`, "Understand caching"). Such a file is opened in the
+//! directory `blobs`, by its name there, wherever the link's path would lead.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, Metadata};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open, openat};
+use nix::fcntl::{OFlag, open, openat, readlinkat};
 use nix::sys::stat::Mode;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::model::shown;
 use crate::mount;
 
 /// Entries that are counted of what is left in a directory.
 const MOST_COUNTED: usize = 1_000_000;
+
+/// What a Hub cache calls its parts.
+const HUB_REPOSITORY: &str = "models--";
+const HUB_SNAPSHOTS: &str = "snapshots";
+const HUB_BLOBS: &str = "blobs";
+
+/// Characters of a link's target that a message shows.
+const TARGET_SHOWN: usize = 120;
 
 /// An open directory.
 #[derive(Debug)]
 pub(super) struct Source {
     root: OwnedFd,
     path: PathBuf,
+    hub: Option<Hub>,
+}
+
+/// The blobs of the Hub cache that the directory is a snapshot of.
+#[derive(Debug)]
+struct Hub {
+    blobs: OwnedFd,
+    path: PathBuf,
+}
+
+/// What is at a relative path.
+#[derive(Debug)]
+pub(super) enum Look {
+    /// A regular file.
+    File(Found),
+    /// A symbolic link that is not followed, and why, for people.
+    Link(String),
+    /// Nothing, or nothing that a file of a model can be.
+    Nothing,
 }
 
 /// A regular file below it, open for reading.
@@ -33,6 +66,8 @@ pub(super) struct Source {
 pub(super) struct Found {
     pub(super) file: Arc<File>,
     pub(super) metadata: Metadata,
+    /// Whether a link led to it: then it is never moved.
+    pub(super) linked: bool,
     parent: OwnedFd,
     name: OsString,
 }
@@ -53,7 +88,8 @@ impl Source {
         };
         let path = fs::canonicalize(dir).map_err(failed)?;
         let root = open(&path, DIRECTORY, Mode::empty()).map_err(|e| failed(e.into()))?;
-        Ok(Self { root, path })
+        let hub = Hub::around(&path);
+        Ok(Self { root, path, hub })
     }
 
     /// Its path, free of symbolic links.
@@ -61,10 +97,10 @@ impl Source {
         &self.path
     }
 
-    /// The regular file of this relative path; `None` when there is none.
-    pub(super) fn find(&self, relative: &str) -> Result<Option<Found>> {
+    /// The regular file of this relative path, or what is there instead.
+    pub(super) fn find(&self, relative: &str) -> Result<Look> {
         match self.walk(relative) {
-            Ok(found) => Ok(found),
+            Ok(look) => Ok(look),
             // A link, a directory in place of a file or the reverse, nothing,
             // or a name that this file system cannot have.
             Err(
@@ -75,7 +111,7 @@ impl Source {
                 | Errno::ENXIO
                 | Errno::ENAMETOOLONG
                 | Errno::EILSEQ,
-            ) => Ok(None),
+            ) => Ok(Look::Nothing),
             Err(e) => {
                 let path = self.path.join(relative);
                 Err(Error::io(format!("opening {}", path.display()), &e.into()))
@@ -83,19 +119,55 @@ impl Source {
         }
     }
 
-    fn walk(&self, relative: &str) -> nix::Result<Option<Found>> {
+    fn walk(&self, relative: &str) -> nix::Result<Look> {
         let (directories, name) = match relative.rsplit_once('/') {
             Some((directories, name)) => (Some(directories), name),
             None => (None, relative),
         };
         let mut parent = self.root.try_clone().map_err(|e| errno(&e))?;
+        let mut at = PathBuf::new();
         for segment in directories.iter().flat_map(|directories| directories.split('/')) {
-            parent = openat(&parent, checked(segment)?, DIRECTORY, Mode::empty())?;
+            let opened = openat(&parent, checked(segment)?, DIRECTORY, Mode::empty());
+            match (opened, readlinkat(&parent, segment)) {
+                (Err(_), Ok(target)) => return Ok(self.unfollowed(&at.join(segment), &target)),
+                (opened, _) => parent = opened?,
+            }
+            at.push(segment);
         }
-        let file = Arc::new(File::from(openat(&parent, checked(name)?, FILE, Mode::empty())?));
-        let metadata = file.metadata().map_err(|e| errno(&e))?;
-        let found = Found { file, parent, name: name.into(), metadata };
-        Ok(found.metadata.is_file().then_some(found))
+        match openat(&parent, checked(name)?, FILE, Mode::empty()) {
+            Err(Errno::ELOOP) => {
+                let target = readlinkat(&parent, name)?;
+                self.follow(&at, name, &target)
+            }
+            opened => found(opened?, parent, name.into(), false),
+        }
+    }
+
+    /// What a link leads to, if that is a blob of the same Hub cache.
+    fn follow(&self, directory: &Path, name: &str, target: &OsStr) -> nix::Result<Look> {
+        let (link, leads_to) = (directory.join(name), self.path.join(directory).join(target));
+        let blob = self.hub.as_ref().and_then(|hub| Some((hub, hub.blob(&leads_to)?)));
+        let Some((hub, blob)) = blob else { return Ok(self.unfollowed(&link, target)) };
+        let opened = match openat(&hub.blobs, &*blob, FILE, Mode::empty()) {
+            // Nothing, or a link again.
+            Err(Errno::ENOENT | Errno::ELOOP) => return Ok(self.unfollowed(&link, target)),
+            opened => opened?,
+        };
+        let blobs = hub.blobs.try_clone().map_err(|e| errno(&e))?;
+        found(opened, blobs, blob, true)
+    }
+
+    fn unfollowed(&self, link: &Path, target: &OsStr) -> Look {
+        let (shown_link, shown_target) =
+            (shown(&link.to_string_lossy(), 80), shown(&target.to_string_lossy(), TARGET_SHOWN));
+        let dangling = fs::metadata(self.path.join(link))
+            .is_err_and(|e| matches!(e.kind(), io::ErrorKind::NotFound));
+        let why = match (dangling, &self.hub) {
+            (true, _) => "where nothing is (of a Hub cache, `blobs` has to be beside `snapshots`)",
+            (false, Some(_)) => "which is not followed, since it is no blob of this Hub cache",
+            (false, None) => "which is not followed",
+        };
+        Look::Link(format!("{shown_link} is a symbolic link to {shown_target}, {why}"))
     }
 
     /// How many files are in it, and the first names, sorted.
@@ -142,6 +214,45 @@ fn checked(segment: &str) -> nix::Result<&str> {
 
 fn errno(error: &io::Error) -> Errno {
     Errno::from_raw(error.raw_os_error().unwrap_or_default())
+}
+
+impl Hub {
+    /// The Hub cache that this directory, free of links, is a snapshot of, or is in one.
+    fn around(directory: &Path) -> Option<Self> {
+        let repository = directory.ancestors().find_map(|commit| {
+            let snapshots = commit.parent()?;
+            let repository = snapshots.parent()?;
+            let is_one = snapshots.file_name()? == HUB_SNAPSHOTS
+                && repository.file_name()?.to_str()?.starts_with(HUB_REPOSITORY);
+            is_one.then_some(repository)
+        })?;
+        let path = repository.join(HUB_BLOBS);
+        let blobs = open(&path, DIRECTORY, Mode::empty()).ok()?;
+        Some(Self { blobs, path })
+    }
+
+    /// The name of the blob that this path means, by its text alone.
+    fn blob(&self, path: &Path) -> Option<OsString> {
+        let mut plain = PathBuf::new();
+        for part in path.components() {
+            match part {
+                Component::ParentDir => drop(plain.pop()),
+                Component::CurDir => {}
+                part => plain.push(part),
+            }
+        }
+        let name = plain.strip_prefix(&self.path).ok()?;
+        (name.components().count() == 1).then(|| name.as_os_str().to_owned())
+    }
+}
+
+/// A regular file that was opened, or nothing.
+fn found(file: OwnedFd, parent: OwnedFd, name: OsString, linked: bool) -> nix::Result<Look> {
+    let file = Arc::new(File::from(file));
+    let metadata = file.metadata().map_err(|e| errno(&e))?;
+    let is_file = metadata.is_file();
+    let found = Found { file, metadata, linked, parent, name };
+    Ok(if is_file { Look::File(found) } else { Look::Nothing })
 }
 
 impl Found {

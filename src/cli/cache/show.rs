@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::time::SystemTime;
 
-use crate::cache::Imported;
+use crate::cache::{Imported, NotAdopted};
 use crate::manage::{
     Answer, Brought, Collection, Listing, ModelEntry, Pins, PrefetchState, Removal, Verified,
 };
@@ -230,8 +230,13 @@ fn imported(import: &Imported) -> String {
         size_text(import.downloaded_bytes),
         import.cached_files,
     );
-    for path in &import.differing {
-        let _ = writeln!(text, "not what Object Storage has: {}", shown(path, 200));
+    for NotAdopted { path, why } in &import.not_adopted {
+        let (path, why) = (shown(path, 200), shown(why, 400));
+        let _ = writeln!(text, "not adopted, downloaded instead: {path}: {why}");
+    }
+    let more = import.not_adopted_files.saturating_sub(import.not_adopted.len());
+    if more > 0 {
+        let _ = writeln!(text, "not adopted, downloaded instead: {more} more files");
     }
     if import.left_files > 0 {
         let names: Vec<String> = import.left.iter().map(|name| shown(name, 100)).collect();
