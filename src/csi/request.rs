@@ -12,6 +12,7 @@ use super::target::{self, Target};
 use crate::error::{Error, Result};
 use crate::model::{
     AttributeSource, PodIdentity, PodTokens, RequestDigest, own_attributes, parse_attributes,
+    plain_attributes,
 };
 use crate::volume::{Capacity, ProvisionRequest, PublishKey, PublishRequest};
 
@@ -68,8 +69,10 @@ fn key(request: &NodePublishVolumeRequest, target: Target) -> Result<PublishKey>
     let context = &request.volume_context;
     let inline = context.get(EPHEMERAL).is_some_and(|value| value == "true");
     let flags = capability::flags_as_written(request.volume_capability.as_ref());
-    let digest = digest(&own_attributes(context), &flags, inline);
-    Ok(PublishKey { volume_id, target: target.path, digest })
+    let own = own_attributes(context);
+    let as_written = digest(&own, &flags, inline);
+    let digest = digest(&plain_attributes(&own), &flags, inline);
+    Ok(PublishKey { volume_id, target: target.path, digest, as_written })
 }
 
 /// A publish, parsed. Blocks, to look for symbolic links.

@@ -166,6 +166,11 @@ fn the_digest_is_of_our_own_keys_options_and_kind_only() {
         ],
     );
     assert_eq!(digest(&base), digest(&with_token));
+    let [slash, no_slash] = ["models/phi3/", "models/phi3"]
+        .map(|prefix| parse(&from_kubelet("false", &[("prefix", prefix)])).unwrap().key);
+    assert_eq!(slash.digest, no_slash.digest, "a prefix with and without its slash");
+    assert_eq!(slash.as_written, slash.digest);
+    assert_ne!(no_slash.as_written, no_slash.digest, "as leases of earlier versions have it");
 
     let mut with_options = from_kubelet("false", &[]);
     with_options.volume_capability = Some(mount_capability(Mode::SingleNodeWriter, &["noexec"]));

@@ -36,6 +36,18 @@ pub fn own_attributes(attributes: &HashMap<String, String>) -> BTreeMap<String, 
     own.map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 
+/// Attributes with one text for what means the same: a prefix with or without its
+/// slash is one directory. For digests; what is not valid stays as it is.
+pub fn plain_attributes(attributes: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let mut plain = attributes.clone();
+    if let Some(prefix) = plain.get_mut("prefix")
+        && let Ok(parsed) = Prefix::parse(prefix)
+    {
+        parsed.as_str().clone_into(prefix);
+    }
+    plain
+}
+
 /// Parses the attributes of a volume; returns the request and our own keys as
 /// they were written.
 ///
@@ -163,6 +175,18 @@ mod tests {
             let pairs = [("bucket", "b"), ("prefix", "p"), (key, "x")];
             assert!(parse(&pairs, AttributeSource::Administrator).is_err(), "{key}");
         }
+    }
+
+    #[test]
+    fn a_prefix_with_and_without_its_slash_is_one_text_for_digests() {
+        let plain = |prefix: &str| {
+            let pairs = [("bucket", "b"), ("prefix", prefix)];
+            plain_attributes(&pairs.map(|(k, v)| (k.to_owned(), v.to_owned())).into())
+        };
+        assert_eq!(plain("models/phi3"), plain("models/phi3/"));
+        assert_ne!(plain("models/phi3"), plain("models/phi4"));
+        assert_eq!(plain("../x")["prefix"], "../x");
+        assert_eq!(plain("")["prefix"], "");
     }
 
     #[test]

@@ -21,7 +21,7 @@ mod uri;
 mod warning;
 pub mod weights;
 
-pub use attributes::{AttributeSource, own_attributes, parse_attributes};
+pub use attributes::{AttributeSource, own_attributes, parse_attributes, plain_attributes};
 pub use digest::{BlobId, ModelKey, RequestDigest, Revision, Source};
 pub use label::{LABEL_START, node_label};
 pub use manifest::{Manifest, ManifestFile};

@@ -41,8 +41,10 @@ pub struct PublishKey {
     pub volume_id: String,
     /// Absolute path below kubelet's directory of pods, free of symbolic links.
     pub target: PathBuf,
-    /// Digest of our own keys and the mount options, as they were written.
+    /// Digest of our own keys and the mount options, by what they mean.
     pub digest: RequestDigest,
+    /// The same of the keys as they were written, which leases of earlier versions have.
+    pub as_written: RequestDigest,
 }
 
 /// A NodePublishVolume, parsed: every field is of a type that was validated.

@@ -15,7 +15,8 @@ use super::template::{self, Claim};
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::Events;
 use crate::model::{
-    AttributeSource, ModelRequest, RequestDigest, own_attributes, parse_attributes, size_text,
+    AttributeSource, ModelRequest, RequestDigest, own_attributes, parse_attributes,
+    plain_attributes, size_text,
 };
 use crate::policy::{Policy, Who};
 
@@ -313,7 +314,8 @@ fn asked(parameters: &HashMap<String, String>) -> Result<RequestDigest> {
 }
 
 fn digest(context: &BTreeMap<String, String>) -> RequestDigest {
-    let fields = context.iter().flat_map(|(key, value)| [key.as_str(), value.as_str()]);
+    let plain = plain_attributes(context);
+    let fields = plain.iter().flat_map(|(key, value)| [key.as_str(), value.as_str()]);
     RequestDigest::of_fields("oci-model-csi volume context", fields)
 }
 

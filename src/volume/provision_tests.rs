@@ -103,6 +103,8 @@ async fn the_same_name_with_other_parameters_or_capacity_is_a_conflict() {
     }
     let fitting = with_capacity(claim("pvc-1", "phi3"), 50, None);
     assert_eq!(provisioner.create(fitting).await.unwrap(), made);
+    let no_slash = with_parameter(claim("pvc-1", "phi3"), "prefix", "models/${pvc.name}");
+    assert_eq!(provisioner.create(no_slash).await.unwrap().id, made.id, "the same directory");
 
     provisioner.delete(&made.id).unwrap();
     provisioner.create(claim("pvc-1", "llama3-8b")).await.unwrap();

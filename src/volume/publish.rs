@@ -164,8 +164,10 @@ impl Volumes {
     pub async fn is_published(&self, key: &PublishKey) -> Result<bool> {
         let Some(lease) = self.0.cache.lease_of(&key.target) else { return Ok(false) };
         let same_volume = lease.volume_id == key.volume_id;
+        // A lease of an earlier version has the digest of the attributes as they are written.
+        let same_request = lease.request == key.digest || lease.request == key.as_written;
         // A volume of an older layout is what it was made as.
-        if same_volume && (lease.request == key.digest || lease.older.is_some()) {
+        if same_volume && (same_request || lease.older.is_some()) {
             let inner = Arc::clone(&self.0);
             return blocking(move || inner.shows(&lease)).await;
         }

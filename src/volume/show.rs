@@ -24,7 +24,7 @@ impl Inner {
         request: PublishRequest,
         model: CachedModel,
     ) -> Result<()> {
-        let PublishKey { volume_id, target, digest } = request.key;
+        let PublishKey { volume_id, target, digest, .. } = request.key;
         let place = self.place(&target)?.ok_or_else(|| {
             Error::invalid(format!(
                 "target {} cannot be made: its parent directory does not exist; kubelet makes it \
