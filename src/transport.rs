@@ -4,6 +4,7 @@
 use std::error::Error as StdError;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -16,6 +17,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
+use tokio::sync::Notify;
 
 use crate::model::shown;
 
@@ -25,6 +27,9 @@ const READ_BUFFER: usize = 256 * 1024;
 
 /// More than the workers of one node's downloads use.
 const IDLE_CONNECTIONS: usize = 64;
+
+/// Interim answers (`100 Continue`, `103 Early Hints`) before the one that was asked for.
+const INTERIM_ANSWERS: usize = 16;
 
 /// How a request went wrong before an answer's head or within its body.
 #[derive(Debug)]
@@ -94,18 +99,32 @@ impl Transport {
         Ok(Self { client, response_head: waits.response_head, body_idle: waits.body_idle })
     }
 
-    /// Sends, and waits for the head of the answer.
+    /// Sends, and waits for the head of the answer. Interim answers (1xx) are
+    /// skipped, and too many of them are an answer that never comes.
     pub(crate) async fn send(
         &self,
-        request: Request<Full<Bytes>>,
+        mut request: Request<Full<Bytes>>,
     ) -> Result<Response<Incoming>, Failure> {
-        match tokio::time::timeout(self.response_head, self.client.request(request)).await {
-            Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) => Err(describe(&error)),
-            Err(_) => Err(Failure {
-                what: format!("no answer within {} s", self.response_head.as_secs_f64()),
-                remedy: None,
-            }),
+        let (seen, too_many) = (AtomicUsize::new(0), Arc::new(Notify::new()));
+        let noticed = Arc::clone(&too_many);
+        hyper::ext::on_informational(&mut request, move |_| {
+            if seen.fetch_add(1, Ordering::Relaxed) == INTERIM_ANSWERS {
+                noticed.notify_one();
+            }
+        });
+        let no_answer = |what| Err(Failure { what, remedy: None });
+        let answered = tokio::time::timeout(self.response_head, self.client.request(request));
+        tokio::select! {
+            answered = answered => match answered {
+                Ok(Ok(response)) => Ok(response),
+                Ok(Err(error)) => Err(describe(&error)),
+                Err(_) => {
+                    no_answer(format!("no answer within {} s", self.response_head.as_secs_f64()))
+                }
+            },
+            () = too_many.notified() => {
+                no_answer(format!("more than {INTERIM_ANSWERS} interim answers (1xx) and no other"))
+            }
         }
     }
 
