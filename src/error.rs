@@ -75,9 +75,18 @@ const FAILING_DISK: [Errno; 11] = [
 ];
 
 impl Error {
-    /// An error of this meaning.
+    /// An error of this meaning. Whatever names the sentence quotes, no character
+    /// of it is invisible or changes the direction of reading.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into().into_boxed_str() }
+        let mut message = message.into();
+        if message.contains(is_invisible) {
+            let visible = |c: char| match is_invisible(c) {
+                true => c.escape_default().to_string(),
+                false => c.to_string(),
+            };
+            message = message.chars().map(visible).collect();
+        }
+        Self { kind, message: message.into_boxed_str() }
     }
 
     /// The request itself is wrong.
@@ -141,9 +150,28 @@ impl fmt::Debug for Error {
 
 impl std::error::Error for Error {}
 
+/// Whether a character shows nothing, or changes the order in which others are
+/// shown: Unicode's `Default_Ignorable_Code_Point`, the bidirectional controls
+/// ("Bidi_Control", UAX #9), and separators of lines and paragraphs.
+pub fn is_invisible(c: char) -> bool {
+    matches!(c,
+        '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}'
+        | '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+        | '\u{2060}'..='\u{206f}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}'
+        | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}' | '\u{1bca0}'..='\u{1bca3}'
+        | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e0fff}')
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_message_has_a_character_that_cannot_be_seen_whatever_it_quotes() {
+        let error = Error::invalid("prefix a\u{202e}b\u{200b} is wrong").context("c\u{feff}");
+        assert_eq!(error.message(), "c\\u{feff}: prefix a\\u{202e}b\\u{200b} is wrong");
+        assert_eq!(Error::invalid("größer als 模型").message(), "größer als 模型");
+    }
 
     #[test]
     fn space_and_shortage_and_a_failing_disk_are_told_apart_from_bugs() {

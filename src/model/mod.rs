@@ -32,6 +32,6 @@ pub use request::{CacheScope, ModelRequest, PodIdentity, PullPolicy};
 pub use tenant::Tenant;
 pub use token::{PodTokens, account_uid};
 pub use tree::{ListedObject, Tree, TreeFile};
-pub use units::{duration_text, is_invisible, progress_text, shown, size_text};
+pub use units::{duration_text, progress_text, shown, size_text};
 pub use uri::ModelUri;
 pub use warning::{Warning, WarningKind};

@@ -4,8 +4,8 @@
 //! pattern that ends in `/` selects what is in that directory.
 
 use super::matcher::Matcher;
-use super::{Warning, WarningKind, is_invisible, shown};
-use crate::error::{Error, Result};
+use super::{Warning, WarningKind, shown};
+use crate::error::{Error, Result, is_invisible};
 
 /// Longest pattern, in bytes, as the longest object name.
 const LONGEST: usize = 1024;

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::error::is_invisible;
+
 const UNITS: &[(&str, u64)] =
     &[("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
 
@@ -23,18 +25,6 @@ pub fn shown(text: &str, most: usize) -> String {
         }
     }
     short
-}
-
-/// Whether a character shows nothing, or changes the order in which others are
-/// shown: Unicode's `Default_Ignorable_Code_Point`, the bidirectional controls
-/// ("Bidi_Control", UAX #9), and separators of lines and paragraphs.
-pub fn is_invisible(c: char) -> bool {
-    matches!(c,
-        '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}'
-        | '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
-        | '\u{2060}'..='\u{206f}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}'
-        | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}' | '\u{1bca0}'..='\u{1bca3}'
-        | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e0fff}')
 }
 
 /// `1.1 GiB`, `512 MiB`, `17 B`: three significant digits at most.
