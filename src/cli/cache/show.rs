@@ -216,7 +216,11 @@ fn brought(model: &Brought) -> String {
 }
 
 fn warned(warnings: &[String]) -> String {
-    warnings.iter().map(|warning| format!("warning: {}\n", shown(warning, 800))).collect()
+    let mut text = String::new();
+    for warning in warnings {
+        let _ = writeln!(text, "warning: {}", shown(warning, 800));
+    }
+    text
 }
 
 fn imported(import: &Imported) -> String {
