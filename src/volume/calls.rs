@@ -82,10 +82,12 @@ mod tests {
     use crate::model::RequestDigest;
 
     fn key(volume_id: &str, target: &str) -> PublishKey {
+        let digest = RequestDigest::of_fields("test", std::iter::empty());
         PublishKey {
             volume_id: volume_id.to_owned(),
             target: PathBuf::from(target),
-            digest: RequestDigest::of_fields("test", std::iter::empty()),
+            as_written: digest.clone(),
+            digest,
         }
     }
 
