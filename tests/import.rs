@@ -8,6 +8,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,7 +24,7 @@ use oci_model_csi::metrics::Metrics;
 use oci_model_csi::model::{Manifest, ModelRequest, ModelUri};
 use oci_model_csi::oci::{AuthMethod, Environment, ObjectStorage, RetryPolicy, Settings};
 use oci_model_csi::volume::{Limits, Resolver, Stores};
-use support::disk::Disk;
+use support::disk::{Disk, run};
 use support::loopfs::{Kind, LoopFs};
 use support::models::{
     BUCKET, MIB, PREFIX, content, content_of, mode_of, put, put_large, store_with_phi3,
@@ -255,6 +256,22 @@ fn an_object_without_a_checksum_vouches_for_no_file() {
         let imported = node.import(&dir, true).await;
         assert_eq!((imported.downloaded_bytes, node.served()), (SIZE, SIZE));
         assert!(dir.join(WEIGHTS).exists());
+    });
+}
+
+#[test]
+fn moving_between_subvolumes_of_one_btrfs_is_refused_before_anything_is_moved() {
+    end_to_end(async |scratch| {
+        let pool = Disk::formatted("btrfs", scratch, 256 << 20);
+        let (own, dir) = (pool.path.join("node"), pool.path.join("sub"));
+        fs::create_dir(&own).unwrap();
+        run(Command::new("btrfs").args(["-q", "subvolume", "create"]).arg(&dir));
+        let node = Node::new(&own, store_with_phi3()).await;
+        fill(&dir);
+        let said = node.refusal(&dir).await;
+        assert!(said.contains("in two subvolumes of one file system"), "{said}");
+        assert!(dir.join(WEIGHTS).exists(), "nothing was moved");
+        assert_eq!(node.import(&dir, false).await.adopted_files, 3);
     });
 }
 

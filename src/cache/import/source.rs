@@ -292,15 +292,22 @@ pub(super) fn check_movable(source: &Source, cache: &Path) -> Result<()> {
         File::open(path).map_err(|e| Error::io(format!("opening {}", path.display()), &e))
     };
     let (from, to) = (opened(&source.path)?, opened(cache)?);
-    if !mount::on_one_mount(&from, &to)? {
-        let device = |file: &File| file.metadata().map(|metadata| metadata.dev()).ok();
-        return refused(match device(&from) == device(&to) {
-            true => format!(
-                "it and the cache {} are on one file system, but reached through two mounts, \
-                 between which nothing can be renamed; mount a directory that has both",
-                cache.display()
+    // What `stat` says of the device differs between subvolumes of one btrfs.
+    let device = |file: &File| file.metadata().map(|metadata| metadata.dev()).ok();
+    let (is_one_mount, is_one_device) =
+        (mount::on_one_mount(&from, &to)?, device(&from) == device(&to));
+    if !is_one_mount || !is_one_device {
+        let cache_shown = cache.display();
+        return refused(match (is_one_device, mount::same_file_system(&source.path, cache)) {
+            (true, _) => format!(
+                "it and the cache {cache_shown} are on one file system, but reached through two \
+                 mounts, between which nothing can be renamed; mount a directory that has both"
             ),
-            false => format!("the cache {} is on another file system", cache.display()),
+            (false, Some(true)) => format!(
+                "it and the cache {cache_shown} are in two subvolumes of one file system, between \
+                 which nothing can be renamed"
+            ),
+            (false, _) => format!("the cache {cache_shown} is on another file system"),
         });
     }
     match mount::shown_elsewhere(&source.path)? {
