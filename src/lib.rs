@@ -10,6 +10,7 @@ pub mod csi;
 pub mod download;
 pub mod error;
 pub mod events;
+mod fair;
 pub mod fetch;
 pub mod kubernetes;
 pub mod manage;

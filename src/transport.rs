@@ -18,6 +18,7 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::model::shown;
 
@@ -31,6 +32,13 @@ const IDLE_CONNECTIONS: usize = 64;
 /// Interim answers (`100 Continue`, `103 Early Hints`) before the one that was asked for.
 const INTERIM_ANSWERS: usize = 16;
 
+/// Bytes that a body has to bring in [`WINDOW`]: 2 KiB/s for each request, which a node on a slow
+/// line reaches with all its requests side by side.
+const MINIMUM: u64 = 64 * 1024;
+
+/// Time spent waiting for the network, after which a body has to have brought [`MINIMUM`].
+const WINDOW: Duration = Duration::from_secs(30);
+
 /// How a request went wrong before an answer's head or within its body.
 #[derive(Debug)]
 pub(crate) struct Failure {
@@ -38,8 +46,8 @@ pub(crate) struct Failure {
     pub(crate) remedy: Option<&'static str>,
 }
 
-/// How long is waited for what. There is no limit on a whole body: a slow
-/// transfer is none that hangs.
+/// How long is waited for what. There is no limit on a whole body, but a minimum
+/// progress ([`Patience`]): a slow transfer is not a stalled one.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Waits {
     /// For a TCP connection.
@@ -128,15 +136,16 @@ impl Transport {
         }
     }
 
-    /// The longest pause between two chunks of a body.
-    pub(crate) fn body_idle(&self) -> Duration {
-        self.body_idle
+    /// The progress that a body of this transport has to make.
+    pub(crate) fn body_idle(&self) -> Patience {
+        Patience::new(self.body_idle)
     }
 
     /// The whole of a body that is expected to be small.
     pub(crate) async fn read(&self, mut body: Incoming, limit: usize) -> Result<Bytes, Failure> {
         let mut whole = BytesMut::new();
-        while let Some(chunk) = next_chunk(&mut body, self.body_idle).await? {
+        let mut patience = self.body_idle();
+        while let Some(chunk) = next_chunk(&mut body, &mut patience).await? {
             if whole.len() + chunk.len() > limit {
                 let what = format!("the answer is longer than {limit} bytes");
                 return Err(Failure { what, remedy: None });
@@ -147,19 +156,55 @@ impl Transport {
     }
 }
 
+/// The minimum progress of one body: a pause of `idle` at most, and [`MINIMUM`] bytes in each
+/// [`WINDOW`]. Only the time spent waiting for the network counts: what the reader does between two
+/// chunks (its own pacing, the disk) is not the server's slowness.
+#[derive(Debug)]
+pub(crate) struct Patience {
+    idle: Duration,
+    waited: Duration,
+    arrived: u64,
+}
+
+impl Patience {
+    pub(crate) fn new(idle: Duration) -> Self {
+        Self { idle, waited: Duration::ZERO, arrived: 0 }
+    }
+
+    /// Counts a wait and what it brought.
+    fn progressed(&mut self, waited: Duration, bytes: usize) -> Result<(), Failure> {
+        self.waited += waited;
+        self.arrived += u64::try_from(bytes).unwrap_or(u64::MAX);
+        if self.arrived < MINIMUM && self.waited >= WINDOW {
+            let (arrived, seconds) = (self.arrived, self.waited.as_secs());
+            let what = format!("the body trickles: {arrived} bytes in {seconds} s");
+            return Err(Failure { what, remedy: None });
+        }
+        if self.arrived >= MINIMUM {
+            (self.waited, self.arrived) = (Duration::ZERO, 0);
+        }
+        Ok(())
+    }
+}
+
 /// The next piece of a body; `None` at its end.
 ///
 /// Cancel safe: a chunk is either returned or still in the body.
 pub(crate) async fn next_chunk(
     body: &mut Incoming,
-    idle: Duration,
+    patience: &mut Patience,
 ) -> Result<Option<Bytes>, Failure> {
     loop {
+        let (idle, asked) = (patience.idle, Instant::now());
         match tokio::time::timeout(idle, body.frame()).await {
             Ok(None) => return Ok(None),
             Ok(Some(Ok(frame))) => match frame.into_data() {
-                Ok(data) if data.is_empty() => {}
-                Ok(data) => return Ok(Some(data)),
+                Ok(data) => {
+                    patience.progressed(asked.elapsed(), data.len())?;
+                    if !data.is_empty() {
+                        return Ok(Some(data));
+                    }
+                }
                 Err(_trailers) => {}
             },
             Ok(Some(Err(error))) => {
@@ -227,4 +272,23 @@ fn causes(error: &dyn StdError) -> String {
     }
     let text = if texts.is_empty() { error.to_string() } else { texts.join(": ") };
     shown(&text, 300)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How many chunks of a body pass that come in these intervals.
+    fn passed(chunk: usize, every: Duration) -> usize {
+        let mut patience = Patience::new(Duration::from_secs(30));
+        (0..1000).take_while(|_| patience.progressed(every, chunk).is_ok()).count()
+    }
+
+    #[test]
+    fn a_body_that_trickles_fails_after_the_window_and_a_slow_one_does_not() {
+        assert_eq!(passed(1, Duration::from_secs(5)), 5, "a byte each 5 s ends after 30 s");
+        assert_eq!(passed(1024, Duration::from_millis(600)), 49);
+        assert_eq!(passed(1024, Duration::from_millis(400)), 1000, "2.5 KiB/s is slow");
+        assert_eq!(passed(1 << 18, Duration::from_secs(25)), 1000);
+    }
 }

@@ -14,7 +14,7 @@ use oci_model_csi::cache::{
 };
 use oci_model_csi::download::{Engine, EngineOptions, Verify};
 use oci_model_csi::metrics::Metrics;
-use oci_model_csi::model::{ModelRequest, ModelUri};
+use oci_model_csi::model::{ModelRequest, ModelUri, Tenant};
 use oci_model_csi::oci::{AuthMethod, Environment, ObjectStorage, RetryPolicy, Settings};
 use oci_model_csi::volume::{Limits, Resolver, Stores};
 use support::driver::Setup;
@@ -179,7 +179,7 @@ impl Node {
         let request = ModelRequest::of(uri.namespace, uri.bucket, uri.prefix);
         let route = self.resolver.route(&request, "").await.unwrap();
         let manifest = self.resolver.resolve(&request, &route).await.unwrap();
-        self.cache.fill(&self.engine, &manifest, name, asker, route.client())
+        self.cache.fill(&self.engine, &manifest, name, &asker, route.client())
     }
 }
 
@@ -206,7 +206,7 @@ async fn a_pod_that_waits_overtakes_a_prefetch() {
     })
     .await;
     let before = served(&store, "prefetch");
-    land(node.fill("pod", Asker::Pod).await).await;
+    land(node.fill("pod", Asker::Pod(Tenant::Unknown)).await).await;
     let meanwhile = served(&store, "prefetch") - before;
     let share = ratio(meanwhile, 32 * MIB);
     figure(format_args!("while a pod's 32 MiB came, a prefetch got {share} of that"));
@@ -226,7 +226,7 @@ async fn a_prefetch_that_waits_for_its_turn_starts_at_once_when_a_pod_joins_it()
     let prefetch = node.fill("waiting", Asker::Prefetch).await;
     assert_eq!(prefetch.progress().snapshot().phase, Phase::Waiting);
     assert!(!prefetch.joined());
-    let pod = node.fill("waiting", Asker::Pod).await;
+    let pod = node.fill("waiting", Asker::Pod(Tenant::Unknown)).await;
     assert!(pod.joined(), "one download, whoever asks");
     land(pod).await;
     let left = running.progress().snapshot();
@@ -243,7 +243,7 @@ async fn a_prefetch_gives_way_where_a_pods_model_needs_one_of_its_objects() {
     let node = Node::start(&store, 16 * MIB, 2).await;
     let prefetch = node.fill("all", Asker::Prefetch).await;
     until_phase(&prefetch, Phase::Downloading).await;
-    land(node.fill("all/needed", Asker::Pod).await).await;
+    land(node.fill("all/needed", Asker::Pod(Tenant::Unknown)).await).await;
     let other = served(&store, "all/other");
     figure(format_args!(
         "while 16 MiB came that a pod needed, its prefetch got {other} more bytes"

@@ -14,9 +14,10 @@ use super::flight::{MEMO, Ticket};
 use super::models::CachedModel;
 use super::progress::{BlobProgress, FillProgress, Phase};
 use super::shortage::Shortage;
+use super::slots::Slot;
 use super::space::Wanted;
 use crate::blocking::blocking;
-use crate::download::{Check, Engine, ObjectVersion, Share, Staging};
+use crate::download::{Check, Engine, ObjectVersion, Origin, Share, Staging};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{BlobId, Manifest, ManifestFile, progress_text, shown};
 use crate::oci::{Bucket, ObjectName};
@@ -122,7 +123,9 @@ async fn attempt(
     title: &str,
     progress: &Arc<FillProgress>,
 ) -> Result<Outcome> {
-    let _slot = inner.model_slots.take(progress.share()).await;
+    let origin = origin(manifest);
+    let slot = inner.model_slots.take(progress.share(), &origin).await;
+    let preparing = progress.share().own_work();
     if progress.snapshot().phase != Phase::WaitingForSpace {
         progress.enter(Phase::Checking);
     }
@@ -159,13 +162,9 @@ async fn attempt(
     progress.short(None);
     let to_come: u64 = missing.iter().map(|file| file.size).fold(0, u64::saturating_add);
     progress.start(manifest.bytes(), manifest.bytes().saturating_sub(to_come));
-    let brought = match download(inner, engine, manifest, &missing, title, progress).await {
-        Ok(()) => {
-            progress.enter(Phase::Finishing);
-            commit(inner, manifest).await
-        }
-        Err(error) => Err(error),
-    };
+    drop(preparing);
+    let fetching = Fetching { inner, engine, manifest, title, progress };
+    let brought = fetching.in_turn(slot, &origin, missing).await;
     drop(reservation);
     match brought {
         Ok(model) => Ok(Outcome::Stands(model)),
@@ -187,6 +186,60 @@ async fn attempt(
             Ok(Outcome::Short(Box::new(shortage)))
         }
         Err(error) => Err(error),
+    }
+}
+
+/// Which bucket a model comes from.
+fn origin(manifest: &Manifest) -> Arc<Origin> {
+    let source = &manifest.source;
+    let bucket = Bucket::new(source.namespace.as_str(), source.bucket.as_str());
+    Arc::new(Origin { location: source.location.clone(), bucket })
+}
+
+/// The model whose bytes are fetched.
+struct Fetching<'a> {
+    inner: &'a Arc<Inner>,
+    engine: &'a Engine,
+    manifest: &'a Arc<Manifest>,
+    title: &'a str,
+    progress: &'a Arc<FillProgress>,
+}
+
+impl Fetching<'_> {
+    /// Downloads and commits the model. While it has to give way to another one
+    /// it downloads nothing; what has arrived is kept, and its space.
+    async fn in_turn(
+        &self,
+        mut slot: Slot,
+        origin: &Arc<Origin>,
+        mut missing: Vec<ManifestFile>,
+    ) -> Result<CachedModel> {
+        let Self { inner, engine, manifest, title, progress } = *self;
+        loop {
+            let arrived = tokio::select! {
+                biased;
+                arrived = download(inner, engine, manifest, &missing, title, progress) => {
+                    Some(arrived?)
+                }
+                () = slot.asked_back() => None,
+            };
+            if arrived.is_some() {
+                break;
+            }
+            drop(slot);
+            tracing::info!("the download gives way to another model");
+            progress.enter(Phase::GaveWay);
+            slot = inner.model_slots.take_again(progress.share(), origin).await;
+            let _own = progress.share().own_work();
+            missing = self::missing(inner, manifest).await?;
+            let to_come: u64 = missing.iter().map(|file| file.size).fold(0, u64::saturating_add);
+            progress.start(manifest.bytes(), manifest.bytes().saturating_sub(to_come));
+        }
+        let _own = progress.share().own_work();
+        progress.enter(Phase::Finishing);
+        let model = commit(inner, manifest).await;
+        drop(slot);
+        model
     }
 }
 

@@ -246,7 +246,7 @@ impl Cache {
         imported.downloaded_files = missing.len();
         imported.downloaded_bytes =
             missing.iter().map(|file| file.size).fold(0, u64::saturating_add);
-        let mut ticket = self.fill(engine, manifest, title, Asker::Prefetch, client);
+        let mut ticket = self.fill(engine, manifest, title, &Asker::Prefetch, client);
         let filling = ticket.shared_progress();
         progress.enter(Stage::Filling(Arc::clone(&filling)));
         let model = tokio::select! {

@@ -273,7 +273,7 @@ impl Cache {
         engine: &Engine,
         manifest: &Arc<Manifest>,
         title: &str,
-        asker: Asker,
+        asker: &Asker,
         client: &ObjectStorage,
     ) -> Ticket<FillProgress, CachedModel> {
         let (inner, engine) = (Arc::clone(&self.0), engine.clone());
@@ -287,9 +287,7 @@ impl Cache {
             fill::fill(inner, engine, manifest, title, progress).instrument(span)
         });
         ticket.progress().share().read_as(client);
-        if asker == Asker::Pod {
-            ticket.progress().share().raise();
-        }
+        asker.joins(ticket.progress().share());
         ticket
     }
 

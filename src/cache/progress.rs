@@ -21,6 +21,8 @@ pub enum Phase {
     /// Waiting until fewer models download (`download.maxModels`).
     #[default]
     Waiting,
+    /// Waiting for a place again, which another model got meanwhile.
+    GaveWay,
     /// Waiting until there is space.
     WaitingForSpace,
     /// Looking at what the cache already has.
@@ -232,6 +234,13 @@ impl Snapshot {
         match self.phase {
             Phase::Waiting => {
                 format!("{title} waits until fewer models download (download.maxModels)")
+            }
+            Phase::GaveWay => {
+                let progress = progress_text(self.done, self.total);
+                format!(
+                    "{title} gave its place to another model (download.maxModels), since it made \
+                     no progress or its namespace had the most; it goes on in turn: {progress}"
+                )
             }
             Phase::WaitingForSpace => format!("{title}: waiting for space in the cache"),
             Phase::Checking => format!("{title}: looking at what the cache has of it"),

@@ -14,16 +14,15 @@ use std::fs::File;
 use std::io::ErrorKind as Io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::Semaphore;
-
 use super::flight::Flights;
 use super::models::CachedModel;
 use super::{Cache, Inner};
 use crate::blocking::blocking;
 use crate::error::{Error, ErrorKind, Result};
+use crate::fair::Places;
 use crate::model::safetensors::{self, MAX_INDEX};
 use crate::model::weights::{self, Format, Kind, Role};
-use crate::model::{ModelKey, ModelRequest, Warning, WarningKind, shown};
+use crate::model::{ModelKey, ModelRequest, Tenant, Warning, WarningKind, shown};
 
 /// Verdicts that are remembered; when they are more, all are found out again.
 const REMEMBERED: usize = 10_000;
@@ -83,9 +82,10 @@ struct Missing {
 /// The verdicts of one cache.
 pub(super) struct Sanity {
     check: SafetensorsCheck,
-    flights: Flights<ModelKey, (), Option<Arc<Verdict>>>,
+    /// By tenant too: a tenant that asks for a model does not wait for the turn of another.
+    flights: Flights<(ModelKey, Tenant), (), Option<Arc<Verdict>>>,
     known: Mutex<Known>,
-    at_once: Arc<Semaphore>,
+    places: Places,
 }
 
 #[derive(Debug, Default)]
@@ -97,10 +97,9 @@ struct Known {
 impl Sanity {
     pub(super) fn new(
         check: SafetensorsCheck,
-        flights: Flights<ModelKey, (), Option<Arc<Verdict>>>,
+        flights: Flights<(ModelKey, Tenant), (), Option<Arc<Verdict>>>,
     ) -> Self {
-        let (known, at_once) = (Mutex::default(), Arc::new(Semaphore::new(AT_ONCE)));
-        Self { check, flights, known, at_once }
+        Self { check, flights, known: Mutex::default(), places: Places::new(AT_ONCE) }
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {
@@ -109,13 +108,13 @@ impl Sanity {
 
     /// Does work that the model's author made as much as it is, when it is its turn.
     async fn in_turn<T: Send + 'static>(
-        at_once: Arc<Semaphore>,
+        places: Places,
+        tenant: Tenant,
         work: impl FnOnce() -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let turn = at_once.acquire_owned().await;
-        let turn = turn.map_err(|e| Error::internal(format!("checking a model's files: {e}")))?;
+        let place = places.enter(&tenant).await;
         blocking(move || {
-            let _turn = turn;
+            let _place = place;
             work()
         })
         .await
@@ -135,7 +134,8 @@ impl Known {
 
 impl Cache {
     /// Refuses a model whose weights no loader could open, and gives warnings
-    /// of what is wrong and refuses nothing.
+    /// of what is wrong and refuses nothing. The work takes
+    /// one of the places of `tenant`.
     ///
     /// Cancellation safe: the look at the files goes on for the next caller.
     ///
@@ -146,19 +146,21 @@ impl Cache {
         &self,
         model: &CachedModel,
         request: &ModelRequest,
+        tenant: &Tenant,
     ) -> Result<Vec<Warning>> {
         let check = self.0.sanity.check;
         if check == SafetensorsCheck::Ignore {
             return Ok(Vec::new());
         }
-        let at_once = || Arc::clone(&self.0.sanity.at_once);
+        let places = || self.0.sanity.places.clone();
         let known = self.0.sanity.lock().verdicts.get(&model.key).cloned();
         let verdict = match known {
             Some(verdict) => Some(verdict),
             None => {
                 let (inner, model_) = (Arc::clone(&self.0), model.clone());
-                let mut ticket = self.0.sanity.flights.join(model.key.clone(), (), |_| {
-                    Sanity::in_turn(at_once(), move || inner.find_flaws(&model_))
+                let key = (model.key.clone(), tenant.clone());
+                let mut ticket = self.0.sanity.flights.join(key, (), |_| {
+                    Sanity::in_turn(places(), tenant.clone(), move || inner.find_flaws(&model_))
                 });
                 ticket.landed().await?
             }
@@ -167,7 +169,8 @@ impl Cache {
             return Ok(Vec::new());
         };
         let request = request.clone();
-        Sanity::in_turn(at_once(), move || verdict.for_request(check, &request)).await
+        Sanity::in_turn(places(), tenant.clone(), move || verdict.for_request(check, &request))
+            .await
     }
 }
 

@@ -12,7 +12,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument as _;
 
 use super::expected::Expected;
-use super::gate::{Gate, Visitor};
+use super::gate::{Gate, Origin, Visitor};
 use super::md5::{self, MultipartLayouts};
 use super::pace::Pace;
 use super::range::{self, Job};
@@ -22,7 +22,7 @@ use crate::abort_point;
 use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::Metrics;
 use crate::model::shown;
-use crate::oci::{ObjectHead, ObjectName, ObjectStorage, RetryPolicy};
+use crate::oci::{Bucket, ObjectHead, ObjectName, ObjectStorage, RetryPolicy};
 
 /// Times that an object is downloaded before damaged bytes are the answer.
 const ROUNDS: u32 = 3;
@@ -191,7 +191,7 @@ impl Engine {
                 return Ok(Some(Verified { crc32c: 0, check: Check::Empty }));
             }
             // Bytes that are here wait for no place among those that are not.
-            let visitor = Visitor::new(Demand::of(share), size);
+            let visitor = engine.visitor(&object.name, size, Demand::of(share)).await?;
             let target = Arc::new(target);
             let job = Job::new(engine.clone(), object, target, visitor);
             let expected = engine.expected(&job, &engine.head(&job).await?)?;
@@ -228,15 +228,29 @@ impl Engine {
         progress: Arc<Progress>,
     ) -> Result<Verified> {
         let size = object.size;
+        let visitor = self.visitor(&object.name, size, demand.clone()).await?;
+        let opening = demand.own_work();
         let target = self.open(&object, staging, progress).await?;
-        let job = Job::new(self.clone(), object, target, Visitor::new(demand, size));
+        drop(opening);
+        let job = Job::new(self.clone(), object, target, visitor);
         let verified = match size {
             0 => Verified { crc32c: 0, check: Check::Empty },
             _ => self.rounds(&job).await?,
         };
         abort_point::reach("download-5");
+        demand.progressed();
         self.metrics().verified(verified.check.label(), true);
         Ok(verified)
+    }
+
+    /// The object's place at the gate.
+    async fn visitor(&self, object: &ObjectName, size: u64, demand: Demand) -> Result<Visitor> {
+        let reader = demand.reader().ok_or_else(|| {
+            Error::internal(format!("no client reads {}", shown(&object.name, 200)))
+        })?;
+        let location = reader.location().await?;
+        let origin = Origin { location, bucket: Bucket::clone(&object.bucket) };
+        Ok(Visitor::new(demand, size, Arc::new(origin)))
     }
 
     async fn open(
@@ -315,6 +329,7 @@ impl Engine {
         expected: Expected,
         md5: Option<Hashing>,
     ) -> Result<(u32, Option<Check>)> {
+        let _own = job.visitor.demand().own_work();
         job.target.check_disk().map_err(|e| {
             Error::io(format!("writing {} to the disk", shown(&job.object.name, 200)), &e)
         })?;

@@ -1,29 +1,47 @@
 //! How many requests run at once, and whose is next.
 //!
-//! At once run as many as are configured, fewer after Object Storage throttled,
-//! and more again while it does not. Who is next, of those that wait:
+//! At once run as many as are configured; of one bucket fewer after Object
+//! Storage throttled there, or gave next to nothing (`buckets`). Who is next, of
+//! those that wait:
 //!
-//! 1. a model that somebody waits for, before those that are downloaded ahead;
-//! 2. the model with the fewest requests under way, and of several the one whose
-//!    last turn was longest ago: two models share the connections evenly,
-//!    however many objects and ranges each of them has;
-//! 3. the smaller object, since a loader starts with the configuration and the
+//! 1. a model that a pod waits for, before those that are downloaded ahead;
+//! 2. a bucket that gives bytes, before one that gave next to nothing lately;
+//! 3. the tenant with the fewest requests under way, and of several the one
+//!    whose last turn was longest ago: however many models it asks for, a
+//!    tenant gets its part and not more;
+//! 4. likewise the model within the tenant: two models share the connections
+//!    evenly, however many objects and ranges each of them has;
+//! 5. the smaller object, since a loader starts with the configuration and the
 //!    tokenizer;
-//! 4. who came first.
+//! 6. the one that came first.
 //!
-//! A request that runs is never interrupted: a prefetch gives its connection to
-//! a pod's model at the end of the range.
+//! A request that runs keeps its slot to the end of its range, unless another
+//! one that it takes the place of has waited for [`PATIENCE`]: then it is asked
+//! to give way (`give_way`), and goes on later with the byte it reached.
+
+mod buckets;
+mod give_way;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
+use tokio::time::Instant;
 
+use self::buckets::Buckets;
+pub(crate) use self::buckets::Origin;
+use super::flow::Flow;
 use super::share::{Demand, Share};
+use crate::fair::{Standing, Turns};
+use crate::model::Tenant;
 
-/// Requests that have to succeed before one more may run at once again.
-const SUCCESSES_PER_STEP: usize = 32;
+/// How long a request waits before it may take the place of another.
+pub(crate) const PATIENCE: Duration = Duration::from_millis(500);
+
+/// How often it is looked whether a request has to give way, while others wait.
+const LOOK: Duration = Duration::from_millis(250);
 
 /// Admits requests of all downloads; clones are the same gate.
 #[derive(Debug, Clone)]
@@ -32,22 +50,47 @@ pub(crate) struct Gate(Arc<Mutex<State>>);
 #[derive(Debug)]
 struct State {
     most: usize,
-    /// What may run at once now, `1..=most`.
-    limit: usize,
-    /// Above `limit` until enough of them came back.
-    running: usize,
-    successes: usize,
+    buckets: Buckets,
+    standings: Standings,
     /// Admissions so far.
     turns: u64,
+    /// What runs, by admission.
+    running: BTreeMap<u64, Running>,
     /// What waits, by object.
     lines: BTreeMap<u64, Line>,
+    /// Whether a task looks after those that wait.
+    watched: bool,
+}
+
+/// What tenants and models have under way.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Standings {
+    tenants: Turns<Tenant>,
+    shares: Turns<u64>,
+}
+
+#[derive(Debug)]
+struct Running {
+    share: Share,
+    tenant: Tenant,
+    origin: Arc<Origin>,
+    flow: Flow,
+    asked: Arc<Notify>,
+    /// Whether it was asked to give way already.
+    leaves: bool,
 }
 
 /// The requests of one object that wait, in the order in which they came.
 #[derive(Debug)]
 struct Line {
     visitor: Visitor,
-    waiting: VecDeque<oneshot::Sender<Slot>>,
+    waiting: VecDeque<Waiting>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    since: Instant,
+    grant: oneshot::Sender<Slot>,
 }
 
 /// One object's download, as the gate knows it; clones stand in the same line.
@@ -57,13 +100,14 @@ pub(crate) struct Visitor {
     id: u64,
     demand: Demand,
     size: u64,
+    origin: Arc<Origin>,
 }
 
 impl Visitor {
     /// A download of an object of this size.
-    pub(crate) fn new(demand: Demand, size: u64) -> Self {
+    pub(crate) fn new(demand: Demand, size: u64, origin: Arc<Origin>) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        Self { id: NEXT.fetch_add(1, Ordering::Relaxed), demand, size }
+        Self { id: NEXT.fetch_add(1, Ordering::Relaxed), demand, size, origin }
     }
 
     pub(super) fn demand(&self) -> &Demand {
@@ -73,70 +117,127 @@ impl Visitor {
 
 /// A running request's place; gives it back when dropped.
 #[derive(Debug)]
-pub(crate) struct Slot(Option<(Gate, Share)>);
+pub(crate) struct Slot {
+    /// `None` once it is given back.
+    gate: Option<Gate>,
+    id: u64,
+    flow: Flow,
+    asked: Arc<Notify>,
+}
+
+impl Slot {
+    /// What the request gets; to be kept up to date.
+    pub(super) fn flow(&self) -> &Flow {
+        &self.flow
+    }
+
+    /// Returns when the request has to give way to another. Cancellation safe.
+    pub(super) async fn asked_back(&self) {
+        self.asked.notified().await;
+    }
+}
+
+/// The order of those that wait, the least is next: whether it is downloaded
+/// ahead, whether its bucket is slow, tenant, share, size, id of the visitor.
+type Rank = (bool, bool, Standing, Standing, u64, u64);
 
 impl Gate {
     pub(crate) fn new(most: usize) -> Self {
-        let state =
-            State { most, limit: most, running: 0, successes: 0, turns: 0, lines: BTreeMap::new() };
-        Self(Arc::new(Mutex::new(state)))
+        Self(Arc::new(Mutex::new(State {
+            most,
+            buckets: Buckets::new(most),
+            standings: Standings::default(),
+            turns: 0,
+            running: BTreeMap::new(),
+            lines: BTreeMap::new(),
+            watched: false,
+        })))
     }
 
     /// Waits for a place. Cancellation safe: who goes away loses the turn.
     pub(crate) async fn enter(&self, visitor: &Visitor) -> Slot {
-        let (grant, granted) = oneshot::channel();
-        {
+        let (grant, mut granted) = oneshot::channel();
+        let queued = {
             let mut state = self.lock();
             let line = state.lines.entry(visitor.id);
             let line =
                 line.or_insert_with(|| Line { visitor: visitor.clone(), waiting: VecDeque::new() });
-            line.waiting.push_back(grant);
+            line.waiting.push_back(Waiting { since: Instant::now(), grant });
             self.admit(&mut state);
-        }
-        granted.await.expect("a line ends only with its gate")
+            if !state.watched && !state.lines.is_empty() {
+                state.watched = true;
+                tokio::spawn(self.clone().watch());
+            }
+            // That others have all places is not the model's lack of progress;
+            // that its bucket may have no more is.
+            let by_others = state.buckets.admits(&visitor.origin, 0, Instant::now());
+            by_others.then(|| visitor.demand.queued())
+        };
+        let slot = (&mut granted).await.expect("a line ends only with its gate");
+        drop(queued);
+        slot
     }
 
-    /// Object Storage said 429 or 503: half of what was allowed.
-    pub(crate) fn throttled(&self) {
-        let mut state = self.lock();
-        state.limit = (state.limit / 2).max(1);
-        state.successes = 0;
+    /// Looks after those that wait, until nobody does.
+    async fn watch(self) {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            let mut state = self.lock();
+            // A bucket may be slow no more.
+            self.admit(&mut state);
+            if state.lines.is_empty() {
+                state.watched = false;
+                return;
+            }
+            state.make_way(Instant::now());
+        }
+    }
+
+    /// Object Storage said 429 or 503: half of what was allowed in this bucket.
+    pub(super) fn throttled(&self, visitor: &Visitor) {
+        self.lock().buckets.throttled(&visitor.origin);
+    }
+
+    /// A request got next to nothing, and its bucket has to leave places to others.
+    pub(super) fn slow(&self, visitor: &Visitor) {
+        self.lock().buckets.slow(&visitor.origin, Instant::now());
     }
 
     /// A request succeeded.
-    pub(crate) fn succeeded(&self) {
+    pub(super) fn succeeded(&self, visitor: &Visitor) {
         let mut state = self.lock();
-        if state.limit == state.most {
-            return;
-        }
-        state.successes += 1;
-        if state.successes >= SUCCESSES_PER_STEP {
-            state.successes = 0;
-            state.limit += 1;
+        if state.buckets.succeeded(&visitor.origin) {
             self.admit(&mut state);
         }
     }
 
     fn admit(&self, state: &mut State) {
-        while state.running < state.limit {
-            let Some((share, grant)) = state.next() else { return };
+        while state.running.len() < state.most {
+            let Some((grant, running)) = state.next() else { return };
             state.turns += 1;
-            state.running += 1;
-            share.admitted(state.turns);
-            if let Err(mut refused) = grant.send(Slot(Some((self.clone(), share)))) {
+            let id = state.turns;
+            let (flow, asked) = (running.flow.clone(), Arc::clone(&running.asked));
+            state.begin(id, running);
+            if let Err(mut refused) = grant.send(Slot { gate: Some(self.clone()), id, flow, asked })
+            {
                 // Its caller went away just now. Taken apart here, since its
                 // drop would lock the gate once more.
-                if let Some((_, share)) = refused.0.take() {
-                    state.leave(&share);
-                }
+                refused.gate = None;
+                state.leave(id);
             }
         }
     }
 
-    /// What may run at once now.
+    /// What may run at once in this visitor's bucket now.
     #[cfg(test)]
-    pub(crate) fn limit(&self) -> usize {
-        self.lock().limit
+    pub(crate) fn limit(&self, visitor: &Visitor) -> usize {
+        self.lock().buckets.limit(&visitor.origin)
+    }
+
+    /// Requests of a share under way.
+    #[cfg(test)]
+    fn running(&self, share: &Share) -> usize {
+        self.lock().standings.shares.running(&share.id())
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -147,33 +248,91 @@ impl Gate {
 impl State {
     /// Takes the next one out of its line. Looks at each line once: there are as
     /// many as objects under way, however many requests each of them has.
-    fn next(&mut self) -> Option<(Share, oneshot::Sender<Slot>)> {
+    fn next(&mut self) -> Option<(oneshot::Sender<Slot>, Running)> {
+        self.forget_gone();
+        let (now, slow) = (Instant::now(), self.slow_origins());
+        let lines = self.lines.values();
+        let admitted = lines.filter(|line| self.buckets.admits(&line.visitor.origin, 0, now));
+        let ranked = admitted.map(|line| self.rank(&self.standings, &line.visitor, &slow, now));
+        let (rank, (share, tenant)) = ranked.min_by_key(|(rank, _)| *rank)?;
+        let line = self.lines.get_mut(&rank.5)?;
+        let grant = line.waiting.pop_front()?.grant;
+        let origin = Arc::clone(&line.visitor.origin);
+        if line.waiting.is_empty() {
+            self.lines.remove(&rank.5);
+        }
+        let (flow, asked) = (Flow::default(), Arc::default());
+        Some((grant, Running { share, tenant, origin, flow, asked, leaves: false }))
+    }
+
+    /// Whose request the next one of an object is, and when its turn comes.
+    fn rank(
+        &self,
+        standings: &Standings,
+        visitor: &Visitor,
+        slow: &[Arc<Origin>],
+        now: Instant,
+    ) -> (Rank, (Share, Tenant)) {
+        let (share, tenant) = visitor.demand.account(standings);
+        let slow = slow.contains(&visitor.origin) || self.buckets.is_slow(&visitor.origin, now);
+        let (of_tenant, of_share) = standings.of(&share, &tenant);
+        let rank = (!share.is_urgent(), slow, of_tenant, of_share, visitor.size, visitor.id);
+        (rank, (share, tenant))
+    }
+
+    /// Buckets whose requests get next to nothing now.
+    fn slow_origins(&self) -> Vec<Arc<Origin>> {
+        let slow = self.running.values().filter(|running| running.flow.is_slow());
+        slow.map(|running| Arc::clone(&running.origin)).collect()
+    }
+
+    fn forget_gone(&mut self) {
         self.lines.retain(|_, line| {
-            while line.waiting.front().is_some_and(oneshot::Sender::is_closed) {
+            while line.waiting.front().is_some_and(|waiting| waiting.grant.is_closed()) {
                 line.waiting.pop_front();
             }
             !line.waiting.is_empty()
         });
-        let lines = self.lines.iter().map(|(id, line)| (line.visitor.demand.account(), *id, line));
-        let (share, id, _) = lines.min_by_key(|(share, id, line)| {
-            let ahead = !share.is_urgent();
-            (ahead, share.running(), share.last_turn(), line.visitor.size, *id)
-        })?;
-        let grant = self.lines.get_mut(&id)?.waiting.pop_front()?;
-        Some((share, grant))
     }
 
-    fn leave(&mut self, share: &Share) {
-        self.running -= 1;
-        share.left();
+    fn begin(&mut self, id: u64, running: Running) {
+        self.standings.begin(&running.share, &running.tenant);
+        running.share.admitted();
+        self.buckets.begin(&running.origin, Instant::now());
+        self.running.insert(id, running);
+    }
+
+    fn leave(&mut self, id: u64) {
+        if let Some(running) = self.running.remove(&id) {
+            self.standings.end(&running.share, &running.tenant);
+            running.share.left();
+            self.buckets.end(&running.origin);
+        }
+    }
+}
+
+impl Standings {
+    /// When the turn of this share of this tenant comes.
+    pub(super) fn of(&self, share: &Share, tenant: &Tenant) -> (Standing, Standing) {
+        (self.tenants.standing(tenant), self.shares.standing(&share.id()))
+    }
+
+    pub(super) fn begin(&mut self, share: &Share, tenant: &Tenant) {
+        self.tenants.begin(tenant);
+        self.shares.begin(&share.id());
+    }
+
+    pub(super) fn end(&mut self, share: &Share, tenant: &Tenant) {
+        self.tenants.end(tenant);
+        self.shares.end(&share.id());
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        if let Some((gate, share)) = self.0.take() {
+        if let Some(gate) = self.gate.take() {
             let mut state = gate.lock();
-            state.leave(&share);
+            state.leave(self.id);
             gate.admit(&mut state);
         }
     }

@@ -4,7 +4,9 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use super::buckets::SUCCESSES_PER_STEP;
 use super::*;
+use crate::oci::Bucket;
 
 const BOUND: Duration = Duration::from_secs(20);
 
@@ -52,7 +54,21 @@ impl Scene {
 }
 
 fn object(share: &Share, size: u64) -> Visitor {
-    Visitor::new(Demand::of(share.clone()), size)
+    object_in("bucket", share, size)
+}
+
+fn object_in(bucket: &str, share: &Share, size: u64) -> Visitor {
+    Visitor::new(Demand::of(share.clone()), size, origin(bucket))
+}
+
+fn origin(bucket: &str) -> Arc<Origin> {
+    Arc::new(Origin { location: "here".to_owned(), bucket: Bucket::new("ns", bucket) })
+}
+
+fn share_of(namespace: &str) -> Share {
+    let share = Share::urgent();
+    share.wanted_by(&Tenant::of_namespace(namespace));
+    share
 }
 
 #[tokio::test]
@@ -62,37 +78,37 @@ async fn throttling_halves_and_successes_raise_step_by_step() {
     for _ in 0..8 {
         held.push(gate.enter(&visitor).await);
     }
-    gate.throttled();
-    assert_eq!(gate.limit(), 4);
+    gate.throttled(&visitor);
+    assert_eq!(gate.limit(&visitor), 4);
     held.truncate(4);
     let fifth = tokio::time::timeout(Duration::from_millis(1), gate.enter(&visitor));
     assert!(fifth.await.is_err(), "four run, and no more may");
     held.clear();
-    gate.throttled();
-    gate.throttled();
-    gate.throttled();
-    assert_eq!(gate.limit(), 1, "never zero");
+    gate.throttled(&visitor);
+    gate.throttled(&visitor);
+    gate.throttled(&visitor);
+    assert_eq!(gate.limit(&visitor), 1, "never zero");
     for _ in 0..SUCCESSES_PER_STEP * 20 {
         drop(gate.enter(&visitor).await);
-        gate.succeeded();
+        gate.succeeded(&visitor);
     }
-    assert_eq!(gate.limit(), 8, "and never above what is configured");
+    assert_eq!(gate.limit(&visitor), 8, "and never above what is configured");
     for _ in 0..8 {
         held.push(gate.enter(&visitor).await);
     }
-    assert_eq!(gate.lock().running, 8);
+    assert_eq!(gate.lock().running.len(), 8);
 }
 
 #[tokio::test]
 async fn a_limit_that_is_raised_admits_who_waits() {
     let mut scene = Scene::new(2);
     let visitor = object(&Share::urgent(), 1);
-    scene.gate.throttled();
+    scene.gate.throttled(&visitor);
     scene.come("a", 2, &visitor).await;
     let (_, first) = scene.next().await;
     assert!(scene.entered.is_empty());
     for _ in 0..SUCCESSES_PER_STEP {
-        scene.gate.succeeded();
+        scene.gate.succeeded(&visitor);
     }
     let (_, second) = scene.next().await;
     drop((first, second));
@@ -125,7 +141,7 @@ async fn a_prefetch_that_a_pod_joins_moves_up() {
 async fn an_object_of_a_prefetch_that_a_pods_model_needs_too_is_as_urgent_as_that() {
     let mut scene = Scene::new(1);
     let (prefetch, pod) = (Share::background(), Share::urgent());
-    let shared = Visitor::new(Demand::of(prefetch.clone()), 1 << 30);
+    let shared = object(&prefetch, 1 << 30);
     scene.come("prefetch", 3, &object(&prefetch, 1)).await;
     scene.come("shared", 2, &shared).await;
     shared.demand.join(&pod);
@@ -154,7 +170,8 @@ async fn two_models_share_the_connections_evenly_whatever_each_asks_for() {
         admitted[usize::from(next.0 == "small")] += 1;
         running.insert(turn % 8, next);
         if turn >= 8 {
-            assert_eq!((large.running(), small.running()), (4, 4), "after {turn} turns");
+            let running = (scene.gate.running(&large), scene.gate.running(&small));
+            assert_eq!(running, (4, 4), "after {turn} turns");
         }
     }
     assert!(admitted[1] >= 30, "the late one got as many turns: {admitted:?}");
@@ -196,7 +213,7 @@ async fn whoever_goes_away_takes_no_place_along() {
         let (gate, most) = (gate.clone(), Arc::clone(&most));
         let visit = async move {
             let slot = gate.enter(&visitor).await;
-            most.fetch_max(gate.lock().running, Ordering::Relaxed);
+            most.fetch_max(gate.lock().running.len(), Ordering::Relaxed);
             tokio::time::sleep(Duration::from_micros(n % 7 * 50)).await;
             drop(slot);
         };
@@ -214,9 +231,153 @@ async fn whoever_goes_away_takes_no_place_along() {
         done.unwrap();
     }
     assert_eq!(most.load(Ordering::Relaxed), MOST);
-    assert!(gate.lock().running == 0 && gate.lock().lines.is_empty());
-    assert!(shares.iter().all(|share| share.running() == 0));
+    assert!(gate.lock().running.is_empty() && gate.lock().lines.is_empty());
+    assert!(shares.iter().all(|share| gate.running(share) == 0));
     let visitor = object(&shares[0], 1);
     let all = futures_util::future::join_all((0..MOST).map(|_| gate.enter(&visitor)));
     assert_eq!(tokio::time::timeout(BOUND, all).await.unwrap().len(), MOST);
+}
+
+#[tokio::test]
+async fn one_buckets_throttling_leaves_the_other_buckets_their_requests() {
+    let mut scene = Scene::new(8);
+    let share = Share::urgent();
+    let (throttled, other) = (object_in("a", &share, 1), object_in("b", &share, 2));
+    for _ in 0..5 {
+        scene.gate.throttled(&throttled);
+    }
+    scene.come("a", 4, &throttled).await;
+    scene.come("b", 7, &other).await;
+    let mut running = Vec::new();
+    for _ in 0..8 {
+        running.push(scene.next().await);
+    }
+    assert_eq!(running.iter().filter(|(name, _)| *name == "a").count(), 1);
+    assert_eq!((scene.gate.limit(&throttled), scene.gate.limit(&other)), (1, 8));
+}
+
+#[tokio::test]
+async fn tenants_share_the_connections_evenly_however_many_models_each_has() {
+    let mut scene = Scene::new(4);
+    for _ in 0..6 {
+        scene.come("many", 10, &object(&share_of("many"), 1)).await;
+    }
+    let mut running = Vec::new();
+    for _ in 0..4 {
+        running.push(scene.next().await);
+    }
+    scene.come("one", 10, &object(&share_of("one"), 1 << 30)).await;
+    for turn in 0..12 {
+        running.remove(0);
+        running.push(scene.next().await);
+        let one = running.iter().filter(|(name, _)| *name == "one").count();
+        assert!(turn < 4 || one == 2, "{one} of 4 after {turn} turns");
+    }
+}
+
+/// Requests that end when they are asked to give way, and come again after `pause`.
+async fn trickle(gate: Gate, visitor: Visitor, gave_way: Arc<AtomicUsize>) {
+    loop {
+        let slot = gate.enter(&visitor).await;
+        slot.flow().waiting(slot.asked_back()).await;
+        gave_way.fetch_add(1, Ordering::Relaxed);
+        drop(slot);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_that_trickle_give_their_slots_to_others_within_a_second() {
+    // As one tenant's two buckets, and as two tenants'.
+    for namespace in ["same", "other"] {
+        let (gate, gave_way) = (Gate::new(16), Arc::new(AtomicUsize::new(0)));
+        let mut tasks = JoinSet::new();
+        let slow = object_in("slow", &share_of("same"), 1 << 30);
+        for _ in 0..64 {
+            tasks.spawn(trickle(gate.clone(), slow.clone(), Arc::clone(&gave_way)));
+        }
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        assert_eq!(gave_way.load(Ordering::Relaxed), 0, "no other download waits");
+        let victim = object_in("good", &share_of(namespace), 2);
+        let started = Instant::now();
+        let mut held = vec![gate.enter(&victim).await];
+        assert!(started.elapsed() <= Duration::from_secs(1), "{:?}", started.elapsed());
+        for _ in 0..7 {
+            held.push(gate.enter(&victim).await);
+        }
+        assert!(started.elapsed() <= Duration::from_secs(5), "{:?}", started.elapsed());
+        assert!(gate.limit(&slow) < 16, "the bucket has fewer requests for a while");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_slow_tenants_leave_half_of_the_slots_to_one_that_is_not() {
+    let (gate, gave_way) = (Gate::new(16), Arc::new(AtomicUsize::new(0)));
+    let mut tasks = JoinSet::new();
+    for n in 0..30 {
+        let share = share_of(&format!("slow-{n}"));
+        for _ in 0..4 {
+            let slow = object_in(&format!("slow-{n}"), &share, 1 << 30);
+            tasks.spawn(trickle(gate.clone(), slow, Arc::clone(&gave_way)));
+        }
+    }
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let (victim, ranges) =
+        (object_in("good", &share_of("good"), 1 << 30), Arc::new(AtomicUsize::new(0)));
+    for _ in 0..16 {
+        let (gate, victim, ranges) = (gate.clone(), victim.clone(), Arc::clone(&ranges));
+        tasks.spawn(async move {
+            loop {
+                let slot = gate.enter(&victim).await;
+                tokio::select! {
+                    () = slot.asked_back() => {}
+                    () = tokio::time::sleep(Duration::from_millis(200)) => {
+                        ranges.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            }
+        });
+    }
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert!(ranges.load(Ordering::Relaxed) > 0, "it waits for no queue of the others");
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    // Alone it would be 80 a second.
+    let ranges = ranges.load(Ordering::Relaxed);
+    assert!(ranges >= 30 * 20, "{ranges} ranges in 33 s");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_line_is_shared_and_nothing_goes_back_and_forth() {
+    let (gate, gave_way) = (Gate::new(8), Arc::new(AtomicUsize::new(0)));
+    let mut tasks = JoinSet::new();
+    for namespace in ["a", "b"] {
+        let visitor = object_in(namespace, &share_of(namespace), 1 << 30);
+        for _ in 0..16 {
+            tasks.spawn(trickle(gate.clone(), visitor.clone(), Arc::clone(&gave_way)));
+        }
+        tokio::time::sleep(Duration::from_secs(5)).await;
+    }
+    let before = gave_way.load(Ordering::Relaxed);
+    assert!((1..=8).contains(&before), "{before} gave way to the second one");
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    assert!(gave_way.load(Ordering::Relaxed) <= before + 2, "{gave_way:?} after {before}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fast_request_keeps_its_slot_beside_as_many_of_another_tenant() {
+    let mut scene = Scene::new(2);
+    scene.come("a", 4, &object_in("a", &share_of("a"), 1)).await;
+    scene.come("b", 4, &object_in("b", &share_of("b"), 1)).await;
+    let first = scene.next().await;
+    let second = scene.next().await;
+    // Of one tenant, as the other one came later.
+    assert_eq!((first.0, second.0), ("a", "a"));
+    tokio::time::timeout(BOUND, second.1.asked_back()).await.unwrap();
+    drop(second);
+    let second = scene.next().await;
+    assert_eq!(second.0, "b");
+    let kept = tokio::time::timeout(Duration::from_secs(60), async {
+        tokio::select! { () = first.1.asked_back() => {}, () = second.1.asked_back() => {} }
+    });
+    assert!(kept.await.is_err());
 }

@@ -18,6 +18,7 @@
 mod content;
 mod engine;
 mod expected;
+mod flow;
 mod gate;
 mod give_back;
 mod journal;
@@ -31,8 +32,9 @@ mod target;
 
 pub use content::crc32c_of_file;
 pub use engine::{Engine, EngineOptions, ObjectVersion, Staging, Verify};
+pub(crate) use gate::{Origin, PATIENCE};
 pub use progress::Progress;
-pub use share::{Demand, Share};
+pub use share::{Demand, OwnWork, Share};
 
 use serde::{Deserialize, Serialize};
 

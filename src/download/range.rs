@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::gate::{Gate, Visitor};
+use super::gate::{Slot, Visitor};
 use super::spans::Span;
 use super::target::Target;
 use super::{Engine, ObjectVersion};
@@ -131,23 +131,48 @@ pub(super) async fn fetch(
     let mut at = range.start;
     let mut head = None;
     let mut client = job.reader()?;
-    let (mut failures, mut attempts) = (0, 0);
+    let (mut failures, mut attempts, mut gave_way) = (0, 0, 0);
     let started = std::time::Instant::now();
     loop {
         attempts += 1;
         let from = at;
-        let slot = job.engine.gate().enter(&job.visitor).await;
+        let (gate, visitor) = (job.engine.gate(), &job.visitor);
+        let slot = gate.enter(visitor).await;
         let as_whole = whole && at == 0;
-        let outcome = attempt(job, &client, &mut at, range.end, as_whole, &mut head).await;
+        let outcome = tokio::select! {
+            biased;
+            outcome = attempt(job, &client, &slot, &mut at, range.end, as_whole, &mut head) => {
+                Some(outcome)
+            }
+            () = slot.asked_back() => None,
+        };
+        let slow = slot.flow().is_slow();
         drop(slot);
         let error = match outcome {
-            Ok(()) => {
-                job.engine.gate().succeeded();
+            Some(Ok(())) => {
+                gate.succeeded(visitor);
                 return Ok(head);
             }
-            Err(Attempt::Final(error)) => return Err(error),
-            Err(Attempt::Storage(error)) => error,
+            Some(Err(Attempt::Final(error))) => return Err(error),
+            Some(Err(Attempt::Storage(error))) => error,
+            None => {
+                tracing::debug!(object = job.object.name, at, slow, "a range gives way");
+                if slow {
+                    gave_way += 1;
+                    tokio::time::sleep(job.engine.retry().delay(gave_way, None)).await;
+                } else {
+                    // Only its turn is over.
+                    attempts -= 1;
+                }
+                if attempts < ATTEMPTS {
+                    continue;
+                }
+                return Err(trickles(job, attempts, started.elapsed()));
+            }
         };
+        if slow && error.is_transient() {
+            gate.slow(visitor);
+        }
         if is_refusal(&error) && job.change_over(&mut client, &error)? {
             continue;
         }
@@ -165,8 +190,8 @@ pub(super) async fn fetch(
                 n => error.context(format!("after {n} attempts in {spent} s")),
             });
         }
-        if throttles(&error, job.engine.gate()) {
-            job.engine.metrics().object_storage_throttled.inc();
+        if is_throttling(&error) {
+            gate.throttled(visitor);
         }
         let delay = job.engine.retry().delay(failures, error.retry_after());
         tracing::debug!(object = job.object.name, at, attempts, %error, ?delay, "range interrupted");
@@ -182,14 +207,16 @@ enum Attempt {
 async fn attempt(
     job: &Job,
     client: &oci::ObjectStorage,
+    slot: &Slot,
     at: &mut u64,
     end: u64,
     whole: bool,
     head: &mut Option<oci::ObjectHead>,
 ) -> Result<(), Attempt> {
     let range = (!whole).then_some(*at..end);
-    let mut body =
-        client.get_object(&job.object, &job.etag, range).await.map_err(Attempt::Storage)?;
+    let (flow, demand) = (slot.flow(), job.visitor.demand());
+    let asked = client.get_object(&job.object, &job.etag, range);
+    let mut body = flow.waiting(asked).await.map_err(Attempt::Storage)?;
     let size = job.target.size();
     if let Some(other) = body.head.size.filter(|other| *other != size) {
         let name = shown(&job.object.name, 200);
@@ -207,7 +234,11 @@ async fn attempt(
             &error,
         ))
     };
-    while let Some(chunk) = body.chunk().await.map_err(Attempt::Storage)? {
+    while let Some(chunk) = flow.waiting(body.chunk()).await.map_err(Attempt::Storage)? {
+        // Until the next one is asked for: the disk, and our own pacing.
+        let _own = demand.own_work();
+        flow.arrived(chunk.len() as u64);
+        demand.received(chunk.len() as u64);
         let left = usize::try_from(end - *at).unwrap_or(usize::MAX);
         let chunk = &chunk[..chunk.len().min(left)];
         job.target.write(chunk, *at).map_err(disk)?;
@@ -253,13 +284,18 @@ impl Drop for OpenSpan<'_> {
     }
 }
 
-fn throttles(error: &oci::Error, gate: &Gate) -> bool {
-    let throttled =
-        error.kind() == oci::ErrorKind::Throttled || matches!(error.status(), Some(429 | 503));
-    if throttled {
-        gate.throttled();
-    }
-    throttled
+fn is_throttling(error: &oci::Error) -> bool {
+    error.kind() == oci::ErrorKind::Throttled || matches!(error.status(), Some(429 | 503))
+}
+
+fn trickles(job: &Job, attempts: u32, spent: Duration) -> Error {
+    let text = format!(
+        "{} arrives too slowly: it gave its connection to other downloads {attempts} times in {} s; \
+         what has arrived is kept",
+        shown(&job.object.name, 200),
+        spent.as_secs()
+    );
+    Error::new(ErrorKind::Unavailable, text)
 }
 
 fn changed(job: &Job, error: &oci::Error) -> Error {

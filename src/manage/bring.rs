@@ -143,7 +143,7 @@ impl Manager {
                 break (Came::Cached(model), manifest.warnings.clone());
             }
             let client = route.client();
-            let mut ticket = self.0.cache.fill(engine, &manifest, &title, Asker::Prefetch, client);
+            let mut ticket = self.0.cache.fill(engine, &manifest, &title, &Asker::Prefetch, client);
             let progress = ticket.shared_progress();
             let landing = async {
                 tokio::select! {
@@ -195,7 +195,7 @@ impl Manager {
         route: &Route,
         model: &CachedModel,
     ) -> Result<Vec<Warning>> {
-        let warnings = self.0.cache.check_sanity(model, request).await?;
+        let warnings = self.0.cache.check_sanity(model, request, route.tenant()).await?;
         let digest = route.digest(request);
         let (cache, model) = (self.0.cache.clone(), model.clone());
         blocking(move || cache.set_latest(&digest, &model)).await?;

@@ -216,7 +216,7 @@ impl Default for Metrics {
         );
         r.register(
             "object_storage_throttled",
-            "Answers 429 and 503 during downloads",
+            "Answers 429 and 503 of Object Storage, to requests of any kind",
             m.object_storage_throttled.clone(),
         );
         r.register(
@@ -326,6 +326,9 @@ impl Metrics {
 
     /// Counts a request to Object Storage; `status` is `None` without an answer.
     pub fn object_storage_request(&self, operation: &'static str, status: Option<u16>) {
+        if matches!(status, Some(429 | 503)) {
+            self.object_storage_throttled.inc();
+        }
         let status = status.map_or_else(|| "none".to_owned(), |status| status.to_string());
         self.requests.get_or_create(&RequestLabels { operation, status }).inc();
     }

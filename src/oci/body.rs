@@ -1,14 +1,13 @@
 //! An object's bytes as they arrive.
 
 use std::fmt;
-use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::Incoming;
 
 use super::answer::ObjectHead;
 use super::error::{Error, ErrorKind};
-use crate::transport;
+use crate::transport::{self, Patience};
 
 /// The body of a `GetObject`: exactly the bytes asked for, or an error, where
 /// the answer says how many there are.
@@ -18,7 +17,7 @@ pub struct ObjectBody {
     body: Incoming,
     length: Option<u64>,
     received: u64,
-    idle: Duration,
+    idle: Patience,
     attempted: String,
 }
 
@@ -27,7 +26,7 @@ impl ObjectBody {
         head: ObjectHead,
         body: Incoming,
         length: Option<u64>,
-        idle: Duration,
+        idle: Patience,
         attempted: String,
     ) -> Self {
         Self { head, body, length, received: 0, idle, attempted }
@@ -57,7 +56,7 @@ impl ObjectBody {
     ///
     /// Cancel safe: a chunk is either returned or comes with the next call.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, Error> {
-        match transport::next_chunk(&mut self.body, self.idle).await {
+        match transport::next_chunk(&mut self.body, &mut self.idle).await {
             Ok(Some(chunk)) => {
                 self.received += u64::try_from(chunk.len()).unwrap_or(u64::MAX);
                 if self.length.is_some_and(|length| self.received > length) {

@@ -215,12 +215,14 @@ impl Volumes {
             let chosen = chooser.choose(cache, &request.model, &route, silence).await?;
             let manifest = match chosen {
                 Choice::Cached(model) => {
-                    let warnings = self.0.cache.check_sanity(&model, &request.model).await?;
+                    let warnings =
+                        self.0.cache.check_sanity(&model, &request.model, route.tenant()).await?;
                     self.note(request, &route, &model, false).await?;
                     return Ok((model, PublishResult::Hit, warnings));
                 }
                 Choice::Stale(model) => {
-                    let warnings = self.0.cache.check_sanity(&model, &request.model).await?;
+                    let warnings =
+                        self.0.cache.check_sanity(&model, &request.model, route.tenant()).await?;
                     return Ok((model, PublishResult::Stale, warnings));
                 }
                 Choice::Wanted(manifest) => manifest,
@@ -229,8 +231,8 @@ impl Volumes {
                 Some(model) => (model, PublishResult::Hit),
                 None => {
                     let (engine, client) = (&self.0.engine, route.client());
-                    let mut ticket =
-                        self.0.cache.fill(engine, &manifest, title, Asker::Pod, client);
+                    let asker = Asker::Pod(route.tenant().clone());
+                    let mut ticket = self.0.cache.fill(engine, &manifest, title, &asker, client);
                     let how = match ticket.joined() {
                         true => PublishResult::Joined,
                         false => PublishResult::Downloaded,
@@ -276,7 +278,7 @@ impl Volumes {
                     }
                 }
             };
-            let suspect = self.0.cache.check_sanity(&model, &request.model).await?;
+            let suspect = self.0.cache.check_sanity(&model, &request.model, route.tenant()).await?;
             self.note(request, &route, &model, true).await?;
             let warnings = manifest.warnings.iter().cloned().chain(suspect).collect();
             return Ok((model, how, warnings));

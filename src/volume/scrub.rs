@@ -64,7 +64,7 @@ impl Volumes {
                 }
             };
             let (engine, client) = (self.engine(), route.client());
-            let mut ticket = self.cache().fill(engine, manifest, &title, Asker::Prefetch, client);
+            let mut ticket = self.cache().fill(engine, manifest, &title, &Asker::Prefetch, client);
             let progress = ticket.shared_progress();
             let landed = tokio::select! {
                 landed = ticket.landed() => landed,

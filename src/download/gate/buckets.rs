@@ -1,0 +1,190 @@
+//! How many requests may run at once in each bucket: as many as there are
+//! places, fewer after Object Storage throttled there, and more again while it
+//! does not. What one bucket's service does slows no other bucket.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::oci::Bucket;
+
+/// Requests that have to succeed before one more may run at once again.
+pub(super) const SUCCESSES_PER_STEP: usize = 32;
+
+/// How long a bucket whose requests got next to nothing counts as slow.
+const SLOW_FOR: Duration = Duration::from_secs(30);
+
+/// How long a bucket without requests is remembered as throttled.
+const REMEMBERED: Duration = Duration::from_secs(600);
+
+/// Buckets without requests that are remembered.
+const KEPT: usize = 256;
+
+/// A bucket at its place: what is throttled together.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Origin {
+    /// The region's name, or the endpoint's URL.
+    pub(crate) location: String,
+    /// The bucket there.
+    pub(crate) bucket: Bucket,
+}
+
+#[derive(Debug)]
+pub(super) struct Buckets {
+    /// Places in all.
+    most: usize,
+    entries: HashMap<Arc<Origin>, Entry>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    running: usize,
+    /// What may run at once, `1..=most`. `running` is above it until enough of
+    /// them came back.
+    limit: usize,
+    successes: usize,
+    slow_until: Option<Instant>,
+    used: Instant,
+}
+
+impl Entry {
+    fn is_slow(&self, now: Instant) -> bool {
+        self.slow_until.is_some_and(|until| now < until)
+    }
+}
+
+impl Buckets {
+    pub(super) fn new(most: usize) -> Self {
+        Self { most, entries: HashMap::new() }
+    }
+
+    /// What slow buckets may have under way together: the others find places.
+    pub(super) fn slow_limit(&self) -> usize {
+        (self.most / 2).max(1)
+    }
+
+    /// Whether one more request may run there, beside what runs and `more`.
+    pub(super) fn admits(&self, origin: &Origin, more: usize, now: Instant) -> bool {
+        let Some(entry) = self.entries.get(origin) else { return true };
+        entry.running + more < entry.limit
+            && (!entry.is_slow(now) || self.slow_running(now) + more < self.slow_limit())
+    }
+
+    /// Whether its requests got next to nothing lately.
+    pub(super) fn is_slow(&self, origin: &Origin, now: Instant) -> bool {
+        self.entries.get(origin).is_some_and(|entry| entry.is_slow(now))
+    }
+
+    fn slow_running(&self, now: Instant) -> usize {
+        let slow = self.entries.values().filter(|entry| entry.is_slow(now));
+        slow.map(|entry| entry.running).sum()
+    }
+
+    pub(super) fn begin(&mut self, origin: &Arc<Origin>, now: Instant) {
+        self.entry(origin, now).running += 1;
+    }
+
+    pub(super) fn end(&mut self, origin: &Origin) {
+        let now = Instant::now();
+        let Some(entry) = self.entries.get_mut(origin) else { return };
+        (entry.running, entry.used) = (entry.running.saturating_sub(1), now);
+        if entry.running == 0 && entry.limit == self.most && !entry.is_slow(now) {
+            self.entries.remove(origin);
+        }
+    }
+
+    /// Object Storage said 429 or 503: half of what was allowed.
+    pub(super) fn throttled(&mut self, origin: &Arc<Origin>) {
+        let entry = self.entry(origin, Instant::now());
+        entry.limit = (entry.limit / 2).max(1);
+        entry.successes = 0;
+    }
+
+    /// A request there got next to nothing while others waited.
+    pub(super) fn slow(&mut self, origin: &Arc<Origin>, now: Instant) {
+        self.throttled(origin);
+        self.entry(origin, now).slow_until = Some(now + SLOW_FOR);
+    }
+
+    /// A request succeeded; whether more may run now.
+    pub(super) fn succeeded(&mut self, origin: &Origin) -> bool {
+        let most = self.most;
+        let Some(entry) = self.entries.get_mut(origin) else { return false };
+        let was_slow = entry.slow_until.take().is_some();
+        if entry.limit == most {
+            return was_slow;
+        }
+        entry.successes += 1;
+        let step = entry.successes >= SUCCESSES_PER_STEP;
+        if step {
+            (entry.successes, entry.limit) = (0, entry.limit + 1);
+        }
+        was_slow || step
+    }
+
+    /// What may run at once there now.
+    #[cfg(test)]
+    pub(super) fn limit(&self, origin: &Origin) -> usize {
+        self.entries.get(origin).map_or(self.most, |entry| entry.limit)
+    }
+
+    fn entry(&mut self, origin: &Arc<Origin>, now: Instant) -> &mut Entry {
+        if self.entries.len() >= KEPT && !self.entries.contains_key(origin) {
+            self.entries.retain(|_, entry| entry.running > 0);
+        }
+        let fresh =
+            Entry { running: 0, limit: self.most, successes: 0, slow_until: None, used: now };
+        let entry = self.entries.entry(Arc::clone(origin)).or_insert(fresh);
+        if entry.running == 0 && now - entry.used >= REMEMBERED {
+            entry.limit = self.most;
+        }
+        entry.used = now;
+        entry
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn origin(name: &str) -> Arc<Origin> {
+        Arc::new(Origin { location: "l".to_owned(), bucket: Bucket::new("n", name) })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_remembered_of_buckets_is_bounded_in_number_and_time() {
+        let mut buckets = Buckets::new(16);
+        let busy = origin("busy");
+        buckets.begin(&busy, Instant::now());
+        for n in 0..KEPT * 3 {
+            let one = origin(&n.to_string());
+            buckets.begin(&one, Instant::now());
+            buckets.throttled(&one);
+            buckets.end(&one);
+        }
+        assert!(buckets.entries.len() <= KEPT && buckets.entries.contains_key(&busy));
+        buckets.throttled(&busy);
+        buckets.end(&busy);
+        assert_eq!(buckets.limit(&busy), 8, "remembered for a while");
+        tokio::time::advance(REMEMBERED).await;
+        buckets.begin(&busy, Instant::now());
+        assert_eq!(buckets.limit(&busy), 16, "and not for ever");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn slow_buckets_together_leave_half_of_the_places() {
+        let mut buckets = Buckets::new(4);
+        let slow = [origin("a"), origin("b"), origin("c")];
+        let now = Instant::now();
+        for one in &slow[..2] {
+            buckets.begin(one, now);
+            buckets.slow(one, now);
+        }
+        buckets.slow(&slow[2], now);
+        assert!(!buckets.admits(&slow[2], 0, now) && buckets.admits(&origin("d"), 0, now));
+        assert!(buckets.admits(&slow[2], 0, now + SLOW_FOR));
+        assert!(buckets.succeeded(&slow[2]) && buckets.admits(&slow[2], 0, now));
+    }
+}

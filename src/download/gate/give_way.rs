@@ -1,0 +1,113 @@
+//! When a request that runs has to give its slot to one that waits.
+//!
+//! One that has waited for [`PATIENCE`] takes the place of one
+//!
+//! - that is downloaded ahead, if a pod waits for the other;
+//! - of a tenant that has at least two requests more than the other's, or, in
+//!   the same tenant, of such a model: so each comes to its part soon, also where
+//!   ranges take minutes, and nothing goes back and forth;
+//! - that gets next to nothing, from a bucket that is not slow itself, while its
+//!   own tenant (in the same tenant its model) has fewer, or slow requests have more
+//!   than half of all places.
+//!
+//! A request from a slow bucket takes the place of another slow one at most.
+//! A request that gives way because it is slow makes its bucket a slow one for a
+//! while, which has fewer requests at once then and comes after the others.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::{Line, PATIENCE, Rank, Standings, State};
+use crate::download::share::Share;
+use crate::model::Tenant;
+
+/// A request that waits, and whose it is.
+struct Candidate {
+    line: u64,
+    rank: Rank,
+    share: Share,
+    tenant: Tenant,
+}
+
+impl State {
+    /// Asks requests to give way, some at a time.
+    pub(super) fn make_way(&mut self, now: Instant) {
+        let mut after = self.standings.clone();
+        let mut leaving = 0;
+        for running in self.running.values().filter(|running| running.leaves) {
+            after.end(&running.share, &running.tenant);
+            leaving += 1;
+        }
+        let mut placed: HashMap<u64, usize> = HashMap::new();
+        for _ in leaving..(self.most / 4).max(1) {
+            let mut patient = self.patient(&after, &placed, now).into_iter();
+            let found = patient.find_map(|next| Some((self.to_leave(&after, &next)?, next)));
+            let Some((leaving, next)) = found else { return };
+            self.ask(leaving, &mut after, now);
+            after.begin(&next.share, &next.tenant);
+            *placed.entry(next.line).or_default() += 1;
+        }
+    }
+
+    /// Those that have waited long enough, the next one first.
+    fn patient(
+        &self,
+        after: &Standings,
+        placed: &HashMap<u64, usize>,
+        now: Instant,
+    ) -> Vec<Candidate> {
+        let slow = self.slow_origins();
+        let patient = |line: &&Line| {
+            let placed = placed.get(&line.visitor.id).copied().unwrap_or_default();
+            let waiting = line.waiting.get(placed);
+            waiting.is_some_and(|waiting| now - waiting.since >= PATIENCE)
+                && self.buckets.admits(&line.visitor.origin, placed, now)
+        };
+        let candidates = self.lines.values().filter(patient).map(|line| {
+            let (rank, (share, tenant)) = self.rank(after, &line.visitor, &slow, now);
+            Candidate { line: line.visitor.id, rank, share, tenant }
+        });
+        let mut candidates: Vec<Candidate> = candidates.collect();
+        candidates.sort_by_key(|candidate| candidate.rank);
+        candidates
+    }
+
+    /// Which request gives its slot to `next`: a slow one first, then the last
+    /// one of the tenant and of the model that have the most.
+    fn to_leave(&self, after: &Standings, next: &Candidate) -> Option<u64> {
+        let (ahead, slow) = (next.rank.0, next.rank.1);
+        let (their_tenant, their_share) = after.of(&next.share, &next.tenant);
+        let slow_running = self.running.values().filter(|one| !one.leaves && one.flow.is_slow());
+        let too_many_slow = slow_running.count() > self.buckets.slow_limit();
+        let staying = self.running.iter().filter(|(_, running)| !running.leaves);
+        let leaving = staying.filter_map(|(id, running)| {
+            let (of_tenant, of_share) = after.of(&running.share, &running.tenant);
+            let urgent = running.share.is_urgent();
+            let (mine, theirs) = if running.tenant == next.tenant {
+                (of_share.running, their_share.running)
+            } else {
+                (of_tenant.running, their_tenant.running)
+            };
+            let same = running.share.id() == next.share.id();
+            let is_slow = running.flow.is_slow();
+            let more = !same && theirs + 1 < mine && (is_slow || !slow);
+            let idle = is_slow && !slow && (theirs < mine || too_many_slow);
+            let gives_way = if urgent == ahead { !urgent } else { more || idle };
+            gives_way.then_some((is_slow, !urgent, of_tenant.running, of_share.running, *id))
+        });
+        leaving.max().map(|(.., id)| id)
+    }
+
+    fn ask(&mut self, id: u64, after: &mut Standings, now: Instant) {
+        let Some(running) = self.running.get_mut(&id) else { return };
+        running.leaves = true;
+        running.asked.notify_one();
+        after.end(&running.share, &running.tenant);
+        if running.flow.is_slow() {
+            let origin = Arc::clone(&running.origin);
+            self.buckets.slow(&origin, now);
+        }
+    }
+}
