@@ -150,6 +150,22 @@ fn a_probe_is_answered_while_another_address_takes_all_that_it_can() {
 }
 
 #[test]
+fn a_probe_is_answered_while_a_thousand_addresses_take_all_connections() {
+    end_to_end(async |scratch| {
+        let driver = Driver::start(scratch, &store_with_phi3()).await;
+        limit_descriptors(&driver);
+        let server = driver.metrics_address();
+        let half = b"GET /metrics HTTP/1.1\r\nX: ";
+        let held = attack(CLIENTS, |client| client, server, half).await;
+        // One after the other, as a probe's failures are counted.
+        for _ in 0..10 {
+            assert_eq!(probe(server, "/readyz").await, Some(200));
+        }
+        drop(held);
+    });
+}
+
+#[test]
 fn the_limit_on_descriptors_is_raised_to_what_the_system_allows() {
     end_to_end(async |scratch| {
         let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();

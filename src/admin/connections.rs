@@ -5,13 +5,14 @@
 //! to the node's administrator: connections and headers are limited, and a
 //! command runs as long as it runs.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioTimer;
+use tokio_util::sync::CancellationToken;
 
 /// A client that sends no complete header for this long is disconnected.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -25,9 +26,11 @@ const MAX_HEADERS: usize = 64;
 /// What a listener allows.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ConnectionLimits {
-    /// Open connections at once. Further ones are closed as soon as they are accepted.
+    /// Open connections at once. A further one takes the place of the oldest one of the
+    /// address that has most, and is closed where its own address has as many.
     pub(super) total: usize,
-    /// Of these, the ones of one client address.
+    /// Open connections of one client address. Further ones are closed as soon as they are
+    /// accepted.
     pub(super) per_address: usize,
     /// From accepting a connection to its end. Where it is set, a connection
     /// serves one request.
@@ -36,8 +39,8 @@ pub(super) struct ConnectionLimits {
 
 impl ConnectionLimits {
     /// For `--metrics-address`. A scrape and a probe take milliseconds; Prometheus gives
-    /// up after 10 s. With the limit per address, kubelet's probe is answered while a
-    /// pod holds all connections that it can get.
+    /// up after 10 s. Between addresses that take all that they can, kubelet's probe is
+    /// answered: it has no connection yet, and so gets the place of another.
     pub(super) const METRICS: Self =
         Self { total: 64, per_address: 8, lifetime: Some(Duration::from_secs(15)) };
 
@@ -66,8 +69,62 @@ pub(super) struct Connections {
 
 #[derive(Debug, Default)]
 struct Open {
-    total: usize,
+    /// The oldest one first, without those that were told to close.
+    all: VecDeque<Entry>,
     of_address: HashMap<Option<IpAddr>, usize>,
+    next: u64,
+}
+
+/// A connection that is open.
+#[derive(Debug)]
+struct Entry {
+    number: u64,
+    address: Option<IpAddr>,
+    ends: Ends,
+}
+
+/// How a connection is told to close, and how it says that it has.
+#[derive(Debug, Clone, Default)]
+struct Ends {
+    closing: CancellationToken,
+    closed: CancellationToken,
+}
+
+impl Open {
+    fn count(&self, address: Option<IpAddr>) -> usize {
+        self.of_address.get(&address).copied().unwrap_or_default()
+    }
+
+    fn add(&mut self, address: Option<IpAddr>) -> (u64, Ends) {
+        let (number, ends) = (self.next, Ends::default());
+        self.next += 1;
+        *self.of_address.entry(address).or_default() += 1;
+        self.all.push_back(Entry { number, address, ends: ends.clone() });
+        (number, ends)
+    }
+
+    fn remove(&mut self, number: u64) -> Option<Entry> {
+        let place = self.all.iter().position(|entry| entry.number == number)?;
+        let entry = self.all.remove(place)?;
+        if let Some(count) = self.of_address.get_mut(&entry.address) {
+            *count -= 1;
+            if *count == 0 {
+                self.of_address.remove(&entry.address);
+            }
+        }
+        Some(entry)
+    }
+
+    /// Takes the place of the oldest connection of the address that has most, unless
+    /// `address` has as many.
+    fn displace_for(&mut self, address: Option<IpAddr>) -> Option<Entry> {
+        let most = self.of_address.values().copied().max().unwrap_or_default();
+        if self.count(address) >= most {
+            return None;
+        }
+        let oldest = self.all.iter().find(|entry| self.count(entry.address) == most)?;
+        self.remove(oldest.number)
+    }
 }
 
 impl Connections {
@@ -79,21 +136,30 @@ impl Connections {
         self.limits
     }
 
-    /// Counts a connection until the permit is dropped. `None` at a limit.
-    pub(super) fn admit(&self, address: Option<IpAddr>) -> Option<Permit> {
+    /// Counts a connection until the permit is dropped. `None` at a limit. Where another
+    /// connection makes room, waits until that is closed, so that no more are open.
+    pub(super) async fn admit(&self, address: Option<IpAddr>) -> Option<Permit> {
+        let (permit, displaced) = self.admit_now(address)?;
+        if let Some(displaced) = displaced {
+            displaced.ends.closing.cancel();
+            displaced.ends.closed.cancelled().await;
+        }
+        Some(permit)
+    }
+
+    fn admit_now(&self, address: Option<IpAddr>) -> Option<(Permit, Option<Entry>)> {
         // The same IPv4 client must not count twice on a dual-stack listener.
         let address = address.map(|address| address.to_canonical());
         let mut open = self.lock();
-        if open.total >= self.limits.total {
+        if open.count(address) >= self.limits.per_address {
             return None;
         }
-        let of_address = open.of_address.entry(address).or_default();
-        if *of_address >= self.limits.per_address {
-            return None;
-        }
-        *of_address += 1;
-        open.total += 1;
-        Some(Permit { connections: self.clone(), address })
+        let displaced = match open.all.len() < self.limits.total {
+            true => None,
+            false => Some(open.displace_for(address)?),
+        };
+        let (number, ends) = open.add(address);
+        Some((Permit { connections: self.clone(), number, ends }, displaced))
     }
 
     fn lock(&self) -> MutexGuard<'_, Open> {
@@ -105,19 +171,21 @@ impl Connections {
 #[derive(Debug)]
 pub(super) struct Permit {
     connections: Connections,
-    address: Option<IpAddr>,
+    number: u64,
+    ends: Ends,
+}
+
+impl Permit {
+    /// Completes when another connection takes the place of this one.
+    pub(super) async fn displaced(&self) {
+        self.ends.closing.cancelled().await;
+    }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        let mut open = self.connections.lock();
-        open.total = open.total.saturating_sub(1);
-        if let Some(count) = open.of_address.get_mut(&self.address) {
-            *count = count.saturating_sub(1);
-            if *count == 0 {
-                open.of_address.remove(&self.address);
-            }
-        }
+        self.connections.lock().remove(self.number);
+        self.ends.closed.cancel();
     }
 }
 
@@ -125,8 +193,8 @@ impl Drop for Permit {
 mod tests {
     use super::*;
 
-    fn admit(connections: &Connections, address: &str) -> Option<Permit> {
-        connections.admit(Some(address.parse().unwrap()))
+    fn admit(connections: &Connections, address: &str) -> Option<(Permit, Option<Entry>)> {
+        connections.admit_now(Some(address.parse().unwrap()))
     }
 
     #[test]
@@ -137,15 +205,49 @@ mod tests {
         // The same client through the IPv6 side of a dual-stack listener.
         let second = admit(&connections, "::ffff:10.0.0.1").unwrap();
         assert!(admit(&connections, "10.0.0.1").is_none(), "the limit of one address");
-        let others: Vec<_> =
-            ["10.0.0.2", "10.0.0.3"].map(|one| admit(&connections, one).unwrap()).into();
-        assert!(admit(&connections, "10.0.0.4").is_none(), "the limit of all");
+        let others = ["10.0.0.2", "10.0.0.2"].map(|one| admit(&connections, one).unwrap());
+        assert_eq!(connections.lock().all.len(), 4);
 
         drop(first);
         let again = admit(&connections, "10.0.0.1").unwrap();
+        assert!(again.1.is_none(), "there was room");
         drop((second, again, others));
         let open = connections.lock();
-        assert_eq!((open.total, open.of_address.len()), (0, 0), "nothing is remembered");
+        assert_eq!((open.all.len(), open.of_address.len()), (0, 0), "nothing is remembered");
+    }
+
+    #[test]
+    fn a_newcomer_takes_the_oldest_place_of_whoever_has_most_and_equals_keep_theirs() {
+        let limits = ConnectionLimits { total: 4, per_address: 2, lifetime: None };
+        let connections = Connections::new(limits);
+        let held = ["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.2"]
+            .map(|one| admit(&connections, one).unwrap().0);
+        let (_newcomer, displaced) = admit(&connections, "10.0.0.4").unwrap();
+        assert_eq!(displaced.unwrap().number, held[1].number, "the older one of 10.0.0.2");
+        // Now all four addresses have one each, and none of them gets a second.
+        for address in ["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4"] {
+            assert!(admit(&connections, address).is_none(), "{address}");
+        }
+        let (_fifth, displaced) = admit(&connections, "10.0.0.5").unwrap();
+        assert_eq!(displaced.unwrap().number, held[0].number, "the oldest of all");
+        // What was displaced is not counted twice when it ends.
+        drop(held);
+        assert_eq!(connections.lock().all.len(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_newcomer_waits_until_the_connection_that_makes_room_is_closed() {
+        let limits = ConnectionLimits { total: 2, per_address: 2, lifetime: None };
+        let connections = Connections::new(limits);
+        let [older, _younger] =
+            ["10.0.0.1", "10.0.0.1"].map(|one| admit(&connections, one).unwrap().0);
+        let address = Some("10.0.0.2".parse().unwrap());
+        let mut newcomer = Box::pin(connections.admit(address));
+        assert!(futures_util::poll!(&mut newcomer).is_pending());
+        older.displaced().await;
+        assert!(futures_util::poll!(&mut newcomer).is_pending(), "it was only told to close");
+        drop(older);
+        newcomer.await.unwrap();
     }
 
     #[test]

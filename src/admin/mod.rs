@@ -94,11 +94,11 @@ impl Admin {
         match listener {
             Listener::Tcp(tcp) => {
                 let (stream, peer) = tcp.accept().await?;
-                self.connection(stream, Some(peer.ip()), connections);
+                self.connection(stream, Some(peer.ip()), connections).await;
             }
             Listener::Unix(unix) => {
                 let (stream, _) = unix.accept().await?;
-                self.connection(stream, None, connections);
+                self.connection(stream, None, connections).await;
             }
         }
         Ok(())
@@ -106,11 +106,11 @@ impl Admin {
 
     /// Serves a connection, or closes it at once where there are too many. A client with
     /// an address came over the network, and is not trusted.
-    fn connection<S>(&self, stream: S, address: Option<IpAddr>, connections: &Connections)
+    async fn connection<S>(&self, stream: S, address: Option<IpAddr>, connections: &Connections)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let Some(permit) = connections.admit(address) else {
+        let Some(permit) = connections.admit(address).await else {
             tracing::debug!(?address, "too many connections for metrics or status: closed one");
             return;
         };
@@ -128,18 +128,23 @@ impl Admin {
         let limits = connections.limits();
         let served = limits.http().serve_connection(TokioIo::new(stream), service);
         tokio::spawn(async move {
-            let _counted = permit;
-            let ended = match limits.lifetime {
-                // Dropping the connection closes it, whatever its client does not send or read.
-                Some(lifetime) => tokio::time::timeout(lifetime, served).await,
-                None => Ok(served.await),
-            };
-            match ended {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => {
-                    tracing::debug!(%error, "a connection for metrics or status ended");
+            let over = async {
+                match limits.lifetime {
+                    Some(lifetime) => tokio::time::sleep(lifetime).await,
+                    None => std::future::pending().await,
                 }
-                Err(_) => tracing::debug!(?address, "a connection for metrics took too long"),
+            };
+            // Dropping the connection closes it, whatever its client does not send or read.
+            tokio::select! {
+                ended = served => {
+                    if let Err(error) = ended {
+                        tracing::debug!(%error, "a connection for metrics or status ended");
+                    }
+                }
+                () = over => tracing::debug!(?address, "a connection for metrics took too long"),
+                () = permit.displaced() => {
+                    tracing::debug!(?address, "a connection for metrics made room for another");
+                }
             }
         });
     }
