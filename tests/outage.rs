@@ -1,4 +1,4 @@
-//! Outages: what is mounted in place of an answer, when, and what is told where
+//! Outages: what is mounted in place of an answer, when, and which error comes where
 //! there is nothing to mount.
 
 mod support;
@@ -10,7 +10,7 @@ use futures_util::future::join_all;
 use localstore::{Action, LocalStore, Operation, Rule};
 use support::driver::{Driver, Setup};
 use support::kubelet::{Kubelet, Volume};
-use support::models::{BUCKET, PHI3, PREFIX, put};
+use support::models::{BUCKET, PHI3, put};
 use support::run::{end_to_end, end_to_end_within, figure};
 use support::workloads;
 use tonic::Code;
@@ -81,7 +81,7 @@ fn forty_volumes_side_by_side_get_their_older_revision_after_10_to_12_seconds() 
 }
 
 #[test]
-fn without_a_cached_revision_what_is_no_answer_is_told_at_once() {
+fn without_a_cached_revision_an_unusable_answer_fails_at_once() {
     end_to_end(async |scratch| {
         let store = LocalStore::builder().start().unwrap();
         let driver = Driver::start(scratch, &store).await;
@@ -229,7 +229,7 @@ fn a_bucket_that_flickers_is_asked_again_only_for_whom_it_has_answered() {
         pod(1, "team-a").publish().await.unwrap();
         store.reset_stats();
         assert_eq!(pod(2, "team-b").refused().await.0, Code::NotFound);
-        assert_eq!(store.stats().answered(Operation::List, 404), 1, "{PREFIX} is not told of");
+        assert_eq!(store.stats().answered(Operation::List, 404), 1, "it had not answered this one");
         store.reset_stats();
         let flicker = Rule::new(Action::status(404)).operation(Operation::List).times(3);
         store.faults().add(flicker);

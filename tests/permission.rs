@@ -1,4 +1,4 @@
-//! What pods with identities of their own get, and what they are told: whether a
+//! What pods with identities of their own get, and which answers they see: whether a
 //! model is cached is only for those to notice who may read its objects.
 
 mod support;
@@ -325,7 +325,7 @@ fn objects_without_bytes_are_asked_for_too() {
 }
 
 #[test]
-fn more_directories_than_are_asked_about_are_told_to_whoever_may_read_and_to_no_other() {
+fn too_many_directories_are_reported_only_to_whoever_may_read() {
     end_to_end(async |scratch| {
         let store = LocalStore::builder().start().unwrap();
         for n in 0..257 {

@@ -193,7 +193,7 @@ impl ObjectStorage {
                 return Err(broken(format!("the listing does not advance beyond {next:?}")));
             }
             start = Some(next);
-            // Only what is a page has brought the listing further.
+            // An answer that is not a page is not progress.
             on_page();
         }
     }
@@ -205,7 +205,7 @@ impl ObjectStorage {
     /// # Errors
     /// `Changed` when it is another version; `RangeNotSatisfiable` when it has no
     /// bytes, and was said to have some; `Protocol` for an answer without an ETag,
-    /// which is nobody's who knows the object.
+    /// which does not come from Object Storage.
     pub async fn may_read(
         &self,
         object: &ObjectName,

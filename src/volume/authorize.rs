@@ -2,14 +2,14 @@
 //!
 //! To list is not to read, and HEAD needs no more than to list: so the proof is
 //! a GET of one byte, of the largest file of each directory. Rules and conditions
-//! speak of names by their beginnings, so they can tell directories apart. An
+//! speak of names by their beginnings, so each directory may be one of its own. An
 //! object that was replaced is asked for by its name alone: the name is what
 //! permissions are about. An object that is gone proves nothing, and a revision
 //! with such an object counts as not cached: what is answered then is what would
 //! be if it had never been there.
 //!
 //! Whoever may not read gets one text, whether anything is there, was there, or
-//! stands in the cache.
+//! is in the cache.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -145,7 +145,7 @@ pub(super) fn unseen(source: &Source, workload: &Workload) -> Error {
     )
 }
 
-/// Says nothing of which request it was: that would tell what is cached.
+/// Leaves out which request it was: that would disclose what is cached.
 fn refusal(error: oci::Error, source: &Source, workload: &Workload) -> Error {
     if error.kind() == oci::ErrorKind::NotFound {
         tracing::info!(%error, "refused to a pod's own identity");

@@ -146,7 +146,7 @@ impl Chooser {
 
     /// A cached model, for those who may read its objects: that is asked also when
     /// nothing else is. During an outage, who could read them within the hour still
-    /// may. `None` when its objects are gone, so that nobody can show it.
+    /// may. `None` when its objects are gone, so that it cannot be shown.
     async fn cached(
         &self,
         request: &ModelRequest,
@@ -177,7 +177,7 @@ impl Chooser {
     }
 
     /// Why `Never` gives nothing. Whoever asks with an identity of its own has to
-    /// be one who may read what is there: else the answer would tell what is cached.
+    /// be one who may read what is there: else the answer would disclose what is cached.
     async fn not_cached(
         &self,
         request: &ModelRequest,

@@ -155,7 +155,7 @@ async fn in_a_thousand_outages_an_older_revision_is_mounted_after_10_to_12_secon
         };
         let mut service = Service::new(Random(random.below(u64::MAX)), &faults);
         service.pages = random.pick(&[(0, 0), (0, 0), (1, 1), (5, 4), (3, 9)]);
-        // A listing that is begun anew gives its pages again, which is an answer.
+        // Each new listing gives its pages again, which is an answer.
         let wait = match service.pages.0 {
             0 => random.pick(&[4, 5, 9, 25, 110]),
             _ => 110,
@@ -202,7 +202,7 @@ async fn a_service_that_is_back_within_ten_seconds_is_asked_and_the_outage_is_ov
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_an_older_revision_what_is_no_answer_is_told_at_once() {
+async fn without_an_older_revision_an_unusable_answer_fails_at_once() {
     let service = Service::new(Random(1), &[Fault::NoAnswer]);
     let start = Instant::now();
     let error = service.ask(&Silence::default(), false).await.unwrap_err();

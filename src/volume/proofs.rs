@@ -84,8 +84,8 @@ impl Proof {
     }
 }
 
-/// Removes the oldest proof of the namespace that has most: nobody's many proofs
-/// push out another's few.
+/// Removes the oldest proof of the namespace that has most, so that many proofs
+/// of one do not push out the few of another.
 fn make_way(proofs: &mut HashMap<(Account, ModelKey), Proof>) {
     let mut counts: HashMap<&str, usize> = HashMap::new();
     for (account, _) in proofs.keys() {
