@@ -69,8 +69,11 @@ fn a_missing_shard_counts_unless_the_filters_leave_it_out() {
     );
 }
 
+/// A file's path and bytes.
+type Content<'a> = (&'a str, &'a [u8]);
+
 /// The warnings of a model of these files, or what it is refused for.
-fn checked(check: SafetensorsCheck, files: &[(&str, &[u8])]) -> Result<Vec<String>> {
+fn checked(check: SafetensorsCheck, files: &[Content<'_>]) -> Result<Vec<String>> {
     let (_dir, model) = model(files);
     let verdict = verdict(&model).unwrap().unwrap();
     let warnings = verdict.for_request(check, &request(None))?;
@@ -106,7 +109,7 @@ fn what_no_loader_opens_is_a_warning_and_refuses_nothing() {
 fn what_loaders_open_refuses_or_warns_as_the_administrator_says() {
     let index = ("model.safetensors.index.json", INDEX);
     let bin_index = ("pytorch_model.bin.index.json", &br#"{"weight_map": {"a": "p-1.bin"}}"#[..]);
-    let cases: &[(&[(&str, &[u8])], &str)] = &[
+    let cases: &[(&[Content<'_>], &str)] = &[
         (&[("model.safetensors", b"cut")], "it has 3 bytes"),
         (&[("model.safetensors", POINTER), index], "Git LFS pointer"),
         (&[index, ("1.safetensors", GOOD)], "2.safetensors, which is not there"),
