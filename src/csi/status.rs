@@ -82,9 +82,12 @@ impl From<Error> for Status {
 
 /// The answer to NodePublishVolume. kubelet makes an event of its message and
 /// takes it for a format while doing so (`Eventf(…, err.Error())`), so that
-/// `(29 %)` would be read as `(29 %!)(MISSING)`. `%%` is read as `%`.
+/// `(29 %)` would be read as `(29 %!)(MISSING)`. `%%` is read as `%`. The limit
+/// holds for what is sent, and no pair is cut.
 pub(super) fn for_event(status: &Status) -> Status {
-    Status::new(status.code(), status.message().replace('%', "%%"))
+    let message: Vec<char> = status.message().chars().collect();
+    let shortened = shorten(&message, |c| if c == '%' { 2 } else { 1 });
+    Status::new(status.code(), shortened.replace('%', "%%"))
 }
 
 /// The answer of a method that this driver does not serve, and why not.
@@ -92,15 +95,31 @@ pub(super) fn unimplemented(method: &str, why: &str) -> Status {
     Status::unimplemented(readable(&format!("{method} is not served: {why}")))
 }
 
-/// One line of at most [`MESSAGE_MAX`] characters. The beginning says what was
-/// attempted and the end what to do next, so the middle is what goes.
+/// One line of at most [`MESSAGE_MAX`] characters.
 fn readable(message: &str) -> String {
     let line: Vec<char> = message.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    if line.len() <= MESSAGE_MAX {
-        return line.into_iter().collect();
+    shorten(&line, |_| 1)
+}
+
+/// At most [`MESSAGE_MAX`], where each character counts as its width. The
+/// beginning says what was attempted and the end what to do next, so the middle
+/// is what goes.
+fn shorten(line: &[char], width: impl Fn(char) -> usize) -> String {
+    let fitting = |chars: &mut dyn Iterator<Item = &char>, most: usize| {
+        let mut used = 0;
+        chars
+            .take_while(|&&c| {
+                used += width(c);
+                used <= most
+            })
+            .count()
+    };
+    if fitting(&mut line.iter(), MESSAGE_MAX) == line.len() {
+        return line.iter().collect();
     }
-    let head = MESSAGE_MAX - TAIL - CUT.chars().count();
-    let (head, tail) = (&line[..head], &line[line.len() - TAIL..]);
+    let tail = fitting(&mut line.iter().rev(), TAIL);
+    let head = fitting(&mut line.iter(), MESSAGE_MAX - TAIL - CUT.chars().count());
+    let (head, tail) = (&line[..head], &line[line.len() - tail..]);
     head.iter().copied().chain(CUT.chars()).chain(tail.iter().copied()).collect()
 }
 
@@ -168,6 +187,27 @@ mod tests {
         // What Sprintf of kubelet makes of it: each pair is one sign.
         assert_eq!(status.message().replace("%%", "%"), "half: 50 %, of \"100% sure\"");
         assert_eq!(status.message().matches('%').count(), 4);
+    }
+
+    #[test]
+    fn a_message_is_cut_after_its_percent_signs_are_doubled() {
+        let sent = |message: String| for_event(&Status::from(Error::internal(message)));
+        for (message, least) in [
+            ("%".repeat(2000), MESSAGE_MAX - 2),
+            (format!("downloading {}; ask", "50 % ".repeat(190)), MESSAGE_MAX - 2),
+            (format!("{}{}", "x".repeat(399), "%".repeat(401)), MESSAGE_MAX - 2),
+            (format!("{}%", "x".repeat(MESSAGE_MAX - 2)), MESSAGE_MAX),
+            (format!("{}%", "x".repeat(MESSAGE_MAX - 1)), MESSAGE_MAX - 2),
+        ] {
+            let status = sent(message);
+            let length = status.message().chars().count();
+            assert!((least..=MESSAGE_MAX).contains(&length), "{length}: {}", status.message());
+            let single = status.message().replace("%%", "");
+            assert!(!single.contains('%'), "half a pair: {}", status.message());
+        }
+        let status = sent(format!("downloading {}; ask the administrator", "% ".repeat(500)));
+        assert!(status.message().starts_with("downloading %% "), "{}", status.message());
+        assert!(status.message().ends_with("; ask the administrator"), "{}", status.message());
     }
 
     #[test]

@@ -12,6 +12,10 @@ use crate::error::{Error, Result};
 /// Part of every cache id: ids of another layout can never be confused with ours.
 const LAYOUT: &str = "1";
 
+/// The same place of a revision. Users write revisions into manifests, so this
+/// is never changed, whatever becomes of [`LAYOUT`].
+const REVISION_FORMAT: &str = "1";
+
 /// Where a model comes from: the place in Object Storage, without its version.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Source {
@@ -111,7 +115,7 @@ impl Revision {
     pub fn of<'a>(selected: impl Iterator<Item = (&'a str, u64, &'a str)>) -> Self {
         let mut lines: Vec<_> = selected.collect();
         lines.sort_unstable();
-        let mut fields = Fields::new("oci-model-csi revision");
+        let mut fields = Fields::of_format("oci-model-csi revision", REVISION_FORMAT);
         for (name, size, etag) in lines {
             fields.add(name).add(&size.to_string()).add(etag);
         }
@@ -211,8 +215,12 @@ struct Fields(Context);
 
 impl Fields {
     fn new(format: &str) -> Self {
+        Self::of_format(format, LAYOUT)
+    }
+
+    fn of_format(format: &str, version: &str) -> Self {
         let mut fields = Self(Context::new(&SHA256));
-        fields.add(format).add(LAYOUT);
+        fields.add(format).add(version);
         fields
     }
 
@@ -255,6 +263,69 @@ mod tests {
             Revision::of([("a\nb", 1, "e")].into_iter()),
             Revision::of([("a", 1, "e"), ("b", 1, "e")].into_iter())
         );
+    }
+
+    /// Made with another program: SHA-256 over `LENGTH:FIELD` lines.
+    #[test]
+    fn revisions_are_those_that_users_have_pinned() {
+        let files = [("sub/ä.safetensors", 5_368_709_120, "5ab1f3-2"), ("config.json", 2, "e-1")];
+        assert_eq!(
+            Revision::of(files.into_iter()).as_str(),
+            "sha256:fe7d694c44547d0be55cbbddc3380cd6c945b1d0559a8a1cca30eb8890d5cd55"
+        );
+        assert_eq!(
+            Revision::of(std::iter::empty()).as_str(),
+            "sha256:58e7443295ba4ec557b411c466bfbf150e84c8221a7568320b8c8d21aa038929"
+        );
+    }
+
+    /// Of layout 1. A change of these takes a new layout: leases of running pods
+    /// and the newest revisions of requests are found by them after an upgrade.
+    #[test]
+    fn ids_are_those_that_earlier_versions_wrote_to_the_disk() {
+        assert_eq!(LAYOUT, "1", "write those of the new layout here");
+        let source = Source {
+            location: "us-ashburn-1".to_owned(),
+            namespace: NamespaceName::parse("mytenancy").unwrap(),
+            bucket: BucketName::parse("ai-model-cache").unwrap(),
+            prefix: Prefix::parse("models/phi3").unwrap(),
+        };
+        let files = [("sub/ä.safetensors", 5_368_709_120, "5ab1f3-2"), ("config.json", 2, "e-1")];
+        let revision = Revision::of(files.into_iter());
+        let object = "models/phi3/config.json";
+        let filters = Filters::parse(Some("config*,*.json"), Some("*.bin")).unwrap();
+        let (bucket, prefix) = (&source.bucket, &source.prefix);
+        let request = RequestDigest::of("", &source.location, None, bucket, prefix, &filters);
+        let fields = |name, fields: &[&str]| RequestDigest::of_fields(name, fields.iter().copied());
+        for (id, written) in [
+            (
+                ModelKey::of("", &source, &revision).to_string(),
+                "7e05d97adc0d008c2ddb64c2681cfa1b77b8a2b4f4c699532377464846145fba",
+            ),
+            (
+                BlobId::of("", &source, object, "e-1").to_string(),
+                "02b60d603d0917f76b5b5494749889d3f108ec9544c471a337a93329eb66fd44",
+            ),
+            (
+                BlobId::of_content("", &source, object, 2, "md5").to_string(),
+                "11f5f4788b2d64c9b35f7d725f64324d68a738b2fb6458ee72d3e8b62c69c169",
+            ),
+            (
+                request.to_string(),
+                "d7e3003a02bca18507608450f038defad212d89173e1204701731e009ea07875",
+            ),
+            (
+                fields("oci-model-csi publish", &["2", "bucket", "b", "prefix", "p", "persistent"])
+                    .to_string(),
+                "28b3a57ac2ae79f71fb8692c457a6408eeceb804c7f1073d5714cd3c93142109",
+            ),
+            (
+                fields("oci-model-csi lease", &["v", "/t"]).to_string(),
+                "01552635f77cec72309fedb39c39bdbbafe02c537a65ab3c801aa151b7afd9d9",
+            ),
+        ] {
+            assert_eq!(id, written);
+        }
     }
 
     #[test]

@@ -249,7 +249,7 @@ impl Filters {
         self.include.is_empty() && self.exclude.is_empty()
     }
 
-    /// One text for equal filters, for digests.
+    /// One text for equal filters, for digests, and another for any others.
     pub fn canonical(&self) -> String {
         let list = |patterns: &[Pattern]| {
             // `d/` was the name `d/` alone once, and is what `d/*` is.
@@ -260,9 +260,19 @@ impl Filters {
             let mut texts: Vec<String> = patterns.iter().map(text).collect();
             texts.sort_unstable();
             texts.dedup();
-            texts.join(",")
+            texts
         };
-        format!("{}\n{}", list(&self.include), list(&self.exclude))
+        let (include, exclude) = (list(&self.include), list(&self.exclude));
+        let separates = |text: &String| text.contains([',', '\n']);
+        if !include.iter().chain(&exclude).any(separates) {
+            // The form of earlier versions, which has exactly one line break.
+            return format!("{}\n{}", include.join(","), exclude.join(","));
+        }
+        let whole = |texts: Vec<String>| {
+            let each = texts.iter().map(|text| format!("{}:{text}", text.len()));
+            format!("{}\n{}", texts.len(), each.collect::<String>())
+        };
+        format!("\n{}\n{}", whole(include), whole(exclude))
     }
 }
 
@@ -560,5 +570,35 @@ mod tests {
             let chars: Vec<char> = name.chars().collect();
             prop_assert_eq!(pattern.matches(&name), naive(&pattern.tokens, &chars));
         }
+    }
+
+    #[test]
+    fn filters_that_differ_have_texts_that_differ_whatever_is_in_them() {
+        let patterns = |texts: &[&str]| -> Vec<Pattern> {
+            let tokens = Vec::new;
+            texts.iter().map(|t| Pattern { text: (*t).to_owned(), tokens: tokens() }).collect()
+        };
+        let lists: [&[&str]; 10] = [
+            &[],
+            &["a"],
+            &["a", "b"],
+            &["a,b"],
+            &["a\nb"],
+            &["b\nc"],
+            &["c"],
+            &["b"],
+            &["1:a"],
+            &["a", "1:b"],
+        ];
+        let mut seen = std::collections::HashMap::new();
+        for include in lists {
+            for exclude in lists {
+                let filters = Filters { include: patterns(include), exclude: patterns(exclude) };
+                let before = seen.insert(filters.canonical(), (include, exclude));
+                assert_eq!(before, None, "is the text of {include:?}, {exclude:?} too");
+            }
+        }
+        let plain = Filters::parse(Some("b, a,b"), Some("c")).unwrap();
+        assert_eq!(plain.canonical(), "a,b\nc", "as earlier versions wrote it");
     }
 }

@@ -113,7 +113,9 @@ impl ModelRequest {
     pub fn scope_id(&self, pod: Option<&PodIdentity>) -> Result<String> {
         match (self.scope, pod) {
             (CacheScope::Cluster, _) => Ok(String::new()),
-            (CacheScope::Namespace, Some(pod)) => Ok(format!("namespace/{}", pod.namespace)),
+            (CacheScope::Namespace, Some(pod)) => {
+                Ok(format!("namespace/{}", escaped(&pod.namespace)))
+            }
             (CacheScope::Namespace, None) => Err(Error::invalid(
                 "cacheScope namespace needs to know the pod's namespace: set podInfoOnMount: true \
                  in the CSIDriver object",
@@ -140,11 +142,38 @@ impl ModelRequest {
     }
 }
 
+/// A Kubernetes namespace as it is; of anything else what separates the parts of
+/// a scope is escaped, so that no two names make one scope.
+fn escaped(namespace: &str) -> String {
+    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.".contains(&b);
+    let bytes = namespace.bytes();
+    bytes.map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02x}") }).collect()
+}
+
 /// A model's name for people.
 pub(super) fn title(prefix: &Prefix, bucket: &BucketName) -> String {
     if prefix.as_str().is_empty() {
         format!("the whole bucket {bucket}")
     } else {
         format!("{} from {bucket}", shown(prefix.as_str(), 200))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scope_is_one_namespaces_whatever_its_name_has_in_it() {
+        let mut request =
+            ModelRequest::of(None, BucketName::parse("b").unwrap(), Prefix::parse("p").unwrap());
+        request.scope = CacheScope::Namespace;
+        let scope = |namespace: &str| {
+            let pod = PodIdentity { namespace: namespace.to_owned(), ..PodIdentity::default() };
+            request.scope_id(Some(&pod)).unwrap()
+        };
+        assert_eq!(scope("team-a.b"), "namespace/team-a.b");
+        assert_eq!(scope("x auth/none"), "namespace/x%20auth%2fnone");
+        assert_ne!(scope("x%20"), scope("x "));
     }
 }
