@@ -20,6 +20,7 @@ pub mod mount;
 pub mod node;
 pub mod oci;
 pub mod policy;
+mod text;
 mod trace;
 mod transport;
 pub mod volume;

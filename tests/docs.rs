@@ -273,19 +273,139 @@ fn every_quoted_message_is_one_that_the_code_can_say() {
     assert!(seen > 60, "{seen} messages");
 }
 
-/// All sources, with strings that go over several lines put together.
-fn source_texts() -> String {
-    let mut texts = String::new();
+/// Where the messages are made that are compared in the other direction too: all
+/// about what authors of pods, claims and rules write, and who may have it. What
+/// remains are errors of Object Storage, of the node, and of commands.
+const ANSWERS: [&str; 10] = [
+    "src/config/whole.rs",
+    "src/csi/capability.rs",
+    "src/csi/request.rs",
+    "src/model/",
+    "src/policy/",
+    "src/volume/claims.rs",
+    "src/volume/permit.rs",
+    "src/volume/provision.rs",
+    "src/volume/records.rs",
+    "src/volume/template.rs",
+];
+
+/// Only put together there: its parts are compared where they are made.
+const PUT_TOGETHER: &str = "{prefix}{both}";
+
+#[test]
+fn every_message_about_what_people_write_has_a_row() {
+    let rows: Vec<String> = read("docs/errors.md")
+        .lines()
+        .filter(|line| line.starts_with("| `"))
+        .flat_map(|line| quoted(line.split(" | ").next().unwrap()))
+        .collect();
+    let fixed = |text: &str| -> Vec<String> {
+        let parts = text.split('…').map(|part| part.trim().to_owned());
+        parts.filter(|part| part.len() > 3).collect()
+    };
+    let (mut seen, mut missing) = (0, Vec::new());
     for path in files("src", "rs") {
-        let mut text = fs::read_to_string(path).unwrap();
-        while let Some(at) = text.find("\\\n") {
-            let rest = text[at + 2..].trim_start().to_owned();
-            text.truncate(at);
-            text.push_str(&rest);
+        let place = shown(&path);
+        if !ANSWERS.iter().any(|area| place.starts_with(area)) || place.contains("tests") {
+            continue;
         }
-        texts.push_str(&text.replace("\\\"", "\"").replace("{{", "{").replace("}}", "}"));
+        for format in messages(&fs::read_to_string(&path).unwrap()) {
+            seen += 1;
+            let plain = format.replace("{{", "…").replace("}}", "…");
+            let message = format.replace("{{", "{").replace("}}", "}");
+            let longest = fixed(&holes(&plain)).into_iter().max_by_key(String::len);
+            let has_row = rows.iter().any(|row| {
+                let parts = fixed(row);
+                let says = parts.iter().map(String::len).sum::<usize>() >= 10;
+                let covers = says && parts.iter().all(|part| message.contains(part));
+                covers || longest.as_ref().is_some_and(|longest| row.contains(longest))
+            });
+            if !has_row && format != PUT_TOGETHER {
+                missing.push(format!("{place}: {message:?}"));
+            }
+        }
     }
-    texts
+    assert!(seen > 50, "{seen} messages: are they made in another way now?");
+    assert!(missing.is_empty(), "docs/errors.md has no row for\n{}", missing.join("\n"));
+}
+
+/// A format with `…` in place of its arguments.
+fn holes(format: &str) -> String {
+    let mut text = String::new();
+    let mut rest = format;
+    while let Some(at) = rest.find('{') {
+        text.push_str(&rest[..at]);
+        text.push('…');
+        rest = rest[at..].split_once('}').map_or("", |(_, rest)| rest);
+    }
+    text + rest
+}
+
+/// The texts that errors are made of in a source, as they are written; those of
+/// bugs and those that tests make are left out.
+fn messages(source: &str) -> Vec<String> {
+    const MAKERS: [&str; 5] =
+        ["Error::new(", "Error::invalid(", "refuse(", "not_found(", "missing("];
+    let source = source.split("#[cfg(test)]\nmod tests {").next().unwrap();
+    let source = joined(source);
+    let mut found = Vec::new();
+    for (at, maker) in MAKERS.iter().flat_map(|maker| source.match_indices(maker)) {
+        let mut rest = source[at + maker.len()..].trim_start();
+        if rest.starts_with("ErrorKind::Internal") {
+            continue;
+        }
+        if let Some(after) = rest.strip_prefix("ErrorKind::") {
+            rest = after.split_once(',').map_or("", |(_, rest)| rest).trim_start();
+        }
+        let rest = rest.trim_start_matches('&');
+        let rest = rest.strip_prefix("format!(").unwrap_or(rest).trim_start();
+        let Some(text) = rest.strip_prefix('"') else { continue };
+        // To the first quote that is not escaped.
+        let mut end = 0;
+        while let Some(quote) = text[end..].find('"') {
+            end += quote + 1;
+            if !text[..end - 1].ends_with('\\') {
+                break;
+            }
+        }
+        found.push(text[..end.saturating_sub(1)].replace("\\\"", "\""));
+    }
+    found
+}
+
+#[test]
+fn the_messages_of_a_source_are_found() {
+    let source = r#"
+        Error::invalid("plain");
+        Error::new(ErrorKind::Denied, format!("a {} \"b\" {c}", x));
+        Error::invalid(format!(
+            "over two \
+             lines"
+        ));
+        Error::new(ErrorKind::Internal, "a bug");
+        return refuse("contains '//'");
+    "#;
+    let mut found = messages(source);
+    found.sort();
+    assert_eq!(found, ["a {} \"b\" {c}", "contains '//'", "over two lines", "plain"]);
+    assert_eq!(holes("a {} b {c:?}"), "a … b …");
+}
+
+/// A source with strings that go over several lines put together.
+fn joined(source: &str) -> String {
+    let mut text = source.to_owned();
+    while let Some(at) = text.find("\\\n") {
+        let rest = text[at + 2..].trim_start().to_owned();
+        text.truncate(at);
+        text.push_str(&rest);
+    }
+    text
+}
+
+/// All sources, as they are said.
+fn source_texts() -> String {
+    let all = files("src", "rs").into_iter().map(|path| joined(&fs::read_to_string(path).unwrap()));
+    all.map(|text| text.replace("\\\"", "\"").replace("{{", "{").replace("}}", "}")).collect()
 }
 
 #[test]

@@ -3,6 +3,7 @@
 mod support;
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::time::Duration;
 
@@ -193,6 +194,97 @@ fn a_file_that_is_not_usable_leaves_the_last_good_policy_and_is_told() {
             (driver.metric("config_valid").await == 1).then_some(())
         })
         .await;
+    });
+}
+
+#[test]
+fn a_configuration_that_lost_its_policy_is_refused_while_the_driver_runs_and_at_its_next_start() {
+    end_to_end(async |scratch| {
+        let store = store_with_phi3();
+        let mut driver = driver_with(scratch, &store, &[TEAM_A]).await;
+        let kubelet = driver.kubelet();
+        let running = pod_of(&kubelet, "team-a", "1", &[]);
+        running.publish().await.unwrap();
+        assert_eq!(driver.metric("policy_rules").await, 1);
+        let whole = driver.setup.config_text();
+        let (before, _) = whole.split_once("policy:").unwrap();
+        let lossy = [
+            "",
+            "# nothing\n",
+            "{}",
+            before,
+            &format!("{before}policy:\n"),
+            &format!("{before}policy: {{}}\n"),
+            &format!("{before}policy:\n  rules:\n"),
+        ];
+        for (number, text) in lossy.iter().enumerate() {
+            fs::write(scratch.join("config.new"), text).unwrap();
+            fs::rename(scratch.join("config.new"), scratch.join("config.yaml")).unwrap();
+            eventually("the loss is refused", BOUND, async || {
+                let refused = driver.log().matches("the driver goes on as before").count();
+                (refused == number + 1).then_some(())
+            })
+            .await;
+            let message = denied(&pod_of(&kubelet, "team-b", "2", &[])).await;
+            assert!(message.contains("no rule of policy.rules allows it"), "{text:?}: {message}");
+            assert_eq!(driver.metric("config_valid").await, 0, "{text:?}");
+            assert_eq!(driver.metric("policy_rules").await, 1, "{text:?}");
+        }
+        assert!(driver.log().contains("to drop them write policy: {rules: []}"));
+
+        driver.kill().await;
+        for (config, said) in [("", "has no policy.rules"), ("policy: {}\n", "has no policy.rules")]
+        {
+            let (status, log) = driver.setup.clone().with_config(config).refuses().await;
+            assert_eq!(status.code(), Some(2), "{log}");
+            assert!(log.lines().rev().take(3).any(|line| line.contains(said)), "{log}");
+        }
+        assert!(running.target().join("config.json").is_file(), "it is mounted all the time");
+
+        driver.setup = driver.setup.clone().with_config("policy: {rules: []}\n");
+        driver.restart().await;
+        assert_eq!(driver.metric("policy_rules").await, 0);
+        pod_of(&kubelet, "team-b", "3", &[]).publish().await.unwrap();
+        running.publish().await.unwrap();
+        // They are dropped, so nothing is lost any more.
+        driver.setup = driver.setup.clone().with_config("");
+        driver.restart_to(None).await;
+        pod_of(&kubelet, "team-b", "4", &[]).publish().await.unwrap();
+    });
+}
+
+#[test]
+fn a_configmap_that_kubelet_exchanges_is_never_seen_half() {
+    const EXCHANGES: usize = 6;
+    end_to_end(async |scratch| {
+        let store = store_with_phi3();
+        let driver = driver_with(scratch, &store, &[TEAM_A]).await;
+        let path = scratch.join("config.yaml");
+        let texts = ["team-a", "team-b"].map(|team| {
+            let filler = format!("# {}\n", "x".repeat(100)).repeat(2000);
+            let lines = [&*TEAM_A.replace("team-a", team)];
+            format!("{filler}{}", driver.setup.clone().with_config(&rules(&lines)).config_text())
+        });
+        // As kubelet lays a ConfigMap out: the file is a link through `..data`.
+        for number in 0..EXCHANGES {
+            let version = scratch.join(format!("..version-{number}"));
+            fs::create_dir(&version).unwrap();
+            fs::write(version.join("config.yaml"), &texts[(number + 1) % 2]).unwrap();
+            let (new, data) = (scratch.join("..data_tmp"), scratch.join("..data"));
+            symlink(&version, &new).unwrap();
+            fs::rename(&new, &data).unwrap();
+            if number == 0 {
+                symlink("..data/config.yaml", scratch.join("config.new")).unwrap();
+                fs::rename(scratch.join("config.new"), &path).unwrap();
+            } else {
+                fs::remove_dir_all(scratch.join(format!("..version-{}", number - 1))).unwrap();
+            }
+            until_changes(&driver, number + 1).await;
+            assert_eq!(driver.metric("config_valid").await, 1);
+        }
+        assert!(!driver.log().contains("is not usable"), "{}", driver.log());
+        pod_of(&driver.kubelet(), "team-a", "1", &[]).publish().await.unwrap();
+        denied(&pod_of(&driver.kubelet(), "team-b", "2", &[])).await;
     });
 }
 

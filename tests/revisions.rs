@@ -337,3 +337,64 @@ fn a_refusal_is_never_answered_with_a_stale_model() {
         assert_eq!(driver.leases(), 1);
     });
 }
+
+#[test]
+fn leaving_out_the_own_namespace_and_writing_it_are_one_request() {
+    end_to_end(async |scratch| {
+        let store = LocalStore::builder().namespace("mytenancy").start().unwrap();
+        for model in ["a", "b"] {
+            store.put(BUCKET, &format!("models/{model}/config.json"), b"1").unwrap();
+        }
+        let mut driver = Driver::start(scratch, &store).await;
+        let kubelet = driver.kubelet();
+        let volume = |pod: &str, model: &str, is_named: bool, policy: &str| {
+            let prefix = format!("models/{model}/");
+            let named = [("namespace", "mytenancy")];
+            let more = if is_named { named.as_slice() } else { &[] };
+            let base = [("bucket", BUCKET), ("prefix", &*prefix), ("pullPolicy", policy)];
+            kubelet.inline(pod, &[base.as_slice(), more].concat())
+        };
+        // The first request of `a` leaves it out, that of `b` writes it.
+        volume("1", "a", false, "Always").publish().await.unwrap();
+        volume("2", "b", true, "Always").publish().await.unwrap();
+        driver.restart_to(None).await;
+        let listed = store.stats().requests_of(Operation::List);
+        for (pod, model) in [("3", "a"), ("4", "b")] {
+            for (is_named, policy) in
+                [(true, "Never"), (true, "IfNotPresent"), (false, "Never"), (false, "IfNotPresent")]
+            {
+                volume(&format!("{pod}-{is_named}-{policy}"), model, is_named, policy)
+                    .publish()
+                    .await
+                    .unwrap();
+            }
+        }
+        assert_eq!(store.stats().requests_of(Operation::List), listed, "all are in the cache");
+
+        // A newer revision that either gets is the newest of both.
+        for (round, is_named) in [("5", true), ("6", false)] {
+            for model in ["a", "b"] {
+                store
+                    .put(BUCKET, &format!("models/{model}/config.json"), round.as_bytes())
+                    .unwrap();
+                volume(&format!("{round}-{model}"), model, is_named, "Always")
+                    .publish()
+                    .await
+                    .unwrap();
+                let other = volume(&format!("{round}-{model}-other"), model, !is_named, "Never");
+                other.publish().await.unwrap();
+                assert_eq!(config(&other), round, "{model}");
+            }
+        }
+        let elsewhere = kubelet.inline(
+            "8",
+            &[
+                ("bucket", BUCKET),
+                ("prefix", "models/a/"),
+                ("pullPolicy", "Never"),
+                ("namespace", "other"),
+            ],
+        );
+        assert_eq!(elsewhere.refused().await.0, Code::NotFound);
+    });
+}

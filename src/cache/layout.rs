@@ -5,6 +5,7 @@
 //!   VERSION                 whose directory this is, and in which layout
 //!   lock                    held by the one process that owns the cache
 //!   scrubbed                empty; its time is when all was read again last
+//!   config-in-force.json    the configuration whose rules the next one may not lose by accident
 //!   blobs/<2>/<id>          one verified object version, 0444
 //!   blobs/<2>/<id>.json     its size, CRC-32C and check; durable
 //!   blobs/<2>/<id>.unsynced the same, while the disk may not have it all
@@ -30,6 +31,9 @@ pub(super) const VERSION: &str = "oci-model-csi cache 1\n";
 
 /// The start of VERSION in every layout.
 pub(super) const VERSION_STEM: &str = "oci-model-csi cache ";
+
+/// The name of the configuration that was in force last, whatever the layout.
+pub(super) const CONFIG_IN_FORCE: &str = "config-in-force.json";
 
 /// The end of the name of an import's copy.
 const COPY: &str = ".import";
@@ -84,6 +88,10 @@ impl Layout {
 
     pub(super) fn scrubbed(&self) -> PathBuf {
         self.root.join("scrubbed")
+    }
+
+    pub(super) fn config_in_force(&self) -> PathBuf {
+        self.root.join(CONFIG_IN_FORCE)
     }
 
     pub(super) fn directory(&self, name: &str) -> PathBuf {

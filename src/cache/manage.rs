@@ -159,7 +159,8 @@ impl Inner {
             for name in DIRECTORIES {
                 foreign::remove_empty(&self.layout.directory(name))?;
             }
-            for file in [self.layout.scrubbed(), self.layout.version(), self.layout.lock()] {
+            let (scrubbed, in_force) = (self.layout.scrubbed(), self.layout.config_in_force());
+            for file in [scrubbed, in_force, self.layout.version(), self.layout.lock()] {
                 files::remove(&file)?;
             }
         }

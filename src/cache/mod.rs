@@ -18,6 +18,7 @@ pub mod flight;
 mod foreign;
 mod holds;
 mod import;
+mod in_force;
 mod inventory;
 mod keeper;
 mod layout;
@@ -71,7 +72,7 @@ use crate::blocking::blocking;
 use crate::download::Engine;
 use crate::error::Result;
 use crate::metrics::Metrics;
-use crate::model::{BlobId, Manifest, ModelKey, RequestDigest};
+use crate::model::{BlobId, Manifest, ModelKey, RequestDigest, Revision};
 use crate::mount::{self, Mounted};
 use crate::oci::ObjectStorage;
 use blobs::Blobs;
@@ -299,6 +300,11 @@ impl Cache {
             Some(key) => self.find(&key).await,
             None => Ok(None),
         }
+    }
+
+    /// What is recorded as the newest revision of a request, complete or not. Blocks.
+    pub fn recorded(&self, request: &RequestDigest) -> Result<Option<(ModelKey, Revision)>> {
+        self.0.models.recorded(request)
     }
 
     /// Notes a complete model as the newest revision of a request. Blocks.

@@ -244,8 +244,14 @@ impl Models {
 
     /// The newest revision that was resolved and completed for a request.
     pub(super) fn latest(&self, request: &RequestDigest) -> Result<Option<ModelKey>> {
+        Ok(self.recorded(request)?.map(|(model, _)| model))
+    }
+
+    /// As [`Models::latest`], with its revision.
+    pub(super) fn recorded(&self, request: &RequestDigest) -> Result<Option<(ModelKey, Revision)>> {
         let bytes = files::read(&self.layout.request(request))?;
-        Ok(bytes.and_then(|b| serde_json::from_slice::<Latest>(&b).ok()).map(|l| l.model))
+        let latest = bytes.and_then(|b| serde_json::from_slice::<Latest>(&b).ok());
+        Ok(latest.map(|latest| (latest.model, latest.revision)))
     }
 
     /// A model's tree as it stands before a sync. Open, so that no other gets

@@ -5,7 +5,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-use super::layout::{DIRECTORIES, Layout, OLD_LAYOUT, VERSION, VERSION_STEM};
+use super::layout::{CONFIG_IN_FORCE, DIRECTORIES, Layout, OLD_LAYOUT, VERSION, VERSION_STEM};
 use super::{files, selinux};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mount;
@@ -172,10 +172,12 @@ fn check_owner(root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What may stand in a directory that is not a cache yet: a fresh file system's
-/// own, and what a start of ours leaves before VERSION is written.
+/// What may be in a directory that is not a cache yet: a fresh file system's
+/// own, and what a start of ours leaves before VERSION is written. What no
+/// layout changes stays when an older one is set aside.
 fn is_expected(name: &str) -> bool {
     matches!(name, "lost+found" | "lock" | "admin.sock" | ".admin.sock.lock" | ".admin.sock.new")
+        || name == CONFIG_IN_FORCE
         || files::is_unfinished(name)
 }
 

@@ -137,7 +137,12 @@ impl ServiceArgs {
 
 /// Serves until SIGTERM or SIGINT.
 pub(super) fn run(args: ServiceArgs, mode: Mode, runtime: &Runtime) -> Result<()> {
-    let config = args.config.as_deref().map_or_else(|| Ok(Config::default()), Config::load)?;
+    let file = args.config.as_deref();
+    let text = file.map_or_else(|| Ok(String::new()), Config::read)?;
+    let config = match file {
+        Some(file) => Config::parse(&text, &file.display().to_string())?,
+        None => Config::default(),
+    };
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         ?mode,
@@ -147,10 +152,10 @@ pub(super) fn run(args: ServiceArgs, mode: Mode, runtime: &Runtime) -> Result<()
     if let Err(error) = descriptors::raise_limit() {
         tracing::warn!(%error, "the driver may run out of descriptors under load");
     }
-    runtime.block_on(start(args, &config, mode))
+    runtime.block_on(start(args, &config, &text, mode))
 }
 
-async fn start(args: ServiceArgs, config: &Config, mode: Mode) -> Result<()> {
+async fn start(args: ServiceArgs, config: &Config, text: &str, mode: Mode) -> Result<()> {
     let shutdown = CancellationToken::new();
     let tasks = TaskTracker::new();
     let metrics = Arc::new(Metrics::default());
@@ -170,7 +175,7 @@ async fn start(args: ServiceArgs, config: &Config, mode: Mode) -> Result<()> {
             expires_at: identity.expires_at(),
         });
     }
-    let (followed, changing) = Followed::new(config, &metrics);
+    let (mut followed, changing) = Followed::new(config, text, &metrics);
     let limits = options::limits(&config.limits);
     let resolver = Resolver::new(stores, limits, &tasks, &shutdown);
     let kubernetes = args.kubernetes()?;
@@ -189,6 +194,9 @@ async fn start(args: ServiceArgs, config: &Config, mode: Mode) -> Result<()> {
         Mode::Controller => None,
         Mode::Node | Mode::All => Some(Node::build(&args, config, &resolver, &shared)?),
     };
+
+    let cache = node.as_ref().map(|node| node.cache.clone());
+    followed.compare(cache, config, args.config.as_deref()).await?;
 
     let admin_socket = admin_socket(&args, node.as_ref()).await?;
     let admin = Admin {

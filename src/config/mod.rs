@@ -7,9 +7,9 @@ mod amount;
 mod fields;
 mod report;
 mod rule;
+mod whole;
 
 use std::fmt;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -20,11 +20,12 @@ use serde::Deserialize;
 pub use amount::{Amount, MinFree, Percent, parse_size};
 
 pub use rule::Rule;
+pub use whole::InForce;
 
 use crate::model::{ModelUri, nearest};
-use crate::{Error, Result};
+use crate::{Error, Result, text};
 
-/// The driver's configuration. Everything left out has its default, and so has an empty file.
+/// The driver's configuration. Everything left out has its default.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Config {
@@ -296,15 +297,25 @@ impl Config {
     /// `Invalid`, with the file and the system's reason, or with file, line,
     /// key and what would be right.
     pub fn load(path: &Path) -> Result<Self> {
-        let text = fs::read_to_string(path).map_err(|error| {
-            Error::invalid(format!("reading the configuration {}: {error}", path.display()))
-        })?;
-        Self::parse(&text, &path.display().to_string())
+        Self::parse(&Self::read(path)?, &path.display().to_string())
+    }
+
+    /// Reads the file's text, for [`Config::parse`]. Blocks.
+    ///
+    /// # Errors
+    /// `Invalid`, with the file and the system's reason, or what the text is not.
+    pub fn read(path: &Path) -> Result<String> {
+        text::read(path).map_err(|why| {
+            Error::invalid(format!("reading the configuration {}: {why}", path.display()))
+        })
     }
 
     /// Parses a configuration; `file` is its name in errors.
     pub fn parse(text: &str, file: &str) -> Result<Self> {
-        serde_saphyr::from_str(text).map_err(|error| report::explain(file, text, &error))
+        whole::check_not_empty(text, file)?;
+        let config = serde_saphyr::from_str(text).map_err(|e| report::explain(file, text, &e))?;
+        whole::check_rules(text, file)?;
+        Ok(config)
     }
 }
 

@@ -1,3 +1,5 @@
+use std::fs;
+
 use super::*;
 use crate::ErrorKind;
 use crate::model::{Pattern, Prefix};
@@ -90,9 +92,95 @@ fn every_default_is_the_documented_one() {
 }
 
 #[test]
-fn nothing_written_is_the_defaults() {
-    for text in ["", "\n", "# a comment\n", "{}", "cache: {}\n"] {
+fn what_is_not_written_has_its_default_and_an_empty_document_is_refused() {
+    for text in ["{}", "cache: {}\n", "---\ncache: {}\n...\n", "policy: {rules: []}", "policy: {}"]
+    {
         assert_eq!(parse(text), Config::default(), "{text:?}");
+    }
+    for text in
+        ["", "\n", "# a comment\n", "---\n", "...\n", "---\n...\n", "null", "~\n", " \n\t\n"]
+    {
+        assert_all_in(&error(text), &["config.yaml", "empty", "{}"]);
+    }
+}
+
+#[test]
+fn a_rule_that_could_be_cut_short_is_refused_with_its_line() {
+    const LISTS: [&str; 3] = ["namespaces: [a]", "buckets: [b]", "prefixes: [p]"];
+    let rules = |lines: &[&str], end: &str| {
+        let keys = lines.iter().enumerate().map(|(n, key)| match n {
+            0 => format!("  - {key}\n"),
+            _ => format!("    {key}\n"),
+        });
+        format!("policy:\n  rules:\n{}{end}", keys.collect::<String>())
+    };
+    let [namespaces, buckets, prefixes] = LISTS;
+    let (allow, accounts) = ("allow: true", "serviceAccounts: [s]");
+    for (lines, end) in [
+        (&[namespaces, accounts, buckets, prefixes, allow][..], ""),
+        (&[allow, buckets, namespaces, prefixes, accounts], "...\n"),
+        (&[allow, buckets, namespaces, prefixes, accounts], "prefetch: []\n... # whole\n# bye\n\n"),
+    ] {
+        assert_eq!(parse(&rules(lines, end)).policy.rules.len(), 1, "{lines:?} {end:?}");
+    }
+    for (lines, end) in [
+        (&[namespaces, buckets, prefixes, allow, accounts][..], ""),
+        (&[namespaces, buckets, prefixes, allow, accounts], "...\n"),
+        (&[allow, buckets, namespaces, prefixes, accounts], "prefetch: []\n"),
+        (&[allow, buckets, namespaces, prefixes, accounts], "#...\n"),
+    ] {
+        let message = error(&rules(lines, end));
+        assert_all_in(&message, &["config.yaml, line 3", "in braces", "`allow`", "`...`"]);
+    }
+    let text = format!("policy: {{rules: [{{{allow}, {namespaces}, {buckets}, {prefixes}}}]}}");
+    assert_eq!(parse(&text).policy.rules.len(), 1, "in braces the order does not matter");
+}
+
+#[test]
+fn a_policy_without_a_list_of_rules_is_no_list_of_none() {
+    for text in
+        ["policy:\n", "policy:\n  rules:\n", "policy:\n  rules: ~\n", "policy:\n  rules:\n  -\n"]
+    {
+        error(text);
+    }
+}
+
+const RULE: &str = "{namespaces: [a], buckets: [b], prefixes: [p], allow: true}";
+
+#[test]
+fn rules_in_force_are_dropped_by_an_explicit_list_only() {
+    let text = format!("cache: {{}}\npolicy: {{rules: [{RULE}]}}\n");
+    let in_force = InForce::new(&parse(&text), &text);
+    for next in ["{}", "cache: {}\n", "policy: {}\n", "cache: {}\n...\n"] {
+        let refused = in_force.check(&parse(next), next, "c.yaml").unwrap_err();
+        assert_all_in(
+            refused.message(),
+            &["c.yaml has no policy.rules", "1 rules", "policy: {rules: []}"],
+        );
+    }
+    for next in ["policy: {rules: []}", &*text] {
+        in_force.check(&parse(next), next, "c.yaml").unwrap();
+    }
+    let refused = in_force.check(&Config::default(), "", "the start without --config");
+    assert_all_in(
+        refused.unwrap_err().message(),
+        &["the start without --config has no policy.rules"],
+    );
+    let none = InForce::new(&Config::default(), "cache: {}\n");
+    none.check(&parse("{}"), "{}", "c.yaml").unwrap();
+    assert!(in_force.restricts() && !none.restricts());
+}
+
+#[test]
+fn a_beginning_of_the_file_in_force_changes_no_identity() {
+    let first = "policy: {rules: []}\n";
+    let text = format!("{first}objectStorage:\n  auth: oke_workload_identity\n");
+    let in_force = InForce::new(&parse(&text), &text);
+    assert!(in_force.restricts());
+    let refused = in_force.check(&parse(first), first, "c.yaml").unwrap_err();
+    assert_all_in(refused.message(), &["c.yaml is the beginning", "objectStorage", "`...`"]);
+    for meant in [format!("{first}...\n"), format!("{first}cache: {{}}\n"), text.clone()] {
+        in_force.check(&parse(&meant), &meant, "c.yaml").unwrap();
     }
 }
 
@@ -295,6 +383,12 @@ fn a_file_that_cannot_be_read_is_named() {
     let path = dir.path().join("config.yaml");
     fs::write(&path, "limits: {maxObjects: 3}\n").unwrap();
     assert_eq!(Config::load(&path).unwrap().limits.max_objects, 3);
+    fs::write(&path, "\u{feff}cache:\r\n  dir: /x\r\nlimits: {maxObjects: 4}").unwrap();
+    let config = Config::load(&path).unwrap();
+    assert_eq!((config.limits.max_objects, &*config.cache.dir), (4, Path::new("/x")));
+    let utf16: Vec<u8> = "cache: {}".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    fs::write(&path, utf16).unwrap();
+    assert_all_in(Config::load(&path).unwrap_err().message(), &["config.yaml", "UTF-16"]);
     fs::write(&path, "limit: {}\n").unwrap();
     let message = Config::load(&path).unwrap_err().to_string();
     assert_all_in(&message, &[path.to_str().unwrap(), "line 1", "`limits`"]);

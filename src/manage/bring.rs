@@ -14,7 +14,7 @@ use crate::cache::{
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{ModelRequest, Warning};
-use crate::volume::Route;
+use crate::volume::{Route, record_newest};
 
 /// Times that a model may change under a download before that is the answer.
 const RESOLVES: u32 = 3;
@@ -196,9 +196,9 @@ impl Manager {
         model: &CachedModel,
     ) -> Result<Vec<Warning>> {
         let warnings = self.0.cache.check_sanity(model, request, route.tenant()).await?;
-        let digest = route.digest(request);
         let (cache, model) = (self.0.cache.clone(), model.clone());
-        blocking(move || cache.set_latest(&digest, &model)).await?;
+        let (request, route) = (request.clone(), route.clone());
+        blocking(move || record_newest(&cache, &request, &route, &model)).await?;
         Ok(warnings)
     }
 }

@@ -78,6 +78,8 @@ pub struct Metrics {
     pub config_valid: Gauge,
     /// When the configuration that is in use was read, in seconds since 1970.
     pub config_read: Gauge,
+    /// Rules of the policy in force; 0 allows every pod what the driver can read.
+    pub policy_rules: Gauge,
     cache_size: Family<StateLabel, Gauge>,
     cache_models: Family<StateLabel, Gauge>,
     cache_evictions: Family<ReasonLabel, Counter>,
@@ -186,6 +188,7 @@ impl Default for Metrics {
             credential: OnceLock::new(),
             config_valid: Gauge::default(),
             config_read: Gauge::default(),
+            policy_rules: Gauge::default(),
             cache_size: Family::default(),
             cache_models: Family::default(),
             cache_evictions: Family::default(),
@@ -244,6 +247,11 @@ impl Default for Metrics {
             "config_last_reload_success_timestamp_seconds",
             "When the configuration that is in use was read",
             m.config_read.clone(),
+        );
+        r.register(
+            "policy_rules",
+            "Rules of the policy in force; with 0 every pod may mount what the driver can read",
+            m.policy_rules.clone(),
         );
         r.register("leases", "Volumes that hold a model", m.leases.clone());
         r.register(

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::error::Error;
+use crate::text;
 
 /// The section whose values every profile inherits.
 const DEFAULT: &str = "DEFAULT";
@@ -29,11 +30,10 @@ impl ConfigFile {
     /// Reads and parses. Errors name the file and the line, and never quote
     /// it, since any line may hold a passphrase.
     pub(crate) fn read(path: &Path) -> Result<Self, Error> {
-        let text = std::fs::read_to_string(path).map_err(|error| {
-            Error::config(format!("reading the config file {}", path.display()), error.to_string())
-                .with_remedy(
-                    "create it with `oci setup config`, or name another with --config-file",
-                )
+        let text = text::read(path).map_err(|why| {
+            Error::config(format!("reading the config file {}", path.display()), why).with_remedy(
+                "create it with `oci setup config`, or name another with --config-file",
+            )
         })?;
         Self::parse(path, &text)
     }

@@ -12,7 +12,8 @@ use aws_lc_rs::rsa::{KeyPair as RsaKeyPair, KeySize};
 use aws_lc_rs::signature::{KeyPair as _, RSA_PKCS1_SHA256};
 use md5::{Digest as _, Md5};
 
-use super::pem::{self, legacy};
+use super::legacy_pem as legacy;
+use crate::text::pem;
 
 /// Why a key could not be used. Never says anything of the key itself.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -7,7 +7,7 @@
 //! | what the administrator wrote, and the `oci` CLI's variables and file | `settings`, `config_file` |
 //! | the calls: list, head, get | `object_storage`, `answer`, `body` |
 //! | who asks: one immutable credential behind an atomic swap | [`identity`] |
-//! | the signature, a pure function | [`sign`], [`key`], `pem` |
+//! | the signature, a pure function | [`sign`], [`key`], `legacy_pem` |
 //! | the host | [`region`], `endpoint` |
 //! | when it fails | [`Error`], [`RetryPolicy`] |
 //!
@@ -23,9 +23,9 @@ mod endpoint;
 mod error;
 pub mod identity;
 pub mod key;
+mod legacy_pem;
 mod names;
 mod object_storage;
-mod pem;
 pub mod region;
 mod retry;
 #[cfg(feature = "oci-rust-sdk")]

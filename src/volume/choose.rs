@@ -6,7 +6,7 @@ use futures_util::FutureExt as _;
 
 use super::authorize::Permission;
 use super::outage::{self, Attempt, Outcome, Pulse, Silence};
-use super::{Resolver, Route};
+use super::{Resolver, Route, newest};
 use crate::cache::{Cache, CachedModel};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Manifest, ModelKey, ModelRequest, PullPolicy, Revision};
@@ -207,6 +207,6 @@ impl Chooser {
         request: &ModelRequest,
         route: &Route,
     ) -> Result<Option<CachedModel>> {
-        cache.latest(&route.digest(request)).await
+        newest::find(&self.resolver, cache, request, route).await
     }
 }

@@ -8,6 +8,7 @@ mod claims;
 #[cfg(test)]
 pub(crate) mod fake;
 mod known_buckets;
+mod newest;
 mod outage;
 mod permit;
 mod proofs;
@@ -26,6 +27,7 @@ use std::path::PathBuf;
 
 pub use choose::Chooser;
 pub use claims::Claims;
+pub(crate) use newest::record as record_newest;
 pub use provision::{Capacity, NewVolume, ProvisionRequest, Provisioner, is_volume_id};
 pub use publish::Volumes;
 pub use resolve::{Limits, Resolver};

@@ -14,7 +14,7 @@ use super::outage::Silence;
 use super::permit::permit;
 use super::targets::Targets;
 use super::tell::{self, Teller};
-use super::{Caller, PublishKey, PublishRequest, Route, VolumeStats};
+use super::{Caller, PublishKey, PublishRequest, Route, VolumeStats, newest};
 use crate::blocking::blocking;
 use crate::cache::{Asker, Cache, CachedModel, Older};
 use crate::download::Engine;
@@ -303,11 +303,15 @@ impl Volumes {
     ) -> Result<()> {
         let (digest, is_named) = (route.digest(&request.model), request.model.revision.is_some());
         let (inner, model) = (Arc::clone(&self.0), model.clone());
+        let (request, route) = (request.model.clone(), route.clone());
         blocking(move || {
             if is_named {
                 inner.cache.set_revision(&digest, &model)?;
             }
-            if is_newest { inner.cache.set_latest(&digest, &model) } else { Ok(()) }
+            if is_newest {
+                newest::record(&inner.cache, &request, &route, &model)?;
+            }
+            Ok(())
         })
         .await
     }

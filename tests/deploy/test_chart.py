@@ -171,6 +171,13 @@ def test_paths_are_the_same_on_both_sides_and_where_kubelet_looks(values):
     assert host["cache"]["type"] == ("Directory" if required else "DirectoryOrCreate")
 
 
+@EVERY
+def test_a_configuration_says_at_its_end_that_it_is_complete(values):
+    found = chart("--values", values)
+    text = found["ConfigMap", config_name(found)]["data"]["config.yaml"]
+    assert text.endswith("\n...\n"), text[-80:]
+
+
 def config_name(found):
     volumes = only(found, "DaemonSet")["spec"]["template"]["spec"]["volumes"]
     return next(one["configMap"]["name"] for one in volumes if one["name"] == "config")

@@ -10,6 +10,7 @@ use crate::oci::config_file::{ConfigFile, Profile};
 use crate::oci::error::{Error, ErrorKind};
 use crate::oci::key::KeyPair;
 use crate::oci::settings::{Environment, Settings};
+use crate::text;
 
 /// Where a profile is looked for, and which one.
 #[derive(Clone)]
@@ -114,9 +115,8 @@ impl ProfileSource {
             .value(profile, "OCI_CLI_KEY_FILE", "key_file")
             .ok_or_else(|| self.missing(profile, "OCI_CLI_KEY_FILE", "key_file"))?;
         let path = self.environment.expand(&path);
-        let text = std::fs::read_to_string(&path).map_err(|error| {
-            Error::config(format!("reading the API key {}", path.display()), error.to_string())
-        })?;
+        let text = text::read(&path)
+            .map_err(|why| Error::config(format!("reading the API key {}", path.display()), why))?;
         Ok((text, path.display().to_string()))
     }
 

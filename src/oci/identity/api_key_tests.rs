@@ -147,3 +147,21 @@ fn a_file_or_profile_that_was_named_must_be_there_and_the_usual_ones_need_not() 
     assert!(read(&settings).is_ok());
     assert!(!ProfileSource::new(&settings).is_there());
 }
+
+#[test]
+fn a_profile_and_a_key_are_read_as_windows_tools_save_them() {
+    let windows = |text: &str| format!("\u{feff}{}", text.trim_end().replace('\n', "\r\n"));
+    for (key, more) in [("plain.pem", ""), ("locked.pem", "pass_phrase=hunter2\n")] {
+        let home = Home::new(&windows(&config(key, more)));
+        let path = home.0.path().join(".oci").join(key);
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, windows(&text)).unwrap();
+        let credential = home.load(&[]).unwrap();
+        assert_eq!(credential.key_id, vectors()["vectors"][0]["keyId"], "{key}");
+
+        let utf16: Vec<u8> = text.encode_utf16().flat_map(u16::to_le_bytes).collect();
+        std::fs::write(&path, utf16).unwrap();
+        let error = home.load(&[]).unwrap_err().to_string();
+        assert!(error.contains(key) && error.contains("UTF-16"), "{error}");
+    }
+}

@@ -4,7 +4,7 @@ use x509_cert::Certificate;
 use x509_cert::der::{Decode as _, Encode as _};
 
 use crate::oci::key::{hex_colons, sha256};
-use crate::oci::pem;
+use crate::text::pem;
 
 /// One certificate out of PEM text.
 pub(crate) struct InstanceCertificate {

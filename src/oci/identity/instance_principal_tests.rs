@@ -8,10 +8,10 @@ use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use serde_json::Value;
 
 use super::*;
-use crate::oci::pem;
 use crate::oci::sign::tests::{parameters, vectors};
 use crate::oci::test_server::{Answer, Seen, Server};
 use crate::oci::{AuthMethod, Bucket, ObjectStorage, RetryPolicy};
+use crate::text::pem;
 
 const RSA: &UnparsedParameters = &RSA_PKCS1_2048_8192_SHA256;
 type UnparsedParameters = aws_lc_rs::signature::RsaParameters;

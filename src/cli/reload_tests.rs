@@ -1,0 +1,159 @@
+use super::*;
+use crate::model::{BucketName, ModelRequest, NamespaceName, PodIdentity, Prefix};
+use crate::policy::{Verdict, Who};
+
+/// Rules in braces, in each place of a file.
+const IN_BRACES: &str = r#"cache: {dir: /var/lib/oci-model-csi}
+policy:
+  rules:
+  - {namespaces: ["team-a", "ml-*"], serviceAccounts: [trainer], buckets: [models], prefixes: [m/secret/], allow: false}
+  - {namespaces: ["team-a", "ml-*"], serviceAccounts: [trainer], objectStorageNamespaces: [other], buckets: ["*"], prefixes: ["m/"], allow: true}
+  - allow: true
+    namespaces: [all]
+    buckets: [models]
+    prefixes: [m/open/]
+    serviceAccounts: [trainer]
+objectStorage:
+  auth: oke_workload_identity
+  buckets:
+  - name: far
+    auth: api_key
+serveStaleOnOutage: true
+...
+"#;
+
+/// Without braces, and with lists of their own lines; the last rule is the file's end.
+const LAST_KEY: &str = "\
+objectStorage:
+  auth: api_key
+prefetch: []
+policy:
+  rules:
+  - namespaces:
+    - team-a
+    - ml-*
+    serviceAccounts: [trainer]
+    buckets:
+    - models
+    prefixes:
+    - m/secret/x/
+    allow: no
+  - namespaces: [team-a]
+    serviceAccounts:
+    - trainer
+    objectStorageNamespaces: [other, mytenancy]
+    buckets: [models]
+    prefixes:
+    - m/open/deep/
+    - n/
+    allow: yes";
+
+/// As Helm writes a chart's values: keys are sorted.
+const SORTED: &str = "\
+objectStorage: {auth: none}
+policy:
+  rules:
+  - allow: true
+    buckets:
+    - models
+    namespaces:
+    - team-a
+    - ml-x
+    prefixes:
+    - m/open/deep/
+    serviceAccounts:
+    - trainer
+  - allow: true
+    buckets:
+    - other
+    namespaces:
+    - all
+    objectStorageNamespaces:
+    - other
+    prefixes:
+    - m/
+    serviceAccounts:
+    - trainer
+prefetch: []
+...
+";
+
+const JSON: &str = r#"{"policy": {"rules": [{"allow": true, "namespaces": ["team-a"],
+"buckets": ["models"], "prefixes": ["m/open/deep/"], "serviceAccounts": ["trainer"]}]},
+"objectStorage": {"auth": "api_key"}}
+"#;
+
+/// What a policy allows of questions that tell the rules above from any cut of them.
+fn allowed(config: &Config) -> Vec<String> {
+    let policy = options::policy(&config.policy);
+    let own = NamespaceName::parse("mytenancy").unwrap();
+    let mut allowed = Vec::new();
+    for namespace in ["team-a", "team", "t", "ml-x", "ml-", "all", "a", "none"] {
+        for account in ["trainer", "train", "other"] {
+            for bucket in ["models", "model", "m", "other"] {
+                for tenancy in [None, Some("other"), Some("mytenancy"), Some("oth")] {
+                    for prefix in
+                        ["", "m", "m/o", "m/open", "m/open/de", "m/open/deep", "m/secret/x", "n"]
+                    {
+                        let pod = PodIdentity {
+                            namespace: namespace.to_owned(),
+                            name: "p".to_owned(),
+                            uid: "u".to_owned(),
+                            service_account: account.to_owned(),
+                        };
+                        let request = ModelRequest::of(
+                            tenancy.map(|name| NamespaceName::parse(name).unwrap()),
+                            BucketName::parse(bucket).unwrap(),
+                            Prefix::parse(prefix).unwrap(),
+                        );
+                        let who = Who::Pod(Some(&pod));
+                        if policy.check(who, &request, Some(&own)) == Ok(Verdict::Allowed) {
+                            allowed.push(format!(
+                                "{namespace} {account} {bucket} {tenancy:?} {prefix}"
+                            ));
+                        }
+                    }
+                }
+            }
+        }
+    }
+    allowed
+}
+
+/// How many beginnings of this file are taken after it, each of which was
+/// found to allow no more than the whole.
+fn beginnings_taken(whole: &str) -> usize {
+    let config = Config::parse(whole, "whole").unwrap();
+    let in_force = InForce::new(&config, whole);
+    in_force.check(&config, whole, "whole").unwrap();
+    let may = allowed(&config);
+    assert!(!may.is_empty());
+    let mut taken = 0;
+    for at in 0..whole.len() {
+        let part = &whole[..at];
+        let Ok(of_part) = Config::parse(part, "part") else { continue };
+        // Rules alone hold, whatever was in force before: a new file is cut, too.
+        let new = of_part.policy.rules.is_empty();
+        if new && in_force.check(&of_part, part, "part").is_err() {
+            continue;
+        }
+        for question in allowed(&of_part) {
+            assert!(may.contains(&question), "only the first {at} bytes allow {question}:\n{part}");
+        }
+        if in_force.check(&of_part, part, "part").is_ok() {
+            assert_eq!(of_part.object_storage, config.object_storage, "of {at} bytes:\n{part}");
+            taken += 1;
+        }
+    }
+    taken
+}
+
+#[test]
+fn no_beginning_of_a_valid_file_allows_more_than_the_whole() {
+    for (whole, least) in [(IN_BRACES, 0), (LAST_KEY, 2), (SORTED, 0), (JSON, 1)] {
+        for text in [whole.to_owned(), whole.replace('\n', "\r\n")] {
+            let taken = beginnings_taken(&text);
+            assert!(taken >= least, "{taken} beginnings of:\n{text}");
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! A piece of a configuration is not taken for the whole.
+//!
+//! A file that was cut off (a full disk, a copy that was interrupted, an editor
+//! that writes in place) is often still YAML. What is missing in it would have
+//! its default, and three defaults allow more than what was written: no rules,
+//! any service account, the driver's own identity. So that no beginning of a
+//! valid file allows more than the file:
+//!
+//! - An empty document is refused; `{}` says that everything has its default.
+//! - A rule without braces names `allow` last, so that a beginning of it has no
+//!   decision; or it names `allow` first, and the file ends with a line `...`,
+//!   which a beginning does not have. (Helm sorts keys.)
+//! - A list of rules that follows nothing more can only lose rules at its end,
+//!   and what no rule allows is denied.
+//! - Rules that were in force are dropped by `policy: {rules: []}` only, and a
+//!   beginning of the file that was in force changes no identity; see [`InForce`].
+
+use std::collections::BTreeMap;
+
+use serde::de::IgnoredAny;
+use serde::{Deserialize, Serialize};
+use serde_saphyr::{Location, Spanned};
+
+use super::Config;
+use crate::{Error, Result};
+
+/// Says that a document is complete (YAML 1.2.2, 9.1.2).
+const END: &str = "...";
+
+/// Which of its keys a document has, and where; the values are parsed elsewhere.
+#[derive(Deserialize)]
+struct Written {
+    policy: Option<WrittenPolicy>,
+}
+
+#[derive(Deserialize)]
+struct WrittenPolicy {
+    rules: Option<Vec<Spanned<WrittenRule>>>,
+}
+
+type WrittenRule = BTreeMap<String, Spanned<IgnoredAny>>;
+
+/// Refuses a document with nothing in it.
+pub(super) fn check_not_empty(text: &str, file: &str) -> Result<()> {
+    let says_nothing = |line: &str| {
+        let line = line.trim();
+        let marker = line.strip_prefix("---").or_else(|| line.strip_prefix(END));
+        let rest = marker.unwrap_or(line).trim();
+        rest.is_empty() || rest.starts_with('#') || matches!(rest, "~" | "null")
+    };
+    if !text.lines().all(says_nothing) {
+        return Ok(());
+    }
+    Err(Error::invalid(format!(
+        "{file}: the document is empty, as if the file was cut off; write {{}} for the defaults"
+    )))
+}
+
+/// Refuses a text that parses and need not be the whole of what was meant.
+pub(super) fn check_rules(text: &str, file: &str) -> Result<()> {
+    let policy = written(text).and_then(|written| written.policy);
+    let rules = policy.and_then(|policy| policy.rules).unwrap_or_default();
+    let unsafe_rule = rules.iter().find(|rule| !can_be_cut(rule, text));
+    let Some(rule) = unsafe_rule else { return Ok(()) };
+    let line = rule.defined.line();
+    Err(Error::invalid(format!(
+        "{file}, line {line}: a file that was cut off within this rule would allow more than the \
+         whole; write the rule in braces, or `allow` as its last key, or `allow` as its first key \
+         and a line `{END}` at the end of the file"
+    )))
+}
+
+/// What does not parse was refused before.
+fn written(text: &str) -> Option<Written> {
+    serde_saphyr::from_str::<Option<Written>>(text).ok().flatten()
+}
+
+/// Whether no beginning of this rule allows more than all of it.
+fn can_be_cut(rule: &Spanned<WrittenRule>, text: &str) -> bool {
+    if is_in_braces(text, &rule.defined) {
+        return true;
+    }
+    let place = |at: &Location| (at.line(), at.column());
+    let Some(allow) = rule.value.get("allow").map(|allow| place(&allow.referenced)) else {
+        return true;
+    };
+    let mut others = rule.value.iter().filter(|(key, _)| *key != "allow");
+    let mut places = others.by_ref().map(|(_, value)| place(&value.referenced));
+    let (mut before, mut after) = (false, false);
+    places.by_ref().for_each(|other| if other < allow { before = true } else { after = true });
+    !after || (!before && ends(text))
+}
+
+/// A flow mapping that was cut off is no YAML.
+fn is_in_braces(text: &str, at: &Location) -> bool {
+    let index = |number: u64| usize::try_from(number.saturating_sub(1)).ok();
+    let line = index(at.line()).and_then(|line| text.lines().nth(line));
+    let first = line.zip(index(at.column())).and_then(|(line, column)| line.chars().nth(column));
+    first == Some('{')
+}
+
+/// Whether the last line that says anything is the end marker.
+fn ends(text: &str) -> bool {
+    let said = |line: &&str| !line.trim().is_empty() && !line.trim_start().starts_with('#');
+    let last = text.lines().rev().find(said).unwrap_or_default();
+    last.strip_prefix(END).is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t']))
+}
+
+/// What is remembered of the configuration in use, so that the next one does
+/// not lose what this one restricted, also after a restart.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InForce {
+    /// How many rules there are.
+    rules: usize,
+    /// The whole text. It holds no secret: an endpoint with a password is refused.
+    text: String,
+}
+
+impl InForce {
+    /// Of a configuration and the text that it was parsed from.
+    pub fn new(config: &Config, text: &str) -> Self {
+        Self { rules: config.policy.rules.len(), text: text.to_owned() }
+    }
+
+    /// What the configuration was parsed from.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// Whether the next configuration could lose any of what this one restricts.
+    pub fn restricts(&self) -> bool {
+        self.rules > 0 || self.identities() != Config::default().object_storage
+    }
+
+    /// Whether `next`, parsed from `text`, may take the place of this one; `file`
+    /// is its name in errors. Without a file the text is empty.
+    ///
+    /// # Errors
+    /// `Invalid` where it lacks the policy that is in force, or is a beginning of
+    /// this one that has other identities; with what to write if that is meant.
+    pub fn check(&self, next: &Config, text: &str, file: &str) -> Result<()> {
+        let names_rules =
+            written(text).and_then(|it| it.policy).is_some_and(|it| it.rules.is_some());
+        if self.rules > 0 && !names_rules {
+            return Err(Error::invalid(format!(
+                "{file} has no policy.rules, and {} rules are in force; to drop them write \
+                 policy: {{rules: []}}, to keep them write them again",
+                self.rules
+            )));
+        }
+        let is_part = !text.is_empty() && text.len() < self.text.len();
+        let is_cut = is_part && self.text.starts_with(text) && !ends(text);
+        if is_cut && next.object_storage != self.identities() {
+            return Err(Error::invalid(format!(
+                "{file} is the beginning of the configuration in force and lacks some of its \
+                 objectStorage, as if it was cut off; if that is meant, end it with a line `{END}`"
+            )));
+        }
+        Ok(())
+    }
+
+    /// As whom buckets are read. A text of another version may not parse; then
+    /// nothing is known of it.
+    fn identities(&self) -> super::ObjectStorage {
+        let config = serde_saphyr::from_str::<Config>(&self.text);
+        config.map(|config| config.object_storage).unwrap_or_default()
+    }
+}

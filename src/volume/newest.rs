@@ -1,0 +1,58 @@
+//! The newest revision of a request in the cache. Leaving out the namespace of
+//! the driver's own tenancy and writing it are one request, so what either gets
+//! is recorded for both, and neither needs the network to find it.
+
+use std::time::Duration;
+
+use super::{Resolver, Route};
+use crate::cache::{Cache, CachedModel};
+use crate::error::Result;
+use crate::model::{ModelKey, ModelRequest, NamespaceName};
+
+/// How long the own namespace may take, where only that can tell: a mount that
+/// waits for it during an outage is late by no more.
+const NAMESPACE: Duration = Duration::from_secs(1);
+
+/// The newest cached revision of a request, if it is complete.
+pub(super) async fn find(
+    resolver: &Resolver,
+    cache: &Cache,
+    request: &ModelRequest,
+    route: &Route,
+) -> Result<Option<CachedModel>> {
+    let found = cache.latest(&route.digest(request)).await?;
+    if found.is_some() || request.namespace.is_some() {
+        return Ok(found);
+    }
+    // Perhaps only requests that write the namespace were served until now.
+    match tokio::time::timeout(NAMESPACE, resolver.source(request, route)).await {
+        Ok(Ok(source)) => {
+            cache.latest(&route.digest(&naming(request, Some(&source.namespace)))).await
+        }
+        _ => Ok(None),
+    }
+}
+
+/// Records what a request got as its newest revision. Blocks.
+pub(crate) fn record(
+    cache: &Cache,
+    request: &ModelRequest,
+    route: &Route,
+    model: &CachedModel,
+) -> Result<()> {
+    let source = &model.manifest.source;
+    let left_out = route.digest(&naming(request, None));
+    // What was recorded without a namespace is of the own one.
+    let is_own = request.namespace.is_none()
+        || cache
+            .recorded(&left_out)?
+            .is_some_and(|(key, revision)| key == ModelKey::of(route.scope(), source, &revision));
+    if is_own {
+        cache.set_latest(&left_out, model)?;
+    }
+    cache.set_latest(&route.digest(&naming(request, Some(&source.namespace))), model)
+}
+
+fn naming(request: &ModelRequest, namespace: Option<&NamespaceName>) -> ModelRequest {
+    ModelRequest { namespace: namespace.cloned(), ..request.clone() }
+}
