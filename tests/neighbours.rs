@@ -165,12 +165,15 @@ fn models_that_trickle_hold_no_place_that_another_waits_for() {
 #[test]
 fn one_buckets_503s_slow_no_other_bucket() {
     end_to_end(async |scratch| {
-        let mut scene = Scene::start(scratch, "").await;
+        // Requests that take a while each show how many run side by side.
+        let mut scene = Scene::start(scratch, "download: {rangeSize: 1MiB}\n").await;
+        let late = Rule::new(Action::Latency { ms: 450 }).operation(Operation::Get);
+        scene.store.faults().add(late.bucket(GOOD));
         put(&scene.store, HOSTILE, "m/0.bin", 400 * MIB, 0);
         let alone = scene.victims(OTHER).await;
         scene.store.faults().add(on(Operation::Get, Action::status(503)));
         scene.attack(scene.hostile(1, "m/", None));
-        scene.until_hit(32).await;
+        scene.until_hit(64).await;
         scene.measure("a bucket that answers 503", alone).await;
     });
 }
@@ -230,7 +233,7 @@ fn patterns_that_are_made_for_it_delay_no_other_listing() {
 
 #[test]
 fn fifty_models_whose_headers_take_long_delay_no_other_models_check() {
-    const TENSORS: usize = 4000;
+    const TENSORS: usize = 12_000;
     end_to_end(async |scratch| {
         let mut scene = Scene::start(scratch, "checkSafetensors: true\n").await;
         let alone = scene.victims(OTHER).await;
