@@ -3,6 +3,7 @@
 pub mod abort_point;
 pub mod admin;
 mod blocking;
+mod budget;
 pub mod cache;
 pub mod cli;
 pub mod config;

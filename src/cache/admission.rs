@@ -13,7 +13,7 @@ use super::shortage::{HeldBy, Shortage};
 use super::space::{Lack, Reservation, Taken, Wanted};
 use crate::error::Result;
 use crate::metrics::EvictionReason;
-use crate::model::Manifest;
+use crate::model::Summary;
 
 /// Evictions for one admission: what is evicted may turn out to be held open
 /// by somebody, and others may fill the disk meanwhile.
@@ -91,11 +91,11 @@ impl Inner {
         let stock = evict::stock(&taken, &kept, &self.holds.held_blobs());
         // What is over the limits already has to go before anything fits.
         let evictable = policy::evictable(&stock).saturating_sub(lack.debt);
-        let bytes_of = |manifest: &Option<Manifest>| manifest.as_ref().map_or(0, Manifest::bytes);
+        let bytes_of = |summary: &Option<Summary>| summary.as_ref().map_or(0, |all| all.bytes);
         let pinned = taken.models.iter().filter(|m| kept.why(&m.key) == Some(Keep::Pinned));
         let holders = self.leases.all().into_iter().map(|lease| {
             let model = taken.models.iter().find(|model| model.key == lease.model);
-            let bytes = model.map_or(0, |model| bytes_of(&model.manifest));
+            let bytes = model.map_or(0, |model| bytes_of(&model.summary));
             HeldBy { pod: lease.pod, bytes }
         });
         Ok(Shortage {
@@ -105,7 +105,7 @@ impl Inner {
             running: lack.running,
             bound: lack.bound,
             holders: holders.collect(),
-            pinned: pinned.map(|model| bytes_of(&model.manifest)).fold(0, u64::saturating_add),
+            pinned: pinned.map(|model| bytes_of(&model.summary)).fold(0, u64::saturating_add),
             dir: self.layout.root().to_owned(),
             cut_short: None,
             at: Instant::now(),

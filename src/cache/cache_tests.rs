@@ -93,7 +93,8 @@ impl Fixture {
     }
 
     fn blob(&self, model: &CachedModel, path: &str) -> PathBuf {
-        let file = model.manifest.files.iter().find(|file| file.path == path).unwrap();
+        let manifest = model.manifest().unwrap().unwrap();
+        let file = manifest.files.iter().find(|file| file.path == path).unwrap();
         self.cache.0.layout.blob(&file.blob)
     }
 
@@ -273,12 +274,14 @@ async fn what_points_at_nothing_is_swept_when_it_is_old() {
         layout.directory("content").join("c".repeat(64)),
         layout.directory("requests").join("d".repeat(64)),
         layout
-            .blob_directory(&model.manifest.files[0].blob)
+            .blob_directory(&model.manifest().unwrap().unwrap().files[0].blob)
             .join(format!("{}.json", "e".repeat(64))),
     ];
     let long_ago = SystemTime::now() - Duration::from_secs(24 * 3600);
-    let kept =
-        [layout.request(&request), layout.blob_record_unsynced(&model.manifest.files[0].blob)];
+    let kept = [
+        layout.request(&request),
+        layout.blob_record_unsynced(&model.manifest().unwrap().unwrap().files[0].blob),
+    ];
     for path in &orphaned {
         fs::write(path, "f".repeat(64)).unwrap();
     }
@@ -342,7 +345,8 @@ async fn damage_that_a_publish_finds_is_told_and_what_a_power_loss_tore_is_not()
         let model = f.stand("m/", &[("m/w", "weights"), ("m/c", "config")]);
         let lease = f.lease(&model, "/t/1");
         let inner = &f.cache.0;
-        let ids: Vec<_> = model.manifest.files.iter().map(|file| file.blob.clone()).collect();
+        let ids: Vec<_> =
+            model.manifest().unwrap().unwrap().files.iter().map(|file| file.blob.clone()).collect();
         if durable {
             inner.blobs.made_durable(&inner.blobs.before_sync(&ids)).unwrap();
             let stands = inner.models.standing(&model.key).unwrap();
@@ -350,13 +354,14 @@ async fn damage_that_a_publish_finds_is_told_and_what_a_power_loss_tore_is_not()
         } else {
             inner.blobs.distrust(&ids);
         }
-        overwrite(&f.blob(&model, "w"), b"weig");
+        let weights = f.blob(&model, "w");
+        overwrite(&weights, b"weig");
         inner.models.distrust(&model.key);
         assert!(f.cache.find(&model.key).await.unwrap().is_none());
         assert_eq!(inner.metrics.cache_damaged.get(), u64::from(durable));
         let marked = f.cache.lease_of(&lease.target).unwrap().damaged;
         assert_eq!(marked.is_some(), durable, "{marked:?}");
-        assert!(!f.blob(&model, "w").exists());
+        assert!(!weights.exists());
         let again = f.stand("m/", &[("m/w", "weights"), ("m/c", "config")]);
         assert_eq!(fs::read(again.tree.join("w")).unwrap(), b"weights");
     }

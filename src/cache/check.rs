@@ -5,7 +5,7 @@ use super::Inner;
 use super::blobs::{BlobRecord, Look};
 use super::models::{CachedModel, Fault, Misfit};
 use crate::error::Result;
-use crate::model::{BlobId, Manifest, ModelKey};
+use crate::model::{BlobId, ModelKey};
 use crate::mount;
 
 impl Inner {
@@ -18,11 +18,13 @@ impl Inner {
         }
         let _stays = self.holds.model(key);
         let before = mount::identity(&self.layout.tree(key)).ok();
+        // Large ones one after the other: each takes tens of megabytes.
+        let _turn = self.models.turn_to_read(key);
         let Some(manifest) = self.models.read_manifest(key)? else { return Ok(None) };
         if let Some(misfit) = self.models.misfit(key, &manifest) {
             // A flight may just build it anew: that is no damage.
             if mount::identity(&self.layout.tree(key)).ok() == before {
-                self.put_misfit_aside(key, manifest, &misfit)?;
+                self.put_misfit_aside(key, &misfit)?;
             }
             return Ok(None);
         }
@@ -34,7 +36,7 @@ impl Inner {
                 }
             }
         }
-        Ok(self.models.know(key, manifest))
+        Ok(self.models.know(key, &manifest))
     }
 
     /// The record of a blob that may be served, if there is one. What a power
@@ -61,7 +63,7 @@ impl Inner {
         }
     }
 
-    fn put_misfit_aside(&self, key: &ModelKey, manifest: Manifest, misfit: &Misfit) -> Result<()> {
+    fn put_misfit_aside(&self, key: &ModelKey, misfit: &Misfit) -> Result<()> {
         let Misfit { path, why, fault } = misfit;
         match fault {
             Fault::Blob(id) => {
@@ -69,7 +71,7 @@ impl Inner {
             }
             // What was never on the disk as a whole is what a power loss left.
             Fault::Tree if self.models.is_durable(key) => {
-                self.quarantine_model(key, Some(manifest), path, why)?;
+                self.quarantine_model(key, path, why)?;
                 return Ok(());
             }
             Fault::Tree | Fault::NoBlob => {}

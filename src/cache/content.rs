@@ -1,11 +1,14 @@
 //! Re-uploads: an object of the same bucket, name, size and MD5 as a blob that
 //! was proved by that MD5 has its bytes, whatever its ETag says now.
 
+use std::collections::HashSet;
+use std::fs::File;
+
 use super::Inner;
 use super::files;
 use crate::download::Check;
 use crate::error::Result;
-use crate::model::{BlobId, Manifest, ManifestFile};
+use crate::model::{BlobId, Manifest, ManifestFile, Source, Summary};
 
 impl Inner {
     /// Notes under which content a blob can be found again. Blocks.
@@ -24,11 +27,31 @@ impl Inner {
         }
     }
 
-    /// Forgets under which content an evicted blob could be found. Blocks.
-    pub(super) fn forget_content(&self, manifest: &Manifest, file: &ManifestFile) -> Result<()> {
-        let Some(content) = content_id(manifest, file) else { return Ok(()) };
-        let path = self.layout.content(&content);
-        match files::read(&path)?.is_some_and(|named| named == file.blob.as_str().as_bytes()) {
+    /// Forgets under which contents the blobs of a model could be found that
+    /// `left` with it. What is missed is swept later. Blocks.
+    pub(super) fn forget_contents(
+        &self,
+        summary: &Summary,
+        manifest: &File,
+        left: &HashSet<BlobId>,
+    ) {
+        let scanned = Manifest::each_file(manifest, |file| {
+            let object = format!("{}{}", summary.source.prefix, file.path);
+            let content = content_of(&summary.scope, &summary.source, &object, &file);
+            if let Some(content) = content.filter(|_| left.contains(&file.blob))
+                && let Err(error) = self.forget_content(&content, &file.blob)
+            {
+                tracing::debug!(%error, "an index could not be removed");
+            }
+        });
+        if let Err(error) = scanned {
+            tracing::debug!(%error, "an evicted model's manifest could not be read");
+        }
+    }
+
+    fn forget_content(&self, content: &BlobId, blob: &BlobId) -> Result<()> {
+        let path = self.layout.content(content);
+        match files::read(&path)?.is_some_and(|named| named == blob.as_str().as_bytes()) {
             true => files::remove(&path),
             false => Ok(()),
         }
@@ -48,7 +71,11 @@ impl Inner {
 }
 
 fn content_id(manifest: &Manifest, file: &ManifestFile) -> Option<BlobId> {
-    let md5 = file.md5.as_deref()?;
     let object = manifest.object_name(file);
-    Some(BlobId::of_content(&manifest.scope, &manifest.source, &object, file.size, md5))
+    content_of(&manifest.scope, &manifest.source, &object, file)
+}
+
+fn content_of(scope: &str, source: &Source, object: &str, file: &ManifestFile) -> Option<BlobId> {
+    let md5 = file.md5.as_deref()?;
+    Some(BlobId::of_content(scope, source, object, file.size, md5))
 }

@@ -14,7 +14,8 @@
 //! the model is there again, or a model without its blobs, which is not whole
 //! and is built again.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
 use std::path::{Component, Path};
 use std::time::{Duration, SystemTime};
 
@@ -29,6 +30,13 @@ use crate::error::Result;
 use crate::metrics::EvictionReason;
 use crate::model::{BlobId, ModelKey};
 use crate::mount;
+
+/// Manifests that are held open at once; of models beyond that, the sweep removes
+/// what the index of contents has.
+const OPEN: usize = 64;
+
+/// The models that left, by their place in the stocktaking, with what they were.
+type Gone = HashMap<usize, Option<File>>;
 
 /// What went, or would go.
 #[derive(Debug, Default, Clone)]
@@ -125,21 +133,25 @@ impl Inner {
         let choice = policy::choose(&stock, goal, idle_before);
         let mut evicted =
             Evicted { models: Vec::new(), freed: choice.freed, reached: choice.reached };
-        let mut gone = HashSet::new();
+        let mut gone = Gone::new();
         for at in choice.models {
             let model = &taken.models[at];
             let idle = idle_before.is_some_and(|before| model.last_used < before);
             let reason = reason.map(|reason| if idle { EvictionReason::Idle } else { reason });
+            let manifest = match reason {
+                Some(_) if gone.len() < OPEN => self.models.open_manifest(&model.key)?,
+                _ => None,
+            };
             if let Some(reason) = reason
                 && !self.evict_model(model, reason)?
             {
                 evicted.reached = false;
                 continue;
             }
-            gone.insert(at);
+            gone.insert(at, manifest);
             evicted.models.push(EvictedModel {
                 key: model.key.clone(),
-                source: model.manifest.as_ref().map(|manifest| manifest.source.to_string()),
+                source: model.summary.as_ref().map(|summary| summary.source.to_string()),
                 last_used: model.last_used,
             });
         }
@@ -152,24 +164,21 @@ impl Inner {
 
     /// Evicts those of the blobs that only models have which are gone. One that
     /// was leased meanwhile keeps its blobs.
-    fn evict_blobs(
-        &self,
-        taken: &Stocktaking,
-        gone: &HashSet<usize>,
-        blobs: Vec<usize>,
-    ) -> Result<()> {
-        let stay = taken.models.iter().enumerate().filter(|(at, _)| !gone.contains(at));
+    fn evict_blobs(&self, taken: &Stocktaking, gone: &Gone, blobs: Vec<usize>) -> Result<()> {
+        let stay = taken.models.iter().enumerate().filter(|(at, _)| !gone.contains_key(at));
         let needed: HashSet<usize> = stay.flat_map(|(_, model)| &model.blobs).copied().collect();
         let mut left = HashSet::new();
         for at in blobs.into_iter().filter(|at| !needed.contains(at)) {
             for id in &taken.blobs[at].ids {
                 self.blobs.evict(id)?;
-                left.insert(id);
+                left.insert(id.clone());
             }
         }
-        for manifest in gone.iter().filter_map(|at| taken.models[*at].manifest.as_ref()) {
-            for file in manifest.files.iter().filter(|file| left.contains(&file.blob)) {
-                self.forget_content(manifest, file)?;
+        for (at, manifest) in gone {
+            if let (Some(summary), Some(file)) = (&taken.models[*at].summary, manifest)
+                && !left.is_empty()
+            {
+                self.forget_contents(summary, file, &left);
             }
         }
         // Who waits for space is woken by what is deleted, and not for nothing.
@@ -197,12 +206,19 @@ impl Inner {
         let kept = Kept::now(self)?;
         // Asked again: nobody notes a model that is not held, and those are kept.
         let superseded = self.models.superseded()?;
-        let mut gone = HashSet::new();
+        let mut gone = Gone::new();
         let mut blobs = HashSet::new();
         for (at, model) in taken.models.iter().enumerate() {
             let goes = superseded.contains(&model.key) && kept.why(&model.key).is_none();
-            if goes && self.evict_model(model, EvictionReason::Superseded)? {
-                gone.insert(at);
+            if !goes {
+                continue;
+            }
+            let manifest = match gone.len() {
+                0..OPEN => self.models.open_manifest(&model.key)?,
+                _ => None,
+            };
+            if self.evict_model(model, EvictionReason::Superseded)? {
+                gone.insert(at, manifest);
                 blobs.extend(model.blobs.iter().copied());
             }
         }
@@ -228,7 +244,7 @@ impl Inner {
         self.metrics.evicted(reason);
         tracing::info!(
             model = key.as_str(),
-            source = model.manifest.as_ref().map(|manifest| manifest.source.to_string()),
+            source = model.summary.as_ref().map(|summary| summary.source.to_string()),
             idle = ?SystemTime::now().duration_since(model.last_used).unwrap_or_default(),
             reason = reason.label(),
             "evicted"

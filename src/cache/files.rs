@@ -12,12 +12,21 @@ use crate::error::{Error, Result};
 /// Writes a small file so that its name shows all of it or nothing, as long as
 /// the machine lives.
 pub(super) fn write_whole(path: &Path, content: &[u8], mode: u32) -> Result<()> {
-    write(path, content, mode, |_| Ok(()))
+    write(path, |file| file.write_all(content), mode, |_| Ok(()))
+}
+
+/// As [`write_whole`], for what would take too much memory at once.
+pub(super) fn write_parts(
+    path: &Path,
+    parts: impl FnOnce(&mut File) -> io::Result<()>,
+    mode: u32,
+) -> Result<()> {
+    write(path, parts, mode, |_| Ok(()))
 }
 
 /// As [`write_whole`], also when the machine dies: it waits for the disk.
 pub(super) fn write_durably(path: &Path, content: &[u8], mode: u32) -> Result<()> {
-    write(path, content, mode, File::sync_all)?;
+    write(path, |file| file.write_all(content), mode, File::sync_all)?;
     let directory = path.parent().unwrap_or(Path::new("/"));
     File::open(directory)
         .and_then(|directory| directory.sync_all())
@@ -26,7 +35,7 @@ pub(super) fn write_durably(path: &Path, content: &[u8], mode: u32) -> Result<()
 
 fn write(
     path: &Path,
-    content: &[u8],
+    content: impl FnOnce(&mut File) -> io::Result<()>,
     mode: u32,
     before_rename: impl FnOnce(&File) -> io::Result<()>,
 ) -> Result<()> {
@@ -37,7 +46,7 @@ fn write(
         .truncate(true)
         .mode(mode)
         .open(&temporary)
-        .and_then(|mut file| file.write_all(content).and_then(|()| before_rename(&file)))
+        .and_then(|mut file| content(&mut file).and_then(|()| before_rename(&file)))
         .inspect(|()| abort_point::reach("write-1"))
         .and_then(|()| fs::rename(&temporary, path));
     written.map_err(|e| {

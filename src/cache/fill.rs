@@ -12,10 +12,11 @@ use super::Inner;
 use super::durability::Unsynced;
 use super::flight::{MEMO, Ticket};
 use super::models::CachedModel;
+use super::policy::Space;
 use super::progress::{BlobProgress, FillProgress, Phase};
 use super::shortage::Shortage;
 use super::slots::Slot;
-use super::space::Wanted;
+use super::space::{BLOCK, Wanted};
 use crate::blocking::blocking;
 use crate::download::{Check, Engine, ObjectVersion, Origin, Share, Staging};
 use crate::error::{Error, ErrorKind, Result};
@@ -25,6 +26,9 @@ use crate::oci::{Bucket, ObjectName};
 /// Blobs of one model that download side by side. Requests are limited by the
 /// engine; this only bounds tasks for models of many thousand files.
 const BLOBS_AT_ONCE: usize = 64;
+
+/// Files of a model that is not filled beside another of that many.
+const LARGE: usize = 20_000;
 
 /// A model that waits for space looks at least this often whether there is.
 const SPACE_POLL: Duration = Duration::from_secs(5);
@@ -123,6 +127,11 @@ async fn attempt(
     title: &str,
     progress: &Arc<FillProgress>,
 ) -> Result<Outcome> {
+    // What is noted of each file while it comes is as much as its manifest.
+    let _large = match manifest.files.len() {
+        0..LARGE => None,
+        _ => inner.large_fills.acquire().await.ok(),
+    };
     let origin = origin(manifest);
     let slot = inner.model_slots.take(progress.share(), &origin).await;
     let preparing = progress.share().own_work();
@@ -143,13 +152,15 @@ async fn attempt(
         return Ok(Outcome::Stands(model));
     }
     let missing = missing(inner, manifest).await?;
+    let directories = u64::try_from(manifest.all_directories().len()).unwrap_or(u64::MAX);
     let wanted = Wanted {
         missing: missing.iter().map(|file| (file.blob.clone(), file.size)).collect(),
         // The tree's files are links; directories are not, nor the tree's root,
-        // the model's directory, its manifest and its mark.
-        tree_inodes: u64::try_from(manifest.directories.len())
-            .unwrap_or(u64::MAX)
-            .saturating_add(4),
+        // the model's directory, its manifest, that one's summary and its mark.
+        tree: Space {
+            bytes: directories.saturating_mul(BLOCK).saturating_add(manifest.stored_bytes()),
+            inodes: directories.saturating_add(5),
+        },
     };
     let admitted = {
         let (inner, wanted) = (Arc::clone(inner), wanted.clone());
@@ -432,7 +443,7 @@ async fn commit(inner: &Arc<Inner>, manifest: &Arc<Manifest>) -> Result<CachedMo
     let (inner, manifest) = (Arc::clone(inner), Arc::clone(manifest));
     blocking(move || {
         let model = inner.models.commit(&manifest)?;
-        inner.make_durable(&model);
+        inner.make_durable(&model, &manifest);
         // A torn one, and torn blobs, were put there to make way.
         inner.trash_filled.notify_one();
         Ok(model)
@@ -446,11 +457,11 @@ impl Inner {
     }
 
     /// Hands a complete model to the task that syncs it, if it needs that.
-    pub(super) fn make_durable(&self, model: &CachedModel) {
+    pub(super) fn make_durable(&self, model: &CachedModel, manifest: &Manifest) {
         if self.models.is_durable(&model.key) {
             return;
         }
-        let blobs = model.manifest.files.iter().map(|file| &file.blob);
+        let blobs = manifest.files.iter().map(|file| &file.blob);
         let blobs = blobs.filter(|id| !self.blobs.is_durable(id)).cloned().collect();
         self.syncer.enqueue(Unsynced::Model { model: model.key.clone(), blobs });
     }

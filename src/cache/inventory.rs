@@ -10,11 +10,12 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use super::layout::Layout;
+use super::models;
 use super::policy::Space;
 use super::reread::is_damage;
 use super::{aside, files};
 use crate::error::{Error, Result};
-use crate::model::{BlobId, Manifest, ModelKey};
+use crate::model::{BlobId, ModelKey, Summary};
 
 /// A last use further ahead than this is a clock that jumped back.
 const AHEAD: Duration = Duration::from_secs(60);
@@ -40,7 +41,7 @@ pub(super) struct Stocktaking {
 pub(super) struct StandingModel {
     pub(super) key: ModelKey,
     /// `None` when it is torn: nobody can be served from it.
-    pub(super) manifest: Option<Manifest>,
+    pub(super) summary: Option<Summary>,
     pub(super) last_used: SystemTime,
     /// Its directories, manifest and marks.
     pub(super) own: Space,
@@ -60,10 +61,10 @@ impl Stocktaking {
     /// thousands of blobs, and no blob is read.
     pub(super) fn read(layout: &Layout) -> Result<Self> {
         let mut found = Self::default();
-        let index = found.read_blobs(layout)?;
+        let by_inode = found.read_blobs(layout)?;
         for name in files::names(&layout.models())? {
             if let Some(key) = ModelKey::parse(&name)
-                && let Some(model) = StandingModel::read(layout, key, &index)?
+                && let Some(model) = StandingModel::read(layout, key, &by_inode)?
             {
                 found.models.push(model);
             }
@@ -103,15 +104,16 @@ impl Stocktaking {
         spaces.fold(self.total(), Space::saturating_sub)
     }
 
-    fn read_blobs(&mut self, layout: &Layout) -> Result<HashMap<BlobId, usize>> {
+    /// The blobs, by their inodes.
+    fn read_blobs(&mut self, layout: &Layout) -> Result<HashMap<u64, usize>> {
         let mut by_inode = HashMap::new();
-        let mut index = HashMap::new();
-        let mut records = Vec::new();
+        // A record stands beside its blob.
+        let (mut index, mut records) = (HashMap::new(), Vec::new());
         for fan in layout.fans()? {
             each(&fan, |name, metadata| {
                 if let Some(id) = BlobId::parse(name) {
                     let at = *by_inode.entry(metadata.ino()).or_insert_with(|| {
-                        let (ids, space) = (Vec::new(), Space::of(metadata));
+                        let (ids, space) = (Vec::with_capacity(1), Space::of(metadata));
                         self.blobs.push(StandingBlob { ids, space });
                         self.blobs.len() - 1
                     });
@@ -121,41 +123,36 @@ impl Stocktaking {
                     records.push((name.to_owned(), Space::of(metadata)));
                 }
             })?;
-        }
-        for (name, space) in records {
-            let id = name.split('.').next().and_then(BlobId::parse);
-            match id.and_then(|id| index.get(&id)) {
-                Some(at) => self.blobs[*at].space = self.blobs[*at].space.saturating_add(space),
-                None => self.rest = self.rest.saturating_add(space),
+            for (name, space) in records.drain(..) {
+                let id = name.split('.').next().and_then(BlobId::parse);
+                match id.and_then(|id| index.get(&id)) {
+                    Some(at) => self.blobs[*at].space = self.blobs[*at].space.saturating_add(space),
+                    None => self.rest = self.rest.saturating_add(space),
+                }
             }
+            index.clear();
         }
-        Ok(index)
+        Ok(by_inode)
     }
 }
 
 impl StandingModel {
-    /// `None` when it left meanwhile.
+    /// `None` when it left meanwhile. Its manifest is not read: which blobs it
+    /// has, its tree says.
     fn read(
         layout: &Layout,
         key: ModelKey,
-        index: &HashMap<BlobId, usize>,
+        by_inode: &HashMap<u64, usize>,
     ) -> Result<Option<Self>> {
-        let directory = layout.model(&key);
-        let Some(own) = own_space(&directory)? else { return Ok(None) };
-        let path = layout.manifest(&key);
-        let bytes = undamaged(fs::read(&path), &path)
-            .map_err(|e| Error::io(format!("reading {}", path.display()), &e))?;
-        let manifest = bytes.and_then(|bytes| Manifest::from_json(&bytes).ok());
-        let manifest = manifest.filter(|manifest| manifest.key() == key);
-        let mut blobs: Vec<usize> = manifest
-            .iter()
-            .flat_map(|manifest| &manifest.files)
-            .filter_map(|file| index.get(&file.blob).copied())
-            .collect();
+        let mut blobs = Vec::new();
+        let links = |inode| blobs.extend(by_inode.get(&inode).copied());
+        let Some(own) = own_space(&layout.model(&key), links)? else { return Ok(None) };
         blobs.sort_unstable();
         blobs.dedup();
+        blobs.shrink_to_fit();
+        let summary = models::summary(layout, &key)?;
         let last_used = last_used(layout, &key)?;
-        Ok(Some(Self { key, manifest, last_used, own, blobs }))
+        Ok(Some(Self { key, summary, last_used, own, blobs }))
     }
 }
 
@@ -196,23 +193,34 @@ fn last_used(layout: &Layout, key: &ModelKey) -> Result<SystemTime> {
     Ok(noted)
 }
 
-/// What a model's directory takes besides the blobs that its tree names;
-/// `None` when it is gone.
-fn own_space(directory: &Path) -> Result<Option<Space>> {
-    let Ok(metadata) = fs::symlink_metadata(directory) else { return Ok(None) };
+/// What a model's directory takes besides the blobs that its tree names, whose
+/// inodes are shown to `link`; `None` when it is gone.
+fn own_space(top: &Path, mut link: impl FnMut(u64)) -> Result<Option<Space>> {
+    let Ok(metadata) = fs::symlink_metadata(top) else { return Ok(None) };
     let mut own = Space::of(&metadata);
-    let mut directories = vec![directory.to_owned()];
-    while let Some(directory) = directories.pop() {
-        each(&directory, |name, metadata| {
+    // Names and depths: whole paths of a deep tree would be many times as long.
+    let mut path = top.to_owned();
+    let (mut depth, mut open) = (0, Vec::new());
+    loop {
+        let below = depth + 1;
+        each(&path, |name, metadata| {
             if metadata.is_dir() {
-                directories.push(directory.join(name));
+                open.push((below, name.to_owned()));
                 own = own.saturating_add(Space::of(metadata));
             } else if metadata.nlink() == 1 {
                 own = own.saturating_add(Space::of(metadata));
+            } else {
+                link(metadata.ino());
             }
         })?;
+        let Some((at, name)) = open.pop() else { return Ok(Some(own)) };
+        while depth >= at {
+            path.pop();
+            depth -= 1;
+        }
+        path.push(name);
+        depth = at;
     }
-    Ok(Some(own))
 }
 
 /// What a directory's content takes. An inode with names elsewhere is counted

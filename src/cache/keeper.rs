@@ -16,6 +16,7 @@ use super::space::FileSystem;
 use super::trash::QUARANTINED;
 use super::{Cache, Inner, files, foreign, recover};
 use crate::blocking::blocking;
+use crate::budget;
 use crate::error::Result;
 use crate::metrics::EvictionReason;
 use crate::model::{BlobId, ModelKey};
@@ -168,7 +169,10 @@ impl Inner {
             let goal = Goal::AsFar(Space { bytes: over, inodes: 0 });
             self.evict(&goal, Some(EvictionReason::Limit))?;
         }
-        self.measure()
+        self.measure()?;
+        // Looking at many blobs leaves as many small pieces.
+        budget::trim_soon();
+        Ok(())
     }
 
     fn over_limit(&self) -> Result<u64> {

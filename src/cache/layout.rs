@@ -10,8 +10,8 @@
 //!   blobs/<2>/<id>.json     its size, CRC-32C and check; durable
 //!   blobs/<2>/<id>.unsynced the same, while the disk may not have it all
 //!   content/<id>            which blob has this name, size and MD5
-//!   models/<key>/           manifest.json, tree/ of hard links into blobs/, `durable` once it is,
-//!                           `superseded` once a request has a newer one
+//!   models/<key>/           manifest.json, its summary.json, tree/ of hard links into blobs/,
+//!                           `durable` once it is, `superseded` once a request has a newer one
 //!   requests/<digest>       the newest revision resolved for a request
 //!   staging/                downloads (.part, .journal) and models being built
 //!   leases/<digest>.json    one per (volume id, target path)
@@ -142,6 +142,11 @@ impl Layout {
 
     pub(super) fn manifest(&self, key: &ModelKey) -> PathBuf {
         self.model(key).join("manifest.json")
+    }
+
+    /// What is told of a model without its manifest.
+    pub(super) fn summary(&self, key: &ModelKey) -> PathBuf {
+        self.model(key).join("summary.json")
     }
 
     pub(super) fn durable(&self, key: &ModelKey) -> PathBuf {

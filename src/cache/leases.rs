@@ -346,11 +346,11 @@ mod tests {
             archived: false,
         };
         let tree = Tree::arrange([object], &source.prefix, &Filters::default()).unwrap().unwrap();
-        let manifest = Arc::new(Manifest::new(source, "", tree));
-        let key = manifest.key();
+        let summary = Arc::new(Manifest::new(source, "", tree).summary());
+        let key = summary.key();
         std::fs::create_dir_all(layout.tree(&key)).unwrap();
         let hold = Holds::default().model(&key);
-        let model = CachedModel { tree: layout.tree(&key), key, manifest, _hold: hold };
+        let model = CachedModel { tree: layout.tree(&key), key, summary, _hold: hold };
         Fixture { _dir: dir, layout, model }
     }
 

@@ -47,7 +47,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
@@ -72,7 +72,7 @@ use crate::blocking::blocking;
 use crate::download::Engine;
 use crate::error::Result;
 use crate::metrics::Metrics;
-use crate::model::{BlobId, Manifest, ModelKey, RequestDigest, Revision};
+use crate::model::{BlobId, Manifest, ModelKey, RequestDigest, Revision, Summary};
 use crate::mount::{self, Mounted};
 use crate::oci::ObjectStorage;
 use blobs::Blobs;
@@ -141,6 +141,8 @@ struct Inner {
     arrived: Mutex<Vec<(Instant, CachedModel)>>,
     syncer: Syncer,
     model_slots: Slots,
+    /// For models of very many files; see `fill.rs`.
+    large_fills: Semaphore,
     model_flights: Flights<ModelKey, FillProgress, CachedModel>,
     check_flights: Flights<ModelKey, (), Option<CachedModel>>,
     blob_flights: Flights<BlobId, BlobProgress, ()>,
@@ -197,6 +199,7 @@ impl Cache {
             damage_told: OnceLock::new(),
             arrived: Mutex::default(),
             model_slots: Slots::new(options.max_models.max(1)),
+            large_fills: Semaphore::new(1),
             layout,
             blobs,
             models,
@@ -244,8 +247,11 @@ impl Cache {
         let mut ticket = self.0.check_flights.join(key.clone(), (), move |_| {
             blocking(move || {
                 let found = inner.check_model(&wanted)?;
-                if let Some(model) = &found {
-                    inner.make_durable(model);
+                if let Some(model) = &found
+                    && !inner.models.is_durable(&wanted)
+                    && let Some(manifest) = inner.models.read_manifest(&wanted)?
+                {
+                    inner.make_durable(model, &manifest);
                 }
                 Ok(found)
             })
@@ -325,7 +331,7 @@ impl Cache {
     /// Notes that somebody asked for exactly this revision: it is not given up
     /// for a newer one. Blocks.
     pub fn set_revision(&self, request: &RequestDigest, model: &CachedModel) -> Result<()> {
-        let fields = [request.as_str(), model.manifest.revision.as_str()];
+        let fields = [request.as_str(), model.summary.revision.as_str()];
         self.set_latest(
             &RequestDigest::of_fields("oci-model-csi revision", fields.into_iter()),
             model,
@@ -377,9 +383,9 @@ impl Cache {
         self.0.leases.all()
     }
 
-    /// The manifest of a leased model. Blocks.
-    pub fn manifest(&self, key: &ModelKey) -> Result<Option<Manifest>> {
-        self.0.models.read_manifest(key)
+    /// What a leased model is. Blocks.
+    pub fn summary(&self, key: &ModelKey) -> Result<Option<Summary>> {
+        self.0.models.read_summary(key)
     }
 
     /// The models that are being brought in, and how far they are.

@@ -3,8 +3,8 @@
 //! # How a model is committed
 //!
 //! 1. All of its blobs are committed (`blobs.rs`).
-//! 2. `staging/model-<key>/` is built: manifest.json, and tree/ of hard links
-//!    into blobs/, directories 0555.
+//! 2. `staging/model-<key>/` is built: manifest.json, its summary.json, and
+//!    tree/ of hard links into blobs/, directories 0555.
 //! 3. It is renamed to `models/<key>`: now it is a model, and may be leased.
 //! 4. `requests/<digest>` names it as the newest for its request.
 //! 5. After the publish, in the background: the file system is synced, the
@@ -19,6 +19,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
+use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -29,23 +30,41 @@ use serde::{Deserialize, Serialize};
 use super::files;
 use super::holds::{Holds, ModelHold};
 use super::layout::Layout;
+use super::reread::is_damage;
 use super::trash::discard;
 use crate::abort_point;
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{BlobId, Manifest, ModelKey, RequestDigest, Revision};
+use crate::model::{BlobId, Manifest, ModelKey, RequestDigest, Revision, Summary};
 use crate::mount::{self, DirId};
+
+/// A stored manifest that is not read beside another of that size, in bytes.
+const LARGE: u64 = 1 << 20;
 
 /// A complete model that stands in the cache.
 #[derive(Debug, Clone)]
 pub struct CachedModel {
     /// Its key.
     pub key: ModelKey,
-    /// What it is.
-    pub manifest: Arc<Manifest>,
+    /// What it is. Its manifest stays on the disk: there may be a hundred
+    /// thousand files in it.
+    pub summary: Arc<Summary>,
     /// What is bound into pods.
     pub tree: PathBuf,
     /// It is not evicted while this lives.
     pub(super) _hold: ModelHold,
+}
+
+impl CachedModel {
+    /// Its manifest, from the disk; `None` when it is gone. Blocks.
+    pub fn manifest(&self) -> Result<Option<Manifest>> {
+        let Some(directory) = self.tree.parent() else { return Ok(None) };
+        let path = directory.join("manifest.json");
+        match File::open(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(Error::io(format!("reading {}", path.display()), &e)),
+            Ok(file) => Manifest::read(file).map(Some),
+        }
+    }
 }
 
 /// Something of a model that is not what its manifest says.
@@ -74,7 +93,9 @@ pub(super) struct Models {
     layout: Layout,
     holds: Holds,
     /// Models that this process built or checked.
-    known: Mutex<HashMap<ModelKey, Arc<Manifest>>>,
+    known: Mutex<HashMap<ModelKey, Arc<Summary>>>,
+    /// Held while a large manifest is in memory.
+    reading: Mutex<()>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -85,7 +106,7 @@ struct Latest {
 
 impl Models {
     pub(super) fn new(layout: Layout, holds: Holds) -> Self {
-        Self { layout, holds, known: Mutex::new(HashMap::new()) }
+        Self { layout, holds, known: Mutex::default(), reading: Mutex::default() }
     }
 
     /// Builds the model from its committed blobs. Blocks.
@@ -96,7 +117,10 @@ impl Models {
         let building = self.layout.building(&key);
         discard(&self.layout, &building)?;
         files::make_directory(&building, 0o755)?;
-        files::write_whole(&building.join("manifest.json"), &manifest.to_json(), 0o644)?;
+        let stored = building.join("manifest.json");
+        files::write_parts(&stored, |file| manifest.write(file), 0o644)?;
+        let summary = manifest.summary();
+        files::write_whole(&building.join("summary.json"), &summary.to_json(), 0o644)?;
         self.build_tree(manifest, &building.join("tree"))?;
         abort_point::reach("model-commit-2");
         let model = self.layout.model(&key);
@@ -113,13 +137,15 @@ impl Models {
             let text = format!("{path} changed while its model was built ({why}); try again");
             return Err(Error::new(ErrorKind::InProgress, text));
         }
-        self.lock().insert(key.clone(), Arc::clone(manifest));
-        Ok(self.cached(key, Arc::clone(manifest), held))
+        let summary = Arc::new(summary);
+        self.lock().insert(key.clone(), Arc::clone(&summary));
+        Ok(self.cached(key, summary, held))
     }
 
     fn build_tree(&self, manifest: &Manifest, tree: &Path) -> Result<()> {
         files::make_directory(tree, 0o755)?;
-        for directory in &manifest.directories {
+        let directories = manifest.all_directories();
+        for directory in &directories {
             files::make_directory(&tree.join(directory), 0o755)?;
         }
         for file in &manifest.files {
@@ -128,7 +154,7 @@ impl Models {
                 Error::io(format!("linking {} to {}", blob.display(), link.display()), &e)
             })?;
         }
-        for directory in manifest.directories.iter().rev() {
+        for directory in directories.iter().rev() {
             files::set_mode(&tree.join(directory), 0o555)?;
         }
         files::set_mode(tree, 0o555)
@@ -137,19 +163,19 @@ impl Models {
     /// The model of this key if this process built or checked it. Blocks for
     /// a moment.
     pub(super) fn known(&self, key: &ModelKey) -> Option<CachedModel> {
-        let manifest = self.lock().get(key).cloned()?;
+        let summary = self.lock().get(key).cloned()?;
         // Held before the look: what is there now stays.
         let held = self.holds.model(key);
         if self.layout.tree(key).is_dir() {
-            return Some(self.cached(key.clone(), manifest, held));
+            return Some(self.cached(key.clone(), summary, held));
         }
         self.lock().remove(key);
         None
     }
 
     /// Notes that a model was checked, and is whole.
-    pub(super) fn know(&self, key: &ModelKey, manifest: Manifest) -> Option<CachedModel> {
-        self.lock().insert(key.clone(), Arc::new(manifest));
+    pub(super) fn know(&self, key: &ModelKey, manifest: &Manifest) -> Option<CachedModel> {
+        self.lock().insert(key.clone(), Arc::new(manifest.summary()));
         self.known(key)
     }
 
@@ -158,10 +184,17 @@ impl Models {
         self.lock().remove(key);
     }
 
+    /// The right to have a model's manifest in memory; none is needed for a small
+    /// one. Blocks.
+    pub(super) fn turn_to_read(&self, key: &ModelKey) -> Option<MutexGuard<'_, ()>> {
+        let stored = fs::metadata(self.layout.manifest(key)).map_or(0, |found| found.len());
+        (stored > LARGE).then(|| self.reading.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// The manifest of a model, as it was written.
     pub(super) fn read_manifest(&self, key: &ModelKey) -> Result<Option<Manifest>> {
-        let Some(bytes) = files::read(&self.layout.manifest(key))? else { return Ok(None) };
-        match Manifest::from_json(&bytes) {
+        let Some(file) = self.open_manifest(key)? else { return Ok(None) };
+        match Manifest::read(file) {
             Ok(manifest) if manifest.key() == *key => Ok(Some(manifest)),
             Ok(_) => Ok(None),
             Err(error) => {
@@ -169,6 +202,22 @@ impl Models {
                 Ok(None)
             }
         }
+    }
+
+    /// The manifest's file, which can be read on when the model has left.
+    pub(super) fn open_manifest(&self, key: &ModelKey) -> Result<Option<File>> {
+        let path = self.layout.manifest(key);
+        match File::open(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            opened => {
+                opened.map(Some).map_err(|e| Error::io(format!("reading {}", path.display()), &e))
+            }
+        }
+    }
+
+    /// What a model is, without reading its manifest into memory.
+    pub(super) fn read_summary(&self, key: &ModelKey) -> Result<Option<Summary>> {
+        summary(&self.layout, key)
     }
 
     /// What of the tree is not what the manifest says, and how; nothing is
@@ -195,13 +244,14 @@ impl Models {
                 return misfit(&file.path, Fault::Blob(file.blob.clone()), &why);
             }
         }
-        let gone = manifest.directories.iter().find(|directory| !tree.join(directory).is_dir());
+        let directories = manifest.all_directories();
+        let gone = directories.iter().find(|directory| !tree.join(directory).is_dir());
         gone.and_then(|directory| misfit(directory, Fault::Tree, "it is gone from the tree"))
     }
 
     /// Notes the newest revision of a request; whether it is another than before.
     pub(super) fn set_latest(&self, request: &RequestDigest, model: &CachedModel) -> Result<bool> {
-        let latest = Latest { model: model.key.clone(), revision: model.manifest.revision.clone() };
+        let latest = Latest { model: model.key.clone(), revision: model.summary.revision.clone() };
         let json = serde_json::to_vec(&latest)
             .map_err(|e| Error::internal(format!("noting the newest revision: {e}")))?;
         let path = self.layout.request(request);
@@ -281,14 +331,42 @@ impl Models {
         self.layout.durable(key).exists()
     }
 
-    fn cached(&self, key: ModelKey, manifest: Arc<Manifest>, hold: ModelHold) -> CachedModel {
+    fn cached(&self, key: ModelKey, summary: Arc<Summary>, hold: ModelHold) -> CachedModel {
         let tree = self.layout.tree(&key);
-        CachedModel { key, manifest, tree, _hold: hold }
+        CachedModel { key, summary, tree, _hold: hold }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<ModelKey, Arc<Manifest>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<ModelKey, Arc<Summary>>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What a model is. One of an earlier version has no summary: its manifest is
+/// read piece by piece, and the summary is put beside it. `None` when the model
+/// is gone or torn. Blocks.
+pub(super) fn summary(layout: &Layout, key: &ModelKey) -> Result<Option<Summary>> {
+    let path = layout.summary(key);
+    let stored = files::read(&path)?.and_then(|bytes| Summary::from_json(&bytes).ok());
+    if let Some(summary) = stored {
+        return Ok(Some(summary).filter(|summary| summary.key() == *key));
+    }
+    let file = match File::open(layout.manifest(key)) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) if is_damage(&e) => return Ok(None),
+        opened => {
+            let place = layout.manifest(key);
+            opened.map_err(|e| Error::io(format!("reading {}", place.display()), &e))?
+        }
+    };
+    let Ok(summary) = Summary::of_stored(file) else { return Ok(None) };
+    if summary.key() != *key {
+        return Ok(None);
+    }
+    // Without it the manifest is read again the next time.
+    if let Err(error) = files::write_whole(&path, &summary.to_json(), 0o644) {
+        tracing::debug!(%error, "a model's summary could not be written");
+    }
+    Ok(Some(summary))
 }
 
 #[cfg(test)]

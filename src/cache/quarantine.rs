@@ -45,7 +45,7 @@ impl Inner {
         let at = taken.blobs.iter().position(|blob| blob.ids.contains(id));
         let having =
             taken.models.into_iter().filter(|model| at.is_some_and(|at| model.blobs.contains(&at)));
-        let keys: Vec<_> = having.map(|model| (model.key, model.manifest)).collect();
+        let keys: Vec<_> = having.map(|model| model.key).collect();
         let damage = self.put_models_aside(what, why, keys)?;
         for id in at.map(|at| &taken.blobs[at].ids).into_iter().flatten() {
             self.blobs.put_aside(id)?;
@@ -56,29 +56,19 @@ impl Inner {
     }
 
     /// Puts a model aside whose tree is not what its manifest says. Blocks.
-    pub(super) fn quarantine_model(
-        &self,
-        key: &ModelKey,
-        manifest: Option<Manifest>,
-        what: &str,
-        why: &str,
-    ) -> Result<Damage> {
+    pub(super) fn quarantine_model(&self, key: &ModelKey, what: &str, why: &str) -> Result<Damage> {
         let alone = self.holds.exclusively();
-        let damage = self.put_models_aside(what, why, vec![(key.clone(), manifest)])?;
+        let damage = self.put_models_aside(what, why, vec![key.clone()])?;
         drop(alone);
         self.tell(&damage);
         Ok(damage)
     }
 
-    fn put_models_aside(
-        &self,
-        what: &str,
-        why: &str,
-        models: Vec<(ModelKey, Option<Manifest>)>,
-    ) -> Result<Damage> {
+    fn put_models_aside(&self, what: &str, why: &str, models: Vec<ModelKey>) -> Result<Damage> {
         let mut volumes = Vec::new();
         let mut manifests = Vec::new();
-        for (key, manifest) in models {
+        for key in models {
+            let manifest = self.models.read_manifest(&key).unwrap_or_default();
             let root = mount::identity(&self.layout.tree(&key)).ok();
             self.models.distrust(&key);
             put_aside(&self.layout.model(&key), &self.layout.quarantine())?;

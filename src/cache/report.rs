@@ -15,7 +15,7 @@ use super::progress::FillProgress;
 use super::space::FileSystem;
 use super::{evict, policy};
 use crate::error::Result;
-use crate::model::{Manifest, ModelKey};
+use crate::model::{Manifest, ManifestFile, ModelKey, Summary};
 use crate::mount;
 
 /// Everything in the cache, at one moment.
@@ -35,7 +35,9 @@ pub struct ModelReport {
     /// Its key.
     pub key: ModelKey,
     /// What it is; `None` when that cannot be read, or is not known yet.
-    pub manifest: Option<Arc<Manifest>>,
+    pub summary: Option<Arc<Summary>>,
+    /// Where it stands, if it does.
+    pub directory: Option<PathBuf>,
     /// How it stands.
     pub state: ModelState,
     /// Bytes of its files.
@@ -52,6 +54,22 @@ pub struct ModelReport {
     pub holders: Vec<LeaseRecord>,
     /// Mount points of it that no lease knows, such as kubelet's `subPath` binds.
     pub mounts: Vec<PathBuf>,
+}
+
+impl ModelReport {
+    /// Its files, as far as they can be read. Blocks.
+    pub fn files(&self) -> Vec<ManifestFile> {
+        let mut files = Vec::new();
+        if let ModelState::Arriving(progress) = &self.state {
+            files.extend(progress.manifest().iter().flat_map(|all| all.files.iter().cloned()));
+        } else if let Some(directory) = &self.directory
+            && let Ok(manifest) = std::fs::File::open(directory.join("manifest.json"))
+        {
+            // One that is torn has the files that could be read.
+            let _ = Manifest::each_file(manifest, |file| files.push(file));
+        }
+        files
+    }
 }
 
 /// How a model stands.
@@ -117,13 +135,14 @@ impl Inner {
                     true => ModelState::Complete,
                     false => ModelState::Unsynced,
                 },
-                bytes: model.manifest.as_ref().map_or(0, Manifest::bytes),
+                bytes: model.summary.as_ref().map_or(0, |summary| summary.bytes),
                 allocated: model.own.bytes + model.blobs.iter().map(bytes).sum::<u64>(),
                 shared: shared.map(bytes).sum(),
                 last_used: model.last_used,
                 pinned: kept.is_pinned(&model.key),
                 mounts: mounts.map(|one| one.target.clone()).filter(|at| !leased(at)).collect(),
-                manifest: model.manifest.map(Arc::new),
+                summary: model.summary.map(Arc::new),
+                directory: Some(self.layout.model(&model.key)),
                 holders,
                 key: model.key,
             });
@@ -139,21 +158,22 @@ impl Inner {
         for name in files::names(&self.layout.quarantine())? {
             let Some(key) = name.split('.').next().and_then(ModelKey::parse) else { continue };
             let path = self.layout.quarantine().join(&name);
-            let manifest = files::read(&path.join("manifest.json"))?;
-            let manifest = manifest.and_then(|bytes| Manifest::from_json(&bytes).ok());
+            let manifest = std::fs::File::open(path.join("manifest.json"));
+            let summary = manifest.ok().and_then(|file| Summary::of_stored(file).ok());
             let root = mount::identity(&path.join("tree")).ok();
             let holders = leases.iter().filter(|lease| Some(lease.root) == root);
             let used = std::fs::metadata(path.join("manifest.json")).and_then(|m| m.modified());
             found.push(ModelReport {
                 state: ModelState::Damaged,
-                bytes: manifest.as_ref().map_or(0, Manifest::bytes),
+                bytes: summary.as_ref().map_or(0, |summary| summary.bytes),
                 allocated: 0,
                 shared: 0,
                 last_used: used.unwrap_or(SystemTime::UNIX_EPOCH),
                 pinned: false,
                 holders: holders.cloned().collect(),
                 mounts: Vec::new(),
-                manifest: manifest.map(Arc::new),
+                summary: summary.map(Arc::new),
+                directory: Some(path),
                 key,
             });
         }
@@ -163,7 +183,8 @@ impl Inner {
     fn arriving(&self, kept: &Kept) -> Vec<ModelReport> {
         let running = self.model_flights.running().into_iter();
         let arriving = running.map(|(key, progress)| ModelReport {
-            manifest: progress.manifest(),
+            summary: progress.manifest().map(|manifest| Arc::new(manifest.summary())),
+            directory: None,
             bytes: progress.snapshot().total,
             state: ModelState::Arriving(progress),
             allocated: 0,

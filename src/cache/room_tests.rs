@@ -7,7 +7,7 @@ fn id(digit: &str) -> BlobId {
 }
 
 fn wanted(digit: &str, size: u64) -> Wanted {
-    Wanted { missing: vec![(id(digit), size)], tree_inodes: 1 }
+    Wanted { missing: vec![(id(digit), size)], tree: Space { bytes: 0, inodes: 1 } }
 }
 
 #[tokio::test]
@@ -97,7 +97,8 @@ async fn an_older_revision_goes_with_its_last_lease_unless_somebody_names_it() {
 async fn what_was_read_is_put_aside_and_not_what_came_in_its_place() {
     let f = fixture();
     let model = f.stand("m/", &[("m/w", "weights")]);
-    let (id, path) = (model.manifest.files[0].blob.clone(), f.blob(&model, "w"));
+    let (id, path) =
+        (model.manifest().unwrap().unwrap().files[0].blob.clone(), f.blob(&model, "w"));
     let read = f.cache.0.blobs.inode(&id).unwrap();
     assert!(f.cache.0.blobs.stands(&id, read));
     fs::rename(&path, path.with_extension("old")).unwrap();

@@ -181,8 +181,8 @@ impl Inner {
         let verdict = Arc::new(verdict);
         if !verdict.broken.named.is_empty() {
             tracing::warn!(
-                model = %model.manifest.source,
-                revision = model.manifest.revision.as_str(),
+                model = %model.summary.source,
+                revision = model.summary.revision.as_str(),
                 files = verdict.broken.named.len() + verdict.broken.more,
                 "a model has safetensors files that no loader can open"
             );
@@ -210,7 +210,7 @@ fn verdict(model: &CachedModel) -> Result<Option<Verdict>> {
 }
 
 fn look(model: &CachedModel) -> Result<Verdict, Stop> {
-    let manifest = &model.manifest;
+    let manifest = model.manifest().map_err(Stop::Failed)?.ok_or(Stop::Vanished)?;
     let sizes: HashMap<&str, u64> =
         manifest.files.iter().map(|file| (file.path.as_str(), file.size)).collect();
     let paths: HashSet<&str> = sizes.keys().copied().collect();

@@ -19,7 +19,7 @@ fn model(files: &[(&str, &[u8])]) -> (tempfile::TempDir, CachedModel) {
     let objects: Vec<ListedObject> = files
         .iter()
         .map(|(path, bytes)| {
-            let file = dir.path().join(path);
+            let file = dir.path().join("tree").join(path);
             std::fs::create_dir_all(file.parent().unwrap()).unwrap();
             std::fs::write(file, bytes).unwrap();
             let size = bytes.len() as u64;
@@ -28,10 +28,12 @@ fn model(files: &[(&str, &[u8])]) -> (tempfile::TempDir, CachedModel) {
         })
         .collect();
     let tree = Tree::arrange(objects, &source.prefix, &Filters::default()).unwrap().unwrap();
-    let manifest = Arc::new(Manifest::new(source, "", tree));
-    let (key, tree) = (manifest.key(), dir.path().to_owned());
+    let manifest = Manifest::new(source, "", tree);
+    manifest.write(File::create(dir.path().join("manifest.json")).unwrap()).unwrap();
+    let (key, tree) = (manifest.key(), dir.path().join("tree"));
+    let summary = Arc::new(manifest.summary());
     let hold = Holds::default().model(&key);
-    (dir, CachedModel { key, manifest, tree, _hold: hold })
+    (dir, CachedModel { key, summary, tree, _hold: hold })
 }
 
 fn request(exclude: Option<&str>) -> ModelRequest {

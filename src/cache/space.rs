@@ -61,7 +61,7 @@ impl FileSystem {
 }
 
 /// What a file's size is rounded up to.
-const BLOCK: u64 = 4096;
+pub(super) const BLOCK: u64 = 4096;
 
 /// A blob, its record, its entry in the index of contents; and its journal,
 /// while it downloads.
@@ -89,6 +89,8 @@ pub(super) struct Ledger {
 #[derive(Debug, Default)]
 struct Book {
     pending: HashMap<BlobId, Pending>,
+    /// Bytes of the trees that were admitted.
+    trees: u64,
     /// How many count the cache at this moment.
     counting: usize,
     /// What ended while somebody counts, with the whole sizes.
@@ -115,6 +117,7 @@ struct Pending {
 pub(super) struct Reservation {
     ledger: Ledger,
     blobs: Vec<BlobId>,
+    tree: u64,
 }
 
 /// What a model needs to be brought in.
@@ -122,8 +125,8 @@ pub(super) struct Reservation {
 pub(super) struct Wanted {
     /// Blobs that are not there, and their sizes.
     pub(super) missing: Vec<(BlobId, u64)>,
-    /// Inodes of the tree.
-    pub(super) tree_inodes: u64,
+    /// The directories of the tree, and what stands beside it.
+    pub(super) tree: Space,
 }
 
 /// From before the cache is counted until the sum is used: what begins and
@@ -223,8 +226,10 @@ impl Ledger {
             entry.or_insert(Pending { size: *size, reservations: 0 }).reservations += 1;
         }
         let blobs = wanted.missing.iter().map(|(id, _)| id.clone()).collect();
+        let tree = wanted.tree.bytes;
+        book.trees = book.trees.saturating_add(tree);
         drop(book);
-        Ok(Ok(Reservation { ledger: self.clone(), blobs }))
+        Ok(Ok(Reservation { ledger: self.clone(), blobs, tree }))
     }
 
     /// Keeps counting a blob that was admitted, for as long as its own download
@@ -233,7 +238,7 @@ impl Ledger {
         let mut book = self.lock();
         let entry = book.pending.entry(id.clone());
         entry.or_insert(Pending { size, reservations: 0 }).reservations += 1;
-        Reservation { ledger: self.clone(), blobs: vec![id.clone()] }
+        Reservation { ledger: self.clone(), blobs: vec![id.clone()], tree: 0 }
     }
 
     /// What a model needs and what is there for it, whether that lacks or not.
@@ -254,6 +259,8 @@ impl Ledger {
         let since = pending.iter().filter(|(id, _)| !measured.running.contains_key(id));
         let since = since.map(|(_, p)| p.size.next_multiple_of(BLOCK));
         let running = since.chain(measured.running.values().copied()).fold(0, u64::saturating_add);
+        // Trees are built last, so that all of theirs is still to come.
+        let running = running.saturating_add(book.trees);
         let counted = |id| pending.contains_key(id) || measured.running.contains_key(id);
         let new = measured.wanted.iter().filter(|(id, _)| !counted(*id));
         let bytes = new.map(|(_, to_come)| *to_come).fold(0, u64::saturating_add);
@@ -261,7 +268,7 @@ impl Ledger {
         let inodes = count(wanted.missing.len())
             .saturating_mul(INODES_PER_BLOB)
             .saturating_add(measured.fans);
-        let needs = Space { bytes, inodes: inodes.saturating_add(wanted.tree_inodes) };
+        let needs = Space { bytes, inodes }.saturating_add(wanted.tree);
         let ended = measured.running.keys().filter(|id| !pending.contains_key(*id)).count();
         let new_inodes = count(pending.len() + ended).saturating_mul(INODES_PER_BLOB);
         let kept = Space {
@@ -307,6 +314,7 @@ impl Ledger {
 impl Drop for Reservation {
     fn drop(&mut self) {
         let mut book = self.ledger.lock();
+        book.trees = book.trees.saturating_sub(self.tree);
         for id in &self.blobs {
             let Some(entry) = book.pending.get_mut(id) else { continue };
             entry.reservations -= 1;
@@ -339,7 +347,7 @@ mod tests {
     }
 
     fn wanted(n: u8, size: u64) -> Wanted {
-        Wanted { missing: vec![(id(n), size)], tree_inodes: 3 }
+        Wanted { missing: vec![(id(n), size)], tree: Space { bytes: 0, inodes: 3 } }
     }
 
     #[test]

@@ -67,15 +67,15 @@ impl Inner {
             }
             found.models += 1;
             blobs.extend(&model.blobs);
-            let misfit = match &model.manifest {
+            let misfit = match self.models.read_manifest(&model.key).unwrap_or_default() {
                 None => Some(("manifest.json".to_owned(), "it cannot be read".to_owned())),
-                Some(manifest) => {
-                    self.models.misfit(&model.key, manifest).map(|misfit| (misfit.path, misfit.why))
-                }
+                Some(manifest) => self
+                    .models
+                    .misfit(&model.key, &manifest)
+                    .map(|misfit| (misfit.path, misfit.why)),
             };
             if let Some((what, why)) = misfit {
-                let manifest = model.manifest.clone();
-                found.damaged.push(self.quarantine_model(&model.key, manifest, &what, &why)?);
+                found.damaged.push(self.quarantine_model(&model.key, &what, &why)?);
             }
         }
         if keys.is_none() {

@@ -54,6 +54,7 @@ enum Command {
 
 /// Parses the arguments and runs the command.
 pub fn run() -> ExitCode {
+    crate::budget::limit_arenas();
     let cli = Cli::parse();
     let (result, json) = match cli.command {
         Command::Node(args) => (serve(&cli.log, args, services::Mode::Node), false),

@@ -114,7 +114,7 @@ impl Place {
 
     /// Renames everything into place and removes our own state. Blocks.
     pub(super) fn settle(&self, manifest: &Manifest) -> Result<()> {
-        for directory in &manifest.directories {
+        for directory in manifest.all_directories() {
             let path = self.dir.join(directory);
             fs::create_dir_all(&path)
                 .map_err(|e| Error::io(format!("creating {}", path.display()), &e))?;
@@ -166,7 +166,8 @@ fn parse_finished(rest: &str) -> Option<Verified> {
 /// model may stand where our state is.
 fn check(dir: &Path, manifest: &Manifest) -> Result<()> {
     let of_ours = |path: &str| path == STATE || path.starts_with(&format!("{STATE}/"));
-    let paths = manifest.files.iter().map(|f| &f.path).chain(&manifest.directories);
+    let directories = manifest.all_directories();
+    let paths = manifest.files.iter().map(|f| f.path.as_str()).chain(directories.iter().copied());
     if let Some(path) = paths.into_iter().find(|path| of_ours(path)) {
         return Err(Error::new(
             ErrorKind::Precondition,
@@ -180,7 +181,7 @@ fn check(dir: &Path, manifest: &Manifest) -> Result<()> {
         return Ok(());
     }
     let files: HashSet<&str> = manifest.files.iter().map(|f| f.path.as_str()).collect();
-    let directories: HashSet<&str> = manifest.directories.iter().map(String::as_str).collect();
+    let directories: HashSet<&str> = directories.into_iter().collect();
     let mut open = vec![String::new()];
     while let Some(below) = open.pop() {
         let path = dir.join(&below);

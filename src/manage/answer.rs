@@ -333,7 +333,7 @@ impl CacheState {
 
 impl ModelEntry {
     pub(super) fn new(report: &ModelReport, with_files: bool) -> Self {
-        let manifest = report.manifest.as_deref();
+        let summary = report.summary.as_deref();
         let now = match &report.state {
             ModelState::Arriving(progress) => Some(progress.snapshot()),
             ModelState::Complete | ModelState::Unsynced | ModelState::Damaged => None,
@@ -347,19 +347,18 @@ impl ModelEntry {
                 _ => "downloading",
             },
         };
-        let files =
-            manifest.filter(|_| with_files).into_iter().flat_map(|manifest| &manifest.files);
+        let files = if with_files { report.files() } else { Vec::new() };
         Self {
             key: report.key.clone(),
-            uri: manifest.map(|manifest| manifest.source.to_string()),
-            location: manifest.map(|manifest| manifest.source.location.clone()),
-            revision: manifest.map(|manifest| manifest.revision.clone()),
-            node_label: manifest.map(|manifest| node_label(&manifest.source)),
-            scope: manifest.map(|manifest| manifest.scope.clone()).unwrap_or_default(),
+            uri: summary.map(|summary| summary.source.to_string()),
+            location: summary.map(|summary| summary.source.location.clone()),
+            revision: summary.map(|summary| summary.revision.clone()),
+            node_label: summary.map(|summary| node_label(&summary.source)),
+            scope: summary.map(|summary| summary.scope.clone()).unwrap_or_default(),
             state: state.to_owned(),
             done_bytes: now.map(|now| now.done),
             bytes_per_second: now.and_then(|now| now.rate),
-            bytes: manifest.map_or(report.bytes, crate::model::Manifest::bytes),
+            bytes: summary.map_or(report.bytes, |summary| summary.bytes),
             allocated_bytes: report.allocated,
             shared_bytes: report.shared,
             last_used: time_text(report.last_used),
@@ -367,11 +366,12 @@ impl ModelEntry {
             holders: report.holders.iter().map(HolderEntry::new).collect(),
             mounts: report.mounts.clone(),
             files: files
+                .into_iter()
                 .map(|file| FileEntry {
-                    path: file.path.clone(),
+                    path: file.path,
                     bytes: file.size,
-                    etag: file.etag.clone(),
-                    blob: file.blob.clone(),
+                    etag: file.etag,
+                    blob: file.blob,
                 })
                 .collect(),
         }

@@ -184,7 +184,7 @@ impl Manager {
             }
         };
         warnings.extend(self.settle(&request, &route, &model).await?);
-        let (key, revision) = (model.key.clone(), model.manifest.revision.clone());
+        let (key, revision) = (model.key.clone(), model.summary.revision.clone());
         Ok(Answer::Import(Import { key, revision, imported, warnings: texts(warnings) }))
     }
 
@@ -235,8 +235,8 @@ fn brought(uri: &str, (came, warnings): (Came, Vec<Warning>)) -> Brought {
         uri: uri.to_owned(),
         result: came.label().to_owned(),
         key: Some(model.key.clone()),
-        revision: Some(model.manifest.revision.clone()),
-        bytes: model.manifest.bytes(),
+        revision: Some(model.summary.revision.clone()),
+        bytes: model.summary.bytes,
         kind: None,
         error: None,
         warnings: texts(warnings),

@@ -19,7 +19,7 @@ pub(super) fn all<'a>(inventory: &'a Inventory, text: &str) -> Result<Vec<&'a Mo
     let found: Vec<&ModelReport> = if text.starts_with("oci://") {
         let uri = ModelUri::parse(text)?;
         let meant = |report: &&ModelReport| {
-            report.manifest.as_ref().is_some_and(|manifest| is_of(&manifest.source, &uri))
+            report.summary.as_ref().is_some_and(|summary| is_of(&summary.source, &uri))
         };
         inventory.models.iter().filter(meant).collect()
     } else {
@@ -84,7 +84,8 @@ mod tests {
         let tree = Tree::arrange([object], &source.prefix, &Filters::default()).unwrap().unwrap();
         ModelReport {
             key: ModelKey::parse(&format!("{key:0<64}")).unwrap(),
-            manifest: Some(Arc::new(Manifest::new(source, "", tree))),
+            summary: Some(Arc::new(Manifest::new(source, "", tree).summary())),
+            directory: None,
             state: ModelState::Complete,
             bytes: 1,
             allocated: 1,

@@ -42,22 +42,42 @@ impl fmt::Display for Source {
     }
 }
 
+/// 64 hexadecimal digits, in place: there may be hundreds of thousands.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+struct Hex([u8; 64]);
+
+impl Hex {
+    fn parse(text: &str) -> Option<Self> {
+        is_hex64(text).then(|| text.as_bytes().try_into().ok().map(Self))?
+    }
+
+    fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.0).unwrap_or_default()
+    }
+}
+
+impl fmt::Debug for Hex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self.as_str(), f)
+    }
+}
+
 macro_rules! hex_id {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
-        pub struct $name(String);
+        pub struct $name(Hex);
 
         impl $name {
             /// The 64 hexadecimal digits.
             pub fn as_str(&self) -> &str {
-                &self.0
+                self.0.as_str()
             }
 
             /// Parses 64 lower-case hexadecimal digits.
             pub fn parse(text: &str) -> Option<Self> {
-                is_hex64(text).then(|| Self(text.to_owned()))
+                Hex::parse(text).map(Self)
             }
         }
 
@@ -70,13 +90,13 @@ macro_rules! hex_id {
 
         impl From<$name> for String {
             fn from(id: $name) -> Self {
-                id.0
+                id.0.as_str().to_owned()
             }
         }
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&self.0)
+                f.write_str(self.as_str())
             }
         }
     };
@@ -119,7 +139,7 @@ impl Revision {
         for (name, size, etag) in lines {
             fields.add(name).add(&size.to_string()).add(etag);
         }
-        Self(format!("sha256:{}", fields.hex()))
+        Self(format!("sha256:{}", fields.hex().as_str()))
     }
 
     /// The text, `sha256:…`.
@@ -167,7 +187,7 @@ impl BlobId {
 impl ModelKey {
     /// The key of what is not known: no model has it.
     pub fn unknown() -> Self {
-        Self("0".repeat(64))
+        Self(Hex([b'0'; 64]))
     }
 
     /// The key of one revision of `source` in this cache scope.
@@ -231,14 +251,14 @@ impl Fields {
         self
     }
 
-    fn hex(&mut self) -> String {
-        use fmt::Write as _;
+    fn hex(&mut self) -> Hex {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
         let digest = self.0.clone().finish();
-        digest.as_ref().iter().fold(String::with_capacity(64), |mut hex, byte| {
-            // Writing to a String cannot fail.
-            let _ = write!(hex, "{byte:02x}");
-            hex
-        })
+        let mut hex = [0; 64];
+        for (two, byte) in hex.chunks_mut(2).zip(digest.as_ref()) {
+            two.copy_from_slice(&[DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]);
+        }
+        Hex(hex)
     }
 }
 

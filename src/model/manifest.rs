@@ -1,12 +1,24 @@
 //! The exact content of one model: which bytes stand at which path.
 
-use serde::{Deserialize, Serialize};
+use std::fmt::{self, Display};
+use std::io::{self, Read, Write};
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use serde::de::{self, DeserializeSeed, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{BlobId, BucketName, ModelKey, NamespaceName, Prefix, Revision, Source, Tree, Warning};
 use crate::error::{Error, Result};
 
 /// Version of the stored form.
 const FORMAT: u32 = 1;
+
+/// What a file takes in the stored form besides its path and ETag.
+const STORED_FILE: usize = 220;
+
+/// To what its size is rounded down.
+const STORED_UNIT: usize = 64 * 1024;
 
 /// One file of a model.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,17 +49,75 @@ pub struct Manifest {
     pub revision: Revision,
     /// Files, sorted by path.
     pub files: Vec<ManifestFile>,
-    /// Directories, parents before children.
+    /// Directories that only a marker names, without those that the files' paths
+    /// imply: of these there may be hundreds for each file.
     pub directories: Vec<String>,
     /// What whoever gets the model should look at. Those of the listing that it
     /// was resolved from: they are not stored.
     pub warnings: Vec<Warning>,
+    /// What it is accounted with.
+    pub kept: Kept,
+}
+
+/// Something that ends with what it is kept with, and is no part of it.
+#[derive(Clone, Default)]
+pub struct Kept(Option<Arc<dyn Send + Sync>>);
+
+impl Kept {
+    /// Keeps this.
+    pub fn new(kept: impl Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(kept)))
+    }
+}
+
+impl fmt::Debug for Kept {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() { "Kept" } else { "-" })
+    }
+}
+
+impl PartialEq for Kept {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Kept {}
+
+/// What of a model is asked for again and again, in a few hundred bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Summary {
+    /// Where it comes from.
+    pub source: Source,
+    /// Which cached copies may be shared with whom; empty for the whole cluster.
+    pub scope: String,
+    /// What exactly it is.
+    pub revision: Revision,
+    /// Sum of the files' sizes, in bytes.
+    pub bytes: u64,
+    /// Files, directories and the root.
+    pub inodes: u64,
 }
 
 /// What `manifest.json` holds.
+#[derive(Serialize)]
+struct Stored<'a> {
+    format: u32,
+    location: &'a str,
+    namespace: &'a str,
+    bucket: &'a str,
+    prefix: &'a str,
+    scope: &'a str,
+    revision: &'a Revision,
+    bytes: u64,
+    files: &'a [ManifestFile],
+    directories: &'a [String],
+}
+
+/// What stands beside it.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Stored {
+struct StoredSummary {
     format: u32,
     location: String,
     namespace: String,
@@ -56,8 +126,7 @@ struct Stored {
     scope: String,
     revision: Revision,
     bytes: u64,
-    files: Vec<ManifestFile>,
-    directories: Vec<String>,
+    inodes: u64,
 }
 
 impl Manifest {
@@ -74,7 +143,8 @@ impl Manifest {
             })
             .collect();
         let Tree { revision, directories, warnings, .. } = tree;
-        Self { source, scope: scope.to_owned(), revision, files, directories, warnings }
+        let (scope, kept) = (scope.to_owned(), Kept::default());
+        Self { source, scope, revision, files, directories, warnings, kept }
     }
 
     /// The key under which this model is cached.
@@ -92,15 +162,136 @@ impl Manifest {
         self.files.iter().map(|f| f.size).fold(0, u64::saturating_add)
     }
 
-    /// Number of inodes a copy of the tree shows: files, directories and the root.
-    pub fn inodes(&self) -> u64 {
-        let entries = self.files.len().saturating_add(self.directories.len());
-        u64::try_from(entries).unwrap_or(u64::MAX).saturating_add(1)
+    /// All directories below the root, parents before children: those that the
+    /// files' paths imply, and those that only have a marker.
+    pub fn all_directories(&self) -> Vec<&str> {
+        let mut all: Vec<&str> = Vec::new();
+        let mut before = "";
+        for file in &self.files {
+            all.extend(new_directories(before, &file.path));
+            before = &file.path;
+        }
+        for directory in &self.directories {
+            all.extend(new_directories("", directory));
+            all.push(directory);
+        }
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
+    /// What the stored form takes on the disk, about, in bytes; small ones count
+    /// as nothing.
+    pub fn stored_bytes(&self) -> u64 {
+        let texts = |file: &ManifestFile| file.path.len() + file.etag.len() + STORED_FILE;
+        let all = self.files.iter().map(texts).sum::<usize>() / STORED_UNIT * STORED_UNIT;
+        u64::try_from(all).unwrap_or(u64::MAX)
+    }
+
+    /// What is told of it without it.
+    pub fn summary(&self) -> Summary {
+        let entries = self.files.len().saturating_add(self.all_directories().len());
+        Summary {
+            source: self.source.clone(),
+            scope: self.scope.clone(),
+            revision: self.revision.clone(),
+            bytes: self.bytes(),
+            inodes: u64::try_from(entries).unwrap_or(u64::MAX).saturating_add(1),
+        }
+    }
+
+    /// Writes the stored form, without making a second one in memory.
+    ///
+    /// # Errors
+    /// Those of the output.
+    pub fn write(&self, output: impl Write) -> io::Result<()> {
+        let stored = Stored {
+            format: FORMAT,
+            location: &self.source.location,
+            namespace: self.source.namespace.as_str(),
+            bucket: self.source.bucket.as_str(),
+            prefix: self.source.prefix.as_str(),
+            scope: &self.scope,
+            revision: &self.revision,
+            bytes: self.bytes(),
+            files: &self.files,
+            directories: &self.directories,
+        };
+        let mut output = io::BufWriter::new(output);
+        serde_json::to_writer_pretty(&mut output, &stored)?;
+        output.flush()
+    }
+
+    /// Reads the stored form; anything that does not hold together is an error.
+    pub fn read(input: impl Read) -> Result<Self> {
+        let (mut files, mut directories) = (Vec::new(), Vec::<String>::new());
+        let head = scan(input, |part| match part {
+            Part::File(file) => files.push(file),
+            Part::Directory(directory) => {
+                // Older manifests name every directory, parents before children.
+                let is_parent = |last: &String| {
+                    directory.strip_prefix(last.as_str()).is_some_and(|rest| rest.starts_with('/'))
+                };
+                if directories.last().is_some_and(is_parent) {
+                    directories.pop();
+                }
+                directories.push(directory);
+            }
+        })?;
+        let Summary { source, scope, revision, bytes, .. } = head;
+        let (warnings, kept) = (Vec::new(), Kept::default());
+        let manifest = Self { source, scope, revision, files, directories, warnings, kept };
+        if manifest.bytes() != bytes {
+            return Err(broken("its sizes do not add up"));
+        }
+        Ok(manifest)
+    }
+}
+
+impl Manifest {
+    /// Shows each file of a stored manifest, in memory that does not grow with it.
+    ///
+    /// # Errors
+    /// `Internal` when it is torn or of another format.
+    pub fn each_file(input: impl Read, mut see: impl FnMut(ManifestFile)) -> Result<()> {
+        let head = scan(input, |part| match part {
+            Part::File(file) => see(file),
+            Part::Directory(_) => {}
+        });
+        head.map(drop)
+    }
+}
+
+impl Summary {
+    /// The key under which this model is cached.
+    pub fn key(&self) -> ModelKey {
+        ModelKey::of(&self.scope, &self.source, &self.revision)
+    }
+
+    /// The summary of a stored manifest, in memory that does not grow with it.
+    ///
+    /// # Errors
+    /// `Internal` when it is torn or of another format.
+    pub fn of_stored(input: impl Read) -> Result<Self> {
+        let (mut files, mut named, mut implied) = (0_u64, 0_u64, 0_u64);
+        let mut before = String::new();
+        let head = scan(input, |part| match part {
+            Part::File(file) => {
+                files = files.saturating_add(1);
+                let more = new_directories(&before, &file.path).count();
+                implied = implied.saturating_add(u64::try_from(more).unwrap_or(u64::MAX));
+                before = file.path;
+            }
+            Part::Directory(_) => named = named.saturating_add(1),
+        })?;
+        // Older manifests name all directories; others have a summary beside them.
+        let inodes = files.saturating_add(named.max(implied)).saturating_add(1);
+        Ok(Self { inodes, ..head })
     }
 
     /// The stored form.
     pub fn to_json(&self) -> Vec<u8> {
-        let stored = Stored {
+        let stored = StoredSummary {
             format: FORMAT,
             location: self.source.location.clone(),
             namespace: self.source.namespace.as_str().to_owned(),
@@ -108,21 +299,22 @@ impl Manifest {
             prefix: self.source.prefix.as_str().to_owned(),
             scope: self.scope.clone(),
             revision: self.revision.clone(),
-            bytes: self.bytes(),
-            files: self.files.clone(),
-            directories: self.directories.clone(),
+            bytes: self.bytes,
+            inodes: self.inodes,
         };
-        serde_json::to_vec_pretty(&stored).expect("strings and numbers always serialize")
+        serde_json::to_vec(&stored).expect("strings and numbers always serialize")
     }
 
-    /// Reads the stored form; anything that does not hold together is an error.
+    /// Reads the stored form.
+    ///
+    /// # Errors
+    /// `Internal` when it is torn or of another format.
     pub fn from_json(bytes: &[u8]) -> Result<Self> {
-        let broken = |why: String| Error::internal(format!("manifest.json is not usable: {why}"));
-        let stored: Stored = serde_json::from_slice(bytes).map_err(|e| broken(e.to_string()))?;
+        let stored: StoredSummary = serde_json::from_slice(bytes).map_err(|e| broken(e))?;
         if stored.format != FORMAT {
             return Err(broken(format!("format {} is not {FORMAT}", stored.format)));
         }
-        let manifest = Self {
+        Ok(Self {
             source: Source {
                 location: stored.location,
                 namespace: NamespaceName::parse(&stored.namespace)?,
@@ -131,14 +323,138 @@ impl Manifest {
             },
             scope: stored.scope,
             revision: stored.revision,
-            files: stored.files,
-            directories: stored.directories,
-            warnings: Vec::new(),
-        };
-        if manifest.bytes() != stored.bytes {
-            return Err(broken("its sizes do not add up".to_owned()));
+            bytes: stored.bytes,
+            inodes: stored.inodes,
+        })
+    }
+}
+
+/// The directories of a name that the one before it, in the order of bytes, does
+/// not have: so each is met once. A name that ends in a slash is in a directory
+/// of that name.
+pub(super) fn new_directories<'a>(before: &str, name: &'a str) -> impl Iterator<Item = &'a str> {
+    let shared = before.bytes().zip(name.bytes()).take_while(|(a, b)| a == b).count();
+    name.match_indices('/').filter(move |(at, _)| *at >= shared).map(|(at, _)| &name[..at])
+}
+
+fn broken(why: impl Display) -> Error {
+    Error::internal(format!("manifest.json is not usable: {why}"))
+}
+
+/// One part of a manifest that is read piece by piece.
+enum Part {
+    File(ManifestFile),
+    Directory(String),
+}
+
+/// Reads a stored manifest piece by piece; the summary that comes back counts
+/// no inodes.
+fn scan(input: impl Read, mut see: impl FnMut(Part)) -> Result<Summary> {
+    let mut json = serde_json::Deserializer::from_reader(io::BufReader::new(input));
+    let head = json.deserialize_map(Whole(&mut see)).map_err(|e| broken(e))?;
+    json.end().map_err(|e| broken(e))?;
+    let format = head.format.unwrap_or_default();
+    if format != FORMAT {
+        return Err(broken(format!("format {format} is not {FORMAT}")));
+    }
+    let missing = || broken("it is not whole");
+    Ok(Summary {
+        source: Source {
+            location: head.location.ok_or_else(missing)?,
+            namespace: NamespaceName::parse(&head.namespace.ok_or_else(missing)?)?,
+            bucket: BucketName::parse(&head.bucket.ok_or_else(missing)?)?,
+            prefix: Prefix::parse(&head.prefix.ok_or_else(missing)?)?,
+        },
+        scope: head.scope.ok_or_else(missing)?,
+        revision: head.revision.ok_or_else(missing)?,
+        bytes: head.bytes.filter(|_| head.files && head.directories).ok_or_else(missing)?,
+        inodes: 0,
+    })
+}
+
+/// What was found of a manifest.
+#[derive(Default)]
+struct Head {
+    format: Option<u32>,
+    location: Option<String>,
+    namespace: Option<String>,
+    bucket: Option<String>,
+    prefix: Option<String>,
+    scope: Option<String>,
+    revision: Option<Revision>,
+    bytes: Option<u64>,
+    files: bool,
+    directories: bool,
+}
+
+struct Whole<'a, F>(&'a mut F);
+
+impl<'de, F: FnMut(Part)> Visitor<'de> for Whole<'_, F> {
+    type Value = Head;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a manifest")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Head, A::Error> {
+        let mut head = Head::default();
+        while let Some(key) = map.next_key::<String>()? {
+            match key.as_str() {
+                "format" => head.format = Some(map.next_value()?),
+                "location" => head.location = Some(map.next_value()?),
+                "namespace" => head.namespace = Some(map.next_value()?),
+                "bucket" => head.bucket = Some(map.next_value()?),
+                "prefix" => head.prefix = Some(map.next_value()?),
+                "scope" => head.scope = Some(map.next_value()?),
+                "revision" => head.revision = Some(map.next_value()?),
+                "bytes" => head.bytes = Some(map.next_value()?),
+                "files" => {
+                    map.next_value_seed(Each::new(|file| (self.0)(Part::File(file))))?;
+                    head.files = true;
+                }
+                "directories" => {
+                    map.next_value_seed(Each::new(|name| (self.0)(Part::Directory(name))))?;
+                    head.directories = true;
+                }
+                _ => return Err(de::Error::custom("it has a field that is not known")),
+            }
         }
-        Ok(manifest)
+        Ok(head)
+    }
+}
+
+/// Each element of a list, without the list.
+struct Each<T, F> {
+    see: F,
+    of: PhantomData<T>,
+}
+
+impl<T, F> Each<T, F> {
+    fn new(see: F) -> Self {
+        Self { see, of: PhantomData }
+    }
+}
+
+impl<'de, T: Deserialize<'de>, F: FnMut(T)> DeserializeSeed<'de> for Each<T, F> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, input: D) -> Result<(), D::Error> {
+        input.deserialize_seq(self)
+    }
+}
+
+impl<'de, T: Deserialize<'de>, F: FnMut(T)> Visitor<'de> for Each<T, F> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut all: A) -> Result<(), A::Error> {
+        while let Some(one) = all.next_element()? {
+            (self.see)(one);
+        }
+        Ok(())
     }
 }
 
@@ -161,25 +477,56 @@ mod tests {
             md5: Some("x==".into()),
             archived: false,
         };
-        let listing = [object("m/w", 7), object("m/d/c", 0)];
+        let listing = [object("m/d/c", 0), object("m/e/", 0), object("m/w", 7)];
         let tree = Tree::arrange(listing, &source.prefix, &Filters::default()).unwrap().unwrap();
         Manifest::new(source, "", tree)
+    }
+
+    fn stored(manifest: &Manifest) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        manifest.write(&mut bytes).unwrap();
+        bytes
     }
 
     #[test]
     fn what_is_stored_is_read_back() {
         let manifest = manifest();
-        assert_eq!(Manifest::from_json(&manifest.to_json()).unwrap(), manifest);
-        assert_eq!((manifest.bytes(), manifest.inodes()), (7, 4));
+        assert_eq!(Manifest::read(&*stored(&manifest)).unwrap(), manifest);
+        let summary = manifest.summary();
+        assert_eq!((summary.bytes, summary.inodes), (7, 5));
+        assert_eq!(Summary::from_json(&summary.to_json()).unwrap(), summary);
+        assert_eq!(summary.key(), manifest.key());
+    }
+
+    #[test]
+    fn directories_that_names_imply_are_made_and_not_stored() {
+        let manifest = manifest();
+        assert_eq!(manifest.all_directories(), ["d", "e"]);
+        assert_eq!(manifest.directories, ["e"]);
+    }
+
+    #[test]
+    fn a_manifest_that_names_every_directory_is_read_in_the_memory_of_its_files() {
+        let mut old = manifest();
+        let deep: Vec<String> = (1..=500).map(|depth| vec!["x"; depth].join("/")).collect();
+        old.files[0].path = format!("{}/w", deep[499]);
+        old.directories = ["d", "e"].map(str::to_owned).into_iter().chain(deep).collect();
+        let json = stored(&old);
+        let read = Manifest::read(&*json).unwrap();
+        assert_eq!(read.directories.len(), 3);
+        assert_eq!(read.all_directories().len(), 502);
+        let summary = Summary::of_stored(&*json).unwrap();
+        assert_eq!((summary.bytes, summary.inodes), (7, 2 + 502 + 1));
     }
 
     #[test]
     fn a_torn_or_foreign_manifest_is_refused() {
-        let json = manifest().to_json();
+        let json = stored(&manifest());
         for cut in [0, 1, json.len() / 2, json.len() - 1] {
-            assert!(Manifest::from_json(&json[..cut]).is_err());
+            assert!(Manifest::read(&json[..cut]).is_err());
+            assert!(Summary::of_stored(&json[..cut]).is_err());
         }
         let newer = String::from_utf8(json).unwrap().replace("\"format\": 1", "\"format\": 2");
-        assert!(Manifest::from_json(newer.as_bytes()).is_err());
+        assert!(Manifest::read(newer.as_bytes()).is_err());
     }
 }

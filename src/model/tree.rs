@@ -2,10 +2,10 @@
 //! object. Object names are hostile input: what could leave the tree, collide
 //! in it or not exist on a file system is refused before a byte is asked for.
 
-use std::collections::{BTreeMap, BTreeSet};
-
+use super::listing::Listed;
+use super::manifest::new_directories;
 use super::twins::twins;
-use super::{Filters, Pattern, Prefix, Revision, Warning, shown};
+use super::{Filters, Listing, Pattern, Prefix, Revision, Warning, shown, size_text};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Longest file name of Linux file systems, in bytes.
@@ -16,6 +16,12 @@ const LONGEST_NAME: usize = 1024;
 
 /// Largest object of Object Storage, in bytes.
 const LARGEST_OBJECT: u64 = 10 << 40;
+
+/// What a directory takes on the disk, in bytes.
+const BLOCK: u64 = 4096;
+
+/// What a file takes in a manifest in memory besides its texts, in bytes.
+const FILE_WEIGHT: usize = 240;
 
 /// One object of a listing, as far as the tree needs it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,88 +58,164 @@ pub struct Tree {
     pub revision: Revision,
     /// Files, sorted by path.
     pub files: Vec<TreeFile>,
-    /// Directories below the root, parents before children.
+    /// Directories that only a marker names. Those that the files' paths imply
+    /// are not listed.
     pub directories: Vec<String>,
     /// What whoever gets the model should look at.
     pub warnings: Vec<Warning>,
 }
 
-impl Tree {
-    /// Selects from a listing under `prefix` and arranges it.
+/// What is too much for one tree.
+#[derive(Debug, Clone, Copy)]
+pub struct TreeLimits {
+    /// Directories, in number.
+    pub directories: usize,
+    /// Bytes of the files and of the directories' blocks; `None` for no limit.
+    pub bytes: Option<u64>,
+}
+
+impl Default for TreeLimits {
+    fn default() -> Self {
+        Self { directories: usize::MAX, bytes: None }
+    }
+}
+
+/// What of a listing is selected, checked and counted; nothing of it is built.
+#[derive(Debug)]
+pub struct Selected<'a> {
+    /// In the order of their names, each once.
+    objects: Vec<Listed<'a>>,
+    directories: usize,
+    bytes: u64,
+    /// Of patterns that matched nothing.
+    unmatched: Option<Warning>,
+}
+
+impl<'a> Selected<'a> {
+    /// Selects from a listing.
     ///
     /// `Precondition`, naming the object: empty, `.` or `..` segments, NUL, a
-    /// segment over 255 bytes, a `d/` with bytes, `a` beside `a/b`, archived.
+    /// segment over 255 bytes, a name or a size that no object has, a `d/` with
+    /// bytes, `a` beside `a/b`, archived; and more than the limits allow.
     /// `Invalid` when the filters take too long. `None` when nothing is selected; the
-    /// prefix's own marker does not count. Takes seconds at worst: off the reactor.
+    /// prefix's own marker does not count. Takes a second at worst: off the reactor.
+    pub fn of(
+        listing: &'a Listing,
+        filters: &Filters,
+        limits: &TreeLimits,
+    ) -> Result<Option<Self>> {
+        let prefix = listing.prefix().as_str();
+        let mut selection = filters.selection();
+        let mut objects: Vec<Listed<'a>> = Vec::new();
+        for object in listing.iter() {
+            // The prefix's own marker, with or without bytes (some tools write a
+            // line break into it), says nothing about what is below it.
+            if object.name.is_empty() || !selection.has(object.name)? {
+                continue;
+            }
+            check(prefix, &object)?;
+            objects.push(object);
+        }
+        if objects.is_empty() {
+            return Ok(None);
+        }
+        // The service lists in this order; of two of a name the later one counts.
+        if !objects.is_sorted_by(|a, b| a.name < b.name) {
+            objects.reverse();
+            objects.sort_by_key(|object| object.name);
+            objects.dedup_by_key(|object| object.name);
+        }
+        let unmatched = filters.unmatched(&selection);
+        let mut found = Self { objects, directories: 0, bytes: 0, unmatched };
+        found.count(prefix, limits)?;
+        Ok(Some(found))
+    }
+
+    /// Counts directories and bytes, and looks for files of a directory's name.
+    fn count(&mut self, prefix: &str, limits: &TreeLimits) -> Result<()> {
+        let (mut before, mut directories, mut bytes) = ("", 0_usize, 0_u64);
+        for object in &self.objects {
+            bytes = bytes.saturating_add(object.size);
+            for directory in new_directories(before, object.name) {
+                if self.objects.binary_search_by_key(&directory, |other| other.name).is_ok() {
+                    let both = format!("{prefix}{directory}");
+                    let why = "is an object beside objects under ";
+                    let why = format!("{why}{}/: rename one of them", shown(&both, 200));
+                    return Err(refuse(&both, directory, &why));
+                }
+                directories += 1;
+            }
+            before = object.name;
+            if directories > limits.directories {
+                let most = limits.directories;
+                let why = format!("has more than {most} directories (limits.maxObjects)");
+                return Err(too_much(prefix, &why));
+            }
+        }
+        let blocks = u64::try_from(directories).unwrap_or(u64::MAX).saturating_mul(BLOCK);
+        let all = bytes.saturating_add(blocks);
+        if limits.bytes.is_some_and(|most| all > most) {
+            let with = match directories {
+                0 => String::new(),
+                some => format!(" with its {some} directories"),
+            };
+            let size = size_text(all);
+            let why = format!("is {size} large{with}, more than limits.maxModelSize allows");
+            return Err(too_much(prefix, &why));
+        }
+        (self.directories, self.bytes) = (directories, bytes);
+        Ok(())
+    }
+
+    /// What the manifest of it will take in memory, in bytes.
+    pub fn weight(&self) -> u64 {
+        let text = |object: &Listed<'_>| object.name.len() + object.etag.len() + object.md5.len();
+        let all = self.objects.iter().map(|object| text(object) + FILE_WEIGHT).sum::<usize>();
+        u64::try_from(all).unwrap_or(u64::MAX)
+    }
+
+    /// Sum of the files' sizes, in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Arranges it.
+    pub fn tree(&self) -> Tree {
+        let is_file = |object: &&Listed<'_>| !object.name.ends_with('/');
+        let lines = self.objects.iter().map(|object| (object.name, object.size, object.etag));
+        let revision = Revision::of(lines);
+        let mut files = Vec::with_capacity(self.objects.iter().filter(is_file).count());
+        files.extend(self.objects.iter().filter(is_file).map(|object| TreeFile {
+            path: object.name.to_owned(),
+            size: object.size,
+            etag: object.etag.to_owned(),
+            md5: (!object.md5.is_empty()).then(|| object.md5.to_owned()),
+        }));
+        // What is below a marker comes right after it.
+        let next = self.objects.iter().skip(1).map(|object| object.name).chain([""]);
+        let alone =
+            self.objects.iter().zip(next).filter(|(object, next)| {
+                object.name.ends_with('/') && !next.starts_with(object.name)
+            });
+        let directories = alone.filter_map(|(object, _)| object.name.strip_suffix('/'));
+        let directories = directories.map(str::to_owned).collect();
+        let names = self.objects.iter().map(|object| object.name.trim_end_matches('/'));
+        let warnings = twins(names).into_iter().chain(self.unmatched.clone()).collect();
+        Tree { revision, files, directories, warnings }
+    }
+}
+
+impl Tree {
+    /// Selects from a listing under `prefix` and arranges it, as [`Selected::of`].
     pub fn arrange(
-        listing: impl IntoIterator<Item = ListedObject>,
+        objects: impl IntoIterator<Item = ListedObject>,
         prefix: &Prefix,
         filters: &Filters,
     ) -> Result<Option<Self>> {
-        let mut files: BTreeMap<String, TreeFile> = BTreeMap::new();
-        let mut directories: BTreeSet<String> = BTreeSet::new();
-        let mut markers: Vec<(String, String)> = Vec::new();
-        let mut selection = filters.selection();
-        for object in listing {
-            let Some(relative) = object.name.strip_prefix(prefix.as_str()) else {
-                return Err(Error::internal(format!(
-                    "Object Storage listed {:?} under the prefix {prefix:?}",
-                    object.name
-                )));
-            };
-            // The prefix's own marker, with or without bytes (some tools write a
-            // line break into it), says nothing about what is below it.
-            if relative.is_empty() || !selection.has(relative)? {
-                continue;
-            }
-            check_name(&object, relative)?;
-            check_size(&object, relative)?;
-            if object.archived {
-                return Err(refuse(
-                    &object.name,
-                    relative,
-                    "lies in the archive tier: restore it (`oci os object restore`) or move it to \
-                     the standard tier, then the next try finds it",
-                ));
-            }
-            if let Some(directory) = relative.strip_suffix('/') {
-                if object.size > 0 {
-                    return Err(refuse(
-                        &object.name,
-                        relative,
-                        "ends in '/' and has bytes: it can be neither a file nor a directory",
-                    ));
-                }
-                add_parents(&mut directories, relative);
-                directories.insert(directory.to_owned());
-                markers.push((relative.to_owned(), object.etag));
-            } else {
-                add_parents(&mut directories, relative);
-                let path = relative.to_owned();
-                let file = TreeFile { path, size: object.size, etag: object.etag, md5: object.md5 };
-                files.insert(file.path.clone(), file);
-            }
-        }
-        if let Some(both) = files.keys().find(|path| directories.contains(*path)) {
-            return Err(refuse(
-                &format!("{prefix}{both}"),
-                both,
-                &format!("is an object beside objects under {prefix}{both}/: rename one of them"),
-            ));
-        }
-        if files.is_empty() && markers.is_empty() {
-            return Ok(None);
-        }
-        let files: Vec<TreeFile> = files.into_values().collect();
-        let paths = files.iter().map(|file| file.path.as_str());
-        let marked = markers.iter().map(|(name, _)| name.trim_end_matches('/'));
-        let warnings = twins(paths.chain(marked)).into_iter().chain(filters.unmatched(&selection));
-        let warnings = warnings.collect();
-        let selected = files.iter().map(|f| (f.path.as_str(), f.size, f.etag.as_str()));
-        let marked = markers.iter().map(|(name, etag)| (name.as_str(), 0, etag.as_str()));
-        let revision = Revision::of(selected.chain(marked));
-        let directories = directories.into_iter().collect();
-        Ok(Some(Self { revision, files, directories, warnings }))
+        let mut listing = Listing::new(prefix.clone());
+        listing.push(objects)?;
+        let selected = Selected::of(&listing, filters, &TreeLimits::default())?;
+        Ok(selected.map(|selected| selected.tree()))
     }
 
     /// Sum of the files' sizes, in bytes.
@@ -142,13 +224,30 @@ impl Tree {
     }
 }
 
-fn add_parents(directories: &mut BTreeSet<String>, relative: &str) {
-    for (end, _) in relative.match_indices('/') {
-        directories.insert(relative[..end].to_owned());
+/// What of a listing no file system can show, or nobody can read.
+fn check(prefix: &str, object: &Listed<'_>) -> Result<()> {
+    let name = format!("{prefix}{}", object.name);
+    check_name(&name, object.name)?;
+    check_size(&name, object)?;
+    if object.archived {
+        return Err(refuse(
+            &name,
+            object.name,
+            "lies in the archive tier: restore it (`oci os object restore`) or move it to \
+             the standard tier, then the next try finds it",
+        ));
     }
+    if object.name.ends_with('/') && object.size > 0 {
+        return Err(refuse(
+            &name,
+            object.name,
+            "ends in '/' and has bytes: it can be neither a file nor a directory",
+        ));
+    }
+    Ok(())
 }
 
-fn check_size(object: &ListedObject, relative: &str) -> Result<()> {
+fn check_size(name: &str, object: &Listed<'_>) -> Result<()> {
     if object.size <= LARGEST_OBJECT {
         return Ok(());
     }
@@ -157,15 +256,15 @@ fn check_size(object: &ListedObject, relative: &str) -> Result<()> {
          not Object Storage, or is broken",
         object.size
     );
-    Err(refuse(&object.name, relative, &why))
+    Err(refuse(name, object.name, &why))
 }
 
-fn check_name(object: &ListedObject, relative: &str) -> Result<()> {
-    if object.name.len() > LONGEST_NAME {
-        return Err(refuse(&object.name, relative, "has a name over 1,024 bytes"));
+fn check_name(name: &str, relative: &str) -> Result<()> {
+    if name.len() > LONGEST_NAME {
+        return Err(refuse(name, relative, "has a name over 1,024 bytes"));
     }
     if relative.contains('\0') {
-        return Err(refuse(&object.name, relative, "contains a NUL, which no file name can"));
+        return Err(refuse(name, relative, "contains a NUL, which no file name can"));
     }
     // The one slash that a directory's marker ends with is no empty segment.
     let path = relative.strip_suffix('/').unwrap_or(relative);
@@ -176,9 +275,18 @@ fn check_name(object: &ListedObject, relative: &str) -> Result<()> {
             long if long.len() > NAME_MAX => "has a path segment over 255 bytes",
             _ => continue,
         };
-        return Err(refuse(&object.name, relative, why));
+        return Err(refuse(name, relative, why));
     }
     Ok(())
+}
+
+fn too_much(prefix: &str, why: &str) -> Error {
+    let place = shown(if prefix.is_empty() { "/" } else { prefix }, 200);
+    let text = format!(
+        "{place} {why}: name a longer prefix, leave something out with `exclude`, or ask the \
+         administrator to raise the limit"
+    );
+    Error::new(ErrorKind::Precondition, text)
 }
 
 /// `relative` is the end of the object's name, below the prefix.
@@ -221,7 +329,7 @@ mod tests {
         let tree = tree.unwrap();
         let paths: Vec<_> = tree.files.iter().map(|f| f.path.as_str()).collect();
         assert_eq!(paths, ["a/b/w.bin", "config.json"]);
-        assert_eq!(tree.directories, ["a", "a/b"]);
+        assert_eq!(tree.directories, [""; 0], "names imply them");
         assert_eq!(tree.bytes(), 3);
     }
 
@@ -323,6 +431,37 @@ mod tests {
             let tree = Tree::arrange(objects, &prefix, &filters).unwrap().unwrap();
             assert_eq!(tree.files.len(), 1, "{pattern} for {bad}");
         }
+    }
+
+    #[test]
+    fn directories_and_their_blocks_are_limited_before_one_is_made() {
+        let deep = |n: usize| object(&format!("m/{n}/{}w", "x/".repeat(500)), 0);
+        let mut listing = Listing::new(Prefix::parse("m/").unwrap());
+        listing.push((0..200).map(deep)).unwrap();
+        let refusal = |limits: TreeLimits| {
+            let refused = Selected::of(&listing, &Filters::default(), &limits).unwrap_err();
+            assert_eq!(refused.kind(), ErrorKind::Precondition);
+            refused.message().to_owned()
+        };
+        let limits = TreeLimits { directories: 100_000, bytes: None };
+        assert!(refusal(limits).contains("more than 100000 directories"), "{}", refusal(limits));
+        let limits = TreeLimits { directories: 200_000, bytes: Some(1 << 20) };
+        assert!(refusal(limits).contains("with its 100200 directories, more than limits.max"));
+        let enough = TreeLimits { directories: 100_200, bytes: Some(100_200 * 4096) };
+        let selected = Selected::of(&listing, &Filters::default(), &enough).unwrap().unwrap();
+        assert_eq!(selected.tree().directories, [""; 0]);
+        assert!(selected.weight() > 200 * 2000 && selected.weight() < 200 * 2400);
+    }
+
+    #[test]
+    fn a_listing_out_of_order_is_the_same_tree_and_the_later_of_a_name_counts() {
+        let objects = [object("m/b", 1), object("m/a-b", 2), object("m/a/c", 3), object("m/d/", 0)];
+        let tree = arrange(&objects).unwrap().unwrap();
+        let mut sorted = objects.to_vec();
+        sorted.sort_by(|a, b| a.name.cmp(&b.name));
+        assert_eq!(arrange(&sorted).unwrap().unwrap(), tree);
+        let twice = [object("m/w", 1), object("m/w", 2)];
+        assert_eq!(arrange(&twice).unwrap().unwrap().bytes(), 2);
     }
 
     #[test]

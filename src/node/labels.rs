@@ -78,16 +78,16 @@ async fn wanted(cache: &Cache, driver: &str, most: usize) -> Result<Labels> {
 fn labels(models: &[ModelReport], driver: &str, most: usize) -> Labels {
     let mut labels = Labels::new();
     for model in models {
-        let Some(manifest) = &model.manifest else { continue };
+        let Some(summary) = &model.summary else { continue };
         let complete = matches!(model.state, ModelState::Complete | ModelState::Unsynced);
-        if !complete || !manifest.scope.is_empty() {
+        if !complete || !summary.scope.is_empty() {
             continue;
         }
-        let key = format!("{driver}/{}", node_label(&manifest.source));
+        let key = format!("{driver}/{}", node_label(&summary.source));
         if labels.len() == most && !labels.contains_key(&key) {
             continue;
         }
-        let revision = manifest.revision.as_str().trim_start_matches("sha256:");
+        let revision = summary.revision.as_str().trim_start_matches("sha256:");
         let digits = revision.get(..DIGITS).unwrap_or(revision);
         // Of several revisions the one that was used last.
         labels.entry(key).or_insert_with(|| digits.to_owned());

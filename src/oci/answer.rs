@@ -13,7 +13,7 @@ use serde::{Deserialize, Deserializer};
 use super::error::excerpt;
 
 /// One object of a listing.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ObjectSummary {
     /// The full name.
     pub name: String,

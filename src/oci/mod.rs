@@ -40,8 +40,8 @@ pub use body::ObjectBody;
 pub use error::{Error, ErrorKind};
 pub use identity::workload::Workload;
 pub use names::{Bucket, ObjectName};
-pub use object_storage::ObjectStorage;
 pub(crate) use object_storage::statement;
+pub use object_storage::{ObjectStorage, Pages};
 pub use retry::{Attempts, RetryPolicy};
 pub use settings::{AuthMethod, Environment, RequestObserver, Settings, Timeouts};
 

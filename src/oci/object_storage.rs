@@ -6,6 +6,7 @@
 
 mod connect;
 mod exchange;
+mod pages;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -17,7 +18,8 @@ pub(crate) use self::exchange::statement;
 
 use self::connect::Place;
 use self::exchange::Call;
-use super::answer::{self, Listing, ObjectHead, PAGE_LIMIT, Page};
+pub use self::pages::Pages;
+use super::answer::{self, Listing, ObjectHead};
 use super::body::ObjectBody;
 use super::clock::Clock;
 use super::encode::strict;
@@ -28,14 +30,6 @@ use super::names::{Bucket, ObjectName};
 use super::retry::RetryPolicy;
 use super::settings::{AuthMethod, Environment, RequestObserver};
 use crate::transport::Transport;
-
-/// A thousand names of 1 KiB, each byte of them escaped, stay below this.
-const LONGEST_PAGE: usize = 8 * 1024 * 1024;
-
-/// A page may be empty and point further; so many in a row are a server that is stuck.
-const EMPTY_PAGES: usize = 1000;
-
-const LISTED_FIELDS: &str = "name,size,etag,md5,timeModified,storageTier,archivalState";
 
 /// Object Storage at one place as one identity; cheap to clone.
 #[derive(Clone)]
@@ -136,66 +130,18 @@ impl ObjectStorage {
         prefix: &str,
         max: usize,
     ) -> Result<Listing, Error> {
-        self.list_objects_watched(bucket, prefix, max, || ()).await
+        let mut pages = self.pages(bucket, prefix, max);
+        let mut objects = Vec::new();
+        while let Some(page) = pages.next().await? {
+            objects.extend(page);
+        }
+        Ok(Listing { objects, truncated: pages.truncated() })
     }
 
-    /// As [`list_objects`](Self::list_objects); `on_page` is called for every
-    /// page that is followed by another, so that a long listing can be told from one
-    /// that hangs.
-    pub async fn list_objects_watched(
-        &self,
-        bucket: &Bucket,
-        prefix: &str,
-        max: usize,
-        on_page: impl Fn() + Send,
-    ) -> Result<Listing, Error> {
-        let subject = format!("prefix {:?} in {bucket}", excerpt(prefix, 200));
-        let mut listing = Listing::default();
-        let mut start: Option<String> = None;
-        let mut empty_pages = 0;
-        loop {
-            // One more than may be kept tells whether there are more.
-            let limit = (max - listing.objects.len()).saturating_add(1).min(PAGE_LIMIT);
-            let mut target = format!(
-                "/n/{}/b/{}/o?fields={}&limit={limit}&prefix={}",
-                strict(&bucket.namespace),
-                strict(&bucket.name),
-                strict(LISTED_FIELDS),
-                strict(prefix),
-            );
-            if let Some(start) = &start {
-                target.push_str("&start=");
-                target.push_str(&strict(start).to_string());
-            }
-            let call = Call::new("ListObjects", &subject, Method::GET, target).in_bucket(bucket);
-            let (_, body) = self.0.read_retrying(&call, LONGEST_PAGE).await?;
-            let broken = |why: String| call.error(ErrorKind::Protocol, why);
-            let page: Page = serde_json::from_slice(&body)
-                .map_err(|error| broken(format!("the answer is not a listing: {error}")))?;
-            let objects = page.objects.map(|objects| objects.0).unwrap_or_default();
-            empty_pages = if objects.is_empty() { empty_pages + 1 } else { 0 };
-            for object in objects {
-                if listing.objects.len() == max {
-                    listing.truncated = true;
-                    return Ok(listing);
-                }
-                listing.objects.push(object.complete().map_err(broken)?);
-            }
-            let Some(next) = page.next_start_with.filter(|next| !next.is_empty()) else {
-                return Ok(listing);
-            };
-            let last = listing.objects.last().map(|object| object.name.as_bytes());
-            if start.as_ref().is_some_and(|start| next.as_bytes() <= start.as_bytes())
-                || last.is_some_and(|last| next.as_bytes() <= last)
-                || empty_pages > EMPTY_PAGES
-            {
-                let next = excerpt(&next, 200);
-                return Err(broken(format!("the listing does not advance beyond {next:?}")));
-            }
-            start = Some(next);
-            // An answer that is not a page is not progress.
-            on_page();
-        }
+    /// As [`list_objects`](Self::list_objects), page by page: whoever keeps less
+    /// of an object than a listing tells needs no memory for the rest.
+    pub fn pages<'a>(&'a self, bucket: &'a Bucket, prefix: &'a str, max: usize) -> Pages<'a> {
+        Pages::new(&self.0, bucket, prefix, max)
     }
 
     /// Whether the bytes of an object may be read: asks for its first one, with

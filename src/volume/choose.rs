@@ -7,6 +7,7 @@ use futures_util::FutureExt as _;
 use super::authorize::Permission;
 use super::outage::{self, Attempt, Outcome, Pulse, Silence};
 use super::{Resolver, Route, newest};
+use crate::blocking::blocking;
 use crate::cache::{Cache, CachedModel};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Manifest, ModelKey, ModelRequest, PullPolicy, Revision};
@@ -77,7 +78,7 @@ impl Chooser {
     ) -> Result<Choice> {
         // The newest copy may be it; that needs no network, not even for the namespace.
         let latest = self.latest(cache, request, route).await?;
-        let model = match latest.filter(|model| model.manifest.revision == *revision) {
+        let model = match latest.filter(|model| model.summary.revision == *revision) {
             Some(model) => Some(model),
             None => {
                 let source = self.resolver.source(request, route).await?;
@@ -135,7 +136,7 @@ impl Chooser {
             Outcome::Instead(model, error) => {
                 tracing::warn!(
                     model = request.title(),
-                    revision = model.manifest.revision.as_str(),
+                    revision = model.summary.revision.as_str(),
                     error = error.map(|e| e.to_string()),
                     "Object Storage cannot be asked; the newest cached revision is mounted"
                 );
@@ -154,10 +155,22 @@ impl Chooser {
         model: &CachedModel,
         silence: &Silence,
     ) -> Result<Option<Choice>> {
-        let attempt = || Attempt {
-            pulse: Arc::new(Pulse::default()),
-            answer: self.resolver.authorize(route, &model.manifest).boxed(),
+        let manifest = match route.workload() {
+            None => None,
+            Some(_) => {
+                let model = model.clone();
+                let Some(manifest) = blocking(move || model.manifest()).await? else {
+                    return Ok(None);
+                };
+                Some(manifest)
+            }
         };
+        let authorize = async || match &manifest {
+            Some(manifest) => self.resolver.authorize(route, manifest).await,
+            // The driver's identity needs no proof.
+            None => Ok(Permission::Granted),
+        };
+        let attempt = || Attempt { pulse: Arc::new(Pulse::default()), answer: authorize().boxed() };
         let instead = || {
             let trusted = self.serve_stale && self.resolver.was_authorized(route, &model.key);
             async move { trusted.then_some(()) }.boxed()

@@ -8,6 +8,7 @@ mod claims;
 #[cfg(test)]
 pub(crate) mod fake;
 mod known_buckets;
+mod listings;
 mod newest;
 mod outage;
 mod permit;

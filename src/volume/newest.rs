@@ -40,7 +40,7 @@ pub(crate) fn record(
     route: &Route,
     model: &CachedModel,
 ) -> Result<()> {
-    let source = &model.manifest.source;
+    let source = &model.summary.source;
     let left_out = route.digest(&naming(request, None));
     // What was recorded without a namespace is of the own one.
     let is_own = request.namespace.is_none()

@@ -5,7 +5,7 @@
 //! is none, and kubelet's next call for the volume begin no other count. What
 //! ends it is an answer: a page of a listing, or a refusal.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -24,16 +24,26 @@ const LOOK: Duration = Duration::from_secs(1);
 
 /// When an attempt was answered last: a long listing is no outage.
 #[derive(Debug, Default)]
-pub(super) struct Pulse(Mutex<Option<Instant>>);
+pub(super) struct Pulse {
+    own: Mutex<Option<Instant>>,
+    /// What it waits for.
+    followed: OnceLock<Arc<Pulse>>,
+}
 
 impl Pulse {
     /// Something that was asked for has come.
     pub(super) fn beat(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        *self.own.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    /// Beats with another, too.
+    pub(super) fn follow(&self, other: Arc<Self>) {
+        let _ = self.followed.set(other);
     }
 
     fn last(&self) -> Option<Instant> {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        let own = *self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        own.max(self.followed.get().and_then(|followed| followed.last()))
     }
 }
 

@@ -144,7 +144,7 @@ impl Volumes {
                 return Err(Error::new(ErrorKind::InProgress, text));
             }
         };
-        let (inner, revision) = (Arc::clone(&self.0), model.manifest.revision.clone());
+        let (inner, revision) = (Arc::clone(&self.0), model.summary.revision.clone());
         let target = request.key.target.clone();
         let (pod, shown) = (request.pod.clone(), model.clone());
         blocking(move || inner.show(guard, request, model)).await?;
@@ -350,13 +350,13 @@ impl Volumes {
         let lease = lease.ok_or_else(unknown)?;
         let inner = Arc::clone(&self.0);
         let damaged = lease.damaged.clone();
-        let (manifest, older, shown) = blocking(move || {
+        let (summary, older, shown) = blocking(move || {
             let older = lease.older.as_ref().map(Older::usage);
-            Ok((inner.cache.manifest(&lease.model)?, older, inner.shows(&lease)?))
+            Ok((inner.cache.summary(&lease.model)?, older, inner.shows(&lease)?))
         })
         .await
         .map_err(|error| self.on_disk(error))?;
-        let abnormal = match (&manifest, shown) {
+        let abnormal = match (&summary, shown) {
             _ if damaged.is_some() => damaged.map(|what| {
                 format!(
                     "{what} is damaged on this node's disk; restart the pod to have it downloaded \
@@ -370,7 +370,7 @@ impl Volumes {
             _ => None,
         };
         let older = older.unwrap_or_default();
-        let (bytes, inodes) = manifest.map_or(older, |m| (m.bytes(), m.inodes()));
+        let (bytes, inodes) = summary.map_or(older, |all| (all.bytes, all.inodes));
         Ok(VolumeStats { bytes, inodes, abnormal })
     }
 }

@@ -8,17 +8,18 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::authorize::{Authorizer, Permission, unseen};
-use super::known_buckets::{Asked, KnownBuckets};
+use super::known_buckets::KnownBuckets;
+use super::listings::{Held, Listings, SMALL_MANIFEST};
 use super::outage::Pulse;
 use super::stores::{Caller, Route, Stores};
 use crate::blocking::blocking;
 use crate::cache::flight::{Flights, Ticket};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{
-    ListedObject, Manifest, ModelKey, ModelRequest, NamespaceName, RequestDigest, Source, Tree,
-    size_text,
+    Kept, Manifest, ModelKey, ModelRequest, NamespaceName, RequestDigest, Selected, Source,
+    TreeLimits,
 };
-use crate::oci::{self, Bucket, ObjectSummary, Workload};
+use crate::oci::{self, Bucket, Workload};
 
 /// Resolving goes on this long without a caller: long enough for the retry of
 /// one that gave up early.
@@ -43,11 +44,20 @@ pub struct Resolver(Arc<Inner>);
 struct Inner {
     stores: Stores,
     limits: Limits,
-    buckets: KnownBuckets,
+    buckets: Arc<KnownBuckets>,
+    listings: Listings,
     /// What a pod's own identity is answered is nobody else's.
     flights: Flights<(RequestDigest, Option<Workload>), Pulse, Arc<Manifest>>,
-    authorizer: Authorizer,
+    authorizer: Arc<Authorizer>,
     arranging: Arc<Semaphore>,
+}
+
+/// What came of a listing.
+enum Arranged {
+    Nothing,
+    /// It needs memory of this weight first.
+    Large(u64),
+    Manifest(Box<Manifest>),
 }
 
 impl Resolver {
@@ -59,11 +69,13 @@ impl Resolver {
         shutdown: &CancellationToken,
     ) -> Self {
         let flights = Flights::new(GRACE, tasks.clone(), shutdown.clone());
+        let (buckets, authorizer) = (Arc::default(), Arc::default());
         Self(Arc::new(Inner {
             stores,
             limits,
-            buckets: KnownBuckets::default(),
-            authorizer: Authorizer::default(),
+            listings: Listings::new(limits.max_objects, tasks, shutdown, &buckets, &authorizer),
+            buckets,
+            authorizer,
             flights,
             arranging: Arc::new(Semaphore::new(ARRANGED_AT_ONCE)),
         }))
@@ -167,25 +179,20 @@ impl Inner {
     async fn ask(&self, request: &ModelRequest, route: &Route, pulse: &Pulse) -> Result<Manifest> {
         let source = self.source(request, route).await?;
         let bucket = Bucket::new(source.namespace.as_str(), source.bucket.as_str());
-        let (client, prefix) = (route.client(), source.prefix.as_str());
-        let listing = self.buckets.ask(Asked::List, (route, &bucket), || {
-            client.list_objects_watched(&bucket, prefix, self.limits.max_objects, || pulse.beat())
-        });
-        let listing = match listing.await {
-            Ok(listing) => listing,
-            Err(error) => return Err(self.authorizer.refusal(route, &source, error)),
-        };
-        let largest = listing.objects.iter().max_by_key(|object| object.size);
-        let largest = largest.filter(|_| route.workload().is_some()).cloned();
-        let tree = match self.tree(listing, request).await {
-            Ok(Some(tree)) => tree,
+        let mut listing = self.listings.start(route, &source, &request.title());
+        pulse.follow(listing.shared_progress());
+        let held = listing.landed().await?;
+        // Only what is held counts from here on: it ends with its last user.
+        drop(listing);
+        let largest = held.largest().filter(|_| route.workload().is_some());
+        let manifest = match self.arrange(held, request, route, &source, pulse).await {
+            Ok(Some(manifest)) => manifest,
             Ok(None) => return Err(self.nothing(request, route, &source, &bucket).await),
             Err(error) => {
                 self.authorizer.ask_for_one(&self.buckets, route, &source, largest).await?;
                 return Err(error);
             }
         };
-        let manifest = Manifest::new(source, route.scope(), tree);
         // Who may list need not be one who may read. Of a model without files the
         // listing has shown everything.
         if let Some(workload) = route.workload().filter(|_| !manifest.files.is_empty())
@@ -196,44 +203,50 @@ impl Inner {
         Ok(manifest)
     }
 
-    /// What a listing shows, within the limits; `None` for nothing.
-    async fn tree(&self, listing: oci::Listing, request: &ModelRequest) -> Result<Option<Tree>> {
-        if listing.truncated {
-            return Err(Error::new(
-                ErrorKind::Precondition,
-                format!(
-                    "{} has more than {} objects (limits.maxObjects): name a longer prefix, or \
-                     ask the administrator to raise the limit",
-                    request.title(),
-                    self.limits.max_objects
-                ),
-            ));
+    /// The manifest of what the request's filters select, off the reactor.
+    async fn arrange(
+        &self,
+        held: Arc<Held>,
+        request: &ModelRequest,
+        route: &Route,
+        source: &Source,
+        pulse: &Pulse,
+    ) -> Result<Option<Manifest>> {
+        let limits =
+            TreeLimits { directories: self.limits.max_objects, bytes: self.limits.max_bytes };
+        let mut permit = None;
+        loop {
+            let turn = Arc::clone(&self.arranging).acquire_owned().await;
+            let turn = turn.map_err(|e| Error::internal(format!("arranging a listing: {e}")))?;
+            let (held, filters) = (Arc::clone(&held), request.filters.clone());
+            let (source, scope) = (source.clone(), route.scope().to_owned());
+            let (most, allowed) =
+                (permit.as_ref().map_or(SMALL_MANIFEST, |(most, _)| *most), permit.take());
+            let arranged = blocking(move || {
+                let _turn = turn;
+                let selected = Selected::of(&held.listing, &filters, &limits)?;
+                Ok(match selected {
+                    None => Arranged::Nothing,
+                    Some(selected) if selected.weight() > most => {
+                        Arranged::Large(selected.weight())
+                    }
+                    Some(selected) => {
+                        let mut manifest = Manifest::new(source, &scope, selected.tree());
+                        manifest.kept = allowed.map(Kept::new).unwrap_or_default();
+                        Arranged::Manifest(Box::new(manifest))
+                    }
+                })
+            });
+            match arranged.await? {
+                Arranged::Nothing => return Ok(None),
+                Arranged::Manifest(manifest) => return Ok(Some(*manifest)),
+                // Nothing is built before there is memory for it.
+                Arranged::Large(weight) => {
+                    let taken = self.listings.for_manifest(route.tenant(), weight, pulse).await?;
+                    permit = Some((weight, taken));
+                }
+            }
         }
-        let tree = self.arrange(listing, request).await?;
-        let bytes = tree.as_ref().map_or(0, Tree::bytes);
-        if self.limits.max_bytes.is_some_and(|most| bytes > most) {
-            return Err(Error::new(
-                ErrorKind::Precondition,
-                format!(
-                    "{} is {} large, more than limits.maxModelSize allows",
-                    request.title(),
-                    size_text(bytes)
-                ),
-            ));
-        }
-        Ok(tree)
-    }
-
-    /// The tree of a listing, off the reactor.
-    async fn arrange(&self, listing: oci::Listing, request: &ModelRequest) -> Result<Option<Tree>> {
-        let turn = Arc::clone(&self.arranging).acquire_owned().await;
-        let turn = turn.map_err(|e| Error::internal(format!("arranging a listing: {e}")))?;
-        let (prefix, filters) = (request.prefix.clone(), request.filters.clone());
-        blocking(move || {
-            let _turn = turn;
-            Tree::arrange(listing.objects.into_iter().map(listed), &prefix, &filters)
-        })
-        .await
     }
 
     /// Why nothing is selected, as far as it can be told.
@@ -273,14 +286,4 @@ impl Inner {
             source.bucket
         ))
     }
-}
-
-fn listed(object: ObjectSummary) -> ListedObject {
-    // "Restored" can be read; what is being restored cannot yet.
-    let archived = match object.archival_state.as_deref() {
-        Some(state) => !state.eq_ignore_ascii_case("restored"),
-        None => object.storage_tier.as_deref().is_some_and(|t| t.eq_ignore_ascii_case("archive")),
-    };
-    let (name, size, etag, md5) = (object.name, object.size, object.etag, object.md5);
-    ListedObject { name, size, etag, md5, archived }
 }

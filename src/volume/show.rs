@@ -157,8 +157,8 @@ impl Inner {
     fn note(&self, lease: &LeaseRecord) {
         let span = Span::current();
         span.record("pod", lease.pod.as_deref());
-        if let Ok(Some(manifest)) = self.cache.manifest(&lease.model) {
-            span.record("model", manifest.source.title());
+        if let Ok(Some(summary)) = self.cache.summary(&lease.model) {
+            span.record("model", summary.source.title());
         }
     }
 

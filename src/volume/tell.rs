@@ -41,7 +41,7 @@ impl<'a> Teller<'a> {
 
     /// Tells how the pod came to its model.
     pub(super) fn published(&self, how: PublishResult, model: &CachedModel, title: &str) {
-        let (size, revision) = (size_text(model.manifest.bytes()), &model.manifest.revision);
+        let (size, revision) = (size_text(model.summary.bytes), &model.summary.revision);
         match how {
             PublishResult::Hit => {
                 let note = format!("{title} ({size}) was in this node's cache");

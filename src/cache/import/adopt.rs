@@ -17,6 +17,7 @@ use crate::abort_point;
 use crate::blocking::blocking;
 use crate::cache::Inner;
 use crate::cache::blobs::Placed;
+use crate::cache::policy::Space;
 use crate::cache::space::{Reservation, Wanted};
 use crate::cache::sys::{ReadLease, reflink};
 use crate::download::{Engine, ObjectVersion, Progress, Verified};
@@ -239,7 +240,7 @@ impl Inner {
             Fate::Cloned
         } else {
             let missing = vec![(file.blob.clone(), file.size)];
-            let admitted = self.admit(&Wanted { missing, tree_inodes: 0 })?;
+            let admitted = self.admit(&Wanted { missing, tree: Space::default() })?;
             staged.room = Some(admitted.map_err(|short| short.error(&file.path, None))?);
             copy(&found.file, &to).map_err(failed)?;
             Fate::Copied

@@ -61,6 +61,9 @@ pub(super) async fn list(call: &mut Call) -> Handled {
     let fields = Fields::parse(call.target.query.get("fields"))?;
     let bucket = call.bucket()?;
     let state = Arc::clone(&call.state);
+    if let Some(answer) = state.faults.listing_of(&bucket.name) {
+        return Ok(reply::raw_json(answer));
+    }
     // Walking a directory and computing MD5s of plain files block.
     let listing = tokio::task::spawn_blocking(move || {
         let Page { objects, prefixes, next_start_with } = bucket.list(&query);

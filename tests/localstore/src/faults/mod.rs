@@ -3,6 +3,7 @@
 mod rule;
 mod throttle;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -27,6 +28,7 @@ pub struct Faults(Arc<Shared>);
 struct Shared {
     rules: RwLock<Vec<Arc<Active>>>,
     next_id: AtomicU64,
+    listings: RwLock<HashMap<String, Vec<u8>>>,
 }
 
 #[derive(Debug)]
@@ -90,6 +92,15 @@ impl Faults {
             }
         }
         effects
+    }
+
+    /// Answers every listing of this bucket with these bytes, whatever they are.
+    pub fn list_as(&self, bucket: &str, answer: impl Into<Vec<u8>>) {
+        self.0.listings.write().insert(bucket.to_owned(), answer.into());
+    }
+
+    pub(crate) fn listing_of(&self, bucket: &str) -> Option<Vec<u8>> {
+        self.0.listings.read().get(bucket).cloned()
     }
 
     /// Whether a rule archives this object, without counting.

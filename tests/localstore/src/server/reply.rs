@@ -43,6 +43,11 @@ pub(crate) fn json(status: StatusCode, value: &impl Serialize) -> Reply {
     with_body(status, "application/json", body)
 }
 
+/// What is said to be JSON.
+pub(crate) fn raw_json(body: Vec<u8>) -> Reply {
+    with_body(StatusCode::OK, "application/json", body)
+}
+
 pub(crate) fn text(body: impl Into<String>) -> Reply {
     with_body(StatusCode::OK, "text/plain", body.into().into_bytes())
 }

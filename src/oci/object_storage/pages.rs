@@ -1,0 +1,101 @@
+//! A listing, page by page.
+
+use http::Method;
+
+use super::Inner;
+use super::exchange::Call;
+use crate::oci::answer::{ObjectSummary, PAGE_LIMIT, Page};
+use crate::oci::encode::strict;
+use crate::oci::error::{Error, ErrorKind, excerpt};
+use crate::oci::names::Bucket;
+
+/// A thousand names of 1 KiB, each byte of them escaped, stay below this.
+const LONGEST_PAGE: usize = 8 * 1024 * 1024;
+
+/// A page may be empty and point further; so many in a row are a server that is stuck.
+const EMPTY_PAGES: usize = 1000;
+
+const LISTED_FIELDS: &str = "name,size,etag,md5,timeModified,storageTier,archivalState";
+
+/// The pages of one listing, in the service's order.
+pub struct Pages<'a> {
+    store: &'a Inner,
+    bucket: &'a Bucket,
+    prefix: &'a str,
+    /// Objects that may still come.
+    left: usize,
+    start: Option<String>,
+    last: Option<String>,
+    empty: usize,
+    is_over: bool,
+    truncated: bool,
+}
+
+impl<'a> Pages<'a> {
+    pub(super) fn new(store: &'a Inner, bucket: &'a Bucket, prefix: &'a str, max: usize) -> Self {
+        let (start, last) = (None, None);
+        let (empty, is_over, truncated) = (0, false, false);
+        Self { store, bucket, prefix, left: max, start, last, empty, is_over, truncated }
+    }
+
+    /// Whether there are more objects than were asked for; known at the end.
+    pub fn truncated(&self) -> bool {
+        self.truncated
+    }
+
+    /// The next page; `None` at the end.
+    pub async fn next(&mut self) -> Result<Option<Vec<ObjectSummary>>, Error> {
+        if self.is_over {
+            return Ok(None);
+        }
+        // One more than may be kept tells whether there are more.
+        let limit = self.left.saturating_add(1).min(PAGE_LIMIT);
+        let mut target = format!(
+            "/n/{}/b/{}/o?fields={}&limit={limit}&prefix={}",
+            strict(&self.bucket.namespace),
+            strict(&self.bucket.name),
+            strict(LISTED_FIELDS),
+            strict(self.prefix),
+        );
+        if let Some(start) = &self.start {
+            target.push_str("&start=");
+            target.push_str(&strict(start).to_string());
+        }
+        let subject = format!("prefix {:?} in {}", excerpt(self.prefix, 200), self.bucket);
+        let call = Call::new("ListObjects", subject, Method::GET, target).in_bucket(self.bucket);
+        let (_, body) = self.store.read_retrying(&call, LONGEST_PAGE).await?;
+        let broken = |why: String| call.error(ErrorKind::Protocol, why);
+        let page: Page = serde_json::from_slice(&body)
+            .map_err(|error| broken(format!("the answer is not a listing: {error}")))?;
+        drop(body);
+        let mut found = page.objects.map(|objects| objects.0).unwrap_or_default();
+        self.empty = if found.is_empty() { self.empty + 1 } else { 0 };
+        if found.len() > self.left {
+            found.truncate(self.left);
+            (self.truncated, self.is_over) = (true, true);
+        }
+        self.left -= found.len();
+        let objects = found.into_iter().map(|object| object.complete().map_err(broken));
+        let objects = objects.collect::<Result<Vec<_>, _>>()?;
+        if let Some(object) = objects.last() {
+            self.last = Some(object.name.clone());
+        }
+        match page.next_start_with.filter(|next| !next.is_empty()) {
+            Some(next) if !self.is_over => self.advance(&call, next)?,
+            _ => self.is_over = true,
+        }
+        Ok(Some(objects))
+    }
+
+    fn advance(&mut self, call: &Call<'_>, next: String) -> Result<(), Error> {
+        let not_after = |before: &Option<String>| {
+            before.as_ref().is_some_and(|before| next.as_bytes() <= before.as_bytes())
+        };
+        if not_after(&self.start) || not_after(&self.last) || self.empty > EMPTY_PAGES {
+            let why = format!("the listing does not advance beyond {:?}", excerpt(&next, 200));
+            return Err(call.error(ErrorKind::Protocol, why));
+        }
+        self.start = Some(next);
+        Ok(())
+    }
+}
