@@ -3,6 +3,8 @@
 
 mod support;
 
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -151,6 +153,30 @@ fn models_that_share_an_object_download_it_once() {
         }
         assert_synthetic(&volumes[1].target().join("1.bin"), 1, FILES[0].1);
         assert_synthetic(&volumes[2].target().join("phi3-mini/3.bin"), 3, FILES[2].1);
+    });
+}
+
+#[test]
+fn equal_bytes_under_two_names_of_a_listing_are_downloaded_and_stored_once() {
+    end_to_end(async |scratch| {
+        let store = store();
+        for name in ["hub/blobs/0123", "hub/snapshots/main/model.bin"] {
+            store.put(BUCKET, name, vec![7; 3 << 20]).unwrap();
+        }
+        store.put(BUCKET, "hub/snapshots/main/other.bin", vec![8; 3 << 20]).unwrap();
+        let driver = Driver::start(scratch, &store).await;
+        let kubelet = driver.kubelet();
+        let volume = kubelet.inline("1", &[("bucket", BUCKET), ("prefix", "hub/")]);
+        volume.mount().await;
+        let inode = |name: &str| fs::metadata(volume.target().join(name)).unwrap().ino();
+        assert_eq!(inode("blobs/0123"), inode("snapshots/main/model.bin"));
+        assert_ne!(inode("blobs/0123"), inode("snapshots/main/other.bin"));
+        let served = |name: &str| store.stats().bytes_of(BUCKET, name);
+        let both = served("hub/blobs/0123") + served("hub/snapshots/main/model.bin");
+        assert_eq!(both, 3 << 20);
+        assert_eq!(served("hub/snapshots/main/other.bin"), 3 << 20);
+        let read = fs::read(volume.target().join("snapshots/main/model.bin")).unwrap();
+        assert!(read == vec![7; 3 << 20]);
     });
 }
 

@@ -94,6 +94,8 @@ pub async fn fetch(
     for _ in 0..RESOLVES {
         let route = resolver.route(request, "").await?;
         let manifest = resolver.resolve(request, &route).await?;
+        // Each file is renamed into its place.
+        let manifest = Arc::new(Manifest::clone(&manifest).with_a_blob_for_each_file());
         check_revision(request, &manifest)?;
         let claim = match &claim {
             Some(claim) => claim,

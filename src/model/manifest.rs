@@ -1,5 +1,6 @@
 //! The exact content of one model: which bytes stand at which path.
 
+use std::collections::HashMap;
 use std::fmt::{self, Display};
 use std::io::{self, Read, Write};
 use std::marker::PhantomData;
@@ -19,6 +20,10 @@ const STORED_FILE: usize = 220;
 
 /// To what its size is rounded down.
 const STORED_UNIT: usize = 64 * 1024;
+
+/// Most files of a model that share a blob. Each model that has them links the
+/// blob as often, and ext4 allows an inode 65,000 names.
+const NAMES_OF_A_BLOB: usize = 16;
 
 /// One file of a model.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -145,6 +150,40 @@ impl Manifest {
         let Tree { revision, directories, warnings, .. } = tree;
         let (scope, kept) = (scope.to_owned(), Kept::default());
         Self { source, scope, revision, files, directories, warnings, kept }
+    }
+
+    /// Gives files of the same size and MD5 the same blob. They are in one listing,
+    /// so whoever makes the MD5s of two files meet changes only their own model.
+    #[must_use]
+    pub fn with_equal_bytes_once(mut self) -> Self {
+        let mut first: HashMap<(u64, &str), (usize, usize)> = HashMap::new();
+        let mut equal = Vec::new();
+        for (at, file) in self.files.iter().enumerate() {
+            let Some(md5) = file.md5.as_deref() else { continue };
+            let (shared, names) = first.entry((file.size, md5)).or_insert((at, 0));
+            if *names == NAMES_OF_A_BLOB {
+                (*shared, *names) = (at, 0);
+            }
+            *names += 1;
+            if *shared != at {
+                equal.push((at, *shared));
+            }
+        }
+        for (at, shared) in equal {
+            self.files[at].blob = self.files[shared].blob.clone();
+        }
+        self
+    }
+
+    /// The same with a blob for each file, whatever their bytes are.
+    #[must_use]
+    pub fn with_a_blob_for_each_file(mut self) -> Self {
+        for at in 0..self.files.len() {
+            let (file, source) = (&self.files[at], &self.source);
+            let blob = BlobId::of(&self.scope, source, &self.object_name(file), &file.etag);
+            self.files[at].blob = blob;
+        }
+        self
     }
 
     /// The key under which this model is cached.
@@ -460,6 +499,8 @@ impl<'de, T: Deserialize<'de>, F: FnMut(T)> Visitor<'de> for Each<T, F> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use super::super::{Filters, ListedObject};
     use super::*;
 
@@ -528,5 +569,38 @@ mod tests {
         }
         let newer = String::from_utf8(json).unwrap().replace("\"format\": 1", "\"format\": 2");
         assert!(Manifest::read(newer.as_bytes()).is_err());
+    }
+
+    #[test]
+    fn equal_bytes_of_one_listing_are_one_blob_and_nothing_else_is() {
+        let file = |name: &str, size, md5: Option<&str>| ListedObject {
+            name: format!("m/{name}"),
+            size,
+            etag: format!("e-{name}"),
+            md5: md5.map(str::to_owned),
+            archived: false,
+        };
+        let mut listing = vec![
+            file("a", 7, Some("x==")),
+            file("b", 7, Some("y==")),
+            file("c", 8, Some("x==")),
+            file("d", 7, None),
+            file("e", 7, Some("x==")),
+            file("f", 7, None),
+        ];
+        listing.extend((0..40).map(|n| file(&format!("n{n}"), 1, Some("z=="))));
+        let source = manifest().source;
+        let prefix = Prefix::parse("m/").unwrap();
+        let tree = Tree::arrange(listing, &prefix, &Filters::default()).unwrap().unwrap();
+        let apart = Manifest::new(Source { prefix, ..source }, "", tree);
+        let once = apart.clone().with_equal_bytes_once();
+        assert_eq!(once.key(), apart.key(), "what a model is does not depend on how it is stored");
+        let changed = once.files.iter().zip(&apart.files).filter(|(once, apart)| once != apart);
+        let changed = changed.map(|(once, _)| once.path.as_str()).filter(|p| !p.starts_with('n'));
+        assert_eq!(changed.collect::<Vec<_>>(), ["e"]);
+        assert_eq!(once.files[4].blob, once.files[0].blob);
+        let blobs: HashSet<_> = once.files[6..].iter().map(|file| &file.blob).collect();
+        assert_eq!(blobs.len(), 40_usize.div_ceil(NAMES_OF_A_BLOB));
+        assert_eq!(once.with_a_blob_for_each_file(), apart);
     }
 }

@@ -231,7 +231,8 @@ impl Inner {
                         Arranged::Large(selected.weight())
                     }
                     Some(selected) => {
-                        let mut manifest = Manifest::new(source, &scope, selected.tree());
+                        let manifest = Manifest::new(source, &scope, selected.tree());
+                        let mut manifest = manifest.with_equal_bytes_once();
                         manifest.kept = allowed.map(Kept::new).unwrap_or_default();
                         Arranged::Manifest(Box::new(manifest))
                     }
