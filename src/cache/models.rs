@@ -265,9 +265,11 @@ impl Models {
         let before = before.and_then(|b| serde_json::from_slice::<Latest>(&b).ok());
         // The same revision may have been uploaded again: then it is no older one.
         if let Some(old) = before.map(|latest| latest.model).filter(|old| *old != model.key)
+            && let Err(error) = files::write_whole(&self.layout.superseded(&old), b"", 0o644)
+            // One that was evicted, perhaps at this moment, needs no mark.
             && self.layout.model(&old).is_dir()
         {
-            files::write_whole(&self.layout.superseded(&old), b"", 0o644)?;
+            return Err(error);
         }
         Ok(true)
     }
