@@ -144,7 +144,7 @@ async fn beside_a_publish(
             .await;
         } else {
             let mut volume = kubelet.inline("900", &PHI3);
-            volume.namespace = "team-b".to_owned();
+            "team-b".clone_into(&mut volume.namespace);
             volume.mount().await;
             assert!(volume.target().join("config.json").is_file());
         }

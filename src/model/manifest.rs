@@ -349,7 +349,7 @@ impl Summary {
     /// # Errors
     /// `Internal` when it is torn or of another format.
     pub fn from_json(bytes: &[u8]) -> Result<Self> {
-        let stored: StoredSummary = serde_json::from_slice(bytes).map_err(|e| broken(e))?;
+        let stored: StoredSummary = serde_json::from_slice(bytes).map_err(broken)?;
         if stored.format != FORMAT {
             return Err(broken(format!("format {} is not {FORMAT}", stored.format)));
         }
@@ -390,8 +390,8 @@ enum Part {
 /// no inodes.
 fn scan(input: impl Read, mut see: impl FnMut(Part)) -> Result<Summary> {
     let mut json = serde_json::Deserializer::from_reader(io::BufReader::new(input));
-    let head = json.deserialize_map(Whole(&mut see)).map_err(|e| broken(e))?;
-    json.end().map_err(|e| broken(e))?;
+    let head = json.deserialize_map(Whole(&mut see)).map_err(broken)?;
+    json.end().map_err(broken)?;
     let format = head.format.unwrap_or_default();
     if format != FORMAT {
         return Err(broken(format!("format {format} is not {FORMAT}")));
