@@ -308,6 +308,12 @@ impl Cache {
         }
     }
 
+    /// Whether any model is in the cache.
+    pub async fn has_models(&self) -> Result<bool> {
+        let models = self.0.layout.models();
+        Ok(!blocking(move || files::names(&models)).await?.is_empty())
+    }
+
     /// What is recorded as the newest revision of a request, complete or not. Blocks.
     pub fn recorded(&self, request: &RequestDigest) -> Result<Option<(ModelKey, Revision)>> {
         self.0.models.recorded(request)

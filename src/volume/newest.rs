@@ -21,7 +21,7 @@ pub(super) async fn find(
     route: &Route,
 ) -> Result<Option<CachedModel>> {
     let found = cache.latest(&route.digest(request)).await?;
-    if found.is_some() || request.namespace.is_some() {
+    if found.is_some() || request.namespace.is_some() || !cache.has_models().await? {
         return Ok(found);
     }
     // Perhaps only requests that write the namespace were served until now.
