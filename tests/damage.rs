@@ -214,8 +214,10 @@ fn a_file_that_the_disk_cannot_give_back_stops_no_eviction_of_others() {
         }
         driver.kill().await;
         let key = driver.in_cache("models").remove(0);
-        let manifest = driver.setup.cache.join("models").join(key).join("manifest.json");
-        break_inode(&disk, &scratch.join("disk.img"), &manifest);
+        let model = driver.setup.cache.join("models").join(key);
+        for name in ["summary.json", "manifest.json"] {
+            break_inode(&disk, &scratch.join("disk.img"), &model.join(name));
+        }
         driver.restart().await;
         let volume = pod("3", 3);
         volume.publish().await.unwrap();

@@ -206,13 +206,7 @@ impl Models {
 
     /// The manifest's file, which can be read on when the model has left.
     pub(super) fn open_manifest(&self, key: &ModelKey) -> Result<Option<File>> {
-        let path = self.layout.manifest(key);
-        match File::open(&path) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-            opened => {
-                opened.map(Some).map_err(|e| Error::io(format!("reading {}", path.display()), &e))
-            }
-        }
+        present(File::open(self.layout.manifest(key)), &self.layout.manifest(key))
     }
 
     /// What a model is, without reading its manifest into memory.
@@ -348,18 +342,13 @@ impl Models {
 /// is gone or torn. Blocks.
 pub(super) fn summary(layout: &Layout, key: &ModelKey) -> Result<Option<Summary>> {
     let path = layout.summary(key);
-    let stored = files::read(&path)?.and_then(|bytes| Summary::from_json(&bytes).ok());
+    let stored = present(fs::read(&path), &path)?;
+    let stored = stored.and_then(|bytes| Summary::from_json(&bytes).ok());
     if let Some(summary) = stored {
         return Ok(Some(summary).filter(|summary| summary.key() == *key));
     }
-    let file = match File::open(layout.manifest(key)) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(e) if is_damage(&e) => return Ok(None),
-        opened => {
-            let place = layout.manifest(key);
-            opened.map_err(|e| Error::io(format!("reading {}", place.display()), &e))?
-        }
-    };
+    let manifest = layout.manifest(key);
+    let Some(file) = present(File::open(&manifest), &manifest)? else { return Ok(None) };
     let Ok(summary) = Summary::of_stored(file) else { return Ok(None) };
     if summary.key() != *key {
         return Ok(None);
@@ -369,6 +358,16 @@ pub(super) fn summary(layout: &Layout, key: &ModelKey) -> Result<Option<Summary>
         tracing::debug!(%error, "a model's summary could not be written");
     }
     Ok(Some(summary))
+}
+
+/// `None` for what is gone, and for what is damaged: one such file must not end
+/// what is done with all other models.
+fn present<T>(read: io::Result<T>, path: &Path) -> Result<Option<T>> {
+    match read {
+        Ok(present) => Ok(Some(present)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound || is_damage(&e) => Ok(None),
+        Err(e) => Err(Error::io(format!("reading {}", path.display()), &e)),
+    }
 }
 
 #[cfg(test)]
