@@ -86,7 +86,7 @@ struct Ends<'a> {
 impl<'a> Ends<'a> {
     fn open(source: &Path, place: &'a Place) -> Result<Self> {
         let opening = |error| {
-            let attempted = format_args!(
+            let attempted = format!(
                 "opening {} to publish it (a directory, no symbolic link)",
                 source.display()
             );
@@ -103,7 +103,7 @@ impl<'a> Ends<'a> {
             Err(Errno::ENOENT) => return Err(unusable("it does not exist")),
             Err(Errno::ENOTDIR) => return Err(unusable("it is a symbolic link or no directory")),
             Err(errno) => {
-                let opening = format_args!("opening the target {}", place.path().display());
+                let opening = format!("opening the target {}", place.path().display());
                 return Err(disk::named(Error::io(opening, &errno.into()), place.path()));
             }
         };
