@@ -265,6 +265,28 @@ fn an_older_layout_that_nothing_uses_makes_room_for_a_model_by_itself() {
     });
 }
 
+#[test]
+fn an_older_layout_whose_models_somebody_deleted_ends_no_start_and_its_pods_can_end() {
+    end_to_end(async |scratch| {
+        let store = store_with_phi3();
+        let mut driver = Driver::start(scratch, &store).await;
+        let kubelet = driver.kubelet();
+        let running = kubelet.inline("1", &PHI3);
+        running.publish().await.unwrap();
+        driver.kill().await;
+        make_older(&driver.setup.cache);
+        driver.restart().await;
+        driver.kill().await;
+        fs::remove_dir_all(driver.setup.cache.join("old-layout-0.0/models")).unwrap();
+        driver.restart().await;
+        let second = kubelet.inline("2", &PHI3);
+        second.mount().await;
+        running.unpublish().await.unwrap();
+        assert_eq!((mounts_at(&running.target()).len(), driver.metric("leases").await), (0, 1));
+        second.unpublish().await.unwrap();
+    });
+}
+
 /// A cache as a driver of an older layout left it: other files, and leases in
 /// another form.
 fn make_older(cache: &Path) {

@@ -103,9 +103,11 @@ pub(super) fn adopt(layout: &Layout, leases: &Leases) -> Result<usize> {
             let file = directory.join(name);
             let Some(bytes) = files::read(&file)? else { continue };
             let Ok(lease) = serde_json::from_slice::<OldLease>(&bytes) else { continue };
-            let Some(tree) = shown_at(&lease.target, &aside, &uses) else { continue };
-            let tree = layout.root().join(tree);
-            let root = mount::identity(&tree)?;
+            let Some(shown) = shown_at(&lease.target, &aside, &uses) else { continue };
+            let tree = layout.root().join(&shown.root);
+            // Somebody may have deleted it by hand, for its space; it is mounted still.
+            let identity = mount::identity(&tree).or_else(|_| mount::identity(&shown.target));
+            let Ok(root) = identity else { continue };
             let older = Older { file, tree };
             let OldLease { volume_id, target, pod, since } = lease;
             let since = since.unwrap_or_default();
@@ -116,16 +118,11 @@ pub(super) fn adopt(layout: &Layout, leases: &Leases) -> Result<usize> {
     Ok(adopted)
 }
 
-/// The directory of `aside` that is mounted at a target.
-fn shown_at(target: &Path, aside: &str, uses: &[Use]) -> Option<PathBuf> {
-    // As mountinfo spells it: kubelet's own directory may be a link.
-    let parent = target.parent().and_then(|parent| fs::canonicalize(parent).ok());
-    let spelled = parent.zip(target.file_name()).map(|(parent, name)| parent.join(name));
-    let shown = uses.iter().find(|one| {
-        one.root.starts_with(aside)
-            && (one.target == target || Some(&one.target) == spelled.as_ref())
-    });
-    shown.map(|one| one.root.clone())
+/// The mount of a directory of `aside` at a target.
+fn shown_at<'a>(target: &Path, aside: &str, uses: &'a [Use]) -> Option<&'a Use> {
+    let spelled = mount::spelled(target);
+    uses.iter()
+        .find(|one| one.root.starts_with(aside) && (one.target == target || one.target == spelled))
 }
 
 impl Older {

@@ -98,7 +98,10 @@ fn claim(layout: &Layout) -> Result<()> {
             ))
         }
         None => {
-            let foreign = files::names(root)?.into_iter().find(|name| !is_expected(name));
+            // Killed between setting an older layout aside and writing VERSION, a
+            // start leaves nothing but what it has set aside.
+            let ours = |name: &str| is_expected(name) || is_set_aside(&root.join(name));
+            let foreign = files::names(root)?.into_iter().find(|name| !ours(name));
             if let Some(name) = foreign {
                 return Err(refused(
                     root,
@@ -130,12 +133,15 @@ fn set_aside(layout: &Layout, version: &[u8]) -> Result<()> {
     let root = layout.root();
     let number = layout_number(version).unwrap_or_default();
     let names: HashSet<String> = files::names(root)?.into_iter().collect();
-    let candidates = (0..=names.len()).map(|n| format!("{OLD_LAYOUT}{number}.{n}"));
-    let free = candidates.into_iter().find(|name| !names.contains(name)).unwrap_or_default();
+    let mut candidates = (0..=names.len()).map(|n| format!("{OLD_LAYOUT}{number}.{n}"));
+    // VERSION comes last: without it, one was begun by a start that was killed. It
+    // is gone on with, so that leases and models of a cache stay together.
+    let is_free =
+        |name: &String| !names.contains(name) || !root.join(name).join("VERSION").exists();
+    let free = candidates.find(is_free).unwrap_or_default();
     let aside = root.join(&free);
     files::make_directory(&aside, 0o700)?;
     let stays = |name: &str| is_expected(name) || name.starts_with(OLD_LAYOUT);
-    // VERSION last: killed in between, the next start goes on with it.
     let moved = names.iter().filter(|name| !stays(name) && *name != "VERSION");
     for name in moved.map(String::as_str).chain(["VERSION"]) {
         files::rename(&root.join(name), &aside.join(name))?;
@@ -147,6 +153,14 @@ fn set_aside(layout: &Layout, version: &[u8]) -> Result<()> {
          needed and no pod uses it, or with `oci-model-csi cache gc --all`"
     );
     Ok(())
+}
+
+/// Whether this is an older layout, with all that it had.
+fn is_set_aside(path: &Path) -> bool {
+    let is_named =
+        path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(OLD_LAYOUT));
+    let version = files::read(&path.join("VERSION")).ok().flatten();
+    is_named && version.is_some_and(|version| is_older(&version))
 }
 
 /// Who may write to the directory may change what every pod of the node reads.
@@ -290,6 +304,37 @@ mod tests {
             assert_eq!(kept, b"precious");
         }
         drop(take(&layout, false).unwrap());
+    }
+
+    #[test]
+    fn a_start_that_was_killed_while_it_set_a_layout_aside_is_gone_on_with() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path());
+        let aside = dir.path().join("old-layout-0.0");
+        let names = ["leases", "models", "VERSION"];
+        // Each number of names may have been moved when it was killed.
+        for moved in 0..=names.len() {
+            std::fs::create_dir(&aside).unwrap();
+            for (n, name) in names.into_iter().enumerate() {
+                let place = if n < moved { &aside } else { dir.path() };
+                match name {
+                    "VERSION" => std::fs::write(place.join(name), "oci-model-csi cache 0\n"),
+                    _ => std::fs::create_dir(place.join(name)),
+                }
+                .unwrap();
+            }
+            drop(take(&layout, false).unwrap());
+            let mut found = files::names(&aside).unwrap();
+            found.sort();
+            assert_eq!(found, ["VERSION", "leases", "models"], "{moved} were moved");
+            assert!(!dir.path().join("old-layout-0.1").exists(), "{moved} were moved");
+            for name in files::names(dir.path()).unwrap() {
+                files::delete_tree(&dir.path().join(name)).unwrap();
+            }
+        }
+        // What only has such a name is another program's.
+        std::fs::create_dir(&aside).unwrap();
+        assert!(refusal(&layout).contains("\"old-layout-0.0\""));
     }
 
     #[test]

@@ -204,6 +204,12 @@ fn looking(path: &Path, error: &io::Error) -> Error {
     on_disk(Error::io(format_args!("looking for a mount at {}", path.display()), error), path)
 }
 
+/// A path as mountinfo spells it: kubelet's own directory may be a link. As it is
+/// where that cannot be said.
+pub fn spelled(path: &Path) -> PathBuf {
+    resolve(path).ok().flatten().unwrap_or_else(|| path.to_owned())
+}
+
 /// `path` with its parents' symbolic links followed, as mountinfo writes it;
 /// `None` when the parents do not exist.
 fn resolve(path: &Path) -> io::Result<Option<PathBuf>> {
