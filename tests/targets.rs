@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
 use support::driver::{Driver, Setup};
 use support::kubelet::Volume;
 use support::models::{PHI3, content_of, mounts_at, store_with_phi3};
@@ -143,21 +144,70 @@ fn names_that_are_exchanged_in_a_loop_never_lead_to_another_pods_volume() {
     });
 }
 
+/// Exchanges two mount points, from a mount namespace in which nothing is mounted
+/// there: a pod with a hostPath of kubelet's directory may have one.
+fn exchange_mount_points(one: PathBuf, other: PathBuf) {
+    let exchanging = std::thread::spawn(move || {
+        unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS).unwrap();
+        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+        mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
+        umount(&one);
+        umount(&other);
+        renameat2(AT_FDCWD, &one, AT_FDCWD, &other, RenameFlags::RENAME_EXCHANGE).unwrap();
+    });
+    exchanging.join().unwrap();
+}
+
+#[test]
+fn mount_points_that_are_exchanged_are_told_apart_also_by_a_process_that_did_not_make_them() {
+    end_to_end(async |scratch| {
+        let store = store_with_phi3();
+        let mut driver = Driver::start(scratch, &store).await;
+        let kubelet = driver.kubelet();
+        let [victim, attacker] = ["1", "2"].map(|uid| kubelet.inline(uid, &PHI3));
+        victim.publish().await.unwrap();
+        attacker.publish().await.unwrap();
+        for restarted in [false, true] {
+            if restarted {
+                driver.kill().await;
+                driver.restart().await;
+            }
+            exchange_mount_points(victim.target(), attacker.target());
+            let (code, message) = refused(&attacker).await;
+            assert_eq!(code, Code::Unavailable, "restarted: {restarted}: {message}");
+            assert!(message.contains("leads to the volume of another pod"), "{message}");
+            assert_eq!(mounts_at(&attacker.target()).len(), 1);
+            assert_eq!(driver.leases(), 2);
+            exchange_mount_points(victim.target(), attacker.target());
+        }
+        attacker.unpublish().await.unwrap();
+        assert!(victim.target().join("config.json").is_file());
+        victim.unpublish().await.unwrap();
+        assert_eq!(driver.leases(), 0);
+    });
+}
+
 #[test]
 fn a_volume_whose_directory_was_moved_away_is_not_given_up() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
-        let driver = Driver::start(scratch, &store).await;
+        let mut driver = Driver::start(scratch, &store).await;
         let volume = driver.kubelet().inline("1", &PHI3);
         volume.publish().await.unwrap();
         let pod = scratch.join("kubelet/pods").join(&volume.uid);
         let moved = scratch.join("kubelet/pods/moved");
-        fs::rename(&pod, &moved).unwrap();
-        let (code, message) = refused(&volume).await;
-        assert_eq!(code, Code::Unavailable, "{message}");
-        assert!(message.contains(moved.to_str().unwrap()), "{message}");
-        assert_eq!(driver.leases(), 1);
-        fs::rename(&moved, &pod).unwrap();
+        for restarted in [false, true] {
+            if restarted {
+                driver.kill().await;
+                driver.restart().await;
+            }
+            fs::rename(&pod, &moved).unwrap();
+            let (code, message) = refused(&volume).await;
+            assert_eq!(code, Code::Unavailable, "restarted: {restarted}: {message}");
+            assert!(message.contains(moved.to_str().unwrap()), "{message}");
+            assert_eq!(driver.leases(), 1);
+            fs::rename(&moved, &pod).unwrap();
+        }
         volume.unpublish().await.unwrap();
         assert_eq!(driver.leases(), 0);
     });

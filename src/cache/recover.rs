@@ -27,7 +27,7 @@ use super::trash::discard;
 use super::{aside, files, foreign};
 use crate::error::Result;
 use crate::model::BlobId;
-use crate::mount;
+use crate::mount::{self, Place};
 
 /// How long an interrupted download waits for somebody to ask again.
 const JOURNAL_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
@@ -54,8 +54,31 @@ pub(super) fn recover(layout: &Layout, leases: &Leases, pods: &Path) -> Result<R
     recovered.void_leases =
         leases.recover(|lease| !mounted.contains(&lease.target) && pod_is_gone(lease, pods))?;
     aside::adopt(layout, leases)?;
+    note_mounts(layout, leases, pods)?;
     recovered.leases = leases.all().len();
     Ok(recovered)
+}
+
+/// Notes which mount each lease is of, so that another one of the same tree that
+/// an exchange of names brings to its target later is not taken for it. Mount
+/// points are not looked at: one may not answer.
+fn note_mounts(layout: &Layout, leases: &Leases, pods: &Path) -> Result<()> {
+    let (all, Some(kubelet)) = (leases.all(), pods.parent()) else { return Ok(()) };
+    if all.is_empty() {
+        return Ok(());
+    }
+    let uses = mount::uses_of(layout.root())?;
+    for lease in all {
+        let Ok(Some(place)) = Place::open(kubelet, &lease.target) else { continue };
+        let spelled = mount::spelled(&lease.target);
+        let mut there = uses.iter().filter(|one| one.target == spelled);
+        let (Some(shown), None) = (there.next(), there.next()) else { continue };
+        let is_in_place = lease.directory.is_none_or(|it| it == place.directory());
+        if is_in_place && mount::identity(&layout.root().join(&shown.root)) == Ok(lease.root) {
+            leases.shown(&lease.target, shown.id);
+        }
+    }
+    Ok(())
 }
 
 /// Ends leases whose mount and pod went while the driver ran. Blocks.

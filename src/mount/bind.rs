@@ -190,7 +190,7 @@ fn attach_by_remount(ends: &Ends<'_>, options: BindOptions) -> Result<()> {
     .map_err(|errno| ends.refused("mounting it", &errno.into()))?;
 
     remount_read_only(ends, options, inherited).map_err(|error| {
-        undo(ends.place, ends.root, ends.refused("making the mount read-only", &error))
+        undo(ends.place, (None, ends.root), ends.refused("making the mount read-only", &error))
     })
 }
 
@@ -241,7 +241,7 @@ fn prove(ends: Ends<'_>, id: Option<u64>, options: BindOptions) -> Result<Mounte
         (Some(mounted), None) => Ok(mounted),
         (_, shortfall) => Err(undo(
             place,
-            root,
+            (id, root),
             Error::internal(format!(
                 "binding {} read-only at {}: the kernel reported success, but {}; it was \
                  unmounted again",
@@ -288,9 +288,9 @@ fn shortfall(
 }
 
 /// Unmounts what was just mounted, and hands the error on with what became of it.
-fn undo(place: &Place, root: DirId, error: Error) -> Error {
+fn undo(place: &Place, (id, root): (Option<u64>, DirId), error: Error) -> Error {
     let unmounted = match place.look() {
-        Ok(Found::Mount(mounted)) if mounted.root == root => place.unmount(&mounted),
+        Ok(Found::Mount(mounted)) if is_of_call(&mounted, id, root) => place.unmount(&mounted),
         Ok(_) => Ok(()),
         Err(failed) => Err(failed),
     };
@@ -302,6 +302,12 @@ fn undo(place: &Place, root: DirId, error: Error) -> Error {
             Error::new(error.kind(), format!("{error}; and it is still mounted: {failed}"))
         }
     }
+}
+
+/// Whether this is the mount that a call made: another one of the same directory
+/// is another pod's, which an exchange of names has brought here.
+fn is_of_call(found: &Mounted, id: Option<u64>, root: DirId) -> bool {
+    found.root == root && id.is_none_or(|id| id == found.id)
 }
 
 #[cfg(test)]
@@ -350,6 +356,17 @@ mod tests {
         let other = DirId { dev: 1, ino: 3 };
         assert!(fault("ro,nosuid,nodev", plain, Some(9), other).is_some());
         assert!(shortfall(None, None, SHOWN, plain).is_some());
+    }
+
+    #[test]
+    fn a_failed_bind_takes_off_its_own_mount_and_no_other_of_the_same_directory() {
+        let line = "9 1 8:1 /m /pods/a ro - ext4 /dev/vda rw\n";
+        let table = MountTable::parse(line.as_bytes()).unwrap();
+        let found = Mounted::new(table.by_id(9).unwrap(), SHOWN);
+        assert!(is_of_call(&found, Some(9), SHOWN));
+        assert!(!is_of_call(&found, Some(8), SHOWN), "another pod's mount of the model");
+        assert!(is_of_call(&found, None, SHOWN), "the fallback does not know the id");
+        assert!(!is_of_call(&found, None, DirId { dev: 1, ino: 3 }));
     }
 
     #[test]
