@@ -83,6 +83,33 @@ const JSON: &str = r#"{"policy": {"rules": [{"allow": true, "namespaces": ["team
 "objectStorage": {"auth": "api_key"}}
 "#;
 
+/// A decision that a merge key or an alias gives as long as the rest is missing.
+const MERGED: &str = "\
+policy:
+  rules:
+  - &first
+    namespaces: [team-a]
+    buckets: [models]
+    prefixes: [m/open/]
+    serviceAccounts: [trainer]
+    allow: true
+  - namespaces: [all]
+    buckets: [models]
+    prefixes: [m/open/]
+    serviceAccounts: [trainer]
+    <<: *first
+    allow: false
+";
+
+/// As [`MERGED`], in braces, where an alias may stand.
+const ALIASED: &str = "\
+policy:
+  rules:
+  - {namespaces: [team-a], buckets: [models], prefixes: [m/open/], allow: &n true}
+  - {namespaces: [ml-x], buckets: [models], prefixes: [m/open/], allow: &no false}
+  - {namespaces: [all], buckets: [models], prefixes: [m/open/], allow: *no}
+";
+
 /// What a policy allows of questions that tell the rules above from any cut of them.
 fn allowed(config: &Config) -> Vec<String> {
     let policy = options::policy(&config.policy);
@@ -150,7 +177,8 @@ fn beginnings_taken(whole: &str) -> usize {
 
 #[test]
 fn no_beginning_of_a_valid_file_allows_more_than_the_whole() {
-    for (whole, least) in [(IN_BRACES, 0), (LAST_KEY, 2), (SORTED, 0), (JSON, 1)] {
+    let files = [(IN_BRACES, 0), (LAST_KEY, 2), (SORTED, 0), (JSON, 1), (MERGED, 0), (ALIASED, 1)];
+    for (whole, least) in files {
         for text in [whole.to_owned(), whole.replace('\n', "\r\n")] {
             let taken = beginnings_taken(&text);
             assert!(taken >= least, "{taken} beginnings of:\n{text}");

@@ -132,6 +132,13 @@ fn a_rule_that_could_be_cut_short_is_refused_with_its_line() {
         let message = error(&rules(lines, end));
         assert_all_in(&message, &["config.yaml, line 3", "in braces", "`allow`", "`...`"]);
     }
+    // A beginning of `*no` is `*n`, and what `<<` gives may be overridden after it.
+    let anchors = "  - {namespaces: [a], buckets: [b], prefixes: [p], allow: &n true}";
+    for decision in ["allow: *n", "<<: {allow: true}"] {
+        let lines = [namespaces, buckets, prefixes, decision];
+        let rule = rules(&lines, "").replace("rules:\n", &format!("rules:\n{anchors}\n"));
+        assert_all_in(&error(&rule), &["config.yaml, line 4", "without alias and `<<`"]);
+    }
     let text = format!("policy: {{rules: [{{{allow}, {namespaces}, {buckets}, {prefixes}}}]}}");
     assert_eq!(parse(&text).policy.rules.len(), 1, "in braces the order does not matter");
 }
@@ -178,8 +185,39 @@ fn a_beginning_of_the_file_in_force_changes_no_identity() {
     let in_force = InForce::new(&parse(&text), &text);
     assert!(in_force.restricts());
     let refused = in_force.check(&parse(first), first, "c.yaml").unwrap_err();
-    assert_all_in(refused.message(), &["c.yaml is the beginning", "objectStorage", "`...`"]);
-    for meant in [format!("{first}...\n"), format!("{first}cache: {{}}\n"), text.clone()] {
+    assert_all_in(refused.message(), &["no auth of objectStorage", "cut off", "`...`"]);
+    for meant in [format!("{first}...\n"), text.clone()] {
+        in_force.check(&parse(&meant), &meant, "c.yaml").unwrap();
+    }
+}
+
+#[test]
+fn a_beginning_of_a_changed_file_replaces_no_identity_by_a_default() {
+    let storage = "objectStorage:\n  auth: oke_workload_identity\n  buckets:\n  - name: far\n    \
+                   namespace: n\n    auth: none\n";
+    let text = format!("policy: {{rules: [{RULE}]}}\n{storage}");
+    let in_force = InForce::new(&parse(&text), &text);
+    // The whole begins with a line that the file in force does not have.
+    let changed = format!("# changed\n{text}");
+    let whole = parse(&changed);
+    in_force.check(&whole, &changed, "c.yaml").unwrap();
+    for at in 0..changed.len() {
+        let part = &changed[..at];
+        let Ok(config) = Config::parse(part, "c.yaml") else { continue };
+        match in_force.check(&config, part, "c.yaml") {
+            Ok(()) => assert_eq!(config.object_storage, whole.object_storage, "{part}"),
+            Err(error) => assert_all_in(error.message(), &["c.yaml has no "]),
+        }
+    }
+    let no_bucket = "policy: {rules: []}\nobjectStorage: {auth: oke_workload_identity}\n";
+    let refused = in_force.check(&parse(no_bucket), no_bucket, "c.yaml").unwrap_err();
+    assert_all_in(refused.message(), &["no auth of the bucket far", "`...`"]);
+    for meant in [
+        format!("{no_bucket}...\n"),
+        "policy: {rules: []}\nobjectStorage: {auth: api_key, buckets: [{name: far, namespace: n, \
+         auth: api_key}]}"
+            .to_owned(),
+    ] {
         in_force.check(&parse(&meant), &meant, "c.yaml").unwrap();
     }
 }

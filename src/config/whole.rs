@@ -9,11 +9,12 @@
 //! - An empty document is refused; `{}` says that everything has its default.
 //! - A rule without braces names `allow` last, so that a beginning of it has no
 //!   decision; or it names `allow` first, and the file ends with a line `...`,
-//!   which a beginning does not have. (Helm sorts keys.)
+//!   which a beginning does not have. (Helm sorts keys.) Its decision is written
+//!   out: neither an alias nor a merge key (`<<`) gives it.
 //! - A list of rules that follows nothing more can only lose rules at its end,
 //!   and what no rule allows is denied.
-//! - Rules that were in force are dropped by `policy: {rules: []}` only, and a
-//!   beginning of the file that was in force changes no identity; see [`InForce`].
+//! - Rules that were in force are dropped by `policy: {rules: []}` only, and an
+//!   identity that was written is not replaced by a default; see [`InForce`].
 
 use std::collections::BTreeMap;
 
@@ -31,6 +32,13 @@ const END: &str = "...";
 #[derive(Deserialize)]
 struct Written {
     policy: Option<WrittenPolicy>,
+    #[serde(rename = "objectStorage")]
+    object_storage: Option<WrittenObjectStorage>,
+}
+
+#[derive(Deserialize)]
+struct WrittenObjectStorage {
+    auth: Option<IgnoredAny>,
 }
 
 #[derive(Deserialize)]
@@ -66,7 +74,7 @@ pub(super) fn check_rules(text: &str, file: &str) -> Result<()> {
     Err(Error::invalid(format!(
         "{file}, line {line}: a file that was cut off within this rule would allow more than the \
          whole; write the rule in braces, or `allow` as its last key, or `allow` as its first key \
-         and a line `{END}` at the end of the file"
+         and a line `{END}` at the end of the file, and its value without alias and `<<`"
     )))
 }
 
@@ -81,9 +89,13 @@ fn can_be_cut(rule: &Spanned<WrittenRule>, text: &str) -> bool {
         return true;
     }
     let place = |at: &Location| (at.line(), at.column());
-    let Some(allow) = rule.value.get("allow").map(|allow| place(&allow.referenced)) else {
-        return true;
-    };
+    let Some(allow) = rule.value.get("allow") else { return true };
+    // A decision from elsewhere may have been overridden, and the beginning of an
+    // alias may be another one.
+    if allow.referenced != allow.defined {
+        return false;
+    }
+    let allow = place(&allow.referenced);
     let mut others = rule.value.iter().filter(|(key, _)| *key != "allow");
     let mut places = others.by_ref().map(|(_, value)| place(&value.referenced));
     let (mut before, mut after) = (false, false);
@@ -136,16 +148,27 @@ impl InForce {
     /// is its name in errors. Without a file the text is empty.
     ///
     /// # Errors
-    /// `Invalid` where it lacks the policy that is in force, or is a beginning of
-    /// this one that has other identities; with what to write if that is meant.
+    /// `Invalid` where it lacks the policy that is in force, or an identity without
+    /// saying that it is whole; with what to write if that is meant.
     pub fn check(&self, next: &Config, text: &str, file: &str) -> Result<()> {
-        let names_rules =
-            written(text).and_then(|it| it.policy).is_some_and(|it| it.rules.is_some());
+        let written = written(text);
+        let of_policy = written.as_ref().and_then(|it| it.policy.as_ref());
+        let names_rules = of_policy.is_some_and(|it| it.rules.is_some());
         if self.rules > 0 && !names_rules {
             return Err(Error::invalid(format!(
                 "{file} has no policy.rules, and {} rules are in force; to drop them write \
                  policy: {{rules: []}}, to keep them write them again",
                 self.rules
+            )));
+        }
+        // Without --config nothing can have been cut off.
+        let whole = text.is_empty() || ends(text);
+        let of_store = written.as_ref().and_then(|it| it.object_storage.as_ref());
+        let names_auth = of_store.is_some_and(|it| it.auth.is_some());
+        if let Some(lost) = self.lost_auth(next, names_auth).filter(|_| !whole) {
+            return Err(Error::invalid(format!(
+                "{file} has no auth of {lost}, which the configuration in force has, as if it was \
+                 cut off; write it again, or end the file with a line `{END}` if that is meant"
             )));
         }
         let is_part = !text.is_empty() && text.len() < self.text.len();
@@ -157,6 +180,24 @@ impl InForce {
             )));
         }
         Ok(())
+    }
+
+    /// Whose way to sign requests is not written any more, so that a default would
+    /// take its place.
+    fn lost_auth(&self, next: &Config, names_auth: bool) -> Option<String> {
+        let (now, next) = (self.identities(), &next.object_storage);
+        if !names_auth && now.auth != next.auth {
+            return Some("objectStorage".to_owned());
+        }
+        let has_auth = |one: &super::Bucket| {
+            let mut same = next
+                .buckets
+                .iter()
+                .filter(|it| (&it.name, &it.namespace) == (&one.name, &one.namespace));
+            same.any(|it| it.auth.is_some())
+        };
+        let mut lost = now.buckets.iter().filter(|one| one.auth.is_some() && !has_auth(one));
+        lost.next().map(|one| format!("the bucket {}", one.name))
     }
 
     /// As whom buckets are read. A text of another version may not parse; then
