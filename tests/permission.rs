@@ -190,6 +190,39 @@ fn each_cell_of_permission_object_and_policy_has_the_outcome_that_is_written_dow
     });
 }
 
+#[test]
+fn who_may_list_and_not_read_learns_nothing_from_filters_or_the_name_of_an_object() {
+    end_to_end(async |scratch| {
+        let store = LocalStore::builder().start().unwrap();
+        store.allow(&caller("both"), BUCKET);
+        store.allow_inspect(&caller("list"), BUCKET);
+        let driver = setup(scratch, &store).start().await;
+        let kubelet = driver.kubelet();
+        put_model(&store, "m/", "old");
+        let mut pods = 1..;
+        let mut ask = async |team: &str, prefix: &str, include: &str| {
+            let attributes = [("bucket", BUCKET), ("prefix", prefix), ("include", include)];
+            let attributes = &attributes[..if include.is_empty() { 2 } else { 3 }];
+            let volume = pod(&kubelet, &store, pods.next().unwrap(), team, attributes);
+            let (code, message) = volume.refused().await;
+            assert_eq!(code, Code::NotFound, "{message}");
+            message.replace("%%", "%")
+        };
+        for (prefix, include) in
+            [("m/", "config.json"), ("m/", "*.gguf"), ("gone/", "*.gguf"), ("m/config.json/", "")]
+        {
+            let message = ask("list", prefix, include).await;
+            assert_eq!(message, unseen(&store, prefix, "list"), "{prefix} {include}");
+        }
+        let message = ask("both", "m/", "*.gguf").await;
+        assert!(message.contains("is selected by include and exclude"), "{message}");
+        let message = ask("both", "m/config.json/", "").await;
+        assert!(message.contains("is an object, not a directory of objects"), "{message}");
+        let message = ask("both", "gone/", "*.gguf").await;
+        assert_eq!(message, unseen(&store, "gone/", "both"));
+    });
+}
+
 /// The texts of two refusals but for the request ids of the service.
 fn without_request_id(message: &str) -> String {
     let (before, rest) = message.split_once("(opc-request-id ").unwrap_or((message, ")"));

@@ -396,5 +396,14 @@ fn leaving_out_the_own_namespace_and_writing_it_are_one_request() {
             ],
         );
         assert_eq!(elsewhere.refused().await.0, Code::NotFound);
+
+        // Once the administrator has chosen another namespace, that one is meant.
+        driver.setup = driver.setup.clone().with_config("objectStorage: {namespace: other}\n");
+        driver.restart_to(None).await;
+        for (pod, model) in [("9", "a"), ("10", "b")] {
+            let (code, message) = volume(pod, model, false, "Never").refused().await;
+            assert_eq!(code, Code::NotFound, "{message}");
+            volume(&format!("{pod}-named"), model, true, "Never").publish().await.unwrap();
+        }
     });
 }

@@ -264,7 +264,9 @@ impl Filters {
         };
         let (include, exclude) = (list(&self.include), list(&self.exclude));
         let separates = |text: &String| text.contains([',', '\n']);
-        if !include.iter().chain(&exclude).any(separates) {
+        // The complement of a set once, and `^` or what follows it now.
+        let is_other = |text: &String| text.contains("[^");
+        if !include.iter().chain(&exclude).any(|text| separates(text) || is_other(text)) {
             // The form of earlier versions, which has exactly one line break.
             return format!("{}\n{}", include.join(","), exclude.join(","));
         }

@@ -113,6 +113,14 @@ impl ObjectStorage {
         self.0.namespace.get_or_try_init(|| self.get_namespace()).await.cloned()
     }
 
+    /// As [`namespace`](Self::namespace), without asking for it.
+    pub fn known_namespace(&self) -> Option<&str> {
+        self.0
+            .configured_namespace
+            .as_deref()
+            .or_else(|| self.0.namespace.get().map(String::as_str))
+    }
+
     async fn get_namespace(&self) -> Result<String, Error> {
         let call = Call::new("GetNamespace", "the tenancy", Method::GET, "/n".to_owned());
         let (_, body) = self.0.read_retrying(&call, 64 * 1024).await?;

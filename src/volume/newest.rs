@@ -21,6 +21,11 @@ pub(super) async fn find(
     route: &Route,
 ) -> Result<Option<CachedModel>> {
     let found = cache.latest(&route.digest(request)).await?;
+    // What was recorded without a namespace is of the own one of that time.
+    let is_meant = |model: &CachedModel| {
+        request.namespace.is_some() || !resolver.is_another(route, &model.summary.source.namespace)
+    };
+    let found = found.filter(is_meant);
     if found.is_some() || request.namespace.is_some() || !cache.has_models().await? {
         return Ok(found);
     }

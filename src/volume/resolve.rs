@@ -117,6 +117,12 @@ impl Resolver {
         self.0.stores.namespace_for(caller).await
     }
 
+    /// Whether this is known already to be another one than requests mean that name
+    /// none.
+    pub(super) fn is_another(&self, route: &Route, namespace: &NamespaceName) -> bool {
+        self.0.stores.is_another(route, namespace)
+    }
+
     /// Whether only a pod's own identity may read the request's bucket.
     ///
     /// # Errors
@@ -187,7 +193,12 @@ impl Inner {
         let largest = held.largest().filter(|_| route.workload().is_some());
         let manifest = match self.arrange(held, request, route, &source, pulse).await {
             Ok(Some(manifest)) => manifest,
-            Ok(None) => return Err(self.nothing(request, route, &source, &bucket).await),
+            Ok(None) => {
+                // What there is to be selected from is for those to know who may read it.
+                let may_know = route.workload().is_none() || largest.is_some();
+                self.authorizer.ask_for_one(&self.buckets, route, &source, largest).await?;
+                return Err(self.nothing(request, route, &source, &bucket, may_know).await);
+            }
             Err(error) => {
                 self.authorizer.ask_for_one(&self.buckets, route, &source, largest).await?;
                 return Err(error);
@@ -250,17 +261,19 @@ impl Inner {
         }
     }
 
-    /// Why nothing is selected, as far as it can be told.
+    /// Why nothing is selected, as far as it can be told: `may_know` is whether who
+    /// asks has shown to be one who may read what is there.
     async fn nothing(
         &self,
         request: &ModelRequest,
         route: &Route,
         source: &Source,
         bucket: &Bucket,
+        may_know: bool,
     ) -> Error {
         let place = format!("bucket {} of namespace {}", source.bucket, source.namespace);
         let not_found = |text: String| Error::new(ErrorKind::NotFound, text);
-        if !request.filters.is_everything() {
+        if !request.filters.is_everything() && may_know {
             return not_found(format!(
                 "nothing under {:?} in {place} is selected by include and exclude, or nothing is \
                  there; `oci os object list` with --prefix shows the names",
@@ -269,7 +282,12 @@ impl Inner {
         }
         if let Some(name) = source.prefix.as_object_name() {
             let object = oci::ObjectName::new(Arc::new(bucket.clone()), name);
-            if route.client().head_object(&object, None).await.is_ok() {
+            let client = route.client();
+            let is_object = match route.workload() {
+                Some(_) => client.may_read(&object, None, false).await.is_ok(),
+                None => client.head_object(&object, None).await.is_ok(),
+            };
+            if is_object {
                 return not_found(format!(
                     "prefix {name:?} in {place} is an object, not a directory of objects: name \
                      the directory that holds it, with include for this object only"

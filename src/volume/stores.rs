@@ -163,9 +163,18 @@ impl Stores {
 
     /// The namespace of buckets that name none: the driver's own tenancy's.
     pub async fn own_namespace(&self, route: &Route) -> Result<NamespaceName> {
-        // Where pods ask with their own identities, the driver has none to ask with.
-        let client = if self.0.own.needs_pod() { &route.client } else { &self.0.own };
-        NamespaceName::parse(&client.namespace().await?)
+        NamespaceName::parse(&self.who_knows(route).namespace().await?)
+    }
+
+    /// Whether that is known already to be another one.
+    pub(super) fn is_another(&self, route: &Route, namespace: &NamespaceName) -> bool {
+        let known = self.who_knows(route).known_namespace();
+        known.is_some_and(|known| known != namespace.as_str())
+    }
+
+    /// Where pods ask with their own identities, the driver has none to ask with.
+    fn who_knows<'a>(&'a self, route: &'a Route) -> &'a ObjectStorage {
+        if self.0.own.needs_pod() { &route.client } else { &self.0.own }
     }
 
     /// As [`Stores::own_namespace`], before the way is known.
