@@ -231,6 +231,26 @@ fn a_model_is_published_through_a_proxy_that_gives_answers_rare_and_legal_forms(
     });
 }
 
+#[test]
+fn a_body_whose_end_is_lost_after_its_last_byte_needs_no_byte_again() {
+    end_to_end(async |scratch| {
+        let store = LocalStore::builder().start().unwrap();
+        put_large(&store, "small.bin", 4096, 1, PutOptions::default());
+        put_large(&store, "large.bin", 3 * MIB + 1, 2, PutOptions::default());
+        store.faults().add(Rule::new(Action::Proxied));
+        let cut = Action::ShortBody { missing: 0 };
+        store.faults().add(Rule::new(cut).operation(Operation::Get));
+        let config = "download: {rangeSize: 1MiB}\n";
+        let driver = Setup::new(scratch, &store).with_config(config).start().await;
+        let volume = driver.kubelet().inline("1", &PHI3);
+        volume.publish().await.unwrap();
+        assert_synthetic(&volume.target().join("small.bin"), 1, 4096);
+        assert_synthetic(&volume.target().join("large.bin"), 2, 3 * MIB + 1);
+        let sent: u64 = store.stats().object_bytes.values().sum();
+        assert_eq!(sent, 4096 + 3 * MIB + 1);
+    });
+}
+
 /// How an object's content is damaged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Damage {

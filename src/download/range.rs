@@ -227,6 +227,7 @@ async fn attempt(
         body.expect_length(end);
         *head = Some(body.head.clone());
     }
+    let asked_for = end - *at;
     let mut span = OpenSpan { target: &job.target, start: *at, len: 0, crc32c: 0 };
     let disk = |error: std::io::Error| {
         Attempt::Final(Error::io(
@@ -234,7 +235,16 @@ async fn attempt(
             &error,
         ))
     };
-    while let Some(chunk) = flow.waiting(body.chunk()).await.map_err(Attempt::Storage)? {
+    loop {
+        let chunk = match flow.waiting(body.chunk()).await {
+            Ok(Some(chunk)) => chunk,
+            Ok(None) => break,
+            // All is here, and only the end of the body was lost: a body in chunks
+            // may break off behind its last byte.
+            Err(_) if *at == end && body.received() == asked_for => break,
+            Err(_) if *at == end => return Err(Attempt::Final(longer(job))),
+            Err(error) => return Err(Attempt::Storage(error)),
+        };
         // Until the next one is asked for: the disk, and our own pacing.
         let _own = demand.own_work();
         flow.arrived(chunk.len() as u64);
@@ -296,6 +306,14 @@ fn trickles(job: &Job, attempts: u32, spent: Duration) -> Error {
         spent.as_secs()
     );
     Error::new(ErrorKind::Unavailable, text)
+}
+
+/// What is behind an object's end is not the object's, and what is before it may
+/// not be either.
+fn longer(job: &Job) -> Error {
+    let name = shown(&job.object.name, 200);
+    let text = format!("more bytes came of {name} than were asked for");
+    Error::new(ErrorKind::Changed, text)
 }
 
 fn changed(job: &Job, error: &oci::Error) -> Error {

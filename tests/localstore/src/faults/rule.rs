@@ -90,7 +90,7 @@ pub enum Action {
     },
     /// Closes the connection cleanly before the last bytes of the body.
     ShortBody {
-        /// Bytes that are missing.
+        /// Bytes that are missing; with none of them, of a body in chunks, its end.
         missing: u64,
     },
     /// Answers a range that lies one byte beside the one asked for, and says so.

@@ -41,6 +41,9 @@ impl ReplyBody {
     /// Sends it in chunks.
     pub(crate) fn hide_length(&mut self) {
         self.length_is_hidden = true;
+        if let Inner::Object(body) = &mut self.inner {
+            body.is_open_ended = true;
+        }
     }
 
     pub(crate) fn empty() -> Self {
@@ -80,7 +83,7 @@ impl Body for ReplyBody {
     fn is_end_stream(&self) -> bool {
         match &self.inner {
             Inner::Bytes(bytes) => bytes.is_empty(),
-            Inner::Object(body) => body.at == body.end,
+            Inner::Object(body) => body.is_over(),
         }
     }
 
@@ -106,6 +109,8 @@ pub(crate) struct ObjectBody {
     faults: BodyFaults,
     /// Where it breaks off, and how.
     break_at: Option<(u64, Break)>,
+    /// Only its end says that it is whole, which may break off too.
+    is_open_ended: bool,
     breaking: bool,
     pause: Option<Pin<Box<Sleep>>>,
     reset: ResetSwitch,
@@ -135,7 +140,7 @@ impl ObjectBody {
                     (range.end.saturating_sub(bytes).max(range.start), Break::Close)
                 }
             };
-            (offset < range.end).then_some((offset, how))
+            (offset <= range.end).then_some((offset, how))
         });
         Self {
             reader,
@@ -145,6 +150,7 @@ impl ObjectBody {
             sent,
             faults,
             break_at,
+            is_open_ended: false,
             breaking: false,
             pause: None,
             reset,
@@ -156,7 +162,7 @@ impl ObjectBody {
             ready!(pause.as_mut().poll(context));
             self.pause = None;
         }
-        if self.at == self.end {
+        if self.is_over() {
             return Poll::Ready(None);
         }
         if let Some((offset, how)) = self.break_at
@@ -165,6 +171,11 @@ impl ObjectBody {
             return self.poll_break(how, context);
         }
         Poll::Ready(Some(self.next_chunk()))
+    }
+
+    fn is_over(&self) -> bool {
+        let breaks_at_end = self.break_at.is_some_and(|(offset, _)| offset == self.end);
+        self.at == self.end && !(self.is_open_ended && breaks_at_end)
     }
 
     fn poll_break(
