@@ -211,8 +211,9 @@ impl Manifest {
             before = &file.path;
         }
         for directory in &self.directories {
-            all.extend(new_directories("", directory));
+            all.extend(new_directories(before, directory));
             all.push(directory);
+            before = directory;
         }
         all.sort_unstable();
         all.dedup();

@@ -46,6 +46,16 @@ fn directories_that_names_imply_are_made_and_not_stored() {
 }
 
 #[test]
+fn a_directory_that_many_markers_imply_is_held_in_memory_once() {
+    let mut deep = manifest();
+    let above = vec!["x"; 500].join("/");
+    deep.directories = (0..1000).map(|n| format!("{above}/{n:04}")).collect();
+    let all = deep.all_directories();
+    assert_eq!(all.len(), 1 + 500 + 1000);
+    assert!(all.capacity() < 4 * all.len(), "room for {}", all.capacity());
+}
+
+#[test]
 fn a_manifest_that_names_every_directory_is_read_in_the_memory_of_its_files() {
     let mut old = manifest();
     let deep: Vec<String> = (1..=500).map(|depth| vec!["x"; depth].join("/")).collect();
