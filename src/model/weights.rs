@@ -109,8 +109,9 @@ pub fn roles<'a, E>(
     let standard: HashSet<&str> =
         directories.iter().filter(|(_, one)| one.is_standard()).map(|(path, _)| *path).collect();
     let mut named: HashSet<&str> = HashSet::new();
+    let mut beneath = Beneath { standard, known: HashMap::new() };
     for (path, directory) in &directories {
-        let below = ancestors(path).any(|above| standard.contains(above));
+        let below = beneath.has(path);
         for index in &directory.indexes {
             let role = directory.role_of_index(index, below);
             roles.insert(*index, role);
@@ -121,7 +122,7 @@ pub fn roles<'a, E>(
         }
     }
     for (path, directory) in &directories {
-        let below = ancestors(path).any(|above| standard.contains(above));
+        let below = beneath.has(path);
         for file in &directory.files {
             let role =
                 if named.contains(*file) { Role::Opened } else { directory.role(file, below) };
@@ -204,9 +205,33 @@ fn split(path: &str) -> (&str, &str) {
     path.rsplit_once('/').unwrap_or(("", path))
 }
 
-/// The directories above a directory, the root last.
-fn ancestors(directory: &str) -> impl Iterator<Item = &str> {
-    std::iter::successors(Some(directory), |path| (!path.is_empty()).then(|| split(path).0)).skip(1)
+/// Which directories are below one of those that loaders look into. Each is looked
+/// up once: of a model's directories, thousands may have the same hundreds above them.
+struct Beneath<'a> {
+    standard: HashSet<&'a str>,
+    known: HashMap<&'a str, bool>,
+}
+
+impl<'a> Beneath<'a> {
+    /// Whether a directory above this one is a standard one.
+    fn has(&mut self, directory: &'a str) -> bool {
+        let (mut path, mut open, mut below) = (directory, Vec::new(), false);
+        while !path.is_empty() {
+            if let Some(known) = self.known.get(path) {
+                below = *known;
+                break;
+            }
+            open.push(path);
+            let above = split(path).0;
+            if self.standard.contains(above) {
+                below = true;
+                break;
+            }
+            path = above;
+        }
+        self.known.extend(open.into_iter().map(|path| (path, below)));
+        below
+    }
 }
 
 /// The set that a GGUF file is one of: `a-00001-of-00002.gguf` is one of `a`.
@@ -356,6 +381,22 @@ mod tests {
             ("openvino/openvino_model.bin", Unused),
             ("backup/m-1.safetensors", Unused),
         ]);
+    }
+
+    #[test]
+    fn directories_that_have_hundreds_above_them_take_no_time_for_each_of_those() {
+        let above = vec!["x"; 500].join("/");
+        let deep = |n: usize| format!("{above}/{n:05}/a.bin");
+        let mut paths: Vec<String> = (0..20_000).map(deep).collect();
+        paths.push("y/model.safetensors".to_owned());
+        let started = std::time::Instant::now();
+        let roles = roles(paths.iter().map(String::as_str), |_| Ok::<_, Infallible>(None)).unwrap();
+        assert!(started.elapsed().as_secs() < 5, "{:?}", started.elapsed());
+        assert_eq!(roles[deep(0).as_str()], Role::Unused);
+        paths.push("model.safetensors".to_owned());
+        paths.push(format!("{above}/b.safetensors"));
+        let roles = roles_of(&paths.iter().rev().map(String::as_str).take(5).collect::<Vec<_>>());
+        assert_eq!(roles[paths[20_002].as_str()], Role::Unused);
     }
 
     #[test]
