@@ -67,13 +67,17 @@ impl<K: Clone + Eq + Hash> Turns<K> {
 ///
 /// The next free place goes to the tenant that has the fewest, and of several
 /// to the one whose last turn was longest ago. Within a tenant the order is
-/// that of arrival.
+/// that of arrival. A tenant has half of the places at most, rounded up: what
+/// is done at a place is not interrupted and may take long, and so another tenant
+/// finds one free.
 #[derive(Debug, Clone)]
 pub(crate) struct Places(Arc<Mutex<State>>);
 
 #[derive(Debug)]
 struct State {
     free: usize,
+    /// What one tenant may have.
+    most: usize,
     arrivals: u64,
     turns: Turns<Tenant>,
     /// By arrival.
@@ -87,7 +91,13 @@ pub(crate) struct Place(Option<(Places, Tenant)>);
 impl Places {
     pub(crate) fn new(count: usize) -> Self {
         let (turns, waiting) = (Turns::default(), BTreeMap::new());
-        Self(Arc::new(Mutex::new(State { free: count, arrivals: 0, turns, waiting })))
+        Self(Arc::new(Mutex::new(State {
+            free: count,
+            most: count.div_ceil(2),
+            arrivals: 0,
+            turns,
+            waiting,
+        })))
     }
 
     /// Waits for a place. Cancellation safe: a caller that goes away loses its turn.
@@ -127,7 +137,8 @@ impl Places {
 impl State {
     fn next(&mut self) -> Option<(Tenant, oneshot::Sender<Place>)> {
         let waiting = self.waiting.iter();
-        let next = waiting.min_by_key(|(at, (tenant, _))| (self.turns.standing(tenant), **at));
+        let may = waiting.filter(|(_, (tenant, _))| self.turns.running(tenant) < self.most);
+        let next = may.min_by_key(|(at, (tenant, _))| (self.turns.standing(tenant), **at));
         let arrival = *next?.0;
         self.waiting.remove(&arrival)
     }
@@ -162,7 +173,7 @@ mod tests {
     async fn a_tenant_that_queues_for_hours_delays_another_by_one_turn() {
         let places = Places::new(2);
         let (loud, quiet) = (tenant("loud"), tenant("quiet"));
-        let held = [places.enter(&loud).await, places.enter(&loud).await];
+        let held = [places.enter(&loud).await, places.enter(&tenant("other")).await];
         let queue: Vec<_> = (0..50).map(|_| Box::pin(places.enter(&loud))).collect();
         let mut queue: Vec<_> = queue
             .into_iter()
@@ -176,6 +187,20 @@ mod tests {
         drop(held);
         assert!(late.as_mut().now_or_never().is_some(), "it came last, and is next");
         assert!(queue[0].as_mut().now_or_never().is_some());
+    }
+
+    #[tokio::test]
+    async fn a_tenant_whose_work_never_ends_leaves_half_of_the_places() {
+        for count in [2, 3, 4] {
+            let places = Places::new(count);
+            let (loud, quiet) = (tenant("loud"), tenant("quiet"));
+            let mut loud: Vec<_> = (0..count).map(|_| Box::pin(places.enter(&loud))).collect();
+            let held: Vec<_> =
+                loud.iter_mut().filter_map(|wait| wait.as_mut().now_or_never()).collect();
+            assert_eq!(held.len(), count.div_ceil(2));
+            let other = places.enter(&quiet).now_or_never();
+            assert!(other.is_some(), "a place of {count} is free");
+        }
     }
 
     #[tokio::test]
