@@ -15,7 +15,7 @@ use super::models::CachedModel;
 use super::policy::Space;
 use super::progress::{BlobProgress, FillProgress, Phase};
 use super::shortage::Shortage;
-use super::slots::Slot;
+use super::slots::{Candidate, Slot};
 use super::space::{BLOCK, Wanted};
 use crate::blocking::blocking;
 use crate::download::{Check, Engine, ObjectVersion, Origin, Share, Staging};
@@ -27,7 +27,7 @@ use crate::oci::{Bucket, ObjectName};
 /// engine; this only bounds tasks for models of many thousand files.
 const BLOBS_AT_ONCE: usize = 64;
 
-/// Files of a model that is not filled beside another of that many.
+/// Files of a model that is not downloaded beside another of that many.
 const LARGE: usize = 20_000;
 
 /// A model that waits for space looks at least this often whether there is.
@@ -127,13 +127,13 @@ async fn attempt(
     title: &str,
     progress: &Arc<FillProgress>,
 ) -> Result<Outcome> {
-    // What is noted of each file while it comes is as much as its manifest.
-    let _large = match manifest.files.len() {
-        0..LARGE => None,
-        _ => inner.large_fills.acquire().await.ok(),
+    let candidate = Candidate {
+        share: progress.share().clone(),
+        origin: origin(manifest),
+        // What is noted of each file while it comes is as much as its manifest.
+        large: manifest.files.len() >= LARGE,
     };
-    let origin = origin(manifest);
-    let slot = inner.model_slots.take(progress.share(), &origin).await;
+    let slot = inner.model_slots.take(&candidate).await;
     let preparing = progress.share().own_work();
     if progress.snapshot().phase != Phase::WaitingForSpace {
         progress.enter(Phase::Checking);
@@ -175,7 +175,7 @@ async fn attempt(
     progress.start(manifest.bytes(), manifest.bytes().saturating_sub(to_come));
     drop(preparing);
     let fetching = Fetching { inner, engine, manifest, title, progress };
-    let brought = fetching.in_turn(slot, &origin, missing).await;
+    let brought = fetching.in_turn(slot, &candidate, missing).await;
     drop(reservation);
     match brought {
         Ok(model) => Ok(Outcome::Stands(model)),
@@ -222,7 +222,7 @@ impl Fetching<'_> {
     async fn in_turn(
         &self,
         mut slot: Slot,
-        origin: &Arc<Origin>,
+        candidate: &Candidate,
         mut missing: Vec<ManifestFile>,
     ) -> Result<CachedModel> {
         let Self { inner, engine, manifest, title, progress } = *self;
@@ -237,10 +237,10 @@ impl Fetching<'_> {
             if arrived.is_some() {
                 break;
             }
-            drop(slot);
             tracing::info!("the download gives way to another model");
-            progress.enter(Phase::GaveWay);
-            slot = inner.model_slots.take_again(progress.share(), origin).await;
+            progress.give_way();
+            drop(missing);
+            slot = inner.model_slots.take_again(candidate, slot).await;
             let _own = progress.share().own_work();
             missing = self::missing(inner, manifest).await?;
             let to_come: u64 = missing.iter().map(|file| file.size).fold(0, u64::saturating_add);

@@ -47,7 +47,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
@@ -141,8 +141,6 @@ struct Inner {
     arrived: Mutex<Vec<(Instant, CachedModel)>>,
     syncer: Syncer,
     model_slots: Slots,
-    /// For models of very many files; see `fill.rs`.
-    large_fills: Semaphore,
     model_flights: Flights<ModelKey, FillProgress, CachedModel>,
     check_flights: Flights<ModelKey, (), Option<CachedModel>>,
     blob_flights: Flights<BlobId, BlobProgress, ()>,
@@ -199,7 +197,6 @@ impl Cache {
             damage_told: OnceLock::new(),
             arrived: Mutex::default(),
             model_slots: Slots::new(options.max_models.max(1)),
-            large_fills: Semaphore::new(1),
             layout,
             blobs,
             models,

@@ -189,6 +189,13 @@ impl FillProgress {
         state.parts.clear();
     }
 
+    /// The model waits for a slot again; nothing is noted of its files meanwhile.
+    pub(super) fn give_way(&self) {
+        let mut state = self.lock();
+        (state.phase, state.cached) = (Phase::GaveWay, state.done());
+        state.parts = Vec::new();
+    }
+
     pub(super) fn add_part(&self, part: Arc<Progress>) {
         self.lock().parts.push(part);
     }

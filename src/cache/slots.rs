@@ -9,10 +9,16 @@
 //! the download engine gives the connections to the pods' models then, and the
 //! prefetches wait with theirs.
 //!
+//! Of models of very many files one downloads at once, whatever slots are free:
+//! what is noted of each file meanwhile is as much as its manifest. The others wait
+//! for it in the same order, and tenants take turns of [`LARGE_TURN`].
+//!
 //! A model gives its slot back before it is there, and comes back in its turn, if
 //! another one has waited for half a second and
 //!
 //! - the tenant of the other has at least two models fewer under way; or
+//! - both have very many files, and it is prefetched while a pod waits for the other,
+//!   or has had its turn while a model of another tenant waits; or
 //! - the network has brought it next to nothing for [`STALLED`]. What our own
 //!   pacing under `download.bandwidthLimit` takes, the disk and checksums count as
 //!   no lack of progress.
@@ -33,6 +39,9 @@ const STALLED: Duration = Duration::from_secs(2);
 
 /// How long a model that gave its slot back takes only a free one.
 const PENANCE: Duration = Duration::from_secs(30);
+
+/// How long a model of very many files keeps its slot while one of another tenant waits.
+const LARGE_TURN: Duration = Duration::from_secs(20);
 
 /// How often it is looked whether a model has to give way, while others wait.
 const LOOK: Duration = Duration::from_millis(250);
@@ -84,20 +93,31 @@ struct State {
     watched: bool,
 }
 
-#[derive(Debug)]
-struct Holder {
-    share: Share,
-    tenant: Tenant,
-    origin: Arc<Origin>,
-    asked: Arc<Notify>,
-    /// Whether it was asked to give way already.
-    leaves: bool,
+/// A model that asks for a slot.
+#[derive(Debug, Clone)]
+pub(super) struct Candidate {
+    pub(super) share: Share,
+    pub(super) origin: Arc<Origin>,
+    /// Whether it has very many files.
+    pub(super) large: bool,
 }
 
 #[derive(Debug)]
+struct Holder {
+    model: Candidate,
+    tenant: Tenant,
+    since: Instant,
+    asked: Arc<Notify>,
+    /// Whether it was asked to give way already, and if because it is stalled.
+    leaves: Option<Stalled>,
+}
+
+/// Whether a model is without progress.
+type Stalled = bool;
+
+#[derive(Debug)]
 struct Waiting {
-    share: Share,
-    origin: Arc<Origin>,
+    model: Candidate,
     since: Instant,
     /// Until when it takes only a free slot.
     modest_until: Instant,
@@ -135,23 +155,27 @@ impl Slots {
 
     /// Waits for a slot; moves up when a pod asks for the model meanwhile.
     /// Cancellation safe: who goes away loses the turn.
-    pub(super) async fn take(&self, share: &Share, origin: &Arc<Origin>) -> Slot {
-        self.wait(share, origin, Duration::ZERO).await
+    pub(super) async fn take(&self, model: &Candidate) -> Slot {
+        self.wait(model, Duration::ZERO).await
     }
 
-    /// As [`Slots::take`], after another slot was given back: others come first.
-    pub(super) async fn take_again(&self, share: &Share, origin: &Arc<Origin>) -> Slot {
-        self.wait(share, origin, PENANCE).await
+    /// As [`Slots::take`], after giving back the slot that was asked for. If that was
+    /// for want of progress, others come first.
+    pub(super) async fn take_again(&self, model: &Candidate, slot: Slot) -> Slot {
+        let stalled = slot.id.and_then(|id| self.lock().holders.get(&id)?.leaves);
+        drop(slot);
+        let modest = if stalled == Some(true) { PENANCE } else { Duration::ZERO };
+        self.wait(model, modest).await
     }
 
-    async fn wait(&self, share: &Share, origin: &Arc<Origin>, modest: Duration) -> Slot {
+    async fn wait(&self, model: &Candidate, modest: Duration) -> Slot {
         let (grant, mut granted) = oneshot::channel();
         {
             let mut state = self.lock();
             state.count += 1;
             let (id, now) = (state.count, Instant::now());
-            let (share, origin) = (share.clone(), Arc::clone(origin));
-            let waiting = Waiting { share, origin, since: now, modest_until: now + modest, grant };
+            let model = model.clone();
+            let waiting = Waiting { model, since: now, modest_until: now + modest, grant };
             state.waiting.insert(id, waiting);
             self.admit(&mut state);
             if !state.watched && !state.waiting.is_empty() {
@@ -162,7 +186,7 @@ impl Slots {
         tokio::select! {
             biased;
             slot = &mut granted => return slot.expect(NEVER_DROPPED),
-            () = share.raised() => self.admit(&mut self.lock()),
+            () = model.share.raised() => self.admit(&mut self.lock()),
         }
         granted.await.expect(NEVER_DROPPED)
     }
@@ -184,9 +208,9 @@ impl Slots {
     fn admit(&self, state: &mut State) {
         state.waiting.retain(|_, waiting| !waiting.grant.is_closed());
         while let Some((id, waiting)) = state.next() {
-            let Waiting { share, origin, grant, .. } = waiting;
-            share.progressed();
-            let asked = state.begin(id, share, origin);
+            let Waiting { model, grant, .. } = waiting;
+            model.share.progressed();
+            let asked = state.begin(id, model);
             if let Err(mut refused) = grant.send(Slot { slots: self.clone(), id: Some(id), asked })
             {
                 // Its caller went away just now. Taken apart here, since its
@@ -206,31 +230,33 @@ const NEVER_DROPPED: &str = "who waits is forgotten only when it went away";
 
 impl State {
     fn next(&mut self) -> Option<(u64, Waiting)> {
-        let (id, waiting) = self.first(|_| true)?;
-        if self.beside(&waiting.share) >= self.most {
-            return None;
-        }
+        let fits = |waiting: &Waiting| {
+            self.beside(&waiting.model.share) < self.most
+                && !(waiting.model.large && self.holders.values().any(|holder| holder.model.large))
+        };
+        let id = self.in_order(fits).into_iter().next()?.0;
         self.waiting.remove(&id).map(|waiting| (id, waiting))
     }
 
-    /// The next one of those that wait and are `meant`.
-    fn first(&self, meant: impl Fn(&Waiting) -> bool) -> Option<(u64, &Waiting)> {
+    /// Those that wait and are `meant`, the next one first.
+    fn in_order(&self, meant: impl Fn(&Waiting) -> bool) -> Vec<(u64, &Waiting)> {
         let now = Instant::now();
         let waiting = self.waiting.iter().filter(|(_, waiting)| meant(waiting));
-        let ranked = waiting.map(|(id, waiting)| {
-            let tenant = self.tenant(&waiting.share);
+        let mut order: Vec<(u64, &Waiting)> = waiting.map(|(id, waiting)| (*id, waiting)).collect();
+        order.sort_by_cached_key(|(id, waiting)| {
+            let tenant = self.tenant(&waiting.model.share);
             let modest = now < waiting.modest_until;
-            let origin = self.origins.standing(&waiting.origin);
+            let origin = self.origins.standing(&waiting.model.origin);
             let standing = self.tenants.standing(&tenant);
-            ((!waiting.share.is_urgent(), modest, standing, origin, *id), waiting)
+            (!waiting.model.share.is_urgent(), modest, standing, origin, *id)
         });
-        ranked.min_by_key(|(rank, _)| *rank).map(|((.., id), waiting)| (id, waiting))
+        order
     }
 
     /// Models that count for this one: pods' models do not wait for prefetches.
     fn beside(&self, share: &Share) -> usize {
         let all = !share.is_urgent();
-        self.holders.values().filter(|holder| all || holder.share.is_urgent()).count()
+        self.holders.values().filter(|holder| all || holder.model.share.is_urgent()).count()
     }
 
     fn tenant(&self, share: &Share) -> Tenant {
@@ -241,42 +267,61 @@ impl State {
     fn make_way(&mut self, now: Instant) {
         let patient = |waiting: &Waiting| now - waiting.since >= PATIENCE;
         let waiting = self.waiting.values().filter(|waiting| patient(waiting)).count();
-        if self.holders.values().filter(|holder| holder.leaves).count() >= waiting {
+        if self.holders.values().filter(|holder| holder.leaves.is_some()).count() >= waiting {
             return;
         }
-        let Some((_, next)) = self.first(patient) else { return };
-        let (urgent, modest) = (next.share.is_urgent(), now < next.modest_until);
-        let tenant = self.tenant(&next.share);
-        let theirs = self.tenants.running(&tenant);
-        let staying = self.holders.iter().filter(|(_, holder)| !holder.leaves);
-        let leaving = staying.filter_map(|(id, holder)| {
-            let mine = self.tenants.running(&holder.tenant);
-            let more = holder.tenant != tenant && theirs + 1 < mine;
-            let stalled = holder.share.stalled_for() >= STALLED;
-            let gives_way = holder.share.is_urgent() == urgent && (more || stalled && !modest);
-            gives_way.then_some((stalled, mine, *id))
-        });
-        let Some((stalled, _, id)) = leaving.max() else { return };
+        let mut patient = self.in_order(patient).into_iter();
+        let found = patient.find_map(|(_, next)| self.to_leave(next, now));
+        let Some((stalled, id)) = found else { return };
         if let Some(holder) = self.holders.get_mut(&id) {
-            tracing::debug!(stalled, tenant = %holder.tenant, next = %tenant, "a model gives way");
-            holder.leaves = true;
+            tracing::debug!(stalled, tenant = %holder.tenant, "a model gives way");
+            holder.leaves = Some(stalled);
             holder.asked.notify_one();
         }
     }
 
-    fn begin(&mut self, id: u64, share: Share, origin: Arc<Origin>) -> Arc<Notify> {
-        let (tenant, asked) = (self.tenant(&share), Arc::new(Notify::new()));
+    /// Whether there is a model that gives its slot to this one, which it is, and
+    /// whether that is because it is stalled.
+    fn to_leave(&self, next: &Waiting, now: Instant) -> Option<(Stalled, u64)> {
+        let (urgent, modest) = (next.model.share.is_urgent(), now < next.modest_until);
+        let tenant = self.tenant(&next.model.share);
+        let theirs = self.tenants.running(&tenant);
+        // Any other slot would be of no use to a model that may not be beside a large one.
+        let only_large = next.model.large && self.holders.values().any(|holder| holder.model.large);
+        let staying = self
+            .holders
+            .iter()
+            .filter(|(_, holder)| holder.leaves.is_none() && (!only_large || holder.model.large));
+        let leaving = staying.filter_map(|(id, holder)| {
+            let mine = self.tenants.running(&holder.tenant);
+            let more = holder.tenant != tenant && theirs + 1 < mine;
+            let stalled = holder.model.share.stalled_for() >= STALLED;
+            let gives_way = if holder.model.share.is_urgent() == urgent {
+                let had_its_turn = now - holder.since >= LARGE_TURN;
+                let turn = only_large && holder.tenant != tenant && had_its_turn;
+                more || turn || stalled && !modest
+            } else {
+                urgent && only_large
+            };
+            gives_way.then_some((stalled, mine, *id))
+        });
+        leaving.max().map(|(stalled, _, id)| (stalled, id))
+    }
+
+    fn begin(&mut self, id: u64, model: Candidate) -> Arc<Notify> {
+        let (tenant, asked) = (self.tenant(&model.share), Arc::new(Notify::new()));
         self.tenants.begin(&tenant);
-        self.origins.begin(&origin);
+        self.origins.begin(&model.origin);
         let notified = Arc::clone(&asked);
-        self.holders.insert(id, Holder { share, tenant, origin, asked, leaves: false });
+        let since = Instant::now();
+        self.holders.insert(id, Holder { model, tenant, since, asked, leaves: None });
         notified
     }
 
     fn end(&mut self, id: u64) {
         if let Some(holder) = self.holders.remove(&id) {
             self.tenants.end(&holder.tenant);
-            self.origins.end(&holder.origin);
+            self.origins.end(&holder.model.origin);
         }
     }
 }

@@ -27,12 +27,28 @@ impl Scene {
     }
 
     async fn come_from(&mut self, bucket: &str, name: &'static str, asker: Asker) -> Share {
+        self.come_with(bucket, name, asker, false).await
+    }
+
+    /// Of very many files.
+    async fn come_large(&mut self, name: &'static str, asker: Asker) -> Share {
+        self.come_with("bucket", name, asker, true).await
+    }
+
+    async fn come_with(
+        &mut self,
+        bucket: &str,
+        name: &'static str,
+        asker: Asker,
+        large: bool,
+    ) -> Share {
         let share = asker.share();
-        let (slots, waiting, report) = (self.slots.clone(), share.clone(), self.report.clone());
+        let (slots, report) = (self.slots.clone(), self.report.clone());
         let bucket = Bucket::new("ns", bucket);
         let origin = Arc::new(Origin { location: "here".to_owned(), bucket });
+        let model = Candidate { share: share.clone(), origin, large };
         self.tasks.spawn(async move {
-            let slot = slots.take(&waiting, &origin).await;
+            let slot = slots.take(&model).await;
             let _ = report.send((name, slot));
         });
         settle().await;
@@ -56,6 +72,11 @@ fn pod() -> Asker {
 
 fn pod_of(namespace: &str) -> Asker {
     Asker::Pod(Tenant::of_namespace(namespace))
+}
+
+/// Until the slot is to be given back.
+async fn is_asked_back(slot: &Slot) {
+    tokio::time::timeout(2 * LARGE_TURN, slot.asked_back()).await.expect("it has to give way");
 }
 
 /// Until every task waits.
@@ -227,17 +248,82 @@ async fn models_without_progress_do_not_push_each_other_out_all_the_time() {
         let (slots, gave_way) = (slots.clone(), Arc::clone(&gave_way));
         let origin = Arc::new(Origin { location: String::new(), bucket: Bucket::new("n", "b") });
         tasks.spawn(async move {
-            let share = pod().share();
-            let mut slot = slots.take(&share, &origin).await;
+            let model = Candidate { share: pod().share(), origin, large: false };
+            let mut slot = slots.take(&model).await;
             loop {
                 slot.asked_back().await;
                 gave_way.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                drop(slot);
-                slot = slots.take_again(&share, &origin).await;
+                slot = slots.take_again(&model, slot).await;
             }
         });
     }
     tokio::time::sleep(Duration::from_secs(300)).await;
     let gave_way = gave_way.load(std::sync::atomic::Ordering::Relaxed);
     assert!((6..=24).contains(&gave_way), "{gave_way} turns in five minutes");
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_model_of_very_many_files_downloads_at_once_and_leaves_the_others_their_slots() {
+    let mut scene = Scene::new(4);
+    let first = scene.come_large("large", pod_of("a")).await.own_work();
+    let (_, slot) = scene.next().await;
+    scene.come_large("large too", pod_of("a")).await;
+    scene.come("small", pod_of("a")).await;
+    let (name, _small) = scene.next().await;
+    assert!(name == "small" && scene.nobody().await);
+    drop((slot, first));
+    assert_eq!(scene.next().await.0, "large too");
+}
+
+#[tokio::test(start_paused = true)]
+async fn models_of_very_many_files_keep_no_tenant_from_its_own() {
+    let mut scene = Scene::new(4);
+    // They make progress, if as little as they want.
+    let mut working = vec![scene.come_large("many", pod_of("many")).await.own_work()];
+    let (_, first) = scene.next().await;
+    for name in ["many 2", "many 3"] {
+        working.push(scene.come_large(name, pod_of("many")).await.own_work());
+    }
+    tokio::time::sleep(LARGE_TURN).await;
+    assert!(scene.nobody().await);
+    let one = scene.come_large("one", pod_of("one")).await;
+    working.push(one.own_work());
+    let started = Instant::now();
+    is_asked_back(&first).await;
+    assert!(started.elapsed() <= 3 * PATIENCE, "{:?}", started.elapsed());
+    drop(first);
+    let (name, slot) = scene.next().await;
+    assert_eq!(name, "one");
+    // It has its turn, and comes back after that of another.
+    is_asked_back(&slot).await;
+    assert!(started.elapsed() >= LARGE_TURN);
+    let (slots, origin) = (
+        scene.slots.clone(),
+        Arc::new(Origin { location: String::new(), bucket: Bucket::new("n", "b") }),
+    );
+    let model = Candidate { share: one, origin, large: true };
+    let again = tokio::spawn(async move { slots.take_again(&model, slot).await });
+    let (name, second) = scene.next().await;
+    assert_eq!(name, "many 2");
+    is_asked_back(&second).await;
+    drop(second);
+    let again = tokio::time::timeout(BOUND, again).await.unwrap().unwrap();
+    assert!(scene.nobody().await && started.elapsed() < 3 * LARGE_TURN);
+    drop(again);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stalled_model_of_very_many_files_and_a_prefetched_one_give_way_to_a_pods() {
+    let mut scene = Scene::new(4);
+    scene.come_large("prefetch", Asker::Prefetch).await;
+    let (_, prefetch) = scene.next().await;
+    scene.come_large("stalls", pod_of("a")).await;
+    is_asked_back(&prefetch).await;
+    drop(prefetch);
+    let (name, stalled) = scene.next().await;
+    assert_eq!(name, "stalls");
+    scene.come_large("waits", pod_of("a")).await;
+    is_asked_back(&stalled).await;
+    drop(stalled);
+    assert_eq!(scene.next().await.0, "waits");
 }
