@@ -4,6 +4,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -32,6 +35,9 @@ pub(super) const SMALL_MANIFEST: u64 = 256 << 10;
 /// waits holds what it has listed.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Tenants that one listing waits for memory with; others wait with these.
+const TENANTS: usize = 64;
+
 /// A prefix as one identity sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Key {
@@ -40,6 +46,43 @@ struct Key {
     location: String,
     bucket: Bucket,
     prefix: String,
+}
+
+/// Who waits for a listing.
+#[derive(Debug, Default)]
+pub(super) struct Waiters {
+    pub(super) pulse: Arc<Pulse>,
+    tenants: watch::Sender<Vec<Tenant>>,
+}
+
+impl Waiters {
+    fn add(&self, tenant: &Tenant) {
+        self.tenants.send_if_modified(|tenants| {
+            let is_new = tenants.len() < TENANTS && !tenants.contains(tenant);
+            if is_new {
+                tenants.push(tenant.clone());
+            }
+            is_new
+        });
+    }
+
+    /// Takes memory as soon as it is the turn of one of them, also of one that comes
+    /// meanwhile: what the first one has in use must not delay the others.
+    async fn take(&self, budget: &Budget, bytes: u64) -> Result<Permit> {
+        let mut tenants = self.tenants.subscribe();
+        let mut taking = FuturesUnordered::new();
+        loop {
+            let known = tenants.borrow_and_update().clone();
+            for tenant in known.into_iter().skip(taking.len()) {
+                taking.push(async move { budget.take(&tenant, bytes).await });
+            }
+            tokio::select! {
+                Some(taken) = taking.next() => return taken,
+                // The sender is this value's own.
+                _ = tenants.changed() => {}
+            }
+        }
+    }
 }
 
 /// A complete listing, and its memory.
@@ -53,7 +96,7 @@ pub(super) struct Held {
 pub(super) struct Listings(Arc<Inner>);
 
 struct Inner {
-    flights: Flights<Key, Pulse, Arc<Held>>,
+    flights: Flights<Key, Waiters, Arc<Held>>,
     buckets: Arc<KnownBuckets>,
     authorizer: Arc<Authorizer>,
     max_objects: usize,
@@ -89,7 +132,7 @@ impl Listings {
         route: &Route,
         source: &Source,
         title: &str,
-    ) -> Ticket<Pulse, Arc<Held>> {
+    ) -> Ticket<Waiters, Arc<Held>> {
         let bucket = Bucket::new(source.namespace.as_str(), source.bucket.as_str());
         let key = Key {
             identity: route.client().method().to_string(),
@@ -98,11 +141,13 @@ impl Listings {
             bucket: bucket.clone(),
             prefix: source.prefix.as_str().to_owned(),
         };
-        let (inner, route, title) = (Arc::clone(&self.0), route.clone(), title.to_owned());
+        let (inner, route_, title) = (Arc::clone(&self.0), route.clone(), title.to_owned());
         let source = source.clone();
-        self.0.flights.join(key, Pulse::default(), move |pulse| async move {
-            inner.list(&route, &source, &bucket, &title, &pulse).await.map(Arc::new)
-        })
+        let ticket = self.0.flights.join(key, Waiters::default(), move |waiters| async move {
+            inner.list(&route_, &source, &bucket, &title, &waiters).await.map(Arc::new)
+        });
+        ticket.progress().add(route.tenant());
+        ticket
     }
 
     /// Memory for a manifest of this weight; none is needed for a small one.
@@ -114,7 +159,10 @@ impl Listings {
     ) -> Result<Option<Permit>> {
         match weight {
             0..=SMALL_MANIFEST => Ok(None),
-            _ => wait_for(&self.0.manifests, tenant, weight, pulse).await.map(Some),
+            _ => {
+                let budget = &self.0.manifests;
+                wait_for(budget, budget.take(tenant, weight), weight, pulse).await.map(Some)
+            }
         }
     }
 }
@@ -126,9 +174,9 @@ impl Inner {
         source: &Source,
         bucket: &Bucket,
         title: &str,
-        pulse: &Pulse,
+        waiters: &Waiters,
     ) -> Result<Held> {
-        let once = || self.list_once(route, source, bucket, title, pulse);
+        let once = || self.list_once(route, source, bucket, title, waiters);
         match self.buckets.ask(Asked::List, (route, bucket), once).await {
             Ok(Ok(held)) => Ok(held),
             Ok(Err(Refused { error, largest })) => {
@@ -148,17 +196,18 @@ impl Inner {
         source: &Source,
         bucket: &Bucket,
         title: &str,
-        pulse: &Pulse,
+        waiters: &Waiters,
     ) -> oci::Result<std::result::Result<Held, Refused>> {
-        let mut held = match wait_for(&self.small, route.tenant(), SMALL, pulse).await {
+        let small = waiters.take(&self.small, SMALL);
+        let mut held = match wait_for(&self.small, small, SMALL, &waiters.pulse).await {
             Ok(permit) => Held { listing: Listing::new(source.prefix.clone()), permit },
             Err(error) => return Ok(Err(Refused { error, largest: None })),
         };
         let mut pages = route.client().pages(bucket, source.prefix.as_str(), self.max_objects);
         let mut most = SMALL;
         while let Some(page) = pages.next().await? {
-            pulse.beat();
-            if let Err(error) = self.add(&mut held, &mut most, page, (route, title, pulse)).await {
+            waiters.pulse.beat();
+            if let Err(error) = self.add(&mut held, &mut most, page, title, waiters).await {
                 return Ok(Err(Refused { error, largest: held.largest() }));
             }
         }
@@ -183,13 +232,15 @@ impl Inner {
         held: &mut Held,
         most: &mut u64,
         page: Vec<ObjectSummary>,
-        (route, title, pulse): (&Route, &str, &Pulse),
+        title: &str,
+        waiters: &Waiters,
     ) -> Result<()> {
         held.listing.push(page.into_iter().map(listed))?;
         let weight = held.listing.weight();
         if weight > *most && *most == SMALL {
             let large = self.large.most();
-            held.permit = wait_for(&self.large, route.tenant(), large, pulse).await?;
+            let taking = waiters.take(&self.large, large);
+            held.permit = wait_for(&self.large, taking, large, &waiters.pulse).await?;
             *most = large;
         }
         if weight > *most {
@@ -214,8 +265,12 @@ impl Held {
 }
 
 /// Takes memory, and says meanwhile that this is no outage.
-async fn wait_for(budget: &Budget, tenant: &Tenant, bytes: u64, pulse: &Pulse) -> Result<Permit> {
-    let taking = budget.take(tenant, bytes);
+async fn wait_for(
+    budget: &Budget,
+    taking: impl Future<Output = Result<Permit>>,
+    bytes: u64,
+    pulse: &Pulse,
+) -> Result<Permit> {
     tokio::pin!(taking);
     let until = Instant::now() + PATIENCE;
     loop {
@@ -254,4 +309,48 @@ fn listed(object: ObjectSummary) -> ListedObject {
     };
     let (name, size, etag, md5) = (object.name, object.size, object.etag, object.md5);
     ListedObject { name, size, etag, md5, archived }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fake::FakeStore;
+    use super::super::{Caller, Stores};
+    use super::*;
+    use crate::model::{BucketName, ModelRequest, Prefix};
+
+    #[tokio::test]
+    async fn a_listing_waits_for_memory_no_longer_than_any_tenant_that_asks_for_it() {
+        let store = FakeStore::start(&[("m/w", 10)]).await;
+        let stores = Stores::alone(store.client().await);
+        let listings = Listings::new(
+            100,
+            &TaskTracker::new(),
+            &CancellationToken::new(),
+            &Arc::default(),
+            &Arc::default(),
+        );
+        let prefix = Prefix::parse("m/").unwrap();
+        let request = ModelRequest::of(None, BucketName::parse("b").unwrap(), prefix);
+        let route = async |namespace| {
+            let caller = Caller::Claim { namespace: Some(namespace) };
+            stores.route(&request, "", caller).await.unwrap()
+        };
+        let (greedy, victim) = (route("greedy").await, route("victim").await);
+        let source = Source {
+            location: victim.location().to_owned(),
+            namespace: stores.own_namespace(&victim).await.unwrap(),
+            bucket: request.bucket.clone(),
+            prefix: request.prefix.clone(),
+        };
+        let small = &listings.0.small;
+        let _all = small.take(greedy.tenant(), small.most()).await.unwrap();
+        let mut first = listings.start(&greedy, &source, "m/");
+        let waits = tokio::time::timeout(Duration::from_millis(100), first.landed());
+        assert!(waits.await.is_err(), "it has half of the memory already");
+        let mut second = listings.start(&victim, &source, "m/");
+        let landed = tokio::time::timeout(Duration::from_secs(20), second.landed());
+        assert_eq!(landed.await.unwrap().unwrap().listing.len(), 1);
+        assert!(second.joined() && first.landed().await.is_ok(), "one listing for both");
+        assert_eq!(store.listings(), 1);
+    }
 }

@@ -16,7 +16,7 @@ use crate::blocking::blocking;
 use crate::cache::flight::{Flights, Ticket};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{
-    Kept, Manifest, ModelKey, ModelRequest, NamespaceName, RequestDigest, Selected, Source,
+    Kept, Manifest, ModelKey, ModelRequest, NamespaceName, RequestDigest, Selected, Source, Tenant,
     TreeLimits,
 };
 use crate::oci::{self, Bucket, Workload};
@@ -47,7 +47,8 @@ struct Inner {
     buckets: Arc<KnownBuckets>,
     listings: Listings,
     /// What a pod's own identity is answered is nobody else's.
-    flights: Flights<(RequestDigest, Option<Workload>), Pulse, Arc<Manifest>>,
+    /// Nor does a tenant wait for memory or a place in the queue of another.
+    flights: Flights<(RequestDigest, Option<Workload>, Tenant), Pulse, Arc<Manifest>>,
     authorizer: Arc<Authorizer>,
     arranging: Arc<Semaphore>,
 }
@@ -164,7 +165,7 @@ impl Resolver {
         route: &Route,
     ) -> Ticket<Pulse, Arc<Manifest>> {
         let (inner, request, route) = (Arc::clone(&self.0), request.clone(), route.clone());
-        let key = (route.digest(&request), route.workload().cloned());
+        let key = (route.digest(&request), route.workload().cloned(), route.tenant().clone());
         self.0.flights.join(key, Pulse::default(), move |pulse| async move {
             inner.ask(&request, &route, &pulse).await.map(Arc::new)
         })
@@ -186,7 +187,7 @@ impl Inner {
         let source = self.source(request, route).await?;
         let bucket = Bucket::new(source.namespace.as_str(), source.bucket.as_str());
         let mut listing = self.listings.start(route, &source, &request.title());
-        pulse.follow(listing.shared_progress());
+        pulse.follow(Arc::clone(&listing.progress().pulse));
         let held = listing.landed().await?;
         // Only what is held counts from here on: it ends with its last user.
         drop(listing);
