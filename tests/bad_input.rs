@@ -17,7 +17,7 @@ use support::run::end_to_end;
 use tonic::Code;
 
 /// What an administrator would have to write for the driver to see a bucket.
-const IAM: &str = "Allow dynamic-group";
+const IAM: &str = "Allow group <the user's group> to read objects";
 
 type Attributes<'a> = Vec<(&'a str, &'a str)>;
 

@@ -71,7 +71,7 @@ fn a_pod_reads_in_its_events_why_its_model_does_not_come() {
             assert_eq!(wrong.refused().await.0, Code::NotFound);
         }
         let failed = told(&api, "ModelPullFailed").await;
-        assert!(failed.contains("Allow dynamic-group"), "the remedy: {failed}");
+        assert!(failed.contains("Allow group <the user's group>"), "the remedy: {failed}");
         assert_eq!(api.told().len(), 1, "the same is told once: {:?}", api.told());
     });
 }

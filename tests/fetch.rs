@@ -247,7 +247,7 @@ async fn what_is_not_there_exits_with_3_and_what_is_not_allowed_with_4() {
     let fetch = Fetch::new(scratch.path(), &store);
     for uri in [format!("oci://{BUCKET}/models/phi4/"), "oci://nobodys/models/".to_owned()] {
         let missing = Fetch { uri, ..fetch.clone() };
-        assert_failed(&missing.run().await, 3, &["Allow dynamic-group"]);
+        assert_failed(&missing.run().await, 3, &["Allow group <the user's group>"]);
     }
     for status in [401, 403] {
         let rule = Rule::new(Action::status(status)).operation(Operation::List);

@@ -83,12 +83,13 @@ async fn steps(
             }
             Outcome::Again => {}
             Outcome::Short(shortage) => {
-                let error = shortage.error(title, None);
+                let error = shortage.error(title);
                 if !progress.share().is_urgent() {
                     // Only pods wait for space: nobody misses this one yet.
                     return Err(error);
                 }
                 // Every few seconds it is looked at again.
+                let error = shortage.error_of_pod(title, None);
                 match std::mem::replace(&mut told, true) {
                     false => tracing::warn!("{error}"),
                     true => tracing::debug!("{error}"),

@@ -251,7 +251,7 @@ impl Cache {
         progress.enter(Stage::Filling(Arc::clone(&filling)));
         let model = tokio::select! {
             landed = ticket.landed() => landed?,
-            short = filling.short_of_space() => return Err(short.error(title, None)),
+            short = filling.short_of_space() => return Err(short.error(title)),
         };
         (imported.left_files, imported.left) = blocking(move || Ok(source.left(NAMED))).await?;
         Ok((model, imported))

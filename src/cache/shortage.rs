@@ -56,9 +56,22 @@ pub(super) struct HeldBy {
 }
 
 impl Shortage {
-    /// The error for a caller in this Kubernetes namespace. Pods of other
-    /// namespaces are counted and not named.
-    pub fn error(&self, title: &str, namespace: Option<&str>) -> Error {
+    /// The error for a pod in this Kubernetes namespace, whose model starts when
+    /// there is space. Pods of other namespaces are counted and not named.
+    pub fn error_of_pod(&self, title: &str, namespace: Option<&str>) -> Error {
+        let remedy = "it starts by itself when there is space: end pods that hold models, or give \
+                      the cache a larger disk";
+        self.with_remedy(title, namespace, remedy)
+    }
+
+    /// The error for whatever does not wait for space: commands, prefetches, repairs.
+    pub fn error(&self, title: &str) -> Error {
+        let remedy = "only pods wait for space: end pods that hold models, or give the cache a \
+                      larger disk, and try again";
+        self.with_remedy(title, None, remedy)
+    }
+
+    fn with_remedy(&self, title: &str, namespace: Option<&str>, remedy: &str) -> Error {
         let needs = match self.bound {
             Bound::Inodes { .. } => format!(
                 "{title} needs {} inodes; {} can be had",
@@ -74,11 +87,7 @@ impl Shortage {
         clauses.extend(self.held(namespace).map(|held| format!("held by {held}")));
         clauses.extend((self.pinned > 0).then(|| format!("{} pinned", size_text(self.pinned))));
         clauses.extend(self.cut_short.clone());
-        clauses.push(
-            "it starts by itself when there is space: end pods that hold models, or give the \
-             cache a larger disk"
-                .to_owned(),
-        );
+        clauses.push(remedy.to_owned());
         Error::new(ErrorKind::NoSpace, clauses.join("; "))
     }
 
@@ -94,7 +103,9 @@ impl Shortage {
         };
         match self.bound {
             Bound::Reserve { bytes, of } => {
-                let reserve = match bytes.saturating_mul(100).checked_div(of) {
+                // Rounded: a fifth of an odd number of bytes is 20 %.
+                let percent = bytes.saturating_mul(100).saturating_add(of / 2).checked_div(of);
+                let reserve = match percent {
                     Some(percent) if percent > 0 => format!("{percent} %"),
                     _ => size_text(bytes),
                 };
@@ -168,7 +179,7 @@ mod tests {
 
     #[test]
     fn the_numbers_and_the_holders_read_as_in_the_contract() {
-        let error = shortage().error("models/llama3-70b/", Some("team-a"));
+        let error = shortage().error_of_pod("models/llama3-70b/", Some("team-a"));
         assert_eq!(error.kind(), ErrorKind::NoSpace);
         assert!(
             error.message().starts_with(
@@ -183,7 +194,7 @@ mod tests {
     #[test]
     fn nobody_learns_the_names_of_other_namespaces_pods() {
         for namespace in [None, Some("d"), Some("team")] {
-            let text = shortage().error("m", namespace).message().to_owned();
+            let text = shortage().error_of_pod("m", namespace).message().to_owned();
             assert!(text.contains("held by 4 pods of other namespaces"), "{text}");
         }
     }
@@ -193,12 +204,28 @@ mod tests {
         let mut short = shortage();
         short.bound = Bound::Limit { bytes: 100 * GIB };
         short.running = GIB;
-        let text = short.error("m", None).message().to_owned();
+        let text = short.error_of_pod("m", None).message().to_owned();
         assert!(text.contains("31 GiB left of cache.maxSize 100 GiB, 65 GiB evictable"), "{text}");
         assert!(text.contains("running downloads take 1 GiB more"), "{text}");
         short.bound = Bound::Inodes { inodes: 10 };
-        let text = short.error("m", None).message().to_owned();
+        let text = short.error_of_pod("m", None).message().to_owned();
         assert!(text.contains("needs 30 inodes; 1000 can be had"), "{text}");
+    }
+
+    #[test]
+    fn the_reserve_is_rounded_to_whole_percents() {
+        let mut short = shortage();
+        // 20 % of this, in whole bytes, is a little less than a fifth.
+        short.bound = Bound::Reserve { bytes: 1003 / 5, of: 1003 };
+        let text = short.error("m").message().to_owned();
+        assert!(text.contains("free above the 20 % reserve"), "{text}");
+    }
+
+    #[test]
+    fn only_a_pod_reads_that_its_model_starts_by_itself() {
+        let starts = |error: Error| error.message().contains("it starts by itself");
+        assert!(starts(shortage().error_of_pod("m", None)));
+        assert!(!starts(shortage().error("m")));
     }
 
     #[test]
@@ -206,7 +233,7 @@ mod tests {
         let mut short = shortage();
         let held = |n| HeldBy { pod: Some(format!("{}/{n:063}", "n".repeat(40))), bytes: GIB };
         short.holders = (0..200).map(held).collect();
-        let text = short.error("m", Some(&"n".repeat(40))).message().to_owned();
+        let text = short.error_of_pod("m", Some(&"n".repeat(40))).message().to_owned();
         assert!(text.contains("197 more of this namespace"), "{text}");
         assert!(text.chars().count() < 800, "{}", text.len());
     }

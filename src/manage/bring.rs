@@ -148,7 +148,7 @@ impl Manager {
             let landing = async {
                 tokio::select! {
                     landed = ticket.landed() => landed,
-                    short = progress.short_of_space() => Err(short.error(&title, None)),
+                    short = progress.short_of_space() => Err(short.error(&title)),
                 }
             };
             match telling(tell, landing, || of_fill(&title, &progress)).await {

@@ -140,7 +140,11 @@ pub(super) fn unseen(source: &Source, workload: &Workload) -> Error {
             shown(source.prefix.as_str(), PREFIX),
             source.bucket,
             source.namespace,
-            oci::statement(source.bucket.as_str(), Some(workload))
+            oci::statement(
+                source.bucket.as_str(),
+                oci::AuthMethod::OkeWorkloadIdentity,
+                Some(workload)
+            )
         ),
     )
 }

@@ -244,7 +244,7 @@ impl Volumes {
                         landed = ticket.landed() => landed,
                         short = progress.short_of_space() => {
                             let namespace = request.pod.as_ref().map(|pod| pod.namespace.as_str());
-                            return Err(short.error(title, namespace));
+                            return Err(short.error_of_pod(title, namespace));
                         }
                         () = teller.progress(&progress, title) => continue,
                         () = tokio::time::sleep_until(deadline) => {

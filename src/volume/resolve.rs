@@ -299,11 +299,9 @@ impl Inner {
             return unseen(source, workload);
         }
         not_found(format!(
-            "no object under {} in {place}, or the driver may not see it; to allow it: Allow \
-             dynamic-group <the nodes' group> to read objects in compartment <the bucket's> where \
-             target.bucket.name='{}'",
+            "no object under {} in {place}, or the driver may not see it; to allow it: {}",
             if source.prefix.as_str().is_empty() { "/" } else { source.prefix.as_str() },
-            source.bucket
+            oci::statement(source.bucket.as_str(), route.client().method(), None)
         ))
     }
 }

@@ -69,7 +69,7 @@ impl Volumes {
             let landed = tokio::select! {
                 landed = ticket.landed() => landed,
                 // Only pods wait for space.
-                short = progress.short_of_space() => Err(short.error(&title, None)),
+                short = progress.short_of_space() => Err(short.error(&title)),
             };
             match landed {
                 Ok(_) => tracing::info!(model = title, "repaired"),

@@ -241,7 +241,7 @@ impl Inner {
         } else {
             let missing = vec![(file.blob.clone(), file.size)];
             let admitted = self.admit(&Wanted { missing, tree: Space::default() })?;
-            staged.room = Some(admitted.map_err(|short| short.error(&file.path, None))?);
+            staged.room = Some(admitted.map_err(|short| short.error(&file.path))?);
             copy(&found.file, &to).map_err(failed)?;
             Fate::Copied
         };

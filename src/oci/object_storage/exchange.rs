@@ -17,6 +17,7 @@ use crate::oci::error::{Error, ErrorKind, excerpt};
 use crate::oci::identity::Credential;
 use crate::oci::identity::workload::Workload;
 use crate::oci::names::Bucket;
+use crate::oci::settings::AuthMethod;
 use crate::oci::sign;
 use crate::transport::Failure;
 
@@ -231,7 +232,10 @@ impl Inner {
             ErrorKind::Unauthenticated => skew_remedy(now, &parts.headers, "Object Storage")
                 .or_else(|| Some(self.unauthenticated_remedy())),
             _ if wants_login(parts.status) => Some(login_remedy(&parts.headers, endpoint.host())),
-            _ => remedy(kind, code.as_deref(), call.bucket, self.workload.as_ref()),
+            _ => {
+                let workload = self.workload.as_ref();
+                remedy(kind, code.as_deref(), call.bucket, self.method, workload)
+            }
         };
         let error = Error::new(kind, attempted, excerpt(&cause, 300))
             .with_status(parts.status.as_u16())
@@ -307,15 +311,23 @@ fn login_remedy(headers: &HeaderMap, host: &str) -> String {
     )
 }
 
-/// The statement that lets the driver, or a pod, read a bucket. Shown whole in
-/// errors, so that it can be copied.
-pub(crate) fn statement(bucket: &str, workload: Option<&Workload>) -> String {
-    match workload {
-        None => format!(
-            "Allow dynamic-group … to read objects in compartment … where \
+/// What lets the driver, or a pod, read a bucket: a policy for the kind of its
+/// identity. Shown whole in errors, so that it can be copied.
+pub(crate) fn statement(bucket: &str, method: AuthMethod, workload: Option<&Workload>) -> String {
+    match (workload, method) {
+        (None, AuthMethod::ApiKey) => format!(
+            "Allow group <the user's group> to read objects in compartment <the bucket's> where \
              target.bucket.name='{bucket}'"
         ),
-        Some(Workload { namespace, service_account, .. }) => format!(
+        (None, AuthMethod::None) => format!(
+            "choose another --auth, or make it public with oci os bucket update --bucket-name \
+             {bucket} --public-access-type ObjectRead"
+        ),
+        (None, _) => format!(
+            "Allow dynamic-group <the nodes' group> to read objects in compartment <the bucket's> where \
+             target.bucket.name='{bucket}'"
+        ),
+        (Some(Workload { namespace, service_account, .. }), _) => format!(
             "Allow any-user to read objects in compartment … where all \
              {{request.principal.type='workload', request.principal.cluster_id='…', \
              request.principal.namespace='{namespace}', \
@@ -329,11 +341,12 @@ fn remedy(
     kind: ErrorKind,
     code: Option<&str>,
     bucket: Option<&Bucket>,
+    method: AuthMethod,
     workload: Option<&Workload>,
 ) -> Option<String> {
     let bucket = bucket?;
     let who = workload.map_or_else(|| "the driver".to_owned(), Workload::to_string);
-    let statement = statement(&bucket.name, workload);
+    let statement = statement(&bucket.name, method, workload);
     match kind {
         // The bucket was seen, so the permission is there.
         ErrorKind::NotFound if code == Some("ObjectNotFound") => None,
@@ -383,9 +396,24 @@ mod tests {
     #[test]
     fn a_404_names_the_missing_policy_unless_the_bucket_was_seen() {
         let bucket = Bucket::new("ns", "models");
-        let text =
-            remedy(ErrorKind::NotFound, Some("BucketNotFound"), Some(&bucket), None).unwrap();
+        let not_found = |code| {
+            let method = AuthMethod::InstancePrincipal;
+            remedy(ErrorKind::NotFound, Some(code), Some(&bucket), method, None)
+        };
+        let text = not_found("BucketNotFound").unwrap();
         assert!(text.contains("target.bucket.name='models'"), "{text}");
-        assert_eq!(remedy(ErrorKind::NotFound, Some("ObjectNotFound"), Some(&bucket), None), None);
+        assert_eq!(not_found("ObjectNotFound"), None);
+    }
+
+    #[test]
+    fn a_refusal_has_the_policy_for_the_kind_of_identity_that_asked() {
+        for (method, remedy) in [
+            (AuthMethod::InstancePrincipal, "Allow dynamic-group <the nodes' group> to read"),
+            (AuthMethod::ApiKey, "Allow group <the user's group> to read objects in"),
+            (AuthMethod::None, "--bucket-name ai --public-access-type ObjectRead"),
+        ] {
+            let text = statement("ai", method, None);
+            assert!(text.contains(remedy), "{method}: {text}");
+        }
     }
 }
