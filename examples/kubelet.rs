@@ -242,8 +242,9 @@ fn is_final(code: Code) -> bool {
     )
 }
 
+/// As kubelet's event shows it: there a doubled percent sign is one.
 fn describe(status: &Status) -> String {
-    format!("{:?}: {}", status.code(), status.message())
+    format!("{:?}: {}", status.code(), status.message().replace("%%", "%"))
 }
 
 fn text(path: &Path) -> Result<String> {
