@@ -170,6 +170,7 @@ fn a_message_is_found_whatever_makes_it() {
              lines of text"
         );
         return refuse("contains '//'");
+        let why = "nothing is there";
         #[error("made by an attribute: {why}")]
         // Not these:
         Error::new(ErrorKind::Internal, "a bug of ours");
@@ -185,6 +186,7 @@ fn a_message_is_found_whatever_makes_it() {
         "a {} \"b c\" {c}",
         "over two lines of text",
         "contains '//'",
+        "nothing is there",
         "made by an attribute: {why}",
     ];
     assert_eq!(found, expected);
@@ -214,13 +216,13 @@ fn is_message(literal: &Literal) -> bool {
     // What an error is made of may be short; elsewhere two words are a name.
     let makers = ["Error::", "refuse", "not_found", "missing", "with_remedy"];
     let makes_error = calls.iter().any(|call| makers.iter().any(|maker| call.starts_with(maker)));
-    let words = without_holes(text)
-        .split(|c: char| !c.is_alphabetic() && c != '\'')
-        .filter(|word| !word.is_empty())
-        .count();
+    let own = without_holes(text);
+    let words = own.split(|c: char| !c.is_alphabetic() && c != '\'');
+    let words = words.filter(|word| !word.is_empty()).count();
     // `reading the file` says what was attempted, and the cause is behind it.
     let first = text.split_whitespace().next().unwrap_or_default();
-    let is_attempt = first.ends_with("ing") && !text.contains(';');
+    let is_attempt =
+        first.ends_with("ing") && !first.ends_with("thing") && !own.contains([';', ':']);
     // Help and pages of output have several lines.
     !text.contains('\n')
         && text.trim().contains(' ')
