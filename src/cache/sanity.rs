@@ -33,9 +33,9 @@ const REMEMBERED_BYTES: usize = 16 << 20;
 /// Missing shards of one model that are remembered.
 const MISSING: usize = 1000;
 
-/// Models whose files are looked at at once. The longest header and the
-/// longest index take some 100 MB of memory each while they are read.
-const AT_ONCE: usize = 2;
+/// Models whose files are looked at at once, two of them of one tenant. The longest
+/// header and the longest index take some 100 MB of memory each while they are read.
+const AT_ONCE: usize = 3;
 
 /// Flaws that one message names.
 const NAMED: usize = 2;
