@@ -419,21 +419,22 @@ fn a_size_that_no_object_has_is_refused_by_name() {
 
 #[test]
 fn what_models_of_many_files_took_comes_back_when_they_are_unpublished() {
-    const MODELS: usize = 3;
-    end_to_end_within(PATIENCE, async |scratch| {
+    let large = std::env::var("OCI_MODEL_CSI_TEST_LARGE").is_ok_and(|value| value == "1");
+    let (models, files) = if large { (14, 60_000) } else { (3, 20_000) };
+    end_to_end_within(PATIENCE * if large { 10 } else { 1 }, async move |scratch| {
         beside_a_publish(
             scratch,
-            "3 models of 20,000 files, each unpublished",
+            &format!("{models} models of {files} files, each unpublished"),
             "all",
             "",
             async |store, _| {
-                for model in 0..MODELS {
-                    put_many(store, &format!("n{model}/"), 20_000);
+                for model in 0..models {
+                    put_many(store, &format!("n{model}/"), files);
                 }
             },
             async |driver| {
                 let kubelet = driver.kubelet();
-                for model in 0..MODELS {
+                for model in 0..models {
                     let prefix = format!("n{model}/");
                     let volume = kubelet
                         .inline(&model.to_string(), &[("bucket", BUCKET), ("prefix", &*prefix)]);

@@ -33,8 +33,8 @@ const REMEMBERED_BYTES: usize = 16 << 20;
 /// Missing shards of one model that are remembered.
 const MISSING: usize = 1000;
 
-/// Models whose files are looked at at once, two of them of one tenant. The longest
-/// header and the longest index take some 100 MB of memory each while they are read.
+/// Models whose files are read at once, two of them of one tenant; each takes some
+/// 20 MB of memory at worst (see [`safetensors`]).
 const AT_ONCE: usize = 3;
 
 /// Flaws that one message names.

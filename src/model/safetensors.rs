@@ -7,12 +7,14 @@
 //! reasons, minutes earlier. An index (`*.safetensors.index.json`) says in its
 //! `weight_map` which file holds which tensor.
 //!
-//! Headers come from whoever may upload: they are read as a stream, and only
-//! two numbers per tensor are kept, which are 100 MB at worst.
+//! Headers come from strangers, so what one takes in memory is limited whatever
+//! it holds (some 20 MB at worst): it is read as a stream, adjacent tensors are
+//! merged, and a header with longer strings or more pieces than any writer makes
+//! is left to the loader, unchecked.
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::io::{BufReader, Read};
+use std::io::{self, BufReader, Read};
 
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 
@@ -27,6 +29,17 @@ pub const MAX_HEADER: u64 = 100_000_000;
 /// The longest index that is looked into; real ones have a few MB.
 pub const MAX_INDEX: u64 = 16 << 20;
 
+/// The longest string in a header or an index that is read, in bytes: names are
+/// short, but a trainer's metadata can have a megabyte.
+const MAX_STRING: usize = 4 << 20;
+
+/// Pieces of a file that are remembered because the tensors of a header are not
+/// in the order of their bytes; the largest models have some 100,000 tensors.
+const MAX_PIECES: usize = 500_000;
+
+/// Different files that one index may name: more than a model has.
+const MAX_SHARDS: usize = 100_000;
+
 /// The longest name of an object, in bytes.
 const NAME_MAX: usize = 1024;
 
@@ -38,7 +51,7 @@ const LFS_POINTER: &[u8; 8] = b"version ";
 ///
 /// # Errors
 /// When `file` cannot be read. One that ends early is not that: it is a flaw.
-pub fn check(mut file: impl Read, size: u64) -> std::io::Result<Result<(), String>> {
+pub fn check(mut file: impl Read, size: u64) -> io::Result<Result<(), String>> {
     if size < PREFIX {
         return Ok(Err(match size {
             0 => "it is empty".to_owned(),
@@ -47,7 +60,7 @@ pub fn check(mut file: impl Read, size: u64) -> std::io::Result<Result<(), Strin
     }
     let mut prefix = [0; 8];
     match file.read_exact(&mut prefix) {
-        Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(Err(ended(size))),
+        Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(Err(ended(size))),
         other => other?,
     }
     if &prefix == LFS_POINTER {
@@ -66,9 +79,10 @@ pub fn check(mut file: impl Read, size: u64) -> std::io::Result<Result<(), Strin
             "its header has {header} bytes, and only {rest} follow: it was cut short"
         )));
     }
-    match serde_json::from_reader::<_, Tensors>(BufReader::new(file.take(header))) {
-        Ok(tensors) => Ok(covers(tensors.0, rest - header)),
-        Err(e) if e.is_io() => Err(e.into()),
+    match serde_json::from_reader::<_, Tensors>(buffered(file.take(header))) {
+        Ok(Tensors(Some(pieces))) => Ok(covers(pieces, rest - header)),
+        Ok(Tensors(None)) => Ok(Ok(())),
+        Err(e) if e.is_io() => unless_too_long(e.into()).map(Ok),
         Err(e) => Ok(Err(format!("its header is not what it should be: {}", said(&e)))),
     }
 }
@@ -78,11 +92,56 @@ pub fn check(mut file: impl Read, size: u64) -> std::io::Result<Result<(), Strin
 ///
 /// # Errors
 /// When `file` cannot be read.
-pub fn shards(file: impl Read) -> std::io::Result<Result<Option<BTreeSet<String>>, String>> {
-    match serde_json::from_reader::<_, Index>(BufReader::new(file.take(MAX_INDEX))) {
+pub fn shards(file: impl Read) -> io::Result<Result<Option<BTreeSet<String>>, String>> {
+    match serde_json::from_reader::<_, Index>(buffered(file.take(MAX_INDEX))) {
         Ok(index) => Ok(Ok(index.0)),
-        Err(e) if e.is_io() => Err(e.into()),
+        Err(e) if e.is_io() => unless_too_long(e.into()).map(|()| Ok(None)),
         Err(e) => Ok(Err(format!("it is not what an index should be: {}", said(&e)))),
+    }
+}
+
+/// Bytes of JSON, up to the first string that is too long to be held in memory.
+struct ShortStrings<R> {
+    json: R,
+    /// Bytes of the string that is being read; `None` between strings.
+    string: Option<usize>,
+    escaped: bool,
+}
+
+/// Why [`ShortStrings`] stopped.
+#[derive(Debug)]
+struct TooLong;
+
+impl fmt::Display for TooLong {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a string has more than {MAX_STRING} bytes")
+    }
+}
+
+impl std::error::Error for TooLong {}
+
+fn buffered(json: impl Read) -> impl Read {
+    BufReader::new(ShortStrings { json, string: None, escaped: false })
+}
+
+/// `Ok` when the error is only that a string is too long to be read here.
+fn unless_too_long(error: io::Error) -> io::Result<()> {
+    if error.get_ref().is_some_and(|inner| inner.is::<TooLong>()) { Ok(()) } else { Err(error) }
+}
+
+impl<R: Read> Read for ShortStrings<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.json.read(buffer)?;
+        for byte in &buffer[..count] {
+            self.string = match (self.string, byte) {
+                (None, b'"') => Some(0),
+                (Some(_), b'"') if !self.escaped => None,
+                (Some(MAX_STRING), _) => return Err(io::Error::other(TooLong)),
+                (string, _) => string.map(|length| length + 1),
+            };
+            self.escaped = *byte == b'\\' && self.string.is_some() && !self.escaped;
+        }
+        Ok(count)
     }
 }
 
@@ -137,8 +196,9 @@ fn covers(mut places: Vec<(u64, u64)>, data: u64) -> Result<(), String> {
     }
 }
 
-/// The places of all tensors of a header.
-struct Tensors(Vec<(u64, u64)>);
+/// The pieces of a file that the tensors of a header take, adjacent ones merged;
+/// `None` when they are too many.
+struct Tensors(Option<Vec<(u64, u64)>>);
 
 impl<'de> Deserialize<'de> for Tensors {
     fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
@@ -149,7 +209,7 @@ impl<'de> Deserialize<'de> for Tensors {
 struct TensorsVisitor;
 
 impl<'de> Visitor<'de> for TensorsVisitor {
-    type Value = Vec<(u64, u64)>;
+    type Value = Option<Vec<(u64, u64)>>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object with an entry for each tensor")
@@ -160,15 +220,27 @@ impl<'de> Visitor<'de> for TensorsVisitor {
         struct Tensor {
             data_offsets: (u64, u64),
         }
-        let mut places = Vec::new();
+        let mut pieces: Vec<(u64, u64)> = Vec::new();
+        let mut too_many = false;
         while let Some(name) = map.next_key::<String>()? {
             if name == "__metadata__" {
                 map.next_value::<IgnoredAny>()?;
-            } else {
-                places.push(map.next_value::<Tensor>()?.data_offsets);
+                continue;
+            }
+            let (start, end) = map.next_value::<Tensor>()?.data_offsets;
+            if start == end {
+                // It takes no bytes, and may lie between two that were merged.
+                continue;
+            }
+            let count = pieces.len();
+            match pieces.last_mut() {
+                Some((_, last)) if *last == start && start <= end => *last = end,
+                Some((first, _)) if *first == end && start <= end => *first = start,
+                _ if count < MAX_PIECES => pieces.push((start, end)),
+                _ => too_many = true,
             }
         }
-        Ok(places)
+        Ok((!too_many).then_some(pieces))
     }
 }
 
@@ -212,6 +284,10 @@ impl<'de> Visitor<'de> for FilesVisitor {
                 return Err(serde::de::Error::custom(text));
             }
             files.insert(file);
+            if files.len() > MAX_SHARDS {
+                let text = format!("it names more than {MAX_SHARDS} files");
+                return Err(serde::de::Error::custom(text));
+            }
         }
         Ok(files)
     }
@@ -316,6 +392,74 @@ mod tests {
         let why = shards(named(1 << 20).as_bytes()).unwrap().unwrap_err();
         assert!(why.contains("has 1048576 bytes, and no object's name"), "{why}");
         assert!(why.len() < 300, "{why}");
+    }
+
+    /// Repeats a pattern without holding it.
+    fn repeated(pattern: &'static [u8], bytes: u64) -> impl Read {
+        struct Repeated(std::iter::Cycle<std::slice::Iter<'static, u8>>);
+        impl Read for Repeated {
+            fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+                buffer.iter_mut().zip(&mut self.0).for_each(|(to, from)| *to = *from);
+                Ok(buffer.len())
+            }
+        }
+        Repeated(pattern.iter().cycle()).take(bytes)
+    }
+
+    #[test]
+    fn a_header_of_one_long_string_is_left_to_the_loader_before_it_is_held() {
+        let length = 90 << 20;
+        let mut consumed = 0;
+        let bytes = u64::to_le_bytes(length);
+        let json = (&br#"{""#[..]).chain(repeated(b"x", length));
+        let counted = Counted { json: (&bytes[..]).chain(json), count: &mut consumed };
+        assert_eq!(check(counted, length + 8).unwrap(), Ok(()));
+        assert!(consumed < MAX_STRING as u64 + (1 << 20), "{consumed} bytes were read");
+    }
+
+    struct Counted<'a, R> {
+        json: R,
+        count: &'a mut u64,
+    }
+
+    impl<R: Read> Read for Counted<'_, R> {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            let count = self.json.read(buffer)?;
+            *self.count += count as u64;
+            Ok(count)
+        }
+    }
+
+    #[test]
+    fn quotes_inside_strings_do_not_end_them() {
+        let tricky = r#"{"__metadata__":{"a\\":"\"","b":"\\\""},"t":{"data_offsets":[0,5]}}"#;
+        assert_eq!(checked(&with_header(tricky, 5)), Ok(()));
+        let long = format!(r#"{{"\"{}":1}}"#, "\\\"".repeat(MAX_STRING / 2));
+        assert_eq!(checked(&with_header(&long, 5)), Ok(()), "it is longer than what is read");
+    }
+
+    #[test]
+    fn adjacent_tensors_are_merged_in_either_order_and_the_rest_is_limited() {
+        let pieces = |header: &str| serde_json::from_str::<Tensors>(header).unwrap().0;
+        let entry = |at: u64| format!(r#""t{at}":{{"data_offsets":[{at},{}]}}"#, at + 1);
+        let header = |ats: &mut dyn Iterator<Item = u64>| {
+            format!("{{{}}}", ats.map(entry).collect::<Vec<_>>().join(","))
+        };
+        assert_eq!(pieces(&header(&mut (0..1000))), Some(vec![(0, 1000)]));
+        assert_eq!(pieces(&header(&mut (0..1000).rev())), Some(vec![(0, 1000)]));
+        let empty = r#""e":{"data_offsets":[500,500]}"#;
+        let mixed = header(&mut (0..1000)).replacen('}', &format!("}},{empty}"), 1);
+        assert_eq!(pieces(&mixed), Some(vec![(0, 1000)]));
+        let apart = header(&mut (0..=MAX_PIECES as u64).map(|n| n * 2));
+        assert_eq!(pieces(&apart), None);
+    }
+
+    #[test]
+    fn an_index_names_no_more_files_than_a_model_has() {
+        let entries = (0..=MAX_SHARDS).map(|n| format!(r#""{n}":"{n}""#)).collect::<Vec<_>>();
+        let index = format!(r#"{{"weight_map":{{{}}}}}"#, entries.join(","));
+        let why = shards(index.as_bytes()).unwrap().unwrap_err();
+        assert!(why.contains("more than 100000 files"), "{why}");
     }
 
     #[test]

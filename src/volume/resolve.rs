@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -15,6 +14,7 @@ use super::stores::{Caller, Route, Stores};
 use crate::blocking::blocking;
 use crate::cache::flight::{Flights, Ticket};
 use crate::error::{Error, ErrorKind, Result};
+use crate::fair::Places;
 use crate::model::{
     Kept, Manifest, ModelKey, ModelRequest, NamespaceName, RequestDigest, Selected, Source, Tenant,
     TreeLimits,
@@ -50,7 +50,8 @@ struct Inner {
     /// Nor does a tenant wait for memory or a place in the queue of another.
     flights: Flights<(RequestDigest, Option<Workload>, Tenant), Pulse, Arc<Manifest>>,
     authorizer: Arc<Authorizer>,
-    arranging: Arc<Semaphore>,
+    /// Shared by namespace.
+    arranging: Places,
 }
 
 /// What came of a listing.
@@ -78,7 +79,7 @@ impl Resolver {
             buckets,
             authorizer,
             flights,
-            arranging: Arc::new(Semaphore::new(ARRANGED_AT_ONCE)),
+            arranging: Places::new(ARRANGED_AT_ONCE),
         }))
     }
 
@@ -228,14 +229,13 @@ impl Inner {
             TreeLimits { directories: self.limits.max_objects, bytes: self.limits.max_bytes };
         let mut permit = None;
         loop {
-            let turn = Arc::clone(&self.arranging).acquire_owned().await;
-            let turn = turn.map_err(|e| Error::internal(format!("arranging a listing: {e}")))?;
+            let place = self.arranging.enter(route.tenant()).await;
             let (held, filters) = (Arc::clone(&held), request.filters.clone());
             let (source, scope) = (source.clone(), route.scope().to_owned());
             let (most, allowed) =
                 (permit.as_ref().map_or(SMALL_MANIFEST, |(most, _)| *most), permit.take());
             let arranged = blocking(move || {
-                let _turn = turn;
+                let _place = place;
                 let selected = Selected::of(&held.listing, &filters, &limits)?;
                 Ok(match selected {
                     None => Arranged::Nothing,
