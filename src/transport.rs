@@ -16,7 +16,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::pki_types::CertificateDer;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::model::shown;
@@ -38,12 +38,6 @@ const MINIMUM: u64 = 64 * 1024;
 
 /// Time spent waiting for the network, after which a body has to have brought [`MINIMUM`].
 const WINDOW: Duration = Duration::from_secs(30);
-
-/// What every answer may take in memory.
-const SHORT: usize = 1024 * 1024;
-
-/// Answers that are longer, and are read into memory at once.
-static LONG_ANSWERS: Semaphore = Semaphore::const_new(2);
 
 /// How a request went wrong before an answer's head or within its body.
 #[derive(Debug)]
@@ -148,22 +142,29 @@ impl Transport {
     }
 
     /// The whole of a body that is expected to be small.
-    pub(crate) async fn read(&self, mut body: Incoming, limit: usize) -> Result<Bytes, Failure> {
+    pub(crate) async fn read(&self, body: Incoming, limit: usize) -> Result<Bytes, Failure> {
+        let too_long = || {
+            let what = format!("the answer is longer than {limit} bytes");
+            Failure { what, remedy: None }
+        };
+        self.read_short(body, limit).await?.ok_or_else(too_long)
+    }
+
+    /// The whole of a body; `None` when it is longer than `limit` bytes.
+    pub(crate) async fn read_short(
+        &self,
+        mut body: Incoming,
+        limit: usize,
+    ) -> Result<Option<Bytes>, Failure> {
         let mut whole = BytesMut::new();
         let mut patience = self.body_idle();
-        let mut turn = None;
         while let Some(chunk) = next_chunk(&mut body, &mut patience).await? {
             if whole.len() + chunk.len() > limit {
-                let what = format!("the answer is longer than {limit} bytes");
-                return Err(Failure { what, remedy: None });
-            }
-            if whole.len() + chunk.len() > SHORT && turn.is_none() {
-                // It is never closed; without a turn there would be no limit.
-                turn = Some(LONG_ANSWERS.acquire().await);
+                return Ok(None);
             }
             whole.extend_from_slice(&chunk);
         }
-        Ok(whole.freeze())
+        Ok(Some(whole.freeze()))
     }
 }
 

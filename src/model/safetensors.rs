@@ -126,7 +126,10 @@ fn buffered(json: impl Read) -> impl Read {
 
 /// `Ok` when the error is only that a string is too long to be read here.
 fn unless_too_long(error: io::Error) -> io::Result<()> {
-    if error.get_ref().is_some_and(|inner| inner.is::<TooLong>()) { Ok(()) } else { Err(error) }
+    match error.get_ref() {
+        Some(inner) if inner.is::<TooLong>() => Ok(()),
+        _ => Err(error),
+    }
 }
 
 impl<R: Read> Read for ShortStrings<R> {

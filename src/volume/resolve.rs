@@ -25,8 +25,8 @@ use crate::oci::{self, Bucket, Workload};
 /// one that gave up early.
 const GRACE: Duration = Duration::from_secs(30);
 
-/// Listings that are arranged at once: patterns and names that are made for it take seconds.
-const ARRANGED_AT_ONCE: usize = 2;
+/// Listings that are arranged at once, two of them of one tenant: patterns and names that are made for it take seconds.
+const ARRANGED_AT_ONCE: usize = 3;
 
 /// What is too much for one model.
 #[derive(Debug, Clone, Copy)]

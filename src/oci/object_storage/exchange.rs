@@ -155,12 +155,27 @@ impl Inner {
         call: &Call<'_>,
         limit: usize,
     ) -> Result<(HeaderMap, Bytes), Error> {
+        match self.read_short_retrying(call, limit).await? {
+            (headers, Some(body)) => Ok((headers, body)),
+            (_, None) => {
+                let why = format!("the answer is longer than {limit} bytes");
+                Err(call.error(ErrorKind::Protocol, why))
+            }
+        }
+    }
+
+    /// As [`read_retrying`](Self::read_retrying); no body when it is longer than `limit` bytes.
+    pub(super) async fn read_short_retrying(
+        &self,
+        call: &Call<'_>,
+        limit: usize,
+    ) -> Result<(HeaderMap, Option<Bytes>), Error> {
         let mut attempts = self.retry.start();
         loop {
             let error = match self.send(call).await {
                 Ok(response) => {
                     let (parts, body) = response.into_parts();
-                    match self.transport.read(body, limit).await {
+                    match self.transport.read_short(body, limit).await {
                         Ok(body) => return Ok((parts.headers, body)),
                         Err(failure) => call.error(ErrorKind::Unavailable, failure.what),
                     }

@@ -9,8 +9,13 @@ use crate::oci::encode::strict;
 use crate::oci::error::{Error, ErrorKind, excerpt};
 use crate::oci::names::Bucket;
 
-/// A thousand names of 1 KiB, each byte of them escaped, stay below this.
-const LONGEST_PAGE: usize = 8 * 1024 * 1024;
+/// The longest page that is read: what one listing takes in memory. Usual pages
+/// of a thousand objects have a third of it.
+const LONGEST_PAGE: usize = 1024 * 1024;
+
+/// Objects of a page that is below this whatever their names are: 1 KiB each,
+/// with each byte escaped.
+const SHORT_PAGE: usize = 125;
 
 /// A page may be empty and point further; so many in a row are a server that is stuck.
 const EMPTY_PAGES: usize = 1000;
@@ -24,6 +29,8 @@ pub struct Pages<'a> {
     prefix: &'a str,
     /// Objects that may still come.
     left: usize,
+    /// Objects that a page may have.
+    page: usize,
     start: Option<String>,
     last: Option<String>,
     empty: usize,
@@ -35,7 +42,8 @@ impl<'a> Pages<'a> {
     pub(super) fn new(store: &'a Inner, bucket: &'a Bucket, prefix: &'a str, max: usize) -> Self {
         let (start, last) = (None, None);
         let (empty, is_over, truncated) = (0, false, false);
-        Self { store, bucket, prefix, left: max, start, last, empty, is_over, truncated }
+        let page = PAGE_LIMIT;
+        Self { store, bucket, prefix, left: max, page, start, last, empty, is_over, truncated }
     }
 
     /// Whether there are more objects than were asked for; known at the end.
@@ -48,22 +56,18 @@ impl<'a> Pages<'a> {
         if self.is_over {
             return Ok(None);
         }
-        // One more than may be kept tells whether there are more.
-        let limit = self.left.saturating_add(1).min(PAGE_LIMIT);
-        let mut target = format!(
-            "/n/{}/b/{}/o?fields={}&limit={limit}&prefix={}",
-            strict(&self.bucket.namespace),
-            strict(&self.bucket.name),
-            strict(LISTED_FIELDS),
-            strict(self.prefix),
-        );
-        if let Some(start) = &self.start {
-            target.push_str("&start=");
-            target.push_str(&strict(start).to_string());
-        }
-        let subject = format!("prefix {:?} in {}", excerpt(self.prefix, 200), self.bucket);
-        let call = Call::new("ListObjects", subject, Method::GET, target).in_bucket(self.bucket);
-        let (_, body) = self.store.read_retrying(&call, LONGEST_PAGE).await?;
+        let (call, body) = loop {
+            let call = self.call();
+            let (_, body) = self.store.read_short_retrying(&call, LONGEST_PAGE).await?;
+            match body {
+                Some(body) => break (call, body),
+                None if self.page > SHORT_PAGE => self.page = SHORT_PAGE,
+                None => {
+                    let why = format!("the answer is longer than {LONGEST_PAGE} bytes");
+                    return Err(call.error(ErrorKind::Protocol, why));
+                }
+            }
+        };
         let broken = |why: String| call.error(ErrorKind::Protocol, why);
         let page: Page = serde_json::from_slice(&body)
             .map_err(|error| broken(format!("the answer is not a listing: {error}")))?;
@@ -85,6 +89,25 @@ impl<'a> Pages<'a> {
             _ => self.is_over = true,
         }
         Ok(Some(objects))
+    }
+
+    /// The request of the next page.
+    fn call(&self) -> Call<'a> {
+        // One more than may be kept tells whether there are more.
+        let limit = self.left.saturating_add(1).min(self.page);
+        let mut target = format!(
+            "/n/{}/b/{}/o?fields={}&limit={limit}&prefix={}",
+            strict(&self.bucket.namespace),
+            strict(&self.bucket.name),
+            strict(LISTED_FIELDS),
+            strict(self.prefix),
+        );
+        if let Some(start) = &self.start {
+            target.push_str("&start=");
+            target.push_str(&strict(start).to_string());
+        }
+        let subject = format!("prefix {:?} in {}", excerpt(self.prefix, 200), self.bucket);
+        Call::new("ListObjects", subject, Method::GET, target).in_bucket(self.bucket)
     }
 
     fn advance(&mut self, call: &Call<'_>, next: String) -> Result<(), Error> {

@@ -402,6 +402,34 @@ async fn an_empty_page_that_points_further_is_followed() {
 }
 
 #[tokio::test]
+async fn a_page_of_the_longest_names_is_asked_for_again_with_fewer_objects() {
+    // JSON takes six bytes for each of these; encoded in a query they take three.
+    let names: Vec<_> = (0..300).map(|n| format!("m/{n:03}{}", "\u{1}".repeat(1019))).collect();
+    let server = Server::start(move |_, seen| {
+        let start = |query: &str| query.strip_prefix("start=m%2F").map(|name| name[..3].to_owned());
+        let from = seen.target.split('&').find_map(start).map_or(0, |n| n.parse().unwrap());
+        let limit = |query: &str| query.strip_prefix("limit=").map(|n| n.parse().unwrap());
+        let end = (from + seen.target.split('&').find_map(limit).unwrap_or(0)).min(names.len());
+        let object = |name| serde_json::json!({"name": name, "size": 1, "etag": "e"});
+        let objects: Vec<_> = names[from..end].iter().map(object).collect();
+        let page = serde_json::json!({"objects": objects, "nextStartWith": names.get(end)});
+        Answer::new(200, page.to_string())
+    })
+    .await;
+    let listing = client(&server).await.list_objects(&bucket(), "m/", 1000).await.unwrap();
+    assert_eq!(listing.objects.len(), 300);
+    assert_eq!(server.seen().len(), 4, "one that is too long, and three of 125");
+}
+
+#[tokio::test]
+async fn pages_that_are_too_long_whatever_is_asked_for_are_an_error_at_once() {
+    let server = Server::start(|_, _| Answer::new(200, " ".repeat(2 << 20))).await;
+    let error = client(&server).await.list_objects(&bucket(), "", 10).await.unwrap_err();
+    assert_eq!((error.kind(), server.seen().len()), (ErrorKind::Protocol, 2));
+    assert!(error.to_string().contains("longer than 1048576 bytes"), "{error}");
+}
+
+#[tokio::test]
 async fn a_listing_whose_body_breaks_is_asked_for_again() {
     let server = Server::start(|number, _| {
         let page = Answer::new(200, r#"{"objects":[],"nextStartWith":null}"#);
