@@ -73,7 +73,7 @@ pub(crate) fn reach(_step: &str) {}
 /// Says that a step is done. Does not return when a test wants that.
 #[cfg(debug_assertions)]
 pub(crate) fn reach(step: &str) {
-    static WANTED: LazyLock<Option<Wanted>> = LazyLock::new(Wanted::of_process);
+    static WANTED: LazyLock<Option<AbortRequest>> = LazyLock::new(AbortRequest::of_process);
     if let Some(wanted) = &*WANTED {
         wanted.reach(step);
     }
@@ -82,7 +82,7 @@ pub(crate) fn reach(step: &str) {
 /// What a test wants of this process.
 #[cfg(debug_assertions)]
 #[derive(Debug)]
-struct Wanted {
+struct AbortRequest {
     signal: Signal,
     step: String,
     /// Times that the step is still to be reached.
@@ -90,7 +90,7 @@ struct Wanted {
 }
 
 #[cfg(debug_assertions)]
-impl Wanted {
+impl AbortRequest {
     fn of_process() -> Option<Self> {
         let text = std::env::var("OCI_MODEL_CSI_ABORT_AT").ok()?;
         // A test that names no step would pass without having tested anything.
@@ -128,12 +128,12 @@ mod tests {
     #[test]
     fn what_names_no_step_is_not_taken() {
         for text in ["kill:lease-1", "stop:download-3", "kill:blob-commit-6:40"] {
-            assert!(Wanted::parse(text).is_some(), "{text}");
+            assert!(AbortRequest::parse(text).is_some(), "{text}");
         }
         for text in ["", "lease-1", "kill:", "kill:lease-99", "end:lease-1", "kill:lease-1:0"] {
-            assert!(Wanted::parse(text).is_none(), "{text}");
+            assert!(AbortRequest::parse(text).is_none(), "{text}");
         }
-        assert!(Wanted::parse("kill:lease-1:x").is_none());
-        assert!(Wanted::parse("kill:lease-1:1:1").is_none());
+        assert!(AbortRequest::parse("kill:lease-1:x").is_none());
+        assert!(AbortRequest::parse("kill:lease-1:1:1").is_none());
     }
 }

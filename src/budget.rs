@@ -35,42 +35,42 @@ const TRIM_AFTER: Duration = Duration::from_millis(200);
 
 /// A number of bytes that tenants share; cheap to clone.
 #[derive(Debug, Clone)]
-pub(crate) struct Budget(Arc<Inner>);
+pub(crate) struct MemoryBudget(Arc<BudgetInner>);
 
 #[derive(Debug)]
-struct Inner {
+struct BudgetInner {
     what: &'static str,
     total: u64,
-    state: Mutex<State>,
+    state: Mutex<BudgetState>,
 }
 
 #[derive(Debug)]
-struct State {
+struct BudgetState {
     free: u64,
     held: HashMap<Tenant, u64>,
-    waiting: VecDeque<Waiter>,
+    waiting: VecDeque<PendingPermit>,
 }
 
 #[derive(Debug)]
-struct Waiter {
+struct PendingPermit {
     tenant: Tenant,
     bytes: u64,
-    ready: oneshot::Sender<Permit>,
+    ready: oneshot::Sender<MemoryPermit>,
 }
 
 /// Bytes that were taken; given back when dropped.
 #[derive(Debug)]
-pub(crate) struct Permit {
-    budget: Budget,
+pub(crate) struct MemoryPermit {
+    budget: MemoryBudget,
     tenant: Tenant,
     bytes: u64,
 }
 
-impl Budget {
+impl MemoryBudget {
     /// So many bytes for `what`, which messages name.
     pub(crate) fn new(what: &'static str, total: u64) -> Self {
-        let state = State { free: total, held: HashMap::new(), waiting: VecDeque::new() };
-        Self(Arc::new(Inner { what, total, state: Mutex::new(state) }))
+        let state = BudgetState { free: total, held: HashMap::new(), waiting: VecDeque::new() };
+        Self(Arc::new(BudgetInner { what, total, state: Mutex::new(state) }))
     }
 
     /// The most that one may take.
@@ -83,8 +83,8 @@ impl Budget {
     ///
     /// # Errors
     /// `Precondition` when that is more than anybody may have.
-    pub(crate) async fn take(&self, tenant: &Tenant, bytes: u64) -> Result<Permit> {
-        let Inner { what, total, .. } = &*self.0;
+    pub(crate) async fn take(&self, tenant: &Tenant, bytes: u64) -> Result<MemoryPermit> {
+        let BudgetInner { what, total, .. } = &*self.0;
         if bytes > self.most() {
             return Err(Error::new(
                 ErrorKind::Precondition,
@@ -99,7 +99,7 @@ impl Budget {
             ));
         }
         let (ready, permit) = oneshot::channel();
-        self.lock().waiting.push_back(Waiter { tenant: tenant.clone(), bytes, ready });
+        self.lock().waiting.push_back(PendingPermit { tenant: tenant.clone(), bytes, ready });
         self.grant();
         permit.await.map_err(|_| Error::internal("a place in the queue for memory was lost"))
     }
@@ -112,17 +112,18 @@ impl Budget {
     /// Gives what is free to those that wait, for as long as the next one fits.
     fn grant(&self) {
         loop {
-            let Some(Waiter { tenant, bytes, ready }) = self.next() else { return };
-            let permit = Permit { budget: self.clone(), tenant, bytes };
+            let Some(PendingPermit { tenant, bytes, ready }) = self.next() else { return };
+            let permit = MemoryPermit { budget: self.clone(), tenant, bytes };
             // Who went away gives it back at once; that is not done under the lock.
             drop(ready.send(permit));
         }
     }
 
-    fn next(&self) -> Option<Waiter> {
+    fn next(&self) -> Option<PendingPermit> {
         let mut state = self.lock();
         state.waiting.retain(|waiter| !waiter.ready.is_closed());
-        let held = |state: &State, tenant: &Tenant| state.held.get(tenant).copied().unwrap_or(0);
+        let held =
+            |state: &BudgetState, tenant: &Tenant| state.held.get(tenant).copied().unwrap_or(0);
         let may = state.waiting.iter().enumerate().filter(|(_, waiter)| {
             held(&state, &waiter.tenant).saturating_add(waiter.bytes) <= self.most()
         });
@@ -148,12 +149,12 @@ impl Budget {
         self.grant();
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, BudgetState> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Permit {
+impl MemoryPermit {
     /// Gives back what turned out not to be needed.
     pub(crate) fn shrink(&mut self, bytes: u64) {
         let more = self.bytes.saturating_sub(bytes);
@@ -164,7 +165,7 @@ impl Permit {
     }
 }
 
-impl Drop for Permit {
+impl Drop for MemoryPermit {
     fn drop(&mut self) {
         if self.bytes > 0 {
             self.budget.give_back(&self.tenant, self.bytes);
@@ -233,7 +234,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_can_never_fit_is_refused_with_the_limit() {
-        let budget = Budget::new("a test", 100 << 20);
+        let budget = MemoryBudget::new("a test", 100 << 20);
         let error = budget.take(&tenant("a"), 51 << 20).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Precondition);
         assert!(error.message().contains("needs 51.0 MiB") || error.message().contains("51 MiB"));
@@ -242,7 +243,7 @@ mod tests {
 
     #[tokio::test]
     async fn one_tenant_has_half_at_most_and_another_need_not_wait_for_it() {
-        let budget = Budget::new("a test", 100);
+        let budget = MemoryBudget::new("a test", 100);
         let first = budget.take(&tenant("a"), 50).await.unwrap();
         let mut more = Box::pin(async { budget.take(&tenant("a"), 10).await });
         assert!(is_waiting(&mut more).await);
@@ -255,7 +256,7 @@ mod tests {
 
     #[tokio::test]
     async fn of_those_that_wait_the_tenant_that_has_the_least_is_next() {
-        let budget = Budget::new("a test", 100);
+        let budget = MemoryBudget::new("a test", 100);
         let (a, b) = (tenant("a"), tenant("b"));
         let held = budget.take(&a, 40).await.unwrap();
         let blocker = budget.take(&tenant("c"), 50).await.unwrap();
@@ -273,7 +274,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_goes_away_takes_nothing_with_it() {
-        let budget = Budget::new("a test", 100);
+        let budget = MemoryBudget::new("a test", 100);
         let held = budget.take(&tenant("a"), 50).await.unwrap();
         let mut gone = Box::pin(async { budget.take(&tenant("a"), 50).await });
         assert!(is_waiting(&mut gone).await);

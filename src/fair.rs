@@ -16,13 +16,13 @@ const REMEMBERED: usize = 1024;
 #[derive(Debug, Clone)]
 pub(crate) struct Turns<K> {
     count: u64,
-    accounts: HashMap<K, Standing>,
+    accounts: HashMap<K, TurnOrder>,
 }
 
 /// The order in which accounts get their turns: the one with the least under
 /// way first, and of equals the one whose last turn was longest ago.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Standing {
+pub(crate) struct TurnOrder {
     pub(crate) running: usize,
     last_turn: u64,
 }
@@ -35,7 +35,7 @@ impl<K> Default for Turns<K> {
 
 impl<K: Clone + Eq + Hash> Turns<K> {
     /// Where an account stands; the least comes next.
-    pub(crate) fn standing(&self, account: &K) -> Standing {
+    pub(crate) fn standing(&self, account: &K) -> TurnOrder {
         self.accounts.get(account).copied().unwrap_or_default()
     }
 
@@ -71,27 +71,27 @@ impl<K: Clone + Eq + Hash> Turns<K> {
 /// is done at a place is not interrupted and may take long, and so another tenant
 /// finds one free.
 #[derive(Debug, Clone)]
-pub(crate) struct Places(Arc<Mutex<State>>);
+pub(crate) struct FairSemaphore(Arc<Mutex<SemaphoreState>>);
 
 #[derive(Debug)]
-struct State {
+struct SemaphoreState {
     free: usize,
     /// What one tenant may have.
     most: usize,
     arrivals: u64,
     turns: Turns<Tenant>,
     /// By arrival.
-    waiting: BTreeMap<u64, (Tenant, oneshot::Sender<Place>)>,
+    waiting: BTreeMap<u64, (Tenant, oneshot::Sender<FairPermit>)>,
 }
 
 /// One place; free again when dropped.
 #[derive(Debug)]
-pub(crate) struct Place(Option<(Places, Tenant)>);
+pub(crate) struct FairPermit(Option<(FairSemaphore, Tenant)>);
 
-impl Places {
+impl FairSemaphore {
     pub(crate) fn new(count: usize) -> Self {
         let (turns, waiting) = (Turns::default(), BTreeMap::new());
-        Self(Arc::new(Mutex::new(State {
+        Self(Arc::new(Mutex::new(SemaphoreState {
             free: count,
             most: count.div_ceil(2),
             arrivals: 0,
@@ -101,7 +101,7 @@ impl Places {
     }
 
     /// Waits for a place. Cancellation safe: a caller that goes away loses its turn.
-    pub(crate) async fn enter(&self, tenant: &Tenant) -> Place {
+    pub(crate) async fn enter(&self, tenant: &Tenant) -> FairPermit {
         let (grant, granted) = oneshot::channel();
         {
             let mut state = self.lock();
@@ -113,13 +113,13 @@ impl Places {
         granted.await.expect("a waiter is removed only after its caller has gone away")
     }
 
-    fn admit(&self, state: &mut State) {
+    fn admit(&self, state: &mut SemaphoreState) {
         state.waiting.retain(|_, (_, grant)| !grant.is_closed());
         while state.free > 0 {
             let Some((tenant, grant)) = state.next() else { return };
             state.free -= 1;
             state.turns.begin(&tenant);
-            if let Err(mut refused) = grant.send(Place(Some((self.clone(), tenant)))) {
+            if let Err(mut refused) = grant.send(FairPermit(Some((self.clone(), tenant)))) {
                 // Its caller went away just now. Taken apart here, since its
                 // drop would lock the places once more.
                 if let Some((_, tenant)) = refused.0.take() {
@@ -129,13 +129,13 @@ impl Places {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, SemaphoreState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
-    fn next(&mut self) -> Option<(Tenant, oneshot::Sender<Place>)> {
+impl SemaphoreState {
+    fn next(&mut self) -> Option<(Tenant, oneshot::Sender<FairPermit>)> {
         let waiting = self.waiting.iter();
         let may = waiting.filter(|(_, (tenant, _))| self.turns.running(tenant) < self.most);
         let next = may.min_by_key(|(at, (tenant, _))| (self.turns.standing(tenant), **at));
@@ -149,7 +149,7 @@ impl State {
     }
 }
 
-impl Drop for Place {
+impl Drop for FairPermit {
     fn drop(&mut self) {
         if let Some((places, tenant)) = self.0.take() {
             let mut state = places.lock();
@@ -171,7 +171,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_tenant_that_queues_for_hours_delays_another_by_one_turn() {
-        let places = Places::new(2);
+        let places = FairSemaphore::new(2);
         let (loud, quiet) = (tenant("loud"), tenant("quiet"));
         let held = [places.enter(&loud).await, places.enter(&tenant("other")).await];
         let queue: Vec<_> = (0..50).map(|_| Box::pin(places.enter(&loud))).collect();
@@ -192,7 +192,7 @@ mod tests {
     #[tokio::test]
     async fn a_tenant_whose_work_never_ends_leaves_half_of_the_places() {
         for count in [2, 3, 4] {
-            let places = Places::new(count);
+            let places = FairSemaphore::new(count);
             let (loud, quiet) = (tenant("loud"), tenant("quiet"));
             let mut loud: Vec<_> = (0..count).map(|_| Box::pin(places.enter(&loud))).collect();
             let held: Vec<_> =
@@ -205,7 +205,7 @@ mod tests {
 
     #[tokio::test]
     async fn tenants_take_turns_where_there_is_one_place() {
-        let places = Places::new(1);
+        let places = FairSemaphore::new(1);
         let held = places.enter(&tenant("a")).await;
         let names = ["a", "a", "a", "b", "b", "c"];
         let mut waits: Vec<_> = names
@@ -236,7 +236,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_waiter_that_goes_away_takes_no_place_along() {
-        let places = Places::new(1);
+        let places = FairSemaphore::new(1);
         let held = places.enter(&tenant("a")).await;
         let b = tenant("b");
         let mut gone = Box::pin(places.enter(&b));

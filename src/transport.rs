@@ -41,15 +41,15 @@ const WINDOW: Duration = Duration::from_secs(30);
 
 /// How a request went wrong before an answer's head or within its body.
 #[derive(Debug)]
-pub(crate) struct Failure {
+pub(crate) struct TransportFailure {
     pub(crate) what: String,
     pub(crate) remedy: Option<&'static str>,
 }
 
 /// How long is waited for what. There is no limit on a whole body, but a minimum
-/// progress ([`Patience`]): a slow transfer is not a stalled one.
+/// progress ([`MinimumProgress`]): a slow transfer is not a stalled one.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Waits {
+pub(crate) struct TransportTimeouts {
     /// For a TCP connection.
     pub(crate) connect: Duration,
     /// From sending a request to the head of its answer, TLS handshake included.
@@ -76,7 +76,7 @@ pub(crate) struct Transport {
 
 impl Transport {
     /// Trusts the system's roots and those of `ca_file`.
-    pub(crate) fn new(waits: Waits, ca_file: Option<&Path>) -> Result<Self, Unusable> {
+    pub(crate) fn new(waits: TransportTimeouts, ca_file: Option<&Path>) -> Result<Self, Unusable> {
         let tls = rustls::ClientConfig::builder_with_provider(Arc::new(
             rustls::crypto::aws_lc_rs::default_provider(),
         ))
@@ -112,7 +112,7 @@ impl Transport {
     pub(crate) async fn send(
         &self,
         mut request: Request<Full<Bytes>>,
-    ) -> Result<Response<Incoming>, Failure> {
+    ) -> Result<Response<Incoming>, TransportFailure> {
         let (seen, too_many) = (AtomicUsize::new(0), Arc::new(Notify::new()));
         let noticed = Arc::clone(&too_many);
         hyper::ext::on_informational(&mut request, move |_| {
@@ -120,7 +120,7 @@ impl Transport {
                 noticed.notify_one();
             }
         });
-        let no_answer = |what| Err(Failure { what, remedy: None });
+        let no_answer = |what| Err(TransportFailure { what, remedy: None });
         let answered = tokio::time::timeout(self.response_head, self.client.request(request));
         tokio::select! {
             answered = answered => match answered {
@@ -137,15 +137,19 @@ impl Transport {
     }
 
     /// The progress that a body of this transport has to make.
-    pub(crate) fn body_idle(&self) -> Patience {
-        Patience::new(self.body_idle)
+    pub(crate) fn body_idle(&self) -> MinimumProgress {
+        MinimumProgress::new(self.body_idle)
     }
 
     /// The whole of a body that is expected to be small.
-    pub(crate) async fn read(&self, body: Incoming, limit: usize) -> Result<Bytes, Failure> {
+    pub(crate) async fn read(
+        &self,
+        body: Incoming,
+        limit: usize,
+    ) -> Result<Bytes, TransportFailure> {
         let too_long = || {
             let what = format!("the answer is longer than {limit} bytes");
-            Failure { what, remedy: None }
+            TransportFailure { what, remedy: None }
         };
         self.read_short(body, limit).await?.ok_or_else(too_long)
     }
@@ -155,7 +159,7 @@ impl Transport {
         &self,
         mut body: Incoming,
         limit: usize,
-    ) -> Result<Option<Bytes>, Failure> {
+    ) -> Result<Option<Bytes>, TransportFailure> {
         let mut whole = BytesMut::new();
         let mut patience = self.body_idle();
         while let Some(chunk) = next_chunk(&mut body, &mut patience).await? {
@@ -172,25 +176,25 @@ impl Transport {
 /// [`WINDOW`]. Only the time spent waiting for the network counts: what the reader does between two
 /// chunks (its own pacing, the disk) is not the server's slowness.
 #[derive(Debug)]
-pub(crate) struct Patience {
+pub(crate) struct MinimumProgress {
     idle: Duration,
     waited: Duration,
     arrived: u64,
 }
 
-impl Patience {
+impl MinimumProgress {
     pub(crate) fn new(idle: Duration) -> Self {
         Self { idle, waited: Duration::ZERO, arrived: 0 }
     }
 
     /// Counts a wait and what it brought.
-    fn progressed(&mut self, waited: Duration, bytes: usize) -> Result<(), Failure> {
+    fn progressed(&mut self, waited: Duration, bytes: usize) -> Result<(), TransportFailure> {
         self.waited += waited;
         self.arrived += u64::try_from(bytes).unwrap_or(u64::MAX);
         if self.arrived < MINIMUM && self.waited >= WINDOW {
             let (arrived, seconds) = (self.arrived, self.waited.as_secs());
             let what = format!("the body trickles: {arrived} bytes in {seconds} s");
-            return Err(Failure { what, remedy: None });
+            return Err(TransportFailure { what, remedy: None });
         }
         if self.arrived >= MINIMUM {
             (self.waited, self.arrived) = (Duration::ZERO, 0);
@@ -204,8 +208,8 @@ impl Patience {
 /// Cancel safe: a chunk is either returned or still in the body.
 pub(crate) async fn next_chunk(
     body: &mut Incoming,
-    patience: &mut Patience,
-) -> Result<Option<Bytes>, Failure> {
+    patience: &mut MinimumProgress,
+) -> Result<Option<Bytes>, TransportFailure> {
     loop {
         let (idle, asked) = (patience.idle, Instant::now());
         match tokio::time::timeout(idle, body.frame()).await {
@@ -221,11 +225,11 @@ pub(crate) async fn next_chunk(
             },
             Ok(Some(Err(error))) => {
                 let what = format!("the body broke off: {}", causes(&error));
-                return Err(Failure { what, remedy: None });
+                return Err(TransportFailure { what, remedy: None });
             }
             Err(_) => {
                 let what = format!("the body stalled for {} s", idle.as_secs_f64());
-                return Err(Failure { what, remedy: None });
+                return Err(TransportFailure { what, remedy: None });
             }
         }
     }
@@ -286,7 +290,7 @@ fn trust(roots: &mut rustls::RootCertStore, path: &Path) -> Result<(), String> {
     Ok(())
 }
 
-fn describe(error: &hyper_util::client::legacy::Error) -> Failure {
+fn describe(error: &hyper_util::client::legacy::Error) -> TransportFailure {
     let what = causes(error);
     let remedy = what
         .contains("UnknownIssuer")
@@ -296,7 +300,7 @@ fn describe(error: &hyper_util::client::legacy::Error) -> Failure {
     } else {
         format!("the exchange broke off: {what}")
     };
-    Failure { what, remedy }
+    TransportFailure { what, remedy }
 }
 
 /// What lies below the library's own wrapper, innermost last.
@@ -320,7 +324,7 @@ mod tests {
 
     /// How many chunks of a body pass that come in these intervals.
     fn passed(chunk: usize, every: Duration) -> usize {
-        let mut patience = Patience::new(Duration::from_secs(30));
+        let mut patience = MinimumProgress::new(Duration::from_secs(30));
         (0..1000).take_while(|_| patience.progressed(every, chunk).is_ok()).count()
     }
 

@@ -66,6 +66,25 @@ fn every_arrow_of_the_document_is_used() {
 }
 
 #[test]
+fn no_type_name_is_defined_twice() {
+    let mut defined: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for path in files("src", "rs") {
+        let text = without_comments(&fs::read_to_string(&path).unwrap());
+        for line in text.lines() {
+            let item = without_visibility(line.trim_start());
+            let keyword =
+                ["struct ", "enum ", "trait "].iter().find(|kind| item.starts_with(**kind));
+            let Some(rest) = keyword.map(|kind| &item[kind.len()..]) else { continue };
+            let name = rest.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap();
+            defined.entry(name.to_owned()).or_default().push(shown(&path));
+        }
+    }
+    assert!(defined.len() > 300, "the types were found");
+    let twice: Vec<_> = defined.iter().filter(|(_, places)| places.len() > 1).collect();
+    assert!(twice.is_empty(), "one word, one concept (docs/STYLE.md): {twice:#?}");
+}
+
+#[test]
 fn crates_stay_at_home() {
     let homes = homes();
     assert!(homes.contains_key("tonic"), "{homes:?}");

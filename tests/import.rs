@@ -16,14 +16,14 @@ use localstore::{Action, LocalStore, Operation, PutOptions, Rule, synthetic_byte
 use nix::mount::{MsFlags, mount};
 use oci_model_csi::ErrorKind;
 use oci_model_csi::cache::{
-    Cache, CacheOptions, CachedModel, ImportOptions, ImportProgress, Imported,
-    Limits as CacheLimits, SafetensorsCheck,
+    Cache, CacheLimits, CacheOptions, CachedModel, ImportOptions, ImportProgress, Imported,
+    SafetensorsCheck,
 };
 use oci_model_csi::download::{Engine, EngineOptions, Verify};
 use oci_model_csi::metrics::Metrics;
 use oci_model_csi::model::{Manifest, ModelRequest, ModelUri};
 use oci_model_csi::oci::{AuthMethod, Environment, ObjectStorage, RetryPolicy, Settings};
-use oci_model_csi::volume::{Limits, Resolver, Stores};
+use oci_model_csi::volume::{ClientPool, ResolveLimits, Resolver};
 use support::disk::{Disk, run};
 use support::loopfs::{Kind, LoopFs};
 use support::models::{
@@ -68,8 +68,8 @@ impl Node {
             retry: RetryPolicy::default(),
         };
         let engine = Engine::new(options, Arc::clone(&metrics)).unwrap();
-        let limits = Limits { max_objects: 100, max_bytes: None };
-        let resolver = Resolver::new(Stores::alone(client.clone()), limits, &tasks, &shutdown);
+        let limits = ResolveLimits { max_objects: 100, max_bytes: None };
+        let resolver = Resolver::new(ClientPool::alone(client.clone()), limits, &tasks, &shutdown);
         let options = CacheOptions {
             dir: scratch.join("cache"),
             require_mount: false,

@@ -14,7 +14,8 @@ use localstore::LocalStore;
 use oci_model_csi::csi::proto::CreateVolumeRequest;
 use oci_model_csi::csi::proto::volume_capability::access_mode::Mode;
 use oci_model_csi::model::{
-    BlobId, BucketName, Kept, Manifest, ManifestFile, NamespaceName, Prefix, Revision, Source,
+    Attachment, BlobId, BucketName, Manifest, ManifestFile, ModelSource, NamespaceName, Prefix,
+    Revision,
 };
 use support::driver::{Driver, Setup};
 use support::kubelet::{Volume, is_final, mount_capability};
@@ -278,7 +279,7 @@ fn a_bomb_that_is_in_the_cache_already_does_not_end_the_next_start() {
 
 /// A model as older versions left it: its manifest names every directory.
 fn plant_old_model(scratch: &Path) {
-    let source = Source {
+    let source = ModelSource {
         location: "us-ashburn-1".to_owned(),
         namespace: NamespaceName::parse("old").unwrap(),
         bucket: BucketName::parse(OTHER).unwrap(),
@@ -295,7 +296,7 @@ fn plant_old_model(scratch: &Path) {
         files.push(ManifestFile { path, size: 0, etag: "e".to_owned(), md5: None, blob });
     }
     directories.sort();
-    let (scope, warnings, kept) = (String::new(), Vec::new(), Kept::default());
+    let (scope, warnings, kept) = (String::new(), Vec::new(), Attachment::default());
     let manifest = Manifest { source, scope, revision, files, directories, warnings, kept };
     let cache = scratch.join("cache");
     let model = cache.join("models").join(manifest.key().as_str());

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use oci_model_csi::mount::mountinfo::{MountEntry, MountTable};
 use oci_model_csi::mount::{
-    BindOptions, DirId, Found, Mounted, Place, identity, mounts_of_file_system,
+    BindOptions, DirId, Mounted, OpenTarget, TargetState, identity, mounts_of_file_system,
 };
 use oci_model_csi::{ErrorKind, Result};
 use support::namespace::{
@@ -20,8 +20,8 @@ use support::namespace::{
     this_binary,
 };
 
-type Bind = fn(&Place, &Path, BindOptions) -> Result<Mounted>;
-const BOTH_WAYS: [Bind; 2] = [Place::bind_read_only, Place::bind_read_only_by_remount];
+type Bind = fn(&OpenTarget, &Path, BindOptions) -> Result<Mounted>;
+const BOTH_WAYS: [Bind; 2] = [OpenTarget::bind_read_only, OpenTarget::bind_read_only_by_remount];
 
 fn model(scratch: &Path, name: impl AsRef<Path>) -> PathBuf {
     let dir = scratch.join("models").join(name);
@@ -31,23 +31,23 @@ fn model(scratch: &Path, name: impl AsRef<Path>) -> PathBuf {
 }
 
 /// A place of a pod, whose kubelet has its directory in `scratch`.
-fn place(scratch: &Path, name: impl AsRef<Path>) -> Place {
+fn place(scratch: &Path, name: impl AsRef<Path>) -> OpenTarget {
     let target = scratch.join("pods/uid").join(name);
     fs::create_dir_all(target.parent().unwrap()).unwrap();
-    Place::open(scratch, &target).unwrap().unwrap()
+    OpenTarget::open(scratch, &target).unwrap().unwrap()
 }
 
-fn target(scratch: &Path, name: impl AsRef<Path>) -> Place {
+fn target(scratch: &Path, name: impl AsRef<Path>) -> OpenTarget {
     let place = place(scratch, name);
     place.make().unwrap();
     place
 }
 
-fn root_at(place: &Place) -> Option<DirId> {
+fn root_at(place: &OpenTarget) -> Option<DirId> {
     place.mounted().unwrap().map(|mounted| mounted.root)
 }
 
-fn unmount(place: &Place) {
+fn unmount(place: &OpenTarget) {
     place.unmount(&place.mounted().unwrap().expect("a mount")).unwrap();
 }
 
@@ -235,7 +235,7 @@ fn unmounting_what_is_gone_already_is_no_error() {
         target.unmount(&mounted).unwrap();
         target.remove().unwrap();
         target.unmount(&mounted).unwrap();
-        assert_eq!(target.look().unwrap(), Found::Nothing);
+        assert_eq!(target.look().unwrap(), TargetState::Nothing);
     });
 }
 
@@ -246,7 +246,7 @@ fn a_symbolic_link_to_a_mount_is_no_mount() {
         let mounted = target.bind_read_only(&model(scratch, "phi"), BindOptions::default());
         let link = place(scratch, "link");
         symlink(target.path(), link.path()).unwrap();
-        assert_eq!(link.look().unwrap(), Found::Other("a symbolic link"));
+        assert_eq!(link.look().unwrap(), TargetState::Other("a symbolic link"));
         link.unmount(&mounted.unwrap()).unwrap_err();
         assert_eq!(number_of_mounts_at(target.path()), 1);
     });

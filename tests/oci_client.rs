@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use localstore::{Action, LocalStore, Operation, PublicAccess, PutOptions, Rule, Source};
 use oci_model_csi::oci::{
-    AuthMethod, Bucket, Environment, Error, ErrorKind, ObjectBody, ObjectStorage, RetryPolicy,
-    Settings, Timeouts,
+    AuthMethod, Bucket, Environment, ObjectBody, ObjectStorage, RetryPolicy, Settings,
+    StorageError, StorageErrorKind, Timeouts,
 };
 
 const BUCKET: &str = "models";
@@ -44,7 +44,7 @@ fn bucket(store: &LocalStore) -> Arc<Bucket> {
     Arc::new(Bucket::new(store.namespace(), BUCKET))
 }
 
-async fn read(mut body: ObjectBody) -> Result<Vec<u8>, Error> {
+async fn read(mut body: ObjectBody) -> Result<Vec<u8>, StorageError> {
     let mut bytes = Vec::new();
     while let Some(chunk) = body.chunk().await? {
         bytes.extend_from_slice(&chunk);
@@ -139,7 +139,7 @@ async fn ranges_of_every_odd_size_give_the_bytes_that_were_asked_for() {
         assert!(read(body).await.unwrap() == expected, "{range:?}");
     }
     let beyond = client.get_object(&object, &etag, Some(size..size + 1)).await.unwrap_err();
-    assert_eq!(beyond.kind(), ErrorKind::RangeNotSatisfiable);
+    assert_eq!(beyond.kind(), StorageErrorKind::RangeNotSatisfiable);
 }
 
 #[tokio::test]
@@ -195,7 +195,7 @@ async fn one_401_is_not_seen_and_a_lasting_one_is_told() {
     store.faults().add(refuse);
     for _ in 0..5 {
         let error = client.head_bucket(&bucket).await.unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Unauthenticated);
+        assert_eq!(error.kind(), StorageErrorKind::Unauthenticated);
     }
     assert_eq!(client.identity().unwrap().refreshes(), 3, "refusals that last do not refresh");
 }
@@ -218,7 +218,7 @@ async fn a_key_that_is_refused_and_gone_from_disk_is_told_as_both() {
     let client = user(&store).await;
     store.faults().add(Rule::new(Action::status(401)));
     let error = client.head_bucket(&bucket(&store)).await.unwrap_err();
-    assert_eq!((error.kind(), error.status()), (ErrorKind::Unauthenticated, Some(401)));
+    assert_eq!((error.kind(), error.status()), (StorageErrorKind::Unauthenticated, Some(401)));
     assert!(error.to_string().contains("no other credential could be had"), "{error}");
 }
 
@@ -233,7 +233,7 @@ async fn a_clock_that_is_off_is_named_by_both_services() {
     store.faults().add(Rule::new(Action::DateOffset { secs: -432 }));
     for client in [user, instance(&store).await] {
         let error = client.head_bucket(&bucket(&store)).await.unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Unauthenticated, "{error}");
+        assert_eq!(error.kind(), StorageErrorKind::Unauthenticated, "{error}");
         let text = error.to_string();
         assert!(text.contains("this node's clock is 7m1") && text.contains("ahead of"), "{text}");
     }
@@ -294,7 +294,7 @@ async fn https_is_trusted_through_the_ca_file_and_not_without() {
     };
     let client = ObjectStorage::connect(settings).await.unwrap();
     let error = client.head_bucket(&bucket).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert_eq!(error.kind(), StorageErrorKind::Unavailable);
     assert!(error.to_string().contains("--ca-file"), "{error}");
 }
 
@@ -316,7 +316,7 @@ async fn a_bucket_that_may_not_be_seen_is_not_found_with_the_policy_that_is_miss
     let store = LocalStore::builder().hide("*", BUCKET).start().unwrap();
     store.create_bucket(BUCKET).unwrap();
     let error = instance(&store).await.list_objects(&bucket(&store), "", 9).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::NotFound);
+    assert_eq!(error.kind(), StorageErrorKind::NotFound);
     let text = error.to_string();
     assert!(text.contains("404 BucketNotFound") && text.contains("opc-request-id"), "{text}");
     assert!(text.contains("where target.bucket.name='models'"), "{text}");
@@ -385,7 +385,7 @@ async fn a_body_that_breaks_gives_good_bytes_first_and_then_says_how_far_it_came
                 Err(error) => break error,
             }
         };
-        assert_eq!(error.kind(), ErrorKind::Unavailable, "{told}");
+        assert_eq!(error.kind(), StorageErrorKind::Unavailable, "{told}");
         assert!(error.to_string().contains("of 1048576 bytes received"), "{error}");
         assert_eq!(body.received(), bytes.len() as u64);
         assert!(bytes == whole[..bytes.len()], "{told}");
@@ -398,15 +398,15 @@ async fn wrong_ranges_changed_and_archived_objects_are_told_apart() {
     let etag = store.put(BUCKET, "a", "0123456789").unwrap();
     let (client, object) = (instance(&store).await, bucket(&store).object("a"));
     for (action, kind) in [
-        (Action::WrongRange, ErrorKind::Protocol),
-        (Action::IgnoreRange, ErrorKind::Protocol),
-        (Action::Archived, ErrorKind::Archived),
-        (Action::ReplaceObject { seed: 1, size: None }, ErrorKind::Changed),
+        (Action::WrongRange, StorageErrorKind::Protocol),
+        (Action::IgnoreRange, StorageErrorKind::Protocol),
+        (Action::Archived, StorageErrorKind::Archived),
+        (Action::ReplaceObject { seed: 1, size: None }, StorageErrorKind::Changed),
     ] {
         store.faults().add(Rule::new(action).operation(Operation::Get).times(1));
         let error = client.get_object(&object, &etag, Some(2..5)).await.unwrap_err();
         assert_eq!(error.kind(), kind, "{error}");
     }
     let error = client.head_object(&object, Some(&etag)).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Changed);
+    assert_eq!(error.kind(), StorageErrorKind::Changed);
 }

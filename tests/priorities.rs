@@ -9,14 +9,14 @@ use std::time::{Duration, Instant};
 
 use localstore::{Action, LocalStore, Operation, PutOptions, Rule};
 use oci_model_csi::cache::{
-    Asker, Cache, CacheOptions, CachedModel, FillProgress, Limits as CacheLimits, Phase,
-    SafetensorsCheck, Ticket,
+    Cache, CacheLimits, CacheOptions, CachedModel, FillProgress, Phase, Priority, SafetensorsCheck,
+    Waiter,
 };
 use oci_model_csi::download::{Engine, EngineOptions, Verify};
 use oci_model_csi::metrics::Metrics;
 use oci_model_csi::model::{ModelRequest, ModelUri, Tenant};
 use oci_model_csi::oci::{AuthMethod, Environment, ObjectStorage, RetryPolicy, Settings};
-use oci_model_csi::volume::{Limits, Resolver, Stores};
+use oci_model_csi::volume::{ClientPool, ResolveLimits, Resolver};
 use support::driver::Setup;
 use support::models::{BUCKET, MIB, PREFIX, assert_synthetic, put, put_large};
 use support::run::{end_to_end, eventually, figure, ratio};
@@ -169,12 +169,12 @@ impl Node {
         };
         let cache = Cache::open(options, metrics, &tasks, &shutdown).unwrap();
         cache.recover(Path::new("/nonexistent")).unwrap();
-        let limits = Limits { max_objects: 1000, max_bytes: None };
-        let resolver = Resolver::new(Stores::alone(client), limits, &tasks, &shutdown);
+        let limits = ResolveLimits { max_objects: 1000, max_bytes: None };
+        let resolver = Resolver::new(ClientPool::alone(client), limits, &tasks, &shutdown);
         Self { cache, engine, resolver, _scratch: scratch }
     }
 
-    async fn fill(&self, name: &str, asker: Asker) -> Ticket<FillProgress, CachedModel> {
+    async fn fill(&self, name: &str, asker: Priority) -> Waiter<FillProgress, CachedModel> {
         let uri = ModelUri::parse(&format!("oci://{BUCKET}/{PREFIX}{name}/")).unwrap();
         let request = ModelRequest::of(uri.namespace, uri.bucket, uri.prefix);
         let route = self.resolver.route(&request, "").await.unwrap();
@@ -183,11 +183,11 @@ impl Node {
     }
 }
 
-async fn land(mut ticket: Ticket<FillProgress, CachedModel>) {
-    tokio::time::timeout(BOUND, ticket.landed()).await.unwrap().unwrap();
+async fn land(mut ticket: Waiter<FillProgress, CachedModel>) {
+    tokio::time::timeout(BOUND, ticket.completed()).await.unwrap().unwrap();
 }
 
-async fn until_phase(ticket: &Ticket<FillProgress, CachedModel>, phase: Phase) {
+async fn until_phase(ticket: &Waiter<FillProgress, CachedModel>, phase: Phase) {
     eventually("the phase of a model", BOUND, async || {
         (ticket.progress().snapshot().phase == phase).then_some(())
     })
@@ -200,13 +200,13 @@ async fn a_pod_that_waits_overtakes_a_prefetch() {
     put_model(&store, "prefetch", 8, 8 * MIB);
     put_model(&store, "pod", 2, 16 * MIB);
     let node = Node::start(&store, 16 * MIB, 1).await;
-    let prefetch = node.fill("prefetch", Asker::Prefetch).await;
+    let prefetch = node.fill("prefetch", Priority::Prefetch).await;
     eventually("the prefetch runs", BOUND, async || {
         (served(&store, "prefetch") > 4 * MIB).then_some(())
     })
     .await;
     let before = served(&store, "prefetch");
-    land(node.fill("pod", Asker::Pod(Tenant::Unknown)).await).await;
+    land(node.fill("pod", Priority::Pod(Tenant::Unknown)).await).await;
     let meanwhile = served(&store, "prefetch") - before;
     let share = ratio(meanwhile, 32 * MIB);
     figure(format_args!("while a pod's 32 MiB came, a prefetch got {share} of that"));
@@ -221,12 +221,12 @@ async fn a_prefetch_that_waits_for_its_turn_starts_at_once_when_a_pod_joins_it()
     put_model(&store, "running", 4, 16 * MIB);
     put_model(&store, "waiting", 1, 8 * MIB);
     let node = Node::start(&store, 16 * MIB, 1).await;
-    let running = node.fill("running", Asker::Prefetch).await;
+    let running = node.fill("running", Priority::Prefetch).await;
     until_phase(&running, Phase::Downloading).await;
-    let prefetch = node.fill("waiting", Asker::Prefetch).await;
+    let prefetch = node.fill("waiting", Priority::Prefetch).await;
     assert_eq!(prefetch.progress().snapshot().phase, Phase::Waiting);
     assert!(!prefetch.joined());
-    let pod = node.fill("waiting", Asker::Pod(Tenant::Unknown)).await;
+    let pod = node.fill("waiting", Priority::Pod(Tenant::Unknown)).await;
     assert!(pod.joined(), "one download, whoever asks");
     land(pod).await;
     let left = running.progress().snapshot();
@@ -241,9 +241,9 @@ async fn a_prefetch_gives_way_where_a_pods_model_needs_one_of_its_objects() {
     put_model(&store, "all/needed", 1, 16 * MIB);
     put_model(&store, "all/other", 6, 8 * MIB);
     let node = Node::start(&store, 16 * MIB, 2).await;
-    let prefetch = node.fill("all", Asker::Prefetch).await;
+    let prefetch = node.fill("all", Priority::Prefetch).await;
     until_phase(&prefetch, Phase::Downloading).await;
-    land(node.fill("all/needed", Asker::Pod(Tenant::Unknown)).await).await;
+    land(node.fill("all/needed", Priority::Pod(Tenant::Unknown)).await).await;
     let other = served(&store, "all/other");
     figure(format_args!(
         "while 16 MiB came that a pod needed, its prefetch got {other} more bytes"

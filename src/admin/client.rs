@@ -11,9 +11,9 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 
-use super::commands::Line;
+use super::commands::AnswerLine;
 use crate::error::{Error, ErrorKind, Result};
-use crate::manage::{Answer, Command, Tell};
+use crate::manage::{CacheCommand, CommandAnswer, Tell};
 
 /// Has the driver behind this socket do a command. `None` when nobody listens
 /// there: then no driver runs.
@@ -23,7 +23,11 @@ use crate::manage::{Answer, Command, Tell};
 /// # Errors
 /// The driver's own; `Denied` when this user may not ask it; `Unavailable`
 /// when it goes away meanwhile.
-pub async fn call(socket: &Path, command: &Command, tell: &Tell) -> Result<Option<Answer>> {
+pub async fn call(
+    socket: &Path,
+    command: &CacheCommand,
+    tell: &Tell,
+) -> Result<Option<CommandAnswer>> {
     let shown = socket.display();
     let stream = match UnixStream::connect(socket).await {
         Ok(stream) => stream,
@@ -73,7 +77,7 @@ async fn lines(
     mut body: Incoming,
     tell: &Tell,
     gone: impl Fn(hyper::Error) -> Error,
-) -> Result<Answer> {
+) -> Result<CommandAnswer> {
     let mut buffer = BytesMut::new();
     while let Some(frame) = body.frame().await {
         if let Ok(data) = frame.map_err(&gone)?.into_data() {
@@ -83,9 +87,9 @@ async fn lines(
             let line = buffer.split_to(end);
             buffer.advance(1);
             match serde_json::from_slice(&line) {
-                Ok(Line::Progress(progress)) => tell(progress),
-                Ok(Line::Answer(answer)) => return Ok(answer),
-                Ok(Line::Error { kind, message }) => return Err(Error::new(kind, message)),
+                Ok(AnswerLine::Progress(progress)) => tell(progress),
+                Ok(AnswerLine::Answer(answer)) => return Ok(answer),
+                Ok(AnswerLine::Error { kind, message }) => return Err(Error::new(kind, message)),
                 Err(e) => return Err(Error::internal(format!("the driver's answer: {e}"))),
             }
         }

@@ -15,7 +15,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::{Admin, Body};
 use crate::error::{Error, ErrorKind, Result};
-use crate::manage::{Answer, Command, Progress, Tell};
+use crate::manage::{CacheCommand, CommandAnswer, CommandProgress, Tell};
 
 /// A command is a few names; more is none.
 const MOST_BYTES: usize = 1 << 20;
@@ -28,13 +28,13 @@ pub(super) type Lines = StreamBody<ReceiverStream<Result<Frame<Bytes>, Infallibl
 /// One line of the answer.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) enum Line {
-    Progress(Progress),
-    Answer(Answer),
+pub(super) enum AnswerLine {
+    Progress(CommandProgress),
+    Answer(CommandAnswer),
     Error { kind: ErrorKind, message: String },
 }
 
-impl Line {
+impl AnswerLine {
     fn frame(&self) -> Frame<Bytes> {
         let mut json = serde_json::to_vec(self).unwrap_or_default();
         json.push(b'\n');
@@ -42,8 +42,8 @@ impl Line {
     }
 }
 
-impl From<Result<Answer>> for Line {
-    fn from(result: Result<Answer>) -> Self {
+impl From<Result<CommandAnswer>> for AnswerLine {
+    fn from(result: Result<CommandAnswer>) -> Self {
         match result {
             Ok(answer) => Self::Answer(answer),
             Err(e) => Self::Error { kind: e.kind(), message: e.message().to_owned() },
@@ -63,7 +63,7 @@ pub(super) async fn answer(admin: &Admin, request: Request<Incoming>) -> Respons
     }
     let body = Limited::new(request.into_body(), MOST_BYTES).collect().await;
     let command = match body.map(http_body_util::Collected::to_bytes) {
-        Ok(bytes) => serde_json::from_slice::<Command>(&bytes).map_err(|e| e.to_string()),
+        Ok(bytes) => serde_json::from_slice::<CacheCommand>(&bytes).map_err(|e| e.to_string()),
         Err(e) => Err(e.to_string()),
     };
     let command = match command {
@@ -76,13 +76,13 @@ pub(super) async fn answer(admin: &Admin, request: Request<Incoming>) -> Respons
         let listener = lines.clone();
         let tell: Tell = Arc::new(move |progress| {
             // A client that is behind gets the next one.
-            let _ = listener.try_send(Ok(Line::Progress(progress).frame()));
+            let _ = listener.try_send(Ok(AnswerLine::Progress(progress).frame()));
         });
         let result = tokio::select! {
             result = execute(&admin, command, &tell) => result,
             () = lines.closed() => return,
         };
-        let _ = lines.send(Ok(Line::from(result).frame())).await;
+        let _ = lines.send(Ok(AnswerLine::from(result).frame())).await;
     });
     let mut response = Response::new(Either::Right(StreamBody::new(ReceiverStream::new(receiver))));
     let kind = http::HeaderValue::from_static("application/x-ndjson");
@@ -90,7 +90,7 @@ pub(super) async fn answer(admin: &Admin, request: Request<Incoming>) -> Respons
     response
 }
 
-async fn execute(admin: &Admin, command: Command, tell: &Tell) -> Result<Answer> {
+async fn execute(admin: &Admin, command: CacheCommand, tell: &Tell) -> Result<CommandAnswer> {
     let manager = admin.manager.as_ref().ok_or_else(|| {
         Error::new(ErrorKind::Precondition, "this process has no cache: ask the node plugin")
     })?;

@@ -70,22 +70,22 @@ pub(super) struct Connections {
 #[derive(Debug, Default)]
 struct Open {
     /// The oldest one first, without those that were told to close.
-    all: VecDeque<Entry>,
+    all: VecDeque<ConnectionEntry>,
     of_address: HashMap<Option<IpAddr>, usize>,
     next: u64,
 }
 
 /// A connection that is open.
 #[derive(Debug)]
-struct Entry {
+struct ConnectionEntry {
     number: u64,
     address: Option<IpAddr>,
-    ends: Ends,
+    ends: CloseHandle,
 }
 
 /// How a connection is told to close, and how it says that it has.
 #[derive(Debug, Clone, Default)]
-struct Ends {
+struct CloseHandle {
     closing: CancellationToken,
     closed: CancellationToken,
 }
@@ -95,15 +95,15 @@ impl Open {
         self.of_address.get(&address).copied().unwrap_or_default()
     }
 
-    fn add(&mut self, address: Option<IpAddr>) -> (u64, Ends) {
-        let (number, ends) = (self.next, Ends::default());
+    fn add(&mut self, address: Option<IpAddr>) -> (u64, CloseHandle) {
+        let (number, ends) = (self.next, CloseHandle::default());
         self.next += 1;
         *self.of_address.entry(address).or_default() += 1;
-        self.all.push_back(Entry { number, address, ends: ends.clone() });
+        self.all.push_back(ConnectionEntry { number, address, ends: ends.clone() });
         (number, ends)
     }
 
-    fn remove(&mut self, number: u64) -> Option<Entry> {
+    fn remove(&mut self, number: u64) -> Option<ConnectionEntry> {
         let place = self.all.iter().position(|entry| entry.number == number)?;
         let entry = self.all.remove(place)?;
         if let Some(count) = self.of_address.get_mut(&entry.address) {
@@ -117,7 +117,7 @@ impl Open {
 
     /// Takes the place of the oldest connection of the address that has most, unless
     /// `address` has as many.
-    fn displace_for(&mut self, address: Option<IpAddr>) -> Option<Entry> {
+    fn displace_for(&mut self, address: Option<IpAddr>) -> Option<ConnectionEntry> {
         let most = self.of_address.values().copied().max().unwrap_or_default();
         if self.count(address) >= most {
             return None;
@@ -138,7 +138,7 @@ impl Connections {
 
     /// Counts a connection until the permit is dropped. `None` at a limit. Where another
     /// connection makes room, waits until that is closed, so that no more are open.
-    pub(super) async fn admit(&self, address: Option<IpAddr>) -> Option<Permit> {
+    pub(super) async fn admit(&self, address: Option<IpAddr>) -> Option<ConnectionPermit> {
         let (permit, displaced) = self.admit_now(address)?;
         if let Some(displaced) = displaced {
             displaced.ends.closing.cancel();
@@ -147,7 +147,10 @@ impl Connections {
         Some(permit)
     }
 
-    fn admit_now(&self, address: Option<IpAddr>) -> Option<(Permit, Option<Entry>)> {
+    fn admit_now(
+        &self,
+        address: Option<IpAddr>,
+    ) -> Option<(ConnectionPermit, Option<ConnectionEntry>)> {
         // The same IPv4 client must not count twice on a dual-stack listener.
         let address = address.map(|address| address.to_canonical());
         let mut open = self.lock();
@@ -159,7 +162,7 @@ impl Connections {
             false => Some(open.displace_for(address)?),
         };
         let (number, ends) = open.add(address);
-        Some((Permit { connections: self.clone(), number, ends }, displaced))
+        Some((ConnectionPermit { connections: self.clone(), number, ends }, displaced))
     }
 
     fn lock(&self) -> MutexGuard<'_, Open> {
@@ -169,20 +172,20 @@ impl Connections {
 
 /// One counted connection.
 #[derive(Debug)]
-pub(super) struct Permit {
+pub(super) struct ConnectionPermit {
     connections: Connections,
     number: u64,
-    ends: Ends,
+    ends: CloseHandle,
 }
 
-impl Permit {
+impl ConnectionPermit {
     /// Completes when another connection takes the place of this one.
     pub(super) async fn displaced(&self) {
         self.ends.closing.cancelled().await;
     }
 }
 
-impl Drop for Permit {
+impl Drop for ConnectionPermit {
     fn drop(&mut self) {
         self.connections.lock().remove(self.number);
         self.ends.closed.cancel();
@@ -193,7 +196,10 @@ impl Drop for Permit {
 mod tests {
     use super::*;
 
-    fn admit(connections: &Connections, address: &str) -> Option<(Permit, Option<Entry>)> {
+    fn admit(
+        connections: &Connections,
+        address: &str,
+    ) -> Option<(ConnectionPermit, Option<ConnectionEntry>)> {
         connections.admit_now(Some(address.parse().unwrap()))
     }
 

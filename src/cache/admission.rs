@@ -5,12 +5,12 @@ use std::collections::HashSet;
 
 use tokio::time::Instant;
 
-use super::Inner;
-use super::evict::{self, Kept};
-use super::inventory::Stocktaking;
-use super::policy::{self, Goal, Keep, Space};
-use super::shortage::{HeldBy, Shortage};
-use super::space::{Lack, Reservation, Taken, Wanted};
+use super::CacheInner;
+use super::disk_usage::DiskUsage;
+use super::evict::{self, RetentionReasons};
+use super::policy::{self, EvictionGoal, RetentionReason, Space};
+use super::shortfall::{Shortfall, SpaceHolder};
+use super::space::{MissingSpace, Reservation, SpaceRequest, Taken};
 use crate::error::Result;
 use crate::metrics::EvictionReason;
 use crate::model::Summary;
@@ -19,10 +19,10 @@ use crate::model::Summary;
 /// by somebody, and others may fill the disk meanwhile.
 const EVICTIONS: u32 = 3;
 
-impl Inner {
+impl CacheInner {
     /// Admits a model's missing blobs, evicting for it what has to go, or says
     /// what lacks. Blocks, as long as deleting takes.
-    pub(super) fn admit(&self, wanted: &Wanted) -> Result<Result<Reservation, Shortage>> {
+    pub(super) fn admit(&self, wanted: &SpaceRequest) -> Result<Result<Reservation, Shortfall>> {
         let lack = match self.reserve(wanted)? {
             Ok(reservation) => return Ok(Ok(reservation)),
             Err(lack) => lack,
@@ -38,7 +38,7 @@ impl Inner {
                     self.trash_filled.notify_one();
                 }
                 _ => {
-                    let goal = Goal::Need(lack.deficit());
+                    let goal = EvictionGoal::Need(lack.deficit());
                     if !self.evict(&goal, Some(EvictionReason::Space))?.reached {
                         break;
                     }
@@ -54,7 +54,10 @@ impl Inner {
 
     /// Reserves, deleting of the trash what that needs; the rest is left to the
     /// background, since nobody waits for it.
-    fn reserve_from_trash(&self, wanted: &Wanted) -> Result<Result<Reservation, Lack>> {
+    fn reserve_from_trash(
+        &self,
+        wanted: &SpaceRequest,
+    ) -> Result<Result<Reservation, MissingSpace>> {
         let mut more = true;
         loop {
             let lack = match self.reserve(wanted)? {
@@ -68,7 +71,7 @@ impl Inner {
         }
     }
 
-    fn reserve(&self, wanted: &Wanted) -> Result<Result<Reservation, Lack>> {
+    fn reserve(&self, wanted: &SpaceRequest) -> Result<Result<Reservation, MissingSpace>> {
         self.ledger.reserve(wanted, self.taken()?.as_ref())
     }
 
@@ -79,26 +82,27 @@ impl Inner {
             return Ok(None);
         }
         let counting = self.ledger.count();
-        let stock = Stocktaking::read(&self.layout)?;
+        let stock = DiskUsage::read(&self.layout)?;
         let standing = stock.total_without(&counting.arriving()).bytes;
         Ok(Some(Taken::new(standing, counting)))
     }
 
     /// The lack, with who holds the rest.
-    pub(super) fn shortage(&self, lack: Lack) -> Result<Shortage> {
-        let taken = Stocktaking::read(&self.layout)?;
-        let kept = Kept::now(self)?;
+    pub(super) fn shortage(&self, lack: MissingSpace) -> Result<Shortfall> {
+        let taken = DiskUsage::read(&self.layout)?;
+        let kept = RetentionReasons::now(self)?;
         let stock = evict::stock(&taken, &kept, &self.holds.held_blobs());
         // What is over the limits already has to go before anything fits.
         let evictable = policy::evictable(&stock).saturating_sub(lack.debt);
         let bytes_of = |summary: &Option<Summary>| summary.as_ref().map_or(0, |all| all.bytes);
-        let pinned = taken.models.iter().filter(|m| kept.why(&m.key) == Some(Keep::Pinned));
+        let pinned =
+            taken.models.iter().filter(|m| kept.why(&m.key) == Some(RetentionReason::Pinned));
         let holders = self.leases.all().into_iter().map(|lease| {
             let model = taken.models.iter().find(|model| model.key == lease.model);
             let bytes = model.map_or(0, |model| bytes_of(&model.summary));
-            HeldBy { pod: lease.pod, bytes }
+            SpaceHolder { pod: lease.pod, bytes }
         });
-        Ok(Shortage {
+        Ok(Shortfall {
             needs: lack.needs,
             available: lack.free.saturating_add(evictable),
             evictable,
@@ -115,14 +119,14 @@ impl Inner {
     /// After the disk ran full although there seemed to be space, as a quota has
     /// it: what nobody uses makes way for what the model still needs. Whether
     /// anything did. Blocks.
-    pub(super) fn evict_unasked(&self, wanted: &Wanted) -> Result<bool> {
+    pub(super) fn evict_unasked(&self, wanted: &SpaceRequest) -> Result<bool> {
         let lack = self.ledger.look(wanted, self.taken()?.as_ref())?;
         // The next admission evicts what has to go; and who needs no more bytes of
         // its own was only in the way of others.
         if lack.deficit() != Space::default() || lack.needs.bytes == 0 {
             return Ok(false);
         }
-        let goal = Goal::AsFar(Space { bytes: lack.needs.bytes, inodes: 0 });
+        let goal = EvictionGoal::BestEffort(Space { bytes: lack.needs.bytes, inodes: 0 });
         let evicted = self.evict(&goal, Some(EvictionReason::Space))?;
         self.empty_trash()?;
         Ok(!evicted.models.is_empty())
@@ -130,7 +134,7 @@ impl Inner {
 
     /// The shortage that a full disk in the middle of a download is: somebody
     /// else took what had been admitted.
-    pub(super) fn cut_short(&self, wanted: &Wanted, told: String) -> Result<Shortage> {
+    pub(super) fn cut_short(&self, wanted: &SpaceRequest, told: String) -> Result<Shortfall> {
         let lack = self.ledger.look(wanted, self.taken()?.as_ref())?;
         let mut shortage = self.shortage(lack)?;
         shortage.cut_short = Some(told);

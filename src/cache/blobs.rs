@@ -36,7 +36,7 @@ use serde::{Deserialize, Serialize};
 
 use super::files;
 use super::layout::Layout;
-use super::reread::{self, Pace, is_damage};
+use super::reread::{self, ReadPacer, is_damage};
 use crate::abort_point;
 use crate::download::{Check, Verified, crc32c_of_file};
 use crate::error::{Error, Result};
@@ -76,7 +76,7 @@ pub(super) struct Blobs {
 
 /// What there is of a blob.
 #[derive(Debug)]
-pub(super) enum Look {
+pub(super) enum BlobState {
     /// It may be served.
     Good(BlobRecord),
     /// Nothing, or nothing that anybody vouches for.
@@ -107,7 +107,9 @@ pub(super) struct Inode {
 
 /// See [`Blobs::placing`].
 #[derive(Debug)]
-pub(super) struct Placing<'a>(#[expect(dead_code, reason = "held for its end")] MutexGuard<'a, ()>);
+pub(super) struct PlacementLock<'a>(
+    #[expect(dead_code, reason = "held for its end")] MutexGuard<'a, ()>,
+);
 
 /// What became of a verified file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -197,17 +199,17 @@ impl Blobs {
         self.find_while(&self.placing(), id)
     }
 
-    fn find_while(&self, placing: &Placing<'_>, id: &BlobId) -> Result<Option<BlobRecord>> {
+    fn find_while(&self, placing: &PlacementLock<'_>, id: &BlobId) -> Result<Option<BlobRecord>> {
         match self.look(id)? {
-            Look::Good(record) => Ok(Some(record)),
-            Look::Absent => Ok(None),
-            Look::Bad(bad) => self.drop_torn(placing, id, &bad).map(|()| None),
+            BlobState::Good(record) => Ok(Some(record)),
+            BlobState::Absent => Ok(None),
+            BlobState::Bad(bad) => self.drop_torn(placing, id, &bad).map(|()| None),
         }
     }
 
     /// The right to put a blob where one is to be: what stands there stays.
-    pub(super) fn placing(&self) -> Placing<'_> {
-        Placing(self.placing.lock().unwrap_or_else(PoisonError::into_inner))
+    pub(super) fn placing(&self) -> PlacementLock<'_> {
+        PlacementLock(self.placing.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Whether what was read stands there still.
@@ -222,20 +224,20 @@ impl Blobs {
 
     /// What there is of a blob. A suspect is read from the disk first. Blocks,
     /// for a suspect as long as reading it takes.
-    pub(super) fn look(&self, id: &BlobId) -> Result<Look> {
-        let Some((record, durable)) = self.read_record(id)? else { return Ok(Look::Absent) };
+    pub(super) fn look(&self, id: &BlobId) -> Result<BlobState> {
+        let Some((record, durable)) = self.read_record(id)? else { return Ok(BlobState::Absent) };
         let path = self.layout.blob(id);
         let metadata = match fs::symlink_metadata(&path) {
             Ok(metadata) => metadata,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Look::Absent),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(BlobState::Absent),
             Err(e) => return Err(Error::io(format!("looking at {}", path.display()), &e)),
         };
         let size = metadata.len();
         let why = match size == record.size {
-            true if durable || self.lock().contains_key(id) => return Ok(Look::Good(record)),
+            true if durable || self.lock().contains_key(id) => return Ok(BlobState::Good(record)),
             true if self.crc(id)? == Some(record.crc32c) => {
                 self.vouch_for(id);
-                return Ok(Look::Good(record));
+                return Ok(BlobState::Good(record));
             }
             true => "its CRC-32C is not the one it had".to_owned(),
             false => format!("it has {size} bytes instead of {}", record.size),
@@ -243,11 +245,16 @@ impl Blobs {
         // Also under another name it may have been on the disk once.
         let was_durable = durable || self.names_of(id)?.iter().any(|id| self.is_durable(id));
         let read = Inode { dev: metadata.dev(), ino: metadata.ino() };
-        Ok(Look::Bad(Bad { record, why, was_durable, read }))
+        Ok(BlobState::Bad(Bad { record, why, was_durable, read }))
     }
 
     /// Drops what a power loss tore, under all of its names. Blocks.
-    pub(super) fn drop_torn(&self, _placing: &Placing<'_>, id: &BlobId, bad: &Bad) -> Result<()> {
+    pub(super) fn drop_torn(
+        &self,
+        _placing: &PlacementLock<'_>,
+        id: &BlobId,
+        bad: &Bad,
+    ) -> Result<()> {
         tracing::warn!(
             blob = id.as_str(),
             object = bad.record.object,
@@ -393,7 +400,7 @@ impl Blobs {
     fn crc(&self, id: &BlobId) -> Result<Option<u32>> {
         let path = self.layout.blob(id);
         let read = if self.doubts().contains(id) {
-            reread::crc32c(&path, &mut Pace::new(None), |_| true)
+            reread::crc32c(&path, &mut ReadPacer::new(None), |_| true)
         } else {
             crc32c_of_file(&path).map(Some)
         };

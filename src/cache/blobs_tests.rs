@@ -2,7 +2,7 @@
 
 use super::*;
 
-struct Fixture {
+struct BlobFixture {
     _dir: tempfile::TempDir,
     layout: Layout,
     id: BlobId,
@@ -10,22 +10,22 @@ struct Fixture {
 
 const CONTENT: &[u8] = b"weights";
 
-fn fixture() -> Fixture {
+fn fixture() -> BlobFixture {
     let dir = tempfile::tempdir().unwrap();
     let layout = Layout::new(dir.path());
     for name in super::super::layout::DIRECTORIES {
         fs::create_dir(layout.directory(name)).unwrap();
     }
-    Fixture { _dir: dir, layout, id: BlobId::parse(&"ab".repeat(32)).unwrap() }
+    BlobFixture { _dir: dir, layout, id: BlobId::parse(&"ab".repeat(32)).unwrap() }
 }
 
-fn commit(f: &Fixture) -> Blobs {
+fn commit(f: &BlobFixture) -> Blobs {
     let blobs = Blobs::new(f.layout.clone());
     write_and_commit(f, &blobs);
     blobs
 }
 
-fn write_and_commit(f: &Fixture, blobs: &Blobs) {
+fn write_and_commit(f: &BlobFixture, blobs: &Blobs) {
     fs::write(f.layout.part(&f.id), CONTENT).unwrap();
     fs::write(f.layout.journal(&f.id), "").unwrap();
     let verified = Verified { crc32c: crc32c::crc32c(CONTENT), check: Check::Md5 };
@@ -132,7 +132,7 @@ fn what_was_on_the_disk_under_any_name_is_damaged_and_not_torn() {
     files::set_mode(&f.layout.blob(&f.id), 0o644).unwrap();
     fs::write(f.layout.blob(&f.id), b"WEIGHTS").unwrap();
     let look = Blobs::new(f.layout.clone()).look(&other).unwrap();
-    assert!(matches!(look, Look::Bad(Bad { was_durable: true, .. })), "{look:?}");
+    assert!(matches!(look, BlobState::Bad(Bad { was_durable: true, .. })), "{look:?}");
 }
 
 #[test]

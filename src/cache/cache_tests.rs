@@ -10,13 +10,13 @@ use std::time::{Duration, SystemTime};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::inventory::Stocktaking;
+use super::disk_usage::DiskUsage;
 use super::policy::Space;
-use super::space::{Taken, Wanted};
+use super::space::{SpaceRequest, Taken};
 use super::*;
 use crate::download::{Check, Verified};
 use crate::error::ErrorKind;
-use crate::model::{BucketName, Filters, ListedObject, NamespaceName, Prefix, Source, Tree};
+use crate::model::{BucketName, Filters, ListedObject, ModelSource, NamespaceName, Prefix, Tree};
 
 struct Fixture {
     _dir: tempfile::TempDir,
@@ -28,7 +28,7 @@ fn fixture() -> Fixture {
     let options = CacheOptions {
         dir: dir.path().join("cache"),
         require_mount: false,
-        limits: Limits { min_free: 0, min_free_inodes: 0, max_size: None },
+        limits: CacheLimits { min_free: 0, min_free_inodes: 0, max_size: None },
         idle_ttl: None,
         max_models: 4,
         check_safetensors: SafetensorsCheck::Refuse,
@@ -43,7 +43,7 @@ impl Fixture {
     /// Stands a model up with these (object, `ETag` and content) below `m/`;
     /// equal objects and `ETag`s are shared.
     fn stand(&self, prefix: &str, files: &[(&str, &str)]) -> CachedModel {
-        let source = Source {
+        let source = ModelSource {
             location: "l".into(),
             namespace: NamespaceName::parse("n").unwrap(),
             bucket: BucketName::parse("b").unwrap(),
@@ -74,7 +74,7 @@ impl Fixture {
     }
 
     fn lease(&self, model: &CachedModel, target: &str) -> Lease {
-        let holder = Holder {
+        let holder = LeaseHolder {
             volume_id: format!("volume of {target}"),
             target: target.into(),
             directory: mount::DirId { dev: 1, ino: 1 },
@@ -85,7 +85,7 @@ impl Fixture {
     }
 
     async fn collect(&self, dry_run: bool) -> Collected {
-        self.cache.collect(CollectOptions { dry_run, wish: Wish::All }).await.unwrap()
+        self.cache.collect(CollectOptions { dry_run, wish: EvictionRequest::All }).await.unwrap()
     }
 
     async fn verify(&self) -> Verification {

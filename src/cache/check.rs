@@ -1,14 +1,14 @@
 //! Is what stands in the cache what it should be? Asked before the first use
 //! by a process; what is not is put aside, and told where the disk damaged it.
 
-use super::Inner;
-use super::blobs::{BlobRecord, Look};
-use super::models::{CachedModel, Fault, Misfit};
+use super::CacheInner;
+use super::blobs::{BlobRecord, BlobState};
+use super::models::{CachedModel, Mismatch, MismatchCause};
 use crate::error::Result;
 use crate::model::{BlobId, ModelKey};
 use crate::mount;
 
-impl Inner {
+impl CacheInner {
     /// The model of this key if it stands complete. One that this process has
     /// not seen yet is checked first; what may be torn is read for that, so
     /// this belongs into a flight. Blocks, as long as reading takes.
@@ -45,9 +45,9 @@ impl Inner {
     pub(super) fn find_blob(&self, id: &BlobId) -> Result<Option<BlobRecord>> {
         loop {
             let bad = match self.blobs.look(id)? {
-                Look::Good(record) => return Ok(Some(record)),
-                Look::Absent => return Ok(None),
-                Look::Bad(bad) => bad,
+                BlobState::Good(record) => return Ok(Some(record)),
+                BlobState::Absent => return Ok(None),
+                BlobState::Bad(bad) => bad,
             };
             let placing = self.blobs.placing();
             // Reading takes long: somebody may have brought a good one meanwhile.
@@ -63,18 +63,18 @@ impl Inner {
         }
     }
 
-    fn put_misfit_aside(&self, key: &ModelKey, misfit: &Misfit) -> Result<()> {
-        let Misfit { path, why, fault } = misfit;
+    fn put_misfit_aside(&self, key: &ModelKey, misfit: &Mismatch) -> Result<()> {
+        let Mismatch { path, why, fault } = misfit;
         match fault {
-            Fault::Blob(id) => {
+            MismatchCause::Blob(id) => {
                 self.find_blob(id)?;
             }
             // What was never on the disk as a whole is what a power loss left.
-            Fault::Tree if self.models.is_durable(key) => {
+            MismatchCause::Tree if self.models.is_durable(key) => {
                 self.quarantine_model(key, path, why)?;
                 return Ok(());
             }
-            Fault::Tree | Fault::NoBlob => {}
+            MismatchCause::Tree | MismatchCause::NoBlob => {}
         }
         not_whole(key, path, why);
         Ok(())

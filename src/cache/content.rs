@@ -4,13 +4,13 @@
 use std::collections::HashSet;
 use std::fs::File;
 
-use super::Inner;
+use super::CacheInner;
 use super::files;
 use crate::download::Check;
 use crate::error::Result;
-use crate::model::{BlobId, Manifest, ManifestFile, Source, Summary};
+use crate::model::{BlobId, Manifest, ManifestFile, ModelSource, Summary};
 
-impl Inner {
+impl CacheInner {
     /// Notes under which content a blob can be found again. Blocks.
     pub(super) fn note_content(
         &self,
@@ -75,7 +75,12 @@ fn content_id(manifest: &Manifest, file: &ManifestFile) -> Option<BlobId> {
     content_of(&manifest.scope, &manifest.source, &object, file)
 }
 
-fn content_of(scope: &str, source: &Source, object: &str, file: &ManifestFile) -> Option<BlobId> {
+fn content_of(
+    scope: &str,
+    source: &ModelSource,
+    object: &str,
+    file: &ManifestFile,
+) -> Option<BlobId> {
     let md5 = file.md5.as_deref()?;
     Some(BlobId::of_content(scope, source, object, file.size, md5))
 }

@@ -19,11 +19,13 @@ use std::fs::File;
 use std::path::{Component, Path};
 use std::time::{Duration, SystemTime};
 
-use super::Inner;
+use super::CacheInner;
+use super::disk_usage::{DiskUsage, StoredModel};
 use super::files;
-use super::inventory::{StandingModel, Stocktaking};
 use super::pins;
-use super::policy::{self, Blob, Candidate, Goal, Keep, Space, Stock};
+use super::policy::{
+    self, Blob, EvictionCandidate, EvictionGoal, EvictionInput, RetentionReason, Space,
+};
 use super::trash::discard;
 use crate::abort_point;
 use crate::error::Result;
@@ -59,16 +61,16 @@ pub(super) struct EvictedModel {
 
 /// Why a model stays, for each of those that do.
 #[derive(Debug, Default)]
-pub(super) struct Kept {
+pub(super) struct RetentionReasons {
     leased: HashSet<ModelKey>,
     mounted: HashSet<ModelKey>,
     pinned: HashSet<ModelKey>,
     busy: HashSet<ModelKey>,
 }
 
-impl Kept {
+impl RetentionReasons {
     /// Asks leases, kernel, pins and holds.
-    pub(super) fn now(inner: &Inner) -> Result<Self> {
+    pub(super) fn now(inner: &CacheInner) -> Result<Self> {
         let leased = inner.leases.all().into_iter().map(|lease| lease.model).collect();
         let uses = mount::uses_of(inner.layout.root())?;
         let mounted = uses.iter().filter_map(|one| model_of(&one.root)).collect();
@@ -80,12 +82,12 @@ impl Kept {
         self.pinned.contains(key)
     }
 
-    pub(super) fn why(&self, key: &ModelKey) -> Option<Keep> {
+    pub(super) fn why(&self, key: &ModelKey) -> Option<RetentionReason> {
         let reasons = [
-            (&self.leased, Keep::Leased),
-            (&self.mounted, Keep::Mounted),
-            (&self.busy, Keep::Busy),
-            (&self.pinned, Keep::Pinned),
+            (&self.leased, RetentionReason::Leased),
+            (&self.mounted, RetentionReason::Mounted),
+            (&self.busy, RetentionReason::Busy),
+            (&self.pinned, RetentionReason::Pinned),
         ];
         reasons.into_iter().find(|(keys, _)| keys.contains(key)).map(|(_, keep)| keep)
     }
@@ -103,8 +105,12 @@ fn model_of(below: &Path) -> Option<ModelKey> {
 }
 
 /// The cache as the policy sees it.
-pub(super) fn stock(taken: &Stocktaking, kept: &Kept, busy_blobs: &HashSet<BlobId>) -> Stock {
-    let candidate = |model: &StandingModel| Candidate {
+pub(super) fn stock(
+    taken: &DiskUsage,
+    kept: &RetentionReasons,
+    busy_blobs: &HashSet<BlobId>,
+) -> EvictionInput {
+    let candidate = |model: &StoredModel| EvictionCandidate {
         key: model.key.clone(),
         last_used: model.last_used,
         keep: kept.why(&model.key),
@@ -115,19 +121,23 @@ pub(super) fn stock(taken: &Stocktaking, kept: &Kept, busy_blobs: &HashSet<BlobI
         space: blob.space,
         busy: blob.ids.iter().any(|id| busy_blobs.contains(id)),
     });
-    Stock { models: taken.models.iter().map(candidate).collect(), blobs: blobs.collect() }
+    EvictionInput { models: taken.models.iter().map(candidate).collect(), blobs: blobs.collect() }
 }
 
-impl Inner {
+impl CacheInner {
     /// Evicts towards the goal, and what has been idle too long. With
     /// `reason: None` nothing is done, only told. Blocks.
-    pub(super) fn evict(&self, goal: &Goal, reason: Option<EvictionReason>) -> Result<Evicted> {
+    pub(super) fn evict(
+        &self,
+        goal: &EvictionGoal,
+        reason: Option<EvictionReason>,
+    ) -> Result<Evicted> {
         let alone = self.holds.exclusively();
         // Asked before the stocktaking: what lets go of its blobs after it may
         // have committed a model that was not counted.
         let busy = self.holds.held_blobs();
-        let taken = Stocktaking::read(&self.layout)?;
-        let kept = Kept::now(self)?;
+        let taken = DiskUsage::read(&self.layout)?;
+        let kept = RetentionReasons::now(self)?;
         let stock = stock(&taken, &kept, &busy);
         let idle_before = self.idle_ttl.and_then(|ttl| SystemTime::now().checked_sub(ttl));
         let choice = policy::choose(&stock, goal, idle_before);
@@ -164,7 +174,7 @@ impl Inner {
 
     /// Evicts those of the blobs that only models have which are gone. One that
     /// was leased meanwhile keeps its blobs.
-    fn evict_blobs(&self, taken: &Stocktaking, gone: &Gone, blobs: Vec<usize>) -> Result<()> {
+    fn evict_blobs(&self, taken: &DiskUsage, gone: &Gone, blobs: Vec<usize>) -> Result<()> {
         let stay = taken.models.iter().enumerate().filter(|(at, _)| !gone.contains_key(at));
         let needed: HashSet<usize> = stay.flat_map(|(_, model)| &model.blobs).copied().collect();
         let mut left = HashSet::new();
@@ -196,14 +206,14 @@ impl Inner {
             return Ok(());
         }
         // Pods may keep theirs for months: the cache is not counted for that.
-        let kept = Kept::now(self)?;
+        let kept = RetentionReasons::now(self)?;
         if superseded.iter().all(|key| kept.why(key).is_some()) {
             return Ok(());
         }
         let _alone = self.holds.exclusively();
         let busy = self.holds.held_blobs();
-        let taken = Stocktaking::read(&self.layout)?;
-        let kept = Kept::now(self)?;
+        let taken = DiskUsage::read(&self.layout)?;
+        let kept = RetentionReasons::now(self)?;
         // Asked again: nobody notes a model that is not held, and those are kept.
         let superseded = self.models.superseded()?;
         let mut gone = Gone::new();
@@ -227,7 +237,7 @@ impl Inner {
     }
 
     /// `false` when somebody came to use it meanwhile.
-    fn evict_model(&self, model: &StandingModel, reason: EvictionReason) -> Result<bool> {
+    fn evict_model(&self, model: &StoredModel, reason: EvictionReason) -> Result<bool> {
         let key = &model.key;
         abort_point::reach("evict-1");
         let moved = self.holds.unless_held(key, || {

@@ -8,17 +8,17 @@ use std::time::{Duration, Instant};
 use futures_util::{TryStreamExt, stream};
 use tracing::Instrument as _;
 
-use super::Inner;
+use super::CacheInner;
 use super::durability::Unsynced;
-use super::flight::{MEMO, Ticket};
+use super::flight::{MEMO, Waiter};
 use super::models::CachedModel;
 use super::policy::Space;
 use super::progress::{BlobProgress, FillProgress, Phase};
-use super::shortage::Shortage;
-use super::slots::{Candidate, Slot};
-use super::space::{BLOCK, Wanted};
+use super::shortfall::Shortfall;
+use super::slots::{Candidate, DownloadSlot};
+use super::space::{BLOCK, SpaceRequest};
 use crate::blocking::blocking;
-use crate::download::{Check, Engine, ObjectVersion, Origin, Share, Staging};
+use crate::download::{Check, Engine, FairShare, ObjectVersion, Origin, Staging};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{BlobId, Manifest, ManifestFile, progress_text, shown};
 use crate::oci::{Bucket, ObjectName};
@@ -41,7 +41,7 @@ const MEMO_LOOKS: u32 = 20;
 
 /// Fills the cache with one model.
 pub(super) async fn fill(
-    inner: Arc<Inner>,
+    inner: Arc<CacheInner>,
     engine: Engine,
     manifest: Arc<Manifest>,
     title: String,
@@ -66,7 +66,7 @@ pub(super) async fn fill(
 }
 
 async fn steps(
-    inner: &Arc<Inner>,
+    inner: &Arc<CacheInner>,
     engine: &Engine,
     manifest: &Arc<Manifest>,
     title: &str,
@@ -75,14 +75,14 @@ async fn steps(
     let mut told = false;
     loop {
         match attempt(inner, engine, manifest, title, progress).await? {
-            Outcome::Stands(model) => {
+            FillOutcome::Stands(model) => {
                 if progress.share().is_urgent() {
                     inner.await_pod(&model);
                 }
                 return Ok(model);
             }
-            Outcome::Again => {}
-            Outcome::Short(shortage) => {
+            FillOutcome::Again => {}
+            FillOutcome::Short(shortage) => {
                 let error = shortage.error(title);
                 if !progress.share().is_urgent() {
                     // Only pods wait for space: nobody misses this one yet.
@@ -101,17 +101,17 @@ async fn steps(
     }
 }
 
-enum Outcome {
+enum FillOutcome {
     Stands(CachedModel),
     /// Something made way for it.
     Again,
     /// There is no space for it now.
-    Short(Box<Shortage>),
+    Short(Box<Shortfall>),
 }
 
 /// Until there may be space: something was released or deleted here, somebody
 /// asks again, or others may have tidied up.
-async fn wait_for_space(inner: &Inner, progress: &FillProgress) {
+async fn wait_for_space(inner: &CacheInner, progress: &FillProgress) {
     tokio::select! {
         () = inner.space_freed.notified() => {}
         () = progress.asked_again() => {}
@@ -122,12 +122,12 @@ async fn wait_for_space(inner: &Inner, progress: &FillProgress) {
 }
 
 async fn attempt(
-    inner: &Arc<Inner>,
+    inner: &Arc<CacheInner>,
     engine: &Engine,
     manifest: &Arc<Manifest>,
     title: &str,
     progress: &Arc<FillProgress>,
-) -> Result<Outcome> {
+) -> Result<FillOutcome> {
     let candidate = Candidate {
         share: progress.share().clone(),
         origin: origin(manifest),
@@ -150,11 +150,11 @@ async fn attempt(
         .await?
     };
     if let Some(model) = found {
-        return Ok(Outcome::Stands(model));
+        return Ok(FillOutcome::Stands(model));
     }
     let missing = missing(inner, manifest).await?;
     let directories = u64::try_from(manifest.all_directories().len()).unwrap_or(u64::MAX);
-    let wanted = Wanted {
+    let wanted = SpaceRequest {
         missing: missing.iter().map(|file| (file.blob.clone(), file.size)).collect(),
         // The tree's files are links; directories are not, nor the tree's root,
         // the model's directory, its manifest, that one's summary and its mark.
@@ -169,7 +169,7 @@ async fn attempt(
     };
     let reservation = match admitted {
         Ok(reservation) => reservation,
-        Err(shortage) => return Ok(Outcome::Short(Box::new(shortage))),
+        Err(shortage) => return Ok(FillOutcome::Short(Box::new(shortage))),
     };
     progress.short(None);
     let to_come: u64 = missing.iter().map(|file| file.size).fold(0, u64::saturating_add);
@@ -179,14 +179,14 @@ async fn attempt(
     let brought = fetching.in_turn(slot, &candidate, missing).await;
     drop(reservation);
     match brought {
-        Ok(model) => Ok(Outcome::Stands(model)),
+        Ok(model) => Ok(FillOutcome::Stands(model)),
         Err(error) if error.kind() == ErrorKind::NoSpace => {
             let done = progress.snapshot().done;
             until_flights_end(inner, &wanted).await;
             make_room(inner, &wanted).await;
             let (evicting, wanted_) = (Arc::clone(inner), wanted.clone());
             if blocking(move || evicting.evict_unasked(&wanted_)).await? {
-                return Ok(Outcome::Again);
+                return Ok(FillOutcome::Again);
             }
             let told = format!(
                 "the disk ran full with {} of it there ({}); that is kept",
@@ -195,7 +195,7 @@ async fn attempt(
             );
             let inner = Arc::clone(inner);
             let shortage = blocking(move || inner.cut_short(&wanted, told)).await?;
-            Ok(Outcome::Short(Box::new(shortage)))
+            Ok(FillOutcome::Short(Box::new(shortage)))
         }
         Err(error) => Err(error),
     }
@@ -210,7 +210,7 @@ fn origin(manifest: &Manifest) -> Arc<Origin> {
 
 /// The model whose bytes are fetched.
 struct Fetching<'a> {
-    inner: &'a Arc<Inner>,
+    inner: &'a Arc<CacheInner>,
     engine: &'a Engine,
     manifest: &'a Arc<Manifest>,
     title: &'a str,
@@ -222,7 +222,7 @@ impl Fetching<'_> {
     /// it downloads nothing; what has arrived is kept, and its space.
     async fn in_turn(
         &self,
-        mut slot: Slot,
+        mut slot: DownloadSlot,
         candidate: &Candidate,
         mut missing: Vec<ManifestFile>,
     ) -> Result<CachedModel> {
@@ -256,7 +256,7 @@ impl Fetching<'_> {
 }
 
 async fn download(
-    inner: &Arc<Inner>,
+    inner: &Arc<CacheInner>,
     engine: &Engine,
     manifest: &Arc<Manifest>,
     missing: &[ManifestFile],
@@ -276,7 +276,7 @@ async fn download(
         .try_for_each_concurrent(BLOBS_AT_ONCE, |file| async {
             let mut ticket = join_blob(inner, engine, manifest, file, progress.share());
             progress.add_part(Arc::clone(&ticket.progress().progress));
-            ticket.landed().await?;
+            ticket.completed().await?;
             if ticket.progress().check() == Some(Check::UnknownLayout) {
                 progress.add_unverified(&file.path);
             }
@@ -296,7 +296,7 @@ async fn download(
 /// A blob that another model goes on with is left alone: its file is being
 /// written. So the giving back is a flight of the blob itself, and nobody can
 /// begin to write meanwhile.
-async fn make_room(inner: &Arc<Inner>, wanted: &Wanted) {
+async fn make_room(inner: &Arc<CacheInner>, wanted: &SpaceRequest) {
     for (id, _) in &wanted.missing {
         let mut ticket = give_back(inner, id);
         // The one that found the disk full is remembered for a moment, and it
@@ -312,7 +312,7 @@ async fn make_room(inner: &Arc<Inner>, wanted: &Wanted) {
         if ticket.joined() {
             continue;
         }
-        match ticket.landed().await {
+        match ticket.completed().await {
             Err(error) if error.kind() != ErrorKind::InProgress => {
                 tracing::warn!(%error, "could not give back what a download had taken ahead");
             }
@@ -321,9 +321,9 @@ async fn make_room(inner: &Arc<Inner>, wanted: &Wanted) {
     }
 }
 
-fn give_back(inner: &Inner, id: &BlobId) -> Ticket<BlobProgress, ()> {
+fn give_back(inner: &CacheInner, id: &BlobId) -> Waiter<BlobProgress, ()> {
     let staging = inner.staging_of(id);
-    let progress = BlobProgress::new(Share::background());
+    let progress = BlobProgress::new(FairShare::background());
     inner.blob_flights.join(id.clone(), progress, move |_| async move {
         blocking(move || match staging.data.exists() {
             true => staging.give_back_unwritten(),
@@ -337,7 +337,7 @@ fn give_back(inner: &Inner, id: &BlobId) -> Ticket<BlobProgress, ()> {
 }
 
 /// The other blobs' flights end soon after the one that failed.
-async fn until_flights_end(inner: &Inner, wanted: &Wanted) {
+async fn until_flights_end(inner: &CacheInner, wanted: &SpaceRequest) {
     let ours: HashSet<_> = wanted.missing.iter().map(|(id, _)| id).collect();
     for _ in 0..100 {
         if !inner.blob_flights.running().iter().any(|(id, _)| ours.contains(id)) {
@@ -347,7 +347,7 @@ async fn until_flights_end(inner: &Inner, wanted: &Wanted) {
     }
 }
 
-struct InFlight<'a>(&'a Inner);
+struct InFlight<'a>(&'a CacheInner);
 
 impl Drop for InFlight<'_> {
     fn drop(&mut self) {
@@ -358,7 +358,7 @@ impl Drop for InFlight<'_> {
 /// The files whose blobs have to be downloaded, each blob once, small ones
 /// first: a loader starts with the configuration and the tokenizer.
 pub(super) async fn missing(
-    inner: &Arc<Inner>,
+    inner: &Arc<CacheInner>,
     manifest: &Arc<Manifest>,
 ) -> Result<Vec<ManifestFile>> {
     let (inner, manifest) = (Arc::clone(inner), Arc::clone(manifest));
@@ -378,12 +378,12 @@ pub(super) async fn missing(
 }
 
 fn join_blob(
-    inner: &Arc<Inner>,
+    inner: &Arc<CacheInner>,
     engine: &Engine,
     manifest: &Arc<Manifest>,
     file: &ManifestFile,
-    share: &Share,
-) -> Ticket<BlobProgress, ()> {
+    share: &FairShare,
+) -> Waiter<BlobProgress, ()> {
     let id = file.blob.clone();
     let (inner_, engine, manifest, file) =
         (Arc::clone(inner), engine.clone(), Arc::clone(manifest), file.clone());
@@ -396,7 +396,7 @@ fn join_blob(
 }
 
 async fn fetch_blob(
-    inner: Arc<Inner>,
+    inner: Arc<CacheInner>,
     engine: Engine,
     manifest: Arc<Manifest>,
     file: ManifestFile,
@@ -440,7 +440,7 @@ async fn fetch_blob(
     .await
 }
 
-async fn commit(inner: &Arc<Inner>, manifest: &Arc<Manifest>) -> Result<CachedModel> {
+async fn commit(inner: &Arc<CacheInner>, manifest: &Arc<Manifest>) -> Result<CachedModel> {
     let (inner, manifest) = (Arc::clone(inner), Arc::clone(manifest));
     blocking(move || {
         let model = inner.models.commit(&manifest)?;
@@ -452,7 +452,7 @@ async fn commit(inner: &Arc<Inner>, manifest: &Arc<Manifest>) -> Result<CachedMo
     .await
 }
 
-impl Inner {
+impl CacheInner {
     fn staging_of(&self, id: &BlobId) -> Staging {
         Staging { data: self.layout.part(id), journal: self.layout.journal(id) }
     }

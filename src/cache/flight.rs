@@ -1,7 +1,7 @@
 //! Work that outlives its callers.
 //!
 //! A flight is a spawned task that owns its own entry in the registry; callers
-//! hold only a [`Ticket`]: a place to wait, and the progress to read. A caller
+//! hold only a [`Waiter`]: a place to wait, and the progress to read. A caller
 //! that goes away (kubelet cancels every call after two minutes) neither stops
 //! the work nor makes the next one start it twice. A flight ends when its work
 //! is done, at shutdown, or when nobody has asked for it during `grace`.
@@ -27,41 +27,41 @@ pub(super) const MEMO: Duration = Duration::from_millis(1500);
 
 /// The running flights of one kind.
 pub struct Flights<K, P, T> {
-    shared: Arc<Shared<K, P, T>>,
+    shared: Arc<FlightTable<K, P, T>>,
     /// How long a flight goes on that nobody waits for.
     grace: Duration,
     tasks: TaskTracker,
     shutdown: CancellationToken,
 }
 
-struct Shared<K, P, T> {
-    entries: Mutex<HashMap<K, Entry<P, T>>>,
+struct FlightTable<K, P, T> {
+    entries: Mutex<HashMap<K, FlightState<P, T>>>,
 }
 
-struct Entry<P, T> {
+struct FlightState<P, T> {
     id: u64,
     progress: Arc<P>,
     outcome: watch::Receiver<Option<Result<T>>>,
-    interest: Arc<Interest>,
+    interest: Arc<CallerCount>,
 }
 
 /// Who waits for a flight.
-struct Interest {
-    state: Mutex<Waiting>,
+struct CallerCount {
+    state: Mutex<CallerState>,
     changed: Notify,
 }
 
-struct Waiting {
+struct CallerState {
     tickets: usize,
     /// When the last one left.
     idle_since: Instant,
 }
 
 /// A place to wait for a flight. Dropping it is no cancellation.
-pub struct Ticket<P, T> {
+pub struct Waiter<P, T> {
     progress: Arc<P>,
     outcome: watch::Receiver<Option<Result<T>>>,
-    interest: Arc<Interest>,
+    interest: Arc<CallerCount>,
     joined: bool,
 }
 
@@ -73,7 +73,7 @@ where
 {
     /// A registry whose flights are tracked by `tasks` and end at `shutdown`.
     pub fn new(grace: Duration, tasks: TaskTracker, shutdown: CancellationToken) -> Self {
-        let shared = Arc::new(Shared { entries: Mutex::new(HashMap::new()) });
+        let shared = Arc::new(FlightTable { entries: Mutex::new(HashMap::new()) });
         Self { shared, grace, tasks, shutdown }
     }
 
@@ -81,7 +81,7 @@ where
     ///
     /// A failure of the last second answers at once, unless it is about
     /// permission: that is never shared.
-    pub fn join<F>(&self, key: K, progress: P, work: impl FnOnce(Arc<P>) -> F) -> Ticket<P, T>
+    pub fn join<F>(&self, key: K, progress: P, work: impl FnOnce(Arc<P>) -> F) -> Waiter<P, T>
     where
         F: Future<Output = Result<T>> + Send + 'static,
     {
@@ -91,12 +91,12 @@ where
         }
         let (sender, outcome) = watch::channel(None);
         let progress = Arc::new(progress);
-        let waiting = Waiting { tickets: 0, idle_since: Instant::now() };
-        let interest = Arc::new(Interest { state: Mutex::new(waiting), changed: Notify::new() });
+        let waiting = CallerState { tickets: 0, idle_since: Instant::now() };
+        let interest = Arc::new(CallerCount { state: Mutex::new(waiting), changed: Notify::new() });
         let id = next_id();
-        let entry = Entry { id, progress: Arc::clone(&progress), outcome, interest };
+        let entry = FlightState { id, progress: Arc::clone(&progress), outcome, interest };
         let ticket = entry.ticket(false);
-        let landing = Landing {
+        let landing = FlightTask {
             shared: Arc::clone(&self.shared),
             key: key.clone(),
             id,
@@ -119,16 +119,16 @@ where
     }
 }
 
-impl<K, P, T> Shared<K, P, T> {
-    fn lock(&self) -> MutexGuard<'_, HashMap<K, Entry<P, T>>> {
+impl<K, P, T> FlightTable<K, P, T> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<K, FlightState<P, T>>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl<P, T: Clone> Entry<P, T> {
-    fn ticket(&self, joined: bool) -> Ticket<P, T> {
+impl<P, T: Clone> FlightState<P, T> {
+    fn ticket(&self, joined: bool) -> Waiter<P, T> {
         self.interest.lock().tickets += 1;
-        Ticket {
+        Waiter {
             progress: Arc::clone(&self.progress),
             outcome: self.outcome.clone(),
             interest: Arc::clone(&self.interest),
@@ -137,8 +137,8 @@ impl<P, T: Clone> Entry<P, T> {
     }
 }
 
-impl Interest {
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
+impl CallerCount {
+    fn lock(&self) -> MutexGuard<'_, CallerState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -163,9 +163,9 @@ impl Interest {
     }
 }
 
-impl<P, T: Clone> Ticket<P, T> {
+impl<P, T: Clone> Waiter<P, T> {
     /// Waits for the end of the flight. Cancellation safe: the flight goes on.
-    pub async fn landed(&mut self) -> Result<T> {
+    pub async fn completed(&mut self) -> Result<T> {
         match self.outcome.wait_for(Option::is_some).await {
             Ok(outcome) => match outcome.as_ref() {
                 Some(result) => result.clone(),
@@ -196,7 +196,7 @@ impl<P, T: Clone> Ticket<P, T> {
     }
 }
 
-impl<P, T> Drop for Ticket<P, T> {
+impl<P, T> Drop for Waiter<P, T> {
     fn drop(&mut self) {
         let mut waiting = self.interest.lock();
         waiting.tickets -= 1;
@@ -208,15 +208,15 @@ impl<P, T> Drop for Ticket<P, T> {
 
 /// The task's own end of its entry: whatever becomes of the task, waiters get
 /// an outcome and the key becomes free.
-struct Landing<K: Eq + Hash, P, T> {
-    shared: Arc<Shared<K, P, T>>,
+struct FlightTask<K: Eq + Hash, P, T> {
+    shared: Arc<FlightTable<K, P, T>>,
     key: K,
     id: u64,
     sender: watch::Sender<Option<Result<T>>>,
-    interest: Arc<Interest>,
+    interest: Arc<CallerCount>,
 }
 
-impl<K: Eq + Hash, P, T: Clone> Landing<K, P, T> {
+impl<K: Eq + Hash, P, T: Clone> FlightTask<K, P, T> {
     async fn fly<F>(self, work: F, grace: Duration, shutdown: CancellationToken)
     where
         F: Future<Output = Result<T>>,
@@ -273,7 +273,7 @@ impl<K: Eq + Hash, P, T: Clone> Landing<K, P, T> {
     }
 }
 
-impl<K: Eq + Hash, P, T> Drop for Landing<K, P, T> {
+impl<K: Eq + Hash, P, T> Drop for FlightTask<K, P, T> {
     fn drop(&mut self) {
         let mut entries = self.shared.lock();
         if entries.get(&self.key).is_some_and(|entry| entry.id == self.id) {
@@ -324,24 +324,24 @@ mod tests {
 
     use super::*;
 
-    struct Fixture {
+    struct FlightFixture {
         flights: Flights<&'static str, (), u32>,
         shutdown: CancellationToken,
         tasks: TaskTracker,
         starts: Arc<AtomicUsize>,
     }
 
-    fn fixture() -> Fixture {
+    fn fixture() -> FlightFixture {
         let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
         let flights = Flights::new(Duration::from_secs(600), tasks.clone(), shutdown.clone());
-        Fixture { flights, shutdown, tasks, starts: Arc::default() }
+        FlightFixture { flights, shutdown, tasks, starts: Arc::default() }
     }
 
-    impl Fixture {
+    impl FlightFixture {
         fn join(
             &self,
             work: impl Future<Output = Result<u32>> + Send + 'static,
-        ) -> Ticket<(), u32> {
+        ) -> Waiter<(), u32> {
             let starts = Arc::clone(&self.starts);
             self.flights.join("key", (), |_| async move {
                 starts.fetch_add(1, Ordering::Relaxed);
@@ -363,14 +363,14 @@ mod tests {
             Ok(7)
         });
         let mut rest: Vec<_> = (0..99).map(|_| f.join(async { Ok(8) })).collect();
-        assert!(!first.joined() && rest.iter().all(Ticket::joined));
+        assert!(!first.joined() && rest.iter().all(Waiter::joined));
         go.send(()).unwrap();
-        assert_eq!(first.landed().await, Ok(7));
+        assert_eq!(first.completed().await, Ok(7));
         for ticket in &mut rest {
-            assert_eq!(ticket.landed().await, Ok(7));
+            assert_eq!(ticket.completed().await, Ok(7));
         }
         assert_eq!(f.starts(), 1);
-        assert_eq!(f.join(async { Ok(9) }).landed().await, Ok(9), "the key is free again");
+        assert_eq!(f.join(async { Ok(9) }).completed().await, Ok(9), "the key is free again");
     }
 
     #[tokio::test(start_paused = true)]
@@ -386,7 +386,7 @@ mod tests {
         let mut again = f.join(async { Ok(8) });
         assert!(again.joined(), "the retry joins what runs");
         go.send(()).unwrap();
-        assert_eq!(again.landed().await, Ok(7));
+        assert_eq!(again.completed().await, Ok(7));
         assert_eq!(f.starts(), 1);
     }
 
@@ -405,18 +405,18 @@ mod tests {
         assert_eq!(f.flights.running().len(), 1);
         assert!(was_stopped.await.is_err(), "the work was dropped");
         assert_eq!(f.flights.running().len(), 0);
-        assert_eq!(f.join(async { Ok(1) }).landed().await, Ok(1));
+        assert_eq!(f.join(async { Ok(1) }).completed().await, Ok(1));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_failure_answers_for_a_moment_and_then_is_tried_again() {
         let f = fixture();
         let fails = || async { Err(Error::new(ErrorKind::Unavailable, "no route")) };
-        assert!(f.join(fails()).landed().await.is_err());
-        assert!(f.join(fails()).landed().await.is_err());
+        assert!(f.join(fails()).completed().await.is_err());
+        assert!(f.join(fails()).completed().await.is_err());
         assert_eq!(f.starts(), 1, "remembered");
         tokio::time::sleep(MEMO * 2).await;
-        assert_eq!(f.join(async { Ok(1) }).landed().await, Ok(1));
+        assert_eq!(f.join(async { Ok(1) }).completed().await, Ok(1));
         assert_eq!(f.starts(), 2);
     }
 
@@ -425,7 +425,7 @@ mod tests {
         let f = fixture();
         for _ in 0..2 {
             let denied = async { Err(Error::new(ErrorKind::Denied, "no")) };
-            assert!(f.join(denied).landed().await.is_err());
+            assert!(f.join(denied).completed().await.is_err());
         }
         assert_eq!(f.starts(), 2);
     }
@@ -435,7 +435,7 @@ mod tests {
         let f = fixture();
         let mut ticket = f.join(std::future::pending());
         f.shutdown.cancel();
-        let error = ticket.landed().await.unwrap_err();
+        let error = ticket.completed().await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InProgress);
         f.tasks.close();
         f.tasks.wait().await;
@@ -445,7 +445,7 @@ mod tests {
     async fn a_panic_in_the_work_reaches_every_waiter_and_frees_the_key() {
         let f = fixture();
         let mut ticket = f.join(async { panic!("on purpose") });
-        assert_eq!(ticket.landed().await.unwrap_err().kind(), ErrorKind::Internal);
-        assert_eq!(f.join(async { Ok(1) }).landed().await, Ok(1));
+        assert_eq!(ticket.completed().await.unwrap_err().kind(), ErrorKind::Internal);
+        assert_eq!(f.join(async { Ok(1) }).completed().await, Ok(1));
     }
 }

@@ -9,10 +9,10 @@ use crate::model::{BlobId, ModelKey};
 
 /// Counts who holds which model and which blob; cheap to clone.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Holds(Arc<Shared>);
+pub(super) struct Holds(Arc<HoldTable>);
 
 #[derive(Debug, Default)]
-struct Shared {
+struct HoldTable {
     counts: Mutex<Counts>,
     /// A model has left, or stays.
     left: Condvar,
@@ -96,7 +96,7 @@ impl Holds {
         }
         counts.leaving.insert(key.clone());
         drop(counts);
-        let _leaving = Leaving { holds: self, key };
+        let _leaving = RemovalGuard { holds: self, key };
         Some(act())
     }
 
@@ -106,12 +106,12 @@ impl Holds {
 }
 
 /// Ends, also when what is done meanwhile panics.
-struct Leaving<'a> {
+struct RemovalGuard<'a> {
     holds: &'a Holds,
     key: &'a ModelKey,
 }
 
-impl Drop for Leaving<'_> {
+impl Drop for RemovalGuard<'_> {
     fn drop(&mut self) {
         self.holds.lock().leaving.remove(self.key);
         self.holds.0.left.notify_all();

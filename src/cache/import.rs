@@ -49,14 +49,14 @@ use super::fill;
 use super::models::CachedModel;
 use super::progress::{FillProgress, Snapshot};
 use super::sys::ReadLease;
-use super::{Asker, Cache, Inner};
+use super::{Cache, CacheInner, Priority};
 use crate::blocking::blocking;
-use crate::download::{Engine, Progress};
+use crate::download::{Engine, ObjectProgress};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{BlobId, Manifest, ManifestFile, progress_text};
 use crate::oci::ObjectStorage;
-use adopt::{Adopter, Fate};
-use source::{Found, Look, Source, check_movable};
+use adopt::{AdoptOutcome, Adopter};
+use source::{PathKind, SourceDirectory, SourceFile, check_movable};
 
 /// Files that are read and compared side by side.
 const AT_ONCE: usize = 4;
@@ -124,7 +124,7 @@ enum Stage {
     Looking,
     Comparing {
         total: u64,
-        parts: Vec<Arc<Progress>>,
+        parts: Vec<Arc<ObjectProgress>>,
     },
     Filling(Arc<FillProgress>),
 }
@@ -208,10 +208,10 @@ impl Cache {
         let missing = fill::missing(&self.0, manifest).await?;
         imported.cached_files = manifest.files.len().saturating_sub(missing.len());
         let (inner, manifest_, take) = (Arc::clone(&self.0), Arc::clone(manifest), options.take);
-        let Survey { source, candidates, differing, not_adopted } =
+        let DirectorySurvey { source, candidates, differing, not_adopted } =
             blocking(move || survey(&inner, &manifest_, missing, &options)).await?;
         (imported.differing, imported.not_adopted) = (differing, not_adopted);
-        let parts: Vec<Arc<Progress>> = candidates.iter().map(|_| Arc::default()).collect();
+        let parts: Vec<Arc<ObjectProgress>> = candidates.iter().map(|_| Arc::default()).collect();
         let total = candidates.iter().map(|one| one.file.size).fold(0, u64::saturating_add);
         progress.enter(Stage::Comparing { total, parts: parts.clone() });
         let adopter = Adopter {
@@ -222,17 +222,18 @@ impl Cache {
             source: Arc::clone(&source),
             take,
         };
-        let fates: Vec<(Candidate, Fate)> = stream::iter(candidates.into_iter().zip(parts))
-            .map(|(candidate, part)| {
-                let adopter = &adopter;
-                async move {
-                    let fate = adopter.adopt(&candidate, part).await;
-                    fate.map(|fate| (candidate, fate))
-                }
-            })
-            .buffer_unordered(AT_ONCE)
-            .try_collect()
-            .await?;
+        let fates: Vec<(ImportCandidate, AdoptOutcome)> =
+            stream::iter(candidates.into_iter().zip(parts))
+                .map(|(candidate, part)| {
+                    let adopter = &adopter;
+                    async move {
+                        let fate = adopter.adopt(&candidate, part).await;
+                        fate.map(|fate| (candidate, fate))
+                    }
+                })
+                .buffer_unordered(AT_ONCE)
+                .try_collect()
+                .await?;
         for (candidate, fate) in fates {
             imported.count(candidate, fate);
         }
@@ -246,11 +247,11 @@ impl Cache {
         imported.downloaded_files = missing.len();
         imported.downloaded_bytes =
             missing.iter().map(|file| file.size).fold(0, u64::saturating_add);
-        let mut ticket = self.fill(engine, manifest, title, &Asker::Prefetch, client);
+        let mut ticket = self.fill(engine, manifest, title, &Priority::Prefetch, client);
         let filling = ticket.shared_progress();
         progress.enter(Stage::Filling(Arc::clone(&filling)));
         let model = tokio::select! {
-            landed = ticket.landed() => landed?,
+            completed = ticket.completed() => completed?,
             short = filling.short_of_space() => return Err(short.error(title)),
         };
         (imported.left_files, imported.left) = blocking(move || Ok(source.left(NAMED))).await?;
@@ -259,39 +260,39 @@ impl Cache {
 }
 
 impl Imported {
-    fn count(&mut self, candidate: Candidate, fate: Fate) {
+    fn count(&mut self, candidate: ImportCandidate, fate: AdoptOutcome) {
         let size = candidate.file.size;
         match fate {
-            Fate::Moved | Fate::Cloned | Fate::Copied => {
+            AdoptOutcome::Moved | AdoptOutcome::Cloned | AdoptOutcome::Copied => {
                 self.adopted_files += 1;
                 self.adopted_bytes = self.adopted_bytes.saturating_add(size);
-                if fate == Fate::Copied {
+                if fate == AdoptOutcome::Copied {
                     self.copied_bytes = self.copied_bytes.saturating_add(size);
                 }
             }
-            Fate::Differs => {
+            AdoptOutcome::Differs => {
                 let why =
                     "its bytes are not the object's, or no checksum of the object proves them";
                 self.not_adopted.push(NotAdopted { path: candidate.file.path, why: why.into() });
                 self.differing.push(candidate.path);
             }
-            Fate::Gone => {}
+            AdoptOutcome::Gone => {}
         }
     }
 }
 
 /// A file that the cache has not and the directory may have.
 #[derive(Debug)]
-struct Candidate {
+struct ImportCandidate {
     file: ManifestFile,
     /// Where it is, below the directory.
     path: String,
 }
 
 /// What a directory has to offer.
-struct Survey {
-    source: Arc<Source>,
-    candidates: Vec<Candidate>,
+struct DirectorySurvey {
+    source: Arc<SourceDirectory>,
+    candidates: Vec<ImportCandidate>,
     /// Files of another size than they should have.
     differing: Vec<String>,
     /// What it cannot give.
@@ -301,12 +302,12 @@ struct Survey {
 /// Opens the directory and finds what is worth reading. Nothing is changed
 /// yet, so this is where an import is refused. Blocks.
 fn survey(
-    inner: &Inner,
+    inner: &CacheInner,
     manifest: &Manifest,
     missing: Vec<ManifestFile>,
     options: &ImportOptions,
-) -> Result<Survey> {
-    let source = Source::open(&options.dir)?;
+) -> Result<DirectorySurvey> {
+    let source = SourceDirectory::open(&options.dir)?;
     let cache = std::fs::canonicalize(inner.layout.root())
         .map_err(|e| Error::io(format!("looking at {}", inner.layout.root().display()), &e))?;
     if source.path().starts_with(&cache) || cache.starts_with(source.path()) {
@@ -326,17 +327,17 @@ fn survey(
         let mut chosen = None;
         for path in [file.path.clone(), manifest.object_name(&file)] {
             match source.find(&path)? {
-                Look::File(found) if found.metadata.len() != file.size => {
+                PathKind::File(found) if found.metadata.len() != file.size => {
                     let (has, size) = (found.metadata.len(), file.size);
                     why = Some(format!("it has {has} bytes, and the object {size}"));
                     other = Some(path);
                 }
-                Look::File(found) if seen.insert(path.clone()) => {
+                PathKind::File(found) if seen.insert(path.clone()) => {
                     chosen = Some((path, found));
                     break;
                 }
-                Look::Link(text) => why = why.or(Some(text)),
-                Look::File(_) | Look::Nothing => {}
+                PathKind::Link(text) => why = why.or(Some(text)),
+                PathKind::File(_) | PathKind::Nothing => {}
             }
         }
         match chosen {
@@ -344,7 +345,7 @@ fn survey(
                 if options.take && !found.linked {
                     check_unwritten(&found, &source.path().join(&path).display().to_string())?;
                 }
-                candidates.push(Candidate { file, path });
+                candidates.push(ImportCandidate { file, path });
             }
             None => {
                 differing.extend(other);
@@ -353,10 +354,10 @@ fn survey(
             }
         }
     }
-    Ok(Survey { source: Arc::new(source), candidates, differing, not_adopted })
+    Ok(DirectorySurvey { source: Arc::new(source), candidates, differing, not_adopted })
 }
 
-fn check_unwritten(found: &Found, shown: &str) -> Result<()> {
+fn check_unwritten(found: &SourceFile, shown: &str) -> Result<()> {
     match ReadLease::take(&found.file) {
         Ok(None) => Err(open_for_writing(shown)),
         // Without leases nothing can be known: it will be copied.

@@ -13,11 +13,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use super::aside::Older;
 use super::layout::Layout;
 use super::models::CachedModel;
+use super::set_aside::Older;
 use super::trash::discard;
-use super::{files, foreign, inventory};
+use super::{disk_usage, files, foreign};
 use crate::abort_point;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{ModelKey, PodIdentity, RequestDigest};
@@ -27,7 +27,7 @@ const FORMAT: u32 = 1;
 
 /// Who holds a model, and where it is shown.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Holder {
+pub struct LeaseHolder {
     /// CSI volume id.
     pub volume_id: String,
     /// Target path.
@@ -129,7 +129,7 @@ impl Leases {
     }
 
     /// Leases a model. A lease of the same volume and target is replaced.
-    pub(super) fn take(&self, model: CachedModel, holder: Holder) -> Result<Lease> {
+    pub(super) fn take(&self, model: CachedModel, holder: LeaseHolder) -> Result<Lease> {
         // The map's lock is asked from async code and never held over the
         // disk; a target's calls come one at a time.
         let other = self.of_target(&holder.target);
@@ -279,7 +279,7 @@ impl Leases {
                 }
                 Some(record) if record.boot_id != self.boot_id || is_over(&record) => {
                     // It was in use until now, or until the machine went down.
-                    inventory::touch(&self.layout, &record.model)?;
+                    disk_usage::touch(&self.layout, &record.model)?;
                     files::remove(&path)?;
                     removed += 1;
                 }
@@ -317,22 +317,22 @@ mod tests {
     use super::super::holds::Holds;
     use super::*;
     use crate::model::{
-        BucketName, Filters, ListedObject, Manifest, NamespaceName, Prefix, Source, Tree,
+        BucketName, Filters, ListedObject, Manifest, ModelSource, NamespaceName, Prefix, Tree,
     };
 
-    struct Fixture {
+    struct LeaseFixture {
         _dir: tempfile::TempDir,
         layout: Layout,
         model: CachedModel,
     }
 
-    fn fixture() -> Fixture {
+    fn fixture() -> LeaseFixture {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::new(dir.path());
         for name in super::super::layout::DIRECTORIES {
             std::fs::create_dir(layout.directory(name)).unwrap();
         }
-        let source = Source {
+        let source = ModelSource {
             location: "l".into(),
             namespace: NamespaceName::parse("n").unwrap(),
             bucket: BucketName::parse("b").unwrap(),
@@ -351,11 +351,11 @@ mod tests {
         std::fs::create_dir_all(layout.tree(&key)).unwrap();
         let hold = Holds::default().model(&key);
         let model = CachedModel { tree: layout.tree(&key), key, summary, _hold: hold };
-        Fixture { _dir: dir, layout, model }
+        LeaseFixture { _dir: dir, layout, model }
     }
 
-    fn holder(volume: &str, target: &str) -> Holder {
-        Holder {
+    fn holder(volume: &str, target: &str) -> LeaseHolder {
+        LeaseHolder {
             volume_id: volume.into(),
             target: target.into(),
             directory: DirId { dev: 1, ino: 2 },
@@ -364,7 +364,7 @@ mod tests {
         }
     }
 
-    fn leases(f: &Fixture, boot: &str) -> Leases {
+    fn leases(f: &LeaseFixture, boot: &str) -> Leases {
         Leases::new(f.layout.clone(), boot.to_owned())
     }
 

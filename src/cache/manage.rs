@@ -5,10 +5,10 @@ use std::sync::{Arc, PoisonError};
 use std::time::SystemTime;
 
 use super::layout::DIRECTORIES;
-use super::policy::{Goal, Space};
-use super::report::Inventory;
+use super::policy::{EvictionGoal, Space};
+use super::report::CacheReport;
 use super::trash::discard;
-use super::{Cache, Inner, files, foreign, pins};
+use super::{Cache, CacheInner, files, foreign, pins};
 use crate::blocking::blocking;
 use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::EvictionReason;
@@ -20,12 +20,12 @@ pub struct CollectOptions {
     /// Only tell what would go.
     pub dry_run: bool,
     /// How much is to go.
-    pub wish: Wish,
+    pub wish: EvictionRequest,
 }
 
 /// How much is to go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Wish {
+pub enum EvictionRequest {
     /// What the limits ask for: the watermark, `cache.maxSize`, `cache.idleTTL`.
     Limits,
     /// So many bytes, as far as they can be had.
@@ -60,7 +60,7 @@ pub struct Purged {
 impl Cache {
     /// Everything that the cache holds. Blocks, a fraction of a second for
     /// thousands of models.
-    pub fn inventory(&self) -> Result<Inventory> {
+    pub fn inventory(&self) -> Result<CacheReport> {
         self.0.inventory()
     }
 
@@ -94,26 +94,30 @@ impl Cache {
     }
 }
 
-impl Inner {
+impl CacheInner {
     fn collect(&self, options: CollectOptions) -> Result<Collected> {
         let goal = match options.wish {
-            Wish::Limits => self.limits_ask()?,
-            Wish::Free(bytes) => Goal::AsFar(Space { bytes, inodes: 0 }),
-            Wish::All => Goal::All,
+            EvictionRequest::Limits => self.limits_ask()?,
+            EvictionRequest::Free(bytes) => EvictionGoal::BestEffort(Space { bytes, inodes: 0 }),
+            EvictionRequest::All => EvictionGoal::All,
         };
         let reason = (!options.dry_run).then_some(EvictionReason::Command);
         // What nobody uses of an older layout goes before any model.
         let aside = match options.wish {
-            Wish::Limits => Space::default(),
-            Wish::Free(_) | Wish::All => self.drop_set_aside(options.dry_run)?,
+            EvictionRequest::Limits => Space::default(),
+            EvictionRequest::Free(_) | EvictionRequest::All => {
+                self.drop_set_aside(options.dry_run)?
+            }
         };
         let goal = match goal {
-            Goal::AsFar(space) => Goal::AsFar(space.saturating_sub(aside)),
+            EvictionGoal::BestEffort(space) => {
+                EvictionGoal::BestEffort(space.saturating_sub(aside))
+            }
             other => other,
         };
         let evicted = self.evict(&goal, reason)?;
         if !options.dry_run {
-            if options.wish == Wish::All {
+            if options.wish == EvictionRequest::All {
                 self.drop_leftovers(&HashSet::new())?;
             }
             self.sweep()?;

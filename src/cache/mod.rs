@@ -6,10 +6,10 @@
 //! file's inode is the blob's and the tree's.
 
 mod admission;
-mod aside;
 mod blobs;
 mod check;
 mod content;
+mod disk_usage;
 mod durability;
 mod evict;
 mod files;
@@ -19,10 +19,9 @@ mod foreign;
 mod holds;
 mod import;
 mod in_force;
-mod inventory;
-mod keeper;
 mod layout;
 mod leases;
+mod maintenance;
 mod manage;
 mod models;
 mod open;
@@ -33,14 +32,15 @@ mod quarantine;
 mod recover;
 mod report;
 mod reread;
-mod sanity;
 mod selinux;
-mod shortage;
+mod set_aside;
+mod shortfall;
 mod slots;
 mod space;
 mod sys;
 mod trash;
 mod verify;
+mod weights_check;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -52,20 +52,20 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
 
-pub use aside::{Older, SetAside};
-pub use flight::Ticket;
+pub use flight::Waiter;
 pub use import::{ImportOptions, ImportProgress, ImportSnapshot, Imported, NotAdopted};
 pub use layout::Layout;
-pub use leases::{Holder, Lease, LeaseRecord};
-pub use manage::{CollectOptions, Collected, Purged, Wish};
+pub use leases::{Lease, LeaseHolder, LeaseRecord};
+pub use manage::{CollectOptions, Collected, EvictionRequest, Purged};
 pub use models::CachedModel;
 pub use progress::{FillProgress, Phase, Snapshot, Unverified};
 pub use quarantine::Damage;
 pub use recover::Recovered;
-pub use report::{Inventory, ModelReport, ModelState, Usage};
-pub use shortage::Shortage;
-pub use slots::Asker;
-pub use space::{FileSystem, Limits};
+pub use report::{CacheReport, ModelReport, ModelState, Usage};
+pub use set_aside::{Older, SetAside};
+pub use shortfall::Shortfall;
+pub use slots::Priority;
+pub use space::{CacheLimits, FileSystem};
 pub use verify::{Verification, VerifyProgress};
 
 use crate::blocking::blocking;
@@ -83,10 +83,10 @@ use leases::Leases;
 use models::Models;
 use open::Ownership;
 use progress::BlobProgress;
-pub use sanity::SafetensorsCheck;
-use sanity::Sanity;
 use slots::Slots;
-use space::Ledger;
+use space::Reservations;
+pub use weights_check::SafetensorsCheck;
+use weights_check::Sanity;
 
 /// What the administrator decided about the cache.
 #[derive(Debug, Clone)]
@@ -96,7 +96,7 @@ pub struct CacheOptions {
     /// Refuse a directory that is no mount point of its own.
     pub require_mount: bool,
     /// What it may take.
-    pub limits: Limits,
+    pub limits: CacheLimits,
     /// Models that nobody used for so long are evicted; `None` keeps them
     /// while there is space.
     pub idle_ttl: Option<Duration>,
@@ -116,15 +116,15 @@ type Listener = Box<dyn Fn(&Damage) + Send + Sync>;
 
 /// The cache; cheap to clone.
 #[derive(Clone)]
-pub struct Cache(Arc<Inner>);
+pub struct Cache(Arc<CacheInner>);
 
-struct Inner {
+struct CacheInner {
     layout: Layout,
     blobs: Arc<Blobs>,
     models: Arc<Models>,
     leases: Leases,
     holds: Holds,
-    ledger: Ledger,
+    ledger: Reservations,
     idle_ttl: Option<Duration>,
     /// Held by the one admission that may evict.
     admissions: Mutex<()>,
@@ -183,10 +183,10 @@ impl Cache {
         let blob_flights = Flights::new(grace, t, s);
         let (grace, t, s) = flights(options.abandon_after);
         let sanity = Sanity::new(options.check_safetensors, Flights::new(grace, t, s));
-        Ok(Self(Arc::new(Inner {
+        Ok(Self(Arc::new(CacheInner {
             leases: Leases::new(layout.clone(), leases::boot_id()?),
             holds,
-            ledger: Ledger::new(layout.clone(), options.limits),
+            ledger: Reservations::new(layout.clone(), options.limits),
             idle_ttl: options.idle_ttl,
             admissions: Mutex::default(),
             emptying: Mutex::default(),
@@ -253,7 +253,7 @@ impl Cache {
                 Ok(found)
             })
         });
-        ticket.landed().await
+        ticket.completed().await
     }
 
     /// Waits until a model is known to be on the disk, as it is soon after it
@@ -277,9 +277,9 @@ impl Cache {
         engine: &Engine,
         manifest: &Arc<Manifest>,
         title: &str,
-        asker: &Asker,
+        asker: &Priority,
         client: &ObjectStorage,
-    ) -> Ticket<FillProgress, CachedModel> {
+    ) -> Waiter<FillProgress, CachedModel> {
         let (inner, engine) = (Arc::clone(&self.0), engine.clone());
         let (manifest, title) = (Arc::clone(manifest), title.to_owned());
         let started = FillProgress::new(Some(Arc::clone(&manifest)), asker.share());
@@ -342,7 +342,7 @@ impl Cache {
     }
 
     /// Leases a model for a volume. Blocks.
-    pub fn lease(&self, model: CachedModel, holder: Holder) -> Result<Lease> {
+    pub fn lease(&self, model: CachedModel, holder: LeaseHolder) -> Result<Lease> {
         let key = model.key.clone();
         let lease = self.0.leases.take(model, holder);
         self.0.count_leases();
@@ -397,7 +397,7 @@ impl Cache {
     }
 }
 
-impl Inner {
+impl CacheInner {
     fn count_leases(&self) {
         let count = i64::try_from(self.leases.all().len()).unwrap_or(i64::MAX);
         self.metrics.leases.set(count);
@@ -424,7 +424,7 @@ impl Inner {
     /// Notes a use for the choice of what is evicted. That it could not be
     /// noted spoils no publish.
     fn used(&self, key: &ModelKey) {
-        if let Err(error) = inventory::touch(&self.layout, key) {
+        if let Err(error) = disk_usage::touch(&self.layout, key) {
             tracing::warn!(%error, "a model's last use could not be noted");
         }
     }

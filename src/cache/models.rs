@@ -69,16 +69,16 @@ impl CachedModel {
 
 /// Something of a model that is not what its manifest says.
 #[derive(Debug)]
-pub(super) struct Misfit {
+pub(super) struct Mismatch {
     /// Where in the tree.
     pub(super) path: String,
     pub(super) why: String,
-    pub(super) fault: Fault,
+    pub(super) fault: MismatchCause,
 }
 
-/// Where the cause of a [`Misfit`] is.
+/// Where the cause of a [`Mismatch`] is.
 #[derive(Debug)]
-pub(super) enum Fault {
+pub(super) enum MismatchCause {
     /// In the tree itself.
     Tree,
     /// In this blob, which the tree shows.
@@ -132,7 +132,7 @@ impl Models {
         files::rename(&building, &model)?;
         abort_point::reach("model-commit-3");
         // A blob may have been put aside as damaged since it was linked.
-        if let Some(Misfit { path, why, .. }) = self.misfit(&key, manifest) {
+        if let Some(Mismatch { path, why, .. }) = self.misfit(&key, manifest) {
             discard(&self.layout, &model)?;
             let text = format!("{path} changed while its model was built ({why}); try again");
             return Err(Error::new(ErrorKind::InProgress, text));
@@ -216,31 +216,33 @@ impl Models {
 
     /// What of the tree is not what the manifest says, and how; nothing is
     /// read. Blocks.
-    pub(super) fn misfit(&self, key: &ModelKey, manifest: &Manifest) -> Option<Misfit> {
+    pub(super) fn misfit(&self, key: &ModelKey, manifest: &Manifest) -> Option<Mismatch> {
         let tree = self.layout.tree(key);
         let misfit = |path: &str, fault, why: &str| {
-            Some(Misfit { path: path.to_owned(), why: why.to_owned(), fault })
+            Some(Mismatch { path: path.to_owned(), why: why.to_owned(), fault })
         };
         for file in &manifest.files {
             let Ok(link) = fs::symlink_metadata(tree.join(&file.path)) else {
-                return misfit(&file.path, Fault::Tree, "it is gone from the tree");
+                return misfit(&file.path, MismatchCause::Tree, "it is gone from the tree");
             };
             let blob = fs::symlink_metadata(self.layout.blob(&file.blob));
             let Ok(blob) = blob else {
-                return misfit(&file.path, Fault::NoBlob, "its blob is gone");
+                return misfit(&file.path, MismatchCause::NoBlob, "its blob is gone");
             };
             if blob.ino() != link.ino() {
                 let why = "it is not the blob that the manifest names";
-                return misfit(&file.path, Fault::Tree, why);
+                return misfit(&file.path, MismatchCause::Tree, why);
             }
             if link.len() != file.size {
                 let why = format!("it has {} bytes instead of {}", link.len(), file.size);
-                return misfit(&file.path, Fault::Blob(file.blob.clone()), &why);
+                return misfit(&file.path, MismatchCause::Blob(file.blob.clone()), &why);
             }
         }
         let directories = manifest.all_directories();
         let gone = directories.iter().find(|directory| !tree.join(directory).is_dir());
-        gone.and_then(|directory| misfit(directory, Fault::Tree, "it is gone from the tree"))
+        gone.and_then(|directory| {
+            misfit(directory, MismatchCause::Tree, "it is gone from the tree")
+        })
     }
 
     /// Notes the newest revision of a request; whether it is another than before.

@@ -56,14 +56,14 @@ impl Space {
 
 /// One cached model, as the choice sees it.
 #[derive(Debug, Clone)]
-pub(super) struct Candidate {
+pub(super) struct EvictionCandidate {
     /// Which model; decides between models of the same last use.
     pub(super) key: ModelKey,
     /// When a pod last asked for it.
     pub(super) last_used: SystemTime,
     /// Why it stays whatever the goal is.
-    pub(super) keep: Option<Keep>,
-    /// Its blobs, as indices into [`Stock::blobs`], each once.
+    pub(super) keep: Option<RetentionReason>,
+    /// Its blobs, as indices into [`EvictionInput::blobs`], each once.
     pub(super) blobs: Vec<usize>,
     /// What is its own: the directories of its tree, and its manifest.
     pub(super) own: Space,
@@ -71,7 +71,7 @@ pub(super) struct Candidate {
 
 /// Why a model stays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Keep {
+pub(super) enum RetentionReason {
     /// A volume has a lease on it.
     Leased,
     /// It is mounted somewhere, with a lease of ours or without.
@@ -93,27 +93,27 @@ pub(super) struct Blob {
 
 /// What the cache holds.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Stock {
+pub(super) struct EvictionInput {
     /// The models, in any order.
-    pub(super) models: Vec<Candidate>,
+    pub(super) models: Vec<EvictionCandidate>,
     /// The blobs, with those that no model has.
     pub(super) blobs: Vec<Blob>,
 }
 
 /// How much is to be freed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Goal {
+pub(super) enum EvictionGoal {
     /// This much or nothing: a download asks for admission.
     Need(Space),
     /// This much or what there is: the file system runs full.
-    AsFar(Space),
+    BestEffort(Space),
     /// Everything that may go.
     All,
 }
 
-/// What leaves, by indices into the [`Stock`].
+/// What leaves, by indices into the [`EvictionInput`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Choice {
+pub(super) struct EvictionChoice {
     /// The models, least recently used first: the order in which they go.
     pub(super) models: Vec<usize>,
     /// The blobs, ascending: no model that stays has one of them.
@@ -126,12 +126,16 @@ pub(super) struct Choice {
 
 /// Chooses what leaves the cache for this goal. Models that were last used
 /// before `idle_before` leave in any case, unless something keeps them.
-pub(super) fn choose(stock: &Stock, goal: &Goal, idle_before: Option<SystemTime>) -> Choice {
+pub(super) fn choose(
+    stock: &EvictionInput,
+    goal: &EvictionGoal,
+    idle_before: Option<SystemTime>,
+) -> EvictionChoice {
     // What is enough; `None`: nothing is, everything goes.
     let enough = match *goal {
-        Goal::Need(need) if !evictable(stock).covers(need) => Some(Space::default()),
-        Goal::Need(space) | Goal::AsFar(space) => Some(space),
-        Goal::All => None,
+        EvictionGoal::Need(need) if !evictable(stock).covers(need) => Some(Space::default()),
+        EvictionGoal::Need(space) | EvictionGoal::BestEffort(space) => Some(space),
+        EvictionGoal::All => None,
     };
     let is_enough = |freed: Space| enough.is_some_and(|enough| freed.covers(enough));
     let mut order = least_recently_used_first(stock);
@@ -163,28 +167,28 @@ pub(super) fn choose(stock: &Stock, goal: &Goal, idle_before: Option<SystemTime>
     });
     models.extend(chosen.into_iter().rev());
     let reached = match *goal {
-        Goal::Need(space) | Goal::AsFar(space) => gone.freed.covers(space),
-        Goal::All => true,
+        EvictionGoal::Need(space) | EvictionGoal::BestEffort(space) => gone.freed.covers(space),
+        EvictionGoal::All => true,
     };
-    Choice { models, blobs: gone.blobs(), freed: gone.freed, reached }
+    EvictionChoice { models, blobs: gone.blobs(), freed: gone.freed, reached }
 }
 
 /// All that could go.
-pub(super) fn evictable(stock: &Stock) -> Space {
+pub(super) fn evictable(stock: &EvictionInput) -> Space {
     let mut gone = Gone::new(stock);
     gone.add_orphans();
     may_go(stock).for_each(|model| gone.add(model));
     gone.freed
 }
 
-fn may_go(stock: &Stock) -> impl Iterator<Item = usize> + '_ {
+fn may_go(stock: &EvictionInput) -> impl Iterator<Item = usize> + '_ {
     let models = stock.models.iter().enumerate();
     models.filter(|(_, model)| model.keep.is_none()).map(|(index, _)| index)
 }
 
 /// Those of the same last use by their keys, so that the choice does not depend
 /// on the order of the stock.
-fn least_recently_used_first(stock: &Stock) -> Vec<usize> {
+fn least_recently_used_first(stock: &EvictionInput) -> Vec<usize> {
     let mut order: Vec<usize> = may_go(stock).collect();
     let models = &stock.models;
     order.sort_unstable_by_key(|&model| (models[model].last_used, &models[model].key));
@@ -193,7 +197,7 @@ fn least_recently_used_first(stock: &Stock) -> Vec<usize> {
 
 /// What is gone so far.
 struct Gone<'a> {
-    stock: &'a Stock,
+    stock: &'a EvictionInput,
     /// What still holds each blob: the models that are there, and for an orphan
     /// that it was not its turn yet.
     holders: Vec<usize>,
@@ -202,7 +206,7 @@ struct Gone<'a> {
 }
 
 impl<'a> Gone<'a> {
-    fn new(stock: &'a Stock) -> Self {
+    fn new(stock: &'a EvictionInput) -> Self {
         let mut holders = vec![0; stock.blobs.len()];
         for &blob in stock.models.iter().flat_map(|model| &model.blobs) {
             holders[blob] += 1;

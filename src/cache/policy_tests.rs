@@ -20,9 +20,9 @@ fn bytes(bytes: u64) -> Space {
 }
 
 /// A model last used at `second`, with one directory of one inode.
-fn model(n: usize, second: u64, blobs: &[usize]) -> Candidate {
+fn model(n: usize, second: u64, blobs: &[usize]) -> EvictionCandidate {
     let own = Space { bytes: 0, inodes: 1 };
-    Candidate { key: key(n), last_used: at(second), keep: None, blobs: blobs.to_vec(), own }
+    EvictionCandidate { key: key(n), last_used: at(second), keep: None, blobs: blobs.to_vec(), own }
 }
 
 fn blob(bytes: u64) -> Blob {
@@ -32,78 +32,93 @@ fn blob(bytes: u64) -> Blob {
 #[test]
 fn the_least_recently_used_go_until_it_is_enough() {
     let models = vec![model(0, 30, &[0]), model(1, 10, &[1]), model(2, 20, &[2])];
-    let stock = Stock { models, blobs: vec![blob(10), blob(10), blob(10)] };
-    let choice = choose(&stock, &Goal::Need(bytes(15)), None);
+    let stock = EvictionInput { models, blobs: vec![blob(10), blob(10), blob(10)] };
+    let choice = choose(&stock, &EvictionGoal::Need(bytes(15)), None);
     assert_eq!((choice.models, choice.blobs), (vec![1, 2], vec![1, 2]));
     assert_eq!((choice.freed, choice.reached), (Space { bytes: 20, inodes: 4 }, true));
 }
 
 #[test]
 fn a_need_that_cannot_be_met_evicts_nothing_and_a_full_disk_what_there_is() {
-    let models =
-        vec![model(0, 10, &[0]), Candidate { keep: Some(Keep::Leased), ..model(1, 5, &[1]) }];
-    let stock = Stock { models, blobs: vec![blob(10), blob(90)] };
-    let choice = choose(&stock, &Goal::Need(bytes(50)), None);
-    assert_eq!(choice, Choice::default());
-    let choice = choose(&stock, &Goal::AsFar(bytes(50)), None);
+    let models = vec![
+        model(0, 10, &[0]),
+        EvictionCandidate { keep: Some(RetentionReason::Leased), ..model(1, 5, &[1]) },
+    ];
+    let stock = EvictionInput { models, blobs: vec![blob(10), blob(90)] };
+    let choice = choose(&stock, &EvictionGoal::Need(bytes(50)), None);
+    assert_eq!(choice, EvictionChoice::default());
+    let choice = choose(&stock, &EvictionGoal::BestEffort(bytes(50)), None);
     assert_eq!((choice.models, choice.freed.bytes, choice.reached), (vec![0], 10, false));
 }
 
 #[test]
 fn a_shared_blob_is_freed_once_with_the_last_of_its_models() {
     let models = vec![model(0, 1, &[0, 1]), model(1, 2, &[0])];
-    let stock = Stock { models, blobs: vec![blob(70), blob(1)] };
+    let stock = EvictionInput { models, blobs: vec![blob(70), blob(1)] };
     assert_eq!(evictable(&stock), Space { bytes: 71, inodes: 4 });
-    let choice = choose(&stock, &Goal::Need(bytes(1)), None);
+    let choice = choose(&stock, &EvictionGoal::Need(bytes(1)), None);
     assert_eq!((choice.models, choice.blobs), (vec![0], vec![1]));
-    let choice = choose(&stock, &Goal::Need(bytes(2)), None);
+    let choice = choose(&stock, &EvictionGoal::Need(bytes(2)), None);
     assert_eq!((choice.models, choice.freed.bytes), (vec![0, 1], 71));
 }
 
 #[test]
 fn what_has_no_model_goes_before_any_model_and_stays_while_nobody_needs_room() {
-    let stock =
-        Stock { models: vec![model(0, 1, &[0])], blobs: vec![blob(10), blob(10), blob(10)] };
-    let choice = choose(&stock, &Goal::AsFar(bytes(15)), None);
+    let stock = EvictionInput {
+        models: vec![model(0, 1, &[0])],
+        blobs: vec![blob(10), blob(10), blob(10)],
+    };
+    let choice = choose(&stock, &EvictionGoal::BestEffort(bytes(15)), None);
     assert_eq!((choice.models, choice.blobs), (vec![], vec![1, 2]));
     assert_eq!(
-        choose(&stock, &Goal::AsFar(bytes(0)), None),
-        Choice { reached: true, ..Choice::default() }
+        choose(&stock, &EvictionGoal::BestEffort(bytes(0)), None),
+        EvictionChoice { reached: true, ..EvictionChoice::default() }
     );
-    assert_eq!(choose(&stock, &Goal::Need(bytes(31)), None), Choice::default(), "for nothing");
+    assert_eq!(
+        choose(&stock, &EvictionGoal::Need(bytes(31)), None),
+        EvictionChoice::default(),
+        "for nothing"
+    );
 }
 
 #[test]
 fn a_blob_that_somebody_downloads_stays_with_a_model_or_without() {
     let busy = Blob { busy: true, ..blob(10) };
-    let stock = Stock { models: vec![model(0, 1, &[0])], blobs: vec![busy, busy] };
-    let choice = choose(&stock, &Goal::All, None);
+    let stock = EvictionInput { models: vec![model(0, 1, &[0])], blobs: vec![busy, busy] };
+    let choice = choose(&stock, &EvictionGoal::All, None);
     assert_eq!((choice.models, choice.blobs, choice.freed.bytes), (vec![0], vec![], 0));
 }
 
 #[test]
 fn an_old_model_that_does_not_help_stays_where_a_later_one_is_enough() {
-    let stock = Stock {
+    let stock = EvictionInput {
         models: vec![model(0, 1, &[0]), model(1, 2, &[1])],
         blobs: vec![blob(1), blob(50)],
     };
-    let choice = choose(&stock, &Goal::Need(bytes(50)), None);
+    let choice = choose(&stock, &EvictionGoal::Need(bytes(50)), None);
     assert_eq!((choice.models, choice.reached), (vec![1], true));
 }
 
 #[test]
 fn inodes_are_freed_where_inodes_are_missing() {
-    let stock = Stock { models: vec![model(0, 1, &[0]), model(1, 2, &[])], blobs: vec![blob(1)] };
-    let choice = choose(&stock, &Goal::Need(Space { bytes: 0, inodes: 3 }), None);
+    let stock =
+        EvictionInput { models: vec![model(0, 1, &[0]), model(1, 2, &[])], blobs: vec![blob(1)] };
+    let choice = choose(&stock, &EvictionGoal::Need(Space { bytes: 0, inodes: 3 }), None);
     assert_eq!((choice.models, choice.freed.inodes), (vec![0, 1], 3));
 }
 
 #[test]
 fn an_idle_model_goes_though_nobody_needs_its_room_unless_something_keeps_it() {
-    let pinned = Candidate { keep: Some(Keep::Pinned), ..model(1, 1, &[]) };
-    let stock =
-        Stock { models: vec![model(0, 1, &[0]), pinned, model(2, 9, &[])], blobs: vec![blob(1)] };
-    for goal in [Goal::AsFar(bytes(0)), Goal::Need(bytes(0)), Goal::Need(bytes(1000))] {
+    let pinned = EvictionCandidate { keep: Some(RetentionReason::Pinned), ..model(1, 1, &[]) };
+    let stock = EvictionInput {
+        models: vec![model(0, 1, &[0]), pinned, model(2, 9, &[])],
+        blobs: vec![blob(1)],
+    };
+    for goal in [
+        EvictionGoal::BestEffort(bytes(0)),
+        EvictionGoal::Need(bytes(0)),
+        EvictionGoal::Need(bytes(1000)),
+    ] {
         assert_eq!(choose(&stock, &goal, Some(at(9))).models, [0], "{goal:?}");
     }
 }
@@ -111,7 +126,7 @@ fn an_idle_model_goes_though_nobody_needs_its_room_unless_something_keeps_it() {
 #[test]
 fn models_of_the_same_last_use_go_by_their_keys() {
     let models = vec![model(2, 1, &[]), model(0, 1, &[]), model(1, 1, &[])];
-    let choice = choose(&Stock { models, blobs: vec![] }, &Goal::All, None);
+    let choice = choose(&EvictionInput { models, blobs: vec![] }, &EvictionGoal::All, None);
     assert_eq!(choice.models, [1, 2, 0]);
 }
 
@@ -124,19 +139,19 @@ fn two_thousand_models_with_forty_thousand_references_are_chosen_from_at_once() 
         let blobs: Vec<usize> = refers(n).into_iter().collect();
         model(n, (n as u64 * 7919) % 1_000, &blobs)
     });
-    let stock = Stock { models: models.collect(), blobs };
+    let stock = EvictionInput { models: models.collect(), blobs };
     let all = evictable(&stock);
     let half = Space { bytes: all.bytes / 2, inodes: all.inodes / 2 };
     for _ in 0..10 {
-        assert_eq!(choose(&stock, &Goal::All, None).freed, all);
-        assert!(choose(&stock, &Goal::Need(half), Some(at(100))).reached);
-        let least = choose(&stock, &Goal::AsFar(bytes(u64::MAX)), None);
+        assert_eq!(choose(&stock, &EvictionGoal::All, None).freed, all);
+        assert!(choose(&stock, &EvictionGoal::Need(half), Some(at(100))).reached);
+        let least = choose(&stock, &EvictionGoal::BestEffort(bytes(u64::MAX)), None);
         assert_eq!((least.models.len(), least.reached), (2_000, false));
     }
 }
 
 /// The same choice, made the obvious way: all is counted anew at each step.
-struct Naive<'a>(&'a Stock);
+struct Naive<'a>(&'a EvictionInput);
 
 impl Naive<'_> {
     fn may_go(&self) -> BTreeSet<usize> {
@@ -170,14 +185,15 @@ impl Naive<'_> {
         self.may_go().into_iter().filter(is_idle).collect()
     }
 
-    fn choose(&self, goal: &Goal, idle_before: Option<SystemTime>) -> Choice {
+    fn choose(&self, goal: &EvictionGoal, idle_before: Option<SystemTime>) -> EvictionChoice {
         let idle = self.idle(idle_before);
         let (mut victims, mut orphans) = (idle.clone(), false);
         let enough = |freed: Space| match *goal {
-            Goal::Need(space) | Goal::AsFar(space) => freed.covers(space),
-            Goal::All => false,
+            EvictionGoal::Need(space) | EvictionGoal::BestEffort(space) => freed.covers(space),
+            EvictionGoal::All => false,
         };
-        let hopeless = matches!(goal, Goal::Need(_)) && !enough(self.freed(&self.may_go(), true));
+        let hopeless =
+            matches!(goal, EvictionGoal::Need(_)) && !enough(self.freed(&self.may_go(), true));
         while !hopeless && !enough(self.freed(&victims, orphans)) {
             let left: BTreeSet<usize> = &self.may_go() - &victims;
             match left.into_iter().min_by_key(|&m| self.age(m)) {
@@ -198,7 +214,12 @@ impl Naive<'_> {
         let mut models: Vec<usize> = victims.iter().copied().collect();
         models.sort_by_key(|&m| self.age(m));
         let blobs = self.leaving(&victims, orphans).into_iter().collect();
-        Choice { models, blobs, freed, reached: *goal == Goal::All || enough(freed) }
+        EvictionChoice {
+            models,
+            blobs,
+            freed,
+            reached: *goal == EvictionGoal::All || enough(freed),
+        }
     }
 }
 
@@ -211,8 +232,13 @@ fn subset() -> impl Strategy<Value = u16> {
     (any::<u16>(), any::<u16>()).prop_map(|(a, b)| a & b)
 }
 
-fn stocks() -> impl Strategy<Value = Stock> {
-    let keeps = vec![Keep::Leased, Keep::Mounted, Keep::Pinned, Keep::Busy];
+fn stocks() -> impl Strategy<Value = EvictionInput> {
+    let keeps = vec![
+        RetentionReason::Leased,
+        RetentionReason::Mounted,
+        RetentionReason::Pinned,
+        RetentionReason::Busy,
+    ];
     let keeps = prop::option::weighted(0.3, select(keeps));
     let blobs = vec((space(40, 2), prop::bool::weighted(0.1)), 0..12);
     let models = vec((0u64..10, keeps, subset(), space(3, 2)), 0..12);
@@ -223,15 +249,15 @@ fn stocks() -> impl Strategy<Value = Stock> {
             // Keys in an order that is neither that of the list nor of the use.
             let key = key(n ^ usize::try_from(salt % 16).unwrap());
             let blobs = (0..blobs.len()).filter(|b| refers >> b & 1 == 1).collect();
-            Candidate { key, last_used: at(second), keep, blobs, own }
+            EvictionCandidate { key, last_used: at(second), keep, blobs, own }
         });
-        Stock { models: models.collect(), blobs: blobs.clone() }
+        EvictionInput { models: models.collect(), blobs: blobs.clone() }
     })
 }
 
 /// A stock, a goal around what can be reached, and who is idle.
-fn cases() -> impl Strategy<Value = (Stock, Goal, Option<SystemTime>)> {
-    let kind = prop_oneof![4 => Just(Goal::Need as fn(Space) -> Goal), 4 => Just(Goal::AsFar as _), 1 => Just((|_| Goal::All) as _)];
+fn cases() -> impl Strategy<Value = (EvictionInput, EvictionGoal, Option<SystemTime>)> {
+    let kind = prop_oneof![4 => Just(EvictionGoal::Need as fn(Space) -> EvictionGoal), 4 => Just(EvictionGoal::BestEffort as _), 1 => Just((|_| EvictionGoal::All) as _)];
     let idle = prop::option::weighted(0.3, (0u64..8).prop_map(at));
     (stocks(), kind, (0u64..=120, 0u64..=120), idle).prop_map(|(stock, kind, percent, idle)| {
         let all = evictable(&stock);
@@ -300,15 +326,15 @@ proptest! {
         let all = naive.freed(&naive.may_go(), true);
         prop_assert_eq!(evictable(&stock), all);
         match goal {
-            Goal::Need(space) | Goal::AsFar(space) => {
+            EvictionGoal::Need(space) | EvictionGoal::BestEffort(space) => {
                 prop_assert_eq!(choice.reached, all.covers(space));
                 prop_assert_eq!(choice.reached, choice.freed.covers(space));
             }
-            Goal::All => prop_assert!(choice.reached && choice.freed == all),
+            EvictionGoal::All => prop_assert!(choice.reached && choice.freed == all),
         }
         if !choice.reached {
             match goal {
-                Goal::Need(_) => prop_assert_eq!(set(&choice.models), naive.idle(idle)),
+                EvictionGoal::Need(_) => prop_assert_eq!(set(&choice.models), naive.idle(idle)),
                 _ => prop_assert_eq!(choice.freed, all),
             }
         }
@@ -319,7 +345,7 @@ proptest! {
         (stock, goal, idle) in cases()
     ) {
         let choice = choose(&stock, &goal, idle);
-        let (Goal::Need(space) | Goal::AsFar(space), true) = (goal, choice.reached) else {
+        let (EvictionGoal::Need(space) | EvictionGoal::BestEffort(space), true) = (goal, choice.reached) else {
             return Ok(());
         };
         let naive = Naive(&stock);
@@ -341,7 +367,7 @@ proptest! {
         let naive = Naive(&stock);
         let ages: Vec<_> = choice.models.iter().map(|&m| naive.age(m)).collect();
         prop_assert!(ages.is_sorted(), "least recently used first");
-        let (Goal::Need(space) | Goal::AsFar(space), true) = (goal, choice.reached) else {
+        let (EvictionGoal::Need(space) | EvictionGoal::BestEffort(space), true) = (goal, choice.reached) else {
             return Ok(());
         };
         let gone = set(&choice.models);
@@ -357,7 +383,7 @@ proptest! {
     fn the_order_of_the_stock_does_not_matter(
         (stock, goal, idle) in cases(), turn in any::<Index>()
     ) {
-        let keys = |stock: &Stock| {
+        let keys = |stock: &EvictionInput| {
             let choice = choose(stock, &goal, idle);
             let keys = choice.models.iter().map(|&m| stock.models[m].key.clone());
             (keys.collect::<Vec<_>>(), choice.freed, choice.reached)

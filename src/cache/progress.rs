@@ -7,8 +7,8 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
-use super::shortage::Shortage;
-use crate::download::{Check, Demand, Progress, Share};
+use super::shortfall::Shortfall;
+use crate::download::{Check, FairShare, Interest, ObjectProgress};
 use crate::model::{Manifest, duration_text, progress_text, size_text};
 use crate::trace;
 
@@ -37,15 +37,15 @@ pub enum Phase {
 #[derive(Debug)]
 pub(super) struct BlobProgress {
     /// Its bytes.
-    pub(super) progress: Arc<Progress>,
+    pub(super) progress: Arc<ObjectProgress>,
     /// The models that it is downloaded for.
-    pub(super) demand: Demand,
+    pub(super) demand: Interest,
     check: OnceLock<Check>,
 }
 
 impl BlobProgress {
-    pub(super) fn new(share: Share) -> Self {
-        Self { progress: Arc::default(), demand: Demand::of(share), check: OnceLock::new() }
+    pub(super) fn new(share: FairShare) -> Self {
+        Self { progress: Arc::default(), demand: Interest::of(share), check: OnceLock::new() }
     }
 
     /// Records how the download was verified. Later calls are ignored.
@@ -74,21 +74,21 @@ pub struct Unverified {
 pub struct FillProgress {
     id: String,
     manifest: Option<Arc<Manifest>>,
-    state: Mutex<State>,
+    state: Mutex<ProgressState>,
     /// What keeps it from going on, while there is no space.
-    shortage: watch::Sender<Option<Arc<Shortage>>>,
+    shortage: watch::Sender<Option<Arc<Shortfall>>>,
     /// Somebody asks whether there is space by now.
     asked: Notify,
-    share: Share,
+    share: FairShare,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct ProgressState {
     phase: Phase,
     total: u64,
     /// Bytes that the cache had before.
     cached: u64,
-    parts: Vec<Arc<Progress>>,
+    parts: Vec<Arc<ObjectProgress>>,
     samples: VecDeque<(Instant, u64)>,
     unverified: Unverified,
 }
@@ -107,7 +107,7 @@ pub struct Snapshot {
 }
 
 impl FillProgress {
-    pub(super) fn new(manifest: Option<Arc<Manifest>>, share: Share) -> Self {
+    pub(super) fn new(manifest: Option<Arc<Manifest>>, share: FairShare) -> Self {
         let (shortage, _) = watch::channel(None);
         Self {
             id: trace::id(),
@@ -130,13 +130,13 @@ impl FillProgress {
     }
 
     /// The model's share of what the node downloads.
-    pub(super) fn share(&self) -> &Share {
+    pub(super) fn share(&self) -> &FairShare {
         &self.share
     }
 
     /// Returns when the model waits for space, as of now or later: an answer
     /// that somebody else got before is asked for again. Cancellation safe.
-    pub async fn short_of_space(&self) -> Arc<Shortage> {
+    pub async fn short_of_space(&self) -> Arc<Shortfall> {
         let asked = Instant::now();
         self.asked.notify_one();
         let mut shortage = self.shortage.subscribe();
@@ -153,7 +153,7 @@ impl FillProgress {
     }
 
     /// Notes that there is no space, or that there is again.
-    pub(super) fn short(&self, shortage: Option<Shortage>) {
+    pub(super) fn short(&self, shortage: Option<Shortfall>) {
         if shortage.is_some() {
             self.enter(Phase::WaitingForSpace);
         }
@@ -196,7 +196,7 @@ impl FillProgress {
         state.parts = Vec::new();
     }
 
-    pub(super) fn add_part(&self, part: Arc<Progress>) {
+    pub(super) fn add_part(&self, part: Arc<ObjectProgress>) {
         self.lock().parts.push(part);
     }
 
@@ -223,12 +223,12 @@ impl FillProgress {
         Snapshot { phase: state.phase, done, total: state.total, rate }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, ProgressState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
+impl ProgressState {
     fn done(&self) -> u64 {
         let parts = self.parts.iter().map(|part| part.done());
         parts.fold(self.cached, u64::saturating_add).min(self.total)
@@ -304,8 +304,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_rate_is_that_of_the_last_seconds() {
-        let progress = FillProgress::new(None, Share::urgent());
-        let part = Arc::new(Progress::default());
+        let progress = FillProgress::new(None, FairShare::urgent());
+        let part = Arc::new(ObjectProgress::default());
         progress.start(1000 * GIB, 10 * GIB);
         progress.add_part(Arc::clone(&part));
         assert_eq!(progress.snapshot().rate, None, "nothing is known yet");

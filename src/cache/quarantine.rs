@@ -15,8 +15,8 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use super::Inner;
-use super::inventory::Stocktaking;
+use super::CacheInner;
+use super::disk_usage::DiskUsage;
 use super::leases::LeaseRecord;
 use super::trash::put_aside;
 use crate::error::Result;
@@ -37,11 +37,11 @@ pub struct Damage {
     pub volumes: Vec<LeaseRecord>,
 }
 
-impl Inner {
+impl CacheInner {
     /// Puts a damaged blob aside, and every model that has it. Blocks.
     pub(super) fn quarantine_blob(&self, id: &BlobId, what: &str, why: &str) -> Result<Damage> {
         let alone = self.holds.exclusively();
-        let taken = Stocktaking::read(&self.layout)?;
+        let taken = DiskUsage::read(&self.layout)?;
         let at = taken.blobs.iter().position(|blob| blob.ids.contains(id));
         let having =
             taken.models.into_iter().filter(|model| at.is_some_and(|at| model.blobs.contains(&at)));

@@ -24,10 +24,10 @@ use std::time::{Duration, SystemTime};
 use super::layout::Layout;
 use super::leases::{LeaseRecord, Leases};
 use super::trash::discard;
-use super::{aside, files, foreign};
+use super::{files, foreign, set_aside};
 use crate::error::Result;
 use crate::model::BlobId;
-use crate::mount::{self, Place};
+use crate::mount::{self, OpenTarget};
 
 /// How long an interrupted download waits for somebody to ask again.
 const JOURNAL_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
@@ -53,7 +53,7 @@ pub(super) fn recover(layout: &Layout, leases: &Leases, pods: &Path) -> Result<R
         mount::mount_points_of_file_system(layout.root())?.into_iter().collect();
     recovered.void_leases =
         leases.recover(|lease| !mounted.contains(&lease.target) && pod_is_gone(lease, pods))?;
-    aside::adopt(layout, leases)?;
+    set_aside::adopt(layout, leases)?;
     note_mounts(layout, leases, pods)?;
     recovered.leases = leases.all().len();
     Ok(recovered)
@@ -69,7 +69,7 @@ fn note_mounts(layout: &Layout, leases: &Leases, pods: &Path) -> Result<()> {
     }
     let uses = mount::uses_of(layout.root())?;
     for lease in all {
-        let Ok(Some(place)) = Place::open(kubelet, &lease.target) else { continue };
+        let Ok(Some(place)) = OpenTarget::open(kubelet, &lease.target) else { continue };
         let spelled = mount::spelled(&lease.target);
         let mut there = uses.iter().filter(|one| one.target == spelled);
         let (Some(shown), None) = (there.next(), there.next()) else { continue };

@@ -4,14 +4,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::Inner;
-use super::aside::SetAside;
-use super::evict::Kept;
+use super::CacheInner;
+use super::disk_usage::DiskUsage;
+use super::evict::RetentionReasons;
 use super::files;
-use super::inventory::Stocktaking;
 use super::leases::LeaseRecord;
-use super::policy::{Keep, Space};
+use super::policy::{RetentionReason, Space};
 use super::progress::FillProgress;
+use super::set_aside::SetAside;
 use super::space::FileSystem;
 use super::{evict, policy};
 use crate::error::Result;
@@ -20,7 +20,7 @@ use crate::mount;
 
 /// Everything in the cache, at one moment.
 #[derive(Debug, Clone)]
-pub struct Inventory {
+pub struct CacheReport {
     /// The models, most recently used first.
     pub models: Vec<ModelReport>,
     /// What they take together.
@@ -111,10 +111,10 @@ pub struct Usage {
     pub min_free: u64,
 }
 
-impl Inner {
+impl CacheInner {
     /// Blocks, a fraction of a second for thousands of models.
-    pub(super) fn inventory(&self) -> Result<Inventory> {
-        let (taken, kept) = (Stocktaking::read(&self.layout)?, Kept::now(self)?);
+    pub(super) fn inventory(&self) -> Result<CacheReport> {
+        let (taken, kept) = (DiskUsage::read(&self.layout)?, RetentionReasons::now(self)?);
         let usage = self.usage(&taken, &kept)?;
         let (leases, uses) = (self.leases.all(), mount::uses_of(self.layout.root())?);
         let mut references = vec![0_usize; taken.blobs.len()];
@@ -150,7 +150,7 @@ impl Inner {
         models.extend(self.damaged(&leases)?);
         models.extend(self.arriving(&kept));
         models.sort_by(|a, b| (b.last_used, &a.key).cmp(&(a.last_used, &b.key)));
-        Ok(Inventory { models, usage, set_aside: self.set_aside()? })
+        Ok(CacheReport { models, usage, set_aside: self.set_aside()? })
     }
 
     fn damaged(&self, leases: &[LeaseRecord]) -> Result<Vec<ModelReport>> {
@@ -180,7 +180,7 @@ impl Inner {
         Ok(found)
     }
 
-    fn arriving(&self, kept: &Kept) -> Vec<ModelReport> {
+    fn arriving(&self, kept: &RetentionReasons) -> Vec<ModelReport> {
         let running = self.model_flights.running().into_iter();
         let arriving = running.map(|(key, progress)| ModelReport {
             summary: progress.manifest().map(|manifest| Arc::new(manifest.summary())),
@@ -198,7 +198,7 @@ impl Inner {
         arriving.collect()
     }
 
-    pub(super) fn usage(&self, taken: &Stocktaking, kept: &Kept) -> Result<Usage> {
+    pub(super) fn usage(&self, taken: &DiskUsage, kept: &RetentionReasons) -> Result<Usage> {
         let fs = FileSystem::of(self.layout.root())?;
         let stock = evict::stock(taken, kept, &self.holds.held_blobs());
         let Space { bytes: total, inodes } = taken.total();
@@ -220,9 +220,9 @@ impl Inner {
 
     /// Brings the gauges of the metrics up to date. Blocks.
     pub(super) fn measure(&self) -> Result<()> {
-        let (taken, kept) = (Stocktaking::read(&self.layout)?, Kept::now(self)?);
+        let (taken, kept) = (DiskUsage::read(&self.layout)?, RetentionReasons::now(self)?);
         let usage = self.usage(&taken, &kept)?;
-        let models = |wanted: fn(Option<Keep>) -> bool| {
+        let models = |wanted: fn(Option<RetentionReason>) -> bool| {
             taken.models.iter().filter(|model| wanted(kept.why(&model.key))).count()
         };
         let m = &self.metrics;
@@ -234,8 +234,11 @@ impl Inner {
         let rest = [usage.evictable, usage.staging, usage.trash, usage.quarantine, usage.set_aside];
         m.cache_size("in_use", rest.into_iter().fold(usage.total, u64::saturating_sub));
         m.cache_limit.set(i64::try_from(usage.limit).unwrap_or(i64::MAX));
-        m.cache_models("in_use", models(|keep| matches!(keep, Some(keep) if keep != Keep::Pinned)));
-        m.cache_models("pinned", models(|keep| keep == Some(Keep::Pinned)));
+        m.cache_models(
+            "in_use",
+            models(|keep| matches!(keep, Some(keep) if keep != RetentionReason::Pinned)),
+        );
+        m.cache_models("pinned", models(|keep| keep == Some(RetentionReason::Pinned)));
         m.cache_models("evictable", models(|keep| keep.is_none()));
         m.cache_models("arriving", self.model_flights.running().len());
         m.cache_models("damaged", self.damaged(&[])?.len());

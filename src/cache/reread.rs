@@ -18,13 +18,13 @@ const ALIGNMENT: usize = 4096;
 
 /// Lets so many bytes pass in a second.
 #[derive(Debug)]
-pub(super) struct Pace {
+pub(super) struct ReadPacer {
     rate: Option<u64>,
     started: Instant,
     passed: u64,
 }
 
-impl Pace {
+impl ReadPacer {
     pub(super) fn new(rate: Option<u64>) -> Self {
         Self { rate: rate.filter(|rate| *rate > 0), started: Instant::now(), passed: 0 }
     }
@@ -43,7 +43,7 @@ impl Pace {
 /// no. Blocks, as long as reading takes.
 pub(super) fn crc32c(
     path: &Path,
-    pace: &mut Pace,
+    pace: &mut ReadPacer,
     mut go_on: impl FnMut(u64) -> bool,
 ) -> io::Result<Option<(u32, u64)>> {
     let mut file = direct(path)?;
@@ -98,7 +98,7 @@ mod tests {
             let content: Vec<u8> = (0..=250).cycle().take(len).collect();
             std::fs::write(&path, &content).unwrap();
             let mut seen = 0;
-            let read = crc32c(&path, &mut Pace::new(None), |bytes| {
+            let read = crc32c(&path, &mut ReadPacer::new(None), |bytes| {
                 seen += bytes;
                 true
             });
@@ -112,13 +112,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("blob");
         std::fs::write(&path, vec![1; 3 * CHUNK]).unwrap();
-        assert_eq!(crc32c(&path, &mut Pace::new(None), |_| false).unwrap(), None);
+        assert_eq!(crc32c(&path, &mut ReadPacer::new(None), |_| false).unwrap(), None);
     }
 
     #[test]
     fn a_pace_holds_back_what_is_read_too_early() {
         let started = Instant::now();
-        let mut pace = Pace::new(Some(1 << 20));
+        let mut pace = ReadPacer::new(Some(1 << 20));
         pace.pass(100 << 10);
         assert!(started.elapsed() >= Duration::from_millis(90), "a tenth of a second is due");
     }

@@ -6,8 +6,8 @@ fn id(digit: &str) -> BlobId {
     BlobId::parse(&digit.repeat(64)).unwrap()
 }
 
-fn wanted(digit: &str, size: u64) -> Wanted {
-    Wanted { missing: vec![(id(digit), size)], tree: Space { bytes: 0, inodes: 1 } }
+fn wanted(digit: &str, size: u64) -> SpaceRequest {
+    SpaceRequest { missing: vec![(id(digit), size)], tree: Space { bytes: 0, inodes: 1 } }
 }
 
 #[tokio::test]
@@ -26,7 +26,7 @@ async fn a_copy_of_an_import_counts_once_while_it_grows() {
         assert_eq!(to_come(), SIZE - (has << 20));
     }
     let counting = ledger.count();
-    let stock = Stocktaking::read(layout).unwrap();
+    let stock = DiskUsage::read(layout).unwrap();
     let standing = stock.total_without(&counting.arriving()).bytes;
     assert!(stock.total().bytes - standing >= SIZE, "the copy is left out of what stands");
     drop(Taken::new(standing, counting));

@@ -42,7 +42,7 @@ impl Kernel {
 
 /// What is to be done about a label.
 #[derive(Debug, PartialEq, Eq)]
-enum Decision {
+enum RelabelDecision {
     /// SELinux is off, or the label is right.
     Nothing,
     /// This label has to be set.
@@ -50,21 +50,21 @@ enum Decision {
 }
 
 /// User and role of a label stay what they are: only type and level say who may read.
-fn decide(has_selinux: bool, label: Option<&str>) -> Decision {
+fn decide(has_selinux: bool, label: Option<&str>) -> RelabelDecision {
     if !has_selinux {
-        return Decision::Nothing;
+        return RelabelDecision::Nothing;
     }
     let mut parts = label.unwrap_or_default().splitn(4, ':');
     let (user, role) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
     if (parts.next(), parts.next()) == (Some(TYPE), Some(LEVEL)) {
-        return Decision::Nothing;
+        return RelabelDecision::Nothing;
     }
     let or = |found: &str, default: &str| match found {
         "" => default.to_owned(),
         found => found.to_owned(),
     };
     let (user, role) = (or(user, "system_u"), or(role, "object_r"));
-    Decision::Set(format!("{user}:{role}:{TYPE}:{LEVEL}"))
+    RelabelDecision::Set(format!("{user}:{role}:{TYPE}:{LEVEL}"))
 }
 
 /// Labels the cache where SELinux is on; `directories` are those that stand in
@@ -79,7 +79,7 @@ pub(super) fn label(kernel: &Kernel, root: &Path, directories: &[PathBuf], is_ne
         Ok(found) => found,
         Err(error) => return warn(root, "its label cannot be read", &error),
     };
-    let Decision::Set(wanted) = decide(true, found.as_deref()) else { return };
+    let RelabelDecision::Set(wanted) = decide(true, found.as_deref()) else { return };
     for place in std::iter::once(root).chain(directories.iter().map(PathBuf::as_path)) {
         if let Err(error) = sys::set_label(place, &wanted) {
             return warn(place, &format!("it cannot be labelled {wanted}"), &error);
@@ -110,13 +110,13 @@ mod tests {
 
     #[test]
     fn only_type_and_level_decide_and_user_and_role_stay() {
-        let set = |label: &str| Decision::Set(label.to_owned());
+        let set = |label: &str| RelabelDecision::Set(label.to_owned());
         let good = "system_u:object_r:container_file_t:s0";
         for (has_selinux, label, decision) in [
-            (false, Some("system_u:object_r:var_lib_t:s0"), Decision::Nothing),
-            (false, None, Decision::Nothing),
-            (true, Some(good), Decision::Nothing),
-            (true, Some("unconfined_u:object_r:container_file_t:s0"), Decision::Nothing),
+            (false, Some("system_u:object_r:var_lib_t:s0"), RelabelDecision::Nothing),
+            (false, None, RelabelDecision::Nothing),
+            (true, Some(good), RelabelDecision::Nothing),
+            (true, Some("unconfined_u:object_r:container_file_t:s0"), RelabelDecision::Nothing),
             (true, Some("system_u:object_r:var_lib_t:s0"), set(good)),
             (
                 true,

@@ -30,7 +30,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
-use crate::download::{Origin, PATIENCE, Share};
+use crate::download::{FairShare, Origin, PATIENCE};
 use crate::fair::Turns;
 use crate::model::Tenant;
 
@@ -48,26 +48,26 @@ const LOOK: Duration = Duration::from_millis(250);
 
 /// Who asks for a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Asker {
+pub enum Priority {
     /// A pod of this tenant, which waits for it.
     Pod(Tenant),
     /// The driver: it is to be here, or whole again, before a pod asks.
     Prefetch,
 }
 
-impl Asker {
+impl Priority {
     /// The share of a model that this one is the first to ask for.
-    pub(super) fn share(&self) -> Share {
+    pub(super) fn share(&self) -> FairShare {
         let share = match self {
-            Self::Pod(_) => Share::urgent(),
-            Self::Prefetch => Share::background(),
+            Self::Pod(_) => FairShare::urgent(),
+            Self::Prefetch => FairShare::background(),
         };
         self.joins(&share);
         share
     }
 
     /// Asks for the model of this share too.
-    pub(super) fn joins(&self, share: &Share) {
+    pub(super) fn joins(&self, share: &FairShare) {
         if let Self::Pod(tenant) = self {
             share.wanted_by(tenant);
             share.raise();
@@ -77,18 +77,18 @@ impl Asker {
 
 /// The slots; clones are the same ones.
 #[derive(Debug, Clone)]
-pub(super) struct Slots(Arc<Mutex<State>>);
+pub(super) struct Slots(Arc<Mutex<SlotsState>>);
 
 #[derive(Debug)]
-struct State {
+struct SlotsState {
     most: usize,
     /// Who came so far.
     count: u64,
     tenants: Turns<Tenant>,
     origins: Turns<Arc<Origin>>,
-    holders: BTreeMap<u64, Holder>,
+    holders: BTreeMap<u64, SlotHolder>,
     /// By the order in which they came.
-    waiting: BTreeMap<u64, Waiting>,
+    waiting: BTreeMap<u64, SlotRequest>,
     /// Whether a task looks after those that wait.
     watched: bool,
 }
@@ -96,14 +96,14 @@ struct State {
 /// A model that asks for a slot.
 #[derive(Debug, Clone)]
 pub(super) struct Candidate {
-    pub(super) share: Share,
+    pub(super) share: FairShare,
     pub(super) origin: Arc<Origin>,
     /// Whether it has very many files.
     pub(super) large: bool,
 }
 
 #[derive(Debug)]
-struct Holder {
+struct SlotHolder {
     model: Candidate,
     tenant: Tenant,
     since: Instant,
@@ -116,24 +116,24 @@ struct Holder {
 type Stalled = bool;
 
 #[derive(Debug)]
-struct Waiting {
+struct SlotRequest {
     model: Candidate,
     since: Instant,
     /// Until when it takes only a free slot.
     modest_until: Instant,
-    grant: oneshot::Sender<Slot>,
+    grant: oneshot::Sender<DownloadSlot>,
 }
 
 /// A model's place among those that download; ends when dropped.
 #[derive(Debug)]
-pub(super) struct Slot {
+pub(super) struct DownloadSlot {
     slots: Slots,
     /// `None` once it is given back.
     id: Option<u64>,
     asked: Arc<Notify>,
 }
 
-impl Slot {
+impl DownloadSlot {
     /// Returns when the model has to give way to another. Cancellation safe.
     pub(super) async fn asked_back(&self) {
         self.asked.notified().await;
@@ -142,7 +142,7 @@ impl Slot {
 
 impl Slots {
     pub(super) fn new(most: usize) -> Self {
-        Self(Arc::new(Mutex::new(State {
+        Self(Arc::new(Mutex::new(SlotsState {
             most,
             count: 0,
             tenants: Turns::default(),
@@ -155,27 +155,27 @@ impl Slots {
 
     /// Waits for a slot; moves up when a pod asks for the model meanwhile.
     /// Cancellation safe: who goes away loses the turn.
-    pub(super) async fn take(&self, model: &Candidate) -> Slot {
+    pub(super) async fn take(&self, model: &Candidate) -> DownloadSlot {
         self.wait(model, Duration::ZERO).await
     }
 
     /// As [`Slots::take`], after giving back the slot that was asked for. If that was
     /// for want of progress, others come first.
-    pub(super) async fn take_again(&self, model: &Candidate, slot: Slot) -> Slot {
+    pub(super) async fn take_again(&self, model: &Candidate, slot: DownloadSlot) -> DownloadSlot {
         let stalled = slot.id.and_then(|id| self.lock().holders.get(&id)?.leaves);
         drop(slot);
         let modest = if stalled == Some(true) { PENANCE } else { Duration::ZERO };
         self.wait(model, modest).await
     }
 
-    async fn wait(&self, model: &Candidate, modest: Duration) -> Slot {
+    async fn wait(&self, model: &Candidate, modest: Duration) -> DownloadSlot {
         let (grant, mut granted) = oneshot::channel();
         {
             let mut state = self.lock();
             state.count += 1;
             let (id, now) = (state.count, Instant::now());
             let model = model.clone();
-            let waiting = Waiting { model, since: now, modest_until: now + modest, grant };
+            let waiting = SlotRequest { model, since: now, modest_until: now + modest, grant };
             state.waiting.insert(id, waiting);
             self.admit(&mut state);
             if !state.watched && !state.waiting.is_empty() {
@@ -205,13 +205,14 @@ impl Slots {
         }
     }
 
-    fn admit(&self, state: &mut State) {
+    fn admit(&self, state: &mut SlotsState) {
         state.waiting.retain(|_, waiting| !waiting.grant.is_closed());
         while let Some((id, waiting)) = state.next() {
-            let Waiting { model, grant, .. } = waiting;
+            let SlotRequest { model, grant, .. } = waiting;
             model.share.progressed();
             let asked = state.begin(id, model);
-            if let Err(mut refused) = grant.send(Slot { slots: self.clone(), id: Some(id), asked })
+            if let Err(mut refused) =
+                grant.send(DownloadSlot { slots: self.clone(), id: Some(id), asked })
             {
                 // Its caller went away just now. Taken apart here, since its
                 // drop would lock the slots once more.
@@ -221,16 +222,16 @@ impl Slots {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, SlotsState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 const NEVER_DROPPED: &str = "who waits is forgotten only when it went away";
 
-impl State {
-    fn next(&mut self) -> Option<(u64, Waiting)> {
-        let fits = |waiting: &Waiting| {
+impl SlotsState {
+    fn next(&mut self) -> Option<(u64, SlotRequest)> {
+        let fits = |waiting: &SlotRequest| {
             self.beside(&waiting.model.share) < self.most
                 && !(waiting.model.large && self.holders.values().any(|holder| holder.model.large))
         };
@@ -239,10 +240,11 @@ impl State {
     }
 
     /// Those that wait and are `meant`, the next one first.
-    fn in_order(&self, meant: impl Fn(&Waiting) -> bool) -> Vec<(u64, &Waiting)> {
+    fn in_order(&self, meant: impl Fn(&SlotRequest) -> bool) -> Vec<(u64, &SlotRequest)> {
         let now = Instant::now();
         let waiting = self.waiting.iter().filter(|(_, waiting)| meant(waiting));
-        let mut order: Vec<(u64, &Waiting)> = waiting.map(|(id, waiting)| (*id, waiting)).collect();
+        let mut order: Vec<(u64, &SlotRequest)> =
+            waiting.map(|(id, waiting)| (*id, waiting)).collect();
         order.sort_by_cached_key(|(id, waiting)| {
             let tenant = self.tenant(&waiting.model.share);
             let modest = now < waiting.modest_until;
@@ -254,18 +256,18 @@ impl State {
     }
 
     /// Models that count for this one: pods' models do not wait for prefetches.
-    fn beside(&self, share: &Share) -> usize {
+    fn beside(&self, share: &FairShare) -> usize {
         let all = !share.is_urgent();
         self.holders.values().filter(|holder| all || holder.model.share.is_urgent()).count()
     }
 
-    fn tenant(&self, share: &Share) -> Tenant {
+    fn tenant(&self, share: &FairShare) -> Tenant {
         share.tenant(|tenant| self.tenants.standing(tenant))
     }
 
     /// Asks a model to give way, where one has waited long enough for that.
     fn make_way(&mut self, now: Instant) {
-        let patient = |waiting: &Waiting| now - waiting.since >= PATIENCE;
+        let patient = |waiting: &SlotRequest| now - waiting.since >= PATIENCE;
         let waiting = self.waiting.values().filter(|waiting| patient(waiting)).count();
         if self.holders.values().filter(|holder| holder.leaves.is_some()).count() >= waiting {
             return;
@@ -282,7 +284,7 @@ impl State {
 
     /// Whether there is a model that gives its slot to this one, which it is, and
     /// whether that is because it is stalled.
-    fn to_leave(&self, next: &Waiting, now: Instant) -> Option<(Stalled, u64)> {
+    fn to_leave(&self, next: &SlotRequest, now: Instant) -> Option<(Stalled, u64)> {
         let (urgent, modest) = (next.model.share.is_urgent(), now < next.modest_until);
         let tenant = self.tenant(&next.model.share);
         let theirs = self.tenants.running(&tenant);
@@ -314,7 +316,7 @@ impl State {
         self.origins.begin(&model.origin);
         let notified = Arc::clone(&asked);
         let since = Instant::now();
-        self.holders.insert(id, Holder { model, tenant, since, asked, leaves: None });
+        self.holders.insert(id, SlotHolder { model, tenant, since, asked, leaves: None });
         notified
     }
 
@@ -326,7 +328,7 @@ impl State {
     }
 }
 
-impl Drop for Slot {
+impl Drop for DownloadSlot {
     fn drop(&mut self) {
         if let Some(id) = self.id.take() {
             let mut state = self.slots.lock();

@@ -9,29 +9,29 @@ use crate::oci::Bucket;
 const BOUND: Duration = Duration::from_secs(20);
 
 /// Models that wait for a slot, and report when they have it.
-struct Scene {
+struct SlotsScene {
     slots: Slots,
-    started: mpsc::UnboundedReceiver<(&'static str, Slot)>,
-    report: mpsc::UnboundedSender<(&'static str, Slot)>,
+    started: mpsc::UnboundedReceiver<(&'static str, DownloadSlot)>,
+    report: mpsc::UnboundedSender<(&'static str, DownloadSlot)>,
     tasks: JoinSet<()>,
 }
 
-impl Scene {
+impl SlotsScene {
     fn new(most: usize) -> Self {
         let (report, started) = mpsc::unbounded_channel();
         Self { slots: Slots::new(most), started, report, tasks: JoinSet::new() }
     }
 
-    async fn come(&mut self, name: &'static str, asker: Asker) -> Share {
+    async fn come(&mut self, name: &'static str, asker: Priority) -> FairShare {
         self.come_from("bucket", name, asker).await
     }
 
-    async fn come_from(&mut self, bucket: &str, name: &'static str, asker: Asker) -> Share {
+    async fn come_from(&mut self, bucket: &str, name: &'static str, asker: Priority) -> FairShare {
         self.come_with(bucket, name, asker, false).await
     }
 
     /// Of very many files.
-    async fn come_large(&mut self, name: &'static str, asker: Asker) -> Share {
+    async fn come_large(&mut self, name: &'static str, asker: Priority) -> FairShare {
         self.come_with("bucket", name, asker, true).await
     }
 
@@ -39,9 +39,9 @@ impl Scene {
         &mut self,
         bucket: &str,
         name: &'static str,
-        asker: Asker,
+        asker: Priority,
         large: bool,
-    ) -> Share {
+    ) -> FairShare {
         let share = asker.share();
         let (slots, report) = (self.slots.clone(), self.report.clone());
         let bucket = Bucket::new("ns", bucket);
@@ -55,7 +55,7 @@ impl Scene {
         share
     }
 
-    async fn next(&mut self) -> (&'static str, Slot) {
+    async fn next(&mut self) -> (&'static str, DownloadSlot) {
         tokio::time::timeout(BOUND, self.started.recv()).await.unwrap().unwrap()
     }
 
@@ -66,16 +66,16 @@ impl Scene {
     }
 }
 
-fn pod() -> Asker {
-    Asker::Pod(Tenant::Unknown)
+fn pod() -> Priority {
+    Priority::Pod(Tenant::Unknown)
 }
 
-fn pod_of(namespace: &str) -> Asker {
-    Asker::Pod(Tenant::of_namespace(namespace))
+fn pod_of(namespace: &str) -> Priority {
+    Priority::Pod(Tenant::of_namespace(namespace))
 }
 
 /// Until the slot is to be given back.
-async fn is_asked_back(slot: &Slot) {
+async fn is_asked_back(slot: &DownloadSlot) {
     tokio::time::timeout(2 * LARGE_TURN, slot.asked_back()).await.expect("it has to give way");
 }
 
@@ -88,7 +88,7 @@ async fn settle() {
 
 #[tokio::test]
 async fn more_than_the_configured_models_wait_in_the_order_in_which_they_came() {
-    let mut scene = Scene::new(2);
+    let mut scene = SlotsScene::new(2);
     for name in ["1", "2", "3", "4"] {
         scene.come(name, pod()).await;
     }
@@ -104,9 +104,9 @@ async fn more_than_the_configured_models_wait_in_the_order_in_which_they_came() 
 
 #[tokio::test]
 async fn a_pod_waits_for_no_prefetch_and_a_prefetch_for_everybody() {
-    let mut scene = Scene::new(2);
+    let mut scene = SlotsScene::new(2);
     for name in ["prefetch 1", "prefetch 2", "prefetch 3"] {
-        scene.come(name, Asker::Prefetch).await;
+        scene.come(name, Priority::Prefetch).await;
     }
     let prefetches = [scene.next().await, scene.next().await];
     assert!(scene.nobody().await);
@@ -127,11 +127,11 @@ async fn a_pod_waits_for_no_prefetch_and_a_prefetch_for_everybody() {
 
 #[tokio::test]
 async fn a_prefetch_that_a_pod_joins_waits_for_no_other_prefetch() {
-    let mut scene = Scene::new(1);
-    scene.come("running", Asker::Prefetch).await;
+    let mut scene = SlotsScene::new(1);
+    scene.come("running", Priority::Prefetch).await;
     let running = scene.next().await;
-    scene.come("other", Asker::Prefetch).await;
-    let joined = scene.come("joined", Asker::Prefetch).await;
+    scene.come("other", Priority::Prefetch).await;
+    let joined = scene.come("joined", Priority::Prefetch).await;
     assert!(scene.nobody().await);
     joined.raise();
     let started = scene.next().await;
@@ -142,8 +142,8 @@ async fn a_prefetch_that_a_pod_joins_waits_for_no_other_prefetch() {
 
 #[tokio::test]
 async fn a_running_prefetch_that_a_pod_joins_counts_as_the_pods() {
-    let mut scene = Scene::new(1);
-    let running = scene.come("running", Asker::Prefetch).await;
+    let mut scene = SlotsScene::new(1);
+    let running = scene.come("running", Priority::Prefetch).await;
     let slot = scene.next().await;
     running.raise();
     scene.come("pod", pod()).await;
@@ -154,12 +154,12 @@ async fn a_running_prefetch_that_a_pod_joins_counts_as_the_pods() {
 
 #[tokio::test]
 async fn whoever_goes_away_takes_no_slot_along() {
-    let mut scene = Scene::new(1);
+    let mut scene = SlotsScene::new(1);
     scene.come("1", pod()).await;
     let first = scene.next().await;
     for _ in 0..3 {
         scene.come("gone", pod()).await;
-        scene.come("gone", Asker::Prefetch).await;
+        scene.come("gone", Priority::Prefetch).await;
     }
     scene.tasks.abort_all();
     while scene.tasks.join_next().await.is_some() {}
@@ -172,7 +172,7 @@ async fn whoever_goes_away_takes_no_slot_along() {
 
 #[tokio::test]
 async fn tenants_and_within_them_buckets_take_turns() {
-    let mut scene = Scene::new(1);
+    let mut scene = SlotsScene::new(1);
     scene.come("a1", pod_of("a")).await;
     let (_, mut slot) = scene.next().await;
     for (bucket, name, namespace) in
@@ -193,7 +193,7 @@ async fn tenants_and_within_them_buckets_take_turns() {
 
 #[tokio::test(start_paused = true)]
 async fn a_tenant_cannot_hold_all_slots_while_another_one_waits() {
-    let mut scene = Scene::new(4);
+    let mut scene = SlotsScene::new(4);
     let mut held = Vec::new();
     for name in ["1", "2", "3", "4"] {
         let share = scene.come(name, pod_of("many")).await;
@@ -218,7 +218,7 @@ async fn a_tenant_cannot_hold_all_slots_while_another_one_waits() {
 
 #[tokio::test(start_paused = true)]
 async fn a_model_without_progress_gives_its_slot_back_and_one_that_is_paced_does_not() {
-    let mut scene = Scene::new(2);
+    let mut scene = SlotsScene::new(2);
     scene.come("stalled", pod()).await;
     let (_, stalled) = scene.next().await;
     let paced = scene.come("paced", pod()).await;
@@ -264,7 +264,7 @@ async fn models_without_progress_do_not_push_each_other_out_all_the_time() {
 
 #[tokio::test(start_paused = true)]
 async fn one_model_of_very_many_files_downloads_at_once_and_leaves_the_others_their_slots() {
-    let mut scene = Scene::new(4);
+    let mut scene = SlotsScene::new(4);
     let first = scene.come_large("large", pod_of("a")).await.own_work();
     let (_, slot) = scene.next().await;
     scene.come_large("large too", pod_of("a")).await;
@@ -277,7 +277,7 @@ async fn one_model_of_very_many_files_downloads_at_once_and_leaves_the_others_th
 
 #[tokio::test(start_paused = true)]
 async fn models_of_very_many_files_keep_no_tenant_from_its_own() {
-    let mut scene = Scene::new(4);
+    let mut scene = SlotsScene::new(4);
     // They make progress, if as little as they want.
     let mut working = vec![scene.come_large("many", pod_of("many")).await.own_work()];
     let (_, first) = scene.next().await;
@@ -314,8 +314,8 @@ async fn models_of_very_many_files_keep_no_tenant_from_its_own() {
 
 #[tokio::test(start_paused = true)]
 async fn a_stalled_model_of_very_many_files_and_a_prefetched_one_give_way_to_a_pods() {
-    let mut scene = Scene::new(4);
-    scene.come_large("prefetch", Asker::Prefetch).await;
+    let mut scene = SlotsScene::new(4);
+    scene.come_large("prefetch", Priority::Prefetch).await;
     let (_, prefetch) = scene.next().await;
     scene.come_large("stalls", pod_of("a")).await;
     is_asked_back(&prefetch).await;

@@ -12,7 +12,7 @@ use nix::sys::statvfs::statvfs;
 use self::measure::Measured;
 use super::layout::Layout;
 use super::policy::Space;
-use super::shortage::Bound;
+use super::shortfall::ExhaustedLimit;
 use crate::error::{Error, Result};
 use crate::model::BlobId;
 use crate::mount;
@@ -69,7 +69,7 @@ const INODES_PER_BLOB: u64 = 4;
 
 /// What the cache may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
+pub struct CacheLimits {
     /// Bytes that stay free on its file system, whoever fills it.
     pub min_free: u64,
     /// Inodes that stay free.
@@ -80,14 +80,14 @@ pub struct Limits {
 
 /// Counts what running downloads will still take.
 #[derive(Debug, Clone)]
-pub(super) struct Ledger {
+pub(super) struct Reservations {
     layout: Layout,
-    limits: Limits,
-    book: Arc<Mutex<Book>>,
+    limits: CacheLimits,
+    book: Arc<Mutex<ReservationTotals>>,
 }
 
 #[derive(Debug, Default)]
-struct Book {
+struct ReservationTotals {
     pending: HashMap<BlobId, Pending>,
     /// Bytes of the trees that were admitted.
     trees: u64,
@@ -97,7 +97,7 @@ struct Book {
     ended: HashMap<BlobId, u64>,
 }
 
-impl Book {
+impl ReservationTotals {
     /// All that was on its way at any time since the counting began, with the
     /// whole sizes: meanwhile they grow, and move from here to there.
     fn arriving(&self) -> HashMap<BlobId, u64> {
@@ -115,14 +115,14 @@ struct Pending {
 /// A model's admitted share; given back when dropped.
 #[derive(Debug)]
 pub(super) struct Reservation {
-    ledger: Ledger,
+    ledger: Reservations,
     blobs: Vec<BlobId>,
     tree: u64,
 }
 
 /// What a model needs to be brought in.
 #[derive(Debug, Clone)]
-pub(super) struct Wanted {
+pub(super) struct SpaceRequest {
     /// Blobs that are not there, and their sizes.
     pub(super) missing: Vec<(BlobId, u64)>,
     /// The directories of the tree, and what stands beside it.
@@ -132,7 +132,7 @@ pub(super) struct Wanted {
 /// From before the cache is counted until the sum is used: what begins and
 /// ends in between is seen neither on its way nor standing, and is noted here.
 #[derive(Debug)]
-pub(super) struct Counting(Ledger);
+pub(super) struct Counting(Reservations);
 
 impl Counting {
     /// What has been on its way since it began, with the whole sizes. After the
@@ -169,7 +169,7 @@ impl Taken {
 
 /// What is not there, in numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Lack {
+pub(super) struct MissingSpace {
     /// What the model still needs.
     pub(super) needs: Space,
     /// What is free for it, running downloads taken off.
@@ -178,22 +178,22 @@ pub(super) struct Lack {
     pub(super) debt: Space,
     /// What running downloads will still take.
     pub(super) running: u64,
-    pub(super) bound: Bound,
+    pub(super) bound: ExhaustedLimit,
 }
 
-impl Lack {
+impl MissingSpace {
     /// What has to become free.
     pub(super) fn deficit(&self) -> Space {
         self.needs.saturating_add(self.debt).saturating_sub(self.free)
     }
 }
 
-impl Ledger {
-    pub(super) fn new(layout: Layout, limits: Limits) -> Self {
+impl Reservations {
+    pub(super) fn new(layout: Layout, limits: CacheLimits) -> Self {
         Self { layout, limits, book: Arc::default() }
     }
 
-    pub(super) fn limits(&self) -> Limits {
+    pub(super) fn limits(&self) -> CacheLimits {
         self.limits
     }
 
@@ -212,9 +212,9 @@ impl Ledger {
     /// there where the cache is limited. Blocks on a few file system calls.
     pub(super) fn reserve(
         &self,
-        wanted: &Wanted,
+        wanted: &SpaceRequest,
         taken: Option<&Taken>,
-    ) -> Result<Result<Reservation, Lack>> {
+    ) -> Result<Result<Reservation, MissingSpace>> {
         let measured = self.measure(wanted)?;
         let mut book = self.lock();
         let lack = self.compare(&book, &measured, wanted, taken);
@@ -242,18 +242,22 @@ impl Ledger {
     }
 
     /// What a model needs and what is there for it, whether that lacks or not.
-    pub(super) fn look(&self, wanted: &Wanted, taken: Option<&Taken>) -> Result<Lack> {
+    pub(super) fn look(
+        &self,
+        wanted: &SpaceRequest,
+        taken: Option<&Taken>,
+    ) -> Result<MissingSpace> {
         let measured = self.measure(wanted)?;
         Ok(self.compare(&self.lock(), &measured, wanted, taken))
     }
 
     fn compare(
         &self,
-        book: &Book,
+        book: &ReservationTotals,
         measured: &Measured,
-        wanted: &Wanted,
+        wanted: &SpaceRequest,
         taken: Option<&Taken>,
-    ) -> Lack {
+    ) -> MissingSpace {
         let (pending, fs) = (&book.pending, &measured.fs);
         // What came since counts as a whole, and what ended since as it was.
         let since = pending.iter().filter(|(id, _)| !measured.running.contains_key(id));
@@ -279,23 +283,25 @@ impl Ledger {
         let free_inodes = if fs.total_inodes == 0 { u64::MAX } else { fs.free_inodes };
         let standing = Space { bytes: fs.free_bytes, inodes: free_inodes };
         let (free, debt) = (standing.saturating_sub(kept), kept.saturating_sub(standing));
-        let on_disk = Lack {
+        let on_disk = MissingSpace {
             needs,
             free,
             debt,
             running,
             bound: match free.inodes < needs.inodes {
-                true => Bound::Inodes { inodes: self.limits.min_free_inodes },
-                false => Bound::Reserve { bytes: self.limits.min_free, of: fs.total_bytes },
+                true => ExhaustedLimit::Inodes { inodes: self.limits.min_free_inodes },
+                false => {
+                    ExhaustedLimit::Reserve { bytes: self.limits.min_free, of: fs.total_bytes }
+                }
             },
         };
         let within = self.limits.max_size.zip(taken).map(|(most, taken)| {
             let arriving = book.arriving().into_values().map(|size| size.next_multiple_of(BLOCK));
             let taken = arriving.fold(taken.standing, u64::saturating_add);
-            Lack {
+            MissingSpace {
                 free: Space { bytes: most.saturating_sub(taken), ..free },
                 debt: Space { bytes: taken.saturating_sub(most), ..debt },
-                bound: Bound::Limit { bytes: most },
+                bound: ExhaustedLimit::Limit { bytes: most },
                 ..on_disk
             }
         });
@@ -306,7 +312,7 @@ impl Ledger {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Book> {
+    fn lock(&self) -> MutexGuard<'_, ReservationTotals> {
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -338,16 +344,16 @@ mod tests {
         BlobId::parse(&format!("{n:02x}").repeat(32)).unwrap()
     }
 
-    fn ledger(dir: &Path, bytes: u64, max_size: Option<u64>) -> Ledger {
+    fn ledger(dir: &Path, bytes: u64, max_size: Option<u64>) -> Reservations {
         files::make_directory(&dir.join("staging"), 0o755).unwrap();
         let free = FileSystem::of(dir).unwrap().free_bytes;
         // All but `bytes` of what is free is somebody else's.
         let min_free = free.saturating_sub(bytes);
-        Ledger::new(Layout::new(dir), Limits { min_free, min_free_inodes: 0, max_size })
+        Reservations::new(Layout::new(dir), CacheLimits { min_free, min_free_inodes: 0, max_size })
     }
 
-    fn wanted(n: u8, size: u64) -> Wanted {
-        Wanted { missing: vec![(id(n), size)], tree: Space { bytes: 0, inodes: 3 } }
+    fn wanted(n: u8, size: u64) -> SpaceRequest {
+        SpaceRequest { missing: vec![(id(n), size)], tree: Space { bytes: 0, inodes: 3 } }
     }
 
     #[test]
@@ -356,7 +362,7 @@ mod tests {
         let ledger = ledger(dir.path(), 1 << 30, None);
         let lack = ledger.reserve(&wanted(1, 100 << 30), None).unwrap().unwrap_err();
         assert_eq!(lack.needs, Space { bytes: 100 << 30, inodes: INODES_PER_BLOB + 1 + 3 });
-        assert!(matches!(lack.bound, Bound::Reserve { .. }));
+        assert!(matches!(lack.bound, ExhaustedLimit::Reserve { .. }));
         assert!(lack.deficit().bytes > 98 << 30);
         assert_eq!(lack.deficit().inodes, 0);
     }
@@ -382,7 +388,7 @@ mod tests {
         let taken = |gib: u64| Taken::new(gib << 30, ledger.count());
         let running = ledger.reserve(&wanted(1, 3 << 30), Some(&taken(4))).unwrap().unwrap();
         let lack = ledger.reserve(&wanted(2, 4 << 30), Some(&taken(4))).unwrap().unwrap_err();
-        assert_eq!(lack.bound, Bound::Limit { bytes: 10 << 30 });
+        assert_eq!(lack.bound, ExhaustedLimit::Limit { bytes: 10 << 30 });
         assert_eq!((lack.free.bytes, lack.deficit().bytes), (3 << 30, 1 << 30));
         drop(running);
         ledger.reserve(&wanted(2, 4 << 30), Some(&taken(4))).unwrap().unwrap();
@@ -430,13 +436,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         files::make_directory(&dir.path().join("staging"), 0o755).unwrap();
         let free = FileSystem::of(dir.path()).unwrap();
-        let limits = Limits { min_free: 0, min_free_inodes: free.free_inodes, max_size: None };
-        let ledger = Ledger::new(Layout::new(dir.path()), limits);
+        let limits = CacheLimits { min_free: 0, min_free_inodes: free.free_inodes, max_size: None };
+        let ledger = Reservations::new(Layout::new(dir.path()), limits);
         let lack = ledger.reserve(&wanted(1, 1), None).unwrap();
         // A file system without a fixed number of inodes admits any.
         assert_eq!(lack.is_err(), free.total_inodes > 0);
         if let Err(lack) = lack {
-            assert!(matches!(lack.bound, Bound::Inodes { .. }));
+            assert!(matches!(lack.bound, ExhaustedLimit::Inodes { .. }));
         }
     }
 }

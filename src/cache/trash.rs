@@ -6,10 +6,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::Inner;
+use super::CacheInner;
 use super::layout::Layout;
 use super::policy::Space;
-use super::{files, foreign, inventory};
+use super::{disk_usage, files, foreign};
 use crate::abort_point;
 use crate::error::Result;
 use crate::mount::{self, DirId};
@@ -34,14 +34,14 @@ pub(super) fn put_aside(path: &Path, directory: &Path) -> Result<Option<PathBuf>
     Ok(files::rename(path, &to)?.then_some(to))
 }
 
-impl Inner {
+impl CacheInner {
     /// Deletes what is in the trash and not in use. Blocks, for as long as it
     /// takes.
     pub(super) fn empty_trash(&self) -> Result<usize> {
         self.free_from_trash(None)
     }
 
-    /// As [`Inner::empty_trash`], only until so much has become free; how many
+    /// As [`CacheInner::empty_trash`], only until so much has become free; how many
     /// entries were deleted.
     pub(super) fn free_from_trash(&self, enough: Option<Space>) -> Result<usize> {
         let names = files::names(&self.layout.trash())?;
@@ -63,7 +63,7 @@ impl Inner {
             }
             // For one entry only: who waits for space needs not wait for all of it.
             let _alone = self.emptying.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            let space = inventory::space_of(&path)?;
+            let space = disk_usage::space_of(&path)?;
             match files::delete_tree(&path) {
                 Ok(()) => {
                     abort_point::reach("evict-5");
@@ -113,7 +113,7 @@ struct InUse {
 }
 
 impl InUse {
-    fn now(inner: &Inner, directory: &str) -> Result<Self> {
+    fn now(inner: &CacheInner, directory: &str) -> Result<Self> {
         let uses = mount::uses_of(inner.layout.root())?;
         let names = uses.iter().filter_map(|one| {
             let mut parts = one.root.components();

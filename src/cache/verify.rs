@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::Inner;
-use super::inventory::Stocktaking;
+use super::CacheInner;
+use super::disk_usage::DiskUsage;
 use super::quarantine::Damage;
-use super::reread::{self, Pace, is_damage};
+use super::reread::{self, ReadPacer, is_damage};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{BlobId, ModelKey};
 
@@ -45,7 +45,7 @@ pub struct Verification {
     pub damaged: Vec<Damage>,
 }
 
-impl Inner {
+impl CacheInner {
     /// Verifies these models, or everything. Blocks, as long as reading takes
     /// at `rate` bytes a second.
     pub(super) fn verify(
@@ -55,7 +55,7 @@ impl Inner {
         progress: &VerifyProgress,
         cancelled: &CancellationToken,
     ) -> Result<Verification> {
-        let taken = Stocktaking::read(&self.layout)?;
+        let taken = DiskUsage::read(&self.layout)?;
         let wanted = |key: &ModelKey| keys.is_none_or(|keys| keys.contains(key));
         let mut found = Verification::default();
         let mut blobs: Vec<usize> = Vec::new();
@@ -85,7 +85,7 @@ impl Inner {
         blobs.dedup();
         let bytes = blobs.iter().map(|at| taken.blobs[*at].space.bytes);
         progress.total.store(bytes.fold(0, u64::saturating_add), Ordering::Relaxed);
-        let mut pace = Pace::new(rate);
+        let mut pace = ReadPacer::new(rate);
         for at in blobs {
             let Some(id) = taken.blobs[at].ids.first() else { continue };
             let go_on = |bytes| {
@@ -109,7 +109,7 @@ impl Inner {
     fn verify_blob(
         &self,
         id: &BlobId,
-        pace: &mut Pace,
+        pace: &mut ReadPacer,
         go_on: impl FnMut(u64) -> bool,
     ) -> Result<Option<(u64, Option<Damage>)>> {
         // Not evicted while it is read.

@@ -20,9 +20,9 @@ use super::storage::StorageArgs;
 use super::{exit, options};
 use crate::admin;
 use crate::config::{Config, parse_size};
-use crate::csi::server::Endpoint;
+use crate::csi::server::SocketEndpoint;
 use crate::error::{Error, ErrorKind, Result};
-use crate::manage::{Answer, Command, Selection, Tell, Wanted};
+use crate::manage::{CacheCommand, CollectionScope, CommandAnswer, ModelSpec, Tell};
 use bars::Bars;
 
 const AFTER_HELP: &str = "\
@@ -172,7 +172,7 @@ struct Common {
     kubelet_dir: PathBuf,
     /// Socket of the driver that runs [default: admin.sock in the cache]
     #[arg(long, env = "OCI_MODEL_CSI_ADMIN_ENDPOINT", value_name = "unix:///path")]
-    admin_endpoint: Option<Endpoint>,
+    admin_endpoint: Option<SocketEndpoint>,
 }
 
 fn size(text: &str) -> Result<u64, String> {
@@ -180,8 +180,8 @@ fn size(text: &str) -> Result<u64, String> {
 }
 
 impl FilterArgs {
-    fn of(self, uri: String) -> Wanted {
-        Wanted { uri, include: self.include, exclude: self.exclude }
+    fn of(self, uri: String) -> ModelSpec {
+        ModelSpec { uri, include: self.include, exclude: self.exclude }
     }
 }
 
@@ -201,24 +201,24 @@ impl Commands {
     }
 
     /// The command, and where its models come from if it brings some in.
-    fn take_apart(self) -> Result<(Command, Common, Option<StorageArgs>)> {
+    fn take_apart(self) -> Result<(CacheCommand, Common, Option<StorageArgs>)> {
         let alone = |command, common| Ok((command, common, None));
         match self {
-            Self::Ls { common } => alone(Command::Ls, common),
-            Self::Inspect { model, common } => alone(Command::Inspect { model }, common),
+            Self::Ls { common } => alone(CacheCommand::Ls, common),
+            Self::Inspect { model, common } => alone(CacheCommand::Inspect { model }, common),
             Self::Verify { models, rate, common } => {
-                alone(Command::Verify { models, rate }, common)
+                alone(CacheCommand::Verify { models, rate }, common)
             }
             Self::Gc { dry_run, all, free, common } => {
                 let selection = match free {
-                    Some(bytes) => Selection::Free { bytes },
-                    None if all => Selection::All,
-                    None => Selection::Limits,
+                    Some(bytes) => CollectionScope::Free { bytes },
+                    None if all => CollectionScope::All,
+                    None => CollectionScope::Limits,
                 };
-                alone(Command::Gc { dry_run, selection }, common)
+                alone(CacheCommand::Gc { dry_run, selection }, common)
             }
-            Self::Pin { model, common } => alone(Command::Pin { model }, common),
-            Self::Unpin { model, common } => alone(Command::Unpin { model }, common),
+            Self::Pin { model, common } => alone(CacheCommand::Pin { model }, common),
+            Self::Unpin { model, common } => alone(CacheCommand::Unpin { model }, common),
             Self::Prefetch { uris, filters, detach, common, storage } => {
                 let FilterArgs { include, exclude } = filters;
                 let wanted = |uri| {
@@ -226,18 +226,18 @@ impl Commands {
                     FilterArgs { include, exclude }.of(uri)
                 };
                 let models = uris.into_iter().map(wanted).collect();
-                Ok((Command::Prefetch { models, detach }, common, Some(storage)))
+                Ok((CacheCommand::Prefetch { models, detach }, common, Some(storage)))
             }
             Self::Import { dir, uri, take, filters, common, storage } => {
                 // The driver's working directory is not the caller's.
                 let dir = std::path::absolute(&dir)
                     .map_err(|e| Error::io(format!("looking for {}", dir.display()), &e))?;
                 let model = filters.of(uri);
-                Ok((Command::Import { dir, model, take }, common, Some(storage)))
+                Ok((CacheCommand::Import { dir, model, take }, common, Some(storage)))
             }
             Self::Purge { yes, common } => {
                 confirm(yes)?;
-                alone(Command::Purge, common)
+                alone(CacheCommand::Purge, common)
             }
         }
     }
@@ -285,11 +285,11 @@ pub(super) fn run(args: CacheArgs, runtime: Runtime) -> Result<ExitCode> {
 
 /// Through the driver, or without one.
 async fn execute(
-    command: Command,
+    command: CacheCommand,
     common: &Common,
     storage: Option<&StorageArgs>,
     tell: &Tell,
-) -> Result<Answer> {
+) -> Result<CommandAnswer> {
     let config = common.config.as_deref().map_or_else(|| Ok(Config::default()), Config::load)?;
     let dir = common.cache_dir.as_deref().unwrap_or(&config.cache.dir);
     let socket = match &common.admin_endpoint {
@@ -312,9 +312,9 @@ async fn execute(
 }
 
 /// What an answer says that has to be an exit code.
-fn shortcoming(answer: &Answer) -> Option<Error> {
+fn shortcoming(answer: &CommandAnswer) -> Option<Error> {
     match answer {
-        Answer::Verify(found) if !found.damaged.is_empty() => Some(Error::new(
+        CommandAnswer::Verify(found) if !found.damaged.is_empty() => Some(Error::new(
             ErrorKind::Corrupt,
             format!(
                 "{} damaged; what was damaged is put aside, and downloaded again when it is asked \
@@ -322,10 +322,10 @@ fn shortcoming(answer: &Answer) -> Option<Error> {
                 found.damaged.len()
             ),
         )),
-        Answer::Gc(collection) if !collection.reached => {
+        CommandAnswer::Gc(collection) if !collection.reached => {
             Some(Error::new(ErrorKind::NoSpace, "that is all that can be had"))
         }
-        Answer::Prefetch(models) => models.iter().find_map(|one| {
+        CommandAnswer::Prefetch(models) => models.iter().find_map(|one| {
             let kind = one.kind?;
             Some(Error::new(kind, format!("{}: {}", one.uri, one.error.as_deref()?)))
         }),

@@ -20,7 +20,7 @@ use crate::fetch::{FetchProgress, FetchReport, describe_checks, fetch};
 use crate::metrics::Metrics;
 use crate::model::{Filters, ModelRequest, ModelUri, Revision, duration_text, size_text};
 use crate::oci::AuthMethod;
-use crate::volume::{Resolver, Stores};
+use crate::volume::{ClientPool, Resolver};
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -95,7 +95,7 @@ pub(super) fn run(args: &FetchArgs, runtime: &Runtime) -> Result<()> {
         let client = storage::connect(settings).await?;
         let engine = Engine::new(options::engine(&config.download, false), metrics)?;
         let limits = options::limits(&config.limits);
-        let resolver = Resolver::new(Stores::alone(client), limits, &tasks, &shutdown);
+        let resolver = Resolver::new(ClientPool::alone(client), limits, &tasks, &shutdown);
         let work = fetch(&resolver, &engine, &request, &args.dir, &progress);
         let outcome = tokio::select! {
             outcome = work => outcome,

@@ -6,14 +6,14 @@ use bytesize::ByteSize;
 
 use crate::cache::{self, CacheOptions, FileSystem, SafetensorsCheck};
 use crate::config::{self, CheckSafetensors, Config};
-use crate::csi::server::Endpoint;
+use crate::csi::server::SocketEndpoint;
 use crate::download::{EngineOptions, Verify};
 use crate::error::Result;
 use crate::metrics::Metrics;
 use crate::model::size_text;
 use crate::oci::RetryPolicy;
 use crate::policy::{Policy, Rule};
-use crate::volume::Limits;
+use crate::volume::ResolveLimits;
 
 /// How the engine works under this configuration.
 pub(super) fn engine(config: &config::Download, write_back: bool) -> EngineOptions {
@@ -22,9 +22,9 @@ pub(super) fn engine(config: &config::Download, write_back: bool) -> EngineOptio
         bandwidth: config.bandwidth_limit.map(|limit| limit.as_u64()),
         range_size: config.range_size.as_u64(),
         verify: match config.verify {
-            config::Verify::Always => Verify::Always,
-            config::Verify::Cheap => Verify::Cheap,
-            config::Verify::Strict => Verify::Strict,
+            config::VerifySetting::Always => Verify::Always,
+            config::VerifySetting::Cheap => Verify::Cheap,
+            config::VerifySetting::Strict => Verify::Strict,
         },
         write_back,
         retry: RetryPolicy::default(),
@@ -32,16 +32,16 @@ pub(super) fn engine(config: &config::Download, write_back: bool) -> EngineOptio
 }
 
 /// What a model may be under this configuration.
-pub(super) fn limits(config: &config::Limits) -> Limits {
-    Limits {
+pub(super) fn limits(config: &config::LimitsSection) -> ResolveLimits {
+    ResolveLimits {
         max_objects: usize::try_from(config.max_objects).unwrap_or(usize::MAX),
         max_bytes: config.max_model_size.map(|size| size.as_u64()),
     }
 }
 
 /// Who may mount what under this configuration.
-pub(super) fn policy(config: &config::Policy) -> Policy {
-    let rule = |rule: &config::Rule| Rule {
+pub(super) fn policy(config: &config::PolicySection) -> Policy {
+    let rule = |rule: &config::RuleSection| Rule {
         namespaces: rule.namespaces.clone(),
         service_accounts: rule.service_accounts.clone(),
         object_storage_namespaces: rule.object_storage_namespaces.clone(),
@@ -83,7 +83,7 @@ pub(super) fn cache(
     }
     Ok(CacheOptions {
         require_mount: config.cache.require_mount,
-        limits: cache::Limits {
+        limits: cache::CacheLimits {
             min_free,
             min_free_inodes: config.cache.min_free_inodes.of(fs.total_inodes),
             max_size: (config.cache.max_size != config::Amount::Percent(config::Percent::ALL))
@@ -125,8 +125,8 @@ fn below_kubelets_threshold(min_free: u64, total: u64) -> Option<String> {
 ///
 /// # Errors
 /// `Invalid` when the directory's path is too long for a socket in it.
-pub(super) fn admin_endpoint(cache: &Path) -> Result<Endpoint> {
-    let parsed = format!("unix://{}/admin.sock", cache.display()).parse::<Endpoint>();
+pub(super) fn admin_endpoint(cache: &Path) -> Result<SocketEndpoint> {
+    let parsed = format!("unix://{}/admin.sock", cache.display()).parse::<SocketEndpoint>();
     parsed.map_err(|error| error.context("a socket for commands in the cache"))
 }
 

@@ -2,7 +2,7 @@
 //! list of models to be fetched ahead. The rest is read at the start.
 //!
 //! What restricts pods is not lost by accident, neither while the driver runs
-//! nor over a restart: see [`InForce`]. A ConfigMap changes by a link that is
+//! nor over a restart: see [`RecordedConfig`]. A ConfigMap changes by a link that is
 //! exchanged; the file is opened once for each look, so a look sees one version
 //! of it. Nothing but a file that is written in place can be seen half written.
 
@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::options;
 use crate::blocking::blocking;
 use crate::cache::Cache;
-use crate::config::{Config, InForce};
+use crate::config::{Config, RecordedConfig};
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
 use crate::model::ModelUri;
@@ -27,38 +27,42 @@ use crate::policy::Policy;
 const LOOK: Duration = Duration::from_secs(2);
 
 /// What is followed: each is replaced as a whole, or not at all.
-pub(super) struct Followed {
+pub(super) struct ConfigWatcher {
     policy: watch::Sender<Policy>,
     prefetch: watch::Sender<Vec<ModelUri>>,
     metrics: Arc<Metrics>,
-    in_force: InForce,
+    in_force: RecordedConfig,
     /// Where that is remembered; the Controller has no disk.
     cache: Option<Cache>,
 }
 
 /// What changes under those who use it.
-pub(super) struct Changing {
+pub(super) struct ConfigUpdates {
     pub(super) policy: watch::Receiver<Policy>,
     pub(super) prefetch: watch::Receiver<Vec<ModelUri>>,
 }
 
-impl Followed {
+impl ConfigWatcher {
     /// As the start has read it, from this text.
-    pub(super) fn new(config: &Config, text: &str, metrics: &Arc<Metrics>) -> (Self, Changing) {
+    pub(super) fn new(
+        config: &Config,
+        text: &str,
+        metrics: &Arc<Metrics>,
+    ) -> (Self, ConfigUpdates) {
         let (policy, policy_now) = watch::channel(options::policy(&config.policy));
         let (prefetch, prefetch_now) = watch::channel(config.prefetch.clone());
         let metrics = Arc::clone(metrics);
-        let in_force = InForce::new(config, text);
+        let in_force = RecordedConfig::new(config, text);
         let followed = Self { policy, prefetch, metrics, in_force, cache: None };
         followed.in_use();
-        (followed, Changing { policy: policy_now, prefetch: prefetch_now })
+        (followed, ConfigUpdates { policy: policy_now, prefetch: prefetch_now })
     }
 
     /// Compares what the start has read with what was in force before it, and
     /// remembers it in the cache. Before anything is served.
     ///
     /// # Errors
-    /// Those of [`InForce::check`], so that the driver does not start.
+    /// Those of [`RecordedConfig::check`], so that the driver does not start.
     pub(super) async fn compare(
         &mut self,
         cache: Option<Cache>,
@@ -91,10 +95,10 @@ impl Followed {
 
     /// Remembers what is in force now, where that or what was `before` restricts
     /// anything. A disk that does not take it changes nothing in what is in force.
-    async fn remember(&self, before: Option<&InForce>) {
+    async fn remember(&self, before: Option<&RecordedConfig>) {
         let (cache, now) = (self.cache.clone(), self.in_force.clone());
         let Some(cache) = cache else { return };
-        let needed = now.restricts() || before.is_some_and(InForce::restricts);
+        let needed = now.restricts() || before.is_some_and(RecordedConfig::restricts);
         let written = blocking(move || {
             let json = serde_json::to_vec(&now)
                 .map_err(|e| Error::internal(format!("writing the configuration in force: {e}")))?;
@@ -116,7 +120,7 @@ impl Followed {
     /// Takes over what is followed; the rest waits for the next start.
     ///
     /// # Errors
-    /// Those of [`InForce::check`]; then nothing is taken over.
+    /// Those of [`RecordedConfig::check`]; then nothing is taken over.
     async fn take(
         &mut self,
         mut config: Config,
@@ -125,7 +129,7 @@ impl Followed {
         started: &Config,
     ) -> Result<()> {
         self.in_force.check(&config, text, file)?;
-        let before = std::mem::replace(&mut self.in_force, InForce::new(&config, text));
+        let before = std::mem::replace(&mut self.in_force, RecordedConfig::new(&config, text));
         // Rules are remembered before they hold.
         self.remember(Some(&before)).await;
         let policy = options::policy(&config.policy);
@@ -156,7 +160,7 @@ impl Followed {
 }
 
 /// What was in force before this start. Blocks.
-fn recall(cache: &Cache) -> Result<Option<InForce>> {
+fn recall(cache: &Cache) -> Result<Option<RecordedConfig>> {
     let Some(bytes) = cache.config_in_force()? else { return Ok(None) };
     let parsed = serde_json::from_slice(&bytes);
     parsed.map(Some).map_err(|error| {
@@ -181,7 +185,7 @@ fn replace<T: PartialEq>(place: &watch::Sender<T>, value: T) -> bool {
 pub(super) async fn follow(
     file: PathBuf,
     started: Config,
-    mut followed: Followed,
+    mut followed: ConfigWatcher,
     shutdown: CancellationToken,
 ) {
     let name = file.display().to_string();

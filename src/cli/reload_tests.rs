@@ -1,6 +1,6 @@
 use super::*;
 use crate::model::{BucketName, ModelRequest, NamespaceName, PodIdentity, Prefix};
-use crate::policy::{Verdict, Who};
+use crate::policy::{PolicyDecision, Subject};
 
 /// Rules in braces, in each place of a file.
 const IN_BRACES: &str = r#"cache: {dir: /var/lib/oci-model-csi}
@@ -133,8 +133,8 @@ fn allowed(config: &Config) -> Vec<String> {
                             BucketName::parse(bucket).unwrap(),
                             Prefix::parse(prefix).unwrap(),
                         );
-                        let who = Who::Pod(Some(&pod));
-                        if policy.check(who, &request, Some(&own)) == Ok(Verdict::Allowed) {
+                        let who = Subject::Pod(Some(&pod));
+                        if policy.check(who, &request, Some(&own)) == Ok(PolicyDecision::Allowed) {
                             allowed.push(format!(
                                 "{namespace} {account} {bucket} {tenancy:?} {prefix}"
                             ));
@@ -151,7 +151,7 @@ fn allowed(config: &Config) -> Vec<String> {
 /// found to allow no more than the whole.
 fn beginnings_taken(whole: &str) -> usize {
     let config = Config::parse(whole, "whole").unwrap();
-    let in_force = InForce::new(&config, whole);
+    let in_force = RecordedConfig::new(&config, whole);
     in_force.check(&config, whole, "whole").unwrap();
     let may = allowed(&config);
     assert!(!may.is_empty());

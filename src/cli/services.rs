@@ -16,13 +16,13 @@ use tokio_util::task::TaskTracker;
 
 use super::descriptors;
 use super::options;
-use super::reload::{self, Followed};
+use super::reload::{self, ConfigWatcher};
 use super::storage::{self, OkeArgs, StorageArgs};
 use crate::admin::{Admin, Listener};
 use crate::blocking::blocking;
 use crate::cache::Cache;
 use crate::config::Config;
-use crate::csi::server::{self, Endpoint, SocketGuard};
+use crate::csi::server::{self, SocketEndpoint, SocketGuard};
 use crate::csi::{
     ControllerService, IdentityService, NodeOptions, NodeService, Readiness, Services, serve,
 };
@@ -36,7 +36,7 @@ use crate::model::ModelUri;
 use crate::node::NodeState;
 use crate::oci::AuthMethod;
 use crate::policy::Policy;
-use crate::volume::{Chooser, Claims, Provisioner, Resolver, Volumes};
+use crate::volume::{ClaimReader, Provisioner, Resolver, RevisionSelector, Volumes};
 
 /// How long background work may take to end once the calls have.
 const GRACE: Duration = Duration::from_secs(5);
@@ -57,7 +57,7 @@ pub(super) enum Mode {
 pub(super) struct ServiceArgs {
     /// Socket of the CSI services: unix:///path
     #[arg(long, env = "OCI_MODEL_CSI_CSI_ENDPOINT", default_value = "unix:///csi/csi.sock")]
-    csi_endpoint: Endpoint,
+    csi_endpoint: SocketEndpoint,
     /// Name of the CSI driver, as in the CSIDriver object
     #[arg(long, env = "OCI_MODEL_CSI_DRIVER_NAME", default_value = "oci-model-csi.dev")]
     driver_name: String,
@@ -81,7 +81,7 @@ pub(super) struct ServiceArgs {
     /// Socket for `oci-model-csi cache` and the node's administrator [default: admin.sock in the
     /// cache; none for controller]
     #[arg(long, env = "OCI_MODEL_CSI_ADMIN_ENDPOINT", value_name = "unix:///path")]
-    admin_endpoint: Option<Endpoint>,
+    admin_endpoint: Option<SocketEndpoint>,
     /// API server that events are written to, and the node's taint and labels, and where claims are
     /// read [default: that of the cluster the driver runs in]
     #[arg(long, env = "OCI_MODEL_CSI_KUBERNETES_API", value_name = "URL")]
@@ -112,9 +112,9 @@ pub(super) struct ServiceArgs {
 
 impl ServiceArgs {
     /// The API server that was named, or that of the cluster this process runs in.
-    fn kubernetes(&self) -> Result<Option<kubernetes::Api>> {
+    fn kubernetes(&self) -> Result<Option<kubernetes::ApiServer>> {
         let url = self.kubernetes_api.clone().or_else(Cluster::own_url);
-        url.map(|url| kubernetes::Api::new(&Cluster::at(url, &self.service_account_dir)))
+        url.map(|url| kubernetes::ApiServer::new(&Cluster::at(url, &self.service_account_dir)))
             .transpose()
     }
 
@@ -175,14 +175,14 @@ async fn start(args: ServiceArgs, config: &Config, text: &str, mode: Mode) -> Re
             expires_at: identity.expires_at(),
         });
     }
-    let (mut followed, changing) = Followed::new(config, text, &metrics);
+    let (mut followed, changing) = ConfigWatcher::new(config, text, &metrics);
     let limits = options::limits(&config.limits);
     let resolver = Resolver::new(stores, limits, &tasks, &shutdown);
     let kubernetes = args.kubernetes()?;
     let events = kubernetes.clone().map_or_else(Events::default, |server| {
         Events::to(server, &args.driver_name, &args.node_name(), &tasks, &shutdown)
     });
-    let shared = Shared {
+    let shared = ServiceContext {
         policy: changing.policy,
         kubernetes,
         events,
@@ -231,8 +231,8 @@ async fn start(args: ServiceArgs, config: &Config, text: &str, mode: Mode) -> Re
             NodeService::new(volumes, options, readiness.clone(), Arc::clone(&metrics))
         }),
         controller: (mode != Mode::Node).then(|| {
-            let Shared { policy, kubernetes, events, .. } = shared;
-            let claims = Claims::of(kubernetes);
+            let ServiceContext { policy, kubernetes, events, .. } = shared;
+            let claims = ClaimReader::of(kubernetes);
             let driver = args.driver_name.clone();
             let provisioner = Provisioner::new(resolver, policy, claims, events, driver);
             ControllerService::new(provisioner, readiness.clone(), Arc::clone(&metrics))
@@ -272,9 +272,9 @@ async fn start(args: ServiceArgs, config: &Config, text: &str, mode: Mode) -> Re
 }
 
 /// What all services stand on.
-struct Shared {
+struct ServiceContext {
     policy: watch::Receiver<Policy>,
-    kubernetes: Option<kubernetes::Api>,
+    kubernetes: Option<kubernetes::ApiServer>,
     events: Events,
     metrics: Arc<Metrics>,
     tasks: TaskTracker,
@@ -288,7 +288,7 @@ struct Node {
     engine: Engine,
     volumes: Volumes,
     manager: Manager,
-    kubernetes: Option<kubernetes::Api>,
+    kubernetes: Option<kubernetes::ApiServer>,
     registered: Arc<Notify>,
 }
 
@@ -297,14 +297,14 @@ impl Node {
         args: &ServiceArgs,
         config: &Config,
         resolver: &Resolver,
-        shared: &Shared,
+        shared: &ServiceContext,
     ) -> Result<Self> {
-        let Shared { metrics, tasks, shutdown, .. } = shared;
+        let ServiceContext { metrics, tasks, shutdown, .. } = shared;
         let options =
             options::cache(config, args.cache_dir.as_deref(), &args.kubelet_dir, metrics)?;
         let cache = Cache::open(options, Arc::clone(metrics), tasks, shutdown)?;
         let engine = Engine::new(options::engine(&config.download, true), Arc::clone(metrics))?;
-        let chooser = Chooser::new(resolver.clone(), config.serve_stale_on_outage);
+        let chooser = RevisionSelector::new(resolver.clone(), config.serve_stale_on_outage);
         let volumes = Volumes::new(
             cache.clone(),
             args.kubelet_dir.clone(),

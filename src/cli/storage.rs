@@ -9,7 +9,7 @@ use crate::config;
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
 use crate::oci::{self, AuthMethod, ObjectStorage, Settings};
-use crate::volume::{ListedBucket, Stores};
+use crate::volume::{ClientPool, ListedBucket};
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Object Storage")]
@@ -58,7 +58,10 @@ impl OkeArgs {
 
 /// Connects the driver's own identity and place; those of other buckets are
 /// tried when somebody asks for them.
-pub(super) async fn stores(settings: Settings, listed: &[config::Bucket]) -> Result<Stores> {
+pub(super) async fn stores(
+    settings: Settings,
+    listed: &[config::BucketSection],
+) -> Result<ClientPool> {
     let listed = listed.iter().map(|bucket| {
         let auth = bucket.auth.as_ref().map(|auth| auth.as_str().parse()).transpose();
         let (name, namespace) = (bucket.name.clone(), bucket.namespace.clone());
@@ -66,7 +69,7 @@ pub(super) async fn stores(settings: Settings, listed: &[config::Bucket]) -> Res
         Ok(ListedBucket { name, namespace, region, endpoint, auth: auth.map_err(told)? })
     });
     let listed = listed.collect::<Result<_>>()?;
-    Stores::connect(settings, listed).await.map_err(told)
+    ClientPool::connect(settings, listed).await.map_err(told)
 }
 
 /// Connects; what is configured wrong is the fault of who started the program.
@@ -74,9 +77,9 @@ pub(super) async fn connect(settings: Settings) -> Result<ObjectStorage> {
     ObjectStorage::connect(settings).await.map_err(told)
 }
 
-fn told(error: oci::Error) -> Error {
+fn told(error: oci::StorageError) -> Error {
     match error.kind() {
-        oci::ErrorKind::Config => Error::invalid(error.to_string()),
+        oci::StorageErrorKind::Config => Error::invalid(error.to_string()),
         _ => error.into(),
     }
 }
@@ -85,7 +88,7 @@ impl StorageArgs {
     /// The settings of the client: flags before `config`, before `default_auth`.
     pub(super) fn settings(
         &self,
-        config: Option<&config::ObjectStorage>,
+        config: Option<&config::ObjectStorageSection>,
         default_auth: AuthMethod,
         metrics: &Arc<Metrics>,
     ) -> Result<Settings> {

@@ -11,7 +11,7 @@ use bytesize::ByteSize;
 use serde::de::{Deserialize, Deserializer, Error};
 
 use super::amount::{Amount, MinFree, Percent, parse_size};
-use super::{AuthName, Bucket, CheckSafetensors, Verify};
+use super::{AuthName, BucketSection, CheckSafetensors, VerifySetting};
 use crate::model::ModelUri;
 
 /// A scalar as it was written; the YAML types of numbers and words do not matter.
@@ -137,11 +137,11 @@ pub(super) fn scrub_rate<'de, D: Deserializer<'de>>(input: D) -> Result<ByteSize
     Ok(rate)
 }
 
-pub(super) fn verify<'de, D: Deserializer<'de>>(input: D) -> Result<Verify, D::Error> {
+pub(super) fn verify<'de, D: Deserializer<'de>>(input: D) -> Result<VerifySetting, D::Error> {
     match text(input)?.as_str() {
-        "always" => Ok(Verify::Always),
-        "cheap" => Ok(Verify::Cheap),
-        "strict" => Ok(Verify::Strict),
+        "always" => Ok(VerifySetting::Always),
+        "cheap" => Ok(VerifySetting::Cheap),
+        "strict" => Ok(VerifySetting::Strict),
         other => Err(Error::custom(format!(
             "`{other}` is invalid: expected `always`, `cheap` or `strict`"
         ))),
@@ -233,11 +233,12 @@ pub(super) fn endpoint<'de, D: Deserializer<'de>>(input: D) -> Result<Option<Str
 }
 
 /// Buckets, each once: of two the second would mean nothing.
-pub(super) fn buckets<'de, D: Deserializer<'de>>(input: D) -> Result<Vec<Bucket>, D::Error> {
-    let buckets = Vec::<Bucket>::deserialize(input)?;
+pub(super) fn buckets<'de, D: Deserializer<'de>>(input: D) -> Result<Vec<BucketSection>, D::Error> {
+    let buckets = Vec::<BucketSection>::deserialize(input)?;
     for (n, bucket) in buckets.iter().enumerate() {
-        let same =
-            |other: &&Bucket| (&other.name, &other.namespace) == (&bucket.name, &bucket.namespace);
+        let same = |other: &&BucketSection| {
+            (&other.name, &other.namespace) == (&bucket.name, &bucket.namespace)
+        };
         if buckets[..n].iter().any(|other| same(&other)) {
             let namespace = bucket.namespace.as_deref().unwrap_or("the driver's own");
             return Err(Error::custom(format!(

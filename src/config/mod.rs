@@ -19,8 +19,8 @@ use serde::Deserialize;
 
 pub use amount::{Amount, MinFree, Percent, parse_size};
 
-pub use rule::Rule;
-pub use whole::InForce;
+pub use rule::RuleSection;
+pub use whole::RecordedConfig;
 
 use crate::model::{ModelUri, nearest};
 use crate::{Error, Result, text};
@@ -30,15 +30,15 @@ use crate::{Error, Result, text};
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Config {
     /// The cache of this node.
-    pub cache: Cache,
+    pub cache: CacheSection,
     /// How models are downloaded and verified.
     pub download: Download,
     /// What a single model may be.
-    pub limits: Limits,
+    pub limits: LimitsSection,
     /// Where models come from.
-    pub object_storage: ObjectStorage,
+    pub object_storage: ObjectStorageSection,
     /// Who may mount what.
-    pub policy: Policy,
+    pub policy: PolicySection,
     /// Mount the newest cached revision when Object Storage cannot be asked.
     pub serve_stale_on_outage: bool,
     /// What becomes of a model whose weights no loader could open.
@@ -52,7 +52,7 @@ pub struct Config {
 /// The `cache` section.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct Cache {
+pub struct CacheSection {
     /// The cache directory; absolute.
     #[serde(deserialize_with = "fields::directory")]
     pub dir: PathBuf,
@@ -98,7 +98,7 @@ pub struct Download {
     pub max_models: u32,
     /// Which checksums are computed.
     #[serde(deserialize_with = "fields::verify")]
-    pub verify: Verify,
+    pub verify: VerifySetting,
     /// A download that nobody has asked for during this time ends; 1 s to 24 h.
     #[serde(deserialize_with = "fields::abandon_after")]
     pub abandon_after: Duration,
@@ -117,7 +117,7 @@ pub enum CheckSafetensors {
 
 /// Which checksums of an object are computed before its bytes are served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verify {
+pub enum VerifySetting {
     /// The best that the object carries.
     Always,
     /// As `Always`, without MD5 where the object is over 1 GiB.
@@ -129,7 +129,7 @@ pub enum Verify {
 /// The `limits` section.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct Limits {
+pub struct LimitsSection {
     /// Objects that a model may have; 1 to 10 million.
     #[serde(deserialize_with = "fields::max_objects")]
     pub max_objects: u32,
@@ -141,7 +141,7 @@ pub struct Limits {
 /// The `objectStorage` section. What is `None` here comes from the environment or the identity.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct ObjectStorage {
+pub struct ObjectStorageSection {
     /// How requests are signed.
     #[serde(deserialize_with = "fields::auth")]
     pub auth: AuthName,
@@ -159,13 +159,13 @@ pub struct ObjectStorage {
     pub ca_file: Option<PathBuf>,
     /// Buckets of other regions or tenancies that pods may name; each once.
     #[serde(deserialize_with = "fields::buckets")]
-    pub buckets: Vec<Bucket>,
+    pub buckets: Vec<BucketSection>,
 }
 
 /// A bucket that is reached in another way than the driver's own.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Bucket {
+pub struct BucketSection {
     /// The bucket's name.
     #[serde(deserialize_with = "fields::name")]
     pub name: String,
@@ -187,9 +187,9 @@ pub struct Bucket {
 /// everything the driver can read is allowed; with rules the default is deny.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct Policy {
+pub struct PolicySection {
     /// In the order of evaluation.
-    pub rules: Vec<Rule>,
+    pub rules: Vec<RuleSection>,
 }
 
 /// The name of a way to sign requests, spelled as the oci CLI's `--auth` spells it.
@@ -243,11 +243,11 @@ impl Default for AuthName {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            cache: Cache::default(),
+            cache: CacheSection::default(),
             download: Download::default(),
-            limits: Limits::default(),
-            object_storage: ObjectStorage::default(),
-            policy: Policy::default(),
+            limits: LimitsSection::default(),
+            object_storage: ObjectStorageSection::default(),
+            policy: PolicySection::default(),
             serve_stale_on_outage: true,
             check_safetensors: CheckSafetensors::Refuse,
             prefetch: Vec::new(),
@@ -255,7 +255,7 @@ impl Default for Config {
     }
 }
 
-impl Default for Cache {
+impl Default for CacheSection {
     fn default() -> Self {
         const TENTH: Percent = Percent::new(10).expect("10 is a percentage");
         Self {
@@ -278,13 +278,13 @@ impl Default for Download {
             range_size: ByteSize::mib(16),
             bandwidth_limit: None,
             max_models: 4,
-            verify: Verify::Always,
+            verify: VerifySetting::Always,
             abandon_after: Duration::from_secs(600),
         }
     }
 }
 
-impl Default for Limits {
+impl Default for LimitsSection {
     fn default() -> Self {
         Self { max_objects: 100_000, max_model_size: None }
     }

@@ -7,7 +7,7 @@ use crate::model::{Pattern, Prefix};
 /// Who (all of the first two) gets what (all of the others), or does not.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Rule {
+pub struct RuleSection {
     /// Patterns over the pod's Kubernetes namespace; at least one.
     #[serde(deserialize_with = "of_kubernetes")]
     pub namespaces: Vec<Pattern>,
@@ -32,33 +32,33 @@ fn everybody() -> Vec<Pattern> {
 }
 
 /// Parsed while the parser knows its line.
-struct Entry<T>(T);
+struct RuleValue<T>(T);
 
-trait Named: Sized {
+trait ParsedPattern: Sized {
     fn named(text: &str) -> Result<Self, String>;
 }
 
 /// Over names of Kubernetes objects.
-struct Kubernetes(Pattern);
+struct KubernetesPattern(Pattern);
 
 /// Over names of buckets and Object Storage namespaces.
-struct Oracle(Pattern);
+struct OraclePattern(Pattern);
 
-impl Named for Kubernetes {
+impl ParsedPattern for KubernetesPattern {
     fn named(text: &str) -> Result<Self, String> {
         let known = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.".contains(&b);
         pattern(text, known, "lower-case letters, digits, `-`, `.`").map(Self)
     }
 }
 
-impl Named for Oracle {
+impl ParsedPattern for OraclePattern {
     fn named(text: &str) -> Result<Self, String> {
         let known = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
         pattern(text, known, "letters, digits, `-`, `_`, `.`").map(Self)
     }
 }
 
-impl Named for Prefix {
+impl ParsedPattern for Prefix {
     fn named(text: &str) -> Result<Self, String> {
         if text.contains('*') {
             return Err(format!("`{text}` has a `*`: a prefix is a directory, and all below it"));
@@ -76,18 +76,18 @@ fn pattern(text: &str, known: impl Fn(u8) -> bool, what: &str) -> Result<Pattern
     Pattern::parse(text).map_err(|error| error.message().to_owned())
 }
 
-impl<'de, T: Named> Deserialize<'de> for Entry<T> {
+impl<'de, T: ParsedPattern> Deserialize<'de> for RuleValue<T> {
     fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
         T::named(&String::deserialize(input)?).map(Self).map_err(Error::custom)
     }
 }
 
-fn entries<'de, D: Deserializer<'de>, T: Named>(input: D) -> Result<Vec<T>, D::Error> {
-    let entries = Vec::<Entry<T>>::deserialize(input)?;
+fn entries<'de, D: Deserializer<'de>, T: ParsedPattern>(input: D) -> Result<Vec<T>, D::Error> {
+    let entries = Vec::<RuleValue<T>>::deserialize(input)?;
     Ok(entries.into_iter().map(|entry| entry.0).collect())
 }
 
-fn some<'de, D: Deserializer<'de>, T: Named>(input: D) -> Result<Vec<T>, D::Error> {
+fn some<'de, D: Deserializer<'de>, T: ParsedPattern>(input: D) -> Result<Vec<T>, D::Error> {
     let entries = entries(input)?;
     if entries.is_empty() {
         return Err(Error::custom("an empty list matches nothing; write what is meant"));
@@ -96,15 +96,15 @@ fn some<'de, D: Deserializer<'de>, T: Named>(input: D) -> Result<Vec<T>, D::Erro
 }
 
 fn of_kubernetes<'de, D: Deserializer<'de>>(input: D) -> Result<Vec<Pattern>, D::Error> {
-    Ok(some(input)?.into_iter().map(|Kubernetes(pattern)| pattern).collect())
+    Ok(some(input)?.into_iter().map(|KubernetesPattern(pattern)| pattern).collect())
 }
 
 fn of_oracle<'de, D: Deserializer<'de>>(input: D) -> Result<Vec<Pattern>, D::Error> {
-    Ok(some(input)?.into_iter().map(|Oracle(pattern)| pattern).collect())
+    Ok(some(input)?.into_iter().map(|OraclePattern(pattern)| pattern).collect())
 }
 
 fn any_of_oracle<'de, D: Deserializer<'de>>(input: D) -> Result<Vec<Pattern>, D::Error> {
-    Ok(entries(input)?.into_iter().map(|Oracle(pattern)| pattern).collect())
+    Ok(entries(input)?.into_iter().map(|OraclePattern(pattern)| pattern).collect())
 }
 
 fn prefixes<'de, D: Deserializer<'de>>(input: D) -> Result<Vec<Prefix>, D::Error> {

@@ -50,7 +50,7 @@ fn the_documented_sample_is_the_defaults_and_one_rule() {
     assert_eq!(config, Config::default());
     assert_eq!(
         rule,
-        Rule {
+        RuleSection {
             namespaces: patterns(&["team-a", "ml-*"]),
             service_accounts: patterns(&["*"]),
             object_storage_namespaces: vec![],
@@ -77,7 +77,7 @@ fn every_default_is_the_documented_one() {
     assert_eq!(config.download.range_size, ByteSize::mib(16));
     assert_eq!(config.download.bandwidth_limit, None);
     assert_eq!(config.download.max_models, 4);
-    assert_eq!(config.download.verify, Verify::Always);
+    assert_eq!(config.download.verify, VerifySetting::Always);
     assert_eq!(config.download.abandon_after, Duration::from_secs(600));
     assert_eq!(config.limits.max_objects, 100_000);
     assert_eq!(config.limits.max_model_size, None);
@@ -157,7 +157,7 @@ const RULE: &str = "{namespaces: [a], buckets: [b], prefixes: [p], allow: true}"
 #[test]
 fn rules_in_force_are_dropped_by_an_explicit_list_only() {
     let text = format!("cache: {{}}\npolicy: {{rules: [{RULE}]}}\n");
-    let in_force = InForce::new(&parse(&text), &text);
+    let in_force = RecordedConfig::new(&parse(&text), &text);
     for next in ["{}", "cache: {}\n", "policy: {}\n", "cache: {}\n...\n"] {
         let refused = in_force.check(&parse(next), next, "c.yaml").unwrap_err();
         assert_all_in(
@@ -173,7 +173,7 @@ fn rules_in_force_are_dropped_by_an_explicit_list_only() {
         refused.unwrap_err().message(),
         &["the start without --config has no policy.rules"],
     );
-    let none = InForce::new(&Config::default(), "cache: {}\n");
+    let none = RecordedConfig::new(&Config::default(), "cache: {}\n");
     none.check(&parse("{}"), "{}", "c.yaml").unwrap();
     assert!(in_force.restricts() && !none.restricts());
 }
@@ -182,7 +182,7 @@ fn rules_in_force_are_dropped_by_an_explicit_list_only() {
 fn a_beginning_of_the_file_in_force_changes_no_identity() {
     let first = "policy: {rules: []}\n";
     let text = format!("{first}objectStorage:\n  auth: oke_workload_identity\n");
-    let in_force = InForce::new(&parse(&text), &text);
+    let in_force = RecordedConfig::new(&parse(&text), &text);
     assert!(in_force.restricts());
     let refused = in_force.check(&parse(first), first, "c.yaml").unwrap_err();
     assert_all_in(refused.message(), &["no auth of objectStorage", "cut off", "`...`"]);
@@ -196,7 +196,7 @@ fn a_beginning_of_a_changed_file_replaces_no_identity_by_a_default() {
     let storage = "objectStorage:\n  auth: oke_workload_identity\n  buckets:\n  - name: far\n    \
                    namespace: n\n    auth: none\n";
     let text = format!("policy: {{rules: [{RULE}]}}\n{storage}");
-    let in_force = InForce::new(&parse(&text), &text);
+    let in_force = RecordedConfig::new(&parse(&text), &text);
     // The whole begins with a line that the file in force does not have.
     let changed = format!("# changed\n{text}");
     let whole = parse(&changed);
@@ -254,7 +254,7 @@ prefetch: [oci://shared/models/a, oci://far@other/models/b/, oci://shared/models
     assert_eq!(config.download.range_size, ByteSize::gib(1));
     assert_eq!(config.download.bandwidth_limit, Some(ByteSize::mib(100)));
     assert_eq!(config.download.max_models, 1);
-    assert_eq!(config.download.verify, Verify::Cheap);
+    assert_eq!(config.download.verify, VerifySetting::Cheap);
     assert_eq!(config.download.abandon_after, Duration::from_secs(5400));
     assert_eq!(config.limits.max_objects, 7);
     assert_eq!(config.limits.max_model_size, Some(ByteSize::gib(1536)));

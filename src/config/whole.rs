@@ -14,7 +14,7 @@
 //! - A list of rules that follows nothing more can only lose rules at its end,
 //!   and what no rule allows is denied.
 //! - Rules that were in force are dropped by `policy: {rules: []}` only, and an
-//!   identity that was written is not replaced by a default; see [`InForce`].
+//!   identity that was written is not replaced by a default; see [`RecordedConfig`].
 
 use std::collections::BTreeMap;
 
@@ -30,7 +30,7 @@ const END: &str = "...";
 
 /// Which of its keys a document has, and where; the values are parsed elsewhere.
 #[derive(Deserialize)]
-struct Written {
+struct WrittenKeys {
     policy: Option<WrittenPolicy>,
     #[serde(rename = "objectStorage")]
     object_storage: Option<WrittenObjectStorage>,
@@ -79,8 +79,8 @@ pub(super) fn check_rules(text: &str, file: &str) -> Result<()> {
 }
 
 /// What does not parse was refused before.
-fn written(text: &str) -> Option<Written> {
-    serde_saphyr::from_str::<Option<Written>>(text).ok().flatten()
+fn written(text: &str) -> Option<WrittenKeys> {
+    serde_saphyr::from_str::<Option<WrittenKeys>>(text).ok().flatten()
 }
 
 /// Whether no beginning of this rule allows more than all of it.
@@ -121,14 +121,14 @@ fn ends(text: &str) -> bool {
 /// What is remembered of the configuration in use, so that the next one does
 /// not lose what this one restricted, also after a restart.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct InForce {
+pub struct RecordedConfig {
     /// How many rules there are.
     rules: usize,
     /// The whole text. It holds no secret: an endpoint with a password is refused.
     text: String,
 }
 
-impl InForce {
+impl RecordedConfig {
     /// Of a configuration and the text that it was parsed from.
     pub fn new(config: &Config, text: &str) -> Self {
         Self { rules: config.policy.rules.len(), text: text.to_owned() }
@@ -189,7 +189,7 @@ impl InForce {
         if !names_auth && now.auth != next.auth {
             return Some("objectStorage".to_owned());
         }
-        let has_auth = |one: &super::Bucket| {
+        let has_auth = |one: &super::BucketSection| {
             let mut same = next
                 .buckets
                 .iter()
@@ -202,7 +202,7 @@ impl InForce {
 
     /// As whom buckets are read. A text of another version may not parse; then
     /// nothing is known of it.
-    fn identities(&self) -> super::ObjectStorage {
+    fn identities(&self) -> super::ObjectStorageSection {
         let config = serde_saphyr::from_str::<Config>(&self.text);
         config.map(|config| config.object_storage).unwrap_or_default()
     }

@@ -16,7 +16,7 @@ use super::proto::{
     Volume,
 };
 use super::readiness::Readiness;
-use super::rpc::{Call, not_served};
+use super::rpc::{RpcCall, not_served};
 use super::{capability, deadline, request};
 use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::Metrics;
@@ -112,7 +112,7 @@ impl Controller for ControllerService {
         &self,
         request: Request<CreateVolumeRequest>,
     ) -> Result<Response<CreateVolumeResponse>, Status> {
-        let call = Call::begin(&self.metrics, "CreateVolume", &request.get_ref().name);
+        let call = RpcCall::begin(&self.metrics, "CreateVolume", &request.get_ref().name);
         call.answer(self.create(request).await.map_err(Status::from))
     }
 
@@ -121,7 +121,7 @@ impl Controller for ControllerService {
         request: Request<DeleteVolumeRequest>,
     ) -> Result<Response<DeleteVolumeResponse>, Status> {
         let request = request.into_inner();
-        let call = Call::begin(&self.metrics, "DeleteVolume", &request.volume_id);
+        let call = RpcCall::begin(&self.metrics, "DeleteVolume", &request.volume_id);
         call.answer(self.delete(&request).map_err(Status::from))
     }
 
@@ -130,7 +130,7 @@ impl Controller for ControllerService {
         request: Request<ValidateVolumeCapabilitiesRequest>,
     ) -> Result<Response<ValidateVolumeCapabilitiesResponse>, Status> {
         let request = request.into_inner();
-        let call = Call::begin(&self.metrics, "ValidateVolumeCapabilities", &request.volume_id);
+        let call = RpcCall::begin(&self.metrics, "ValidateVolumeCapabilities", &request.volume_id);
         call.answer(self.validate(request).map_err(Status::from))
     }
 
@@ -138,7 +138,7 @@ impl Controller for ControllerService {
         &self,
         _request: Request<ControllerGetCapabilitiesRequest>,
     ) -> Result<Response<ControllerGetCapabilitiesResponse>, Status> {
-        let call = Call::begin(&self.metrics, "ControllerGetCapabilities", "");
+        let call = RpcCall::begin(&self.metrics, "ControllerGetCapabilities", "");
         let create_delete = rpc::Type::CreateDeleteVolume.into();
         let capability =
             ControllerServiceCapability { r#type: Some(Type::Rpc(Rpc { r#type: create_delete })) };

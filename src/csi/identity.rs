@@ -12,7 +12,7 @@ use super::proto::{
     GetPluginInfoResponse, PluginCapability, ProbeRequest, ProbeResponse,
 };
 use super::readiness::Readiness;
-use super::rpc::Call;
+use super::rpc::RpcCall;
 use crate::metrics::Metrics;
 
 /// Who the driver is and whether it is ready.
@@ -42,7 +42,7 @@ impl Identity for IdentityService {
         &self,
         _request: Request<GetPluginInfoRequest>,
     ) -> Result<Response<GetPluginInfoResponse>, Status> {
-        let call = Call::begin(&self.metrics, "GetPluginInfo", "");
+        let call = RpcCall::begin(&self.metrics, "GetPluginInfo", "");
         call.answer(Ok(GetPluginInfoResponse {
             name: self.driver_name.clone(),
             vendor_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -54,7 +54,7 @@ impl Identity for IdentityService {
         &self,
         _request: Request<GetPluginCapabilitiesRequest>,
     ) -> Result<Response<GetPluginCapabilitiesResponse>, Status> {
-        let call = Call::begin(&self.metrics, "GetPluginCapabilities", "");
+        let call = RpcCall::begin(&self.metrics, "GetPluginCapabilities", "");
         let controller = PluginCapability {
             r#type: Some(Type::Service(Service {
                 r#type: service::Type::ControllerService.into(),
@@ -68,7 +68,7 @@ impl Identity for IdentityService {
         &self,
         _request: Request<ProbeRequest>,
     ) -> Result<Response<ProbeResponse>, Status> {
-        let call = Call::begin(&self.metrics, "Probe", "");
+        let call = RpcCall::begin(&self.metrics, "Probe", "");
         call.answer(Ok(ProbeResponse { ready: Some(self.readiness.is_ready()) }))
     }
 }

@@ -18,7 +18,7 @@ use super::proto::{
     NodeUnpublishVolumeRequest, NodeUnpublishVolumeResponse, VolumeCondition, VolumeUsage,
 };
 use super::readiness::Readiness;
-use super::rpc::{Call, Told, not_served};
+use super::rpc::{RefusalLog, RpcCall, not_served};
 use super::{deadline, request, status, target};
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
@@ -43,7 +43,7 @@ pub struct NodeService {
     options: NodeOptions,
     readiness: Readiness,
     metrics: Arc<Metrics>,
-    told: Told,
+    told: RefusalLog,
 }
 
 impl NodeService {
@@ -54,7 +54,7 @@ impl NodeService {
         readiness: Readiness,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { volumes, options, readiness, metrics, told: Told::default() }
+        Self { volumes, options, readiness, metrics, told: RefusalLog::default() }
     }
 
     async fn publish(
@@ -148,7 +148,7 @@ impl Node for NodeService {
             flight = Empty
         );
         let publish = async {
-            let call = Call::begin(&self.metrics, "NodePublishVolume", &volume_id);
+            let call = RpcCall::begin(&self.metrics, "NodePublishVolume", &volume_id);
             let result = self.publish(request).await.map_err(Status::from);
             call.answer_unless_told(result, &self.told)
         };
@@ -169,7 +169,7 @@ impl Node for NodeService {
             model = Empty
         );
         let unpublish = async {
-            let call = Call::begin(&self.metrics, "NodeUnpublishVolume", &volume_id);
+            let call = RpcCall::begin(&self.metrics, "NodeUnpublishVolume", &volume_id);
             let result = self.unpublish(request).await.map_err(Status::from);
             call.answer_unless_told(result, &self.told)
         };
@@ -181,7 +181,7 @@ impl Node for NodeService {
         request: Request<NodeGetVolumeStatsRequest>,
     ) -> Result<Response<NodeGetVolumeStatsResponse>, Status> {
         let request = request.into_inner();
-        let call = Call::begin(&self.metrics, "NodeGetVolumeStats", &request.volume_id);
+        let call = RpcCall::begin(&self.metrics, "NodeGetVolumeStats", &request.volume_id);
         call.answer(self.stats(request).await.map_err(Status::from))
     }
 
@@ -189,7 +189,7 @@ impl Node for NodeService {
         &self,
         _request: Request<NodeGetCapabilitiesRequest>,
     ) -> Result<Response<NodeGetCapabilitiesResponse>, Status> {
-        let call = Call::begin(&self.metrics, "NodeGetCapabilities", "");
+        let call = RpcCall::begin(&self.metrics, "NodeGetCapabilities", "");
         let capabilities = [rpc::Type::GetVolumeStats, rpc::Type::VolumeCondition]
             .map(|can| NodeServiceCapability {
                 r#type: Some(Type::Rpc(Rpc { r#type: can.into() })),
@@ -202,7 +202,7 @@ impl Node for NodeService {
         &self,
         _request: Request<NodeGetInfoRequest>,
     ) -> Result<Response<NodeGetInfoResponse>, Status> {
-        let call = Call::begin(&self.metrics, "NodeGetInfo", "");
+        let call = RpcCall::begin(&self.metrics, "NodeGetInfo", "");
         self.options.registered.notify_one();
         call.answer(Ok(NodeGetInfoResponse {
             node_id: self.options.node_id.clone(),

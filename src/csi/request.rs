@@ -8,7 +8,7 @@ use std::path::Path;
 
 use super::capability;
 use super::proto::{CapacityRange, CreateVolumeRequest, NodePublishVolumeRequest};
-use super::target::{self, Target};
+use super::target::{self, ConfinedTarget};
 use crate::error::{Error, Result};
 use crate::model::{
     AttributeSource, PodIdentity, PodTokens, RequestDigest, own_attributes, parse_attributes,
@@ -64,7 +64,7 @@ pub(super) fn publish_key(
     key(request, target::confine(&request.target_path, kubelet_dir)?)
 }
 
-fn key(request: &NodePublishVolumeRequest, target: Target) -> Result<PublishKey> {
+fn key(request: &NodePublishVolumeRequest, target: ConfinedTarget) -> Result<PublishKey> {
     let volume_id = volume_id(&request.volume_id)?.to_owned();
     let context = &request.volume_context;
     let inline = context.get(EPHEMERAL).is_some_and(|value| value == "true");
@@ -132,7 +132,10 @@ fn source(inline: bool, pod: Option<&PodIdentity>) -> AttributeSource {
 
 /// The pod, when kubelet's word on it can be trusted: a pod's author can write
 /// these keys where kubelet does not, but cannot know the UID of the path.
-fn pod_identity(context: &HashMap<String, String>, target: &Target) -> Result<Option<PodIdentity>> {
+fn pod_identity(
+    context: &HashMap<String, String>,
+    target: &ConfinedTarget,
+) -> Result<Option<PodIdentity>> {
     let get = |key: &str| context.get(key).filter(|value| !value.is_empty()).cloned();
     let Some(uid) = get("csi.storage.k8s.io/pod.uid") else { return Ok(None) };
     if uid != target.pod_uid {

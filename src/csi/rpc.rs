@@ -19,7 +19,7 @@ const REMEMBERED: usize = 4096;
 
 /// A call at work. Dropping it unanswered is what tonic does when the
 /// caller's deadline passes, and is counted as that.
-pub(super) struct Call {
+pub(super) struct RpcCall {
     metrics: Arc<Metrics>,
     method: &'static str,
     volume_id: String,
@@ -27,7 +27,7 @@ pub(super) struct Call {
     answered: bool,
 }
 
-impl Call {
+impl RpcCall {
     /// A call that begins now. Of the request only the volume's id or name is kept.
     pub(super) fn begin(metrics: &Arc<Metrics>, method: &'static str, volume_id: &str) -> Self {
         Self {
@@ -39,12 +39,12 @@ impl Call {
         }
     }
 
-    /// As [`Call::answer`], but what this volume was told a moment ago is no news:
+    /// As [`RpcCall::answer`], but what this volume was told a moment ago is no news:
     /// kubelet asks again and again, for every pod.
     pub(super) fn answer_unless_told<T>(
         self,
         result: Result<T, Status>,
-        told: &Told,
+        told: &RefusalLog,
     ) -> Result<Response<T>, Status> {
         let news = result.as_ref().err().is_none_or(|status| told.is_news(&self, status));
         self.finish(result, news)
@@ -85,7 +85,7 @@ impl Call {
     }
 }
 
-impl Drop for Call {
+impl Drop for RpcCall {
     fn drop(&mut self) {
         if !self.answered {
             let seconds = self.started.elapsed().as_secs_f64();
@@ -99,7 +99,7 @@ impl Drop for Call {
 
 /// The last refusal of each volume and method, and when it was told.
 #[derive(Debug, Default)]
-pub(super) struct Told(Mutex<HashMap<(&'static str, String), Refusal>>);
+pub(super) struct RefusalLog(Mutex<HashMap<(&'static str, String), Refusal>>);
 
 #[derive(Debug)]
 struct Refusal {
@@ -108,8 +108,8 @@ struct Refusal {
     at: Instant,
 }
 
-impl Told {
-    fn is_news(&self, call: &Call, status: &Status) -> bool {
+impl RefusalLog {
+    fn is_news(&self, call: &RpcCall, status: &Status) -> bool {
         let now = Instant::now();
         let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (call.method, call.volume_id.clone());
@@ -147,7 +147,7 @@ macro_rules! not_served {
             'life0: 'async_trait,
             Self: 'async_trait,
         {
-            let call = $crate::csi::rpc::Call::begin(&self.metrics, $method, "");
+            let call = $crate::csi::rpc::RpcCall::begin(&self.metrics, $method, "");
             let refusal = $crate::csi::status::unimplemented($method, $why);
             Box::pin(std::future::ready(call.answer(Err(refusal))))
         }
@@ -168,9 +168,9 @@ mod tests {
     #[test]
     fn every_answer_is_counted_once_with_its_code() {
         let metrics = Arc::new(Metrics::default());
-        Call::begin(&metrics, "Probe", "").answer(Ok(())).unwrap();
+        RpcCall::begin(&metrics, "Probe", "").answer(Ok(())).unwrap();
         let failed = Err(Status::from(Error::invalid("no")));
-        Call::begin(&metrics, "Probe", "").answer::<()>(failed).unwrap_err();
+        RpcCall::begin(&metrics, "Probe", "").answer::<()>(failed).unwrap_err();
         assert_eq!(count_of(&metrics, "OK"), 1);
         assert_eq!(count_of(&metrics, "InvalidArgument"), 1);
         assert_eq!(count_of(&metrics, "DeadlineExceeded"), 0);
@@ -179,15 +179,15 @@ mod tests {
     #[test]
     fn a_call_that_was_cut_off_is_counted_too() {
         let metrics = Arc::new(Metrics::default());
-        drop(Call::begin(&metrics, "Probe", ""));
+        drop(RpcCall::begin(&metrics, "Probe", ""));
         assert_eq!(count_of(&metrics, "DeadlineExceeded"), 1);
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_same_refusal_of_a_volume_is_told_once_in_a_while() {
-        let (metrics, told) = (Arc::new(Metrics::default()), Told::default());
+        let (metrics, told) = (Arc::new(Metrics::default()), RefusalLog::default());
         let is_news = |volume: &str, text: &str| {
-            let call = Call::begin(&metrics, "NodePublishVolume", volume);
+            let call = RpcCall::begin(&metrics, "NodePublishVolume", volume);
             told.is_news(&call, &Status::not_found(text))
         };
         assert!(is_news("a", "no bucket"));

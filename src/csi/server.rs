@@ -28,16 +28,16 @@ const MAX_PATH_BYTES: usize = 107;
 /// Spelled `unix:///path`, `unix:/path`, `unix://path` or `/path`, which are
 /// the spellings of the CSI sidecars and of gRPC.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Endpoint(PathBuf);
+pub struct SocketEndpoint(PathBuf);
 
-impl Endpoint {
+impl SocketEndpoint {
     /// The socket's path.
     pub fn path(&self) -> &Path {
         &self.0
     }
 }
 
-impl FromStr for Endpoint {
+impl FromStr for SocketEndpoint {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
@@ -73,7 +73,7 @@ impl FromStr for Endpoint {
     }
 }
 
-impl fmt::Display for Endpoint {
+impl fmt::Display for SocketEndpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "unix:{}", self.0.display())
     }
@@ -125,7 +125,7 @@ impl Drop for SocketGuard {
 /// `Conflict` when another process listens there or is about to, or when the
 /// name is taken by something that is no socket, which is left alone;
 /// `Invalid` when the parent directory does not exist; else `Internal`.
-pub async fn bind(endpoint: &Endpoint) -> Result<(UnixListener, SocketGuard)> {
+pub async fn bind(endpoint: &SocketEndpoint) -> Result<(UnixListener, SocketGuard)> {
     let path = endpoint.path();
     let failed = |step: &str, error: &io::Error| {
         Error::io(format_args!("listening on {}: {step}", path.display()), error)
@@ -272,20 +272,20 @@ mod tests {
     use tempfile::TempDir;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-    fn endpoint(text: &str) -> Endpoint {
+    fn endpoint(text: &str) -> SocketEndpoint {
         text.parse().unwrap()
     }
 
-    fn in_dir(dir: &TempDir) -> Endpoint {
+    fn in_dir(dir: &TempDir) -> SocketEndpoint {
         endpoint(dir.path().join("csi.sock").to_str().unwrap())
     }
 
-    fn leave_a_stale_socket(endpoint: &Endpoint) {
+    fn leave_a_stale_socket(endpoint: &SocketEndpoint) {
         drop(StdUnixListener::bind(endpoint.path()).unwrap());
         assert!(endpoint.path().exists());
     }
 
-    async fn refused(endpoint: &Endpoint, kind: ErrorKind) -> String {
+    async fn refused(endpoint: &SocketEndpoint, kind: ErrorKind) -> String {
         let error = bind(endpoint).await.map(drop).unwrap_err();
         assert_eq!(error.kind(), kind, "{error}");
         assert!(error.message().contains(endpoint.path().to_str().unwrap()), "{error}");
@@ -330,7 +330,7 @@ mod tests {
             "unix:///a\0b",
             &long,
         ] {
-            let error = text.parse::<Endpoint>().unwrap_err();
+            let error = text.parse::<SocketEndpoint>().unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Invalid);
             assert!(error.message().contains("unix:///path/to/csi.sock"), "{error}");
         }

@@ -13,7 +13,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 
 use super::*;
-use crate::cache::{Cache, CacheOptions, Limits as CacheLimits, SafetensorsCheck};
+use crate::cache::{Cache, CacheLimits, CacheOptions, SafetensorsCheck};
 use crate::csi::capability::tests::mount_capability;
 use crate::csi::proto::controller_client::ControllerClient;
 use crate::csi::proto::identity_client::IdentityClient;
@@ -28,7 +28,7 @@ use crate::metrics::Metrics;
 use crate::oci::RetryPolicy;
 use crate::policy::Policy;
 use crate::volume::fake::FakeStore;
-use crate::volume::{Chooser, Claims, Provisioner, Volumes};
+use crate::volume::{ClaimReader, Provisioner, RevisionSelector, Volumes};
 
 const BOUND: Duration = Duration::from_secs(20);
 
@@ -63,7 +63,7 @@ impl Driver {
             Arc::clone(&metrics),
         );
         let policy = watch::channel(Policy::default()).1;
-        let (claims, events) = (Claims::default(), Events::default());
+        let (claims, events) = (ClaimReader::default(), Events::default());
         let resolver = store.resolver().await;
         let provisioner = Provisioner::new(resolver, policy, claims, events, "oci-model-csi.dev");
         let controller =
@@ -127,7 +127,7 @@ async fn volumes(
     let cache = Cache::open(options, Arc::clone(metrics), &TaskTracker::new(), shutdown).unwrap();
     cache.recover(&dir.join("kubelet/pods")).unwrap();
     let engine = Engine::new(engine, Arc::clone(metrics)).unwrap();
-    let chooser = Chooser::new(store.resolver().await, false);
+    let chooser = RevisionSelector::new(store.resolver().await, false);
     let policy = watch::channel(Policy::default()).1;
     let kubelet = dir.join("kubelet");
     Volumes::new(cache, kubelet, engine, chooser, policy, Events::default(), Arc::clone(metrics))

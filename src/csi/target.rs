@@ -3,13 +3,13 @@
 //!
 //! Who can reach the socket is root already; this keeps a mistake (another
 //! kubelet directory, a link that a tool left) from mounting over the node.
-//! What is done there opens the place again, by descriptor ([`Place`]): what is
+//! What is done there opens the place again, by descriptor ([`OpenTarget`]): what is
 //! found here is an early answer and no proof.
 
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
-use crate::mount::{Found, Place};
+use crate::mount::{OpenTarget, TargetState};
 
 /// PATH_MAX without its NUL.
 const PATH_BYTES: usize = 4095;
@@ -19,7 +19,7 @@ const NAME_BYTES: usize = 255;
 
 /// A confined target path.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Target {
+pub(super) struct ConfinedTarget {
     /// Absolute, normal, below `<kubelet-dir>/pods/<uid>/`, without symbolic links.
     pub(super) path: PathBuf,
     /// The pod that the path belongs to.
@@ -34,7 +34,7 @@ pub(super) struct Target {
 ///
 /// # Errors
 /// `Invalid` for every path that is not a place of kubelet's for a pod.
-pub(super) fn confine(target: &str, kubelet_dir: &Path) -> Result<Target> {
+pub(super) fn confine(target: &str, kubelet_dir: &Path) -> Result<ConfinedTarget> {
     if target.is_empty() {
         return Err(Error::invalid("target_path is missing: say where the volume is to appear"));
     }
@@ -75,14 +75,14 @@ pub(super) fn confine(target: &str, kubelet_dir: &Path) -> Result<Target> {
     };
     let pod_uid = (*uid).to_owned();
     let path = PathBuf::from(target);
-    if let Some(place) = Place::open(kubelet_dir, &path)?
-        && let Found::Other(kind @ "a symbolic link") = place.look()?
+    if let Some(place) = OpenTarget::open(kubelet_dir, &path)?
+        && let TargetState::Other(kind @ "a symbolic link") = place.look()?
     {
         return Err(Error::invalid(format!(
             "{target} is {kind}; no part of a target below kubelet's directory of pods may be one"
         )));
     }
-    Ok(Target { path, pod_uid })
+    Ok(ConfinedTarget { path, pod_uid })
 }
 
 #[cfg(test)]
@@ -107,7 +107,7 @@ mod tests {
         let path = dir.path().join("pods/uid-1").join(PLACE);
         let text = path.to_str().unwrap();
         let target = confine(text, dir.path()).unwrap();
-        assert_eq!(target, Target { path: path.clone(), pod_uid: "uid-1".to_owned() });
+        assert_eq!(target, ConfinedTarget { path: path.clone(), pod_uid: "uid-1".to_owned() });
 
         fs::create_dir_all(&path).unwrap();
         assert_eq!(confine(text, dir.path()).unwrap(), target);

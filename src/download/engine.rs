@@ -12,12 +12,12 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument as _;
 
 use super::expected::Expected;
-use super::gate::{Gate, Origin, Visitor};
+use super::limiter::{ConcurrencyLimiter, ObjectDownload, Origin};
 use super::md5::{self, MultipartLayouts};
-use super::pace::Pace;
-use super::range::{self, Job};
-use super::target::Target;
-use super::{Check, Demand, Progress, Share, Verified};
+use super::pace::RateLimiter;
+use super::range::{self, RangeJob};
+use super::target::DownloadTarget;
+use super::{Check, FairShare, Interest, ObjectProgress, Verified};
 use crate::abort_point;
 use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::Metrics;
@@ -82,18 +82,18 @@ pub struct Staging {
 /// The download engine; cheap to clone. Its workers run on threads of their
 /// own, which end when the last clone is dropped.
 #[derive(Clone)]
-pub struct Engine(Arc<Inner>);
+pub struct Engine(Arc<EngineInner>);
 
-struct Inner {
+struct EngineInner {
     options: EngineOptions,
-    gate: Gate,
-    pace: Option<Pace>,
+    gate: ConcurrencyLimiter,
+    pace: Option<RateLimiter>,
     metrics: Arc<Metrics>,
     workers: Handle,
     runtime: Mutex<Option<Runtime>>,
 }
 
-impl Drop for Inner {
+impl Drop for EngineInner {
     fn drop(&mut self) {
         let runtime = self.runtime.get_mut().unwrap_or_else(PoisonError::into_inner);
         if let Some(runtime) = runtime.take() {
@@ -116,18 +116,18 @@ impl Engine {
             .enable_all()
             .build()
             .map_err(|e| Error::io("starting the download threads", &e))?;
-        let gate = Gate::new(options.concurrency.max(1));
-        let pace = options.bandwidth.map(Pace::new);
+        let gate = ConcurrencyLimiter::new(options.concurrency.max(1));
+        let pace = options.bandwidth.map(RateLimiter::new);
         let workers = runtime.handle().clone();
         let runtime = Mutex::new(Some(runtime));
-        Ok(Self(Arc::new(Inner { options, gate, pace, metrics, workers, runtime })))
+        Ok(Self(Arc::new(EngineInner { options, gate, pace, metrics, workers, runtime })))
     }
 
-    pub(super) fn gate(&self) -> &Gate {
+    pub(super) fn gate(&self) -> &ConcurrencyLimiter {
         &self.0.gate
     }
 
-    pub(super) fn pace(&self) -> Option<&Pace> {
+    pub(super) fn pace(&self) -> Option<&RateLimiter> {
         self.0.pace.as_ref()
     }
 
@@ -154,8 +154,8 @@ impl Engine {
         &self,
         object: ObjectVersion,
         staging: Staging,
-        demand: Demand,
-        progress: Arc<Progress>,
+        demand: Interest,
+        progress: Arc<ObjectProgress>,
     ) -> Result<Verified> {
         let engine = self.clone();
         let run = async move { engine.run(object, staging, demand, progress).await };
@@ -176,14 +176,15 @@ impl Engine {
         client: &ObjectStorage,
         object: ObjectVersion,
         path: &Path,
-        progress: Arc<Progress>,
+        progress: Arc<ObjectProgress>,
     ) -> Result<Option<Verified>> {
         let (engine, size, path) = (self.clone(), object.size, path.to_owned());
-        let share = Share::urgent();
+        let share = FairShare::urgent();
         share.read_as(client);
         let work = self.0.workers.spawn(async move {
             let local = path.display().to_string();
-            let adopted = tokio::task::spawn_blocking(move || Target::adopt(&path, size, progress));
+            let adopted =
+                tokio::task::spawn_blocking(move || DownloadTarget::adopt(&path, size, progress));
             let adopted = adopted.await.map_err(|e| Error::internal(format!("{local}: {e}")))?;
             let target = adopted.map_err(|e| Error::io(format!("reading {local}"), &e))?;
             let Some(target) = target else { return Ok(None) };
@@ -191,9 +192,9 @@ impl Engine {
                 return Ok(Some(Verified { crc32c: 0, check: Check::Empty }));
             }
             // Bytes that are here wait for no place among those that are not.
-            let visitor = engine.visitor(&object.name, size, Demand::of(share)).await?;
+            let visitor = engine.visitor(&object.name, size, Interest::of(share)).await?;
             let target = Arc::new(target);
-            let job = Job::new(engine.clone(), object, target, visitor);
+            let job = RangeJob::new(engine.clone(), object, target, visitor);
             let expected = engine.expected(&job, &engine.head(&job).await?)?;
             // The ETag says nothing about bytes that did not come from the object.
             let unproved = |check| matches!(check, Check::SizeAndEtag | Check::UnknownLayout);
@@ -224,15 +225,15 @@ impl Engine {
         &self,
         object: ObjectVersion,
         staging: Staging,
-        demand: Demand,
-        progress: Arc<Progress>,
+        demand: Interest,
+        progress: Arc<ObjectProgress>,
     ) -> Result<Verified> {
         let size = object.size;
         let visitor = self.visitor(&object.name, size, demand.clone()).await?;
         let opening = demand.own_work();
         let target = self.open(&object, staging, progress).await?;
         drop(opening);
-        let job = Job::new(self.clone(), object, target, visitor);
+        let job = RangeJob::new(self.clone(), object, target, visitor);
         let verified = match size {
             0 => Verified { crc32c: 0, check: Check::Empty },
             _ => self.rounds(&job).await?,
@@ -244,26 +245,31 @@ impl Engine {
     }
 
     /// The object's place at the gate.
-    async fn visitor(&self, object: &ObjectName, size: u64, demand: Demand) -> Result<Visitor> {
+    async fn visitor(
+        &self,
+        object: &ObjectName,
+        size: u64,
+        demand: Interest,
+    ) -> Result<ObjectDownload> {
         let reader = demand.reader().ok_or_else(|| {
             Error::internal(format!("no client reads {}", shown(&object.name, 200)))
         })?;
         let location = reader.location().await?;
         let origin = Origin { location, bucket: Bucket::clone(&object.bucket) };
-        Ok(Visitor::new(demand, size, Arc::new(origin)))
+        Ok(ObjectDownload::new(demand, size, Arc::new(origin)))
     }
 
     async fn open(
         &self,
         object: &ObjectVersion,
         staging: Staging,
-        progress: Arc<Progress>,
-    ) -> Result<Arc<Target>> {
+        progress: Arc<ObjectProgress>,
+    ) -> Result<Arc<DownloadTarget>> {
         let (size, etag) = (object.size, object.etag.clone());
         let write_back = self.0.options.write_back;
         let data = staging.data.display().to_string();
         let opened = tokio::task::spawn_blocking(move || {
-            Target::open(&staging.data, &staging.journal, size, &etag, progress, write_back)
+            DownloadTarget::open(&staging.data, &staging.journal, size, &etag, progress, write_back)
         });
         let opened = opened.await.map_err(|e| Error::internal(format!("opening {data}: {e}")))?;
         let name = shown(&object.name.name, 200);
@@ -274,7 +280,7 @@ impl Engine {
     }
 
     /// Downloads until the bytes are proved, or proved damaged.
-    async fn rounds(&self, job: &Job) -> Result<Verified> {
+    async fn rounds(&self, job: &RangeJob) -> Result<Verified> {
         let mut before = None;
         for round in 1..=ROUNDS {
             let (crc32c, check) = self.round(job).await?;
@@ -297,7 +303,7 @@ impl Engine {
 
     /// One download of what is missing, and the proof: the CRC of the content,
     /// and the check that it passed, if it passed.
-    async fn round(&self, job: &Job) -> Result<(u32, Option<Check>)> {
+    async fn round(&self, job: &RangeJob) -> Result<(u32, Option<Check>)> {
         let size = job.target.size();
         let missing = job.target.missing(self.0.options.range_size);
         // A small object's plain GET brings the checksums along.
@@ -325,7 +331,7 @@ impl Engine {
     /// The CRC of the whole content, and the check that it passed, if it passed.
     async fn prove(
         &self,
-        job: &Job,
+        job: &RangeJob,
         expected: Expected,
         md5: Option<Hashing>,
     ) -> Result<(u32, Option<Check>)> {
@@ -350,7 +356,7 @@ impl Engine {
     }
 
     /// What is known of the bytes before they are there.
-    fn expected(&self, job: &Job, head: &ObjectHead) -> Result<Expected> {
+    fn expected(&self, job: &RangeJob, head: &ObjectHead) -> Result<Expected> {
         let (size, verify) = (job.target.size(), self.0.options.verify);
         Expected::of(head, job.listed_md5.as_deref(), size, verify).map_err(|md5| {
             let (name, md5) = (shown(&job.object.name, 200), shown(&md5, 60));
@@ -366,7 +372,7 @@ impl Engine {
     }
 
     /// Refuses what nothing vouches for, where the administrator wants that.
-    fn admit(&self, job: &Job, expected: Expected) -> Result<Expected> {
+    fn admit(&self, job: &RangeJob, expected: Expected) -> Result<Expected> {
         match expected.hopeless().filter(|_| self.0.options.verify == Verify::Strict) {
             Some(why) => Err(job.unproved(&why)),
             None => Ok(expected),
@@ -374,7 +380,7 @@ impl Engine {
     }
 
     /// Hashes behind the writers, with the most likely part size.
-    fn follow(job: &Job, expected: &Expected) -> Option<Hashing> {
+    fn follow(job: &RangeJob, expected: &Expected) -> Option<Hashing> {
         let target = Arc::clone(&job.target);
         match expected {
             Expected::Md5(_) => Some(spawn(md5::of_whole(target))),
@@ -393,7 +399,7 @@ impl Engine {
     /// another download would not change that.
     async fn other_layouts(
         &self,
-        job: &Job,
+        job: &RangeJob,
         digest: [u8; 16],
         layouts: &MultipartLayouts,
     ) -> Result<Option<Check>> {
@@ -416,7 +422,7 @@ impl Engine {
         Ok(Some(Check::UnknownLayout))
     }
 
-    async fn head(&self, job: &Job) -> Result<ObjectHead> {
+    async fn head(&self, job: &RangeJob) -> Result<ObjectHead> {
         let mut client = job.reader()?;
         loop {
             let error = match client.head_object(&job.object, Some(&job.etag)).await {
@@ -432,7 +438,7 @@ impl Engine {
 
     /// Fetches the ranges in ascending order on as many workers as may run at
     /// once. The first error stops them all.
-    async fn fetch_all(&self, job: &Job, ranges: Vec<Range<u64>>) -> Result<()> {
+    async fn fetch_all(&self, job: &RangeJob, ranges: Vec<Range<u64>>) -> Result<()> {
         let workers = ranges.len().min(self.0.options.concurrency.max(1));
         let plan = Arc::new((ranges, AtomicUsize::new(0)));
         let mut running: JoinSet<Result<()>> = JoinSet::new();

@@ -16,10 +16,10 @@ const WINDOW: Duration = Duration::from_millis(500);
 
 /// How fast one request is; clones are the same.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Flow(Arc<Mutex<State>>);
+pub(crate) struct Flow(Arc<Mutex<FlowState>>);
 
 #[derive(Debug, Default)]
-struct State {
+struct FlowState {
     /// Since when it waits for the network.
     since: Option<Instant>,
     waited: Duration,
@@ -60,12 +60,12 @@ impl Flow {
         state.slow
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, FlowState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
+impl FlowState {
     fn judge(&mut self) {
         let fast = self.bytes >= SLOW_BYTES;
         if fast || self.waited >= WINDOW {

@@ -59,7 +59,7 @@ mod tests {
     use std::time::Duration;
 
     use super::super::spans::Span;
-    use super::super::target::Target;
+    use super::super::target::DownloadTarget;
     use super::*;
 
     const SIZE: usize = 1 << 20;
@@ -73,9 +73,9 @@ mod tests {
         Staging { data: dir.join("part"), journal: dir.join("journal") }
     }
 
-    fn open(staging: &Staging) -> Target {
+    fn open(staging: &Staging) -> DownloadTarget {
         let (data, journal) = (&staging.data, &staging.journal);
-        Target::open(data, journal, SIZE as u64, "etag", Arc::default(), false).unwrap()
+        DownloadTarget::open(data, journal, SIZE as u64, "etag", Arc::default(), false).unwrap()
     }
 
     fn content() -> Vec<u8> {

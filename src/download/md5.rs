@@ -11,7 +11,7 @@ use std::sync::Arc;
 use md5::{Digest, Md5};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::target::Target;
+use super::target::DownloadTarget;
 
 /// Bytes hashed at once on a blocking thread.
 const STEP: u64 = 8 << 20;
@@ -86,13 +86,13 @@ impl MultipartLayouts {
 }
 
 /// MD5 of the whole file, computed as its bytes arrive, in order.
-pub(super) async fn of_whole(target: Arc<Target>) -> io::Result<[u8; 16]> {
+pub(super) async fn of_whole(target: Arc<DownloadTarget>) -> io::Result<[u8; 16]> {
     let size = target.size();
     of_range(&target, 0..size).await
 }
 
 /// MD5 of the parts' MD5s. Parts are hashed side by side.
-pub(super) async fn of_parts(target: Arc<Target>, part_size: u64) -> io::Result<[u8; 16]> {
+pub(super) async fn of_parts(target: Arc<DownloadTarget>, part_size: u64) -> io::Result<[u8; 16]> {
     let size = target.size();
     let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
     let mut whole = Md5::new();
@@ -124,7 +124,7 @@ async fn next(running: &mut Running) -> io::Result<[u8; 16]> {
     }
 }
 
-async fn of_range(target: &Target, range: Range<u64>) -> io::Result<[u8; 16]> {
+async fn of_range(target: &DownloadTarget, range: Range<u64>) -> io::Result<[u8; 16]> {
     let mut hasher = Md5::new();
     let mut at = range.start;
     while at < range.end {
@@ -154,15 +154,15 @@ fn hash(file: &File, range: Range<u64>, mut hasher: Md5) -> io::Result<Md5> {
 /// Whether one of the part sizes gives this digest: all of them are hashed in
 /// one reading of the file, on half of the cores at most.
 pub(super) async fn fits_one_of(
-    target: &Target,
+    target: &DownloadTarget,
     part_sizes: &[u64],
     digest: [u8; 16],
 ) -> io::Result<bool> {
     let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
     let per_group = part_sizes.len().div_ceil((cores / 2).max(1)).max(1);
-    let mut groups: Vec<Vec<Layout>> = part_sizes
+    let mut groups: Vec<Vec<LayoutDigest>> = part_sizes
         .chunks(per_group)
-        .map(|sizes| sizes.iter().map(|size| Layout::new(*size)).collect())
+        .map(|sizes| sizes.iter().map(|size| LayoutDigest::new(*size)).collect())
         .collect();
     let mut at = 0;
     while at < target.size() && !groups.is_empty() {
@@ -198,7 +198,7 @@ fn read(file: &File, range: Range<u64>) -> io::Result<Vec<u8>> {
 }
 
 /// One part size, as far as the file was read.
-struct Layout {
+struct LayoutDigest {
     part_size: u64,
     /// Bytes that the present part lacks.
     left: u64,
@@ -206,7 +206,7 @@ struct Layout {
     parts: Md5,
 }
 
-impl Layout {
+impl LayoutDigest {
     fn new(part_size: u64) -> Self {
         Self { part_size, left: part_size, part: Md5::new(), parts: Md5::new() }
     }
@@ -299,7 +299,7 @@ mod tests {
         let bytes: Vec<u8> = (0..5 * MIB + 77).map(|n| u8::try_from(n % 251).unwrap()).collect();
         std::fs::write(&path, &bytes).unwrap();
         let size = bytes.len() as u64;
-        let target = Arc::new(Target::adopt(&path, size, Arc::default()).unwrap().unwrap());
+        let target = Arc::new(DownloadTarget::adopt(&path, size, Arc::default()).unwrap().unwrap());
         let all = [2 * MIB, 3 * MIB, MIB + 1, MIB, 700_000, size, 1000];
         for part_size in all {
             let digest = of_parts(Arc::clone(&target), part_size).await.unwrap();

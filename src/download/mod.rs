@@ -18,23 +18,23 @@
 mod content;
 mod engine;
 mod expected;
+mod fair_share;
 mod flow;
-mod gate;
 mod give_back;
 mod journal;
+mod limiter;
 mod md5;
 mod pace;
 mod progress;
 mod range;
-mod share;
 mod spans;
 mod target;
 
 pub use content::crc32c_of_file;
 pub use engine::{Engine, EngineOptions, ObjectVersion, Staging, Verify};
-pub(crate) use gate::{Origin, PATIENCE};
-pub use progress::Progress;
-pub use share::{Demand, OwnWork, Share};
+pub use fair_share::{FairShare, Interest, OwnWork};
+pub(crate) use limiter::{Origin, PATIENCE};
+pub use progress::ObjectProgress;
 
 use serde::{Deserialize, Serialize};
 

@@ -20,13 +20,13 @@ const CREDIT: Duration = Duration::from_millis(250);
 
 /// Keeps the rate.
 #[derive(Debug)]
-pub(crate) struct Pace {
+pub(crate) struct RateLimiter {
     bytes_per_second: u64,
     /// When all that was booked is paid.
     paid_at: Mutex<Instant>,
 }
 
-impl Pace {
+impl RateLimiter {
     pub(crate) fn new(bytes_per_second: u64) -> Self {
         let paid_at = Mutex::new(Instant::now());
         Self { bytes_per_second: bytes_per_second.max(1), paid_at }
@@ -63,7 +63,7 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     /// Spends chunk after chunk until it is dropped, and counts the bytes.
-    fn reader(running: &mut JoinSet<()>, pace: &Arc<Pace>, chunk: u64) -> Arc<AtomicU64> {
+    fn reader(running: &mut JoinSet<()>, pace: &Arc<RateLimiter>, chunk: u64) -> Arc<AtomicU64> {
         let (pace, spent) = (Arc::clone(pace), Arc::new(AtomicU64::new(0)));
         let counted = Arc::clone(&spent);
         running.spawn(async move {
@@ -77,7 +77,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_rate_holds_over_every_second_and_all_of_it_is_used() {
-        let pace = Arc::new(Pace::new(10 * MIB));
+        let pace = Arc::new(RateLimiter::new(10 * MIB));
         let mut running = JoinSet::new();
         let readers: Vec<_> = (0..8).map(|_| reader(&mut running, &pace, MIB / 4)).collect();
         let spent = || readers.iter().map(|r| r.load(Ordering::Relaxed)).sum::<u64>();
@@ -95,7 +95,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn requests_that_run_at_once_get_the_same() {
-        let pace = Arc::new(Pace::new(8 * MIB));
+        let pace = Arc::new(RateLimiter::new(8 * MIB));
         let mut running = JoinSet::new();
         let readers: Vec<_> = (0..5).map(|_| reader(&mut running, &pace, MIB / 4)).collect();
         tokio::time::sleep(Duration::from_secs(30)).await;
@@ -106,7 +106,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_pause_is_made_up_for_by_a_quarter_of_a_second_and_not_more() {
-        let pace = Pace::new(MIB);
+        let pace = RateLimiter::new(MIB);
         tokio::time::sleep(Duration::from_secs(3600)).await;
         let started = Instant::now();
         pace.spend(MIB / 4).await;
@@ -117,7 +117,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_a_cancelled_download_received_stays_booked() {
-        let pace = Pace::new(MIB);
+        let pace = RateLimiter::new(MIB);
         let spending = tokio::time::timeout(Duration::from_millis(1), pace.spend(2 * MIB));
         assert!(spending.await.is_err());
         let started = Instant::now();
@@ -128,7 +128,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_chunk_larger_than_a_second_of_the_rate_passes_in_its_time() {
-        let pace = Pace::new(1000);
+        let pace = RateLimiter::new(1000);
         let started = Instant::now();
         pace.spend(512 * 1024).await;
         let seconds = started.elapsed().as_secs();

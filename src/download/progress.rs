@@ -5,12 +5,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// Bytes of one object that are there. Shared by the workers that add and by
 /// everybody who asks.
 #[derive(Debug, Default)]
-pub struct Progress {
+pub struct ObjectProgress {
     done: AtomicU64,
     received: AtomicU64,
 }
 
-impl Progress {
+impl ObjectProgress {
     /// Bytes of the object that stand in the file.
     pub fn done(&self) -> u64 {
         self.done.load(Ordering::Relaxed)

@@ -5,9 +5,9 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::gate::{Slot, Visitor};
+use super::limiter::{ObjectDownload, RequestPermit};
 use super::spans::Span;
-use super::target::Target;
+use super::target::DownloadTarget;
 use super::{Engine, ObjectVersion};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::shown;
@@ -33,21 +33,21 @@ const REUPLOAD: &str = "upload it again with a CRC-32C checksum (oci os object p
 
 /// What one object's workers share.
 #[derive(Clone)]
-pub(super) struct Job {
+pub(super) struct RangeJob {
     pub(super) engine: Engine,
     pub(super) object: oci::ObjectName,
     pub(super) etag: Arc<str>,
     pub(super) listed_md5: Option<Arc<str>>,
-    pub(super) target: Arc<Target>,
-    pub(super) visitor: Visitor,
+    pub(super) target: Arc<DownloadTarget>,
+    pub(super) visitor: ObjectDownload,
 }
 
-impl Job {
+impl RangeJob {
     pub(super) fn new(
         engine: Engine,
         object: ObjectVersion,
-        target: Arc<Target>,
-        visitor: Visitor,
+        target: Arc<DownloadTarget>,
+        visitor: ObjectDownload,
     ) -> Self {
         let ObjectVersion { name, etag, md5, .. } = object;
         let (etag, listed_md5) = (Arc::from(etag), md5.map(Arc::from));
@@ -89,7 +89,7 @@ impl Job {
     pub(super) fn change_over(
         &self,
         client: &mut oci::ObjectStorage,
-        error: &oci::Error,
+        error: &oci::StorageError,
     ) -> Result<bool> {
         // Another worker may have changed over meanwhile.
         let other = self.reader()?;
@@ -103,20 +103,21 @@ impl Job {
 }
 
 /// Whether another identity may be answered otherwise.
-pub(super) fn is_refusal(error: &oci::Error) -> bool {
+pub(super) fn is_refusal(error: &oci::StorageError) -> bool {
     match error.kind() {
-        oci::ErrorKind::Unauthenticated
-        | oci::ErrorKind::Forbidden
-        | oci::ErrorKind::Config
-        | oci::ErrorKind::Identity => true,
-        oci::ErrorKind::NotFound => error.code() != Some("ObjectNotFound"),
+        oci::StorageErrorKind::Unauthenticated
+        | oci::StorageErrorKind::Forbidden
+        | oci::StorageErrorKind::Config
+        | oci::StorageErrorKind::Identity => true,
+        oci::StorageErrorKind::NotFound => error.code() != Some("ObjectNotFound"),
         _ => false,
     }
 }
 
 /// What is not there any more has changed: the listing had it.
-pub(super) fn gone(error: oci::Error) -> Error {
-    let gone = matches!(error.kind(), oci::ErrorKind::Changed | oci::ErrorKind::NotFound);
+pub(super) fn gone(error: oci::StorageError) -> Error {
+    let gone =
+        matches!(error.kind(), oci::StorageErrorKind::Changed | oci::StorageErrorKind::NotFound);
     let error = Error::from(error);
     if gone { Error::new(ErrorKind::Changed, error.message()) } else { error }
 }
@@ -124,7 +125,7 @@ pub(super) fn gone(error: oci::Error) -> Error {
 /// Fetches the range, or the whole object without asking for a range; the head
 /// of a whole answer carries the object's checksums.
 pub(super) async fn fetch(
-    job: &Job,
+    job: &RangeJob,
     range: Range<u64>,
     whole: bool,
 ) -> Result<Option<oci::ObjectHead>> {
@@ -153,8 +154,8 @@ pub(super) async fn fetch(
                 gate.succeeded(visitor);
                 return Ok(head);
             }
-            Some(Err(Attempt::Final(error))) => return Err(error),
-            Some(Err(Attempt::Storage(error))) => error,
+            Some(Err(RangeOutcome::Final(error))) => return Err(error),
+            Some(Err(RangeOutcome::Storage(error))) => error,
             None => {
                 tracing::debug!(object = job.object.name, at, slow, "a range gives way");
                 if slow {
@@ -177,11 +178,11 @@ pub(super) async fn fetch(
             continue;
         }
         failures = if at - from >= WORTHWHILE_BYTES { 1 } else { failures + 1 };
-        let gone = error.kind() == oci::ErrorKind::NotFound;
-        if error.kind() == oci::ErrorKind::Changed || (gone && failures >= 3) {
+        let gone = error.kind() == oci::StorageErrorKind::NotFound;
+        if error.kind() == oci::StorageErrorKind::Changed || (gone && failures >= 3) {
             return Err(changed(job, &error));
         }
-        let again = error.is_transient() || gone || error.kind() == oci::ErrorKind::Protocol;
+        let again = error.is_transient() || gone || error.kind() == oci::StorageErrorKind::Protocol;
         if !again || failures >= FAILURES_IN_A_ROW || attempts >= ATTEMPTS {
             let spent = started.elapsed().as_secs();
             let error = Error::from(error);
@@ -199,29 +200,29 @@ pub(super) async fn fetch(
     }
 }
 
-enum Attempt {
-    Storage(oci::Error),
+enum RangeOutcome {
+    Storage(oci::StorageError),
     Final(Error),
 }
 
 async fn attempt(
-    job: &Job,
+    job: &RangeJob,
     client: &oci::ObjectStorage,
-    slot: &Slot,
+    slot: &RequestPermit,
     at: &mut u64,
     end: u64,
     whole: bool,
     head: &mut Option<oci::ObjectHead>,
-) -> Result<(), Attempt> {
+) -> Result<(), RangeOutcome> {
     let range = (!whole).then_some(*at..end);
     let (flow, demand) = (slot.flow(), job.visitor.demand());
     let asked = client.get_object(&job.object, &job.etag, range);
-    let mut body = flow.waiting(asked).await.map_err(Attempt::Storage)?;
+    let mut body = flow.waiting(asked).await.map_err(RangeOutcome::Storage)?;
     let size = job.target.size();
     if let Some(other) = body.head.size.filter(|other| *other != size) {
         let name = shown(&job.object.name, 200);
         let text = format!("{name} has {other} bytes where the listing said {size}");
-        return Err(Attempt::Final(Error::new(ErrorKind::Changed, text)));
+        return Err(RangeOutcome::Final(Error::new(ErrorKind::Changed, text)));
     }
     if whole {
         body.expect_length(end);
@@ -230,7 +231,7 @@ async fn attempt(
     let asked_for = end - *at;
     let mut span = OpenSpan { target: &job.target, start: *at, len: 0, crc32c: 0 };
     let disk = |error: std::io::Error| {
-        Attempt::Final(Error::io(
+        RangeOutcome::Final(Error::io(
             format!("writing {} to the disk", shown(&job.object.name, 200)),
             &error,
         ))
@@ -242,8 +243,8 @@ async fn attempt(
             // All is here, and only the end of the body was lost: a body in chunks
             // may break off behind its last byte.
             Err(_) if *at == end && body.received() == asked_for => break,
-            Err(_) if *at == end => return Err(Attempt::Final(longer(job))),
-            Err(error) => return Err(Attempt::Storage(error)),
+            Err(_) if *at == end => return Err(RangeOutcome::Final(longer(job))),
+            Err(error) => return Err(RangeOutcome::Storage(error)),
         };
         // Until the next one is asked for: the disk, and our own pacing.
         let _own = demand.own_work();
@@ -272,7 +273,7 @@ async fn attempt(
 /// The bytes since the last journal entry. Dropping it notes them too, so that
 /// a cancelled download keeps every byte it wrote.
 struct OpenSpan<'a> {
-    target: &'a Target,
+    target: &'a DownloadTarget,
     start: u64,
     len: u64,
     crc32c: u32,
@@ -294,11 +295,11 @@ impl Drop for OpenSpan<'_> {
     }
 }
 
-fn is_throttling(error: &oci::Error) -> bool {
-    error.kind() == oci::ErrorKind::Throttled || matches!(error.status(), Some(429 | 503))
+fn is_throttling(error: &oci::StorageError) -> bool {
+    error.kind() == oci::StorageErrorKind::Throttled || matches!(error.status(), Some(429 | 503))
 }
 
-fn trickles(job: &Job, attempts: u32, spent: Duration) -> Error {
+fn trickles(job: &RangeJob, attempts: u32, spent: Duration) -> Error {
     let text = format!(
         "{} arrives too slowly: it gave its connection to other downloads {attempts} times in {} s; \
          what has arrived is kept",
@@ -310,13 +311,13 @@ fn trickles(job: &Job, attempts: u32, spent: Duration) -> Error {
 
 /// What is behind an object's end is not the object's, and what is before it may
 /// not be either.
-fn longer(job: &Job) -> Error {
+fn longer(job: &RangeJob) -> Error {
     let name = shown(&job.object.name, 200);
     let text = format!("more bytes came of {name} than were asked for");
     Error::new(ErrorKind::Changed, text)
 }
 
-fn changed(job: &Job, error: &oci::Error) -> Error {
+fn changed(job: &RangeJob, error: &oci::StorageError) -> Error {
     let name = shown(&job.object.name, 200);
     Error::new(ErrorKind::Changed, format!("{name} changed while it was read: {error}"))
 }

@@ -13,7 +13,7 @@ use nix::fcntl::{FallocateFlags, fallocate};
 use nix::libc;
 use tokio::sync::Notify;
 
-use super::Progress;
+use super::ObjectProgress;
 use super::journal::{self, Journal};
 use super::spans::{Span, Spans};
 use crate::abort_point;
@@ -24,12 +24,12 @@ const WRITE_BACK_BYTES: u64 = 256 << 20;
 
 /// Opened file, journal and spans of one running download.
 #[derive(Debug)]
-pub(crate) struct Target {
+pub(crate) struct DownloadTarget {
     file: Arc<File>,
     size: u64,
-    record: Mutex<Record>,
-    progress: Arc<Progress>,
-    landed: Notify,
+    record: Mutex<TargetRecord>,
+    progress: Arc<ObjectProgress>,
+    completed: Notify,
     write_back: bool,
     unsynced: AtomicU64,
     head_start: Arc<HeadStart>,
@@ -44,13 +44,13 @@ struct HeadStart {
 }
 
 #[derive(Debug)]
-struct Record {
+struct TargetRecord {
     spans: Spans,
     /// `None` for a file that is only looked at.
     journal: Option<Journal>,
 }
 
-impl Target {
+impl DownloadTarget {
     /// Opens the staging file and its journal, believes what can be proved,
     /// and makes room for the whole object. Blocks on the disk, and until
     /// whoever was given up has let go of the file.
@@ -59,7 +59,7 @@ impl Target {
         journal: &Path,
         size: u64,
         etag: &str,
-        progress: Arc<Progress>,
+        progress: Arc<ObjectProgress>,
         write_back: bool,
     ) -> io::Result<Self> {
         let mut options = OpenOptions::new();
@@ -86,9 +86,9 @@ impl Target {
         Ok(Self {
             file: Arc::new(file),
             size,
-            record: Mutex::new(Record { spans, journal: Some(journal) }),
+            record: Mutex::new(TargetRecord { spans, journal: Some(journal) }),
             progress,
-            landed: Notify::new(),
+            completed: Notify::new(),
             write_back,
             unsynced: AtomicU64::new(0),
             head_start: Arc::default(),
@@ -100,7 +100,7 @@ impl Target {
     pub(crate) fn adopt(
         data: &Path,
         size: u64,
-        progress: Arc<Progress>,
+        progress: Arc<ObjectProgress>,
     ) -> io::Result<Option<Self>> {
         let file = File::open(data)?;
         if file.metadata()?.len() != size {
@@ -110,9 +110,9 @@ impl Target {
         Ok((spans.bytes() == size).then(|| Self {
             file: Arc::new(file),
             size,
-            record: Mutex::new(Record { spans, journal: None }),
+            record: Mutex::new(TargetRecord { spans, journal: None }),
             progress,
-            landed: Notify::new(),
+            completed: Notify::new(),
             write_back: false,
             unsynced: AtomicU64::new(0),
             head_start: Arc::default(),
@@ -148,7 +148,7 @@ impl Target {
             abort_point::reach("download-3");
         }
         drop(record);
-        self.landed.notify_waiters();
+        self.completed.notify_waiters();
         if self.write_back {
             self.push_to_disk(span.len);
         }
@@ -158,7 +158,7 @@ impl Target {
     /// Whether the disk took what was pushed to it so far.
     ///
     /// # Errors
-    /// As [`Target::record`].
+    /// As [`DownloadTarget::record`].
     pub(crate) fn check_disk(&self) -> io::Result<()> {
         self.head_start.check(&mut self.lock())
     }
@@ -181,14 +181,14 @@ impl Target {
     /// Waits until every byte of the range is recorded. Cancellation safe.
     pub(crate) async fn covered(&self, range: Range<u64>) {
         loop {
-            let landed = self.landed.notified();
-            tokio::pin!(landed);
+            let completed = self.completed.notified();
+            tokio::pin!(completed);
             // Registered before the look, so that no record falls in between.
-            landed.as_mut().enable();
+            completed.as_mut().enable();
             if self.lock().spans.covers(&range) {
                 return;
             }
-            landed.await;
+            completed.await;
         }
     }
 
@@ -203,7 +203,7 @@ impl Target {
         tokio::task::spawn_blocking(move || head_start.ended(&file.sync_data()));
     }
 
-    fn lock(&self) -> MutexGuard<'_, Record> {
+    fn lock(&self) -> MutexGuard<'_, TargetRecord> {
         self.record.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -218,7 +218,7 @@ impl HeadStart {
         self.running.store(false, Ordering::Release);
     }
 
-    fn check(&self, record: &mut Record) -> io::Result<()> {
+    fn check(&self, record: &mut TargetRecord) -> io::Result<()> {
         match self.errno.load(Ordering::Acquire) {
             0 => Ok(()),
             errno => {
@@ -229,7 +229,7 @@ impl HeadStart {
     }
 }
 
-impl Record {
+impl TargetRecord {
     fn forget(&mut self) -> io::Result<()> {
         self.spans = Spans::default();
         self.journal.as_mut().map_or(Ok(()), Journal::restart)
@@ -285,7 +285,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let open = || {
             let (data, journal) = (dir.path().join("part"), dir.path().join("journal"));
-            Target::open(&data, &journal, 20, "etag", Arc::default(), true).unwrap()
+            DownloadTarget::open(&data, &journal, 20, "etag", Arc::default(), true).unwrap()
         };
         let target = open();
         let span = |start| Span { start, len: 10, crc32c: crc32c::crc32c(&[1; 10]) };

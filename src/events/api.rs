@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use serde_json::json;
 
 use super::Event;
-use crate::kubernetes::{self, Failure, Patch};
+use crate::kubernetes::{self, ApiFailure, Patch};
 
 /// Events of one pod and reason that are counted up instead of made anew.
 const REMEMBERED: usize = 4096;
@@ -19,8 +19,8 @@ pub(super) enum Posted {
     Failed(String),
 }
 
-pub(super) struct Api {
-    server: kubernetes::Api,
+pub(super) struct EventsApi {
+    server: kubernetes::ApiServer,
     driver: String,
     node: String,
     /// Name and count of the event that stands for a pod and reason.
@@ -28,8 +28,8 @@ pub(super) struct Api {
     next: u64,
 }
 
-impl Api {
-    pub(super) fn new(server: kubernetes::Api, driver: &str, node: &str) -> Self {
+impl EventsApi {
+    pub(super) fn new(server: kubernetes::ApiServer, driver: &str, node: &str) -> Self {
         Self {
             server,
             driver: driver.to_owned(),
@@ -110,7 +110,7 @@ fn path(event: &Event) -> String {
     kubernetes::path(["api", "v1", "namespaces", &event.subject.namespace, "events"])
 }
 
-fn failed(failure: &Failure) -> Posted {
+fn failed(failure: &ApiFailure) -> Posted {
     if failure.is_forbidden() { Posted::Forbidden } else { Posted::Failed(failure.to_string()) }
 }
 

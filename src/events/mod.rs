@@ -18,8 +18,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use api::{Api, Posted};
-use recent::Recent;
+use api::{EventsApi, Posted};
+use recent::RecentEvents;
 
 use crate::kubernetes;
 use crate::model::{PodIdentity, shown};
@@ -81,14 +81,14 @@ impl Reason {
 
 /// What kind of object is told something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Kind {
+pub enum ObjectKind {
     /// A pod, about its volume.
     Pod,
     /// A PersistentVolumeClaim, about the volume that is to be made for it.
     Claim,
 }
 
-impl Kind {
+impl ObjectKind {
     fn name(self) -> &'static str {
         match self {
             Self::Pod => "Pod",
@@ -99,9 +99,9 @@ impl Kind {
 
 /// Which pod, or which claim.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Subject {
+pub struct InvolvedObject {
     /// What it is.
-    pub kind: Kind,
+    pub kind: ObjectKind,
     /// Kubernetes namespace.
     pub namespace: String,
     /// Its name.
@@ -110,49 +110,49 @@ pub struct Subject {
     pub uid: String,
 }
 
-impl From<&PodIdentity> for Subject {
+impl From<&PodIdentity> for InvolvedObject {
     fn from(pod: &PodIdentity) -> Self {
         let PodIdentity { namespace, name, uid, .. } = pod.clone();
-        Self { kind: Kind::Pod, namespace, name, uid }
+        Self { kind: ObjectKind::Pod, namespace, name, uid }
     }
 }
 
 /// One thing to tell.
 #[derive(Debug, Clone)]
 struct Event {
-    subject: Subject,
+    subject: InvolvedObject,
     reason: Reason,
     note: String,
 }
 
 /// Tells pods; cheap to clone. The default tells nobody: there is no API server.
 #[derive(Debug, Clone, Default)]
-pub struct Events(Option<Arc<Inner>>);
+pub struct Events(Option<Arc<EventsInner>>);
 
 #[derive(Debug)]
-struct Inner {
+struct EventsInner {
     queue: mpsc::Sender<Event>,
-    recent: Mutex<Recent>,
+    recent: Mutex<RecentEvents>,
 }
 
 impl Events {
     /// Events to this API server, told by `driver` on `node`; the task that posts
     /// them ends at `shutdown`, with what is queued by then.
     pub fn to(
-        server: kubernetes::Api,
+        server: kubernetes::ApiServer,
         driver: &str,
         node: &str,
         tasks: &TaskTracker,
         shutdown: &CancellationToken,
     ) -> Self {
-        let api = Api::new(server, driver, node);
+        let api = EventsApi::new(server, driver, node);
         let (queue, inbox) = mpsc::channel(QUEUE);
         tasks.spawn(post(api, inbox, shutdown.clone()));
-        Self(Some(Arc::new(Inner { queue, recent: Mutex::default() })))
+        Self(Some(Arc::new(EventsInner { queue, recent: Mutex::default() })))
     }
 
     /// Tells a pod or a claim, unless it was told the same a moment ago.
-    pub fn tell(&self, subject: impl Into<Subject>, reason: Reason, note: &str) {
+    pub fn tell(&self, subject: impl Into<InvolvedObject>, reason: Reason, note: &str) {
         let Some(inner) = &self.0 else { return };
         let subject = subject.into();
         if subject.uid.is_empty() || subject.name.is_empty() || subject.namespace.is_empty() {
@@ -170,7 +170,7 @@ impl Events {
     }
 }
 
-async fn post(mut api: Api, mut inbox: mpsc::Receiver<Event>, shutdown: CancellationToken) {
+async fn post(mut api: EventsApi, mut inbox: mpsc::Receiver<Event>, shutdown: CancellationToken) {
     let mut silent_until: Option<Instant> = None;
     loop {
         let event = tokio::select! {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Reason, Subject};
+use super::{InvolvedObject, Reason};
 
 /// The same note is told again after this long.
 const SAME: Duration = Duration::from_secs(5 * 60);
@@ -18,11 +18,11 @@ const REMEMBERED: usize = 4096;
 
 /// The last note of each pod and reason, and when.
 #[derive(Debug, Default)]
-pub(super) struct Recent(HashMap<(String, Reason), (String, Instant)>);
+pub(super) struct RecentEvents(HashMap<(String, Reason), (String, Instant)>);
 
-impl Recent {
+impl RecentEvents {
     /// Whether this is news; then it is remembered.
-    pub(super) fn admits(&mut self, subject: &Subject, reason: Reason, note: &str) -> bool {
+    pub(super) fn admits(&mut self, subject: &InvolvedObject, reason: Reason, note: &str) -> bool {
         let now = Instant::now();
         if self.0.len() >= REMEMBERED {
             self.0.retain(|_, (_, told)| now - *told < SAME);

@@ -19,7 +19,7 @@ use crate::kubernetes::Cluster;
 /// One request: method, path, bearer, body.
 type Seen = Arc<Mutex<Vec<(Method, String, String, Value)>>>;
 
-struct Server {
+struct EventsServer {
     seen: Seen,
     status: Arc<AtomicU16>,
     /// What the next answers say.
@@ -29,7 +29,7 @@ struct Server {
     shutdown: CancellationToken,
 }
 
-async fn server() -> Server {
+async fn server() -> EventsServer {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let (seen, status) = (Seen::default(), Arc::new(AtomicU16::new(201)));
@@ -71,13 +71,13 @@ async fn server() -> Server {
     });
     let account = tempfile::tempdir().unwrap();
     std::fs::write(account.path().join("token"), "secret-token\n").unwrap();
-    let api = kubernetes::Api::new(&Cluster::at(url, account.path())).unwrap();
+    let api = kubernetes::ApiServer::new(&Cluster::at(url, account.path())).unwrap();
     let tasks = TaskTracker::new();
     let events = Events::to(api, "oci-model-csi.dev", "node-1", &tasks, &shutdown);
-    Server { seen, status, says, events, _account: account, shutdown }
+    EventsServer { seen, status, says, events, _account: account, shutdown }
 }
 
-impl Server {
+impl EventsServer {
     async fn until_seen(&self, count: usize) -> Vec<(Method, String, String, Value)> {
         for _ in 0..500 {
             if self.seen.lock().unwrap().len() >= count {
@@ -89,16 +89,16 @@ impl Server {
     }
 }
 
-impl Drop for Server {
+impl Drop for EventsServer {
     fn drop(&mut self) {
         self.shutdown.cancel();
     }
 }
 
-fn pod(name: &str) -> Subject {
+fn pod(name: &str) -> InvolvedObject {
     let owned = str::to_owned;
-    Subject {
-        kind: Kind::Pod,
+    InvolvedObject {
+        kind: ObjectKind::Pod,
         namespace: owned("team-a"),
         name: owned(name),
         uid: format!("uid-of-{name}"),
@@ -194,7 +194,7 @@ async fn telling_never_waits_however_many_events_there_are_and_whoever_listens()
     let tasks = TaskTracker::new();
     let shutdown = CancellationToken::new();
     let cluster = Cluster::at("http://127.0.0.1:9".to_owned(), Path::new("/nonexistent"));
-    let api = kubernetes::Api::new(&cluster).unwrap();
+    let api = kubernetes::ApiServer::new(&cluster).unwrap();
     let events = Events::to(api, "d", "n", &tasks, &shutdown);
     for n in 0..10_000 {
         events.tell(pod(&n.to_string()), Reason::Damaged, "damaged");

@@ -6,7 +6,7 @@
 //! directory never shows two revisions of a model. Nothing that was in the
 //! directory before is ever deleted or overwritten.
 
-mod place;
+mod directory;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -16,12 +16,14 @@ use std::time::{Duration, Instant};
 use futures_util::{StreamExt, TryStreamExt, stream};
 
 use crate::blocking::blocking;
-use crate::download::{Check, Demand, Engine, ObjectVersion, Progress, Share, Staging, Verified};
+use crate::download::{
+    Check, Engine, FairShare, Interest, ObjectProgress, ObjectVersion, Staging, Verified,
+};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Manifest, ManifestFile, ModelRequest, Revision};
 use crate::oci::{Bucket, ObjectName, ObjectStorage};
 use crate::volume::Resolver;
-use place::{Claim, Place};
+use directory::{DirectoryClaim, FetchDirectory};
 
 /// Objects that download side by side.
 const OBJECTS_AT_ONCE: usize = 64;
@@ -51,7 +53,7 @@ pub struct FetchReport {
 /// How far a fetch is, for a progress bar.
 #[derive(Debug, Default)]
 pub struct FetchProgress {
-    parts: std::sync::Mutex<(u64, Vec<Arc<Progress>>)>,
+    parts: std::sync::Mutex<(u64, Vec<Arc<ObjectProgress>>)>,
 }
 
 impl FetchProgress {
@@ -65,11 +67,11 @@ impl FetchProgress {
         self.lock().1.iter().map(|part| part.received()).sum()
     }
 
-    fn start(&self, total: u64, parts: Vec<Arc<Progress>>) {
+    fn start(&self, total: u64, parts: Vec<Arc<ObjectProgress>>) {
         *self.lock() = (total, parts);
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, (u64, Vec<Arc<Progress>>)> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, (u64, Vec<Arc<ObjectProgress>>)> {
         self.parts.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
@@ -99,7 +101,7 @@ pub async fn fetch(
         check_revision(request, &manifest)?;
         let claim = match &claim {
             Some(claim) => claim,
-            None => claim.insert(Claim::take(dir, &manifest)?),
+            None => claim.insert(DirectoryClaim::take(dir, &manifest)?),
         };
         let outcome = once(engine, route.client(), &manifest, claim, progress).await;
         received += progress.received();
@@ -152,16 +154,17 @@ async fn once(
     engine: &Engine,
     client: &ObjectStorage,
     manifest: &Arc<Manifest>,
-    claim: &Claim,
+    claim: &DirectoryClaim,
     progress: &FetchProgress,
 ) -> Result<BTreeMap<&'static str, usize>> {
-    let place = Arc::new(Place::enter(claim, manifest)?);
-    let parts: Vec<Arc<Progress>> = manifest.files.iter().map(|_| Arc::default()).collect();
+    let place = Arc::new(FetchDirectory::enter(claim, manifest)?);
+    let parts: Vec<Arc<ObjectProgress>> = manifest.files.iter().map(|_| Arc::default()).collect();
     progress.start(manifest.bytes(), parts.clone());
     let source = &manifest.source;
     let bucket = Arc::new(Bucket::new(source.namespace.as_str(), source.bucket.as_str()));
-    let mut work: Vec<(&ManifestFile, Arc<Progress>)> = manifest.files.iter().zip(parts).collect();
-    let share = Share::urgent();
+    let mut work: Vec<(&ManifestFile, Arc<ObjectProgress>)> =
+        manifest.files.iter().zip(parts).collect();
+    let share = FairShare::urgent();
     share.read_as(client);
     work.sort_by(|(a, _), (b, _)| (a.size, &a.path).cmp(&(b.size, &b.path)));
     let verified: Vec<Verified> = stream::iter(work)
@@ -190,11 +193,11 @@ async fn once(
 async fn bring(
     engine: &Engine,
     client: &ObjectStorage,
-    place: &Arc<Place>,
+    place: &Arc<FetchDirectory>,
     file: &ManifestFile,
     object: ObjectVersion,
-    share: &Share,
-    progress: Arc<Progress>,
+    share: &FairShare,
+    progress: Arc<ObjectProgress>,
 ) -> Result<Verified> {
     let (place_, file_, progress_) = (Arc::clone(place), file.clone(), Arc::clone(&progress));
     let finished = blocking(move || place_.finished(&file_, &progress_)).await?;
@@ -215,7 +218,7 @@ async fn bring(
         });
     }
     let staging = Staging { data: place.part(&file.blob), journal: place.journal(&file.blob) };
-    let demand = Demand::of(share.clone());
+    let demand = Interest::of(share.clone());
     let verified = engine.download(object, staging, demand, progress).await?;
     let (place, file) = (Arc::clone(place), file.clone());
     blocking(move || place.finish(&file, verified)).await?;

@@ -13,10 +13,10 @@ use serde_json::Value;
 
 use crate::error::{Error, Result};
 use crate::model::shown;
-use crate::transport::{Transport, Waits};
+use crate::transport::{Transport, TransportTimeouts};
 
 /// The API server is near; what is asked of it is small.
-const WAITS: Waits = Waits {
+const WAITS: TransportTimeouts = TransportTimeouts {
     connect: Duration::from_secs(5),
     response_head: Duration::from_secs(10),
     body_idle: Duration::from_secs(5),
@@ -64,7 +64,7 @@ impl Cluster {
 
 /// Why a request did not do what it asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Failure {
+pub enum ApiFailure {
     /// The API server said no.
     Answered {
         /// The HTTP status, outside 200 to 299.
@@ -78,7 +78,7 @@ pub enum Failure {
     Unanswered(String),
 }
 
-impl Failure {
+impl ApiFailure {
     /// The status that was answered.
     pub fn status(&self) -> Option<StatusCode> {
         match self {
@@ -101,7 +101,7 @@ impl Failure {
     }
 }
 
-impl fmt::Display for Failure {
+impl fmt::Display for ApiFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Answered { status, message, .. } if message.is_empty() => {
@@ -136,13 +136,13 @@ pub fn path<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
 
 /// Requests to one API server in the name of one service account; cheap to clone.
 #[derive(Clone)]
-pub struct Api {
+pub struct ApiServer {
     transport: Transport,
     url: String,
     token_file: PathBuf,
 }
 
-impl Api {
+impl ApiServer {
     /// Requests to this cluster.
     ///
     /// # Errors
@@ -159,17 +159,17 @@ impl Api {
     }
 
     /// The object at a path, such as [`path`] makes.
-    pub async fn get(&self, path: &str) -> Result<Value, Failure> {
+    pub async fn get(&self, path: &str) -> Result<Value, ApiFailure> {
         self.exchange(Method::GET, path, None).await
     }
 
     /// Makes an object of the kind at a path, and returns what was made.
-    pub async fn post(&self, path: &str, object: &Value) -> Result<Value, Failure> {
+    pub async fn post(&self, path: &str, object: &Value) -> Result<Value, ApiFailure> {
         self.exchange(Method::POST, path, Some(("application/json", object))).await
     }
 
     /// Changes the object at a path, and returns what it is now.
-    pub async fn patch(&self, path: &str, patch: &Patch) -> Result<Value, Failure> {
+    pub async fn patch(&self, path: &str, patch: &Patch) -> Result<Value, ApiFailure> {
         let body = match patch {
             Patch::Merge(body) => ("application/merge-patch+json", body),
             Patch::Json(body) => ("application/json-patch+json", body),
@@ -182,8 +182,8 @@ impl Api {
         method: Method,
         path: &str,
         body: Option<(&str, &Value)>,
-    ) -> Result<Value, Failure> {
-        let request = self.request(method, path, body).await.map_err(Failure::Unanswered)?;
+    ) -> Result<Value, ApiFailure> {
+        let request = self.request(method, path, body).await.map_err(ApiFailure::Unanswered)?;
         let answer = async {
             let response = self.transport.send(request).await?;
             let status = response.status();
@@ -193,23 +193,23 @@ impl Api {
         let (status, body) = match tokio::time::timeout(EXCHANGE, answer).await {
             Ok(Ok(answered)) => answered,
             Ok(Err(failure)) => {
-                let failure: crate::transport::Failure = failure;
-                return Err(Failure::Unanswered(failure.what));
+                let failure: crate::transport::TransportFailure = failure;
+                return Err(ApiFailure::Unanswered(failure.what));
             }
             Err(_) => {
                 let seconds = EXCHANGE.as_secs();
-                return Err(Failure::Unanswered(format!("no whole answer within {seconds} s")));
+                return Err(ApiFailure::Unanswered(format!("no whole answer within {seconds} s")));
             }
         };
         if !status.is_success() {
             let said = body.map(|body| serde_json::from_slice(&body).unwrap_or_default());
             let said: Value = said.unwrap_or_default();
             let (message, ending) = (message(&said), is_of_an_ending_namespace(&said));
-            return Err(Failure::Answered { status, message, ending });
+            return Err(ApiFailure::Answered { status, message, ending });
         }
-        let body = body.map_err(|failure| Failure::Unanswered(failure.what))?;
+        let body = body.map_err(|failure| ApiFailure::Unanswered(failure.what))?;
         serde_json::from_slice(&body)
-            .map_err(|error| Failure::Unanswered(format!("the answer is no JSON: {error}")))
+            .map_err(|error| ApiFailure::Unanswered(format!("the answer is no JSON: {error}")))
     }
 
     async fn request(
@@ -239,7 +239,7 @@ impl Api {
     }
 }
 
-impl fmt::Debug for Api {
+impl fmt::Debug for ApiServer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Api").field("url", &self.url).finish_non_exhaustive()
     }

@@ -9,13 +9,13 @@ use tokio::net::TcpListener;
 use super::*;
 
 /// Answers each connection once, with the next of these; keeps what it was sent.
-struct Server {
+struct ApiServerStub {
     url: String,
     sent: Arc<Mutex<Vec<String>>>,
     account: tempfile::TempDir,
 }
 
-async fn server(answers: Vec<(u16, String)>) -> Server {
+async fn server(answers: Vec<(u16, String)>) -> ApiServerStub {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/", listener.local_addr().unwrap());
     let sent = Arc::new(Mutex::new(Vec::new()));
@@ -43,7 +43,7 @@ async fn server(answers: Vec<(u16, String)>) -> Server {
     });
     let account = tempfile::tempdir().unwrap();
     std::fs::write(account.path().join("token"), "first\n").unwrap();
-    Server { url, sent, account }
+    ApiServerStub { url, sent, account }
 }
 
 fn is_whole(request: &[u8]) -> bool {
@@ -57,9 +57,9 @@ fn is_whole(request: &[u8]) -> bool {
     body.len() >= length
 }
 
-impl Server {
-    fn api(&self) -> Api {
-        Api::new(&Cluster::at(self.url.clone(), self.account.path())).unwrap()
+impl ApiServerStub {
+    fn api(&self) -> ApiServer {
+        ApiServer::new(&Cluster::at(self.url.clone(), self.account.path())).unwrap()
     }
 
     fn sent(&self) -> Vec<String> {
@@ -130,7 +130,7 @@ async fn an_answer_that_is_too_long_or_no_json_is_none() {
     let api = server.api();
     for part in ["longer than 4194304 bytes", "no JSON"] {
         let failure = api.get("/x").await.unwrap_err();
-        assert!(matches!(failure, Failure::Unanswered(_)), "{failure:?}");
+        assert!(matches!(failure, ApiFailure::Unanswered(_)), "{failure:?}");
         assert!(failure.to_string().contains(part), "{failure}");
     }
 }
@@ -139,7 +139,7 @@ async fn an_answer_that_is_too_long_or_no_json_is_none() {
 async fn nobody_there_and_no_token_are_told_apart() {
     let account = tempfile::tempdir().unwrap();
     let cluster = Cluster::at("http://127.0.0.1:9".to_owned(), account.path());
-    let api = Api::new(&cluster).unwrap();
+    let api = ApiServer::new(&cluster).unwrap();
     let failure = api.get("/x").await.unwrap_err();
     assert!(failure.to_string().contains("/token: No such file"), "{failure}");
     std::fs::write(account.path().join("token"), "t").unwrap();
@@ -159,6 +159,6 @@ fn a_ca_that_cannot_be_read_says_what_it_was_for() {
     let account = tempfile::tempdir().unwrap();
     std::fs::write(account.path().join("ca.crt"), "no certificate").unwrap();
     let cluster = Cluster::at("https://127.0.0.1:9".to_owned(), account.path());
-    let error = Api::new(&cluster).unwrap_err();
+    let error = ApiServer::new(&cluster).unwrap_err();
     assert!(error.message().contains("ca.crt for the Kubernetes API: "), "{error}");
 }

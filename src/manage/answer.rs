@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use super::warm::WarmEntry;
+use super::prefetch_queue::PrefetchEntry;
 use crate::cache::{
     Collected, Damage, Imported, LeaseRecord, ModelReport, ModelState, Phase, SetAside, Usage,
     Verification,
@@ -16,19 +16,19 @@ use crate::model::{BlobId, ModelKey, Revision, node_label};
 /// The answer to a command.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub enum Answer {
+pub enum CommandAnswer {
     /// Of `ls`.
-    Ls(Listing),
+    Ls(CacheListing),
     /// Of `inspect`.
     Inspect(Vec<ModelEntry>),
     /// Of `verify`.
-    Verify(Verified),
+    Verify(VerifyReport),
     /// Of `gc`.
     Gc(Collection),
     /// Of `pin` and `unpin`.
     Pin(Pins),
     /// Of `prefetch`, in the order in which they were asked for.
-    Prefetch(Vec<Brought>),
+    Prefetch(Vec<PrefetchResult>),
     /// Of `import`.
     Import(Import),
     /// Of `purge`.
@@ -38,7 +38,7 @@ pub enum Answer {
 /// The cache.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Listing {
+pub struct CacheListing {
     /// What it takes.
     pub cache: CacheState,
     /// Its models, most recently used first.
@@ -47,7 +47,7 @@ pub struct Listing {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub set_aside: Vec<SetAsideEntry>,
     /// What the configuration has fetched ahead, in its order.
-    pub prefetch: Vec<WarmEntry>,
+    pub prefetch: Vec<PrefetchEntry>,
 }
 
 /// A cache of an older layout.
@@ -166,7 +166,7 @@ pub struct FileEntry {
 /// What a verification found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Verified {
+pub struct VerifyReport {
     /// Models whose trees were compared with their manifests.
     pub models: usize,
     /// Blobs that were read.
@@ -232,7 +232,7 @@ pub struct Pins {
 /// What became of one prefetch.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Brought {
+pub struct PrefetchResult {
     /// As it was asked for.
     pub uri: String,
     /// `cached`, `downloaded`, `started` or `failed`.
@@ -280,7 +280,7 @@ pub struct Removal {
     pub bytes: u64,
 }
 
-impl Answer {
+impl CommandAnswer {
     /// The models that stand in the cache because of the command.
     pub fn brought_in(&self) -> Vec<&ModelKey> {
         match self {
@@ -291,7 +291,7 @@ impl Answer {
     }
 }
 
-impl Brought {
+impl PrefetchResult {
     pub(super) fn failed(uri: &str, error: &Error) -> Self {
         Self {
             uri: uri.to_owned(),
@@ -389,7 +389,7 @@ impl HolderEntry {
     }
 }
 
-impl From<Verification> for Verified {
+impl From<Verification> for VerifyReport {
     fn from(found: Verification) -> Self {
         let damaged = found.damaged.into_iter().map(|Damage { what, why, models, volumes }| {
             let models = models.iter().map(|manifest| manifest.source.to_string()).collect();

@@ -10,7 +10,7 @@ use crate::model::{Filters, ModelRequest, ModelUri, progress_text};
 /// A command for the cache.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
-pub enum Command {
+pub enum CacheCommand {
     /// All models.
     Ls,
     /// Everything about some.
@@ -30,7 +30,7 @@ pub enum Command {
         /// Only tell what would go.
         dry_run: bool,
         /// How much.
-        selection: Selection,
+        selection: CollectionScope,
     },
     /// Keep a model although nobody uses it.
     Pin {
@@ -45,7 +45,7 @@ pub enum Command {
     /// Bring models in before a pod asks for them.
     Prefetch {
         /// Which.
-        models: Vec<Wanted>,
+        models: Vec<ModelSpec>,
         /// Do not wait for them.
         detach: bool,
     },
@@ -54,7 +54,7 @@ pub enum Command {
         /// The directory.
         dir: PathBuf,
         /// What it is a copy of.
-        model: Wanted,
+        model: ModelSpec,
         /// Take the files themselves.
         take: bool,
     },
@@ -65,7 +65,7 @@ pub enum Command {
 /// How much a garbage collection is to remove.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "what", rename_all = "kebab-case", deny_unknown_fields)]
-pub enum Selection {
+pub enum CollectionScope {
     /// What the limits of the configuration ask for.
     Limits,
     /// Everything that nobody uses and nobody pinned.
@@ -80,7 +80,7 @@ pub enum Selection {
 /// A model in Object Storage, as a person names it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Wanted {
+pub struct ModelSpec {
     /// `oci://BUCKET@NAMESPACE/PREFIX`.
     pub uri: String,
     /// Patterns, as in a volume's attributes.
@@ -91,7 +91,7 @@ pub struct Wanted {
     pub exclude: Option<String>,
 }
 
-impl Wanted {
+impl ModelSpec {
     /// The request for its current revision.
     ///
     /// # Errors
@@ -106,7 +106,7 @@ impl Wanted {
 
 /// How far a command is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Progress {
+pub struct CommandProgress {
     /// What is being done; progress of one thing has one subject.
     pub subject: String,
     /// For people.
@@ -117,7 +117,7 @@ pub struct Progress {
     pub total: u64,
 }
 
-impl Progress {
+impl CommandProgress {
     /// Some of all bytes.
     pub(super) fn of_bytes(subject: &str, done: u64, total: u64) -> Self {
         let text = format!("{subject}: {}", progress_text(done, total));
@@ -131,19 +131,22 @@ mod tests {
 
     #[test]
     fn commands_go_over_the_wire_and_unknown_ones_do_not() {
-        let wanted = Wanted { uri: "oci://b/p".into(), include: None, exclude: Some("*.x".into()) };
+        let wanted =
+            ModelSpec { uri: "oci://b/p".into(), include: None, exclude: Some("*.x".into()) };
         for command in [
-            Command::Ls,
-            Command::Verify { models: vec!["ab".into()], rate: Some(1) },
-            Command::Gc { dry_run: true, selection: Selection::Free { bytes: 5 } },
-            Command::Prefetch { models: vec![wanted.clone()], detach: true },
-            Command::Import { dir: "/d".into(), model: wanted, take: true },
-            Command::Purge,
+            CacheCommand::Ls,
+            CacheCommand::Verify { models: vec!["ab".into()], rate: Some(1) },
+            CacheCommand::Gc { dry_run: true, selection: CollectionScope::Free { bytes: 5 } },
+            CacheCommand::Prefetch { models: vec![wanted.clone()], detach: true },
+            CacheCommand::Import { dir: "/d".into(), model: wanted, take: true },
+            CacheCommand::Purge,
         ] {
             let json = serde_json::to_string(&command).unwrap();
-            assert_eq!(serde_json::from_str::<Command>(&json).unwrap(), command, "{json}");
+            assert_eq!(serde_json::from_str::<CacheCommand>(&json).unwrap(), command, "{json}");
         }
-        assert!(serde_json::from_str::<Command>(r#"{"command": "format-c"}"#).is_err());
-        assert!(serde_json::from_str::<Command>(r#"{"command": "pin", "modle": "x"}"#).is_err());
+        assert!(serde_json::from_str::<CacheCommand>(r#"{"command": "format-c"}"#).is_err());
+        assert!(
+            serde_json::from_str::<CacheCommand>(r#"{"command": "pin", "modle": "x"}"#).is_err()
+        );
     }
 }

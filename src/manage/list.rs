@@ -1,26 +1,26 @@
 //! `ls` and `inspect`.
 
-use super::answer::{CacheState, Listing, ModelEntry, SetAsideEntry};
-use super::{Manager, WarmEntry, select};
+use super::answer::{CacheListing, CacheState, ModelEntry, SetAsideEntry};
+use super::{Manager, PrefetchEntry, select};
 use crate::blocking::blocking;
-use crate::cache::Inventory;
+use crate::cache::CacheReport;
 use crate::error::Result;
 
 impl Manager {
-    pub(super) async fn inventory(&self) -> Result<Inventory> {
+    pub(super) async fn inventory(&self) -> Result<CacheReport> {
         let cache = self.0.cache.clone();
         blocking(move || cache.inventory()).await
     }
 
     /// How the prefetch list of the configuration stands, in its order.
-    pub fn prefetch_list(&self) -> Vec<WarmEntry> {
+    pub fn prefetch_list(&self) -> Vec<PrefetchEntry> {
         self.0.warmth.entries()
     }
 
-    pub(super) async fn list(&self) -> Result<Listing> {
+    pub(super) async fn list(&self) -> Result<CacheListing> {
         let inventory = self.inventory().await?;
         let directory = self.0.cache.layout().root().to_owned();
-        Ok(Listing {
+        Ok(CacheListing {
             cache: CacheState::new(directory, &inventory.usage),
             models: inventory.models.iter().map(|report| ModelEntry::new(report, false)).collect(),
             set_aside: inventory.set_aside.into_iter().map(SetAsideEntry::from).collect(),

@@ -3,11 +3,11 @@
 //! in the command itself where no driver runs.
 
 mod answer;
-mod bring;
 mod command;
+mod ensure;
 mod list;
+mod prefetch_queue;
 mod select;
-mod warm;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,15 +16,15 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use answer::{
-    Answer, Brought, CacheState, Collection, DamageEntry, FileEntry, HolderEntry, Import, Listing,
-    ModelEntry, Pins, Removal, RemovedModel, Verified,
+    CacheListing, CacheState, Collection, CommandAnswer, DamageEntry, FileEntry, HolderEntry,
+    Import, ModelEntry, Pins, PrefetchResult, Removal, RemovedModel, VerifyReport,
 };
-pub use command::{Command, Progress, Selection, Wanted};
-use warm::Warmth;
-pub use warm::{PrefetchState, WarmEntry};
+pub use command::{CacheCommand, CollectionScope, CommandProgress, ModelSpec};
+use prefetch_queue::PrefetchQueue;
+pub use prefetch_queue::{PrefetchEntry, PrefetchState};
 
 use crate::blocking::blocking;
-use crate::cache::{Cache, CollectOptions, VerifyProgress, Wish};
+use crate::cache::{Cache, CollectOptions, EvictionRequest, VerifyProgress};
 use crate::download::Engine;
 use crate::error::{Error, Result};
 use crate::volume::Resolver;
@@ -33,7 +33,7 @@ use crate::volume::Resolver;
 const TELL: Duration = Duration::from_millis(250);
 
 /// Hears how far a command is, some times a second.
-pub type Tell = Arc<dyn Fn(Progress) + Send + Sync>;
+pub type Tell = Arc<dyn Fn(CommandProgress) + Send + Sync>;
 
 /// Nobody listens.
 fn silent() -> Tell {
@@ -42,16 +42,16 @@ fn silent() -> Tell {
 
 /// What the commands need; cheap to clone.
 #[derive(Clone)]
-pub struct Manager(Arc<Inner>);
+pub struct Manager(Arc<ManagerInner>);
 
-struct Inner {
+struct ManagerInner {
     cache: Cache,
     remote: Option<Remote>,
     /// Whether the cache is used on after it was purged.
     goes_on: bool,
     tasks: TaskTracker,
     shutdown: CancellationToken,
-    warmth: Warmth,
+    warmth: PrefetchQueue,
 }
 
 /// What brings models in.
@@ -94,8 +94,8 @@ impl Manager {
         shutdown: &CancellationToken,
     ) -> Self {
         let (tasks, shutdown) = (tasks.clone(), shutdown.clone());
-        let warmth = Warmth::default();
-        Self(Arc::new(Inner { cache, remote, goes_on, tasks, shutdown, warmth }))
+        let warmth = PrefetchQueue::default();
+        Self(Arc::new(ManagerInner { cache, remote, goes_on, tasks, shutdown, warmth }))
     }
 
     fn remote(&self) -> Result<&Remote> {
@@ -110,28 +110,33 @@ impl Manager {
     /// # Errors
     /// Those of the cache; `NotFound` and `Invalid` when a key or URI names no
     /// model, or several where one is meant.
-    pub async fn execute(&self, command: Command, tell: &Tell) -> Result<Answer> {
+    pub async fn execute(&self, command: CacheCommand, tell: &Tell) -> Result<CommandAnswer> {
         match command {
-            Command::Ls => self.list().await.map(Answer::Ls),
-            Command::Inspect { model } => {
+            CacheCommand::Ls => self.list().await.map(CommandAnswer::Ls),
+            CacheCommand::Inspect { model } => {
                 let found = self.inspect(model).await?;
-                Ok(Answer::Inspect(found))
+                Ok(CommandAnswer::Inspect(found))
             }
-            Command::Verify { models, rate } => self.verify(models, rate, tell).await,
-            Command::Gc { dry_run, selection } => self.collect(dry_run, selection).await,
-            Command::Pin { model } => self.pin(model, true).await,
-            Command::Unpin { model } => self.pin(model, false).await,
-            Command::Prefetch { models, detach } => self.prefetch(models, detach, tell).await,
-            Command::Import { dir, model, take } => self.import(dir, model, take, tell).await,
-            Command::Purge => {
+            CacheCommand::Verify { models, rate } => self.verify(models, rate, tell).await,
+            CacheCommand::Gc { dry_run, selection } => self.collect(dry_run, selection).await,
+            CacheCommand::Pin { model } => self.pin(model, true).await,
+            CacheCommand::Unpin { model } => self.pin(model, false).await,
+            CacheCommand::Prefetch { models, detach } => self.prefetch(models, detach, tell).await,
+            CacheCommand::Import { dir, model, take } => self.import(dir, model, take, tell).await,
+            CacheCommand::Purge => {
                 let (cache, goes_on) = (self.0.cache.clone(), self.0.goes_on);
                 let purged = blocking(move || cache.purge(goes_on)).await?;
-                Ok(Answer::Purge(Removal { models: purged.models, bytes: purged.bytes }))
+                Ok(CommandAnswer::Purge(Removal { models: purged.models, bytes: purged.bytes }))
             }
         }
     }
 
-    async fn verify(&self, models: Vec<String>, rate: Option<u64>, tell: &Tell) -> Result<Answer> {
+    async fn verify(
+        &self,
+        models: Vec<String>,
+        rate: Option<u64>,
+        tell: &Tell,
+    ) -> Result<CommandAnswer> {
         let keys = match models.is_empty() {
             true => None,
             false => {
@@ -148,23 +153,23 @@ impl Manager {
         let verifying = self.0.cache.verify(keys, rate, Arc::clone(&progress));
         let found = telling(tell, verifying, || {
             let (done, total) = (progress.done(), progress.total());
-            Progress::of_bytes("verifying", done, total)
+            CommandProgress::of_bytes("verifying", done, total)
         })
         .await?;
-        Ok(Answer::Verify(found.into()))
+        Ok(CommandAnswer::Verify(found.into()))
     }
 
-    async fn collect(&self, dry_run: bool, selection: Selection) -> Result<Answer> {
+    async fn collect(&self, dry_run: bool, selection: CollectionScope) -> Result<CommandAnswer> {
         let wish = match selection {
-            Selection::Limits => Wish::Limits,
-            Selection::All => Wish::All,
-            Selection::Free { bytes } => Wish::Free(bytes),
+            CollectionScope::Limits => EvictionRequest::Limits,
+            CollectionScope::All => EvictionRequest::All,
+            CollectionScope::Free { bytes } => EvictionRequest::Free(bytes),
         };
         let collected = self.0.cache.collect(CollectOptions { dry_run, wish }).await?;
-        Ok(Answer::Gc(Collection::new(dry_run, collected)))
+        Ok(CommandAnswer::Gc(Collection::new(dry_run, collected)))
     }
 
-    async fn pin(&self, model: String, pinned: bool) -> Result<Answer> {
+    async fn pin(&self, model: String, pinned: bool) -> Result<CommandAnswer> {
         let cache = self.0.cache.clone();
         let keys = blocking(move || {
             let inventory = cache.inventory()?;
@@ -180,7 +185,7 @@ impl Manager {
             Ok(keys)
         })
         .await?;
-        Ok(Answer::Pin(Pins { pinned, keys }))
+        Ok(CommandAnswer::Pin(Pins { pinned, keys }))
     }
 }
 
@@ -188,7 +193,7 @@ impl Manager {
 async fn telling<T>(
     tell: &Tell,
     work: impl Future<Output = Result<T>>,
-    now: impl Fn() -> Progress,
+    now: impl Fn() -> CommandProgress,
 ) -> Result<T> {
     let ticking = async {
         let mut ticks = tokio::time::interval(TELL);

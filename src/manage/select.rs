@@ -1,9 +1,9 @@
 //! From what a person types to models of the cache: a key, the beginning of
 //! one, or a URI.
 
-use crate::cache::{Inventory, ModelReport};
+use crate::cache::{CacheReport, ModelReport};
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{ModelUri, Source};
+use crate::model::{ModelSource, ModelUri};
 
 /// Fewer digits of a key name too many models by accident.
 const SHORTEST: usize = 4;
@@ -15,7 +15,7 @@ pub(super) const SHOWN: usize = 12;
 const LISTED: usize = 5;
 
 /// All models that are meant; at least one.
-pub(super) fn all<'a>(inventory: &'a Inventory, text: &str) -> Result<Vec<&'a ModelReport>> {
+pub(super) fn all<'a>(inventory: &'a CacheReport, text: &str) -> Result<Vec<&'a ModelReport>> {
     let found: Vec<&ModelReport> = if text.starts_with("oci://") {
         let uri = ModelUri::parse(text)?;
         let meant = |report: &&ModelReport| {
@@ -39,7 +39,7 @@ pub(super) fn all<'a>(inventory: &'a Inventory, text: &str) -> Result<Vec<&'a Mo
 }
 
 /// The one model that is meant.
-pub(super) fn one<'a>(inventory: &'a Inventory, text: &str) -> Result<&'a ModelReport> {
+pub(super) fn one<'a>(inventory: &'a CacheReport, text: &str) -> Result<&'a ModelReport> {
     let found = all(inventory, text)?;
     let first = &found[0].key;
     // One model may be listed twice: damaged, and standing again.
@@ -55,7 +55,7 @@ pub(super) fn one<'a>(inventory: &'a Inventory, text: &str) -> Result<&'a ModelR
     Ok(found[0])
 }
 
-fn is_of(source: &Source, uri: &ModelUri) -> bool {
+fn is_of(source: &ModelSource, uri: &ModelUri) -> bool {
     source.bucket == uri.bucket
         && source.prefix == uri.prefix
         && uri.namespace.as_ref().is_none_or(|namespace| *namespace == source.namespace)
@@ -73,7 +73,7 @@ mod tests {
     };
 
     fn report(key: &str, prefix: &str) -> ModelReport {
-        let source = Source {
+        let source = ModelSource {
             location: "l".into(),
             namespace: NamespaceName::parse("ns").unwrap(),
             bucket: BucketName::parse("b").unwrap(),
@@ -99,7 +99,7 @@ mod tests {
 
     fn keys(text: &str) -> Result<Vec<String>> {
         let models = vec![report("abcd1", "m/a"), report("abcd2", "m/a"), report("ef012", "m/b")];
-        let inventory = Inventory { models, usage: Usage::default(), set_aside: Vec::new() };
+        let inventory = CacheReport { models, usage: Usage::default(), set_aside: Vec::new() };
         let found = all(&inventory, text)?;
         if let Ok(one) = one(&inventory, text) {
             assert_eq!(found.len(), 1);
@@ -127,7 +127,7 @@ mod tests {
             assert_eq!(keys(wrong).unwrap_err().kind(), ErrorKind::Invalid, "{wrong}");
         }
         let models = vec![report("abcd1", "m/a"), report("abcd2", "m/a")];
-        let inventory = Inventory { models, usage: Usage::default(), set_aside: Vec::new() };
+        let inventory = CacheReport { models, usage: Usage::default(), set_aside: Vec::new() };
         let error = one(&inventory, "oci://b/m/a").unwrap_err();
         assert!(error.message().contains("names 2 models"), "{error}");
         assert!(error.message().contains("abcd10000000, abcd20000000;"), "{error}");

@@ -18,7 +18,7 @@ const REVISION_FORMAT: &str = "1";
 
 /// Where a model comes from: the place in Object Storage, without its version.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Source {
+pub struct ModelSource {
     /// Region or endpoint, as the client names it.
     pub location: String,
     /// Object Storage namespace.
@@ -29,14 +29,14 @@ pub struct Source {
     pub prefix: Prefix,
 }
 
-impl Source {
+impl ModelSource {
     /// Its name for people, as in [`super::ModelRequest::title`].
     pub fn title(&self) -> String {
         super::request::title(&self.prefix, &self.bucket)
     }
 }
 
-impl fmt::Display for Source {
+impl fmt::Display for ModelSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "oci://{}@{}/{}", self.bucket, self.namespace, self.prefix)
     }
@@ -169,7 +169,7 @@ impl fmt::Display for Revision {
 
 impl BlobId {
     /// The id of one object version of `source`'s bucket in this cache scope.
-    pub fn of(scope: &str, source: &Source, object: &str, etag: &str) -> Self {
+    pub fn of(scope: &str, source: &ModelSource, object: &str, etag: &str) -> Self {
         let mut fields = Fields::new("oci-model-csi blob");
         fields.add(scope).add(&source.location).add(source.namespace.as_str());
         Self(fields.add(source.bucket.as_str()).add(object).add(etag).hex())
@@ -177,7 +177,13 @@ impl BlobId {
 
     /// The id under which equal content of the same object name is found
     /// again after a re-upload: by size and MD5 in place of the ETag.
-    pub fn of_content(scope: &str, source: &Source, object: &str, size: u64, md5: &str) -> Self {
+    pub fn of_content(
+        scope: &str,
+        source: &ModelSource,
+        object: &str,
+        size: u64,
+        md5: &str,
+    ) -> Self {
         let mut fields = Fields::new("oci-model-csi content");
         fields.add(scope).add(&source.location).add(source.namespace.as_str());
         Self(fields.add(source.bucket.as_str()).add(object).add(&size.to_string()).add(md5).hex())
@@ -191,7 +197,7 @@ impl ModelKey {
     }
 
     /// The key of one revision of `source` in this cache scope.
-    pub fn of(scope: &str, source: &Source, revision: &Revision) -> Self {
+    pub fn of(scope: &str, source: &ModelSource, revision: &Revision) -> Self {
         let mut fields = Fields::new("oci-model-csi model");
         fields.add(scope).add(&source.location).add(source.namespace.as_str());
         fields.add(source.bucket.as_str()).add(source.prefix.as_str());
@@ -304,7 +310,7 @@ mod tests {
     #[test]
     fn ids_are_those_that_earlier_versions_wrote_to_the_disk() {
         assert_eq!(LAYOUT, "1", "write those of the new layout here");
-        let source = Source {
+        let source = ModelSource {
             location: "us-ashburn-1".to_owned(),
             namespace: NamespaceName::parse("mytenancy").unwrap(),
             bucket: BucketName::parse("ai-model-cache").unwrap(),

@@ -2,7 +2,7 @@
 
 use aws_lc_rs::digest::{SHA256, digest};
 
-use super::Source;
+use super::ModelSource;
 
 /// What the names of all models begin with.
 pub const LABEL_START: &str = "model.";
@@ -13,7 +13,7 @@ const READABLE: usize = 48;
 /// `model.NAME.HASH`: the last segment of the prefix (of the whole bucket, its
 /// name) in the characters that a label may have, and the first 8 digits of the
 /// SHA-256 of `oci://BUCKET@NAMESPACE/PREFIX`, which tells models of one name apart.
-pub fn node_label(source: &Source) -> String {
+pub fn node_label(source: &ModelSource) -> String {
     let (prefix, bucket) = (source.prefix.as_str(), source.bucket.as_str());
     let last = prefix.trim_end_matches('/').rsplit('/').next();
     let name = last.filter(|name| !name.is_empty()).unwrap_or(bucket);
@@ -30,7 +30,7 @@ mod tests {
     use crate::model::{BucketName, NamespaceName, Prefix};
 
     fn label(bucket: &str, prefix: &str) -> String {
-        node_label(&Source {
+        node_label(&ModelSource {
             location: "us-ashburn-1".to_owned(),
             namespace: NamespaceName::parse("mytenancy").unwrap(),
             bucket: BucketName::parse(bucket).unwrap(),

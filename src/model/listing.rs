@@ -6,22 +6,22 @@ use crate::error::{Error, Result};
 
 /// What was listed under one prefix.
 #[derive(Debug)]
-pub struct Listing {
+pub struct ObjectListing {
     prefix: Prefix,
-    pages: Vec<Page>,
+    pages: Vec<ListingPage>,
     objects: usize,
     weight: u64,
 }
 
 /// The texts of a page in one, and where they end.
 #[derive(Debug)]
-struct Page {
+struct ListingPage {
     text: Box<str>,
-    entries: Box<[Entry]>,
+    entries: Box<[ListingEntry]>,
 }
 
 #[derive(Debug)]
-struct Entry {
+struct ListingEntry {
     size: u64,
     name_end: u32,
     etag_end: u32,
@@ -29,7 +29,7 @@ struct Entry {
     archived: bool,
 }
 
-/// One object of a [`Listing`].
+/// One object of a [`ObjectListing`].
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Listed<'a> {
     /// Name below the prefix.
@@ -41,7 +41,7 @@ pub(super) struct Listed<'a> {
     pub(super) archived: bool,
 }
 
-impl Listing {
+impl ObjectListing {
     /// An empty listing of this prefix.
     pub fn new(prefix: Prefix) -> Self {
         Self { prefix, pages: Vec::new(), objects: 0, weight: 0 }
@@ -65,7 +65,7 @@ impl Listing {
                 text.push_str(part);
                 u32::try_from(text.len()).map_err(|_| Error::internal("a page of 4 GiB"))
             };
-            entries.push(Entry {
+            entries.push(ListingEntry {
                 size: object.size,
                 name_end: end(name)?,
                 etag_end: end(&object.etag)?,
@@ -74,9 +74,10 @@ impl Listing {
             });
         }
         self.objects += entries.len();
-        let weight = text.len() + entries.len() * size_of::<Entry>() + size_of::<Page>();
+        let weight =
+            text.len() + entries.len() * size_of::<ListingEntry>() + size_of::<ListingPage>();
         self.weight = self.weight.saturating_add(u64::try_from(weight).unwrap_or(u64::MAX));
-        self.pages.push(Page { text: text.into(), entries: entries.into() });
+        self.pages.push(ListingPage { text: text.into(), entries: entries.into() });
         Ok(())
     }
 

@@ -9,7 +9,9 @@ use std::sync::Arc;
 use serde::de::{self, DeserializeSeed, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::{BlobId, BucketName, ModelKey, NamespaceName, Prefix, Revision, Source, Tree, Warning};
+use super::{
+    BlobId, BucketName, ModelKey, ModelSource, NamespaceName, Prefix, Revision, Tree, Warning,
+};
 use crate::error::{Error, Result};
 
 /// Version of the stored form.
@@ -47,7 +49,7 @@ pub struct ManifestFile {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Manifest {
     /// Where it comes from.
-    pub source: Source,
+    pub source: ModelSource,
     /// Which cached copies may be shared with whom; empty for the whole cluster.
     pub scope: String,
     /// What exactly it is.
@@ -61,39 +63,39 @@ pub struct Manifest {
     /// was resolved from: they are not stored.
     pub warnings: Vec<Warning>,
     /// What it is accounted with.
-    pub kept: Kept,
+    pub kept: Attachment,
 }
 
 /// Something that ends with what it is kept with, and is no part of it.
 #[derive(Clone, Default)]
-pub struct Kept(Option<Arc<dyn Send + Sync>>);
+pub struct Attachment(Option<Arc<dyn Send + Sync>>);
 
-impl Kept {
+impl Attachment {
     /// Keeps this.
     pub fn new(kept: impl Send + Sync + 'static) -> Self {
         Self(Some(Arc::new(kept)))
     }
 }
 
-impl fmt::Debug for Kept {
+impl fmt::Debug for Attachment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(if self.0.is_some() { "Kept" } else { "-" })
     }
 }
 
-impl PartialEq for Kept {
+impl PartialEq for Attachment {
     fn eq(&self, _: &Self) -> bool {
         true
     }
 }
 
-impl Eq for Kept {}
+impl Eq for Attachment {}
 
 /// What of a model is asked for again and again, in a few hundred bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Summary {
     /// Where it comes from.
-    pub source: Source,
+    pub source: ModelSource,
     /// Which cached copies may be shared with whom; empty for the whole cluster.
     pub scope: String,
     /// What exactly it is.
@@ -136,7 +138,7 @@ struct StoredSummary {
 
 impl Manifest {
     /// The manifest of a tree that was resolved from `source`.
-    pub fn new(source: Source, scope: &str, tree: Tree) -> Self {
+    pub fn new(source: ModelSource, scope: &str, tree: Tree) -> Self {
         let files = tree
             .files
             .into_iter()
@@ -148,7 +150,7 @@ impl Manifest {
             })
             .collect();
         let Tree { revision, directories, warnings, .. } = tree;
-        let (scope, kept) = (scope.to_owned(), Kept::default());
+        let (scope, kept) = (scope.to_owned(), Attachment::default());
         Self { source, scope, revision, files, directories, warnings, kept }
     }
 
@@ -266,8 +268,8 @@ impl Manifest {
     pub fn read(input: impl Read) -> Result<Self> {
         let (mut files, mut directories) = (Vec::new(), Vec::<String>::new());
         let head = scan(input, |part| match part {
-            Part::File(file) => files.push(file),
-            Part::Directory(directory) => {
+            ManifestPart::File(file) => files.push(file),
+            ManifestPart::Directory(directory) => {
                 // Older manifests name every directory, parents before children.
                 let is_parent = |last: &String| {
                     directory.strip_prefix(last.as_str()).is_some_and(|rest| rest.starts_with('/'))
@@ -279,7 +281,7 @@ impl Manifest {
             }
         })?;
         let Summary { source, scope, revision, bytes, .. } = head;
-        let (warnings, kept) = (Vec::new(), Kept::default());
+        let (warnings, kept) = (Vec::new(), Attachment::default());
         let manifest = Self { source, scope, revision, files, directories, warnings, kept };
         if manifest.bytes() != bytes {
             return Err(broken("its sizes do not add up"));
@@ -295,8 +297,8 @@ impl Manifest {
     /// `Internal` when it is torn or of another format.
     pub fn each_file(input: impl Read, mut see: impl FnMut(ManifestFile)) -> Result<()> {
         let head = scan(input, |part| match part {
-            Part::File(file) => see(file),
-            Part::Directory(_) => {}
+            ManifestPart::File(file) => see(file),
+            ManifestPart::Directory(_) => {}
         });
         head.map(drop)
     }
@@ -316,13 +318,13 @@ impl Summary {
         let (mut files, mut named, mut implied) = (0_u64, 0_u64, 0_u64);
         let mut before = String::new();
         let head = scan(input, |part| match part {
-            Part::File(file) => {
+            ManifestPart::File(file) => {
                 files = files.saturating_add(1);
                 let more = new_directories(&before, &file.path).count();
                 implied = implied.saturating_add(u64::try_from(more).unwrap_or(u64::MAX));
                 before = file.path;
             }
-            Part::Directory(_) => named = named.saturating_add(1),
+            ManifestPart::Directory(_) => named = named.saturating_add(1),
         })?;
         // Older manifests name all directories; others have a summary beside them.
         let inodes = files.saturating_add(named.max(implied)).saturating_add(1);
@@ -355,7 +357,7 @@ impl Summary {
             return Err(broken(format!("format {} is not {FORMAT}", stored.format)));
         }
         Ok(Self {
-            source: Source {
+            source: ModelSource {
                 location: stored.location,
                 namespace: NamespaceName::parse(&stored.namespace)?,
                 bucket: BucketName::parse(&stored.bucket)?,
@@ -382,16 +384,16 @@ fn broken(why: impl Display) -> Error {
 }
 
 /// One part of a manifest that is read piece by piece.
-enum Part {
+enum ManifestPart {
     File(ManifestFile),
     Directory(String),
 }
 
 /// Reads a stored manifest piece by piece; the summary that comes back counts
 /// no inodes.
-fn scan(input: impl Read, mut see: impl FnMut(Part)) -> Result<Summary> {
+fn scan(input: impl Read, mut see: impl FnMut(ManifestPart)) -> Result<Summary> {
     let mut json = serde_json::Deserializer::from_reader(io::BufReader::new(input));
-    let head = json.deserialize_map(Whole(&mut see)).map_err(broken)?;
+    let head = json.deserialize_map(ManifestVisitor(&mut see)).map_err(broken)?;
     json.end().map_err(broken)?;
     let format = head.format.unwrap_or_default();
     if format != FORMAT {
@@ -399,7 +401,7 @@ fn scan(input: impl Read, mut see: impl FnMut(Part)) -> Result<Summary> {
     }
     let missing = || broken("it is not whole");
     Ok(Summary {
-        source: Source {
+        source: ModelSource {
             location: head.location.ok_or_else(missing)?,
             namespace: NamespaceName::parse(&head.namespace.ok_or_else(missing)?)?,
             bucket: BucketName::parse(&head.bucket.ok_or_else(missing)?)?,
@@ -414,7 +416,7 @@ fn scan(input: impl Read, mut see: impl FnMut(Part)) -> Result<Summary> {
 
 /// What was found of a manifest.
 #[derive(Default)]
-struct Head {
+struct ManifestHead {
     format: Option<u32>,
     location: Option<String>,
     namespace: Option<String>,
@@ -427,17 +429,17 @@ struct Head {
     directories: bool,
 }
 
-struct Whole<'a, F>(&'a mut F);
+struct ManifestVisitor<'a, F>(&'a mut F);
 
-impl<'de, F: FnMut(Part)> Visitor<'de> for Whole<'_, F> {
-    type Value = Head;
+impl<'de, F: FnMut(ManifestPart)> Visitor<'de> for ManifestVisitor<'_, F> {
+    type Value = ManifestHead;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a manifest")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Head, A::Error> {
-        let mut head = Head::default();
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<ManifestHead, A::Error> {
+        let mut head = ManifestHead::default();
         while let Some(key) = map.next_key::<String>()? {
             match key.as_str() {
                 "format" => head.format = Some(map.next_value()?),
@@ -449,11 +451,15 @@ impl<'de, F: FnMut(Part)> Visitor<'de> for Whole<'_, F> {
                 "revision" => head.revision = Some(map.next_value()?),
                 "bytes" => head.bytes = Some(map.next_value()?),
                 "files" => {
-                    map.next_value_seed(Each::new(|file| (self.0)(Part::File(file))))?;
+                    map.next_value_seed(EachElement::new(|file| {
+                        (self.0)(ManifestPart::File(file));
+                    }))?;
                     head.files = true;
                 }
                 "directories" => {
-                    map.next_value_seed(Each::new(|name| (self.0)(Part::Directory(name))))?;
+                    map.next_value_seed(EachElement::new(|name| {
+                        (self.0)(ManifestPart::Directory(name));
+                    }))?;
                     head.directories = true;
                 }
                 _ => return Err(de::Error::custom("it has a field that is not known")),
@@ -464,18 +470,18 @@ impl<'de, F: FnMut(Part)> Visitor<'de> for Whole<'_, F> {
 }
 
 /// Each element of a list, without the list.
-struct Each<T, F> {
+struct EachElement<T, F> {
     see: F,
     of: PhantomData<T>,
 }
 
-impl<T, F> Each<T, F> {
+impl<T, F> EachElement<T, F> {
     fn new(see: F) -> Self {
         Self { see, of: PhantomData }
     }
 }
 
-impl<'de, T: Deserialize<'de>, F: FnMut(T)> DeserializeSeed<'de> for Each<T, F> {
+impl<'de, T: Deserialize<'de>, F: FnMut(T)> DeserializeSeed<'de> for EachElement<T, F> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, input: D) -> Result<(), D::Error> {
@@ -483,7 +489,7 @@ impl<'de, T: Deserialize<'de>, F: FnMut(T)> DeserializeSeed<'de> for Each<T, F> 
     }
 }
 
-impl<'de, T: Deserialize<'de>, F: FnMut(T)> Visitor<'de> for Each<T, F> {
+impl<'de, T: Deserialize<'de>, F: FnMut(T)> Visitor<'de> for EachElement<T, F> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

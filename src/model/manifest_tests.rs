@@ -4,7 +4,7 @@ use super::super::{Filters, ListedObject};
 use super::*;
 
 fn manifest() -> Manifest {
-    let source = Source {
+    let source = ModelSource {
         location: "us-ashburn-1".into(),
         namespace: NamespaceName::parse("ns").unwrap(),
         bucket: BucketName::parse("b").unwrap(),
@@ -101,7 +101,7 @@ fn equal_bytes_of_one_listing_are_one_blob_and_nothing_else_is() {
     let source = manifest().source;
     let prefix = Prefix::parse("m/").unwrap();
     let tree = Tree::arrange(listing, &prefix, &Filters::default()).unwrap().unwrap();
-    let apart = Manifest::new(Source { prefix, ..source }, "", tree);
+    let apart = Manifest::new(ModelSource { prefix, ..source }, "", tree);
     let once = apart.clone().with_equal_bytes_once();
     assert_eq!(once.key(), apart.key(), "what a model is does not depend on how it is stored");
     let changed = once.files.iter().zip(&apart.files).filter(|(once, apart)| once != apart);

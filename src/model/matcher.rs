@@ -3,7 +3,7 @@
 //! all of them at once. Nothing is tried twice, whatever stars, sets and
 //! question marks there are.
 
-use super::pattern::Token;
+use super::pattern::PatternToken;
 
 /// Bits of a word.
 const WORD: usize = 64;
@@ -31,14 +31,15 @@ pub(super) struct Matcher {
 }
 
 impl Matcher {
-    pub(super) fn new(tokens: &[Token]) -> Self {
-        let plain: Vec<&Token> = tokens.iter().filter(|token| **token != Token::AnyRun).collect();
+    pub(super) fn new(tokens: &[PatternToken]) -> Self {
+        let plain: Vec<&PatternToken> =
+            tokens.iter().filter(|token| **token != PatternToken::AnyRun).collect();
         let (end, words) = (plain.len(), plain.len() / WORD + 1);
         let mut stays = vec![0; words];
         let mut at = 0;
         for token in tokens {
             match token {
-                Token::AnyRun => set(&mut stays, at),
+                PatternToken::AnyRun => set(&mut stays, at),
                 _ => at += 1,
             }
         }

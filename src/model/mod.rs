@@ -23,13 +23,13 @@ mod warning;
 pub mod weights;
 
 pub use attributes::{AttributeSource, own_attributes, parse_attributes, plain_attributes};
-pub use digest::{BlobId, ModelKey, RequestDigest, Revision, Source};
+pub use digest::{BlobId, ModelKey, ModelSource, RequestDigest, Revision};
 pub use label::{LABEL_START, node_label};
-pub use listing::Listing;
-pub use manifest::{Kept, Manifest, ManifestFile, Summary};
+pub use listing::ObjectListing;
+pub use manifest::{Attachment, Manifest, ManifestFile, Summary};
 pub use names::{BucketName, NamespaceName, Prefix};
 pub use nearest::nearest;
-pub use pattern::{Filters, Pattern, Selection};
+pub use pattern::{Filters, NameSelection, Pattern};
 pub use request::{CacheScope, ModelRequest, PodIdentity, PullPolicy};
 pub use tenant::Tenant;
 pub use token::{PodTokens, account_uid};

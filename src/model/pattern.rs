@@ -24,11 +24,11 @@ const STEPS: u64 = 1_000_000_000;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pattern {
     text: String,
-    tokens: Vec<Token>,
+    tokens: Vec<PatternToken>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Token {
+pub(super) enum PatternToken {
     Literal(char),
     AnyOne,
     AnyRun,
@@ -69,9 +69,9 @@ impl Pattern {
                 }
                 '\0' => return refuse("contains a NUL"),
                 // Runs of stars mean the same as one, and cost time in matching.
-                '*' if tokens.last() == Some(&Token::AnyRun) => {}
-                '*' => tokens.push(Token::AnyRun),
-                '?' => tokens.push(Token::AnyOne),
+                '*' if tokens.last() == Some(&PatternToken::AnyRun) => {}
+                '*' => tokens.push(PatternToken::AnyRun),
+                '?' => tokens.push(PatternToken::AnyOne),
                 '[' => {
                     let negated = rest.next_if_eq(&'!').is_some();
                     let mut ranges = Vec::new();
@@ -94,13 +94,13 @@ impl Pattern {
                             _ => ranges.push((low, low)),
                         }
                     }
-                    tokens.push(Token::Set { negated, ranges });
+                    tokens.push(PatternToken::Set { negated, ranges });
                 }
-                c => tokens.push(Token::Literal(c)),
+                c => tokens.push(PatternToken::Literal(c)),
             }
         }
-        if tokens.last() == Some(&Token::Literal('/')) {
-            tokens.push(Token::AnyRun);
+        if tokens.last() == Some(&PatternToken::Literal('/')) {
+            tokens.push(PatternToken::AnyRun);
         }
         Ok(Self { text: text.to_owned(), tokens })
     }
@@ -173,7 +173,7 @@ fn matches_no_name(text: &str) -> Option<&'static str> {
     })
 }
 
-impl Token {
+impl PatternToken {
     /// The characters that it tells from others.
     pub(super) fn ranges(&self) -> Vec<(char, char)> {
         match self {
@@ -214,18 +214,18 @@ impl Filters {
     }
 
     /// For the names of one request.
-    pub fn selection(&self) -> Selection {
+    pub fn selection(&self) -> NameSelection {
         let ready = |patterns: &[Pattern]| -> Vec<Matcher> {
             patterns.iter().map(|pattern| Matcher::new(&pattern.tokens)).collect()
         };
         let (include, exclude) = (ready(&self.include), ready(&self.exclude));
         let matched = vec![false; include.len() + exclude.len()];
-        Selection { include, exclude, matched, left: STEPS }
+        NameSelection { include, exclude, matched, left: STEPS }
     }
 
     /// A warning that names the patterns which matched none of the names that
     /// this selection was asked about.
-    pub fn unmatched(&self, selection: &Selection) -> Option<Warning> {
+    pub fn unmatched(&self, selection: &NameSelection) -> Option<Warning> {
         let keys = self.include.iter().map(|one| (one, "include"));
         let keys = keys.chain(self.exclude.iter().map(|one| (one, "exclude")));
         let unmatched = keys.zip(&selection.matched).filter(|(_, matched)| !**matched);
@@ -297,7 +297,7 @@ fn check_list(text: &str) -> Result<()> {
 /// What filters select of one listing. Whoever writes the patterns may have
 /// written the names too, and must not keep a core busy for hours.
 #[derive(Debug)]
-pub struct Selection {
+pub struct NameSelection {
     include: Vec<Matcher>,
     exclude: Vec<Matcher>,
     /// Which patterns matched a name so far, those of `include` first.
@@ -305,7 +305,7 @@ pub struct Selection {
     left: u64,
 }
 
-impl Selection {
+impl NameSelection {
     /// Whether the relative name is selected; exclude wins.
     ///
     /// # Errors

@@ -162,7 +162,7 @@ fn what_takes_too_long_all_the_same_is_refused() {
     let run = "a".repeat(1000);
     let list = vec![format!("*{}b", "?".repeat(1000)); MOST].join(",");
     let filters = Filters::parse(None, Some(&list)).unwrap();
-    let mut selection = Selection { left: 20_000_000, ..filters.selection() };
+    let mut selection = NameSelection { left: 20_000_000, ..filters.selection() };
     let refused = (0..100_000).find_map(|_| selection.has(&run).err());
     let error = refused.expect("it took all the steps of the world");
     assert_eq!(error.kind(), crate::error::ErrorKind::Invalid);
@@ -186,10 +186,12 @@ fn a_hostile_pattern_takes_no_exponential_time() {
 }
 
 /// The obvious recursion, slow and plainly right.
-fn naive(tokens: &[Token], name: &[char]) -> bool {
+fn naive(tokens: &[PatternToken], name: &[char]) -> bool {
     match tokens.split_first() {
         None => name.is_empty(),
-        Some((Token::AnyRun, rest)) => (0..=name.len()).any(|skip| naive(rest, &name[skip..])),
+        Some((PatternToken::AnyRun, rest)) => {
+            (0..=name.len()).any(|skip| naive(rest, &name[skip..]))
+        }
         Some((one, rest)) => {
             name.split_first().is_some_and(|(c, tail)| one.takes(*c) && naive(rest, tail))
         }

@@ -16,27 +16,27 @@ use crate::error::{Error, ErrorKind, Result};
 pub struct PodTokens(String);
 
 #[derive(Deserialize)]
-struct Entry {
+struct TokenEntry {
     token: String,
 }
 
 /// What a token says of itself, which the cluster's identity service verifies.
 #[derive(Deserialize)]
-struct Claims {
+struct PodTokenClaims {
     sub: String,
     #[serde(rename = "kubernetes.io", default)]
-    kubernetes: Kubernetes,
+    kubernetes: KubernetesClaim,
 }
 
 #[derive(Default, Deserialize)]
-struct Kubernetes {
-    pod: Option<Bound>,
-    serviceaccount: Option<Bound>,
+struct KubernetesClaim {
+    pod: Option<BoundObject>,
+    serviceaccount: Option<BoundObject>,
 }
 
 /// An object of the cluster that a token is bound to.
 #[derive(Deserialize)]
-struct Bound {
+struct BoundObject {
     #[serde(default)]
     uid: String,
 }
@@ -54,11 +54,14 @@ impl PodTokens {
     /// pod's: then a pod's author has written it. `Precondition` when there are
     /// several and none of them is for the cluster's own audience.
     pub fn of(&self, pod: &PodIdentity) -> Result<String> {
-        let entries: BTreeMap<String, Entry> = serde_json::from_str(&self.0).map_err(|_| {
-            Error::invalid("csi.storage.k8s.io/serviceAccount.tokens is not what kubelet writes")
-        })?;
+        let entries: BTreeMap<String, TokenEntry> =
+            serde_json::from_str(&self.0).map_err(|_| {
+                Error::invalid(
+                    "csi.storage.k8s.io/serviceAccount.tokens is not what kubelet writes",
+                )
+            })?;
         let only = if entries.len() == 1 { entries.values().next() } else { None };
-        let Some(Entry { token }) = entries.get("").or(only) else {
+        let Some(TokenEntry { token }) = entries.get("").or(only) else {
             return Err(Error::new(
                 ErrorKind::Precondition,
                 format!(
@@ -93,13 +96,13 @@ impl fmt::Debug for PodTokens {
     }
 }
 
-fn claims(jwt: &str) -> Option<Claims> {
+fn claims(jwt: &str) -> Option<PodTokenClaims> {
     let payload = jwt.split('.').nth(1)?;
     let json = URL_SAFE_NO_PAD.decode(payload.trim_end_matches('=')).ok()?;
     serde_json::from_slice(&json).ok()
 }
 
-impl Claims {
+impl PodTokenClaims {
     fn are_of(&self, pod: &PodIdentity) -> bool {
         let PodIdentity { namespace, service_account, uid, .. } = pod;
         self.sub == format!("system:serviceaccount:{namespace}:{service_account}")

@@ -5,7 +5,7 @@
 use super::listing::Listed;
 use super::manifest::new_directories;
 use super::twins::twins;
-use super::{Filters, Listing, Pattern, Prefix, Revision, Warning, shown, size_text};
+use super::{Filters, ObjectListing, Pattern, Prefix, Revision, Warning, shown, size_text};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Longest file name of Linux file systems, in bytes.
@@ -100,7 +100,7 @@ impl<'a> Selected<'a> {
     /// `Invalid` when the filters take too long. `None` when nothing is selected; the
     /// prefix's own marker does not count. Takes a second at worst: off the reactor.
     pub fn of(
-        listing: &'a Listing,
+        listing: &'a ObjectListing,
         filters: &Filters,
         limits: &TreeLimits,
     ) -> Result<Option<Self>> {
@@ -212,7 +212,7 @@ impl Tree {
         prefix: &Prefix,
         filters: &Filters,
     ) -> Result<Option<Self>> {
-        let mut listing = Listing::new(prefix.clone());
+        let mut listing = ObjectListing::new(prefix.clone());
         listing.push(objects)?;
         let selected = Selected::of(&listing, filters, &TreeLimits::default())?;
         Ok(selected.map(|selected| selected.tree()))
@@ -436,7 +436,7 @@ mod tests {
     #[test]
     fn directories_and_their_blocks_are_limited_before_one_is_made() {
         let deep = |n: usize| object(&format!("m/{n}/{}w", "x/".repeat(500)), 0);
-        let mut listing = Listing::new(Prefix::parse("m/").unwrap());
+        let mut listing = ObjectListing::new(Prefix::parse("m/").unwrap());
         listing.push((0..200).map(deep)).unwrap();
         let refusal = |limits: TreeLimits| {
             let refused = Selected::of(&listing, &Filters::default(), &limits).unwrap_err();

@@ -20,8 +20,8 @@ pub(super) fn twins<'a>(paths: impl IntoIterator<Item = &'a str>) -> Option<Warn
     // All that is below a directory follows each other.
     paths.sort_unstable();
     let hasher = RandomState::new();
-    let mut found = Found::default();
-    let mut open = vec![Directory::default()];
+    let mut found = TwinNames::default();
+    let mut open = vec![Siblings::default()];
     for path in paths {
         while open.last().is_some_and(|directory| !path.starts_with(directory.path)) {
             open.pop();
@@ -37,7 +37,7 @@ pub(super) fn twins<'a>(paths: impl IntoIterator<Item = &'a str>) -> Option<Warn
                 Entry::Occupied(taken) => found.compare(directory.path, taken.get(), name),
             }
             let Some(below) = below else { break };
-            open.push(Directory { path: below, names: HashMap::new() });
+            open.push(Siblings { path: below, names: HashMap::new() });
         }
     }
     found.warning()
@@ -45,7 +45,7 @@ pub(super) fn twins<'a>(paths: impl IntoIterator<Item = &'a str>) -> Option<Warn
 
 /// A directory whose entries are being compared.
 #[derive(Default)]
-struct Directory<'a> {
+struct Siblings<'a> {
     /// With its slash; empty for the root.
     path: &'a str,
     /// Names by the hash of what they are folded to.
@@ -53,12 +53,12 @@ struct Directory<'a> {
 }
 
 #[derive(Default)]
-struct Found {
+struct TwinNames {
     named: Vec<String>,
     more: usize,
 }
 
-impl Found {
+impl TwinNames {
     fn compare(&mut self, directory: &str, one: &str, other: &str) {
         if one == other || folded(one) != folded(other) {
             return;

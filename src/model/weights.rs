@@ -51,7 +51,7 @@ pub enum Format {
 
 /// What a file is, by its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum FileKind {
     /// Weights.
     Weights(Format),
     /// An index that says which file holds which tensor.
@@ -72,11 +72,11 @@ pub enum Role {
 }
 
 /// The kind of a file; `None` for what is no weights.
-pub fn kind(path: &str) -> Option<Kind> {
+pub fn kind(path: &str) -> Option<FileKind> {
     let indexed = path.strip_suffix(".index.json");
-    let (path, of): (&str, fn(Format) -> Kind) = match indexed {
-        Some(path) => (path, Kind::Index),
-        None => (path, Kind::Weights),
+    let (path, of): (&str, fn(Format) -> FileKind) = match indexed {
+        Some(path) => (path, FileKind::Index),
+        None => (path, FileKind::Weights),
     };
     let (_, ending) = path.rsplit_once('.')?;
     match ending {
@@ -97,7 +97,7 @@ pub fn roles<'a, E>(
     mut shards: impl FnMut(&'a str) -> Result<Option<Vec<&'a str>>, E>,
 ) -> Result<HashMap<&'a str, Role>, E> {
     let mut roles = HashMap::new();
-    let mut directories: BTreeMap<&str, Directory> = BTreeMap::new();
+    let mut directories: BTreeMap<&str, DirectoryWeights> = BTreeMap::new();
     for path in paths {
         let Some(kind) = kind(path) else { continue };
         if path.split('/').any(|segment| segment.starts_with('.')) {
@@ -134,7 +134,7 @@ pub fn roles<'a, E>(
 
 /// The weights and indexes of one directory.
 #[derive(Default)]
-struct Directory<'a> {
+struct DirectoryWeights<'a> {
     files: Vec<&'a str>,
     indexes: Vec<&'a str>,
     /// The names among both, without the directory.
@@ -143,13 +143,13 @@ struct Directory<'a> {
     has_gguf: bool,
 }
 
-impl<'a> Directory<'a> {
-    fn add(&mut self, kind: Kind, path: &'a str) {
+impl<'a> DirectoryWeights<'a> {
+    fn add(&mut self, kind: FileKind, path: &'a str) {
         match kind {
-            Kind::Weights(_) => self.files.push(path),
-            Kind::Index(_) => self.indexes.push(path),
+            FileKind::Weights(_) => self.files.push(path),
+            FileKind::Index(_) => self.indexes.push(path),
         }
-        let (Kind::Weights(format) | Kind::Index(format)) = kind;
+        let (FileKind::Weights(format) | FileKind::Index(format)) = kind;
         self.has_safetensors |= format == Format::Safetensors;
         self.has_gguf |= format == Format::Gguf;
         self.names.insert(split(path).1);

@@ -12,7 +12,7 @@ use nix::mount::{MsFlags, mount};
 use tracing::{debug, warn};
 
 use super::mountinfo::{MountEntry, MountTable};
-use super::place::{Found, Place};
+use super::open_target::{OpenTarget, TargetState};
 use super::{DirId, HARDENED, Mounted, disk, fd_path, mount_id, open_directory, sys};
 use crate::{Error, Result};
 
@@ -27,13 +27,13 @@ pub struct BindOptions {
     pub noatime: bool,
 }
 
-impl Place {
+impl OpenTarget {
     /// Shows the directory `source` at this place: read-only, nosuid, nodev.
     ///
     /// The place is an existing empty directory. On a kernel with
     /// mount_setattr(2), Linux 5.12, there is no instant at which the volume is
     /// writable; on others, or where a sandbox refuses the call, see
-    /// [`Place::bind_read_only_by_remount`]. When this returns, no descriptor
+    /// [`OpenTarget::bind_read_only_by_remount`]. When this returns, no descriptor
     /// of the process refers to the mount.
     ///
     /// # Errors
@@ -42,7 +42,7 @@ impl Place {
     /// when the kernel refuses, or shows afterwards less than what was asked
     /// for. After any error nothing of this call is mounted.
     pub fn bind_read_only(&self, source: &Path, options: BindOptions) -> Result<Mounted> {
-        let ends = Ends::open(source, self)?;
+        let ends = BindEnds::open(source, self)?;
         let id = match attach_by_mount_api(&ends, options) {
             Ok(id) => Some(id),
             Err(error) if is_unsupported(&error) => {
@@ -55,36 +55,36 @@ impl Place {
         prove(ends, id, options)
     }
 
-    /// [`Place::bind_read_only`] with mount(2) alone: a bind mount, then a
+    /// [`OpenTarget::bind_read_only`] with mount(2) alone: a bind mount, then a
     /// remount that makes it read-only.
     ///
     /// The volume is writable between the two steps, and a process killed there
     /// leaves it so; [`Mounted::hardened`] tells.
     ///
     /// # Errors
-    /// As [`Place::bind_read_only`].
+    /// As [`OpenTarget::bind_read_only`].
     pub fn bind_read_only_by_remount(
         &self,
         source: &Path,
         options: BindOptions,
     ) -> Result<Mounted> {
-        let ends = Ends::open(source, self)?;
+        let ends = BindEnds::open(source, self)?;
         attach_by_remount(&ends, options)?;
         prove(ends, None, options)
     }
 }
 
 /// Both ends of a bind mount, opened and checked once: what is checked is what is mounted.
-struct Ends<'a> {
+struct BindEnds<'a> {
     source: PathBuf,
     source_dir: File,
     root: DirId,
-    place: &'a Place,
+    place: &'a OpenTarget,
     target_dir: File,
 }
 
-impl<'a> Ends<'a> {
-    fn open(source: &Path, place: &'a Place) -> Result<Self> {
+impl<'a> BindEnds<'a> {
+    fn open(source: &Path, place: &'a OpenTarget) -> Result<Self> {
         let opening = |error| {
             let attempted = format!(
                 "opening {} to publish it (a directory, no symbolic link)",
@@ -154,7 +154,7 @@ fn is_unsupported(error: &io::Error) -> bool {
 /// namespace locked stay as they are.
 ///
 /// The id is that of the mount before and after it is attached.
-fn attach_by_mount_api(ends: &Ends<'_>, options: BindOptions) -> io::Result<u64> {
+fn attach_by_mount_api(ends: &BindEnds<'_>, options: BindOptions) -> io::Result<u64> {
     let clone = sys::open_tree(ends.source_dir.as_fd())?;
     set_attributes(clone.as_fd(), options)?;
     let id = mount_id(&clone)?;
@@ -178,7 +178,7 @@ fn set_attributes(clone: BorrowedFd<'_>, options: BindOptions) -> io::Result<()>
     sys::mount_setattr(clone, set, 0)
 }
 
-fn attach_by_remount(ends: &Ends<'_>, options: BindOptions) -> Result<()> {
+fn attach_by_remount(ends: &BindEnds<'_>, options: BindOptions) -> Result<()> {
     let inherited = flags_to_keep(ends)?;
     mount(
         Some(&fd_path(&ends.source_dir)),
@@ -196,7 +196,7 @@ fn attach_by_remount(ends: &Ends<'_>, options: BindOptions) -> Result<()> {
 
 /// A remount clears the flags it does not name, which in a user namespace is
 /// refused for those that are locked. Access times are kept when none is named.
-fn flags_to_keep(ends: &Ends<'_>) -> Result<MsFlags> {
+fn flags_to_keep(ends: &BindEnds<'_>) -> Result<MsFlags> {
     let looking = |error| super::looking(&ends.source, &error);
     let id = mount_id(&ends.source_dir).map_err(looking)?;
     let table = MountTable::read()?;
@@ -204,7 +204,11 @@ fn flags_to_keep(ends: &Ends<'_>) -> Result<MsFlags> {
     Ok(if noexec { MsFlags::MS_NOEXEC } else { MsFlags::empty() })
 }
 
-fn remount_read_only(ends: &Ends<'_>, options: BindOptions, inherited: MsFlags) -> io::Result<()> {
+fn remount_read_only(
+    ends: &BindEnds<'_>,
+    options: BindOptions,
+    inherited: MsFlags,
+) -> io::Result<()> {
     // The descriptor from before the bind is on the directory below the mount.
     let mounted = ends.place.open_name(OFlag::O_DIRECTORY)?;
     let mut flags = MsFlags::MS_REMOUNT
@@ -228,8 +232,8 @@ fn remount_read_only(ends: &Ends<'_>, options: BindOptions, inherited: MsFlags) 
 /// Asks the kernel whether the mount is what was promised; less is unmounted and an error.
 ///
 /// `id` is that of the mount, where it is known without looking at the place.
-fn prove(ends: Ends<'_>, id: Option<u64>, options: BindOptions) -> Result<Mounted> {
-    let Ends { source, place, root, .. } = ends;
+fn prove(ends: BindEnds<'_>, id: Option<u64>, options: BindOptions) -> Result<Mounted> {
+    let BindEnds { source, place, root, .. } = ends;
     let (shown, shortfall) = match inspect(place) {
         Ok(found) => {
             let shortfall = shortfall(found.as_ref(), id, root, options);
@@ -253,7 +257,7 @@ fn prove(ends: Ends<'_>, id: Option<u64>, options: BindOptions) -> Result<Mounte
     }
 }
 
-fn inspect(place: &Place) -> Result<Option<(MountEntry, Mounted)>> {
+fn inspect(place: &OpenTarget) -> Result<Option<(MountEntry, Mounted)>> {
     let Some(mounted) = place.mounted()? else { return Ok(None) };
     let table = MountTable::read()?;
     Ok(table.by_id(mounted.id).cloned().map(|entry| (entry, mounted)))
@@ -288,9 +292,11 @@ fn shortfall(
 }
 
 /// Unmounts what was just mounted, and hands the error on with what became of it.
-fn undo(place: &Place, (id, root): (Option<u64>, DirId), error: Error) -> Error {
+fn undo(place: &OpenTarget, (id, root): (Option<u64>, DirId), error: Error) -> Error {
     let unmounted = match place.look() {
-        Ok(Found::Mount(mounted)) if is_of_call(&mounted, id, root) => place.unmount(&mounted),
+        Ok(TargetState::Mount(mounted)) if is_of_call(&mounted, id, root) => {
+            place.unmount(&mounted)
+        }
         Ok(_) => Ok(()),
         Err(failed) => Err(failed),
     };

@@ -11,7 +11,7 @@ mod bind;
 mod disk;
 mod elsewhere;
 pub mod mountinfo;
-mod place;
+mod open_target;
 mod sys;
 mod uses;
 
@@ -27,7 +27,7 @@ pub use bind::BindOptions;
 pub use disk::named as on_disk;
 pub use elsewhere::{on_one_mount, shown_elsewhere};
 use mountinfo::{MountEntry, MountTable};
-pub use place::{Found, Place};
+pub use open_target::{OpenTarget, TargetState};
 pub use uses::{Use, uses_of};
 
 use crate::{Error, Result};

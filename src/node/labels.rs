@@ -10,11 +10,11 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 
-use super::{Trouble, node_path};
+use super::{RetryState, node_path};
 use crate::blocking::blocking;
 use crate::cache::{Cache, ModelReport, ModelState};
 use crate::error::Result;
-use crate::kubernetes::{Api, Failure, Patch};
+use crate::kubernetes::{ApiFailure, ApiServer, Patch};
 use crate::model::{LABEL_START, node_label};
 
 /// Between two looks whether models came or went, so also between two patches.
@@ -29,8 +29,14 @@ const DIGITS: usize = 12;
 type Labels = BTreeMap<String, String>;
 
 /// Keeps at most `most` labels in step with the cache, for ever.
-pub(super) async fn keep_in_step(api: &Api, node: &str, driver: &str, most: usize, cache: &Cache) {
-    let mut trouble = Trouble::default();
+pub(super) async fn keep_in_step(
+    api: &ApiServer,
+    node: &str,
+    driver: &str,
+    most: usize,
+    cache: &Cache,
+) {
+    let mut trouble = RetryState::default();
     let mut seen = None;
     let mut compared = tokio::time::Instant::now();
     loop {
@@ -96,11 +102,11 @@ fn labels(models: &[ModelReport], driver: &str, most: usize) -> Labels {
 }
 
 async fn bring_in_step(
-    api: &Api,
+    api: &ApiServer,
     node: &str,
     driver: &str,
     wanted: &Labels,
-) -> Result<(), Failure> {
+) -> Result<(), ApiFailure> {
     let found = api.get(&node_path(node)).await?;
     let Some(changes) = changes(&found, driver, wanted) else { return Ok(()) };
     let patch = json!({"metadata": {"labels": changes}});

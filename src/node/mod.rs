@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::cache::Cache;
-use crate::kubernetes::{Api, Failure, path};
+use crate::kubernetes::{ApiFailure, ApiServer, path};
 
 /// After a 403, until it is tried again: a role may be mended.
 const FORBIDDEN: Duration = Duration::from_secs(10 * 60);
@@ -42,7 +42,7 @@ impl NodeState {
     /// `registered` is told whenever kubelet has asked the driver for its node.
     pub fn follow(
         self,
-        api: &Api,
+        api: &ApiServer,
         cache: &Cache,
         registered: &Arc<Notify>,
         tasks: &TaskTracker,
@@ -80,20 +80,20 @@ fn node_path(node: &str) -> String {
 
 /// Tries that fail: when the next one is, and what of it is worth a line.
 #[derive(Debug, Default)]
-struct Trouble {
+struct RetryState {
     failed: u32,
     /// The last line was about this: forbidden or not.
     told: Option<bool>,
 }
 
-impl Trouble {
+impl RetryState {
     /// Notes that a try did what it should.
     fn over(&mut self) {
         *self = Self::default();
     }
 
     /// Tells of a failure, once for each kind of it, and says how long to wait.
-    fn met(&mut self, failure: &Failure, what: &str, needs: &str) -> Duration {
+    fn met(&mut self, failure: &ApiFailure, what: &str, needs: &str) -> Duration {
         let forbidden = failure.is_forbidden();
         if self.told == Some(forbidden) {
             tracing::debug!(%failure, "{what} failed again");
@@ -119,14 +119,14 @@ mod tests {
 
     #[test]
     fn tries_that_fail_come_less_and_less_often() {
-        let mut trouble = Trouble::default();
-        let gone = Failure::Unanswered("no connection".to_owned());
+        let mut trouble = RetryState::default();
+        let gone = ApiFailure::Unanswered("no connection".to_owned());
         let pauses: Vec<_> =
             (0..7).map(|_| trouble.met(&gone, "looking", "get").as_secs()).collect();
         assert_eq!(pauses, [2, 4, 8, 16, 30, 30, 30]);
         trouble.over();
         assert_eq!(trouble.met(&gone, "looking", "get").as_secs(), 2);
-        let no = Failure::Answered {
+        let no = ApiFailure::Answered {
             status: StatusCode::FORBIDDEN,
             message: String::new(),
             ending: false,

@@ -12,8 +12,8 @@ use http::StatusCode;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 
-use super::{Trouble, node_path};
-use crate::kubernetes::{Api, Failure, Patch, path};
+use super::{RetryState, node_path};
+use crate::kubernetes::{ApiFailure, ApiServer, Patch, path};
 
 /// Between two looks at a node whose taint is gone.
 const AGAIN: Duration = Duration::from_secs(5 * 60);
@@ -26,13 +26,13 @@ const ROUNDS: u32 = 5;
 
 /// Takes the taint away whenever it is there and may go, for ever.
 pub(super) async fn keep_off(
-    api: &Api,
+    api: &ApiServer,
     node: &str,
     driver: &str,
     taint: &str,
     registered: &Notify,
 ) {
-    let mut trouble = Trouble::default();
+    let mut trouble = RetryState::default();
     loop {
         let pause = match look(api, node, driver, taint).await {
             Ok(true) => {
@@ -54,7 +54,7 @@ pub(super) async fn keep_off(
 }
 
 /// Whether the node is free of the taint; `false` while kubelet does not know the driver.
-async fn look(api: &Api, node: &str, driver: &str, taint: &str) -> Result<bool, Failure> {
+async fn look(api: &ApiServer, node: &str, driver: &str, taint: &str) -> Result<bool, ApiFailure> {
     let csinode = path(["apis", "storage.k8s.io", "v1", "csinodes", node]);
     match api.get(&csinode).await {
         Ok(found) if names_driver(&found, driver) => {}
@@ -78,7 +78,7 @@ async fn look(api: &Api, node: &str, driver: &str, taint: &str) -> Result<bool, 
     Ok(true)
 }
 
-fn is_conflict(failure: &Failure) -> bool {
+fn is_conflict(failure: &ApiFailure) -> bool {
     let status = failure.status();
     matches!(status, Some(StatusCode::CONFLICT | StatusCode::UNPROCESSABLE_ENTITY))
 }

@@ -33,7 +33,7 @@ pub struct ObjectSummary {
 
 /// The objects under a prefix, in byte order of their names.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Listing {
+pub struct PrefixListing {
     /// At most as many as were asked for.
     pub objects: Vec<ObjectSummary>,
     /// Whether there are more.
@@ -211,7 +211,7 @@ pub(crate) struct ErrorBody {
 /// One page of a listing as it comes.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Page {
+pub(crate) struct RawPage {
     /// Null or a list; what does not have it is not a listing, JSON or not.
     #[serde(deserialize_with = "Option::deserialize")]
     pub(crate) objects: Option<PageObjects>,
@@ -402,7 +402,7 @@ mod tests {
         let page = |objects: usize| {
             format!(r#"{{"objects":[{}]}}"#, vec!["{\"name\":\"a\"}"; objects].join(","))
         };
-        let read = |objects| serde_json::from_str::<Page>(&page(objects));
+        let read = |objects| serde_json::from_str::<RawPage>(&page(objects));
         assert_eq!(read(PAGE_LIMIT).unwrap().objects.unwrap().0.len(), PAGE_LIMIT);
         let error = read(PAGE_LIMIT + 1).err().expect("was taken");
         assert!(error.to_string().contains("more than 1000 objects"), "{error}");
@@ -410,7 +410,7 @@ mod tests {
 
     #[test]
     fn null_and_absent_fields_are_the_same_and_a_missing_size_is_named() {
-        let page: Page = serde_json::from_str(
+        let page: RawPage = serde_json::from_str(
             r#"{"objects":[{"name":"a","size":5000000000,"etag":"e","md5":null},{"name":"b"}],
                 "prefixes":null,"nextStartWith":null}"#,
         )
@@ -419,13 +419,13 @@ mod tests {
         assert_eq!(objects.next().unwrap().complete().unwrap().size, 5_000_000_000);
         let error = objects.next().unwrap().complete().unwrap_err();
         assert!(error.contains("\"b\"") && error.contains("size"), "{error}");
-        assert!(serde_json::from_str::<Page>("{\"objects\":null}").unwrap().objects.is_none());
+        assert!(serde_json::from_str::<RawPage>("{\"objects\":null}").unwrap().objects.is_none());
     }
 
     #[test]
     fn json_that_is_no_listing_is_not_an_empty_one() {
         for page in ["{}", r#"{"code":"Login","message":"first"}"#, r#"{"prefixes":[]}"#, "[]"] {
-            assert!(serde_json::from_str::<Page>(page).is_err(), "{page}");
+            assert!(serde_json::from_str::<RawPage>(page).is_err(), "{page}");
         }
     }
 }

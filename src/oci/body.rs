@@ -6,8 +6,8 @@ use bytes::Bytes;
 use hyper::body::Incoming;
 
 use super::answer::ObjectHead;
-use super::error::{Error, ErrorKind};
-use crate::transport::{self, Patience};
+use super::error::{StorageError, StorageErrorKind};
+use crate::transport::{self, MinimumProgress};
 
 /// The body of a `GetObject`: exactly the bytes asked for, or an error, where
 /// the answer says how many there are.
@@ -17,7 +17,7 @@ pub struct ObjectBody {
     body: Incoming,
     length: Option<u64>,
     received: u64,
-    idle: Patience,
+    idle: MinimumProgress,
     attempted: String,
 }
 
@@ -26,7 +26,7 @@ impl ObjectBody {
         head: ObjectHead,
         body: Incoming,
         length: Option<u64>,
-        idle: Patience,
+        idle: MinimumProgress,
         attempted: String,
     ) -> Self {
         Self { head, body, length, received: 0, idle, attempted }
@@ -55,7 +55,7 @@ impl ObjectBody {
     /// returned before is good, and the rest can be asked for again.
     ///
     /// Cancel safe: a chunk is either returned or comes with the next call.
-    pub async fn chunk(&mut self) -> Result<Option<Bytes>, Error> {
+    pub async fn chunk(&mut self) -> Result<Option<Bytes>, StorageError> {
         match transport::next_chunk(&mut self.body, &mut self.idle).await {
             Ok(Some(chunk)) => {
                 self.received += u64::try_from(chunk.len()).unwrap_or(u64::MAX);
@@ -70,11 +70,11 @@ impl ObjectBody {
         }
     }
 
-    fn broken(&self, why: &str) -> Error {
+    fn broken(&self, why: &str) -> StorageError {
         let Self { received, length, attempted, .. } = self;
         let length = length.map_or_else(|| "an unknown number of".to_owned(), |l| l.to_string());
         let cause = format!("{why} ({received} of {length} bytes received)");
-        Error::new(ErrorKind::Unavailable, attempted.clone(), cause)
+        StorageError::new(StorageErrorKind::Unavailable, attempted.clone(), cause)
     }
 }
 

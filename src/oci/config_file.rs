@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::error::Error;
+use super::error::StorageError;
 use crate::text;
 
 /// The section whose values every profile inherits.
@@ -29,22 +29,23 @@ impl Profile {
 impl ConfigFile {
     /// Reads and parses. Errors name the file and the line, and never quote
     /// it, since any line may hold a passphrase.
-    pub(crate) fn read(path: &Path) -> Result<Self, Error> {
+    pub(crate) fn read(path: &Path) -> Result<Self, StorageError> {
         let text = text::read(path).map_err(|why| {
-            Error::config(format!("reading the config file {}", path.display()), why).with_remedy(
-                "create it with `oci setup config`, or name another with --config-file",
-            )
+            StorageError::config(format!("reading the config file {}", path.display()), why)
+                .with_remedy(
+                    "create it with `oci setup config`, or name another with --config-file",
+                )
         })?;
         Self::parse(path, &text)
     }
 
-    fn parse(path: &Path, text: &str) -> Result<Self, Error> {
+    fn parse(path: &Path, text: &str) -> Result<Self, StorageError> {
         let mut profiles: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
         let mut section: Option<String> = None;
         let mut last_key: Option<String> = None;
         for (index, raw) in text.trim_start_matches('\u{feff}').lines().enumerate() {
             let refuse = |why: &str| {
-                Error::config(format!("{}:{}", path.display(), index + 1), why.to_owned())
+                StorageError::config(format!("{}:{}", path.display(), index + 1), why.to_owned())
             };
             let line = raw.trim();
             if line.is_empty() || line.starts_with(['#', ';']) {
@@ -87,10 +88,10 @@ impl ConfigFile {
     }
 
     /// The profile of this name over `[DEFAULT]`, or an error that names those there are.
-    pub(crate) fn profile(&self, name: &str) -> Result<Profile, Error> {
+    pub(crate) fn profile(&self, name: &str) -> Result<Profile, StorageError> {
         let own = self.profiles.get(name).ok_or_else(|| {
             let there: Vec<_> = self.profiles.keys().map(String::as_str).collect();
-            Error::config(
+            StorageError::config(
                 format!("looking for the profile {name} in {}", self.path.display()),
                 format!("there are: {}", there.join(", ")),
             )
@@ -105,7 +106,7 @@ impl ConfigFile {
 mod tests {
     use super::*;
 
-    fn parse(text: &str) -> Result<ConfigFile, Error> {
+    fn parse(text: &str) -> Result<ConfigFile, StorageError> {
         ConfigFile::parse(Path::new("config"), text)
     }
 

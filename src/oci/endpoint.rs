@@ -3,7 +3,7 @@
 use http::Uri;
 use http::uri::{Authority, PathAndQuery, Scheme};
 
-use super::error::Error;
+use super::error::StorageError;
 
 /// `http(s)://host[:port][/path]`, taken apart once.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,9 +16,9 @@ pub(crate) struct Endpoint {
 
 impl Endpoint {
     /// Parses `text`, which `what` gave: user info, query and fragment are refused.
-    pub(crate) fn parse(text: &str, what: &str) -> Result<Self, Error> {
+    pub(crate) fn parse(text: &str, what: &str) -> Result<Self, StorageError> {
         let refuse = |why: &str| {
-            Err(Error::config(format!("reading {what} {text:?}"), why)
+            Err(StorageError::config(format!("reading {what} {text:?}"), why)
                 .with_remedy("write it as https://HOST or http://HOST:PORT"))
         };
         if text.contains(['?', '#']) {
@@ -48,12 +48,12 @@ impl Endpoint {
     }
 
     /// As [`parse`](Self::parse), but a path is refused too.
-    pub(crate) fn parse_bare(text: &str, what: &str) -> Result<Self, Error> {
+    pub(crate) fn parse_bare(text: &str, what: &str) -> Result<Self, StorageError> {
         let endpoint = Self::parse(text, what)?;
         if endpoint.path.is_empty() {
             return Ok(endpoint);
         }
-        Err(Error::config(format!("reading {what} {text:?}"), "it must not have a path"))
+        Err(StorageError::config(format!("reading {what} {text:?}"), "it must not have a path"))
     }
 
     /// The `Host` header's value.

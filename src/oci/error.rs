@@ -4,9 +4,9 @@ use crate::transport::Unusable;
 use std::fmt;
 use std::time::Duration;
 
-/// What a caller can do about an [`Error`].
+/// What a caller can do about an [`StorageError`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum ErrorKind {
+pub enum StorageErrorKind {
     /// 401: the signature, the key or the token was refused, also after a refresh.
     Unauthenticated,
     /// 403: the credential is good, and the answer is no.
@@ -39,11 +39,11 @@ pub enum ErrorKind {
 /// status, code and message of the service, its request id, how often and how
 /// long it was tried, and what to do where that is known.
 #[derive(Clone)]
-pub struct Error(Box<Inner>);
+pub struct StorageError(Box<StorageErrorInner>);
 
 #[derive(Clone)]
-struct Inner {
-    kind: ErrorKind,
+struct StorageErrorInner {
+    kind: StorageErrorKind,
     attempted: String,
     cause: String,
     status: Option<u16>,
@@ -56,14 +56,14 @@ struct Inner {
     of_identity: bool,
 }
 
-impl Error {
+impl StorageError {
     /// `attempted: cause`; everything else is added where it is known.
     pub(crate) fn new(
-        kind: ErrorKind,
+        kind: StorageErrorKind,
         attempted: impl Into<String>,
         cause: impl Into<String>,
     ) -> Self {
-        Self(Box::new(Inner {
+        Self(Box::new(StorageErrorInner {
             kind,
             attempted: attempted.into(),
             cause: cause.into(),
@@ -80,7 +80,7 @@ impl Error {
 
     /// Something that is written wrong, found before anything is sent.
     pub(crate) fn config(attempted: impl Into<String>, cause: impl Into<String>) -> Self {
-        Self::new(ErrorKind::Config, attempted, cause)
+        Self::new(StorageErrorKind::Config, attempted, cause)
     }
 
     pub(crate) fn with_status(mut self, status: u16) -> Self {
@@ -131,7 +131,7 @@ impl Error {
     }
 
     /// What a caller can do about it.
-    pub fn kind(&self) -> ErrorKind {
+    pub fn kind(&self) -> StorageErrorKind {
         self.0.kind
     }
 
@@ -157,14 +157,28 @@ impl Error {
 
     /// Whether the same request may succeed later without anybody changing anything.
     pub fn is_transient(&self) -> bool {
-        matches!(self.0.kind, ErrorKind::Throttled | ErrorKind::Unavailable | ErrorKind::Identity)
+        matches!(
+            self.0.kind,
+            StorageErrorKind::Throttled
+                | StorageErrorKind::Unavailable
+                | StorageErrorKind::Identity
+        )
     }
 }
 
-impl fmt::Display for Error {
+impl fmt::Display for StorageError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Inner { attempted, cause, status, code, request_id, attempts, elapsed, remedy, .. } =
-            &*self.0;
+        let StorageErrorInner {
+            attempted,
+            cause,
+            status,
+            code,
+            request_id,
+            attempts,
+            elapsed,
+            remedy,
+            ..
+        } = &*self.0;
         write!(f, "{attempted}: ")?;
         if let Some(status) = status {
             write!(f, "{status} ")?;
@@ -186,15 +200,15 @@ impl fmt::Display for Error {
     }
 }
 
-impl fmt::Debug for Error {
+impl fmt::Debug for StorageError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?}: {self}", self.0.kind)
     }
 }
 
-impl std::error::Error for Error {}
+impl std::error::Error for StorageError {}
 
-impl From<Unusable> for Error {
+impl From<Unusable> for StorageError {
     fn from(unusable: Unusable) -> Self {
         let error = Self::config(unusable.attempted, unusable.why);
         match unusable.remedy {
@@ -204,22 +218,24 @@ impl From<Unusable> for Error {
     }
 }
 
-impl From<Error> for crate::Error {
-    fn from(error: Error) -> Self {
+impl From<StorageError> for crate::Error {
+    fn from(error: StorageError) -> Self {
         use crate::ErrorKind as Meaning;
         let meaning = match error.kind() {
-            ErrorKind::Unauthenticated => Meaning::Unauthenticated,
-            ErrorKind::Forbidden => Meaning::Denied,
-            ErrorKind::NotFound => Meaning::NotFound,
+            StorageErrorKind::Unauthenticated => Meaning::Unauthenticated,
+            StorageErrorKind::Forbidden => Meaning::Denied,
+            StorageErrorKind::NotFound => Meaning::NotFound,
             // A driver that is configured wrong is not the fault of who asks.
-            ErrorKind::Archived | ErrorKind::Changed | ErrorKind::Config => Meaning::Precondition,
+            StorageErrorKind::Archived | StorageErrorKind::Changed | StorageErrorKind::Config => {
+                Meaning::Precondition
+            }
             // An answer that is no answer comes from a proxy in between, and passes.
-            ErrorKind::Throttled
-            | ErrorKind::Unavailable
-            | ErrorKind::Identity
-            | ErrorKind::Protocol => Meaning::Unavailable,
-            ErrorKind::Invalid => Meaning::Invalid,
-            ErrorKind::RangeNotSatisfiable => Meaning::Internal,
+            StorageErrorKind::Throttled
+            | StorageErrorKind::Unavailable
+            | StorageErrorKind::Identity
+            | StorageErrorKind::Protocol => Meaning::Unavailable,
+            StorageErrorKind::Invalid => Meaning::Invalid,
+            StorageErrorKind::RangeNotSatisfiable => Meaning::Internal,
         };
         Self::new(meaning, error.to_string())
     }
@@ -246,8 +262,8 @@ mod tests {
 
     #[test]
     fn the_sentence_says_what_where_why_how_often_and_what_to_do() {
-        let error = Error::new(
-            ErrorKind::Throttled,
+        let error = StorageError::new(
+            StorageErrorKind::Throttled,
             "ListObjects of m/ in bucket b of namespace n at objectstorage.example",
             "rate limit exceeded.",
         )
@@ -268,20 +284,20 @@ mod tests {
     fn every_kind_has_the_meaning_that_the_library_gives_it() {
         use crate::ErrorKind as Meaning;
         for (kind, meaning, transient) in [
-            (ErrorKind::Unauthenticated, Meaning::Unauthenticated, false),
-            (ErrorKind::Forbidden, Meaning::Denied, false),
-            (ErrorKind::NotFound, Meaning::NotFound, false),
-            (ErrorKind::Archived, Meaning::Precondition, false),
-            (ErrorKind::Changed, Meaning::Precondition, false),
-            (ErrorKind::RangeNotSatisfiable, Meaning::Internal, false),
-            (ErrorKind::Throttled, Meaning::Unavailable, true),
-            (ErrorKind::Unavailable, Meaning::Unavailable, true),
-            (ErrorKind::Identity, Meaning::Unavailable, true),
-            (ErrorKind::Protocol, Meaning::Unavailable, false),
-            (ErrorKind::Invalid, Meaning::Invalid, false),
-            (ErrorKind::Config, Meaning::Precondition, false),
+            (StorageErrorKind::Unauthenticated, Meaning::Unauthenticated, false),
+            (StorageErrorKind::Forbidden, Meaning::Denied, false),
+            (StorageErrorKind::NotFound, Meaning::NotFound, false),
+            (StorageErrorKind::Archived, Meaning::Precondition, false),
+            (StorageErrorKind::Changed, Meaning::Precondition, false),
+            (StorageErrorKind::RangeNotSatisfiable, Meaning::Internal, false),
+            (StorageErrorKind::Throttled, Meaning::Unavailable, true),
+            (StorageErrorKind::Unavailable, Meaning::Unavailable, true),
+            (StorageErrorKind::Identity, Meaning::Unavailable, true),
+            (StorageErrorKind::Protocol, Meaning::Unavailable, false),
+            (StorageErrorKind::Invalid, Meaning::Invalid, false),
+            (StorageErrorKind::Config, Meaning::Precondition, false),
         ] {
-            let error = Error::new(kind, "a", "b");
+            let error = StorageError::new(kind, "a", "b");
             assert_eq!(error.is_transient(), transient, "{kind:?}");
             assert_eq!(crate::Error::from(error).kind(), meaning, "{kind:?}");
         }

@@ -9,7 +9,7 @@
 //! | who asks: one immutable credential behind an atomic swap | [`identity`] |
 //! | the signature, a pure function | [`sign`], [`key`], `legacy_pem` |
 //! | the host | [`region`], `endpoint` |
-//! | when it fails | [`Error`], [`RetryPolicy`] |
+//! | when it fails | [`StorageError`], [`RetryPolicy`] |
 //!
 //! Nothing outside this module builds a URL or a signature, and nothing in it
 //! knows of models, caches or CSI.
@@ -35,9 +35,9 @@ pub mod sign;
 #[cfg(test)]
 mod test_server;
 
-pub use answer::{ListedMd5, Listing, MultipartMd5, ObjectHead, ObjectSummary};
+pub use answer::{ListedMd5, MultipartMd5, ObjectHead, ObjectSummary, PrefixListing};
 pub use body::ObjectBody;
-pub use error::{Error, ErrorKind};
+pub use error::{StorageError, StorageErrorKind};
 pub use identity::workload::Workload;
 pub use names::{Bucket, ObjectName};
 pub(crate) use object_storage::statement;
@@ -46,4 +46,4 @@ pub use retry::{Attempts, RetryPolicy};
 pub use settings::{AuthMethod, Environment, RequestObserver, Settings, Timeouts};
 
 /// This module's result.
-pub type Result<T, E = Error> = std::result::Result<T, E>;
+pub type Result<T, E = StorageError> = std::result::Result<T, E>;

@@ -16,14 +16,14 @@ use tokio::sync::OnceCell;
 
 pub(crate) use self::exchange::statement;
 
-use self::connect::Place;
-use self::exchange::Call;
+use self::connect::ServiceLocation;
+use self::exchange::UnsignedRequest;
 pub use self::pages::Pages;
-use super::answer::{self, Listing, ObjectHead};
+use super::answer::{self, ObjectHead, PrefixListing};
 use super::body::ObjectBody;
 use super::clock::Clock;
 use super::encode::strict;
-use super::error::{Error, ErrorKind, excerpt};
+use super::error::{StorageError, StorageErrorKind, excerpt};
 use super::identity::Identity;
 use super::identity::workload::{Workload, Workloads};
 use super::names::{Bucket, ObjectName};
@@ -33,14 +33,14 @@ use crate::transport::Transport;
 
 /// Object Storage at one place as one identity; cheap to clone.
 #[derive(Clone)]
-pub struct ObjectStorage(Arc<Inner>);
+pub struct ObjectStorage(Arc<ObjectStorageInner>);
 
 #[derive(Clone)]
-struct Inner {
+struct ObjectStorageInner {
     method: AuthMethod,
     environment: Environment,
     transport: Transport,
-    place: Place,
+    place: ServiceLocation,
     identity: Option<Identity>,
     /// Whose identities there are where each request is a pod's.
     workloads: Option<Workloads>,
@@ -58,7 +58,7 @@ struct Inner {
 impl ObjectStorage {
     /// Where the objects are, in stable words for cache keys: the region's name,
     /// or the endpoint's URL where one was chosen.
-    pub async fn location(&self) -> Result<String, Error> {
+    pub async fn location(&self) -> Result<String, StorageError> {
         self.0.place.location().await
     }
 
@@ -87,7 +87,11 @@ impl ObjectStorage {
         let Some(workloads) = &self.0.workloads else { return self.clone() };
         let identity = Some(workloads.of(workload, token));
         let workload = Some(workload.clone());
-        Self(Arc::new(Inner { identity, workload, ..Inner::clone(&self.0) }))
+        Self(Arc::new(ObjectStorageInner {
+            identity,
+            workload,
+            ..ObjectStorageInner::clone(&self.0)
+        }))
     }
 
     /// The pod that this asks as.
@@ -106,7 +110,7 @@ impl ObjectStorage {
     }
 
     /// The namespace that was configured, else the tenancy's, asked for until it is known once.
-    pub async fn namespace(&self) -> Result<String, Error> {
+    pub async fn namespace(&self) -> Result<String, StorageError> {
         if let Some(configured) = &self.0.configured_namespace {
             return Ok(configured.clone());
         }
@@ -121,13 +125,16 @@ impl ObjectStorage {
             .or_else(|| self.0.namespace.get().map(String::as_str))
     }
 
-    async fn get_namespace(&self) -> Result<String, Error> {
-        let call = Call::new("GetNamespace", "the tenancy", Method::GET, "/n".to_owned());
+    async fn get_namespace(&self) -> Result<String, StorageError> {
+        let call =
+            UnsignedRequest::new("GetNamespace", "the tenancy", Method::GET, "/n".to_owned());
         let (_, body) = self.0.read_retrying(&call, 64 * 1024).await?;
         serde_json::from_slice::<String>(&body)
             .ok()
             .filter(|namespace| !namespace.is_empty())
-            .ok_or_else(|| call.error(ErrorKind::Protocol, "the answer is not a JSON string"))
+            .ok_or_else(|| {
+                call.error(StorageErrorKind::Protocol, "the answer is not a JSON string")
+            })
     }
 
     /// The objects whose names begin with `prefix`, in the service's order: all
@@ -137,13 +144,13 @@ impl ObjectStorage {
         bucket: &Bucket,
         prefix: &str,
         max: usize,
-    ) -> Result<Listing, Error> {
+    ) -> Result<PrefixListing, StorageError> {
         let mut pages = self.pages(bucket, prefix, max);
         let mut objects = Vec::new();
         while let Some(page) = pages.next().await? {
             objects.extend(page);
         }
-        Ok(Listing { objects, truncated: pages.truncated() })
+        Ok(PrefixListing { objects, truncated: pages.truncated() })
     }
 
     /// As [`list_objects`](Self::list_objects), page by page: whoever keeps less
@@ -165,8 +172,8 @@ impl ObjectStorage {
         object: &ObjectName,
         if_match: Option<&str>,
         is_empty: bool,
-    ) -> Result<(), Error> {
-        let mut call = Call::of_object("GetObject", object, Method::GET)?;
+    ) -> Result<(), StorageError> {
+        let mut call = UnsignedRequest::of_object("GetObject", object, Method::GET)?;
         if let Some(etag) = if_match {
             call = call.with_header(header::IF_MATCH, etag);
         }
@@ -176,7 +183,7 @@ impl ObjectStorage {
         let response = self.0.send_retrying(&call).await?;
         let (parts, body) = response.into_parts();
         let etag = ObjectHead::part(&parts.headers, None).etag;
-        let broken = |why: &str| Err(call.error(ErrorKind::Protocol, why));
+        let broken = |why: &str| Err(call.error(StorageErrorKind::Protocol, why));
         match (parts.status, if_match) {
             (StatusCode::OK | StatusCode::PARTIAL_CONTENT, _) if etag.is_empty() => {
                 broken("the answer has no etag")
@@ -185,7 +192,7 @@ impl ObjectStorage {
                 if etag != answer::opaque(asked) =>
             {
                 let why = format!("version {asked} was asked for, and {etag} came");
-                Err(call.error(ErrorKind::Changed, why))
+                Err(call.error(StorageErrorKind::Changed, why))
             }
             (StatusCode::PARTIAL_CONTENT, _) => {
                 // Read to its end, the connection can be used again.
@@ -199,9 +206,10 @@ impl ObjectStorage {
     }
 
     /// Whether the bucket is there and may be seen.
-    pub async fn head_bucket(&self, bucket: &Bucket) -> Result<(), Error> {
+    pub async fn head_bucket(&self, bucket: &Bucket) -> Result<(), StorageError> {
         let target = format!("/n/{}/b/{}", strict(&bucket.namespace), strict(&bucket.name));
-        let call = Call::new("HeadBucket", bucket, Method::HEAD, target).in_bucket(bucket);
+        let call =
+            UnsignedRequest::new("HeadBucket", bucket, Method::HEAD, target).in_bucket(bucket);
         self.0.send_retrying(&call).await.map(drop)
     }
 
@@ -213,8 +221,8 @@ impl ObjectStorage {
         &self,
         object: &ObjectName,
         if_match: Option<&str>,
-    ) -> Result<ObjectHead, Error> {
-        let mut call = Call::of_object("HeadObject", object, Method::HEAD)?;
+    ) -> Result<ObjectHead, StorageError> {
+        let mut call = UnsignedRequest::of_object("HeadObject", object, Method::HEAD)?;
         if let Some(etag) = if_match {
             call = call.with_header(header::IF_MATCH, etag);
         }
@@ -246,19 +254,19 @@ impl ObjectStorage {
         object: &ObjectName,
         etag: &str,
         range: Option<Range<u64>>,
-    ) -> Result<ObjectBody, Error> {
-        let mut call =
-            Call::of_object("GetObject", object, Method::GET)?.with_header(header::IF_MATCH, etag);
+    ) -> Result<ObjectBody, StorageError> {
+        let mut call = UnsignedRequest::of_object("GetObject", object, Method::GET)?
+            .with_header(header::IF_MATCH, etag);
         if let Some(range) = &range {
             if range.is_empty() {
-                return Err(call.error(ErrorKind::Invalid, "an empty range was asked for"));
+                return Err(call.error(StorageErrorKind::Invalid, "an empty range was asked for"));
             }
             let value = format!("bytes={}-{}", range.start, range.end - 1);
             call = call.with_header(header::RANGE, &value);
         }
         let response = self.0.send(&call).await?;
         let headers = response.headers();
-        let broken = |why: String| call.error(ErrorKind::Protocol, why);
+        let broken = |why: String| call.error(StorageErrorKind::Protocol, why);
         // A proxy may have left it out, and sent the body in chunks or until the end.
         let named = answer::length(headers);
         let (head, length) = match (&range, response.status()) {
@@ -298,13 +306,13 @@ impl std::fmt::Debug for ObjectStorage {
     }
 }
 
-impl<'a> Call<'a> {
+impl<'a> UnsignedRequest<'a> {
     /// `/n/{namespace}/b/{bucket}/o/{object}`; the name is one segment, `/` being `%2F`.
     fn of_object(
         operation: &'static str,
         object: &'a ObjectName,
         method: Method,
-    ) -> Result<Self, Error> {
+    ) -> Result<Self, StorageError> {
         let ObjectName { bucket, name } = object;
         let target = format!(
             "/n/{}/b/{}/o/{}",
@@ -314,7 +322,7 @@ impl<'a> Call<'a> {
         );
         let call = Self::new(operation, object, method, target).in_bucket(bucket);
         if name.is_empty() {
-            return Err(call.error(ErrorKind::Invalid, "the object's name is empty"));
+            return Err(call.error(StorageErrorKind::Invalid, "the object's name is empty"));
         }
         Ok(call)
     }
@@ -330,7 +338,7 @@ impl<'a> Call<'a> {
         headers: &HeaderMap,
         size: Option<u64>,
         if_match: Option<&str>,
-    ) -> Result<ObjectHead, Error> {
+    ) -> Result<ObjectHead, StorageError> {
         let head = ObjectHead::whole(headers, size).map_err(|why| self.unusable(&why))?;
         if let Some(etag) = if_match {
             self.check_version(&head, etag)?;
@@ -340,21 +348,21 @@ impl<'a> Call<'a> {
 
     /// Whether the answer is of the version that was asked for. Without an ETag
     /// nothing says that If-Match was looked at.
-    fn check_version(&self, head: &ObjectHead, etag: &str) -> Result<(), Error> {
+    fn check_version(&self, head: &ObjectHead, etag: &str) -> Result<(), StorageError> {
         if head.etag.is_empty() {
             return Err(self.unusable("it has no ETag, so it may be of another version"));
         }
         if head.etag != answer::opaque(etag) {
             let came = excerpt(&head.etag, 80);
             let why = format!("version {etag} was asked for, and {came} came");
-            return Err(self.error(ErrorKind::Changed, why));
+            return Err(self.error(StorageErrorKind::Changed, why));
         }
         Ok(())
     }
 
     /// An answer that lacks what makes it one; asking again may give another.
-    fn unusable(&self, why: &str) -> Error {
-        self.error(ErrorKind::Unavailable, format!("the answer cannot be relied on: {why}"))
+    fn unusable(&self, why: &str) -> StorageError {
+        self.error(StorageErrorKind::Unavailable, format!("the answer cannot be relied on: {why}"))
             .with_remedy(
                 "if it stays so, a proxy on the way changes answers: let this node reach Object \
                  Storage without it",

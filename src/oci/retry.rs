@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::error::Error;
+use super::error::StorageError;
 
 /// A `Retry-After` beyond this is not waited for: the caller is told instead of kept.
 const RETRY_AFTER_CAP: Duration = Duration::from_secs(60);
 
 /// Exponential backoff with full jitter under a budget of attempts and time.
 ///
-/// Only transient errors are repeated ([`Error::is_transient`]); every request
+/// Only transient errors are repeated ([`StorageError::is_transient`]); every request
 /// that is repeated here is idempotent. The official SDKs ignore `Retry-After`;
 /// here it is the least that is waited, up to one minute.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,8 +31,8 @@ impl RetryPolicy {
         initial: Duration,
         max: Duration,
         budget: Duration,
-    ) -> Result<Self, Error> {
-        let refuse = |why: &str| Err(Error::config("setting the retry policy", why));
+    ) -> Result<Self, StorageError> {
+        let refuse = |why: &str| Err(StorageError::config("setting the retry policy", why));
         if attempts == 0 {
             return refuse("the number of attempts must be at least 1");
         }
@@ -110,7 +110,7 @@ impl Attempts {
     /// is, since policies that repeat each other multiply.
     ///
     /// Cancel safe: dropped while it sleeps, it has only counted the attempt.
-    pub async fn again(&mut self, error: Error) -> Result<(), Error> {
+    pub async fn again(&mut self, error: StorageError) -> Result<(), StorageError> {
         self.failed += 1;
         if error.was_repeated() {
             return Err(error);
@@ -142,15 +142,15 @@ fn random_fraction() -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::oci::ErrorKind;
+    use crate::oci::StorageErrorKind;
 
     fn policy(attempts: u32, budget: u64) -> RetryPolicy {
         let (initial, max) = (Duration::from_millis(100), Duration::from_secs(1));
         RetryPolicy::new(attempts, initial, max, Duration::from_secs(budget)).unwrap()
     }
 
-    fn transient() -> Error {
-        Error::new(ErrorKind::Unavailable, "asking", "no answer")
+    fn transient() -> StorageError {
+        StorageError::new(StorageErrorKind::Unavailable, "asking", "no answer")
     }
 
     #[test]
@@ -208,7 +208,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_permanent_error_is_not_repeated() {
-        let error = Error::new(ErrorKind::NotFound, "asking", "not there");
+        let error = StorageError::new(StorageErrorKind::NotFound, "asking", "not there");
         assert!(policy(8, 60).start().again(error).await.is_err());
     }
 }

@@ -10,7 +10,7 @@ use http::HeaderMap;
 use oci_rust_sdk::auth::{AuthProvider, RequestSigner};
 
 use super::answer;
-use super::error::Error;
+use super::error::StorageError;
 use super::key::KeyPair;
 use super::sign::{DateHeader, Request, Signed};
 
@@ -39,14 +39,14 @@ impl AuthProvider for FixedKey {
 
 impl SdkSigner {
     /// The crate reads unencrypted PKCS#8 only, so the key is written as that, whatever it was.
-    pub(crate) fn new(key_id: &str, key: &KeyPair) -> Result<Self, Error> {
+    pub(crate) fn new(key_id: &str, key: &KeyPair) -> Result<Self, StorageError> {
         let pem = key.to_pkcs8_pem().map_err(|error| refused(error.to_string()))?;
         let provider = FixedKey { key_id: key_id.to_owned(), pem };
         RequestSigner::new(Arc::new(provider)).map(Self).map_err(|error| refused(error.to_string()))
     }
 
     /// Signs what our own signer would sign, the order of the headers aside.
-    pub(crate) fn sign(&self, request: &Request<'_>, origin: &str) -> Result<Signed, Error> {
+    pub(crate) fn sign(&self, request: &Request<'_>, origin: &str) -> Result<Signed, StorageError> {
         // The URL's type is one of the crate's own dependencies: inferred, so that it is none of ours.
         let url = format!("{origin}{}", request.target)
             .parse()
@@ -59,7 +59,7 @@ impl SdkSigner {
         let mut set = |name: &'static str, value: &str| {
             let value = value.parse().map_err(|_| refused(format!("{name} is not a header")))?;
             headers.insert(name, value);
-            Ok::<_, Error>(())
+            Ok::<_, StorageError>(())
         };
         set(date_header, request.date)?;
         if let Some(host) = request.host {
@@ -86,6 +86,6 @@ impl SdkSigner {
     }
 }
 
-fn refused(why: String) -> Error {
-    Error::config("signing through oci-rust-sdk", why)
+fn refused(why: String) -> StorageError {
+    StorageError::config("signing through oci-rust-sdk", why)
 }

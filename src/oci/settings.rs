@@ -7,10 +7,10 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::error::Error;
+use super::error::StorageError;
 use super::region::Region;
 use super::retry::RetryPolicy;
-use crate::transport::Waits;
+use crate::transport::TransportTimeouts;
 
 /// Who asks: the oci CLI's `--auth` values, and two more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -60,13 +60,13 @@ impl fmt::Display for AuthMethod {
 }
 
 impl FromStr for AuthMethod {
-    type Err = Error;
+    type Err = StorageError;
 
-    fn from_str(text: &str) -> Result<Self, Error> {
+    fn from_str(text: &str) -> Result<Self, StorageError> {
         Self::NAMES.iter().find(|(name, _)| *name == text).map(|(_, method)| *method).ok_or_else(
             || {
                 let names: Vec<_> = Self::NAMES.iter().map(|(name, _)| *name).collect();
-                Error::config(
+                StorageError::config(
                     format!("reading the authentication method {text:?}"),
                     format!("it must be one of {}", names.join(", ")),
                 )
@@ -100,7 +100,7 @@ impl Default for Timeouts {
     }
 }
 
-impl From<&Timeouts> for Waits {
+impl From<&Timeouts> for TransportTimeouts {
     fn from(timeouts: &Timeouts) -> Self {
         let Timeouts { connect, response_head, body_idle, .. } = *timeouts;
         Self { connect, response_head, body_idle }

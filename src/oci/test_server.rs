@@ -25,7 +25,7 @@ impl Seen {
 }
 
 /// What to answer.
-pub(crate) struct Answer {
+pub(crate) struct ScriptedAnswer {
     status: u16,
     headers: String,
     body: Vec<u8>,
@@ -49,7 +49,7 @@ pub(crate) enum AfterCut {
     Hang,
 }
 
-impl Answer {
+impl ScriptedAnswer {
     pub(crate) fn new(status: u16, body: impl Into<Vec<u8>>) -> Self {
         let headers = "opc-request-id: iad-1:test\r\n".to_owned();
         Self { status, headers, body: body.into(), cut: None, framing: Framing::Length }
@@ -86,16 +86,16 @@ impl Answer {
 }
 
 /// Runs until it is dropped.
-pub(crate) struct Server {
+pub(crate) struct TestServer {
     pub(crate) url: String,
     seen: Arc<Mutex<Vec<Seen>>>,
     task: tokio::task::JoinHandle<()>,
 }
 
-impl Server {
+impl TestServer {
     /// Answers each request with what `script` says to it and its number (from 0).
     pub(crate) async fn start(
-        script: impl Fn(usize, &Seen) -> Answer + Send + Sync + 'static,
+        script: impl Fn(usize, &Seen) -> ScriptedAnswer + Send + Sync + 'static,
     ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
@@ -116,7 +116,7 @@ impl Server {
     }
 }
 
-impl Drop for Server {
+impl Drop for TestServer {
     fn drop(&mut self) {
         self.task.abort();
     }
@@ -124,7 +124,7 @@ impl Drop for Server {
 
 async fn serve(
     mut stream: TcpStream,
-    script: Arc<impl Fn(usize, &Seen) -> Answer>,
+    script: Arc<impl Fn(usize, &Seen) -> ScriptedAnswer>,
     log: Arc<Mutex<Vec<Seen>>>,
 ) {
     while let Some(request) = read(&mut stream).await {

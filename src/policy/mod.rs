@@ -37,7 +37,7 @@ pub struct Rule {
 
 /// On whose behalf a model is asked for.
 #[derive(Debug, Clone, Copy)]
-pub enum Who<'a> {
+pub enum Subject<'a> {
     /// A pod, or one that kubelet says nothing of that can be trusted.
     Pod(Option<&'a PodIdentity>),
     /// A claim in this Kubernetes namespace, if external-provisioner tells it.
@@ -47,7 +47,7 @@ pub enum Who<'a> {
 
 /// What the rules say, when they do not refuse.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
+pub enum PolicyDecision {
     /// It may be mounted.
     Allowed,
     /// It depends on the name of the own tenancy's Object Storage namespace.
@@ -56,7 +56,7 @@ pub enum Verdict {
 
 /// What decides about an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Decision {
+enum ObjectDecision {
     Allowed,
     /// By the rule of this index, or by none.
     Refused(Option<usize>),
@@ -64,7 +64,7 @@ enum Decision {
 }
 
 /// A question with everything that rules look at but the prefix.
-struct Asked<'a> {
+struct PolicyQuery<'a> {
     namespace: &'a str,
     /// `None`: any that the namespace may have.
     service_account: Option<&'a str>,
@@ -93,22 +93,22 @@ impl Policy {
     /// `Denied`, naming who, what, and the rule that would allow it.
     pub fn check(
         &self,
-        who: Who<'_>,
+        who: Subject<'_>,
         request: &ModelRequest,
         own: Option<&NamespaceName>,
-    ) -> Result<Verdict> {
+    ) -> Result<PolicyDecision> {
         if self.0.is_empty() {
-            return Ok(Verdict::Allowed);
+            return Ok(PolicyDecision::Allowed);
         }
         let (namespace, service_account) = match who {
-            Who::Pod(Some(pod)) if !pod.service_account.is_empty() => {
+            Subject::Pod(Some(pod)) if !pod.service_account.is_empty() => {
                 (pod.namespace.as_str(), Some(pod.service_account.as_str()))
             }
-            Who::Pod(_) => return Err(refusal::of_nobody(request)),
-            Who::Claim(Some(namespace)) => (namespace, None),
-            Who::Claim(None) => return Err(refusal::of_no_claim(request)),
+            Subject::Pod(_) => return Err(refusal::of_nobody(request)),
+            Subject::Claim(Some(namespace)) => (namespace, None),
+            Subject::Claim(None) => return Err(refusal::of_no_claim(request)),
         };
-        let asked = Asked { namespace, service_account, request, own };
+        let asked = PolicyQuery { namespace, service_account, request, own };
         let numbered = self.0.iter().enumerate();
         let rules: Vec<_> = numbered.filter(|(_, rule)| rule.speaks_of(&asked)).collect();
         let wanted = request.prefix.as_str();
@@ -117,35 +117,35 @@ impl Policy {
         // What lies deeper than all of these is decided as they are.
         for part in [wanted].into_iter().chain(within) {
             match decide(&rules, &asked, part) {
-                Decision::Allowed => {}
-                Decision::Refused(by) => return Err(refusal::of(&asked, part != wanted, by)),
-                Decision::Unknown => return Ok(Verdict::NeedsOwnNamespace),
+                ObjectDecision::Allowed => {}
+                ObjectDecision::Refused(by) => return Err(refusal::of(&asked, part != wanted, by)),
+                ObjectDecision::Unknown => return Ok(PolicyDecision::NeedsOwnNamespace),
             }
         }
-        Ok(Verdict::Allowed)
+        Ok(PolicyDecision::Allowed)
     }
 }
 
 /// What decides about an object that stands in this directory, and in no
 /// deeper one that a rule names.
-fn decide(rules: &[(usize, &Rule)], asked: &Asked<'_>, directory: &str) -> Decision {
+fn decide(rules: &[(usize, &Rule)], asked: &PolicyQuery<'_>, directory: &str) -> ObjectDecision {
     for (index, rule) in rules {
         if !rule.prefixes.iter().any(|prefix| directory.starts_with(prefix.as_str())) {
             continue;
         }
         match rule.reaches(asked) {
-            None => return Decision::Unknown,
+            None => return ObjectDecision::Unknown,
             Some(false) => {}
-            Some(true) if rule.allow => return Decision::Allowed,
-            Some(true) => return Decision::Refused(Some(*index)),
+            Some(true) if rule.allow => return ObjectDecision::Allowed,
+            Some(true) => return ObjectDecision::Refused(Some(*index)),
         }
     }
-    Decision::Refused(None)
+    ObjectDecision::Refused(None)
 }
 
 impl Rule {
     /// Whether this asker and bucket are meant.
-    fn speaks_of(&self, asked: &Asked<'_>) -> bool {
+    fn speaks_of(&self, asked: &PolicyQuery<'_>) -> bool {
         matches(&self.namespaces, asked.namespace)
             && match asked.service_account {
                 Some(name) => matches(&self.service_accounts, name),
@@ -156,7 +156,7 @@ impl Rule {
     }
 
     /// Whether the tenancy is meant; `None` where that depends on its own name.
-    fn reaches(&self, asked: &Asked<'_>) -> Option<bool> {
+    fn reaches(&self, asked: &PolicyQuery<'_>) -> Option<bool> {
         let named = asked.request.namespace.as_ref();
         if self.object_storage_namespaces.is_empty() {
             return named.map_or(Some(true), |named| Some(asked.own? == named));

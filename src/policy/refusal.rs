@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use super::Asked;
+use super::PolicyQuery;
 use crate::error::{Error, ErrorKind};
 use crate::model::{ModelRequest, shown};
 
@@ -13,7 +13,7 @@ const PREFIX: usize = 120;
 /// Refused by the rule of this index, or by none; `inside` when what is refused
 /// is a directory below the model's prefix. It is not named: that a rule speaks
 /// of it is for those to know who may read the rules.
-pub(super) fn of(asked: &Asked<'_>, inside: bool, by: Option<usize>) -> Error {
+pub(super) fn of(asked: &PolicyQuery<'_>, inside: bool, by: Option<usize>) -> Error {
     let mut text = format!("Kubernetes namespace {}", shown(asked.namespace, 63));
     if let Some(name) = asked.service_account {
         let _ = write!(text, ", service account {}", shown(name, 100));
@@ -81,7 +81,7 @@ fn place(request: &ModelRequest) -> String {
 }
 
 /// The rule that allows just this, as a line to paste.
-fn rule(asked: &Asked<'_>) -> String {
+fn rule(asked: &PolicyQuery<'_>) -> String {
     let request = asked.request;
     let elsewhere = request.namespace.as_ref().filter(|named| asked.own != Some(named));
     let prefix = match request.prefix.as_str() {

@@ -45,10 +45,10 @@ fn own() -> NamespaceName {
     NamespaceName::parse("mytenancy").unwrap()
 }
 
-fn may(rules: &[Rule], who: Who<'_>, request: &ModelRequest) -> bool {
+fn may(rules: &[Rule], who: Subject<'_>, request: &ModelRequest) -> bool {
     match Policy::new(rules.to_vec()).check(who, request, Some(&own())) {
         Ok(verdict) => {
-            assert_eq!(verdict, Verdict::Allowed);
+            assert_eq!(verdict, PolicyDecision::Allowed);
             true
         }
         Err(error) => {
@@ -58,15 +58,15 @@ fn may(rules: &[Rule], who: Who<'_>, request: &ModelRequest) -> bool {
     }
 }
 
-fn refused(rules: Vec<Rule>, who: Who<'_>, request: &ModelRequest) -> Error {
+fn refused(rules: Vec<Rule>, who: Subject<'_>, request: &ModelRequest) -> Error {
     Policy::new(rules).check(who, request, Some(&own())).unwrap_err()
 }
 
 #[test]
 fn without_rules_everything_is_allowed_also_to_the_unknown() {
-    for who in [Who::Pod(None), Who::Claim(None), Who::Pod(Some(&pod("a", "s")))] {
+    for who in [Subject::Pod(None), Subject::Claim(None), Subject::Pod(Some(&pod("a", "s")))] {
         let verdict = Policy::default().check(who, &of_namespace("other"), None).unwrap();
-        assert_eq!(verdict, Verdict::Allowed);
+        assert_eq!(verdict, PolicyDecision::Allowed);
     }
 }
 
@@ -74,9 +74,9 @@ fn without_rules_everything_is_allowed_also_to_the_unknown() {
 fn any_rule_refuses_those_that_nobody_vouches_for() {
     let rules = vec![rule(&[""], true)];
     for (who, remedy) in [
-        (Who::Pod(None), "podInfoOnMount: true"),
-        (Who::Pod(Some(&pod("a", ""))), "podInfoOnMount: true"),
-        (Who::Claim(None), "--extra-create-metadata"),
+        (Subject::Pod(None), "podInfoOnMount: true"),
+        (Subject::Pod(Some(&pod("a", ""))), "podInfoOnMount: true"),
+        (Subject::Claim(None), "--extra-create-metadata"),
     ] {
         let error = refused(rules.clone(), who, &request("m/"));
         assert_eq!(error.kind(), ErrorKind::Denied);
@@ -100,7 +100,7 @@ fn prefixes_match_at_the_slash() {
         ("Models/", "models/", false),
     ] {
         let identity = pod("a", "s");
-        let allowed = may(&[rule(&[of], true)], Who::Pod(Some(&identity)), &request(asked));
+        let allowed = may(&[rule(&[of], true)], Subject::Pod(Some(&identity)), &request(asked));
         assert_eq!(allowed, expected, "{asked:?} under {of:?}");
     }
 }
@@ -108,7 +108,7 @@ fn prefixes_match_at_the_slash() {
 #[test]
 fn the_first_rule_that_matches_decides() {
     let identity = pod("a", "s");
-    let who = Who::Pod(Some(&identity));
+    let who = Subject::Pod(Some(&identity));
     let (no, yes) = (rule(&["m/secret/"], false), rule(&["m/"], true));
     assert!(!may(&[no.clone(), yes.clone()], who, &request("m/secret/x/")));
     assert!(may(&[yes, no], who, &request("m/secret/x/")));
@@ -117,7 +117,7 @@ fn the_first_rule_that_matches_decides() {
 #[test]
 fn what_holds_something_denied_is_denied() {
     let identity = pod("a", "s");
-    let who = Who::Pod(Some(&identity));
+    let who = Subject::Pod(Some(&identity));
     let rules = [rule(&["m/secret/"], false), rule(&[""], true)];
     for (asked, expected) in [("", false), ("m/", false), ("m/open/", true), ("m/secrets/", true)] {
         assert_eq!(may(&rules, who, &request(asked)), expected, "{asked:?}");
@@ -127,7 +127,7 @@ fn what_holds_something_denied_is_denied() {
 #[test]
 fn a_refusal_quotes_no_directory_that_only_a_rule_names() {
     let identity = pod("a", "s");
-    let who = Who::Pod(Some(&identity));
+    let who = Subject::Pod(Some(&identity));
     let denied = [rule(&["m/secret-acquisition-2027/"], false), rule(&[""], true)];
     let unnamed = [rule(&["m/open/"], true), rule(&["m/secret-acquisition-2027/"], false)];
     for (rules, asked, said) in [
@@ -144,7 +144,7 @@ fn a_refusal_quotes_no_directory_that_only_a_rule_names() {
 #[test]
 fn an_empty_list_of_tenancies_is_the_own_one() {
     let identity = pod("a", "s");
-    let who = Who::Pod(Some(&identity));
+    let who = Subject::Pod(Some(&identity));
     let with =
         |of: &[&str]| vec![Rule { object_storage_namespaces: patterns(of), ..rule(&["m/"], true) }];
     for (of, named, expected) in [
@@ -169,10 +169,11 @@ fn the_own_namespace_is_needed_only_where_the_answer_depends_on_it() {
     let any = Rule { object_storage_namespaces: patterns(&["*"]), ..rule(&["m/"], true) };
     let verdict = |rules: &[&Rule], request: &ModelRequest| {
         let rules = rules.iter().map(|&rule| rule.clone()).collect();
-        Policy::new(rules).check(Who::Pod(Some(&identity)), request, None).ok()
+        Policy::new(rules).check(Subject::Pod(Some(&identity)), request, None).ok()
     };
     let own = rule(&["m/"], true);
-    let (allowed, needed) = (Some(Verdict::Allowed), Some(Verdict::NeedsOwnNamespace));
+    let (allowed, needed) =
+        (Some(PolicyDecision::Allowed), Some(PolicyDecision::NeedsOwnNamespace));
     assert_eq!(verdict(&[&own, &other], &request("m/")), allowed);
     assert_eq!(verdict(&[&any], &request("m/")), allowed);
     assert_eq!(verdict(&[&other], &of_namespace("other")), allowed);
@@ -188,7 +189,8 @@ fn of_a_claim_it_is_asked_whether_any_service_account_may() {
         namespaces: patterns(&["team-*"]),
         ..rule(&["m/"], allow)
     };
-    let may = |rules: &[Rule], namespace| may(rules, Who::Claim(Some(namespace)), &request("m/x"));
+    let may =
+        |rules: &[Rule], namespace| may(rules, Subject::Claim(Some(namespace)), &request("m/x"));
     assert!(may(&[of("trainer", true)], "team-a"));
     assert!(!may(&[of("trainer", true)], "other"));
     assert!(may(&[of("intern", false), of("*", true)], "team-a"), "others may");
@@ -199,7 +201,7 @@ fn of_a_claim_it_is_asked_whether_any_service_account_may() {
 #[test]
 fn a_refusal_says_who_what_and_a_rule_that_allows_it() {
     let identity = pod("team-a", "trainer");
-    let who = Who::Pod(Some(&identity));
+    let who = Subject::Pod(Some(&identity));
     let text = refused(vec![rule(&["n/"], true)], who, &request("m/x\"")).to_string();
     assert_eq!(
         text,
@@ -209,7 +211,7 @@ fn a_refusal_says_who_what_and_a_rule_that_allows_it() {
          objectStorageNamespaces: [], buckets: [\"b\"], prefixes: [\"m/x\\\"/\"], allow: true}"
     );
     let denied = vec![rule(&["n/"], true), rule(&[""], false)];
-    let text = refused(denied.clone(), Who::Claim(Some("team-a")), &of_namespace("other"));
+    let text = refused(denied.clone(), Subject::Claim(Some("team-a")), &of_namespace("other"));
     assert!(text.message().contains("no rule"), "the rules are of the own tenancy: {text}");
     assert!(text.message().contains("of namespace other: "), "{text}");
     assert!(
@@ -228,7 +230,7 @@ fn the_longest_refusal_is_not_cut() {
         bucket: BucketName::parse(&"b".repeat(63)).unwrap(),
         ..request(&"p".repeat(900))
     };
-    let text = refused(vec![rule(&["m/"], true)], Who::Pod(Some(&identity)), &long).to_string();
+    let text = refused(vec![rule(&["m/"], true)], Subject::Pod(Some(&identity)), &long).to_string();
     assert!(text.chars().count() <= 800, "{}: {text}", text.len());
     assert!(text.contains("prefixes: [\"<the prefix>\"]"), "{text}");
 }
@@ -308,18 +310,18 @@ proptest! {
         };
         let identity = pod("a", "s");
         let own = own();
-        let check = |own| policy.check(Who::Pod(Some(&identity)), &request, own);
+        let check = |own| policy.check(Subject::Pod(Some(&identity)), &request, own);
         let answer = check(Some(&own));
-        prop_assert_eq!(answer == Ok(Verdict::Allowed), expected);
+        prop_assert_eq!(answer == Ok(PolicyDecision::Allowed), expected);
         // What is answered without the own namespace is answered the same with it.
         let early = check(None);
-        if early != Ok(Verdict::NeedsOwnNamespace) {
+        if early != Ok(PolicyDecision::NeedsOwnNamespace) {
             prop_assert_eq!(early.is_ok(), expected);
         }
         // A claim may what a pod of its namespace may.
         if expected {
-            let claim = policy.check(Who::Claim(Some("a")), &request, Some(&own));
-            prop_assert_eq!(claim, Ok(Verdict::Allowed));
+            let claim = policy.check(Subject::Claim(Some("a")), &request, Some(&own));
+            prop_assert_eq!(claim, Ok(PolicyDecision::Allowed));
         }
     }
 }

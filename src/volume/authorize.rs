@@ -17,10 +17,10 @@ use std::sync::Arc;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
 use super::Route;
-use super::known_buckets::{Asked, KnownBuckets};
+use super::known_buckets::{BucketOperation, KnownBuckets};
 use super::proofs::Proofs;
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{Manifest, ManifestFile, ModelKey, Source, shown};
+use crate::model::{Manifest, ManifestFile, ModelKey, ModelSource, shown};
 use crate::oci::{self, Bucket, ObjectName, ObjectSummary, Workload};
 
 /// Directories with files that one model may have where permission is asked for
@@ -95,7 +95,7 @@ impl Authorizer {
         &self,
         buckets: &KnownBuckets,
         route: &Route,
-        source: &Source,
+        source: &ModelSource,
         largest: Option<ObjectSummary>,
     ) -> Result<()> {
         let (Some(workload), Some(largest)) = (route.workload(), largest) else { return Ok(()) };
@@ -110,7 +110,12 @@ impl Authorizer {
     }
 
     /// What a failed listing means to a pod that asks with its own identity.
-    pub(super) fn refusal(&self, route: &Route, source: &Source, error: oci::Error) -> Error {
+    pub(super) fn refusal(
+        &self,
+        route: &Route,
+        source: &ModelSource,
+        error: oci::StorageError,
+    ) -> Error {
         let Some(workload) = route.workload() else { return error.into() };
         let error = refusal(error, source, workload);
         let place = (route.location(), source.bucket.as_str());
@@ -131,7 +136,7 @@ impl Authorizer {
 
 /// The one answer about a prefix of which a pod's own identity may read nothing:
 /// the same whether nothing is there, or it may not be seen, or it is cached.
-pub(super) fn unseen(source: &Source, workload: &Workload) -> Error {
+pub(super) fn unseen(source: &ModelSource, workload: &Workload) -> Error {
     Error::new(
         ErrorKind::NotFound,
         format!(
@@ -150,8 +155,8 @@ pub(super) fn unseen(source: &Source, workload: &Workload) -> Error {
 }
 
 /// Leaves out which request it was: that would disclose what is cached.
-fn refusal(error: oci::Error, source: &Source, workload: &Workload) -> Error {
-    if error.kind() == oci::ErrorKind::NotFound {
+fn refusal(error: oci::StorageError, source: &ModelSource, workload: &Workload) -> Error {
+    if error.kind() == oci::StorageErrorKind::NotFound {
         tracing::info!(%error, "refused to a pod's own identity");
         return unseen(source, workload);
     }
@@ -228,16 +233,16 @@ async fn probe(
     let (client, bucket) = (route.client(), &*object.bucket);
     let (version, is_empty) = (Some(etag), size == 0);
     let mut asked = buckets
-        .ask(Asked::Read, (route, bucket), || client.may_read(&object, version, is_empty))
+        .ask(BucketOperation::Read, (route, bucket), || client.may_read(&object, version, is_empty))
         .await;
-    if fails_as(&asked, oci::ErrorKind::Changed) {
+    if fails_as(&asked, oci::StorageErrorKind::Changed) {
         asked = buckets
-            .ask(Asked::Read, (route, bucket), || client.may_read(&object, None, false))
+            .ask(BucketOperation::Read, (route, bucket), || client.may_read(&object, None, false))
             .await;
     }
-    if fails_as(&asked, oci::ErrorKind::RangeNotSatisfiable) {
+    if fails_as(&asked, oci::StorageErrorKind::RangeNotSatisfiable) {
         asked = buckets
-            .ask(Asked::Read, (route, bucket), || client.may_read(&object, None, true))
+            .ask(BucketOperation::Read, (route, bucket), || client.may_read(&object, None, true))
             .await;
     }
     match asked {
@@ -247,7 +252,7 @@ async fn probe(
     }
 }
 
-fn fails_as(asked: &oci::Result<()>, kind: oci::ErrorKind) -> bool {
+fn fails_as(asked: &oci::Result<()>, kind: oci::StorageErrorKind) -> bool {
     asked.as_ref().is_err_and(|error| error.kind() == kind)
 }
 
@@ -258,7 +263,7 @@ mod tests {
     use crate::model::{BucketName, NamespaceName, Prefix};
 
     fn files(of: &[(&str, u64)]) -> Vec<ManifestFile> {
-        let source = Source {
+        let source = ModelSource {
             location: "x".into(),
             namespace: NamespaceName::parse("ns").unwrap(),
             bucket: BucketName::parse("b").unwrap(),

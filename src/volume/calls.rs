@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::PublishKey;
-use super::outage::Silence;
+use super::outage::UnansweredSince;
 
 /// A volume that is not asked for during this time is asked for no more: kubelet
 /// waits two minutes for an answer, and at most two before it asks again.
@@ -20,34 +20,34 @@ const KEPT: usize = 4096;
 
 /// The publishes that have begun and are not through; clones are the same.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Calls(Arc<Mutex<HashMap<PathBuf, Begun>>>);
+pub(super) struct Calls(Arc<Mutex<HashMap<PathBuf, PublishCall>>>);
 
 /// A publish that may take several calls.
 #[derive(Debug, Clone)]
-pub(super) struct Begun {
+pub(super) struct PublishCall {
     volume_id: String,
     /// When the first call came.
     pub(super) first: Instant,
     last: Instant,
     /// Since when Object Storage has not answered for it.
-    pub(super) silence: Silence,
+    pub(super) silence: UnansweredSince,
 }
 
 impl Calls {
     /// Notes a call for a volume, and says what is known from those before.
-    pub(super) fn enter(&self, key: &PublishKey) -> Begun {
+    pub(super) fn enter(&self, key: &PublishKey) -> PublishCall {
         let now = Instant::now();
         let mut calls = self.lock();
         let known = calls.get(&key.target).filter(|begun| {
             begun.volume_id == key.volume_id && now.duration_since(begun.last) < FORGOTTEN
         });
         let begun = match known {
-            Some(begun) => Begun { last: now, ..begun.clone() },
-            None => Begun {
+            Some(begun) => PublishCall { last: now, ..begun.clone() },
+            None => PublishCall {
                 volume_id: key.volume_id.clone(),
                 first: now,
                 last: now,
-                silence: Silence::default(),
+                silence: UnansweredSince::default(),
             },
         };
         if calls.len() >= KEPT && !calls.contains_key(&key.target) {
@@ -62,12 +62,12 @@ impl Calls {
         self.lock().remove(target);
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<PathBuf, Begun>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<PathBuf, PublishCall>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn make_way(calls: &mut HashMap<PathBuf, Begun>, now: Instant) {
+fn make_way(calls: &mut HashMap<PathBuf, PublishCall>, now: Instant) {
     calls.retain(|_, begun| now.duration_since(begun.last) < FORGOTTEN);
     if calls.len() >= KEPT {
         let oldest = calls.iter().min_by_key(|(_, begun)| begun.last);

@@ -6,12 +6,12 @@ use std::collections::HashMap;
 use serde_json::Value;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::kubernetes::{Api, Failure, path};
+use crate::kubernetes::{ApiFailure, ApiServer, path};
 use crate::model::shown;
 
 /// Reads claims; cheap to clone. The default knows no API server.
 #[derive(Debug, Clone, Default)]
-pub struct Claims(Option<Api>);
+pub struct ClaimReader(Option<ApiServer>);
 
 /// Which claim, by its names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,9 +20,9 @@ pub(super) struct ClaimName<'a> {
     pub(super) name: &'a str,
 }
 
-impl Claims {
+impl ClaimReader {
     /// Reads claims from this API server.
-    pub fn of(server: Option<Api>) -> Self {
+    pub fn of(server: Option<ApiServer>) -> Self {
         Self(server)
     }
 
@@ -58,7 +58,7 @@ impl std::fmt::Display for ClaimName<'_> {
     }
 }
 
-fn refusal(claim: ClaimName<'_>, failure: &Failure) -> Error {
+fn refusal(claim: ClaimName<'_>, failure: &ApiFailure) -> Error {
     if failure.is_not_found() {
         let text =
             format!("claim {claim}, whose annotation names the model, is not there any more");

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::{Limits, Resolver, Stores};
+use super::{ClientPool, ResolveLimits, Resolver};
 use crate::oci::{AuthMethod, Environment, ObjectStorage, Settings};
 
 type Objects = Arc<Vec<(String, u64)>>;
@@ -43,9 +43,9 @@ impl FakeStore {
 
     /// A resolver that asks this store.
     pub(crate) async fn resolver(&self) -> Resolver {
-        let limits = Limits { max_objects: 100, max_bytes: None };
+        let limits = ResolveLimits { max_objects: 100, max_bytes: None };
         let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
-        Resolver::new(Stores::alone(self.client().await), limits, &tasks, &shutdown)
+        Resolver::new(ClientPool::alone(self.client().await), limits, &tasks, &shutdown)
     }
 
     /// A client of this store.

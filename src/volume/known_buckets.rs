@@ -12,8 +12,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Route;
-use super::proofs::Account;
-use crate::oci::{self, AuthMethod, Bucket, ErrorKind};
+use super::proofs::AccountKey;
+use crate::oci::{self, AuthMethod, Bucket, StorageErrorKind};
 
 /// How long a bucket that answered is believed to exist, against a 404.
 const REMEMBERED: Duration = Duration::from_secs(60 * 60);
@@ -27,7 +27,7 @@ const FLICKER: [Duration; 3] =
 
 /// What is asked of a bucket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Asked {
+pub(super) enum BucketOperation {
     /// Which objects there are.
     List,
     /// Bytes of an object.
@@ -35,7 +35,7 @@ pub(super) enum Asked {
 }
 
 /// What, where, and as whom.
-type Key = (Asked, String, Bucket, AuthMethod, Option<Account>);
+type Key = (BucketOperation, String, Bucket, AuthMethod, Option<AccountKey>);
 
 #[derive(Debug, Default)]
 pub(super) struct KnownBuckets(Mutex<HashMap<Key, Instant>>);
@@ -45,14 +45,14 @@ impl KnownBuckets {
     /// hour in the same matter is said not to be there. That an object is not there is an answer.
     pub(super) async fn ask<T, F>(
         &self,
-        asked: Asked,
+        asked: BucketOperation,
         (route, bucket): (&Route, &Bucket),
         mut request: impl FnMut() -> F,
     ) -> oci::Result<T>
     where
         F: Future<Output = oci::Result<T>>,
     {
-        let account = route.workload().and_then(Account::of);
+        let account = route.workload().and_then(AccountKey::of);
         let method = route.client().method();
         let key = (asked, route.location().to_owned(), bucket.clone(), method, account);
         for delay in FLICKER {
@@ -92,6 +92,6 @@ impl KnownBuckets {
     }
 }
 
-fn is_of_bucket(error: &oci::Error) -> bool {
-    error.kind() == ErrorKind::NotFound && error.code() != Some("ObjectNotFound")
+fn is_of_bucket(error: &oci::StorageError) -> bool {
+    error.kind() == StorageErrorKind::NotFound && error.code() != Some("ObjectNotFound")
 }

@@ -12,13 +12,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::authorize::Authorizer;
-use super::known_buckets::{Asked, KnownBuckets};
-use super::outage::Pulse;
-use super::stores::Route;
-use crate::budget::{Budget, Permit, memory_limit};
-use crate::cache::flight::{Flights, Ticket};
+use super::client_pool::Route;
+use super::known_buckets::{BucketOperation, KnownBuckets};
+use super::outage::LastAnswer;
+use crate::budget::{MemoryBudget, MemoryPermit, memory_limit};
+use crate::cache::flight::{Flights, Waiter};
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{ListedObject, Listing, Source, Tenant, size_text};
+use crate::model::{ListedObject, ModelSource, ObjectListing, Tenant, size_text};
 use crate::oci::{self, Bucket, ObjectSummary, Workload};
 
 /// A listing goes on this long without a caller.
@@ -51,7 +51,7 @@ struct Key {
 /// Who waits for a listing.
 #[derive(Debug, Default)]
 pub(super) struct Waiters {
-    pub(super) pulse: Arc<Pulse>,
+    pub(super) pulse: Arc<LastAnswer>,
     tenants: watch::Sender<Vec<Tenant>>,
 }
 
@@ -68,7 +68,7 @@ impl Waiters {
 
     /// Takes memory as soon as it is the turn of one of them, also of one that comes
     /// meanwhile: what the first one has in use must not delay the others.
-    async fn take(&self, budget: &Budget, bytes: u64) -> Result<Permit> {
+    async fn take(&self, budget: &MemoryBudget, bytes: u64) -> Result<MemoryPermit> {
         let mut tenants = self.tenants.subscribe();
         let mut taking = FuturesUnordered::new();
         loop {
@@ -86,23 +86,23 @@ impl Waiters {
 }
 
 /// A complete listing, and its memory.
-pub(super) struct Held {
-    pub(super) listing: Listing,
-    permit: Permit,
+pub(super) struct HeldListing {
+    pub(super) listing: ObjectListing,
+    permit: MemoryPermit,
 }
 
 /// The listings under way, and the memory for them and what is made of them.
 #[derive(Clone)]
-pub(super) struct Listings(Arc<Inner>);
+pub(super) struct Listings(Arc<ListingsInner>);
 
-struct Inner {
-    flights: Flights<Key, Waiters, Arc<Held>>,
+struct ListingsInner {
+    flights: Flights<Key, Waiters, Arc<HeldListing>>,
     buckets: Arc<KnownBuckets>,
     authorizer: Arc<Authorizer>,
     max_objects: usize,
-    small: Budget,
-    large: Budget,
-    manifests: Budget,
+    small: MemoryBudget,
+    large: MemoryBudget,
+    manifests: MemoryBudget,
 }
 
 impl Listings {
@@ -115,14 +115,14 @@ impl Listings {
     ) -> Self {
         // Of the rest, downloads take the most.
         let part = memory_limit() / 32;
-        Self(Arc::new(Inner {
+        Self(Arc::new(ListingsInner {
             flights: Flights::new(GRACE, tasks.clone(), shutdown.clone()),
             buckets: Arc::clone(buckets),
             authorizer: Arc::clone(authorizer),
             max_objects,
-            small: Budget::new("listings", (part * 2).max(SMALL * 4)),
-            large: Budget::new("large listings", part * 5),
-            manifests: Budget::new("large models", part * 10),
+            small: MemoryBudget::new("listings", (part * 2).max(SMALL * 4)),
+            large: MemoryBudget::new("large listings", part * 5),
+            manifests: MemoryBudget::new("large models", part * 10),
         }))
     }
 
@@ -130,9 +130,9 @@ impl Listings {
     pub(super) fn start(
         &self,
         route: &Route,
-        source: &Source,
+        source: &ModelSource,
         title: &str,
-    ) -> Ticket<Waiters, Arc<Held>> {
+    ) -> Waiter<Waiters, Arc<HeldListing>> {
         let bucket = Bucket::new(source.namespace.as_str(), source.bucket.as_str());
         let key = Key {
             identity: route.client().method().to_string(),
@@ -155,8 +155,8 @@ impl Listings {
         &self,
         tenant: &Tenant,
         weight: u64,
-        pulse: &Pulse,
-    ) -> Result<Option<Permit>> {
+        pulse: &LastAnswer,
+    ) -> Result<Option<MemoryPermit>> {
         match weight {
             0..=SMALL_MANIFEST => Ok(None),
             _ => {
@@ -167,19 +167,19 @@ impl Listings {
     }
 }
 
-impl Inner {
+impl ListingsInner {
     async fn list(
         &self,
         route: &Route,
-        source: &Source,
+        source: &ModelSource,
         bucket: &Bucket,
         title: &str,
         waiters: &Waiters,
-    ) -> Result<Held> {
+    ) -> Result<HeldListing> {
         let once = || self.list_once(route, source, bucket, title, waiters);
-        match self.buckets.ask(Asked::List, (route, bucket), once).await {
+        match self.buckets.ask(BucketOperation::List, (route, bucket), once).await {
             Ok(Ok(held)) => Ok(held),
-            Ok(Err(Refused { error, largest })) => {
+            Ok(Err(ListingRefusal { error, largest })) => {
                 // Who may list need not be one who may read, and then hears of nothing else.
                 let largest = largest.filter(|_| route.workload().is_some());
                 self.authorizer.ask_for_one(&self.buckets, route, source, largest).await?;
@@ -193,22 +193,24 @@ impl Inner {
     async fn list_once(
         &self,
         route: &Route,
-        source: &Source,
+        source: &ModelSource,
         bucket: &Bucket,
         title: &str,
         waiters: &Waiters,
-    ) -> oci::Result<std::result::Result<Held, Refused>> {
+    ) -> oci::Result<std::result::Result<HeldListing, ListingRefusal>> {
         let small = waiters.take(&self.small, SMALL);
         let mut held = match wait_for(&self.small, small, SMALL, &waiters.pulse).await {
-            Ok(permit) => Held { listing: Listing::new(source.prefix.clone()), permit },
-            Err(error) => return Ok(Err(Refused { error, largest: None })),
+            Ok(permit) => {
+                HeldListing { listing: ObjectListing::new(source.prefix.clone()), permit }
+            }
+            Err(error) => return Ok(Err(ListingRefusal { error, largest: None })),
         };
         let mut pages = route.client().pages(bucket, source.prefix.as_str(), self.max_objects);
         let mut most = SMALL;
         while let Some(page) = pages.next().await? {
             waiters.pulse.beat();
             if let Err(error) = self.add(&mut held, &mut most, page, title, waiters).await {
-                return Ok(Err(Refused { error, largest: held.largest() }));
+                return Ok(Err(ListingRefusal { error, largest: held.largest() }));
             }
         }
         if pages.truncated() {
@@ -220,7 +222,7 @@ impl Inner {
                     self.max_objects
                 ),
             );
-            return Ok(Err(Refused { error, largest: held.largest() }));
+            return Ok(Err(ListingRefusal { error, largest: held.largest() }));
         }
         held.permit.shrink(held.listing.weight());
         Ok(Ok(held))
@@ -229,7 +231,7 @@ impl Inner {
     /// Adds a page, with a place among the large listings once it is one.
     async fn add(
         &self,
-        held: &mut Held,
+        held: &mut HeldListing,
         most: &mut u64,
         page: Vec<ObjectSummary>,
         title: &str,
@@ -251,12 +253,12 @@ impl Inner {
 }
 
 /// Why there is no listing, and whom it would tell.
-struct Refused {
+struct ListingRefusal {
     error: Error,
     largest: Option<ObjectSummary>,
 }
 
-impl Held {
+impl HeldListing {
     /// The largest object, whose bytes are worth the most.
     pub(super) fn largest(&self) -> Option<ObjectSummary> {
         let (name, size, etag) = self.listing.largest()?;
@@ -266,11 +268,11 @@ impl Held {
 
 /// Takes memory, and says meanwhile that this is no outage.
 async fn wait_for(
-    budget: &Budget,
-    taking: impl Future<Output = Result<Permit>>,
+    budget: &MemoryBudget,
+    taking: impl Future<Output = Result<MemoryPermit>>,
     bytes: u64,
-    pulse: &Pulse,
-) -> Result<Permit> {
+    pulse: &LastAnswer,
+) -> Result<MemoryPermit> {
     tokio::pin!(taking);
     let until = Instant::now() + PATIENCE;
     loop {
@@ -314,14 +316,14 @@ fn listed(object: ObjectSummary) -> ListedObject {
 #[cfg(test)]
 mod tests {
     use super::super::fake::FakeStore;
-    use super::super::{Caller, Stores};
+    use super::super::{ClientPool, Requester};
     use super::*;
     use crate::model::{BucketName, ModelRequest, Prefix};
 
     #[tokio::test]
     async fn a_listing_waits_for_memory_no_longer_than_any_tenant_that_asks_for_it() {
         let store = FakeStore::start(&[("m/w", 10)]).await;
-        let stores = Stores::alone(store.client().await);
+        let stores = ClientPool::alone(store.client().await);
         let listings = Listings::new(
             100,
             &TaskTracker::new(),
@@ -332,11 +334,11 @@ mod tests {
         let prefix = Prefix::parse("m/").unwrap();
         let request = ModelRequest::of(None, BucketName::parse("b").unwrap(), prefix);
         let route = async |namespace| {
-            let caller = Caller::Claim { namespace: Some(namespace) };
+            let caller = Requester::Claim { namespace: Some(namespace) };
             stores.route(&request, "", caller).await.unwrap()
         };
         let (greedy, victim) = (route("greedy").await, route("victim").await);
-        let source = Source {
+        let source = ModelSource {
             location: victim.location().to_owned(),
             namespace: stores.own_namespace(&victim).await.unwrap(),
             bucket: request.bucket.clone(),
@@ -345,12 +347,12 @@ mod tests {
         let small = &listings.0.small;
         let _all = small.take(greedy.tenant(), small.most()).await.unwrap();
         let mut first = listings.start(&greedy, &source, "m/");
-        let waits = tokio::time::timeout(Duration::from_millis(100), first.landed());
+        let waits = tokio::time::timeout(Duration::from_millis(100), first.completed());
         assert!(waits.await.is_err(), "it has half of the memory already");
         let mut second = listings.start(&victim, &source, "m/");
-        let landed = tokio::time::timeout(Duration::from_secs(20), second.landed());
-        assert_eq!(landed.await.unwrap().unwrap().listing.len(), 1);
-        assert!(second.joined() && first.landed().await.is_ok(), "one listing for both");
+        let completed = tokio::time::timeout(Duration::from_secs(20), second.completed());
+        assert_eq!(completed.await.unwrap().unwrap().listing.len(), 1);
+        assert!(second.joined() && first.completed().await.is_ok(), "one listing for both");
         assert_eq!(store.listings(), 1);
     }
 }

@@ -3,8 +3,9 @@
 
 mod authorize;
 mod calls;
-mod choose;
 mod claims;
+mod client_pool;
+mod event_recorder;
 #[cfg(test)]
 pub(crate) mod fake;
 mod known_buckets;
@@ -18,21 +19,20 @@ mod publish;
 mod records;
 mod resolve;
 mod scrub;
+mod select;
 mod show;
-mod stores;
 mod targets;
-mod tell;
 mod template;
 
 use std::path::PathBuf;
 
-pub use choose::Chooser;
-pub use claims::Claims;
+pub use claims::ClaimReader;
+pub use client_pool::{ClientPool, ListedBucket, Requester, Route};
 pub(crate) use newest::record as record_newest;
 pub use provision::{Capacity, NewVolume, ProvisionRequest, Provisioner, is_volume_id};
 pub use publish::Volumes;
-pub use resolve::{Limits, Resolver};
-pub use stores::{Caller, ListedBucket, Route, Stores};
+pub use resolve::{ResolveLimits, Resolver};
+pub use select::RevisionSelector;
 
 use crate::model::{ModelRequest, PodIdentity, PodTokens, RequestDigest};
 use crate::mount::BindOptions;

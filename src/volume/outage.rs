@@ -24,13 +24,13 @@ const LOOK: Duration = Duration::from_secs(1);
 
 /// When an attempt was answered last: a long listing is no outage.
 #[derive(Debug, Default)]
-pub(super) struct Pulse {
+pub(super) struct LastAnswer {
     own: Mutex<Option<Instant>>,
     /// What it waits for.
-    followed: OnceLock<Arc<Pulse>>,
+    followed: OnceLock<Arc<LastAnswer>>,
 }
 
-impl Pulse {
+impl LastAnswer {
     /// Something that was asked for has come.
     pub(super) fn beat(&self) {
         *self.own.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
@@ -49,9 +49,9 @@ impl Pulse {
 
 /// Since when nothing has answered for one volume; clones are the same.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Silence(Arc<Mutex<Option<Instant>>>);
+pub(super) struct UnansweredSince(Arc<Mutex<Option<Instant>>>);
 
-impl Silence {
+impl UnansweredSince {
     /// Begins now, unless it lasts already; when it began.
     fn begin(&self) -> Instant {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(Instant::now)
@@ -70,16 +70,16 @@ impl Silence {
 }
 
 /// One attempt to have something answered.
-pub(super) struct Attempt<'a, T> {
+pub(super) struct WatchedAttempt<'a, T> {
     /// Beats with each part of the answer.
-    pub(super) pulse: Arc<Pulse>,
+    pub(super) pulse: Arc<LastAnswer>,
     /// The answer; dropping it need not end what goes on.
     pub(super) answer: BoxFuture<'a, Result<T>>,
 }
 
 /// What came of asking.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Outcome<T, F> {
+pub(super) enum AttemptOutcome<T, F> {
     Answered(T),
     /// There was an outage; this is instead of the answer.
     Instead(F, Option<Error>),
@@ -92,10 +92,10 @@ pub(super) enum Outcome<T, F> {
 /// What is answered, at once; what was no answer, at once where there is nothing
 /// to go on with.
 pub(super) async fn ask<'a, T, F>(
-    silence: &Silence,
-    attempt: impl Fn() -> Attempt<'a, T>,
+    silence: &UnansweredSince,
+    attempt: impl Fn() -> WatchedAttempt<'a, T>,
     instead: impl Fn() -> BoxFuture<'a, Option<F>>,
-) -> Result<Outcome<T, F>> {
+) -> Result<AttemptOutcome<T, F>> {
     let begun = Instant::now();
     let mut since = silence.begin();
     let mut current = attempt();
@@ -106,7 +106,7 @@ pub(super) async fn ask<'a, T, F>(
                 Err(error) if error.kind() == ErrorKind::Unavailable => Some(error),
                 answer => {
                     silence.end();
-                    return answer.map(Outcome::Answered);
+                    return answer.map(AttemptOutcome::Answered);
                 }
             },
             () = tokio::time::sleep_until(end(since)) => None,
@@ -117,7 +117,7 @@ pub(super) async fn ask<'a, T, F>(
             continue;
         }
         match (instead().await, error) {
-            (Some(instead), error) if over => return Ok(Outcome::Instead(instead, error)),
+            (Some(instead), error) if over => return Ok(AttemptOutcome::Instead(instead, error)),
             (Some(_), _) => {
                 tokio::time::sleep_until((Instant::now() + RETRY).min(end(since))).await;
                 current = attempt();
@@ -126,7 +126,7 @@ pub(super) async fn ask<'a, T, F>(
             (None, None) => {
                 let answer = current.answer.await?;
                 silence.end();
-                return Ok(Outcome::Answered(answer));
+                return Ok(AttemptOutcome::Answered(answer));
             }
         }
     }

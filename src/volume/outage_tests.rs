@@ -35,7 +35,7 @@ impl Random {
 
 /// What becomes of an attempt.
 #[derive(Debug, Clone, Copy)]
-enum Fault {
+enum AttemptFault {
     /// No packet comes back: until the connection's, or the answer's time is over.
     Silent(u64),
     Refused,
@@ -46,27 +46,29 @@ enum Fault {
     NoAnswer,
 }
 
-const FAULTS: [Fault; 8] = [
-    Fault::Silent(10),
-    Fault::Silent(60),
-    Fault::Refused,
-    Fault::Unavailable,
-    Fault::Throttled(1),
-    Fault::Throttled(30),
-    Fault::Throttled(600),
-    Fault::NoAnswer,
+const FAULTS: [AttemptFault; 8] = [
+    AttemptFault::Silent(10),
+    AttemptFault::Silent(60),
+    AttemptFault::Refused,
+    AttemptFault::Unavailable,
+    AttemptFault::Throttled(1),
+    AttemptFault::Throttled(30),
+    AttemptFault::Throttled(600),
+    AttemptFault::NoAnswer,
 ];
 
-async fn fails(fault: Fault) -> oci::Error {
-    let error = |kind| oci::Error::new(kind, "listing", format!("{fault:?}"));
+async fn fails(fault: AttemptFault) -> oci::StorageError {
+    let error = |kind| oci::StorageError::new(kind, "listing", format!("{fault:?}"));
     let (kind, after) = match fault {
-        Fault::Silent(seconds) => {
+        AttemptFault::Silent(seconds) => {
             tokio::time::sleep(Duration::from_secs(seconds)).await;
-            (oci::ErrorKind::Unavailable, None)
+            (oci::StorageErrorKind::Unavailable, None)
         }
-        Fault::Refused | Fault::Unavailable => (oci::ErrorKind::Unavailable, None),
-        Fault::Throttled(seconds) => (oci::ErrorKind::Throttled, Some(seconds)),
-        Fault::NoAnswer => (oci::ErrorKind::Protocol, None),
+        AttemptFault::Refused | AttemptFault::Unavailable => {
+            (oci::StorageErrorKind::Unavailable, None)
+        }
+        AttemptFault::Throttled(seconds) => (oci::StorageErrorKind::Throttled, Some(seconds)),
+        AttemptFault::NoAnswer => (oci::StorageErrorKind::Protocol, None),
     };
     tokio::time::sleep(Duration::from_millis(20)).await;
     error(kind).with_retry_after(after.map(Duration::from_secs))
@@ -74,9 +76,9 @@ async fn fails(fault: Fault) -> oci::Error {
 
 /// A service that gives some pages and then goes away, for ever or not.
 struct Service {
-    flights: Flights<(), Pulse, &'static str>,
+    flights: Flights<(), LastAnswer, &'static str>,
     random: Arc<Mutex<Random>>,
-    faults: Vec<Fault>,
+    faults: Vec<AttemptFault>,
     /// Pages that come, and the seconds that each of them takes.
     pages: (u64, u64),
     /// When it answers again.
@@ -84,17 +86,17 @@ struct Service {
 }
 
 impl Service {
-    fn new(random: Random, faults: &[Fault]) -> Self {
+    fn new(random: Random, faults: &[AttemptFault]) -> Self {
         let grace = Duration::from_secs(30);
         let flights = Flights::new(grace, TaskTracker::new(), CancellationToken::new());
         let (random, faults) = (Arc::new(Mutex::new(random)), faults.to_vec());
         Self { flights, random, faults, pages: (0, 0), back: None }
     }
 
-    fn attempt(&self) -> Attempt<'_, &'static str> {
+    fn attempt(&self) -> WatchedAttempt<'_, &'static str> {
         let (random, faults) = (Arc::clone(&self.random), self.faults.clone());
         let (pages, back) = (self.pages, self.back);
-        let mut ticket = self.flights.join((), Pulse::default(), move |pulse| async move {
+        let mut ticket = self.flights.join((), LastAnswer::default(), move |pulse| async move {
             for _ in 0..pages.0 {
                 tokio::time::sleep(Duration::from_secs(pages.1)).await;
                 pulse.beat();
@@ -112,10 +114,14 @@ impl Service {
             }
         });
         let pulse = ticket.shared_progress();
-        Attempt { pulse, answer: async move { ticket.landed().await }.boxed() }
+        WatchedAttempt { pulse, answer: async move { ticket.completed().await }.boxed() }
     }
 
-    async fn ask(&self, silence: &Silence, cached: bool) -> Result<Outcome<&'static str, ()>> {
+    async fn ask(
+        &self,
+        silence: &UnansweredSince,
+        cached: bool,
+    ) -> Result<AttemptOutcome<&'static str, ()>> {
         ask(silence, || self.attempt(), || async move { cached.then_some(()) }.boxed()).await
     }
 }
@@ -123,12 +129,12 @@ impl Service {
 /// One volume as kubelet asks for it, until it has its older revision; the time
 /// from the first attempt that nothing answered.
 async fn time_to_stale(service: &Service, wait: Duration) -> Duration {
-    let silence = Silence::default();
+    let silence = UnansweredSince::default();
     let start = Instant::now();
     let mut backoff = Duration::from_millis(500);
     loop {
         match tokio::time::timeout(wait, service.ask(&silence, true)).await {
-            Ok(Ok(Outcome::Instead((), _))) => break,
+            Ok(Ok(AttemptOutcome::Instead((), _))) => break,
             Ok(other) => panic!("{other:?}"),
             Err(_) => tokio::time::sleep(backoff).await,
         }
@@ -161,7 +167,7 @@ async fn in_a_thousand_outages_an_older_revision_is_mounted_after_10_to_12_secon
             _ => 110,
         };
         if service.pages.0 > 0 {
-            service.faults = vec![Fault::Silent(60)];
+            service.faults = vec![AttemptFault::Silent(60)];
         }
         let time = time_to_stale(&service, Duration::from_secs(wait)).await;
         let right = (10.0..=12.0).contains(&time.as_secs_f64());
@@ -178,48 +184,48 @@ async fn a_listing_that_takes_long_page_by_page_is_no_outage() {
     let mut service = Service::new(Random(1), &[]);
     service.pages = (30, 9);
     let start = Instant::now();
-    let outcome = service.ask(&Silence::default(), true).await;
-    assert_eq!(outcome, Ok(Outcome::Answered("current")));
+    let outcome = service.ask(&UnansweredSince::default(), true).await;
+    assert_eq!(outcome, Ok(AttemptOutcome::Answered("current")));
     assert_eq!(start.elapsed(), Duration::from_secs(270));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_service_that_is_soon_back_is_asked_and_the_outage_is_over() {
-    for fault in [Fault::Refused, Fault::NoAnswer, Fault::Throttled(1)] {
+    for fault in [AttemptFault::Refused, AttemptFault::NoAnswer, AttemptFault::Throttled(1)] {
         let mut service = Service::new(Random(1), &[fault]);
         // Later than this, the client's backoff may last until the ten seconds are over.
         service.back = Some(Instant::now() + Duration::from_millis(1500));
-        let silence = Silence::default();
+        let silence = UnansweredSince::default();
         let outcome = service.ask(&silence, true).await;
-        assert_eq!(outcome, Ok(Outcome::Answered("current")), "{fault:?}");
+        assert_eq!(outcome, Ok(AttemptOutcome::Answered("current")), "{fault:?}");
         // The next one counts its own seconds.
         service.back = None;
         tokio::time::sleep(Duration::from_secs(60)).await;
         let start = Instant::now();
         let outcome = service.ask(&silence, true).await.unwrap();
-        assert!(matches!(outcome, Outcome::Instead((), _)));
+        assert!(matches!(outcome, AttemptOutcome::Instead((), _)));
         assert!(start.elapsed() >= OUTAGE, "{fault:?}: {:?}", start.elapsed());
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn without_an_older_revision_an_unusable_answer_fails_at_once() {
-    let service = Service::new(Random(1), &[Fault::NoAnswer]);
+    let service = Service::new(Random(1), &[AttemptFault::NoAnswer]);
     let start = Instant::now();
-    let error = service.ask(&Silence::default(), false).await.unwrap_err();
+    let error = service.ask(&UnansweredSince::default(), false).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     assert!(start.elapsed() < Duration::from_secs(1));
     // And what a client repeats, when it has.
-    let service = Service::new(Random(1), &[Fault::Unavailable]);
-    let error = service.ask(&Silence::default(), false).await.unwrap_err();
+    let service = Service::new(Random(1), &[AttemptFault::Unavailable]);
+    let error = service.ask(&UnansweredSince::default(), false).await.unwrap_err();
     assert!(error.message().contains("8 attempts"), "{error}");
     assert!(start.elapsed() < Duration::from_secs(61));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_refusal_is_an_answer_and_ends_the_count() {
-    let silence = Silence::default();
-    let refused = || Attempt::<()> {
+    let silence = UnansweredSince::default();
+    let refused = || WatchedAttempt::<()> {
         pulse: Arc::default(),
         answer: async { Err(Error::new(ErrorKind::Denied, "no")) }.boxed(),
     };

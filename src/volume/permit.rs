@@ -2,10 +2,10 @@
 
 use tokio::sync::watch;
 
-use super::{Caller, Resolver};
+use super::{Requester, Resolver};
 use crate::error::Result;
 use crate::model::ModelRequest;
-use crate::policy::{Policy, Verdict, Who};
+use crate::policy::{Policy, PolicyDecision, Subject};
 
 /// Allows, or says why not. Object Storage is asked for the own tenancy's
 /// namespace only where a rule depends on it and it was not asked before.
@@ -15,11 +15,11 @@ use crate::policy::{Policy, Verdict, Who};
 pub(super) async fn permit(
     policy: &watch::Receiver<Policy>,
     resolver: &Resolver,
-    (who, caller): (Who<'_>, Caller<'_>),
+    (who, caller): (Subject<'_>, Requester<'_>),
     request: &ModelRequest,
 ) -> Result<()> {
     let policy = policy.borrow().clone();
-    if policy.check(who, request, None)? == Verdict::NeedsOwnNamespace {
+    if policy.check(who, request, None)? == PolicyDecision::NeedsOwnNamespace {
         let own = resolver.own_namespace(caller).await?;
         policy.check(who, request, Some(&own))?;
     }

@@ -19,13 +19,13 @@ const KEPT: usize = 4096;
 
 /// A service account, which another one of its name is not.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct Account {
+pub(super) struct AccountKey {
     namespace: String,
     name: String,
     uid: String,
 }
 
-impl Account {
+impl AccountKey {
     /// `None` where the token did not say which account it is: then nothing is
     /// remembered of it.
     pub(super) fn of(workload: &Workload) -> Option<Self> {
@@ -42,12 +42,12 @@ struct Proof {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Proofs(Mutex<HashMap<(Account, ModelKey), Proof>>);
+pub(super) struct Proofs(Mutex<HashMap<(AccountKey, ModelKey), Proof>>);
 
 impl Proofs {
     /// Remembers that the account could read the model; `place` is location and bucket.
     pub(super) fn record(&self, workload: &Workload, model: ModelKey, place: (&str, &str)) {
-        let Some(account) = Account::of(workload) else { return };
+        let Some(account) = AccountKey::of(workload) else { return };
         let mut proofs = self.lock();
         let key = (account, model);
         if proofs.len() >= KEPT && !proofs.contains_key(&key) {
@@ -62,18 +62,18 @@ impl Proofs {
 
     /// Ends all that the account has shown of the bucket.
     pub(super) fn forget(&self, workload: &Workload, place: (&str, &str)) {
-        let Some(account) = Account::of(workload) else { return };
+        let Some(account) = AccountKey::of(workload) else { return };
         self.lock().retain(|(whose, _), proof| {
             *whose != account || (proof.location.as_str(), proof.bucket.as_str()) != place
         });
     }
 
     pub(super) fn has(&self, workload: &Workload, model: &ModelKey) -> bool {
-        let Some(account) = Account::of(workload) else { return false };
+        let Some(account) = AccountKey::of(workload) else { return false };
         self.lock().get(&(account, model.clone())).is_some_and(Proof::is_valid)
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<(Account, ModelKey), Proof>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<(AccountKey, ModelKey), Proof>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -86,7 +86,7 @@ impl Proof {
 
 /// Removes the oldest proof of the namespace that has most, so that many proofs
 /// of one do not push out the few of another.
-fn make_way(proofs: &mut HashMap<(Account, ModelKey), Proof>) {
+fn make_way(proofs: &mut HashMap<(AccountKey, ModelKey), Proof>) {
     let mut counts: HashMap<&str, usize> = HashMap::new();
     for (account, _) in proofs.keys() {
         *counts.entry(&account.namespace).or_default() += 1;
@@ -103,7 +103,7 @@ fn make_way(proofs: &mut HashMap<(Account, ModelKey), Proof>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{BucketName, NamespaceName, Prefix, Revision, Source};
+    use crate::model::{BucketName, ModelSource, NamespaceName, Prefix, Revision};
 
     const PLACE: (&str, &str) = ("us-ashburn-1", "b");
 
@@ -114,7 +114,7 @@ mod tests {
     }
 
     fn model(name: &str) -> ModelKey {
-        let source = Source {
+        let source = ModelSource {
             location: PLACE.0.to_owned(),
             namespace: NamespaceName::parse("ns").unwrap(),
             bucket: BucketName::parse(PLACE.1).unwrap(),

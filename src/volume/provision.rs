@@ -5,20 +5,20 @@ use std::collections::{BTreeMap, HashMap};
 
 use tokio::sync::watch;
 
-use super::Caller;
-use super::claims::Claims;
+use super::Requester;
+use super::claims::ClaimReader;
+use super::event_recorder;
 use super::permit::permit;
-use super::records::{Record, Records};
+use super::records::{Records, VolumeRecord};
 use super::resolve::Resolver;
-use super::tell;
-use super::template::{self, Claim};
+use super::template::{self, ClaimContext};
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::Events;
 use crate::model::{
     AttributeSource, ModelRequest, RequestDigest, own_attributes, parse_attributes,
     plain_attributes, size_text,
 };
-use crate::policy::{Policy, Who};
+use crate::policy::{Policy, Subject};
 
 /// What every id of ours begins with; the digits tell the form's version.
 const ID_FORM: &str = "ocimodel-v1-";
@@ -76,7 +76,7 @@ pub struct NewVolume {
 pub struct Provisioner {
     resolver: Resolver,
     policy: watch::Receiver<Policy>,
-    claims: Claims,
+    claims: ClaimReader,
     events: Events,
     driver_name: String,
     records: Records,
@@ -89,7 +89,7 @@ impl Provisioner {
     pub fn new(
         resolver: Resolver,
         policy: watch::Receiver<Policy>,
-        claims: Claims,
+        claims: ClaimReader,
         events: Events,
         driver_name: impl Into<String>,
     ) -> Self {
@@ -118,13 +118,13 @@ impl Provisioner {
 
     /// Tells the claim of these parameters why no volume `name` is made for it.
     pub fn tell_refused(&self, parameters: &HashMap<String, String>, name: &str, error: &Error) {
-        tell::not_made(&self.events, template::claim(parameters), name, error);
+        event_recorder::not_made(&self.events, template::claim(parameters), name, error);
     }
 
     async fn try_create(&self, request: &ProvisionRequest) -> Result<NewVolume> {
         let parameters = &request.parameters;
         // Whatever the claim says: the class has to be right.
-        attributes(parameters, Claim::Any)?;
+        attributes(parameters, ClaimContext::Any)?;
         let id = self.id_of(&request.name);
         let busy = self.records.enter(&id)?;
         let asked = asked(parameters)?;
@@ -137,10 +137,10 @@ impl Provisioner {
             None => self.attributes(parameters).await?,
         };
         let namespace = template::namespace(parameters);
-        let caller = Caller::Claim { namespace };
-        let asking = (Who::Claim(namespace), caller);
+        let caller = Requester::Claim { namespace };
+        let asking = (Subject::Claim(namespace), caller);
         permit(&self.policy, &self.resolver, asking, &model).await?;
-        if let Some(Record { capacity_bytes, .. }) = made {
+        if let Some(VolumeRecord { capacity_bytes, .. }) = made {
             return match request.capacity.holds(capacity_bytes) {
                 true => Ok(NewVolume { id, capacity_bytes, context }),
                 false => Err(conflict(request, true, capacity_bytes)),
@@ -148,7 +148,7 @@ impl Provisioner {
         }
         let capacity_bytes = self.capacity(&model, caller, request.capacity).await?;
         let prefix = context.get("prefix").cloned().unwrap_or_default();
-        busy.remember(Record { asked, digest: digest(&context), prefix, capacity_bytes });
+        busy.remember(VolumeRecord { asked, digest: digest(&context), prefix, capacity_bytes });
         Ok(NewVolume { id, capacity_bytes, context })
     }
 
@@ -156,18 +156,18 @@ impl Provisioner {
     async fn attributes(&self, parameters: &HashMap<String, String>) -> Result<Attributes> {
         let needy = parameters.get("prefix").filter(|prefix| template::needs_annotations(prefix));
         if needy.is_none() {
-            return attributes(parameters, Claim::Of(parameters));
+            return attributes(parameters, ClaimContext::Of(parameters));
         }
         let claim = template::claim(parameters)
             .ok_or_else(|| template::unknown_claim("pvc.annotations"))?;
         let annotations = self.claims.annotations(claim).await?;
-        attributes(parameters, Claim::Read(parameters, &annotations))
+        attributes(parameters, ClaimContext::Read(parameters, &annotations))
     }
 
     async fn capacity(
         &self,
         model: &ModelRequest,
-        caller: Caller<'_>,
+        caller: Requester<'_>,
         wanted: Capacity,
     ) -> Result<u64> {
         if self.resolver.needs_pod(model).await? {
@@ -243,7 +243,8 @@ impl Provisioner {
         context: &HashMap<String, String>,
     ) -> Result<()> {
         if !parameters.is_empty() {
-            attributes(parameters, Claim::Any).map_err(|error| error.context("parameters"))?;
+            attributes(parameters, ClaimContext::Any)
+                .map_err(|error| error.context("parameters"))?;
         }
         if context.is_empty() {
             return Ok(());
@@ -276,7 +277,7 @@ pub fn is_volume_id(id: &str) -> bool {
 type Attributes = (ModelRequest, BTreeMap<String, String>);
 
 /// The attributes that parameters mean for a claim.
-fn attributes(parameters: &HashMap<String, String>, claim: Claim<'_>) -> Result<Attributes> {
+fn attributes(parameters: &HashMap<String, String>, claim: ClaimContext<'_>) -> Result<Attributes> {
     // Keys of Kubernetes have a slash, and their values are not ours to judge.
     let misplaced = parameters.iter().find(|(key, value)| {
         *key != "prefix" && !key.contains('/') && template::is_template(value)
@@ -304,7 +305,7 @@ fn with_prefix(parameters: &HashMap<String, String>, prefix: String) -> Result<A
 fn asked(parameters: &HashMap<String, String>) -> Result<RequestDigest> {
     let mut ours = own_attributes(parameters);
     if let Some(prefix) = parameters.get("prefix") {
-        ours.insert("prefix".to_owned(), template::expand(prefix, Claim::Of(parameters))?);
+        ours.insert("prefix".to_owned(), template::expand(prefix, ClaimContext::Of(parameters))?);
         if template::needs_annotations(prefix) {
             let claim = template::claim(parameters).map(|claim| claim.to_string());
             ours.insert("claim".to_owned(), claim.unwrap_or_default());

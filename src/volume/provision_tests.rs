@@ -15,7 +15,7 @@ async fn provisioner(store: &FakeStore) -> Provisioner {
 
 async fn provisioner_of(store: &FakeStore, driver: &str) -> Provisioner {
     let policy = watch::channel(Policy::default()).1;
-    let (claims, events) = (Claims::default(), Events::default());
+    let (claims, events) = (ClaimReader::default(), Events::default());
     Provisioner::new(store.resolver().await, policy, claims, events, driver)
 }
 

@@ -9,35 +9,35 @@ use tokio::time::Instant;
 use tracing::Span;
 
 use super::calls::Calls;
-use super::choose::{Choice, Chooser};
-use super::outage::Silence;
+use super::event_recorder::{self, EventRecorder};
+use super::outage::UnansweredSince;
 use super::permit::permit;
+use super::select::{RevisionSelector, Selection};
 use super::targets::Targets;
-use super::tell::{self, Teller};
-use super::{Caller, PublishKey, PublishRequest, Route, VolumeStats, newest};
+use super::{PublishKey, PublishRequest, Requester, Route, VolumeStats, newest};
 use crate::blocking::blocking;
-use crate::cache::{Asker, Cache, CachedModel, Older};
+use crate::cache::{Cache, CachedModel, Older, Priority};
 use crate::download::Engine;
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::Events;
 use crate::metrics::{Metrics, PublishResult};
 use crate::model::{PodIdentity, Warning};
 use crate::mount;
-use crate::policy::{Policy, Who};
+use crate::policy::{Policy, Subject};
 
 /// Times that a model may change under a publish before that is the answer.
 const RESOLVES: u32 = 3;
 
 /// The volumes of this node; cheap to clone.
 #[derive(Clone)]
-pub struct Volumes(Arc<Inner>);
+pub struct Volumes(Arc<VolumesInner>);
 
-pub(super) struct Inner {
+pub(super) struct VolumesInner {
     pub(super) cache: Cache,
     /// kubelet's root directory.
     pub(super) kubelet: PathBuf,
     engine: Engine,
-    chooser: Chooser,
+    chooser: RevisionSelector,
     policy: watch::Receiver<Policy>,
     targets: Targets,
     calls: Calls,
@@ -52,16 +52,25 @@ impl Volumes {
         cache: Cache,
         kubelet: PathBuf,
         engine: Engine,
-        chooser: Chooser,
+        chooser: RevisionSelector,
         policy: watch::Receiver<Policy>,
         events: Events,
         metrics: Arc<Metrics>,
     ) -> Self {
         let (targets, calls) = (Targets::default(), Calls::default());
         let told = events.clone();
-        cache.on_damage(move |damage| tell::damaged(&told, damage));
-        let inner =
-            Inner { cache, kubelet, engine, chooser, policy, targets, calls, events, metrics };
+        cache.on_damage(move |damage| event_recorder::damaged(&told, damage));
+        let inner = VolumesInner {
+            cache,
+            kubelet,
+            engine,
+            chooser,
+            policy,
+            targets,
+            calls,
+            events,
+            metrics,
+        };
         Self(Arc::new(inner))
     }
 
@@ -69,7 +78,7 @@ impl Volumes {
         &self.0.cache
     }
 
-    pub(super) fn chooser(&self) -> &Chooser {
+    pub(super) fn chooser(&self) -> &RevisionSelector {
         &self.0.chooser
     }
 
@@ -95,7 +104,7 @@ impl Volumes {
         let result = self.try_publish(request, started + wait).await;
         let result = result.map_err(|error| self.on_disk(error));
         if let Err(error) = &result {
-            Teller::new(&self.0.events, pod.as_ref()).failed(error);
+            EventRecorder::new(&self.0.events, pod.as_ref()).failed(error);
         }
         match &result {
             Ok(None) => {}
@@ -113,7 +122,7 @@ impl Volumes {
 
     /// Tells a pod of a publish that is no request of ours, which nobody can carry out.
     pub fn tell_refused(&self, pod: Option<&PodIdentity>, error: &Error) {
-        Teller::new(&self.0.events, pod).failed(error);
+        EventRecorder::new(&self.0.events, pod).failed(error);
     }
 
     /// How it was published, and when the first call for the volume came; `None` when
@@ -149,7 +158,7 @@ impl Volumes {
         let (pod, shown) = (request.pod.clone(), model.clone());
         blocking(move || inner.show(guard, request, model)).await?;
         self.0.calls.end(&target);
-        let teller = Teller::new(&self.0.events, pod.as_ref());
+        let teller = EventRecorder::new(&self.0.events, pod.as_ref());
         teller.published(how, &shown, &title);
         teller.suspect(&warnings, &title, &self.0.metrics);
         let (target, result) = (target.display(), how.label());
@@ -190,9 +199,9 @@ impl Volumes {
     }
 
     async fn permit(&self, request: &PublishRequest) -> Result<()> {
-        let Inner { policy, chooser, .. } = &*self.0;
+        let VolumesInner { policy, chooser, .. } = &*self.0;
         let pod = request.pod.as_ref();
-        let asking = (Who::Pod(pod), Caller::Pod { pod, tokens: request.tokens.as_ref() });
+        let asking = (Subject::Pod(pod), Requester::Pod { pod, tokens: request.tokens.as_ref() });
         permit(policy, chooser.resolver(), asking, &request.model).await
     }
 
@@ -202,36 +211,36 @@ impl Volumes {
         request: &PublishRequest,
         title: &str,
         deadline: Instant,
-        silence: &Silence,
+        silence: &UnansweredSince,
     ) -> Result<(CachedModel, PublishResult, Vec<Warning>)> {
         let scope = request.model.scope_id(request.pod.as_ref())?;
-        let caller = Caller::Pod { pod: request.pod.as_ref(), tokens: request.tokens.as_ref() };
+        let caller = Requester::Pod { pod: request.pod.as_ref(), tokens: request.tokens.as_ref() };
         let resolver = self.0.chooser.resolver();
         let route = resolver.route_of(caller, &request.model, &scope).await?;
-        let teller = Teller::new(&self.0.events, request.pod.as_ref());
+        let teller = EventRecorder::new(&self.0.events, request.pod.as_ref());
         let mut changed = None;
         for _ in 0..RESOLVES {
-            let Inner { cache, chooser, .. } = &*self.0;
+            let VolumesInner { cache, chooser, .. } = &*self.0;
             let chosen = chooser.choose(cache, &request.model, &route, silence).await?;
             let manifest = match chosen {
-                Choice::Cached(model) => {
+                Selection::Cached(model) => {
                     let warnings =
                         self.0.cache.check_sanity(&model, &request.model, route.tenant()).await?;
                     self.note(request, &route, &model, false).await?;
                     return Ok((model, PublishResult::Hit, warnings));
                 }
-                Choice::Stale(model) => {
+                Selection::Stale(model) => {
                     let warnings =
                         self.0.cache.check_sanity(&model, &request.model, route.tenant()).await?;
                     return Ok((model, PublishResult::Stale, warnings));
                 }
-                Choice::Wanted(manifest) => manifest,
+                Selection::Wanted(manifest) => manifest,
             };
             let (model, how) = match self.0.cache.find(&manifest.key()).await? {
                 Some(model) => (model, PublishResult::Hit),
                 None => {
                     let (engine, client) = (&self.0.engine, route.client());
-                    let asker = Asker::Pod(route.tenant().clone());
+                    let asker = Priority::Pod(route.tenant().clone());
                     let mut ticket = self.0.cache.fill(engine, &manifest, title, &asker, client);
                     let how = match ticket.joined() {
                         true => PublishResult::Joined,
@@ -240,8 +249,8 @@ impl Volumes {
                     let progress = ticket.shared_progress();
                     Span::current().record("flight", progress.id());
                     tracing::debug!(joined = ticket.joined(), "waiting for the model");
-                    let landed = tokio::select! {
-                        landed = ticket.landed() => landed,
+                    let completed = tokio::select! {
+                        completed = ticket.completed() => completed,
                         short = progress.short_of_space() => {
                             let namespace = request.pod.as_ref().map(|pod| pod.namespace.as_str());
                             return Err(short.error_of_pod(title, namespace));
@@ -252,7 +261,7 @@ impl Volumes {
                             return Err(Error::new(ErrorKind::InProgress, text));
                         }
                     };
-                    match landed {
+                    match completed {
                         Ok(model) => {
                             if let Some(files) = progress.unverified() {
                                 teller.unverified(&files, title);

@@ -8,7 +8,7 @@ use crate::model::RequestDigest;
 
 /// What a volume was made of.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Record {
+pub(super) struct VolumeRecord {
     /// Of what was asked for, before the claim's annotations were read: they
     /// may change, and the volume does not.
     pub(super) asked: RequestDigest,
@@ -24,12 +24,12 @@ pub(super) struct Record {
 #[derive(Clone)]
 pub(super) struct Records {
     most: usize,
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<RecordsState>>,
 }
 
 #[derive(Default)]
-struct State {
-    by_id: HashMap<String, (u64, Record)>,
+struct RecordsState {
+    by_id: HashMap<String, (u64, VolumeRecord)>,
     /// From the least recently used on.
     by_use: BTreeMap<u64, String>,
     uses: u64,
@@ -37,7 +37,7 @@ struct State {
 }
 
 /// The sole right to work on a volume; ends when dropped.
-pub(super) struct Busy {
+pub(super) struct VolumeLock {
     records: Records,
     id: String,
 }
@@ -49,30 +49,30 @@ impl Records {
     }
 
     /// The right to work on a volume, or `InProgress` while another call has it.
-    pub(super) fn enter(&self, id: &str) -> Result<Busy> {
+    pub(super) fn enter(&self, id: &str) -> Result<VolumeLock> {
         if self.lock().busy.insert(id.to_owned()) {
-            return Ok(Busy { records: self.clone(), id: id.to_owned() });
+            return Ok(VolumeLock { records: self.clone(), id: id.to_owned() });
         }
         let text = format!("another call is at work on volume {id}; it will be tried again");
         Err(Error::new(ErrorKind::InProgress, text))
     }
 
     /// What is remembered of a volume; it counts as used now.
-    pub(super) fn get(&self, id: &str) -> Option<Record> {
+    pub(super) fn get(&self, id: &str) -> Option<VolumeRecord> {
         let mut state = self.lock();
         let record = state.by_id.get(id)?.1.clone();
         state.put(id, record.clone());
         Some(record)
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, RecordsState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Busy {
+impl VolumeLock {
     /// Remembers the volume, and forgets the least recently used ones beyond the bound.
-    pub(super) fn remember(&self, record: Record) {
+    pub(super) fn remember(&self, record: VolumeRecord) {
         let mut state = self.records.lock();
         state.put(&self.id, record);
         while state.by_id.len() > self.records.most {
@@ -90,14 +90,14 @@ impl Busy {
     }
 }
 
-impl Drop for Busy {
+impl Drop for VolumeLock {
     fn drop(&mut self) {
         self.records.lock().busy.remove(&self.id);
     }
 }
 
-impl State {
-    fn put(&mut self, id: &str, record: Record) {
+impl RecordsState {
+    fn put(&mut self, id: &str, record: VolumeRecord) {
         self.uses += 1;
         if let Some((used, _)) = self.by_id.insert(id.to_owned(), (self.uses, record)) {
             self.by_use.remove(&used);
@@ -110,9 +110,9 @@ impl State {
 mod tests {
     use super::*;
 
-    fn record(capacity_bytes: u64) -> Record {
+    fn record(capacity_bytes: u64) -> VolumeRecord {
         let digest = RequestDigest::of_fields("test", std::iter::empty());
-        Record { asked: digest.clone(), digest, prefix: String::new(), capacity_bytes }
+        VolumeRecord { asked: digest.clone(), digest, prefix: String::new(), capacity_bytes }
     }
 
     #[test]

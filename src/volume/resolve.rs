@@ -7,17 +7,17 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::authorize::{Authorizer, Permission, unseen};
+use super::client_pool::{ClientPool, Requester, Route};
 use super::known_buckets::KnownBuckets;
-use super::listings::{Held, Listings, SMALL_MANIFEST};
-use super::outage::Pulse;
-use super::stores::{Caller, Route, Stores};
+use super::listings::{HeldListing, Listings, SMALL_MANIFEST};
+use super::outage::LastAnswer;
 use crate::blocking::blocking;
-use crate::cache::flight::{Flights, Ticket};
+use crate::cache::flight::{Flights, Waiter};
 use crate::error::{Error, ErrorKind, Result};
-use crate::fair::Places;
+use crate::fair::FairSemaphore;
 use crate::model::{
-    Kept, Manifest, ModelKey, ModelRequest, NamespaceName, RequestDigest, Selected, Source, Tenant,
-    TreeLimits,
+    Attachment, Manifest, ModelKey, ModelRequest, ModelSource, NamespaceName, RequestDigest,
+    Selected, Tenant, TreeLimits,
 };
 use crate::oci::{self, Bucket, Workload};
 
@@ -30,7 +30,7 @@ const ARRANGED_AT_ONCE: usize = 3;
 
 /// What is too much for one model.
 #[derive(Debug, Clone, Copy)]
-pub struct Limits {
+pub struct ResolveLimits {
     /// Objects under the prefix.
     pub max_objects: usize,
     /// Bytes of the model; `None` for no limit.
@@ -39,23 +39,23 @@ pub struct Limits {
 
 /// Asks Object Storage which revision of a model is current.
 #[derive(Clone)]
-pub struct Resolver(Arc<Inner>);
+pub struct Resolver(Arc<ResolverInner>);
 
-struct Inner {
-    stores: Stores,
-    limits: Limits,
+struct ResolverInner {
+    stores: ClientPool,
+    limits: ResolveLimits,
     buckets: Arc<KnownBuckets>,
     listings: Listings,
     /// What a pod's own identity is answered is nobody else's.
     /// Nor does a tenant wait for memory or a place in the queue of another.
-    flights: Flights<(RequestDigest, Option<Workload>, Tenant), Pulse, Arc<Manifest>>,
+    flights: Flights<(RequestDigest, Option<Workload>, Tenant), LastAnswer, Arc<Manifest>>,
     authorizer: Arc<Authorizer>,
     /// Shared by namespace.
-    arranging: Places,
+    arranging: FairSemaphore,
 }
 
 /// What came of a listing.
-enum Arranged {
+enum ArrangedListing {
     Nothing,
     /// It needs memory of this weight first.
     Large(u64),
@@ -65,26 +65,26 @@ enum Arranged {
 impl Resolver {
     /// A resolver that reads through `stores`.
     pub fn new(
-        stores: Stores,
-        limits: Limits,
+        stores: ClientPool,
+        limits: ResolveLimits,
         tasks: &TaskTracker,
         shutdown: &CancellationToken,
     ) -> Self {
         let flights = Flights::new(GRACE, tasks.clone(), shutdown.clone());
         let (buckets, authorizer) = (Arc::default(), Arc::default());
-        Self(Arc::new(Inner {
+        Self(Arc::new(ResolverInner {
             stores,
             limits,
             listings: Listings::new(limits.max_objects, tasks, shutdown, &buckets, &authorizer),
             buckets,
             authorizer,
             flights,
-            arranging: Places::new(ARRANGED_AT_ONCE),
+            arranging: FairSemaphore::new(ARRANGED_AT_ONCE),
         }))
     }
 
     /// Where the request's model comes from.
-    pub async fn source(&self, request: &ModelRequest, route: &Route) -> Result<Source> {
+    pub async fn source(&self, request: &ModelRequest, route: &Route) -> Result<ModelSource> {
         self.0.source(request, route).await
     }
 
@@ -92,19 +92,19 @@ impl Resolver {
     /// for all that is asked of it.
     ///
     /// # Errors
-    /// Those of [`Stores::route`].
+    /// Those of [`ClientPool::route`].
     pub async fn route(&self, request: &ModelRequest, scope: &str) -> Result<Route> {
-        self.0.stores.route(request, scope, Caller::Driver).await
+        self.0.stores.route(request, scope, Requester::Driver).await
     }
 
     /// As [`Resolver::route`], for somebody who asks with an identity of its own
     /// where the administrator wants that.
     ///
     /// # Errors
-    /// Those of [`Stores::route`].
+    /// Those of [`ClientPool::route`].
     pub async fn route_of(
         &self,
-        caller: Caller<'_>,
+        caller: Requester<'_>,
         request: &ModelRequest,
         scope: &str,
     ) -> Result<Route> {
@@ -114,8 +114,8 @@ impl Resolver {
     /// The Object Storage namespace of requests that name none.
     ///
     /// # Errors
-    /// Those of [`Stores::namespace_for`].
-    pub async fn own_namespace(&self, caller: Caller<'_>) -> Result<NamespaceName> {
+    /// Those of [`ClientPool::namespace_for`].
+    pub async fn own_namespace(&self, caller: Requester<'_>) -> Result<NamespaceName> {
         self.0.stores.namespace_for(caller).await
     }
 
@@ -128,7 +128,7 @@ impl Resolver {
     /// Whether only a pod's own identity may read the request's bucket.
     ///
     /// # Errors
-    /// Those of [`Stores::route`].
+    /// Those of [`ClientPool::route`].
     pub async fn needs_pod(&self, request: &ModelRequest) -> Result<bool> {
         self.0.stores.needs_pod(request).await
     }
@@ -156,7 +156,7 @@ impl Resolver {
     /// a 404 has); `Precondition` when what is selected cannot be a tree;
     /// `Unavailable` when Object Storage cannot be asked.
     pub async fn resolve(&self, request: &ModelRequest, route: &Route) -> Result<Arc<Manifest>> {
-        self.start(request, route).landed().await
+        self.start(request, route).completed().await
     }
 
     /// As [`Resolver::resolve`], for callers that watch how it goes on.
@@ -164,32 +164,37 @@ impl Resolver {
         &self,
         request: &ModelRequest,
         route: &Route,
-    ) -> Ticket<Pulse, Arc<Manifest>> {
+    ) -> Waiter<LastAnswer, Arc<Manifest>> {
         let (inner, request, route) = (Arc::clone(&self.0), request.clone(), route.clone());
         let key = (route.digest(&request), route.workload().cloned(), route.tenant().clone());
-        self.0.flights.join(key, Pulse::default(), move |pulse| async move {
+        self.0.flights.join(key, LastAnswer::default(), move |pulse| async move {
             inner.ask(&request, &route, &pulse).await.map(Arc::new)
         })
     }
 }
 
-impl Inner {
-    async fn source(&self, request: &ModelRequest, route: &Route) -> Result<Source> {
+impl ResolverInner {
+    async fn source(&self, request: &ModelRequest, route: &Route) -> Result<ModelSource> {
         let location = route.location().to_owned();
         let namespace = match &request.namespace {
             Some(namespace) => namespace.clone(),
             None => self.stores.own_namespace(route).await?,
         };
         let (bucket, prefix) = (request.bucket.clone(), request.prefix.clone());
-        Ok(Source { location, namespace, bucket, prefix })
+        Ok(ModelSource { location, namespace, bucket, prefix })
     }
 
-    async fn ask(&self, request: &ModelRequest, route: &Route, pulse: &Pulse) -> Result<Manifest> {
+    async fn ask(
+        &self,
+        request: &ModelRequest,
+        route: &Route,
+        pulse: &LastAnswer,
+    ) -> Result<Manifest> {
         let source = self.source(request, route).await?;
         let bucket = Bucket::new(source.namespace.as_str(), source.bucket.as_str());
         let mut listing = self.listings.start(route, &source, &request.title());
         pulse.follow(Arc::clone(&listing.progress().pulse));
-        let held = listing.landed().await?;
+        let held = listing.completed().await?;
         // Only what is held counts from here on: it ends with its last user.
         drop(listing);
         let largest = held.largest().filter(|_| route.workload().is_some());
@@ -219,11 +224,11 @@ impl Inner {
     /// The manifest of what the request's filters select, off the reactor.
     async fn arrange(
         &self,
-        held: Arc<Held>,
+        held: Arc<HeldListing>,
         request: &ModelRequest,
         route: &Route,
-        source: &Source,
-        pulse: &Pulse,
+        source: &ModelSource,
+        pulse: &LastAnswer,
     ) -> Result<Option<Manifest>> {
         let limits =
             TreeLimits { directories: self.limits.max_objects, bytes: self.limits.max_bytes };
@@ -238,23 +243,23 @@ impl Inner {
                 let _place = place;
                 let selected = Selected::of(&held.listing, &filters, &limits)?;
                 Ok(match selected {
-                    None => Arranged::Nothing,
+                    None => ArrangedListing::Nothing,
                     Some(selected) if selected.weight() > most => {
-                        Arranged::Large(selected.weight())
+                        ArrangedListing::Large(selected.weight())
                     }
                     Some(selected) => {
                         let manifest = Manifest::new(source, &scope, selected.tree());
                         let mut manifest = manifest.with_equal_bytes_once();
-                        manifest.kept = allowed.map(Kept::new).unwrap_or_default();
-                        Arranged::Manifest(Box::new(manifest))
+                        manifest.kept = allowed.map(Attachment::new).unwrap_or_default();
+                        ArrangedListing::Manifest(Box::new(manifest))
                     }
                 })
             });
             match arranged.await? {
-                Arranged::Nothing => return Ok(None),
-                Arranged::Manifest(manifest) => return Ok(Some(*manifest)),
+                ArrangedListing::Nothing => return Ok(None),
+                ArrangedListing::Manifest(manifest) => return Ok(Some(*manifest)),
                 // Nothing is built before there is memory for it.
-                Arranged::Large(weight) => {
+                ArrangedListing::Large(weight) => {
                     let taken = self.listings.for_manifest(route.tenant(), weight, pulse).await?;
                     permit = Some((weight, taken));
                 }
@@ -268,7 +273,7 @@ impl Inner {
         &self,
         request: &ModelRequest,
         route: &Route,
-        source: &Source,
+        source: &ModelSource,
         bucket: &Bucket,
         may_know: bool,
     ) -> Error {

@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Route, Volumes};
 use crate::blocking::blocking;
-use crate::cache::{Asker, Damage, VerifyProgress};
+use crate::cache::{Damage, Priority, VerifyProgress};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Manifest, ModelRequest};
 
@@ -64,14 +64,15 @@ impl Volumes {
                 }
             };
             let (engine, client) = (self.engine(), route.client());
-            let mut ticket = self.cache().fill(engine, manifest, &title, &Asker::Prefetch, client);
+            let mut ticket =
+                self.cache().fill(engine, manifest, &title, &Priority::Prefetch, client);
             let progress = ticket.shared_progress();
-            let landed = tokio::select! {
-                landed = ticket.landed() => landed,
+            let completed = tokio::select! {
+                completed = ticket.completed() => completed,
                 // Only pods wait for space.
                 short = progress.short_of_space() => Err(short.error(&title)),
             };
-            match landed {
+            match completed {
                 Ok(_) => tracing::info!(model = title, "repaired"),
                 Err(error) => tracing::warn!(model = title, %error, "could not repair a model"),
             }

@@ -1,6 +1,6 @@
 //! The effects at a target: a lease and a mount together, or neither.
 //!
-//! Everything at a target goes through a [`Place`], so that a name that is
+//! Everything at a target goes through a [`OpenTarget`], so that a name that is
 //! exchanged meanwhile leads to no other volume. A mount is this volume's if
 //! it is the one that was made for it, in the directory that it was made in.
 
@@ -8,15 +8,15 @@ use std::path::Path;
 
 use tracing::Span;
 
-use super::publish::Inner;
+use super::publish::VolumesInner;
 use super::targets::TargetGuard;
 use super::{PublishKey, PublishRequest};
 use crate::abort_point;
-use crate::cache::{CachedModel, Holder, LeaseRecord};
+use crate::cache::{CachedModel, LeaseHolder, LeaseRecord};
 use crate::error::{Error, ErrorKind, Result};
-use crate::mount::{self, Found, Mounted, Place};
+use crate::mount::{self, Mounted, OpenTarget, TargetState};
 
-impl Inner {
+impl VolumesInner {
     /// Lease, then bind; a failure leaves neither. Blocks.
     pub(super) fn show(
         &self,
@@ -48,7 +48,7 @@ impl Inner {
             }
         }
         let standing = before.filter(|mounted| mounted.hardened);
-        let holder = Holder {
+        let holder = LeaseHolder {
             volume_id,
             target: target.clone(),
             directory: place.directory(),
@@ -79,7 +79,7 @@ impl Inner {
 
     /// Takes back what a failed publish made. While that is not possible, the
     /// answer is not final: kubelet comes again, or unpublishes.
-    fn undo(&self, place: &Place, leased: bool, cause: Error) -> Result<()> {
+    fn undo(&self, place: &OpenTarget, leased: bool, cause: Error) -> Result<()> {
         // A failed bind has unmounted what it mounted; a mount point stays.
         let removed = place.remove();
         let undone =
@@ -115,8 +115,8 @@ impl Inner {
             return self.cache.release(target);
         };
         let found = place.look()?;
-        let stood = lease.is_some() || matches!(found, Found::Mount(_));
-        if let Found::Mount(mounted) = &found {
+        let stood = lease.is_some() || matches!(found, TargetState::Mount(_));
+        if let TargetState::Mount(mounted) = &found {
             self.check_is_ours(&place, mounted, lease.as_ref())?;
             place.unmount(mounted)?;
             abort_point::reach("unbind-1");
@@ -149,8 +149,8 @@ impl Inner {
         }
     }
 
-    fn place(&self, target: &Path) -> Result<Option<Place>> {
-        Place::open(&self.kubelet, target)
+    fn place(&self, target: &Path) -> Result<Option<OpenTarget>> {
+        OpenTarget::open(&self.kubelet, target)
     }
 
     /// Says in the lines of this call whose volume it is.
@@ -163,7 +163,7 @@ impl Inner {
     }
 
     /// Whether a mount that is there already is of the tree that is to be shown.
-    fn check_is_wanted(&self, place: &Place, mounted: &Mounted, tree: &Path) -> Result<()> {
+    fn check_is_wanted(&self, place: &OpenTarget, mounted: &Mounted, tree: &Path) -> Result<()> {
         if self.is_anothers(place, mounted) {
             return Err(exchanged(place));
         }
@@ -184,7 +184,7 @@ impl Inner {
     /// that it is of, without one only a tree of the cache.
     fn check_is_ours(
         &self,
-        place: &Place,
+        place: &OpenTarget,
         mounted: &Mounted,
         lease: Option<&LeaseRecord>,
     ) -> Result<()> {
@@ -214,7 +214,7 @@ impl Inner {
     }
 
     /// Whether this is the mount of a lease of another target.
-    fn is_anothers(&self, place: &Place, mounted: &Mounted) -> bool {
+    fn is_anothers(&self, place: &OpenTarget, mounted: &Mounted) -> bool {
         let leases = self.cache.leases();
         let mut others = leases.iter().filter(|lease| lease.target != place.path());
         others.any(|other| {
@@ -238,7 +238,7 @@ impl Inner {
 
 /// Whether this is the mount that was made for a lease, as far as that is
 /// known: after a restart only by its root and by the directory that it is in.
-fn is_of(lease: &LeaseRecord, place: &Place, mounted: &Mounted) -> bool {
+fn is_of(lease: &LeaseRecord, place: &OpenTarget, mounted: &Mounted) -> bool {
     lease.root == mounted.root
         && lease.directory.is_none_or(|directory| directory == place.directory())
         && lease.mount.is_none_or(|id| id == mounted.id)
@@ -263,7 +263,7 @@ fn check_is_nowhere(lease: Option<&LeaseRecord>) -> Result<()> {
     }
 }
 
-fn exchanged(place: &Place) -> Error {
+fn exchanged(place: &OpenTarget) -> Error {
     Error::new(
         ErrorKind::Unavailable,
         format!(

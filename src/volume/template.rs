@@ -19,7 +19,7 @@ const ANNOTATION: &str = "pvc.annotations['…']";
 
 /// What is known of the claim that asks.
 #[derive(Clone, Copy)]
-pub(super) enum Claim<'a> {
+pub(super) enum ClaimContext<'a> {
     /// Any: only the form of the text is checked.
     Any,
     /// The parameters as external-provisioner sends them. Annotations are left
@@ -65,7 +65,7 @@ pub(super) fn unknown_claim(variable: &str) -> Error {
 /// message names the provisioner's flag; and for a value that is not one segment
 /// of a path. `Precondition` for an annotation that the claim has not (yet): the
 /// message names both, and the command.
-pub(super) fn expand(text: &str, of: Claim<'_>) -> Result<String> {
+pub(super) fn expand(text: &str, of: ClaimContext<'_>) -> Result<String> {
     let mut expanded = String::with_capacity(text.len());
     let mut rest = text;
     while let Some((before, after)) = rest.split_once("${") {
@@ -92,18 +92,22 @@ fn annotation(variable: &str) -> Option<&str> {
     (!key.is_empty() && !key.contains(['\'', '"'])).then_some(key)
 }
 
-fn value_of(variable: &str, of: Claim<'_>) -> Result<String> {
+fn value_of(variable: &str, of: ClaimContext<'_>) -> Result<String> {
     let asked = annotation(variable);
     let known = VARIABLES.iter().find(|(known, _)| *known == variable);
     let value = match (of, asked, known) {
         (_, None, None) => return Err(unknown(variable)),
-        (Claim::Any, ..) => return Ok("any".to_owned()),
-        (Claim::Of(_), Some(_), _) => return Ok(format!("${{{variable}}}")),
-        (Claim::Read(parameters, annotations), Some(key), _) => match annotations.get(key) {
+        (ClaimContext::Any, ..) => return Ok("any".to_owned()),
+        (ClaimContext::Of(_), Some(_), _) => return Ok(format!("${{{variable}}}")),
+        (ClaimContext::Read(parameters, annotations), Some(key), _) => match annotations.get(key) {
             Some(value) => value,
             None => return Err(without(key, claim(parameters), variable)),
         },
-        (Claim::Of(parameters) | Claim::Read(parameters, _), None, Some((_, key))) => {
+        (
+            ClaimContext::Of(parameters) | ClaimContext::Read(parameters, _),
+            None,
+            Some((_, key)),
+        ) => {
             let told = parameters.get(*key).filter(|value| !value.is_empty());
             told.ok_or_else(|| unknown_claim(variable))?
         }
@@ -114,7 +118,7 @@ fn value_of(variable: &str, of: Claim<'_>) -> Result<String> {
         return Ok(value.clone());
     }
     let whose = match of {
-        Claim::Read(parameters, _) if asked.is_some() => {
+        ClaimContext::Read(parameters, _) if asked.is_some() => {
             claim(parameters).map(|claim| format!(" of claim {claim}")).unwrap_or_default()
         }
         _ => String::new(),

@@ -17,7 +17,7 @@ fn map(pairs: &[(&str, &str)]) -> HashMap<String, String> {
 }
 
 #[track_caller]
-fn refused(text: &str, of: Claim<'_>) -> String {
+fn refused(text: &str, of: ClaimContext<'_>) -> String {
     let error = expand(text, of).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Invalid);
     error.message().to_owned()
@@ -33,10 +33,10 @@ fn the_claim_names_the_model() {
         ("plain/", "plain/"),
         ("", ""),
     ] {
-        assert_eq!(expand(text, Claim::Of(&given)).unwrap(), expected);
+        assert_eq!(expand(text, ClaimContext::Of(&given)).unwrap(), expected);
         assert!(!needs_annotations(text), "{text}");
     }
-    assert_eq!(expand("models/${pvc.name}/", Claim::Any).unwrap(), "models/any/");
+    assert_eq!(expand("models/${pvc.name}/", ClaimContext::Any).unwrap(), "models/any/");
 }
 
 #[test]
@@ -44,9 +44,9 @@ fn an_annotation_of_the_claim_names_the_model_once_it_was_read() {
     let given = parameters("a-claim");
     let annotations = map(&[("oci-model-csi.dev/model", "phi3"), ("other", "x")]);
     assert!(needs_annotations(MODEL));
-    assert_eq!(expand(MODEL, Claim::Any).unwrap(), "models/any/");
-    assert_eq!(expand(MODEL, Claim::Of(&given)).unwrap(), MODEL);
-    let read = Claim::Read(&given, &annotations);
+    assert_eq!(expand(MODEL, ClaimContext::Any).unwrap(), "models/any/");
+    assert_eq!(expand(MODEL, ClaimContext::Of(&given)).unwrap(), MODEL);
+    let read = ClaimContext::Read(&given, &annotations);
     assert_eq!(expand(MODEL, read).unwrap(), "models/phi3/");
     let both = "${pvc.name}/${pvc.annotations[\"other\"]}";
     assert_eq!(expand(both, read).unwrap(), "a-claim/x");
@@ -55,7 +55,7 @@ fn an_annotation_of_the_claim_names_the_model_once_it_was_read() {
 #[test]
 fn an_annotation_that_is_missing_is_named_with_its_claim_and_the_command() {
     let given = parameters("a-claim");
-    let error = expand(MODEL, Claim::Read(&given, &HashMap::new())).unwrap_err();
+    let error = expand(MODEL, ClaimContext::Read(&given, &HashMap::new())).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Precondition, "it can come, and is asked for again soon");
     let message = error.message();
     for part in [
@@ -70,12 +70,12 @@ fn an_annotation_that_is_missing_is_named_with_its_claim_and_the_command() {
 fn values_that_are_not_one_segment_are_refused() {
     let given = parameters("a-claim");
     for bad in [".", "..", "a/b", "a b", "ä", "${pvc.namespace}", "a\0"] {
-        let message = refused("models/${pvc.name}/", Claim::Of(&parameters(bad)));
+        let message = refused("models/${pvc.name}/", ClaimContext::Of(&parameters(bad)));
         assert!(message.contains("not one segment"), "{message}");
     }
     for bad in ["", ".", "..", "../secret", "a/b", "/a", "a ", "${pvc.name}", &"x".repeat(5000)] {
         let annotations = map(&[("oci-model-csi.dev/model", bad)]);
-        let read = Claim::Read(&given, &annotations);
+        let read = ClaimContext::Read(&given, &annotations);
         if bad.len() > 1000 {
             // What is too long is for the prefix to refuse.
             assert!(expand(MODEL, read).is_ok());
@@ -90,7 +90,7 @@ fn values_that_are_not_one_segment_are_refused() {
 #[test]
 fn a_provisioner_that_tells_nothing_is_told_its_flag() {
     for given in [HashMap::new(), parameters("")] {
-        let message = refused("models/${pvc.name}/", Claim::Of(&given));
+        let message = refused("models/${pvc.name}/", ClaimContext::Of(&given));
         assert!(message.contains("--extra-create-metadata"), "{message}");
         assert_eq!(claim(&given), None);
     }
@@ -113,11 +113,11 @@ fn unknown_variables_are_refused_and_the_known_named() {
         "${pvc.annotations['a'b']}",
         "${pvc.labels['a']}",
     ] {
-        refused(text, Claim::Of(&given));
-        assert!(expand(text, Claim::Any).is_err(), "{text}");
+        refused(text, ClaimContext::Of(&given));
+        assert!(expand(text, ClaimContext::Any).is_err(), "{text}");
         assert!(!needs_annotations(text), "{text}");
     }
-    let message = refused("${x}", Claim::Of(&given));
+    let message = refused("${x}", ClaimContext::Of(&given));
     assert!(message.contains("${pvc.name}, ${pvc.namespace}, ${pv.name}, ${pvc.annotations['…']}"));
 }
 
@@ -126,7 +126,7 @@ proptest! {
     fn whatever_an_annotation_says_it_is_one_directory_or_refused(value in ".{0,12}|[a-z./$]{0,6}") {
         let given = parameters("a-claim");
         let annotations = map(&[("oci-model-csi.dev/model", &value)]);
-        if let Ok(prefix) = expand(MODEL, Claim::Read(&given, &annotations)) {
+        if let Ok(prefix) = expand(MODEL, ClaimContext::Read(&given, &annotations)) {
             let segments: Vec<&str> = prefix.split('/').collect();
             prop_assert_eq!(segments, ["models", &*value, ""]);
             prop_assert!(crate::model::Prefix::parse(&prefix).is_ok());

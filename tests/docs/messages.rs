@@ -41,7 +41,7 @@ const OTHER_CALLS: [(&str, &str); 19] = [
 const OTHER_FILES: [(&str, &str); 10] = [
     ("src/metrics/", "names and help of metrics"),
     ("src/node/", "only logged"),
-    ("src/volume/tell.rs", "events, which docs/events.md has"),
+    ("src/volume/event_recorder.rs", "events, which docs/events.md has"),
     ("src/cli/cache/show.rs", "output of commands that succeed"),
     ("src/oci/sdk_signer.rs", "disagreement of two signers, a bug"),
     // Those of keys and values name the file, the line, the key and what is valid there.

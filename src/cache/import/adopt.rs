@@ -11,16 +11,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use nix::unistd::Uid;
 
-use super::source::{Found, Look, Source};
-use super::{Candidate, open_for_writing};
+use super::source::{PathKind, SourceDirectory, SourceFile};
+use super::{ImportCandidate, open_for_writing};
 use crate::abort_point;
 use crate::blocking::blocking;
-use crate::cache::Inner;
+use crate::cache::CacheInner;
 use crate::cache::blobs::Placed;
 use crate::cache::policy::Space;
-use crate::cache::space::{Reservation, Wanted};
+use crate::cache::space::{Reservation, SpaceRequest};
 use crate::cache::sys::{ReadLease, reflink};
-use crate::download::{Engine, ObjectVersion, Progress, Verified};
+use crate::download::{Engine, ObjectProgress, ObjectVersion, Verified};
 use crate::error::{Error, Result};
 use crate::model::{Manifest, ManifestFile};
 use crate::oci::{Bucket, ObjectName, ObjectStorage};
@@ -30,7 +30,7 @@ const CHUNK: u64 = 64 << 20;
 
 /// What became of a candidate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Fate {
+pub(super) enum AdoptOutcome {
     /// Its inode is the blob's.
     Moved,
     /// The blob shares its blocks.
@@ -45,11 +45,11 @@ pub(super) enum Fate {
 
 /// What is needed to adopt files of one import.
 pub(super) struct Adopter {
-    pub(super) inner: Arc<Inner>,
+    pub(super) inner: Arc<CacheInner>,
     pub(super) engine: Engine,
     pub(super) client: ObjectStorage,
     pub(super) manifest: Arc<Manifest>,
-    pub(super) source: Arc<Source>,
+    pub(super) source: Arc<SourceDirectory>,
     pub(super) take: bool,
 }
 
@@ -57,14 +57,14 @@ impl Adopter {
     /// Adopts one file, or says why not.
     pub(super) async fn adopt(
         &self,
-        candidate: &Candidate,
-        progress: Arc<Progress>,
-    ) -> Result<Fate> {
+        candidate: &ImportCandidate,
+        progress: Arc<ObjectProgress>,
+    ) -> Result<AdoptOutcome> {
         let (source, path) = (Arc::clone(&self.source), candidate.path.clone());
         let size = candidate.file.size;
         let found = match blocking(move || source.find(&path)).await? {
-            Look::File(found) if found.metadata.len() == size => found,
-            _ => return Ok(Fate::Gone),
+            PathKind::File(found) if found.metadata.len() == size => found,
+            _ => return Ok(AdoptOutcome::Gone),
         };
         if self.take && !found.linked {
             let shown = self.source.path().join(&candidate.path).display().to_string();
@@ -80,10 +80,10 @@ impl Adopter {
     async fn take(
         &self,
         file: &ManifestFile,
-        found: Found,
+        found: SourceFile,
         shown: String,
-        progress: Arc<Progress>,
-    ) -> Result<Result<Fate, Found>> {
+        progress: Arc<ObjectProgress>,
+    ) -> Result<Result<AdoptOutcome, SourceFile>> {
         let failed = |e: io::Error| Error::io(format!("looking at {shown}"), &e);
         if found.has_other_names().map_err(failed)? {
             return Ok(Err(found));
@@ -93,12 +93,12 @@ impl Adopter {
         let Ok(lease) = ReadLease::take(Arc::clone(&found.file)) else { return Ok(Err(found)) };
         let Some(lease) = lease else { return Err(open_for_writing(&shown)) };
         let verified = self.verify(file, &found.as_opened(), progress).await?;
-        let Some(verified) = verified else { return Ok(Ok(Fate::Differs)) };
+        let Some(verified) = verified else { return Ok(Ok(AdoptOutcome::Differs)) };
         let (inner, manifest) = (Arc::clone(&self.inner), Arc::clone(&self.manifest));
         let file = file.clone();
         blocking(move || match inner.take_file(&manifest, &file, &found, &lease, verified)? {
-            Placed::Blob => Ok(Ok(Fate::Moved)),
-            Placed::Late => Ok(Ok(Fate::Gone)),
+            Placed::Blob => Ok(Ok(AdoptOutcome::Moved)),
+            Placed::Late => Ok(Ok(AdoptOutcome::Gone)),
             Placed::Refused if lease.holds().is_ok_and(|holds| holds) => Ok(Err(found)),
             Placed::Refused => Err(open_for_writing(&shown)),
         })
@@ -108,20 +108,20 @@ impl Adopter {
     async fn copy(
         &self,
         file: &ManifestFile,
-        found: Found,
-        progress: Arc<Progress>,
-    ) -> Result<Fate> {
+        found: SourceFile,
+        progress: Arc<ObjectProgress>,
+    ) -> Result<AdoptOutcome> {
         let (inner, file_) = (Arc::clone(&self.inner), file.clone());
         let (staged, how) = blocking(move || inner.stage(&file_, &found)).await?;
         let verified = self.verify(file, &staged.path, progress).await?;
-        let Some(verified) = verified else { return Ok(Fate::Differs) };
+        let Some(verified) = verified else { return Ok(AdoptOutcome::Differs) };
         let (inner, manifest) = (Arc::clone(&self.inner), Arc::clone(&self.manifest));
         let file = file.clone();
         blocking(move || {
             let placed = inner.place_file(&manifest, &file, verified, |blob| {
                 fs::rename(&staged.path, blob).map(|()| true)
             })?;
-            Ok(if placed == Placed::Blob { how } else { Fate::Gone })
+            Ok(if placed == Placed::Blob { how } else { AdoptOutcome::Gone })
         })
         .await
     }
@@ -131,7 +131,7 @@ impl Adopter {
         &self,
         file: &ManifestFile,
         path: &Path,
-        progress: Arc<Progress>,
+        progress: Arc<ObjectProgress>,
     ) -> Result<Option<Verified>> {
         let source = &self.manifest.source;
         let bucket = Bucket::new(source.namespace.as_str(), source.bucket.as_str());
@@ -160,13 +160,13 @@ impl Drop for Staged {
     }
 }
 
-impl Inner {
+impl CacheInner {
     /// Steps 2 to 4. Blocks.
     fn take_file(
         &self,
         manifest: &Manifest,
         file: &ManifestFile,
-        found: &Found,
+        found: &SourceFile,
         lease: &ReadLease<Arc<File>>,
         verified: Verified,
     ) -> Result<Placed> {
@@ -228,7 +228,7 @@ impl Inner {
     }
 
     /// Clones or copies a file into the staging directory, as 0444. Blocks.
-    fn stage(&self, file: &ManifestFile, found: &Found) -> Result<(Staged, Fate)> {
+    fn stage(&self, file: &ManifestFile, found: &SourceFile) -> Result<(Staged, AdoptOutcome)> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let path = self.layout.copy(&file.blob, number);
@@ -237,13 +237,13 @@ impl Inner {
         let to = to.map_err(failed)?;
         let mut staged = Staged { path: path.clone(), room: None };
         let how = if reflink(&found.file, &to).is_ok() {
-            Fate::Cloned
+            AdoptOutcome::Cloned
         } else {
             let missing = vec![(file.blob.clone(), file.size)];
-            let admitted = self.admit(&Wanted { missing, tree: Space::default() })?;
+            let admitted = self.admit(&SpaceRequest { missing, tree: Space::default() })?;
             staged.room = Some(admitted.map_err(|short| short.error(&file.path))?);
             copy(&found.file, &to).map_err(failed)?;
-            Fate::Copied
+            AdoptOutcome::Copied
         };
         to.set_permissions(Permissions::from_mode(0o444)).map_err(failed)?;
         Ok((staged, how))

@@ -37,7 +37,7 @@ const TARGET_SHOWN: usize = 120;
 
 /// An open directory.
 #[derive(Debug)]
-pub(super) struct Source {
+pub(super) struct SourceDirectory {
     root: OwnedFd,
     path: PathBuf,
     hub: Option<Hub>,
@@ -52,9 +52,9 @@ struct Hub {
 
 /// What is at a relative path.
 #[derive(Debug)]
-pub(super) enum Look {
+pub(super) enum PathKind {
     /// A regular file.
-    File(Found),
+    File(SourceFile),
     /// A symbolic link that is not followed, and why, for people.
     Link(String),
     /// Nothing, or nothing that a file of a model can be.
@@ -63,7 +63,7 @@ pub(super) enum Look {
 
 /// A regular file below it, open for reading.
 #[derive(Debug)]
-pub(super) struct Found {
+pub(super) struct SourceFile {
     pub(super) file: Arc<File>,
     pub(super) metadata: Metadata,
     /// Whether a link led to it: then it is never moved.
@@ -72,7 +72,7 @@ pub(super) struct Found {
     name: OsString,
 }
 
-impl Source {
+impl SourceDirectory {
     /// Opens a directory, which may be reached through symbolic links.
     pub(super) fn open(dir: &Path) -> Result<Self> {
         let failed = |e: io::Error| match e.kind() {
@@ -98,7 +98,7 @@ impl Source {
     }
 
     /// The regular file of this relative path, or what is there instead.
-    pub(super) fn find(&self, relative: &str) -> Result<Look> {
+    pub(super) fn find(&self, relative: &str) -> Result<PathKind> {
         match self.walk(relative) {
             Ok(look) => Ok(look),
             // A link, a directory in place of a file or the reverse, nothing,
@@ -111,7 +111,7 @@ impl Source {
                 | Errno::ENXIO
                 | Errno::ENAMETOOLONG
                 | Errno::EILSEQ,
-            ) => Ok(Look::Nothing),
+            ) => Ok(PathKind::Nothing),
             Err(e) => {
                 let path = self.path.join(relative);
                 Err(Error::io(format!("opening {}", path.display()), &e.into()))
@@ -119,7 +119,7 @@ impl Source {
         }
     }
 
-    fn walk(&self, relative: &str) -> nix::Result<Look> {
+    fn walk(&self, relative: &str) -> nix::Result<PathKind> {
         let (directories, name) = match relative.rsplit_once('/') {
             Some((directories, name)) => (Some(directories), name),
             None => (None, relative),
@@ -144,7 +144,7 @@ impl Source {
     }
 
     /// What a link leads to, if that is a blob of the same Hub cache.
-    fn follow(&self, directory: &Path, name: &str, target: &OsStr) -> nix::Result<Look> {
+    fn follow(&self, directory: &Path, name: &str, target: &OsStr) -> nix::Result<PathKind> {
         let (link, leads_to) = (directory.join(name), self.path.join(directory).join(target));
         let blob = self.hub.as_ref().and_then(|hub| Some((hub, hub.blob(&leads_to)?)));
         let Some((hub, blob)) = blob else { return Ok(self.unfollowed(&link, target)) };
@@ -157,7 +157,7 @@ impl Source {
         found(opened, blobs, blob, true)
     }
 
-    fn unfollowed(&self, link: &Path, target: &OsStr) -> Look {
+    fn unfollowed(&self, link: &Path, target: &OsStr) -> PathKind {
         let (shown_link, shown_target) =
             (shown(&link.to_string_lossy(), 80), shown(&target.to_string_lossy(), TARGET_SHOWN));
         let dangling = fs::metadata(self.path.join(link))
@@ -167,7 +167,7 @@ impl Source {
             (false, Some(_)) => "which is not followed, since it is no blob of this Hub cache",
             (false, None) => "which is not followed",
         };
-        Look::Link(format!("{shown_link} is a symbolic link to {shown_target}, {why}"))
+        PathKind::Link(format!("{shown_link} is a symbolic link to {shown_target}, {why}"))
     }
 
     /// How many files are in it, and the first names, sorted.
@@ -247,15 +247,15 @@ impl Hub {
 }
 
 /// A regular file that was opened, or nothing.
-fn found(file: OwnedFd, parent: OwnedFd, name: OsString, linked: bool) -> nix::Result<Look> {
+fn found(file: OwnedFd, parent: OwnedFd, name: OsString, linked: bool) -> nix::Result<PathKind> {
     let file = Arc::new(File::from(file));
     let metadata = file.metadata().map_err(|e| errno(&e))?;
     let is_file = metadata.is_file();
-    let found = Found { file, metadata, linked, parent, name };
-    Ok(if is_file { Look::File(found) } else { Look::Nothing })
+    let found = SourceFile { file, metadata, linked, parent, name };
+    Ok(if is_file { PathKind::File(found) } else { PathKind::Nothing })
 }
 
-impl Found {
+impl SourceFile {
     /// Opens the same file again, whatever stands under its name.
     pub(super) fn as_opened(&self) -> PathBuf {
         format!("/proc/self/fd/{}", self.file.as_raw_fd()).into()
@@ -280,7 +280,7 @@ impl Found {
 
 /// Refuses a directory that files cannot be moved from: they have to be
 /// reached as the cache is, and nobody may reach them in another way.
-pub(super) fn check_movable(source: &Source, cache: &Path) -> Result<()> {
+pub(super) fn check_movable(source: &SourceDirectory, cache: &Path) -> Result<()> {
     let shown = source.path.display();
     let refused = |why: String| {
         Err(Error::new(

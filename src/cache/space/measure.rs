@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::super::files;
 use super::super::layout::Layout;
-use super::{BLOCK, FileSystem, Ledger, Wanted};
+use super::{BLOCK, FileSystem, Reservations, SpaceRequest};
 use crate::error::Result;
 use crate::model::BlobId;
 
@@ -22,10 +22,10 @@ pub(super) struct Measured {
     pub(super) fs: FileSystem,
 }
 
-impl Ledger {
+impl Reservations {
     /// Asks the disk, without the book's lock: that is waited for in async
     /// code, and blobs may be a hundred thousand. Blocks.
-    pub(super) fn measure(&self, wanted: &Wanted) -> Result<Measured> {
+    pub(super) fn measure(&self, wanted: &SpaceRequest) -> Result<Measured> {
         let pending: Vec<(BlobId, u64)> =
             self.lock().pending.iter().map(|(id, pending)| (id.clone(), pending.size)).collect();
         let copies = self.copies()?;
@@ -41,7 +41,7 @@ impl Ledger {
     }
 
     /// Directories of `blobs/` that have to be made first.
-    fn missing_fans(&self, wanted: &Wanted) -> u64 {
+    fn missing_fans(&self, wanted: &SpaceRequest) -> u64 {
         let fans: HashSet<PathBuf> =
             wanted.missing.iter().map(|(id, _)| self.layout.blob_directory(id)).collect();
         u64::try_from(fans.iter().filter(|fan| !fan.is_dir()).count()).unwrap_or(u64::MAX)

@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
-use crate::manage::Progress;
+use crate::manage::CommandProgress;
 
 /// The lines.
 #[derive(Default)]
@@ -17,7 +17,7 @@ pub(super) struct Bars {
 }
 
 impl Bars {
-    pub(super) fn show(&self, progress: &Progress) {
+    pub(super) fn show(&self, progress: &CommandProgress) {
         if !std::io::stderr().is_terminal() {
             return;
         }

@@ -15,7 +15,7 @@ use crate::cli::storage::{self, StorageArgs};
 use crate::config::Config;
 use crate::download::Engine;
 use crate::error::{Error, ErrorKind, Result};
-use crate::manage::{Answer, Command, Manager, Remote, Tell};
+use crate::manage::{CacheCommand, CommandAnswer, Manager, Remote, Tell};
 use crate::metrics::Metrics;
 use crate::oci::AuthMethod;
 use crate::volume::Resolver;
@@ -27,14 +27,14 @@ const SYNC: Duration = Duration::from_secs(300);
 const GRACE: Duration = Duration::from_secs(5);
 
 pub(super) async fn execute(
-    command: Command,
+    command: CacheCommand,
     config: &Config,
     dir: &Path,
     common: &Common,
     storage: Option<&StorageArgs>,
     tell: &Tell,
-) -> Result<Answer> {
-    let makes_one = matches!(command, Command::Prefetch { .. } | Command::Import { .. });
+) -> Result<CommandAnswer> {
+    let makes_one = matches!(command, CacheCommand::Prefetch { .. } | CacheCommand::Import { .. });
     if !makes_one && !is_cache(dir) {
         return Err(Error::new(
             ErrorKind::NotFound,

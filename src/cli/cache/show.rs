@@ -5,7 +5,8 @@ use std::time::SystemTime;
 
 use crate::cache::{Imported, NotAdopted};
 use crate::manage::{
-    Answer, Brought, Collection, Listing, ModelEntry, Pins, PrefetchState, Removal, Verified,
+    CacheListing, Collection, CommandAnswer, ModelEntry, Pins, PrefetchResult, PrefetchState,
+    Removal, VerifyReport,
 };
 use crate::model::{duration_text, shown, size_text};
 
@@ -13,33 +14,33 @@ use crate::model::{duration_text, shown, size_text};
 const DIGITS: usize = 12;
 
 /// The answer itself, without its name.
-pub(super) fn json(answer: &Answer) -> String {
+pub(super) fn json(answer: &CommandAnswer) -> String {
     let value = match answer {
-        Answer::Ls(listing) => serde_json::to_value(listing),
-        Answer::Inspect(models) => serde_json::to_value(models),
-        Answer::Verify(found) => serde_json::to_value(found),
-        Answer::Gc(collection) => serde_json::to_value(collection),
-        Answer::Pin(pins) => serde_json::to_value(pins),
-        Answer::Prefetch(models) => serde_json::to_value(models),
-        Answer::Import(import) => serde_json::to_value(import),
-        Answer::Purge(removal) => serde_json::to_value(removal),
+        CommandAnswer::Ls(listing) => serde_json::to_value(listing),
+        CommandAnswer::Inspect(models) => serde_json::to_value(models),
+        CommandAnswer::Verify(found) => serde_json::to_value(found),
+        CommandAnswer::Gc(collection) => serde_json::to_value(collection),
+        CommandAnswer::Pin(pins) => serde_json::to_value(pins),
+        CommandAnswer::Prefetch(models) => serde_json::to_value(models),
+        CommandAnswer::Import(import) => serde_json::to_value(import),
+        CommandAnswer::Purge(removal) => serde_json::to_value(removal),
     };
     value.unwrap_or_default().to_string()
 }
 
-pub(super) fn text(answer: &Answer) -> String {
+pub(super) fn text(answer: &CommandAnswer) -> String {
     match answer {
-        Answer::Ls(listing) => list(listing),
-        Answer::Inspect(models) => models.iter().map(inspect).collect::<Vec<_>>().join("\n"),
-        Answer::Verify(found) => verified(found),
-        Answer::Gc(collection) => collected(collection),
-        Answer::Pin(Pins { pinned, keys }) => {
+        CommandAnswer::Ls(listing) => list(listing),
+        CommandAnswer::Inspect(models) => models.iter().map(inspect).collect::<Vec<_>>().join("\n"),
+        CommandAnswer::Verify(found) => verified(found),
+        CommandAnswer::Gc(collection) => collected(collection),
+        CommandAnswer::Pin(Pins { pinned, keys }) => {
             let done = if *pinned { "pinned" } else { "no longer pinned" };
             let lines = keys.iter().map(|key| format!("{} is {done}", short(key.as_str())));
             lines.collect::<Vec<_>>().join("\n")
         }
-        Answer::Prefetch(models) => models.iter().map(brought).collect(),
-        Answer::Import(import) => {
+        CommandAnswer::Prefetch(models) => models.iter().map(brought).collect(),
+        CommandAnswer::Import(import) => {
             let revision = &import.revision;
             format!(
                 "{}revision {revision}\n{}",
@@ -47,13 +48,13 @@ pub(super) fn text(answer: &Answer) -> String {
                 warned(&import.warnings)
             )
         }
-        Answer::Purge(Removal { models, bytes }) => {
+        CommandAnswer::Purge(Removal { models, bytes }) => {
             format!("removed the cache: {models} models, {}\n", size_text(*bytes))
         }
     }
 }
 
-fn list(listing: &Listing) -> String {
+fn list(listing: &CacheListing) -> String {
     let header = ["KEY", "MODEL", "REVISION", "SIZE", "SHARED", "LAST USED", "PODS", "STATE"];
     let mut rows = vec![header.map(str::to_owned)];
     rows.extend(listing.models.iter().map(|model| {
@@ -168,7 +169,7 @@ fn inspect(model: &ModelEntry) -> String {
     text
 }
 
-fn verified(found: &Verified) -> String {
+fn verified(found: &VerifyReport) -> String {
     let mut text = format!(
         "{} models, {} blobs, {} read: {}\n",
         found.models,
@@ -203,7 +204,7 @@ fn collected(collection: &Collection) -> String {
     text
 }
 
-fn brought(model: &Brought) -> String {
+fn brought(model: &PrefetchResult) -> String {
     let uri = shown(&model.uri, 200);
     let text = match (&model.error, &model.revision) {
         (Some(error), _) => format!("failed: {uri}: {}\n", shown(error, 500)),

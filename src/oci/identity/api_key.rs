@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 
-use super::{Credential, Source};
+use super::{Credential, CredentialSource};
 use crate::oci::config_file::{ConfigFile, Profile};
-use crate::oci::error::{Error, ErrorKind};
+use crate::oci::error::{StorageError, StorageErrorKind};
 use crate::oci::key::KeyPair;
 use crate::oci::settings::{Environment, Settings};
 use crate::text;
@@ -55,7 +55,7 @@ impl ProfileSource {
     }
 
     /// The profile; an empty one where no file is there and none was named.
-    pub(crate) fn read(&self) -> Result<Profile, Error> {
+    pub(crate) fn read(&self) -> Result<Profile, StorageError> {
         let path = self.path();
         let named = self.config_file.is_some() || self.profile.is_some();
         if !named && !path.exists() {
@@ -76,7 +76,7 @@ impl ProfileSource {
     }
 
     /// The key that belongs to the profile, checked against its fingerprint.
-    pub(crate) fn credential(&self) -> Result<Credential, Error> {
+    pub(crate) fn credential(&self) -> Result<Credential, StorageError> {
         let profile = self.read()?;
         let need = |variable: &str, key: &str| {
             self.value(&profile, variable, key).ok_or_else(|| self.missing(&profile, variable, key))
@@ -91,7 +91,7 @@ impl ProfileSource {
             .or_else(|| profile.get("pass_phrase"))
             .or_else(|| profile.get("passphrase"));
         let attempted = || format!("loading the API key from {origin}");
-        let refuse = |why: String| Error::config(attempted(), why);
+        let refuse = |why: String| StorageError::config(attempted(), why);
         let key =
             KeyPair::from_pem(&text, passphrase).map_err(|error| refuse(error.to_string()))?;
         let actual = key.fingerprint().map_err(|error| refuse(error.to_string()))?;
@@ -107,7 +107,7 @@ impl ProfileSource {
         Ok(credential)
     }
 
-    fn key_text(&self, profile: &Profile) -> Result<(String, String), Error> {
+    fn key_text(&self, profile: &Profile) -> Result<(String, String), StorageError> {
         if let Some(content) = self.environment.get("OCI_CLI_KEY_CONTENT") {
             return Ok((content.to_owned(), "OCI_CLI_KEY_CONTENT".to_owned()));
         }
@@ -115,20 +115,21 @@ impl ProfileSource {
             .value(profile, "OCI_CLI_KEY_FILE", "key_file")
             .ok_or_else(|| self.missing(profile, "OCI_CLI_KEY_FILE", "key_file"))?;
         let path = self.environment.expand(&path);
-        let text = text::read(&path)
-            .map_err(|why| Error::config(format!("reading the API key {}", path.display()), why))?;
+        let text = text::read(&path).map_err(|why| {
+            StorageError::config(format!("reading the API key {}", path.display()), why)
+        })?;
         Ok((text, path.display().to_string()))
     }
 
-    fn missing(&self, profile: &Profile, variable: &str, key: &str) -> Error {
+    fn missing(&self, profile: &Profile, variable: &str, key: &str) -> StorageError {
         let name = self.profile.as_deref().unwrap_or("DEFAULT");
         let path = self.path();
         let attempted = format!("reading the profile {name} of {}", path.display());
         if !path.exists() {
-            return Error::config(attempted, "the file is not there")
+            return StorageError::config(attempted, "the file is not there")
                 .with_remedy("create it with `oci setup config`, or choose another --auth");
         }
-        let error = Error::config(attempted, format!("it has no {key}"));
+        let error = StorageError::config(attempted, format!("it has no {key}"));
         if profile.get("security_token_file").is_some() {
             return error.with_remedy("it is a session's profile, which --auth api_key cannot use");
         }
@@ -136,13 +137,17 @@ impl ProfileSource {
     }
 }
 
-impl Source for ProfileSource {
+impl CredentialSource for ProfileSource {
     /// Reads the files again: a key that was replaced on disk is found after the next 401.
-    fn fetch(&self) -> BoxFuture<'_, Result<Credential, Error>> {
+    fn fetch(&self) -> BoxFuture<'_, Result<Credential, StorageError>> {
         let source = self.clone();
         async move {
             tokio::task::spawn_blocking(move || source.credential()).await.unwrap_or_else(|error| {
-                Err(Error::new(ErrorKind::Identity, "loading the API key", error.to_string()))
+                Err(StorageError::new(
+                    StorageErrorKind::Identity,
+                    "loading the API key",
+                    error.to_string(),
+                ))
             })
         }
         .boxed()

@@ -2,7 +2,7 @@ use std::path::Path;
 
 use super::*;
 use crate::oci::sign::tests::vectors;
-use crate::oci::{AuthMethod, Error};
+use crate::oci::{AuthMethod, StorageError};
 
 const PASSPHRASE: &str = "hunter2";
 
@@ -34,7 +34,7 @@ impl Home {
         }
     }
 
-    fn load(&self, variables: &[(&str, &str)]) -> Result<Credential, Error> {
+    fn load(&self, variables: &[(&str, &str)]) -> Result<Credential, StorageError> {
         ProfileSource::new(&self.settings(variables)).credential()
     }
 }

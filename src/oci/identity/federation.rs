@@ -11,7 +11,7 @@ use super::certificate::InstanceCertificate;
 use crate::oci::answer::{self, ErrorBody};
 use crate::oci::clock::{Clock, skew_remedy};
 use crate::oci::endpoint::Endpoint;
-use crate::oci::error::{Error, ErrorKind, excerpt};
+use crate::oci::error::{StorageError, StorageErrorKind, excerpt};
 use crate::oci::key::KeyPair;
 use crate::oci::retry::RetryPolicy;
 use crate::oci::sign;
@@ -29,7 +29,7 @@ pub(crate) struct InstanceDocuments {
 }
 
 /// A token with the service's clock when it came.
-pub(crate) struct Token {
+pub(crate) struct SecurityToken {
     pub(crate) jwt: String,
     pub(crate) server_time: Option<SystemTime>,
 }
@@ -64,11 +64,12 @@ impl Federation {
         endpoint: &Endpoint,
         instance: &InstanceDocuments,
         session_key: &KeyPair,
-    ) -> Result<Token, Error> {
+    ) -> Result<SecurityToken, StorageError> {
         use base64::Engine as _;
         let attempted =
             format!("exchanging the instance's certificate for a token at {}", endpoint.host());
-        let broken = |why: String| Error::new(ErrorKind::Protocol, attempted.clone(), why);
+        let broken =
+            |why: String| StorageError::new(StorageErrorKind::Protocol, attempted.clone(), why);
         let public_key = session_key.public_der().map_err(|error| broken(error.to_string()))?;
         let body = serde_json::to_vec(&ExchangeRequest {
             certificate: instance.leaf.base64(),
@@ -84,7 +85,7 @@ impl Federation {
         loop {
             let request = self
                 .signed(endpoint, &body, &key_id, &instance.leaf_key)
-                .map_err(|why| Error::config(attempted.clone(), why))?;
+                .map_err(|why| StorageError::config(attempted.clone(), why))?;
             match self.attempt(request, &attempted).await {
                 Ok(token) => return Ok(token),
                 Err(error) => attempts.again(error).await?,
@@ -133,9 +134,10 @@ impl Federation {
         &self,
         request: Request<Full<Bytes>>,
         attempted: &str,
-    ) -> Result<Token, Error> {
-        let unreachable =
-            |what: String| Error::new(ErrorKind::Identity, attempted.to_owned(), what);
+    ) -> Result<SecurityToken, StorageError> {
+        let unreachable = |what: String| {
+            StorageError::new(StorageErrorKind::Identity, attempted.to_owned(), what)
+        };
         let response = self.transport.send(request).await.map_err(|failure| {
             let error = unreachable(failure.what);
             match failure.remedy {
@@ -152,30 +154,34 @@ impl Federation {
         if parts.status == StatusCode::OK {
             let answer: ExchangeAnswer = serde_json::from_slice(&body).map_err(|_| {
                 // Not quoted: it may hold a token.
-                Error::new(ErrorKind::Protocol, attempted.to_owned(), "the answer has no token")
+                StorageError::new(
+                    StorageErrorKind::Protocol,
+                    attempted.to_owned(),
+                    "the answer has no token",
+                )
             })?;
             let server_time = answer::text(&parts.headers, "date")
                 .and_then(|date| httpdate::parse_http_date(date).ok());
-            return Ok(Token { jwt: answer.token, server_time });
+            return Ok(SecurityToken { jwt: answer.token, server_time });
         }
         let kind = match parts.status {
-            StatusCode::UNAUTHORIZED => ErrorKind::Unauthenticated,
-            StatusCode::FORBIDDEN => ErrorKind::Forbidden,
+            StatusCode::UNAUTHORIZED => StorageErrorKind::Unauthenticated,
+            StatusCode::FORBIDDEN => StorageErrorKind::Forbidden,
             status if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS => {
-                ErrorKind::Identity
+                StorageErrorKind::Identity
             }
-            status if status.is_client_error() => ErrorKind::Invalid,
-            _ => ErrorKind::Protocol,
+            status if status.is_client_error() => StorageErrorKind::Invalid,
+            _ => StorageErrorKind::Protocol,
         };
         let ErrorBody { code, message } = serde_json::from_slice(&body).unwrap_or_default();
         let message = message.unwrap_or_else(|| "refused".to_owned());
-        let error = Error::new(kind, attempted.to_owned(), excerpt(&message, 300))
+        let error = StorageError::new(kind, attempted.to_owned(), excerpt(&message, 300))
             .with_status(parts.status.as_u16())
             .with_code(code)
             .with_request_id(answer::text(&parts.headers, "opc-request-id").map(str::to_owned))
             .with_retry_after(answer::retry_after(&parts.headers, self.clock.now()));
         Err(match skew_remedy(self.clock.now(), &parts.headers, "the identity service") {
-            Some(remedy) if kind == ErrorKind::Unauthenticated => error.with_remedy(remedy),
+            Some(remedy) if kind == StorageErrorKind::Unauthenticated => error.with_remedy(remedy),
             _ => error,
         })
     }

@@ -5,10 +5,10 @@ use http::{Request, StatusCode, header};
 use http_body_util::Full;
 
 use crate::oci::endpoint::Endpoint;
-use crate::oci::error::{Error, ErrorKind, excerpt};
+use crate::oci::error::{StorageError, StorageErrorKind, excerpt};
 use crate::oci::retry::RetryPolicy;
 use crate::oci::settings::Settings;
-use crate::transport::{Transport, Waits};
+use crate::transport::{Transport, TransportTimeouts};
 
 /// Where every instance finds it; link-local, so never through a proxy.
 const DEFAULT_BASE: &str = "http://169.254.169.254/opc/v2";
@@ -24,12 +24,12 @@ pub(crate) struct Imds {
 }
 
 impl Imds {
-    pub(crate) fn new(settings: &Settings) -> Result<Self, Error> {
+    pub(crate) fn new(settings: &Settings) -> Result<Self, StorageError> {
         let base = settings
             .or_variable(settings.metadata_base.as_ref(), "OCI_METADATA_BASE_URL")
             .unwrap_or_else(|| DEFAULT_BASE.to_owned());
         let connect = settings.timeouts.metadata_connect;
-        let waits = Waits { connect, ..Waits::from(&settings.timeouts) };
+        let waits = TransportTimeouts { connect, ..TransportTimeouts::from(&settings.timeouts) };
         Ok(Self {
             transport: Transport::new(waits, settings.ca_file().as_deref())?,
             base: Endpoint::parse(&base, "the metadata service's URL")?,
@@ -40,7 +40,7 @@ impl Imds {
     /// The text at `path`, which begins with a slash.
     ///
     /// A 404 is repeated too: the service answers so while it is starting.
-    pub(crate) async fn get(&self, path: &str) -> Result<String, Error> {
+    pub(crate) async fn get(&self, path: &str) -> Result<String, StorageError> {
         let mut attempts = self.retry.start();
         loop {
             match self.attempt(path).await {
@@ -50,7 +50,7 @@ impl Imds {
         }
     }
 
-    async fn attempt(&self, path: &str) -> Result<String, Error> {
+    async fn attempt(&self, path: &str) -> Result<String, StorageError> {
         let target = self.base.target(path);
         let attempted = format!("asking the metadata service at {} for {target}", self.base.host());
         let request = self
@@ -62,9 +62,9 @@ impl Imds {
                     .header(header::AUTHORIZATION, "Bearer Oracle")
                     .body(Full::new(Bytes::new()))
             })
-            .map_err(|error| Error::config(attempted.clone(), error.to_string()))?;
+            .map_err(|error| StorageError::config(attempted.clone(), error.to_string()))?;
         let unreachable = |what: String| {
-            Error::new(ErrorKind::Identity, attempted.clone(), what).with_remedy(
+            StorageError::new(StorageErrorKind::Identity, attempted.clone(), what).with_remedy(
                 "instance_principal works on OCI compute instances only: elsewhere use \
                  --auth api_key; on an instance, check that pods may reach 169.254.169.254",
             )
@@ -78,15 +78,16 @@ impl Imds {
             .await
             .map_err(|failure| unreachable(failure.what))?;
         if status == StatusCode::OK {
-            return String::from_utf8(body.to_vec())
-                .map_err(|_| Error::new(ErrorKind::Protocol, attempted, "the answer is not text"));
+            return String::from_utf8(body.to_vec()).map_err(|_| {
+                StorageError::new(StorageErrorKind::Protocol, attempted, "the answer is not text")
+            });
         }
         let passes = status == StatusCode::NOT_FOUND
             || status == StatusCode::TOO_MANY_REQUESTS
             || status.is_server_error();
-        let kind = if passes { ErrorKind::Identity } else { ErrorKind::Config };
+        let kind = if passes { StorageErrorKind::Identity } else { StorageErrorKind::Config };
         let text = excerpt(&String::from_utf8_lossy(&body), 120);
         let cause = if text.is_empty() { "refused".to_owned() } else { text };
-        Err(Error::new(kind, attempted, cause).with_status(status.as_u16()))
+        Err(StorageError::new(kind, attempted, cause).with_status(status.as_u16()))
     }
 }

@@ -14,10 +14,10 @@ use super::certificate::InstanceCertificate;
 use super::federation::{Federation, InstanceDocuments};
 use super::imds::Imds;
 use super::token::Lifetime;
-use super::{Credential, Source};
+use super::{Credential, CredentialSource};
 use crate::oci::clock::Clock;
 use crate::oci::endpoint::Endpoint;
-use crate::oci::error::{Error, ErrorKind};
+use crate::oci::error::{StorageError, StorageErrorKind};
 use crate::oci::key::KeyPair;
 use crate::oci::region::Region;
 use crate::oci::settings::{Environment, Settings};
@@ -39,7 +39,7 @@ impl InstanceRegion {
         Self { chosen, environment, imds, found: OnceCell::new() }
     }
 
-    pub(crate) async fn get(&self) -> Result<&Region, Error> {
+    pub(crate) async fn get(&self) -> Result<&Region, StorageError> {
         self.found
             .get_or_try_init(|| async {
                 let text = match &self.chosen {
@@ -76,7 +76,7 @@ impl InstancePrincipal {
         imds: Arc<Imds>,
         region: Arc<InstanceRegion>,
         clock: Clock,
-    ) -> Result<Self, Error> {
+    ) -> Result<Self, StorageError> {
         let whole_url = settings
             .or_variable(settings.federation_endpoint.as_ref(), "OCI_CLI_FEDERATION_ENDPOINT")
             .or_else(|| {
@@ -91,9 +91,9 @@ impl InstancePrincipal {
         Ok(Self { imds, region, federation, federation_endpoint, tenancy: OnceLock::new(), clock })
     }
 
-    async fn documents(&self) -> Result<InstanceDocuments, Error> {
+    async fn documents(&self) -> Result<InstanceDocuments, StorageError> {
         let attempted = "reading the instance's certificate and key";
-        let broken = |why: String| Error::new(ErrorKind::Identity, attempted, why);
+        let broken = |why: String| StorageError::new(StorageErrorKind::Identity, attempted, why);
         for _ in 0..READS_UNTIL_THEY_MATCH {
             let leaf = self.imds.get("/identity/cert.pem").await?;
             let key = self.imds.get("/identity/key.pem").await?;
@@ -110,7 +110,7 @@ impl InstancePrincipal {
             })?;
             let first = self.tenancy.get_or_init(|| tenancy.clone());
             if *first != tenancy {
-                return Err(Error::config(
+                return Err(StorageError::config(
                     attempted,
                     format!("the instance's tenancy changed from {first} to {tenancy}"),
                 )
@@ -123,34 +123,40 @@ impl InstancePrincipal {
         )))
     }
 
-    async fn endpoint(&self) -> Result<Endpoint, Error> {
+    async fn endpoint(&self) -> Result<Endpoint, StorageError> {
         if let Some(chosen) = &self.federation_endpoint {
             return Ok(chosen.clone());
         }
         Endpoint::parse(&self.region.get().await?.federation_url(), "the federation endpoint")
     }
 
-    async fn exchange(&self) -> Result<Credential, Error> {
+    async fn exchange(&self) -> Result<Credential, StorageError> {
         let attempted = "refreshing the instance principal's credential";
         let endpoint = self.endpoint().await?;
         let documents = self.documents().await?;
         let session_key = tokio::task::spawn_blocking(KeyPair::generate)
             .await
-            .map_err(|error| Error::new(ErrorKind::Identity, attempted, error.to_string()))?
-            .map_err(|error| Error::new(ErrorKind::Identity, attempted, error.to_string()))?;
+            .map_err(|error| {
+                StorageError::new(StorageErrorKind::Identity, attempted, error.to_string())
+            })?
+            .map_err(|error| {
+                StorageError::new(StorageErrorKind::Identity, attempted, error.to_string())
+            })?;
         let token = self.federation.exchange(&endpoint, &documents, &session_key).await?;
         let lifetime = Lifetime::of_jwt(&token.jwt, self.clock.now(), token.server_time)
-            .map_err(|why| Error::new(ErrorKind::Protocol, attempted, why))?;
+            .map_err(|why| StorageError::new(StorageErrorKind::Protocol, attempted, why))?;
         Ok(Credential::expiring(format!("ST${}", token.jwt), session_key, lifetime))
     }
 }
 
-impl Source for InstancePrincipal {
-    fn fetch(&self) -> BoxFuture<'_, Result<Credential, Error>> {
+impl CredentialSource for InstancePrincipal {
+    fn fetch(&self) -> BoxFuture<'_, Result<Credential, StorageError>> {
         async {
             match self.exchange().await {
                 // The certificate may have been rotated away under the request.
-                Err(error) if error.kind() == ErrorKind::Unauthenticated => self.exchange().await,
+                Err(error) if error.kind() == StorageErrorKind::Unauthenticated => {
+                    self.exchange().await
+                }
                 other => other,
             }
         }

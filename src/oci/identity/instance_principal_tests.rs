@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::*;
 use crate::oci::sign::tests::{parameters, vectors};
-use crate::oci::test_server::{Answer, Seen, Server};
+use crate::oci::test_server::{ScriptedAnswer, Seen, TestServer};
 use crate::oci::{AuthMethod, Bucket, ObjectStorage, RetryPolicy};
 use crate::text::pem;
 
@@ -17,8 +17,8 @@ const RSA: &UnparsedParameters = &RSA_PKCS1_2048_8192_SHA256;
 type UnparsedParameters = aws_lc_rs::signature::RsaParameters;
 
 /// Metadata service, federation endpoint and Object Storage in one, as strict as the real ones.
-struct Oracle {
-    server: Server,
+struct OracleServices {
+    server: TestServer,
     world: Arc<World>,
 }
 
@@ -28,24 +28,24 @@ struct World {
     /// The token that counts and the session key that was posted for it.
     valid: Mutex<(String, Vec<u8>)>,
     /// Answers that come before the regular ones, by path.
-    first: Mutex<Vec<(&'static str, Answer)>>,
+    first: Mutex<Vec<(&'static str, ScriptedAnswer)>>,
 }
 
 impl World {
-    fn answer(&self, seen: &Seen) -> Answer {
+    fn answer(&self, seen: &Seen) -> ScriptedAnswer {
         let mut first = self.first.lock().unwrap();
         if let Some(at) = first.iter().position(|(path, _)| *path == seen.target) {
             return first.remove(at).1;
         }
         let file = vectors();
-        let text = |name: &str| Answer::new(200, file[name].as_str().unwrap());
+        let text = |name: &str| ScriptedAnswer::new(200, file[name].as_str().unwrap());
         if seen.target.starts_with("/opc/v2/")
             && seen.header("authorization") != Some("Bearer Oracle")
         {
-            return Answer::new(401, "");
+            return ScriptedAnswer::new(401, "");
         }
         match seen.target.as_str() {
-            "/opc/v2/instance/region" => Answer::new(200, "iad\n"),
+            "/opc/v2/instance/region" => ScriptedAnswer::new(200, "iad\n"),
             "/opc/v2/identity/cert.pem" | "/opc/v2/identity/intermediate.pem" => {
                 text("leaf_certificate_pem")
             }
@@ -55,7 +55,7 @@ impl World {
         }
     }
 
-    fn federate(&self, seen: &Seen, file: &Value) -> Answer {
+    fn federate(&self, seen: &Seen, file: &Value) -> ScriptedAnswer {
         let parameters = parameters(seen.header("authorization").unwrap());
         let (tenancy, fingerprint) =
             (file["tenancy"].as_str().unwrap(), file["leaf_fingerprint_sha256"].as_str().unwrap());
@@ -78,16 +78,16 @@ impl World {
         let claims = serde_json::json!({"iat": now, "exp": now + 3600, "n": number}).to_string();
         let jwt = format!("e30.{}.c2ln", URL_SAFE_NO_PAD.encode(claims));
         *self.valid.lock().unwrap() = (jwt.clone(), session);
-        Answer::new(200, serde_json::json!({"token": jwt}).to_string())
+        ScriptedAnswer::new(200, serde_json::json!({"token": jwt}).to_string())
     }
 
-    fn serve(&self, seen: &Seen) -> Answer {
+    fn serve(&self, seen: &Seen) -> ScriptedAnswer {
         let (jwt, session) = self.valid.lock().unwrap().clone();
         if parameters(seen.header("authorization").unwrap())["keyId"] != format!("ST${jwt}") {
-            return Answer::refusal(401, "NotAuthenticated");
+            return ScriptedAnswer::refusal(401, "NotAuthenticated");
         }
         verify(seen, &session);
-        Answer::new(200, "\"ns\"")
+        ScriptedAnswer::new(200, "\"ns\"")
     }
 }
 
@@ -107,15 +107,15 @@ fn verify(seen: &Seen, public: &[u8]) {
     UnparsedPublicKey::new(RSA, public).verify(lines.join("\n").as_bytes(), &signature).unwrap();
 }
 
-impl Oracle {
+impl OracleServices {
     async fn start() -> Self {
         let world = Arc::<World>::default();
         let script = Arc::clone(&world);
-        let server = Server::start(move |_, seen| script.answer(seen)).await;
+        let server = TestServer::start(move |_, seen| script.answer(seen)).await;
         Self { server, world }
     }
 
-    fn first(&self, path: &'static str, answer: Answer) {
+    fn first(&self, path: &'static str, answer: ScriptedAnswer) {
         self.world.first.lock().unwrap().push((path, answer));
     }
 
@@ -147,7 +147,7 @@ fn bucket() -> Bucket {
 
 #[tokio::test]
 async fn certificate_and_session_key_become_a_token_that_requests_are_signed_with() {
-    let oracle = Oracle::start().await;
+    let oracle = OracleServices::start().await;
     let client = oracle.client().await;
     assert!(oracle.server.seen().is_empty(), "nothing is asked before the first request");
     assert_eq!(client.namespace().await.unwrap(), "ns");
@@ -161,7 +161,7 @@ async fn certificate_and_session_key_become_a_token_that_requests_are_signed_wit
 
 #[tokio::test]
 async fn a_401_is_met_by_a_new_token_and_the_caller_hears_nothing_of_it() {
-    let oracle = Oracle::start().await;
+    let oracle = OracleServices::start().await;
     let client = oracle.client().await;
     client.head_bucket(&bucket()).await.unwrap();
     // The service forgets the token, as when a dynamic group is changed.
@@ -175,21 +175,21 @@ async fn a_401_is_met_by_a_new_token_and_the_caller_hears_nothing_of_it() {
 
 #[tokio::test]
 async fn a_401_that_a_new_token_does_not_heal_is_told() {
-    let oracle = Oracle::start().await;
+    let oracle = OracleServices::start().await;
     let client = oracle.client().await;
     for _ in 0..2 {
-        oracle.first("/n/ns/b/models", Answer::refusal(401, "NotAuthenticated"));
+        oracle.first("/n/ns/b/models", ScriptedAnswer::refusal(401, "NotAuthenticated"));
     }
     let error = client.head_bucket(&bucket()).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Unauthenticated);
+    assert_eq!(error.kind(), StorageErrorKind::Unauthenticated);
     assert!(error.to_string().contains("dynamic group"), "{error}");
 }
 
 #[tokio::test]
 async fn certificate_and_key_that_do_not_belong_together_are_read_again() {
-    let oracle = Oracle::start().await;
+    let oracle = OracleServices::start().await;
     let rotated = KeyPair::generate().unwrap().to_pkcs8_pem().unwrap();
-    oracle.first("/opc/v2/identity/key.pem", Answer::new(200, rotated));
+    oracle.first("/opc/v2/identity/key.pem", ScriptedAnswer::new(200, rotated));
     oracle.client().await.namespace().await.unwrap();
     assert_eq!(oracle.asked("/opc/v2/identity/cert.pem"), 2);
     assert_eq!(oracle.asked("/v1/x509"), 1);
@@ -197,38 +197,38 @@ async fn certificate_and_key_that_do_not_belong_together_are_read_again() {
 
 #[tokio::test]
 async fn an_exchange_that_is_refused_is_repeated_once_with_documents_read_again() {
-    let oracle = Oracle::start().await;
-    oracle.first("/v1/x509", Answer::refusal(401, "NotAuthenticated"));
+    let oracle = OracleServices::start().await;
+    oracle.first("/v1/x509", ScriptedAnswer::refusal(401, "NotAuthenticated"));
     oracle.client().await.namespace().await.unwrap();
     assert_eq!(oracle.asked("/opc/v2/identity/cert.pem"), 2);
 
     let skewed = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(600));
     for _ in 0..2 {
-        let answer = Answer::refusal(401, "NotAuthenticated").header("date", &skewed);
+        let answer = ScriptedAnswer::refusal(401, "NotAuthenticated").header("date", &skewed);
         oracle.first("/v1/x509", answer);
     }
     let error = oracle.client().await.namespace().await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Unauthenticated);
+    assert_eq!(error.kind(), StorageErrorKind::Unauthenticated);
     assert!(error.to_string().contains("behind the identity service"), "{error}");
 }
 
 #[tokio::test]
 async fn what_passes_is_waited_for_and_what_does_not_is_told_at_once() {
-    let oracle = Oracle::start().await;
-    oracle.first("/opc/v2/identity/cert.pem", Answer::new(404, "not yet"));
-    oracle.first("/opc/v2/identity/key.pem", Answer::new(503, ""));
-    oracle.first("/v1/x509", Answer::new(500, ""));
+    let oracle = OracleServices::start().await;
+    oracle.first("/opc/v2/identity/cert.pem", ScriptedAnswer::new(404, "not yet"));
+    oracle.first("/opc/v2/identity/key.pem", ScriptedAnswer::new(503, ""));
+    oracle.first("/v1/x509", ScriptedAnswer::new(500, ""));
     oracle.client().await.namespace().await.unwrap();
     assert_eq!(oracle.asked("/v1/x509"), 2);
 
-    oracle.first("/v1/x509", Answer::refusal(400, "InvalidParameter"));
+    oracle.first("/v1/x509", ScriptedAnswer::refusal(400, "InvalidParameter"));
     let error = oracle.client().await.namespace().await.unwrap_err();
-    assert_eq!((error.kind(), oracle.asked("/v1/x509")), (ErrorKind::Invalid, 3));
+    assert_eq!((error.kind(), oracle.asked("/v1/x509")), (StorageErrorKind::Invalid, 3));
 }
 
 #[tokio::test]
 async fn an_instance_that_moves_to_another_tenancy_is_not_followed() {
-    let oracle = Oracle::start().await;
+    let oracle = OracleServices::start().await;
     let client = oracle.client().await;
     client.namespace().await.unwrap();
     let file = vectors();
@@ -238,43 +238,43 @@ async fn an_instance_that_moves_to_another_tenancy_is_not_followed() {
     let at = der.windows(tenancy.len()).rposition(|window| window == tenancy).unwrap();
     der[at + tenancy.len() - 1] = b'X';
     let moved = pem::encode("CERTIFICATE", &der);
-    oracle.first("/opc/v2/identity/cert.pem", Answer::new(200, moved));
+    oracle.first("/opc/v2/identity/cert.pem", ScriptedAnswer::new(200, moved));
     oracle.world.valid.lock().unwrap().0 = "revoked".into();
     let error = client.head_bucket(&bucket()).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Unauthenticated);
+    assert_eq!(error.kind(), StorageErrorKind::Unauthenticated);
     assert!(error.to_string().contains("tenancy changed"), "{error}");
 }
 
 #[tokio::test]
 async fn where_no_metadata_service_is_the_error_says_that_this_is_no_instance() {
-    let gone = Oracle::start().await.server.url.clone();
+    let gone = OracleServices::start().await.server.url.clone();
     let client = ObjectStorage::connect(settings(&gone)).await.unwrap();
     for error in [client.namespace().await.unwrap_err(), client.location().await.unwrap_err()] {
-        assert_eq!(error.kind(), ErrorKind::Identity);
+        assert_eq!(error.kind(), StorageErrorKind::Identity);
         assert!(error.to_string().contains("on OCI compute instances only"), "{error}");
     }
 }
 
 #[tokio::test]
 async fn a_metadata_service_that_refuses_is_not_asked_again() {
-    let oracle = Oracle::start().await;
-    oracle.first("/opc/v2/identity/cert.pem", Answer::new(403, "no"));
+    let oracle = OracleServices::start().await;
+    oracle.first("/opc/v2/identity/cert.pem", ScriptedAnswer::new(403, "no"));
     let error = oracle.client().await.namespace().await.unwrap_err();
-    assert_eq!((error.kind(), error.status()), (ErrorKind::Config, Some(403)));
+    assert_eq!((error.kind(), error.status()), (StorageErrorKind::Config, Some(403)));
     assert_eq!(oracle.asked("/opc/v2/identity/cert.pem"), 1);
 }
 
 #[tokio::test]
 async fn the_region_is_the_instances_own_also_when_it_is_newer_than_the_table() {
-    let oracle = Oracle::start().await;
+    let oracle = OracleServices::start().await;
     let location = async || {
         ObjectStorage::connect(settings(&oracle.server.url)).await.unwrap().location().await
     };
     assert_eq!(location().await.unwrap(), "us-ashburn-1");
-    oracle.first("/opc/v2/instance/region", Answer::new(200, "xx-new-1"));
+    oracle.first("/opc/v2/instance/region", ScriptedAnswer::new(200, "xx-new-1"));
     let info = r#"{"realmKey":"OC99","realmDomainComponent":"example.cloud",
         "regionKey":"NEW","regionIdentifier":"xx-new-1"}"#;
-    oracle.first("/opc/v2/instance/regionInfo", Answer::new(200, info));
+    oracle.first("/opc/v2/instance/regionInfo", ScriptedAnswer::new(200, info));
     let imds = Arc::new(Imds::new(&settings(&oracle.server.url)).unwrap());
     let region = InstanceRegion::new(None, Environment::empty(), imds);
     assert_eq!(

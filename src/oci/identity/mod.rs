@@ -25,7 +25,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::clock::Clock;
-use super::error::{Error, ErrorKind};
+use super::error::{StorageError, StorageErrorKind};
 use super::key::KeyPair;
 use super::retry::RetryPolicy;
 use super::sign::{self, Signed};
@@ -65,13 +65,17 @@ impl Credential {
 
     /// Signs through oci-rust-sdk from here on.
     #[cfg(feature = "oci-rust-sdk")]
-    pub(crate) fn through_sdk(mut self) -> Result<Self, Error> {
+    pub(crate) fn through_sdk(mut self) -> Result<Self, StorageError> {
         self.sdk = Some(super::sdk_signer::SdkSigner::new(&self.key_id, &self.key)?);
         Ok(self)
     }
 
     /// The headers that make `request` this credential's; `origin` is `scheme://host[:port]`.
-    pub(crate) fn sign(&self, request: &sign::Request<'_>, origin: &str) -> Result<Signed, Error> {
+    pub(crate) fn sign(
+        &self,
+        request: &sign::Request<'_>,
+        origin: &str,
+    ) -> Result<Signed, StorageError> {
         #[cfg(feature = "oci-rust-sdk")]
         if let Some(sdk) = &self.sdk {
             return sdk.sign(request, origin);
@@ -79,7 +83,7 @@ impl Credential {
         #[cfg(not(feature = "oci-rust-sdk"))]
         let _ = origin;
         sign::sign(request, &self.key_id, &self.key)
-            .map_err(|error| Error::config("signing a request", error.to_string()))
+            .map_err(|error| StorageError::config("signing a request", error.to_string()))
     }
 
     /// When the service stops accepting it.
@@ -96,9 +100,9 @@ impl fmt::Debug for Credential {
 }
 
 /// Where credentials come from: one implementation per authentication method.
-pub(crate) trait Source: Send + Sync + 'static {
+pub(crate) trait CredentialSource: Send + Sync + 'static {
     /// A new credential; transient failures are repeated inside.
-    fn fetch(&self) -> BoxFuture<'_, Result<Credential, Error>>;
+    fn fetch(&self) -> BoxFuture<'_, Result<Credential, StorageError>>;
 
     /// Whether a credential is replaced also while nobody asks for it.
     fn is_renewed_ahead(&self) -> bool {
@@ -108,12 +112,12 @@ pub(crate) trait Source: Send + Sync + 'static {
 
 /// Hands out the current credential and keeps it current; cheap to clone.
 #[derive(Clone)]
-pub struct Identity(Arc<Shared>);
+pub struct Identity(Arc<CredentialInner>);
 
-type Outcome = Option<Result<Arc<Credential>, Error>>;
+type Outcome = Option<Result<Arc<Credential>, StorageError>>;
 
-struct Shared {
-    source: Box<dyn Source>,
+struct CredentialInner {
+    source: Box<dyn CredentialSource>,
     clock: Clock,
     current: ArcSwapOption<Credential>,
     /// The refresh that runs, if one does: the task that runs it owns this entry.
@@ -126,8 +130,8 @@ struct Shared {
 }
 
 impl Identity {
-    pub(crate) fn new(source: impl Source, clock: Clock) -> Self {
-        Self(Arc::new(Shared {
+    pub(crate) fn new(source: impl CredentialSource, clock: Clock) -> Self {
+        Self(Arc::new(CredentialInner {
             source: Box::new(source),
             clock,
             current: ArcSwapOption::empty(),
@@ -142,7 +146,7 @@ impl Identity {
     /// The current credential; a new one where there is none or it has expired.
     ///
     /// Cancel safe: a refresh that was begun goes on, and the next call joins it.
-    pub async fn credentials(&self) -> Result<Arc<Credential>, Error> {
+    pub async fn credentials(&self) -> Result<Arc<Credential>, StorageError> {
         let current = self.0.current.load_full();
         match &current {
             Some(credential) if !self.0.has_expired(credential) => {
@@ -158,7 +162,7 @@ impl Identity {
     pub async fn invalidate(
         &self,
         seen: &Arc<Credential>,
-    ) -> Result<Option<Arc<Credential>>, Error> {
+    ) -> Result<Option<Arc<Credential>>, StorageError> {
         if let Some(current) = self.0.current.load_full()
             && current.key_id != seen.key_id
         {
@@ -207,7 +211,7 @@ impl fmt::Debug for Identity {
     }
 }
 
-impl Shared {
+impl CredentialInner {
     fn has_expired(&self, credential: &Credential) -> bool {
         credential.expires_at().is_some_and(|end| end <= self.clock.now())
     }
@@ -216,7 +220,7 @@ impl Shared {
     async fn refresh(
         self: &Arc<Self>,
         seen: Option<&Arc<Credential>>,
-    ) -> Result<Arc<Credential>, Error> {
+    ) -> Result<Arc<Credential>, StorageError> {
         let mut flight = {
             let mut slot = lock(&self.flight);
             if let Some(current) = self.current.load_full()
@@ -232,8 +236,8 @@ impl Shared {
         let outcome = flight.wait_for(Option::is_some).await;
         match outcome.as_deref() {
             Ok(Some(result)) => result.clone(),
-            Ok(None) | Err(_) => Err(Error::new(
-                ErrorKind::Identity,
+            Ok(None) | Err(_) => Err(StorageError::new(
+                StorageErrorKind::Identity,
                 "refreshing the credential",
                 "the refresh was ended by the process",
             )),
@@ -286,7 +290,7 @@ impl Shared {
 }
 
 /// Takes the refresh out of the registry when its task ends, however it ends.
-struct FlightEntry<'a>(&'a Shared);
+struct FlightEntry<'a>(&'a CredentialInner);
 
 impl Drop for FlightEntry<'_> {
     fn drop(&mut self) {
@@ -297,7 +301,7 @@ impl Drop for FlightEntry<'_> {
 /// Replaces the credential before it expires, for as long as somebody holds the identity.
 ///
 /// A failed refresh leaves the old credential in its place, to be used until its end.
-async fn watch_over(identity: Weak<Shared>) {
+async fn watch_over(identity: Weak<CredentialInner>) {
     let (initial, max) = (Duration::from_secs(1), Duration::from_secs(60));
     let backoff = RetryPolicy::new(u32::MAX, initial, max, Duration::MAX)
         .expect("these constants are a valid policy");

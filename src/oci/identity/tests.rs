@@ -21,8 +21,8 @@ struct Script {
 #[derive(Clone)]
 struct Scripted(Arc<Script>);
 
-impl Source for Scripted {
-    fn fetch(&self) -> BoxFuture<'_, Result<Credential, Error>> {
+impl CredentialSource for Scripted {
+    fn fetch(&self) -> BoxFuture<'_, Result<Credential, StorageError>> {
         async {
             let script = &self.0;
             script.permits.acquire().await.unwrap().forget();
@@ -30,7 +30,7 @@ impl Source for Scripted {
             let broken = script.broken.load(Ordering::SeqCst);
             if broken > 0 {
                 script.broken.store(broken - 1, Ordering::SeqCst);
-                return Err(Error::new(ErrorKind::Identity, "fetching", "scripted"));
+                return Err(StorageError::new(StorageErrorKind::Identity, "fetching", "scripted"));
             }
             let id = if script.same_id { "same".into() } else { format!("token-{number}") };
             let expires_at = script.clock.now() + script.life;
@@ -134,7 +134,7 @@ async fn an_expired_credential_is_not_handed_out() {
     source.break_next(usize::MAX);
     tokio::time::sleep(HOUR).await;
     let error = identity.credentials().await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Identity);
+    assert_eq!(error.kind(), StorageErrorKind::Identity);
 }
 
 #[tokio::test(start_paused = true)]

@@ -19,7 +19,7 @@ pub(crate) struct Lifetime {
 }
 
 #[derive(Deserialize)]
-struct Claims {
+struct JwtClaims {
     exp: u64,
 }
 
@@ -28,7 +28,7 @@ impl Lifetime {
     pub(crate) fn expiry(jwt: &str) -> Option<SystemTime> {
         let payload = jwt.split('.').nth(1)?;
         let json = URL_SAFE_NO_PAD.decode(payload.trim_end_matches('=')).ok()?;
-        let claims: Claims = serde_json::from_slice(&json).ok()?;
+        let claims: JwtClaims = serde_json::from_slice(&json).ok()?;
         SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(claims.exp))
     }
 
@@ -52,7 +52,7 @@ impl Lifetime {
         let json = URL_SAFE_NO_PAD
             .decode(payload.trim_end_matches('='))
             .map_err(|_| "the token's payload is not base64url")?;
-        let claims: Claims =
+        let claims: JwtClaims =
             serde_json::from_slice(&json).map_err(|_| "the token's payload has no valid exp")?;
         let expiry = SystemTime::UNIX_EPOCH
             .checked_add(Duration::from_secs(claims.exp))

@@ -22,11 +22,11 @@ use serde::Deserialize;
 use tokio::time::Instant;
 
 use super::token::Lifetime;
-use super::{Credential, Identity, Source, lock};
+use super::{Credential, CredentialSource, Identity, lock};
 use crate::oci::answer::{self, ErrorBody};
 use crate::oci::clock::Clock;
 use crate::oci::endpoint::Endpoint;
-use crate::oci::error::{Error, ErrorKind, excerpt};
+use crate::oci::error::{StorageError, StorageErrorKind, excerpt};
 use crate::oci::key::KeyPair;
 use crate::oci::retry::RetryPolicy;
 use crate::oci::settings::Settings;
@@ -69,28 +69,28 @@ impl fmt::Display for Workload {
 
 /// The identities of pods; cheap to clone.
 #[derive(Clone)]
-pub(crate) struct Workloads(Arc<Shared>);
+pub(crate) struct Workloads(Arc<WorkloadsInner>);
 
-struct Shared {
+struct WorkloadsInner {
     exchange: Arc<Exchange>,
-    known: Mutex<HashMap<Workload, Known>>,
+    known: Mutex<HashMap<Workload, KnownIdentity>>,
 }
 
-struct Known {
+struct KnownIdentity {
     identity: Identity,
-    account: Arc<Account>,
+    account: Arc<PodAccount>,
     used: Instant,
 }
 
 impl Workloads {
-    pub(crate) fn new(settings: &Settings, clock: Clock) -> Result<Self, Error> {
+    pub(crate) fn new(settings: &Settings, clock: Clock) -> Result<Self, StorageError> {
         let environment = &settings.environment;
         let url = match (&settings.oke_endpoint, environment.get("KUBERNETES_SERVICE_HOST")) {
             (Some(url), _) => url.clone(),
             (None, Some(host)) if host.contains(':') => format!("https://[{host}]:{PORT}"),
             (None, Some(host)) => format!("https://{host}:{PORT}"),
             (None, None) => {
-                return Err(Error::config(
+                return Err(StorageError::config(
                     "finding OKE's identity service",
                     "this process runs in no cluster (KUBERNETES_SERVICE_HOST is not set)",
                 )
@@ -108,7 +108,7 @@ impl Workloads {
         let endpoint = Endpoint::parse_bare(&url, "the endpoint of OKE's identity service")?;
         let transport = Transport::new((&settings.timeouts).into(), ca_file.as_deref())?;
         let exchange = Exchange { endpoint, transport, retry: settings.retry.clone(), clock };
-        Ok(Self(Arc::new(Shared { exchange: Arc::new(exchange), known: Mutex::default() })))
+        Ok(Self(Arc::new(WorkloadsInner { exchange: Arc::new(exchange), known: Mutex::default() })))
     }
 
     /// The identity of a pod, which has this token from now on.
@@ -117,14 +117,14 @@ impl Workloads {
         let begun = known.is_empty();
         forget(&mut known, KEPT - 1, workload);
         let entry = known.entry(workload.clone()).or_insert_with(|| {
-            let account = Arc::new(Account {
+            let account = Arc::new(PodAccount {
                 exchange: Arc::clone(&self.0.exchange),
                 who: workload.to_string(),
                 token: Mutex::default(),
             });
             let clock = self.0.exchange.clock.clone();
             let identity = Identity::new(Arc::clone(&account), clock);
-            Known { identity, account, used: Instant::now() }
+            KnownIdentity { identity, account, used: Instant::now() }
         });
         entry.used = Instant::now();
         token.clone_into(&mut lock(&entry.account.token));
@@ -155,7 +155,11 @@ impl Workloads {
 
 /// What is idle goes, and of the rest what was used longest ago, until at most
 /// `most` others are left.
-fn forget(known: &mut MutexGuard<'_, HashMap<Workload, Known>>, most: usize, asks: &Workload) {
+fn forget(
+    known: &mut MutexGuard<'_, HashMap<Workload, KnownIdentity>>,
+    most: usize,
+    asks: &Workload,
+) {
     known.retain(|workload, one| workload == asks || one.used.elapsed() < IDLE);
     while known.len() > most && !known.contains_key(asks) {
         let oldest = known.iter().min_by_key(|(_, one)| one.used);
@@ -165,15 +169,15 @@ fn forget(known: &mut MutexGuard<'_, HashMap<Workload, Known>>, most: usize, ask
 }
 
 /// One pod's service account. No `Debug`: it has a token.
-struct Account {
+struct PodAccount {
     exchange: Arc<Exchange>,
     who: String,
     /// As kubelet gave it last.
     token: Mutex<String>,
 }
 
-impl Source for Arc<Account> {
-    fn fetch(&self) -> BoxFuture<'_, Result<Credential, Error>> {
+impl CredentialSource for Arc<PodAccount> {
+    fn fetch(&self) -> BoxFuture<'_, Result<Credential, StorageError>> {
         async {
             let token = lock(&self.token).clone();
             self.exchange.credential(&self.who, &token).await
@@ -196,22 +200,23 @@ struct Exchange {
 }
 
 #[derive(Deserialize)]
-struct Answer {
+struct TokenReply {
     token: String,
 }
 
 impl Exchange {
-    async fn credential(&self, who: &str, token: &str) -> Result<Credential, Error> {
+    async fn credential(&self, who: &str, token: &str) -> Result<Credential, StorageError> {
         let host = self.endpoint.host();
         let attempted = format!("exchanging the token of {who} at {host}");
         let now = self.clock.now();
         // What is no JWT is the service's to judge.
         if Lifetime::expiry(token).is_some_and(|expiry| expiry <= now) {
             let why = "it has expired";
-            return Err(Error::new(ErrorKind::Unauthenticated, attempted, why)
+            return Err(StorageError::new(StorageErrorKind::Unauthenticated, attempted, why)
                 .with_remedy("kubelet gives the driver a new one with its next call"));
         }
-        let broken = |why: String| Error::new(ErrorKind::Identity, attempted.clone(), why);
+        let broken =
+            |why: String| StorageError::new(StorageErrorKind::Identity, attempted.clone(), why);
         let session_key = tokio::task::spawn_blocking(KeyPair::generate)
             .await
             .map_err(|error| broken(error.to_string()))?
@@ -226,7 +231,7 @@ impl Exchange {
             }
         };
         let lifetime = Lifetime::of_jwt(&jwt, self.clock.now(), theirs)
-            .map_err(|why| Error::new(ErrorKind::Protocol, attempted, why))?;
+            .map_err(|why| StorageError::new(StorageErrorKind::Protocol, attempted, why))?;
         let lifetime = lifetime.replaced_at_half(self.clock.now());
         Ok(Credential::expiring(format!("ST${jwt}"), session_key, lifetime))
     }
@@ -236,11 +241,12 @@ impl Exchange {
         attempted: &str,
         token: &str,
         body: Bytes,
-    ) -> Result<(String, Option<SystemTime>), Error> {
-        let request =
-            self.request(token, body).map_err(|why| Error::config(attempted.to_owned(), why))?;
+    ) -> Result<(String, Option<SystemTime>), StorageError> {
+        let request = self
+            .request(token, body)
+            .map_err(|why| StorageError::config(attempted.to_owned(), why))?;
         let unreachable = |what: String| {
-            Error::new(ErrorKind::Identity, attempted.to_owned(), what).with_remedy(
+            StorageError::new(StorageErrorKind::Identity, attempted.to_owned(), what).with_remedy(
                 "check that the driver's pods may reach the cluster's own address on port 12250",
             )
         };
@@ -257,31 +263,35 @@ impl Exchange {
                 .and_then(|date| httpdate::parse_http_date(date).ok());
             let jwt = session_token(&body).ok_or_else(|| {
                 // Not quoted: it may hold a token.
-                Error::new(ErrorKind::Protocol, attempted.to_owned(), "the answer has no token")
+                StorageError::new(
+                    StorageErrorKind::Protocol,
+                    attempted.to_owned(),
+                    "the answer has no token",
+                )
             })?;
             return Ok((jwt, theirs));
         }
         let (kind, remedy) = match parts.status {
             StatusCode::UNAUTHORIZED => (
-                ErrorKind::Unauthenticated,
+                StorageErrorKind::Unauthenticated,
                 Some(
                     "check the audience in tokenRequests of the CSIDriver object: \"\" is the cluster's own",
                 ),
             ),
             StatusCode::FORBIDDEN | StatusCode::NOT_FOUND => (
-                ErrorKind::Forbidden,
+                StorageErrorKind::Forbidden,
                 Some("oke_workload_identity needs an enhanced cluster: use one, or another auth"),
             ),
-            StatusCode::TOO_MANY_REQUESTS => (ErrorKind::Identity, None),
-            status if status.is_server_error() => (ErrorKind::Identity, None),
-            status if status.is_client_error() => (ErrorKind::Forbidden, None),
-            _ => (ErrorKind::Protocol, None),
+            StatusCode::TOO_MANY_REQUESTS => (StorageErrorKind::Identity, None),
+            status if status.is_server_error() => (StorageErrorKind::Identity, None),
+            status if status.is_client_error() => (StorageErrorKind::Forbidden, None),
+            _ => (StorageErrorKind::Protocol, None),
         };
         let ErrorBody { code, message } = serde_json::from_slice(&body).unwrap_or_default();
         let message = message.unwrap_or_else(|| "refused".to_owned());
         // A service that quotes what it was sent must not put a token into our words.
         let message = if message.contains(token) { "refused" } else { &message };
-        let error = Error::new(kind, attempted.to_owned(), excerpt(message, 200))
+        let error = StorageError::new(kind, attempted.to_owned(), excerpt(message, 200))
             .with_status(parts.status.as_u16())
             .with_code(code.map(|code| excerpt(&code, 60)))
             .with_request_id(
@@ -313,7 +323,7 @@ impl Exchange {
 /// The JWT of an answer: a JSON string of base64 of `{"token": "ST$…"}`.
 fn session_token(body: &[u8]) -> Option<String> {
     let encoded: String = serde_json::from_slice(body).ok()?;
-    let answer: Answer = serde_json::from_slice(&BASE64.decode(encoded.trim()).ok()?).ok()?;
+    let answer: TokenReply = serde_json::from_slice(&BASE64.decode(encoded.trim()).ok()?).ok()?;
     let jwt = answer.token.strip_prefix("ST$").unwrap_or(&answer.token);
     (!jwt.is_empty()).then(|| jwt.to_owned())
 }

@@ -2,7 +2,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::json;
 
 use super::*;
-use crate::oci::test_server::{Answer, Server};
+use crate::oci::test_server::{ScriptedAnswer, TestServer};
 use crate::oci::{AuthMethod, Environment};
 
 fn pod(uid: &str) -> Workload {
@@ -17,9 +17,9 @@ fn jwt(number: usize, seconds: i64) -> String {
     format!("e30.{}.c2ln", URL_SAFE_NO_PAD.encode(claims.to_string()))
 }
 
-fn answer(token: &str) -> Answer {
+fn answer(token: &str) -> ScriptedAnswer {
     let inner = json!({ "token": format!("ST${token}") }).to_string();
-    Answer::new(200, json!(BASE64.encode(inner)).to_string())
+    ScriptedAnswer::new(200, json!(BASE64.encode(inner)).to_string())
 }
 
 fn settings(url: &str) -> Settings {
@@ -31,13 +31,13 @@ fn settings(url: &str) -> Settings {
     }
 }
 
-fn workloads(server: &Server) -> Workloads {
+fn workloads(server: &TestServer) -> Workloads {
     Workloads::new(&settings(&server.url), Clock::system()).unwrap()
 }
 
 #[tokio::test]
 async fn a_pods_token_buys_a_credential_of_its_own_key_once() {
-    let server = Server::start(|number, _| answer(&jwt(number, 3600))).await;
+    let server = TestServer::start(|number, _| answer(&jwt(number, 3600))).await;
     let workloads = workloads(&server);
     let token = jwt(0, 600);
     let first = workloads.of(&pod("1"), &token).credentials().await.unwrap();
@@ -60,7 +60,7 @@ async fn a_pods_token_buys_a_credential_of_its_own_key_once() {
 
 #[tokio::test]
 async fn a_credential_is_replaced_in_the_second_half_of_its_life_while_it_is_used() {
-    let server = Server::start(|number, _| answer(&jwt(number, 4))).await;
+    let server = TestServer::start(|number, _| answer(&jwt(number, 4))).await;
     let identity = workloads(&server).of(&pod("1"), "token");
     let first = identity.credentials().await.unwrap();
     let started = std::time::Instant::now();
@@ -78,15 +78,15 @@ async fn a_credential_is_replaced_in_the_second_half_of_its_life_while_it_is_use
 #[tokio::test]
 async fn refusals_have_their_meaning_and_no_error_holds_the_token() {
     for (status, kind) in [
-        (401, ErrorKind::Unauthenticated),
-        (403, ErrorKind::Forbidden),
-        (404, ErrorKind::Forbidden),
-        (429, ErrorKind::Identity),
-        (500, ErrorKind::Identity),
+        (401, StorageErrorKind::Unauthenticated),
+        (403, StorageErrorKind::Forbidden),
+        (404, StorageErrorKind::Forbidden),
+        (429, StorageErrorKind::Identity),
+        (500, StorageErrorKind::Identity),
     ] {
-        let server = Server::start(move |_, seen| {
+        let server = TestServer::start(move |_, seen| {
             let echo = seen.header("authorization").unwrap().to_owned();
-            Answer::new(status, json!({ "code": "C", "message": echo }).to_string())
+            ScriptedAnswer::new(status, json!({ "code": "C", "message": echo }).to_string())
         })
         .await;
         let error = workloads(&server).of(&pod("1"), "s3cret").credentials().await.unwrap_err();
@@ -95,18 +95,18 @@ async fn refusals_have_their_meaning_and_no_error_holds_the_token() {
         assert!(text.contains("service account team-a/vllm") && !text.contains("s3cret"), "{text}");
     }
     for nonsense in ["", "\"AAAA\"", "{}", "\"e30=\""] {
-        let server = Server::start(move |_, _| Answer::new(200, nonsense)).await;
+        let server = TestServer::start(move |_, _| ScriptedAnswer::new(200, nonsense)).await;
         let error = workloads(&server).of(&pod("1"), "t").credentials().await.unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Protocol, "{nonsense}");
+        assert_eq!(error.kind(), StorageErrorKind::Protocol, "{nonsense}");
     }
 }
 
 #[tokio::test]
 async fn a_token_that_has_expired_is_not_sent_and_the_next_one_is() {
-    let server = Server::start(|number, _| answer(&jwt(number, 3600))).await;
+    let server = TestServer::start(|number, _| answer(&jwt(number, 3600))).await;
     let workloads = workloads(&server);
     let error = workloads.of(&pod("1"), &jwt(0, -1)).credentials().await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Unauthenticated);
+    assert_eq!(error.kind(), StorageErrorKind::Unauthenticated);
     assert!(error.to_string().contains("expired") && server.seen().is_empty(), "{error}");
     workloads.of(&pod("1"), &jwt(1, 600)).credentials().await.unwrap();
 }

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use super::{Inner, ObjectStorage};
+use super::{ObjectStorage, ObjectStorageInner};
 use crate::oci::clock::Clock;
 use crate::oci::endpoint::Endpoint;
-use crate::oci::error::Error;
+use crate::oci::error::StorageError;
 use crate::oci::identity::Identity;
 use crate::oci::identity::api_key::ProfileSource;
 use crate::oci::identity::imds::Imds;
@@ -17,27 +17,27 @@ use crate::transport::Transport;
 
 /// Where Object Storage is.
 #[derive(Clone)]
-pub(super) enum Place {
+pub(super) enum ServiceLocation {
     /// Known from the settings.
     Fixed { endpoint: Endpoint, location: String },
     /// In the instance's own region, known once the metadata service was asked.
     Instance { region: Arc<InstanceRegion> },
 }
 
-impl Place {
-    fn chosen(url: &str) -> Result<Self, Error> {
+impl ServiceLocation {
+    fn chosen(url: &str) -> Result<Self, StorageError> {
         let endpoint = Endpoint::parse_bare(url, "the Object Storage endpoint")?;
         let location = endpoint.origin();
         Ok(Self::Fixed { endpoint, location })
     }
 
-    fn of_region(region: &Region) -> Result<Self, Error> {
+    fn of_region(region: &Region) -> Result<Self, StorageError> {
         let what = "the endpoint of the region";
         let endpoint = Endpoint::parse_bare(&region.object_storage_url(), what)?;
         Ok(Self::Fixed { endpoint, location: region.name().to_owned() })
     }
 
-    pub(super) async fn endpoint(&self) -> Result<Endpoint, Error> {
+    pub(super) async fn endpoint(&self) -> Result<Endpoint, StorageError> {
         match self {
             Self::Fixed { endpoint, .. } => Ok(endpoint.clone()),
             Self::Instance { region } => {
@@ -47,7 +47,7 @@ impl Place {
         }
     }
 
-    pub(super) async fn location(&self) -> Result<String, Error> {
+    pub(super) async fn location(&self) -> Result<String, StorageError> {
         match self {
             Self::Fixed { location, .. } => Ok(location.clone()),
             Self::Instance { region } => Ok(region.get().await?.name().to_owned()),
@@ -60,11 +60,11 @@ impl ObjectStorage {
     ///
     /// An API key is loaded here; the instance principal asks its services at
     /// the first request, so that a node plugin starts also while they are away.
-    pub async fn connect(settings: Settings) -> Result<Self, Error> {
+    pub async fn connect(settings: Settings) -> Result<Self, StorageError> {
         // Reads the system's certificates, the CA file and the config file.
         let inner = tokio::task::spawn_blocking(move || prepare(settings, Clock::system()))
             .await
-            .map_err(|error| Error::config("preparing the client", error.to_string()))??;
+            .map_err(|error| StorageError::config("preparing the client", error.to_string()))??;
         if let Some(identity) = inner.identity.as_ref().filter(|_| inner.load_at_once) {
             identity.credentials().await?;
         }
@@ -78,32 +78,32 @@ impl ObjectStorage {
     ///
     /// # Errors
     /// `Config` when the endpoint is not one.
-    pub fn at(&self, region: Option<&str>, endpoint: Option<&str>) -> Result<Self, Error> {
+    pub fn at(&self, region: Option<&str>, endpoint: Option<&str>) -> Result<Self, StorageError> {
         let place = match (endpoint, region) {
-            (Some(url), _) => Place::chosen(url)?,
+            (Some(url), _) => ServiceLocation::chosen(url)?,
             (None, Some(region)) => {
-                Place::of_region(&Region::resolve(region, &self.0.environment))?
+                ServiceLocation::of_region(&Region::resolve(region, &self.0.environment))?
             }
             (None, None) => return Ok(self.clone()),
         };
-        Ok(Self(Arc::new(Inner { place, ..Inner::clone(&self.0) })))
+        Ok(Self(Arc::new(ObjectStorageInner { place, ..ObjectStorageInner::clone(&self.0) })))
     }
 
     /// The same identity in the place of `other`.
     #[must_use]
     pub fn beside(&self, other: &Self) -> Self {
         let place = other.0.place.clone();
-        Self(Arc::new(Inner { place, ..Inner::clone(&self.0) }))
+        Self(Arc::new(ObjectStorageInner { place, ..ObjectStorageInner::clone(&self.0) }))
     }
 
     /// Whether `region`, a name or short code, is where this is.
-    pub async fn is_in(&self, region: &str) -> Result<bool, Error> {
+    pub async fn is_in(&self, region: &str) -> Result<bool, StorageError> {
         let named = Region::resolve(region, &self.0.environment);
         Ok(self.location().await? == named.name())
     }
 }
 
-fn prepare(settings: Settings, clock: Clock) -> Result<Inner, Error> {
+fn prepare(settings: Settings, clock: Clock) -> Result<ObjectStorageInner, StorageError> {
     let transport = Transport::new((&settings.timeouts).into(), settings.ca_file().as_deref())?;
     let endpoint = settings.or_variable(settings.endpoint.as_ref(), "OCI_CLI_ENDPOINT");
     let region = settings.or_variable(settings.region.as_ref(), "OCI_CLI_REGION");
@@ -111,9 +111,9 @@ fn prepare(settings: Settings, clock: Clock) -> Result<Inner, Error> {
     let method = resolve_auto(&settings, &profile)?;
     let environment = &settings.environment;
     let fixed = |region: Option<String>| match (&endpoint, region) {
-        (Some(url), _) => Place::chosen(url),
-        (None, Some(region)) => Place::of_region(&Region::resolve(&region, environment)),
-        (None, None) => Err(Error::config(
+        (Some(url), _) => ServiceLocation::chosen(url),
+        (None, Some(region)) => ServiceLocation::of_region(&Region::resolve(&region, environment)),
+        (None, None) => Err(StorageError::config(
             "finding Object Storage",
             "neither a region nor an endpoint is configured",
         )
@@ -138,7 +138,7 @@ fn prepare(settings: Settings, clock: Clock) -> Result<Inner, Error> {
             let place = if endpoint.is_some() || region.is_some() {
                 fixed(region)?
             } else {
-                Place::Instance { region: Arc::clone(&instance) }
+                ServiceLocation::Instance { region: Arc::clone(&instance) }
             };
             let source = InstancePrincipal::new(
                 &settings,
@@ -158,7 +158,7 @@ fn prepare(settings: Settings, clock: Clock) -> Result<Inner, Error> {
             } else {
                 let imds = Arc::new(Imds::new(&settings)?);
                 let region = InstanceRegion::new(None, environment.clone(), imds);
-                Place::Instance { region: Arc::new(region) }
+                ServiceLocation::Instance { region: Arc::new(region) }
             };
             workloads = Some(Workloads::new(&settings, clock.clone())?);
             (place, None)
@@ -167,7 +167,7 @@ fn prepare(settings: Settings, clock: Clock) -> Result<Inner, Error> {
             return Err(not_yet(method));
         }
     };
-    Ok(Inner {
+    Ok(ObjectStorageInner {
         method,
         environment: settings.environment,
         transport,
@@ -184,7 +184,7 @@ fn prepare(settings: Settings, clock: Clock) -> Result<Inner, Error> {
     })
 }
 
-fn resolve_auto(settings: &Settings, profile: &ProfileSource) -> Result<AuthMethod, Error> {
+fn resolve_auto(settings: &Settings, profile: &ProfileSource) -> Result<AuthMethod, StorageError> {
     if settings.auth != AuthMethod::Auto {
         return Ok(settings.auth);
     }
@@ -195,7 +195,10 @@ fn resolve_auto(settings: &Settings, profile: &ProfileSource) -> Result<AuthMeth
     }
 }
 
-fn not_yet(method: AuthMethod) -> Error {
-    Error::config(format!("authenticating with {method}"), "this version does not support it")
-        .with_remedy("use one of api_key, instance_principal, oke_workload_identity, none")
+fn not_yet(method: AuthMethod) -> StorageError {
+    StorageError::config(
+        format!("authenticating with {method}"),
+        "this version does not support it",
+    )
+    .with_remedy("use one of api_key, instance_principal, oke_workload_identity, none")
 }

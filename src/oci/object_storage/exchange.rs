@@ -9,17 +9,17 @@ use http::{
 use http_body_util::Full;
 use hyper::body::Incoming;
 
-use super::Inner;
+use super::ObjectStorageInner;
 use crate::oci::answer::{self, ErrorBody};
 use crate::oci::clock::skew_remedy;
 use crate::oci::endpoint::Endpoint;
-use crate::oci::error::{Error, ErrorKind, excerpt};
+use crate::oci::error::{StorageError, StorageErrorKind, excerpt};
 use crate::oci::identity::Credential;
 use crate::oci::identity::workload::Workload;
 use crate::oci::names::Bucket;
 use crate::oci::settings::AuthMethod;
 use crate::oci::sign;
-use crate::transport::Failure;
+use crate::transport::TransportFailure;
 
 const USER_AGENT: &str = concat!("oci-model-csi/", env!("CARGO_PKG_VERSION"));
 
@@ -27,7 +27,7 @@ const USER_AGENT: &str = concat!("oci-model-csi/", env!("CARGO_PKG_VERSION"));
 const LONGEST_ERROR: usize = 64 * 1024;
 
 /// What is asked of whom, before it is signed.
-pub(super) struct Call<'a> {
+pub(super) struct UnsignedRequest<'a> {
     operation: &'static str,
     subject: String,
     bucket: Option<&'a Bucket>,
@@ -36,7 +36,7 @@ pub(super) struct Call<'a> {
     pub(super) headers: Vec<(HeaderName, String)>,
 }
 
-impl<'a> Call<'a> {
+impl<'a> UnsignedRequest<'a> {
     pub(super) fn new(
         operation: &'static str,
         subject: impl Display,
@@ -57,8 +57,8 @@ impl<'a> Call<'a> {
         format!("{} of {}", self.operation, self.subject)
     }
 
-    pub(super) fn error(&self, kind: ErrorKind, cause: impl Into<String>) -> Error {
-        Error::new(kind, self.attempted(), cause)
+    pub(super) fn error(&self, kind: StorageErrorKind, cause: impl Into<String>) -> StorageError {
+        StorageError::new(kind, self.attempted(), cause)
     }
 
     fn request(
@@ -66,8 +66,8 @@ impl<'a> Call<'a> {
         endpoint: &Endpoint,
         date: &str,
         credential: Option<&Credential>,
-    ) -> Result<Request<Full<Bytes>>, Error> {
-        let refuse = |error: http::Error| self.error(ErrorKind::Config, error.to_string());
+    ) -> Result<Request<Full<Bytes>>, StorageError> {
+        let refuse = |error: http::Error| self.error(StorageErrorKind::Config, error.to_string());
         let uri = endpoint.uri(&self.target).map_err(refuse)?;
         let mut request = Request::builder()
             .method(&self.method)
@@ -93,7 +93,7 @@ impl<'a> Call<'a> {
                 &endpoint.origin(),
             )?;
             let mut authorization = HeaderValue::try_from(signed.authorization)
-                .map_err(|error| self.error(ErrorKind::Config, error.to_string()))?;
+                .map_err(|error| self.error(StorageErrorKind::Config, error.to_string()))?;
             authorization.set_sensitive(true);
             request = request.header(header::AUTHORIZATION, authorization);
         }
@@ -101,19 +101,22 @@ impl<'a> Call<'a> {
     }
 }
 
-impl Inner {
+impl ObjectStorageInner {
     /// One attempt, 401 and its repetition included; any status but 2xx is an error.
-    pub(super) async fn send(&self, call: &Call<'_>) -> Result<Response<Incoming>, Error> {
+    pub(super) async fn send(
+        &self,
+        call: &UnsignedRequest<'_>,
+    ) -> Result<Response<Incoming>, StorageError> {
         if self.workloads.is_some() && self.identity.is_none() {
             let why = "oke_workload_identity asks as a pod, and there is none here";
-            return Err(call.error(ErrorKind::Config, why));
+            return Err(call.error(StorageErrorKind::Config, why));
         }
         let endpoint = self.place.endpoint().await?;
         let Some(identity) = &self.identity else {
             let response = self.exchange(call, &endpoint, None).await?;
             return self.succeeded(call, &endpoint, response).await;
         };
-        let credential = identity.credentials().await.map_err(Error::of_identity)?;
+        let credential = identity.credentials().await.map_err(StorageError::of_identity)?;
         let response = self.exchange(call, &endpoint, Some(&credential)).await?;
         if response.status() != StatusCode::UNAUTHORIZED {
             return self.succeeded(call, &endpoint, response).await;
@@ -139,7 +142,10 @@ impl Inner {
     }
 
     /// As [`send`](Self::send), repeated as the policy says.
-    pub(super) async fn send_retrying(&self, call: &Call<'_>) -> Result<Response<Incoming>, Error> {
+    pub(super) async fn send_retrying(
+        &self,
+        call: &UnsignedRequest<'_>,
+    ) -> Result<Response<Incoming>, StorageError> {
         let mut attempts = self.retry.start();
         loop {
             match self.send(call).await {
@@ -152,14 +158,14 @@ impl Inner {
     /// The head and the whole body, repeated as the policy says also when the body breaks.
     pub(super) async fn read_retrying(
         &self,
-        call: &Call<'_>,
+        call: &UnsignedRequest<'_>,
         limit: usize,
-    ) -> Result<(HeaderMap, Bytes), Error> {
+    ) -> Result<(HeaderMap, Bytes), StorageError> {
         match self.read_short_retrying(call, limit).await? {
             (headers, Some(body)) => Ok((headers, body)),
             (_, None) => {
                 let why = format!("the answer is longer than {limit} bytes");
-                Err(call.error(ErrorKind::Protocol, why))
+                Err(call.error(StorageErrorKind::Protocol, why))
             }
         }
     }
@@ -167,9 +173,9 @@ impl Inner {
     /// As [`read_retrying`](Self::read_retrying); no body when it is longer than `limit` bytes.
     pub(super) async fn read_short_retrying(
         &self,
-        call: &Call<'_>,
+        call: &UnsignedRequest<'_>,
         limit: usize,
-    ) -> Result<(HeaderMap, Option<Bytes>), Error> {
+    ) -> Result<(HeaderMap, Option<Bytes>), StorageError> {
         let mut attempts = self.retry.start();
         loop {
             let error = match self.send(call).await {
@@ -177,7 +183,7 @@ impl Inner {
                     let (parts, body) = response.into_parts();
                     match self.transport.read_short(body, limit).await {
                         Ok(body) => return Ok((parts.headers, body)),
-                        Err(failure) => call.error(ErrorKind::Unavailable, failure.what),
+                        Err(failure) => call.error(StorageErrorKind::Unavailable, failure.what),
                     }
                 }
                 Err(error) => error,
@@ -188,19 +194,19 @@ impl Inner {
 
     async fn exchange(
         &self,
-        call: &Call<'_>,
+        call: &UnsignedRequest<'_>,
         endpoint: &Endpoint,
         credential: Option<&Credential>,
-    ) -> Result<Response<Incoming>, Error> {
+    ) -> Result<Response<Incoming>, StorageError> {
         let date = httpdate::fmt_http_date(self.clock.now());
         let request = call.request(endpoint, &date, credential)?;
         let answer = self.transport.send(request).await;
         if let Some(observe) = &self.observer {
             observe(call.operation, answer.as_ref().ok().map(|answer| answer.status().as_u16()));
         }
-        answer.map_err(|Failure { what, remedy }| {
+        answer.map_err(|TransportFailure { what, remedy }| {
             let attempted = format!("{} at {}", call.attempted(), endpoint.host());
-            let error = Error::new(ErrorKind::Unavailable, attempted, what);
+            let error = StorageError::new(StorageErrorKind::Unavailable, attempted, what);
             match remedy {
                 Some(remedy) => error.with_remedy(remedy),
                 None => error,
@@ -210,10 +216,10 @@ impl Inner {
 
     async fn succeeded(
         &self,
-        call: &Call<'_>,
+        call: &UnsignedRequest<'_>,
         endpoint: &Endpoint,
         response: Response<Incoming>,
-    ) -> Result<Response<Incoming>, Error> {
+    ) -> Result<Response<Incoming>, StorageError> {
         if response.status().is_success() {
             return Ok(response);
         }
@@ -225,11 +231,11 @@ impl Inner {
 
     fn refusal(
         &self,
-        call: &Call<'_>,
+        call: &UnsignedRequest<'_>,
         endpoint: &Endpoint,
         parts: &response::Parts,
         body: &[u8],
-    ) -> Error {
+    ) -> StorageError {
         let ErrorBody { code, message } = serde_json::from_slice(body).unwrap_or_default();
         let kind = classify(parts.status, code.as_deref());
         let cause = message
@@ -244,7 +250,7 @@ impl Inner {
         let attempted = format!("{} at {}", call.attempted(), endpoint.host());
         let now = self.clock.now();
         let remedy = match kind {
-            ErrorKind::Unauthenticated => skew_remedy(now, &parts.headers, "Object Storage")
+            StorageErrorKind::Unauthenticated => skew_remedy(now, &parts.headers, "Object Storage")
                 .or_else(|| Some(self.unauthenticated_remedy())),
             _ if wants_login(parts.status) => Some(login_remedy(&parts.headers, endpoint.host())),
             _ => {
@@ -252,7 +258,7 @@ impl Inner {
                 remedy(kind, code.as_deref(), call.bucket, self.method, workload)
             }
         };
-        let error = Error::new(kind, attempted, excerpt(&cause, 300))
+        let error = StorageError::new(kind, attempted, excerpt(&cause, 300))
             .with_status(parts.status.as_u16())
             .with_code(code.map(|code| excerpt(&code, 60)))
             .with_request_id(
@@ -288,24 +294,24 @@ fn client_request_id() -> String {
 }
 
 /// By status first; the code only tells conflicts apart.
-fn classify(status: StatusCode, code: Option<&str>) -> ErrorKind {
+fn classify(status: StatusCode, code: Option<&str>) -> StorageErrorKind {
     match (status.as_u16(), code) {
-        (401, _) => ErrorKind::Unauthenticated,
-        (403, _) => ErrorKind::Forbidden,
-        (404, _) => ErrorKind::NotFound,
-        (409, Some("NotRestored")) => ErrorKind::Archived,
+        (401, _) => StorageErrorKind::Unauthenticated,
+        (403, _) => StorageErrorKind::Forbidden,
+        (404, _) => StorageErrorKind::NotFound,
+        (409, Some("NotRestored")) => StorageErrorKind::Archived,
         (409, Some("ConcurrentObjectUpdate" | "IncorrectState" | "LockConflict")) | (408, _) => {
-            ErrorKind::Unavailable
+            StorageErrorKind::Unavailable
         }
-        (412, _) => ErrorKind::Changed,
-        (416, _) => ErrorKind::RangeNotSatisfiable,
-        (429, _) => ErrorKind::Throttled,
-        (501 | 100..=399, _) => ErrorKind::Protocol,
-        _ if wants_login(status) => ErrorKind::Protocol,
-        (500.., _) => ErrorKind::Unavailable,
+        (412, _) => StorageErrorKind::Changed,
+        (416, _) => StorageErrorKind::RangeNotSatisfiable,
+        (429, _) => StorageErrorKind::Throttled,
+        (501 | 100..=399, _) => StorageErrorKind::Protocol,
+        _ if wants_login(status) => StorageErrorKind::Protocol,
+        (500.., _) => StorageErrorKind::Unavailable,
         // Without a code it is not the service that says so, but what is in between.
-        (_, None) => ErrorKind::Protocol,
-        _ => ErrorKind::Invalid,
+        (_, None) => StorageErrorKind::Protocol,
+        _ => StorageErrorKind::Invalid,
     }
 }
 
@@ -353,7 +359,7 @@ pub(crate) fn statement(bucket: &str, method: AuthMethod, workload: Option<&Work
 }
 
 fn remedy(
-    kind: ErrorKind,
+    kind: StorageErrorKind,
     code: Option<&str>,
     bucket: Option<&Bucket>,
     method: AuthMethod,
@@ -364,12 +370,12 @@ fn remedy(
     let statement = statement(&bucket.name, method, workload);
     match kind {
         // The bucket was seen, so the permission is there.
-        ErrorKind::NotFound if code == Some("ObjectNotFound") => None,
-        ErrorKind::NotFound => {
+        StorageErrorKind::NotFound if code == Some("ObjectNotFound") => None,
+        StorageErrorKind::NotFound => {
             Some(format!("it does not exist, or {who} may not see it; to allow it: {statement}"))
         }
-        ErrorKind::Forbidden => Some(format!("to allow it: {statement}")),
-        ErrorKind::Archived => Some(format!(
+        StorageErrorKind::Forbidden => Some(format!("to allow it: {statement}")),
+        StorageErrorKind::Archived => Some(format!(
             "restore it first: oci os object restore --bucket-name {} --name NAME",
             bucket.name
         )),
@@ -384,24 +390,24 @@ mod tests {
     #[test]
     fn the_status_decides_and_the_code_tells_conflicts_apart() {
         for (status, code, kind) in [
-            (400, Some("InvalidParameter"), ErrorKind::Invalid),
-            (401, Some("NotAuthenticated"), ErrorKind::Unauthenticated),
-            (403, None, ErrorKind::Forbidden),
-            (404, Some("NotAuthorizedOrNotFound"), ErrorKind::NotFound),
-            (405, Some("MethodNotAllowed"), ErrorKind::Invalid),
-            (405, None, ErrorKind::Protocol),
-            (409, Some("NotRestored"), ErrorKind::Archived),
-            (409, Some("ConcurrentObjectUpdate"), ErrorKind::Unavailable),
-            (409, Some("ObjectAlreadyExists"), ErrorKind::Invalid),
-            (407, None, ErrorKind::Protocol),
-            (412, None, ErrorKind::Changed),
-            (416, None, ErrorKind::RangeNotSatisfiable),
-            (429, None, ErrorKind::Throttled),
-            (301, None, ErrorKind::Protocol),
-            (500, None, ErrorKind::Unavailable),
-            (501, None, ErrorKind::Protocol),
-            (511, None, ErrorKind::Protocol),
-            (503, Some("ServiceUnavailable"), ErrorKind::Unavailable),
+            (400, Some("InvalidParameter"), StorageErrorKind::Invalid),
+            (401, Some("NotAuthenticated"), StorageErrorKind::Unauthenticated),
+            (403, None, StorageErrorKind::Forbidden),
+            (404, Some("NotAuthorizedOrNotFound"), StorageErrorKind::NotFound),
+            (405, Some("MethodNotAllowed"), StorageErrorKind::Invalid),
+            (405, None, StorageErrorKind::Protocol),
+            (409, Some("NotRestored"), StorageErrorKind::Archived),
+            (409, Some("ConcurrentObjectUpdate"), StorageErrorKind::Unavailable),
+            (409, Some("ObjectAlreadyExists"), StorageErrorKind::Invalid),
+            (407, None, StorageErrorKind::Protocol),
+            (412, None, StorageErrorKind::Changed),
+            (416, None, StorageErrorKind::RangeNotSatisfiable),
+            (429, None, StorageErrorKind::Throttled),
+            (301, None, StorageErrorKind::Protocol),
+            (500, None, StorageErrorKind::Unavailable),
+            (501, None, StorageErrorKind::Protocol),
+            (511, None, StorageErrorKind::Protocol),
+            (503, Some("ServiceUnavailable"), StorageErrorKind::Unavailable),
         ] {
             let status = StatusCode::from_u16(status).unwrap();
             assert_eq!(classify(status, code), kind, "{status} {code:?}");
@@ -413,7 +419,7 @@ mod tests {
         let bucket = Bucket::new("ns", "models");
         let not_found = |code| {
             let method = AuthMethod::InstancePrincipal;
-            remedy(ErrorKind::NotFound, Some(code), Some(&bucket), method, None)
+            remedy(StorageErrorKind::NotFound, Some(code), Some(&bucket), method, None)
         };
         let text = not_found("BucketNotFound").unwrap();
         assert!(text.contains("target.bucket.name='models'"), "{text}");

@@ -2,11 +2,11 @@
 
 use http::Method;
 
-use super::Inner;
-use super::exchange::Call;
-use crate::oci::answer::{ObjectSummary, PAGE_LIMIT, Page};
+use super::ObjectStorageInner;
+use super::exchange::UnsignedRequest;
+use crate::oci::answer::{ObjectSummary, PAGE_LIMIT, RawPage};
 use crate::oci::encode::strict;
-use crate::oci::error::{Error, ErrorKind, excerpt};
+use crate::oci::error::{StorageError, StorageErrorKind, excerpt};
 use crate::oci::names::Bucket;
 
 /// The longest page that is read: what one listing takes in memory. Usual pages
@@ -24,7 +24,7 @@ const LISTED_FIELDS: &str = "name,size,etag,md5,timeModified,storageTier,archiva
 
 /// The pages of one listing, in the service's order.
 pub struct Pages<'a> {
-    store: &'a Inner,
+    store: &'a ObjectStorageInner,
     bucket: &'a Bucket,
     prefix: &'a str,
     /// Objects that may still come.
@@ -39,7 +39,12 @@ pub struct Pages<'a> {
 }
 
 impl<'a> Pages<'a> {
-    pub(super) fn new(store: &'a Inner, bucket: &'a Bucket, prefix: &'a str, max: usize) -> Self {
+    pub(super) fn new(
+        store: &'a ObjectStorageInner,
+        bucket: &'a Bucket,
+        prefix: &'a str,
+        max: usize,
+    ) -> Self {
         let (start, last) = (None, None);
         let (empty, is_over, truncated) = (0, false, false);
         let page = PAGE_LIMIT;
@@ -52,7 +57,7 @@ impl<'a> Pages<'a> {
     }
 
     /// The next page; `None` at the end.
-    pub async fn next(&mut self) -> Result<Option<Vec<ObjectSummary>>, Error> {
+    pub async fn next(&mut self) -> Result<Option<Vec<ObjectSummary>>, StorageError> {
         if self.is_over {
             return Ok(None);
         }
@@ -64,12 +69,12 @@ impl<'a> Pages<'a> {
                 None if self.page > SHORT_PAGE => self.page = SHORT_PAGE,
                 None => {
                     let why = format!("the answer is longer than {LONGEST_PAGE} bytes");
-                    return Err(call.error(ErrorKind::Protocol, why));
+                    return Err(call.error(StorageErrorKind::Protocol, why));
                 }
             }
         };
-        let broken = |why: String| call.error(ErrorKind::Protocol, why);
-        let page: Page = serde_json::from_slice(&body)
+        let broken = |why: String| call.error(StorageErrorKind::Protocol, why);
+        let page: RawPage = serde_json::from_slice(&body)
             .map_err(|error| broken(format!("the answer is not a listing: {error}")))?;
         drop(body);
         let mut found = page.objects.map(|objects| objects.0).unwrap_or_default();
@@ -92,7 +97,7 @@ impl<'a> Pages<'a> {
     }
 
     /// The request of the next page.
-    fn call(&self) -> Call<'a> {
+    fn call(&self) -> UnsignedRequest<'a> {
         // One more than may be kept tells whether there are more.
         let limit = self.left.saturating_add(1).min(self.page);
         let mut target = format!(
@@ -107,16 +112,16 @@ impl<'a> Pages<'a> {
             target.push_str(&strict(start).to_string());
         }
         let subject = format!("prefix {:?} in {}", excerpt(self.prefix, 200), self.bucket);
-        Call::new("ListObjects", subject, Method::GET, target).in_bucket(self.bucket)
+        UnsignedRequest::new("ListObjects", subject, Method::GET, target).in_bucket(self.bucket)
     }
 
-    fn advance(&mut self, call: &Call<'_>, next: String) -> Result<(), Error> {
+    fn advance(&mut self, call: &UnsignedRequest<'_>, next: String) -> Result<(), StorageError> {
         let not_after = |before: &Option<String>| {
             before.as_ref().is_some_and(|before| next.as_bytes() <= before.as_bytes())
         };
         if not_after(&self.start) || not_after(&self.last) || self.empty > EMPTY_PAGES {
             let why = format!("the listing does not advance beyond {:?}", excerpt(&next, 200));
-            return Err(call.error(ErrorKind::Protocol, why));
+            return Err(call.error(StorageErrorKind::Protocol, why));
         }
         self.start = Some(next);
         Ok(())

@@ -5,10 +5,10 @@ use std::time::{Duration, SystemTime};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::*;
-use crate::oci::test_server::{AfterCut, Answer, Seen, Server};
+use crate::oci::test_server::{AfterCut, ScriptedAnswer, Seen, TestServer};
 use crate::oci::{AuthMethod, Environment, Settings, Timeouts};
 
-fn settings(server: &Server) -> Settings {
+fn settings(server: &TestServer) -> Settings {
     let (initial, max) = (Duration::from_millis(1), Duration::from_millis(5));
     Settings {
         endpoint: Some(server.url.clone()),
@@ -19,7 +19,7 @@ fn settings(server: &Server) -> Settings {
     }
 }
 
-async fn client(server: &Server) -> ObjectStorage {
+async fn client(server: &TestServer) -> ObjectStorage {
     ObjectStorage::connect(settings(server)).await.unwrap()
 }
 
@@ -27,7 +27,7 @@ fn bucket() -> Arc<Bucket> {
     Arc::new(Bucket::new("ns", "models"))
 }
 
-async fn read(mut body: ObjectBody) -> Result<Vec<u8>, Error> {
+async fn read(mut body: ObjectBody) -> Result<Vec<u8>, StorageError> {
     let mut bytes = Vec::new();
     while let Some(chunk) = body.chunk().await? {
         bytes.extend_from_slice(&chunk);
@@ -37,7 +37,7 @@ async fn read(mut body: ObjectBody) -> Result<Vec<u8>, Error> {
 
 #[tokio::test]
 async fn names_reach_the_request_line_encoded_once_and_whole() {
-    let server = Server::start(|_, _| Answer::new(200, "x").header("etag", "e")).await;
+    let server = TestServer::start(|_, _| ScriptedAnswer::new(200, "x").header("etag", "e")).await;
     let client = client(&server).await;
     for (name, target) in [
         ("..", ".."),
@@ -54,14 +54,14 @@ async fn names_reach_the_request_line_encoded_once_and_whole() {
         assert_eq!(seen.header("accept-encoding"), None);
     }
     let empty = client.get_object(&bucket().object(""), "e", None).await.unwrap_err();
-    assert_eq!(empty.kind(), ErrorKind::Invalid);
+    assert_eq!(empty.kind(), StorageErrorKind::Invalid);
 }
 
 #[tokio::test]
 async fn a_range_is_read_whole_with_the_size_of_the_object() {
-    let server = Server::start(|_, seen| {
+    let server = TestServer::start(|_, seen| {
         assert_eq!(seen.header("range"), Some("bytes=2-4"));
-        Answer::new(206, "cde").header("content-range", "bytes 2-4/10").header("etag", "e")
+        ScriptedAnswer::new(206, "cde").header("content-range", "bytes 2-4/10").header("etag", "e")
     })
     .await;
     let body =
@@ -72,43 +72,43 @@ async fn a_range_is_read_whole_with_the_size_of_the_object() {
 
 #[tokio::test]
 async fn an_answer_that_is_not_the_range_asked_for_is_refused_before_its_bytes() {
-    type Make = fn() -> Answer;
+    type Make = fn() -> ScriptedAnswer;
     let answers: [(Make, &str); 5] = [
-        (|| Answer::new(200, "abcdefghij"), "the whole object came"),
-        (|| Answer::new(206, "cde"), "no valid content-range"),
-        (|| Answer::new(206, "cde").header("content-range", "bytes 3-5/10"), "3-5"),
-        (|| Answer::new(206, "cd").header("content-range", "bytes 2-4/10"), "body of 2"),
-        (|| Answer::new(204, ""), "unexpected status 204"),
+        (|| ScriptedAnswer::new(200, "abcdefghij"), "the whole object came"),
+        (|| ScriptedAnswer::new(206, "cde"), "no valid content-range"),
+        (|| ScriptedAnswer::new(206, "cde").header("content-range", "bytes 3-5/10"), "3-5"),
+        (|| ScriptedAnswer::new(206, "cd").header("content-range", "bytes 2-4/10"), "body of 2"),
+        (|| ScriptedAnswer::new(204, ""), "unexpected status 204"),
     ];
     for (make, why) in answers {
-        let server = Server::start(move |_, _| make()).await;
+        let server = TestServer::start(move |_, _| make()).await;
         let client = client(&server).await;
         let error = client.get_object(&bucket().object("a"), "e", Some(2..5)).await.unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Protocol, "{error}");
+        assert_eq!(error.kind(), StorageErrorKind::Protocol, "{error}");
         assert!(error.to_string().contains(why), "{error}");
     }
 }
 
 #[tokio::test]
 async fn another_version_than_the_one_asked_for_is_changed() {
-    let server = Server::start(|number, _| match number {
-        0 => Answer::new(200, "abc").header("etag", "other"),
-        _ => Answer::refusal(412, "IfMatchFailed"),
+    let server = TestServer::start(|number, _| match number {
+        0 => ScriptedAnswer::new(200, "abc").header("etag", "other"),
+        _ => ScriptedAnswer::refusal(412, "IfMatchFailed"),
     })
     .await;
     let client = client(&server).await;
     for _ in 0..2 {
         let error = client.get_object(&bucket().object("a"), "e", None).await.unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Changed, "{error}");
+        assert_eq!(error.kind(), StorageErrorKind::Changed, "{error}");
     }
 }
 
 #[tokio::test]
 async fn an_answer_that_does_not_say_which_version_it_is_of_is_asked_for_again_and_never_used() {
-    let server = Server::start(|number, seen| match (number, seen.header("range")) {
-        (4, _) => Answer::new(200, "abc").header("etag", "e"),
-        (_, None) => Answer::new(200, "abc"),
-        (_, Some(_)) => Answer::new(206, "bc").header("content-range", "bytes 1-2/3"),
+    let server = TestServer::start(|number, seen| match (number, seen.header("range")) {
+        (4, _) => ScriptedAnswer::new(200, "abc").header("etag", "e"),
+        (_, None) => ScriptedAnswer::new(200, "abc"),
+        (_, Some(_)) => ScriptedAnswer::new(206, "bc").header("content-range", "bytes 1-2/3"),
     })
     .await;
     let (client, object) = (client(&server).await, bucket().object("a"));
@@ -127,17 +127,18 @@ async fn an_answer_that_does_not_say_which_version_it_is_of_is_asked_for_again_a
 
 #[tokio::test]
 async fn a_checksum_that_cannot_be_read_is_asked_for_again_as_often_as_the_policy_says() {
-    let broken = |answer: Answer| answer.header("etag", "e").header("content-md5", "not-base64");
-    let server = Server::start(move |number, _| match number {
-        1 => Answer::new(200, "abc").header("etag", "e"),
-        _ => broken(Answer::new(200, "abc")),
+    let broken =
+        |answer: ScriptedAnswer| answer.header("etag", "e").header("content-md5", "not-base64");
+    let server = TestServer::start(move |number, _| match number {
+        1 => ScriptedAnswer::new(200, "abc").header("etag", "e"),
+        _ => broken(ScriptedAnswer::new(200, "abc")),
     })
     .await;
     let (client, object) = (client(&server).await, bucket().object("a"));
     client.head_object(&object, Some("e")).await.unwrap();
     assert_eq!(server.seen().len(), 2);
     let error = client.head_object(&object, Some("e")).await.unwrap_err();
-    assert_eq!((error.kind(), server.seen().len()), (ErrorKind::Unavailable, 6));
+    assert_eq!((error.kind(), server.seen().len()), (StorageErrorKind::Unavailable, 6));
     assert!(error.to_string().contains("content-md5 \"not-base64\""), "{error}");
     let error = client.get_object(&object, "e", None).await.unwrap_err();
     assert!(error.is_transient(), "its caller asks again: {error}");
@@ -145,11 +146,11 @@ async fn a_checksum_that_cannot_be_read_is_asked_for_again_as_often_as_the_polic
 
 #[tokio::test]
 async fn rare_forms_that_proxies_give_an_answer_are_read() {
-    let part = |answer: Answer| answer.header("etag", "W/\"e\"");
-    let server = Server::start(move |_, seen| {
+    let part = |answer: ScriptedAnswer| answer.header("etag", "W/\"e\"");
+    let server = TestServer::start(move |_, seen| {
         let answer = match seen.header("range") {
-            Some(_) => Answer::new(206, "cde").header("content-range", "bytes 2-4/*"),
-            None => Answer::new(200, "abcdef"),
+            Some(_) => ScriptedAnswer::new(206, "cde").header("content-range", "bytes 2-4/*"),
+            None => ScriptedAnswer::new(200, "abcdef"),
         };
         match seen.target.rsplit_once('/').unwrap().1 {
             "chunked" => part(answer).chunked(),
@@ -181,9 +182,11 @@ async fn rare_forms_that_proxies_give_an_answer_are_read() {
 
 #[tokio::test]
 async fn what_a_proxy_on_the_way_did_is_said_and_not_blamed_on_the_request() {
-    let server = Server::start(|number, _| match number {
-        0 => Answer::new(407, "<html>").header("proxy-authenticate", "Basic realm=\"corp\""),
-        _ => Answer::new(504, "<html>").header("via", "1.1 squid"),
+    let server = TestServer::start(|number, _| match number {
+        0 => {
+            ScriptedAnswer::new(407, "<html>").header("proxy-authenticate", "Basic realm=\"corp\"")
+        }
+        _ => ScriptedAnswer::new(504, "<html>").header("via", "1.1 squid"),
     })
     .await;
     let client = client(&server).await;
@@ -240,36 +243,38 @@ async fn a_server_that_says_100_continue_without_end_is_left_at_once_and_its_con
 
 #[tokio::test]
 async fn an_empty_range_is_refused_without_asking() {
-    let server = Server::start(|_, _| Answer::new(500, "")).await;
+    let server = TestServer::start(|_, _| ScriptedAnswer::new(500, "")).await;
     let error =
         client(&server).await.get_object(&bucket().object("a"), "e", Some(7..7)).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Invalid);
+    assert_eq!(error.kind(), StorageErrorKind::Invalid);
     assert!(server.seen().is_empty());
 }
 
 #[tokio::test]
 async fn a_body_that_ends_early_or_stalls_is_unavailable_and_says_how_far_it_came() {
     for then in [AfterCut::Close, AfterCut::Hang] {
-        let server =
-            Server::start(move |_, _| Answer::new(200, "abcdef").header("etag", "e").cut(4, then))
-                .await;
+        let server = TestServer::start(move |_, _| {
+            ScriptedAnswer::new(200, "abcdef").header("etag", "e").cut(4, then)
+        })
+        .await;
         let mut body =
             client(&server).await.get_object(&bucket().object("a"), "e", None).await.unwrap();
         assert_eq!(body.chunk().await.unwrap().unwrap(), "abcd");
         let error = body.chunk().await.unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Unavailable);
+        assert_eq!(error.kind(), StorageErrorKind::Unavailable);
         assert!(error.to_string().contains("4 of 6 bytes received"), "{error}");
     }
 }
 
 #[tokio::test]
 async fn get_object_is_one_attempt_and_carries_retry_after() {
-    let server =
-        Server::start(|_, _| Answer::refusal(429, "TooManyRequests").header("retry-after", "7"))
-            .await;
+    let server = TestServer::start(|_, _| {
+        ScriptedAnswer::refusal(429, "TooManyRequests").header("retry-after", "7")
+    })
+    .await;
     let error =
         client(&server).await.get_object(&bucket().object("a"), "e", None).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Throttled);
+    assert_eq!(error.kind(), StorageErrorKind::Throttled);
     assert_eq!(error.retry_after(), Some(Duration::from_secs(7)));
     assert_eq!(server.seen().len(), 1);
     assert_eq!(
@@ -284,10 +289,10 @@ async fn get_object_is_one_attempt_and_carries_retry_after() {
 
 #[tokio::test]
 async fn head_object_is_repeated_and_reads_the_checksums() {
-    let server = Server::start(|number, _| match number {
-        0 => Answer::new(503, ""),
-        1 => Answer::new(500, "").cut(0, AfterCut::Close),
-        _ => Answer::new(200, "123456789")
+    let server = TestServer::start(|number, _| match number {
+        0 => ScriptedAnswer::new(503, ""),
+        1 => ScriptedAnswer::new(500, "").cut(0, AfterCut::Close),
+        _ => ScriptedAnswer::new(200, "123456789")
             .header("etag", "e")
             .header("opc-content-crc32c", "4waSgw=="),
     })
@@ -301,11 +306,11 @@ async fn head_object_is_repeated_and_reads_the_checksums() {
 
 #[tokio::test]
 async fn what_stays_broken_is_told_with_attempts_and_what_is_refused_is_not_repeated() {
-    let server = Server::start(|_, seen| {
+    let server = TestServer::start(|_, seen| {
         if seen.target.ends_with("archived") {
-            Answer::refusal(409, "NotRestored")
+            ScriptedAnswer::refusal(409, "NotRestored")
         } else {
-            Answer::new(503, "<html>")
+            ScriptedAnswer::new(503, "<html>")
         }
     })
     .await;
@@ -314,7 +319,7 @@ async fn what_stays_broken_is_told_with_attempts_and_what_is_refused_is_not_repe
     assert!(error.is_transient());
     assert!(error.to_string().contains("after 4 attempts"), "{error}");
     let error = client.get_object(&bucket().object("archived"), "e", None).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Archived);
+    assert_eq!(error.kind(), StorageErrorKind::Archived);
     assert!(error.to_string().contains("oci os object restore"), "{error}");
     assert_eq!(server.seen().len(), 5);
 }
@@ -322,11 +327,12 @@ async fn what_stays_broken_is_told_with_attempts_and_what_is_refused_is_not_repe
 #[tokio::test]
 async fn a_401_without_another_credential_names_the_clock_when_it_is_off() {
     let date = httpdate::fmt_http_date(SystemTime::now() - Duration::from_secs(432));
-    let server =
-        Server::start(move |_, _| Answer::refusal(401, "NotAuthenticated").header("date", &date))
-            .await;
+    let server = TestServer::start(move |_, _| {
+        ScriptedAnswer::refusal(401, "NotAuthenticated").header("date", &date)
+    })
+    .await;
     let error = client(&server).await.head_bucket(&bucket()).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Unauthenticated);
+    assert_eq!(error.kind(), StorageErrorKind::Unauthenticated);
     let text = error.to_string();
     assert!(text.contains("this node's clock is 7m1"), "{text}");
     assert!(text.contains("ahead of Object Storage"), "{text}");
@@ -334,14 +340,16 @@ async fn a_401_without_another_credential_names_the_clock_when_it_is_off() {
 
 #[tokio::test]
 async fn a_redirect_is_not_followed() {
-    let server =
-        Server::start(|_, _| Answer::new(307, "").header("location", "http://127.0.0.1:9/")).await;
+    let server = TestServer::start(|_, _| {
+        ScriptedAnswer::new(307, "").header("location", "http://127.0.0.1:9/")
+    })
+    .await;
     let error = client(&server).await.head_bucket(&bucket()).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Protocol);
+    assert_eq!(error.kind(), StorageErrorKind::Protocol);
 }
 
 /// Serves `names` in pages of `page`, as the service does.
-fn listing(names: &[String], page: usize, seen: &Seen) -> Answer {
+fn listing(names: &[String], page: usize, seen: &Seen) -> ScriptedAnswer {
     let query: BTreeMap<_, _> = seen
         .target
         .split_once('?')
@@ -360,13 +368,13 @@ fn listing(names: &[String], page: usize, seen: &Seen) -> Answer {
         .map(|name| serde_json::json!({"name": name, "size": 1, "etag": "e", "md5": null}))
         .collect();
     let page = serde_json::json!({"objects": objects, "nextStartWith": rest.next()});
-    Answer::new(200, page.to_string())
+    ScriptedAnswer::new(200, page.to_string())
 }
 
 #[tokio::test]
 async fn a_listing_follows_its_pages_up_to_the_greatest_number_and_says_so() {
     let names: Vec<_> = (0..25).map(|n| format!("m/{n:03}")).collect();
-    let server = Server::start(move |_, seen| listing(&names, 10, seen)).await;
+    let server = TestServer::start(move |_, seen| listing(&names, 10, seen)).await;
     let client = client(&server).await;
     for (max, length, truncated) in
         [(100, 25, false), (25, 25, false), (24, 24, true), (0, 0, true)]
@@ -383,18 +391,18 @@ async fn a_listing_that_does_not_advance_is_an_error() {
         let page = format!(
             r#"{{"objects":[{{"name":"b","size":1,"etag":"e"}}],"nextStartWith":"{next}"}}"#
         );
-        let server = Server::start(move |_, _| Answer::new(200, page.clone())).await;
+        let server = TestServer::start(move |_, _| ScriptedAnswer::new(200, page.clone())).await;
         let error = client(&server).await.list_objects(&bucket(), "", 10).await.unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Protocol);
+        assert_eq!(error.kind(), StorageErrorKind::Protocol);
         assert!(error.to_string().contains("does not advance"), "{error}");
     }
 }
 
 #[tokio::test]
 async fn an_empty_page_that_points_further_is_followed() {
-    let server = Server::start(|number, _| match number {
-        0 => Answer::new(200, r#"{"objects":[],"nextStartWith":"b"}"#),
-        _ => Answer::new(200, r#"{"objects":[{"name":"b","size":1,"etag":"e"}]}"#),
+    let server = TestServer::start(|number, _| match number {
+        0 => ScriptedAnswer::new(200, r#"{"objects":[],"nextStartWith":"b"}"#),
+        _ => ScriptedAnswer::new(200, r#"{"objects":[{"name":"b","size":1,"etag":"e"}]}"#),
     })
     .await;
     let listing = client(&server).await.list_objects(&bucket(), "", 10).await.unwrap();
@@ -405,7 +413,7 @@ async fn an_empty_page_that_points_further_is_followed() {
 async fn a_page_of_the_longest_names_is_asked_for_again_with_fewer_objects() {
     // JSON takes six bytes for each of these; encoded in a query they take three.
     let names: Vec<_> = (0..300).map(|n| format!("m/{n:03}{}", "\u{1}".repeat(1019))).collect();
-    let server = Server::start(move |_, seen| {
+    let server = TestServer::start(move |_, seen| {
         let start = |query: &str| query.strip_prefix("start=m%2F").map(|name| name[..3].to_owned());
         let from = seen.target.split('&').find_map(start).map_or(0, |n| n.parse().unwrap());
         let limit = |query: &str| query.strip_prefix("limit=").map(|n| n.parse().unwrap());
@@ -413,7 +421,7 @@ async fn a_page_of_the_longest_names_is_asked_for_again_with_fewer_objects() {
         let object = |name| serde_json::json!({"name": name, "size": 1, "etag": "e"});
         let objects: Vec<_> = names[from..end].iter().map(object).collect();
         let page = serde_json::json!({"objects": objects, "nextStartWith": names.get(end)});
-        Answer::new(200, page.to_string())
+        ScriptedAnswer::new(200, page.to_string())
     })
     .await;
     let listing = client(&server).await.list_objects(&bucket(), "m/", 1000).await.unwrap();
@@ -423,16 +431,16 @@ async fn a_page_of_the_longest_names_is_asked_for_again_with_fewer_objects() {
 
 #[tokio::test]
 async fn pages_that_are_too_long_whatever_is_asked_for_are_an_error_at_once() {
-    let server = Server::start(|_, _| Answer::new(200, " ".repeat(2 << 20))).await;
+    let server = TestServer::start(|_, _| ScriptedAnswer::new(200, " ".repeat(2 << 20))).await;
     let error = client(&server).await.list_objects(&bucket(), "", 10).await.unwrap_err();
-    assert_eq!((error.kind(), server.seen().len()), (ErrorKind::Protocol, 2));
+    assert_eq!((error.kind(), server.seen().len()), (StorageErrorKind::Protocol, 2));
     assert!(error.to_string().contains("longer than 1048576 bytes"), "{error}");
 }
 
 #[tokio::test]
 async fn a_listing_whose_body_breaks_is_asked_for_again() {
-    let server = Server::start(|number, _| {
-        let page = Answer::new(200, r#"{"objects":[],"nextStartWith":null}"#);
+    let server = TestServer::start(|number, _| {
+        let page = ScriptedAnswer::new(200, r#"{"objects":[],"nextStartWith":null}"#);
         if number == 0 { page.cut(5, AfterCut::Close) } else { page }
     })
     .await;
@@ -442,9 +450,9 @@ async fn a_listing_whose_body_breaks_is_asked_for_again() {
 
 #[tokio::test]
 async fn the_namespace_is_asked_for_once_and_not_at_all_when_it_is_configured() {
-    let server = Server::start(|number, _| match number {
-        0 => Answer::refusal(404, "NamespaceNotFound"),
-        _ => Answer::new(200, "\"axaxnpcrorw5\""),
+    let server = TestServer::start(|number, _| match number {
+        0 => ScriptedAnswer::refusal(404, "NamespaceNotFound"),
+        _ => ScriptedAnswer::new(200, "\"axaxnpcrorw5\""),
     })
     .await;
     let asking = client(&server).await;
@@ -462,7 +470,8 @@ async fn the_namespace_is_asked_for_once_and_not_at_all_when_it_is_configured() 
 #[tokio::test]
 async fn every_request_is_observed_with_its_operation_and_status() {
     let server =
-        Server::start(|number, _| Answer::new(if number == 0 { 503 } else { 200 }, "")).await;
+        TestServer::start(|number, _| ScriptedAnswer::new(if number == 0 { 503 } else { 200 }, ""))
+            .await;
     let log: Arc<Mutex<Vec<_>>> = Arc::default();
     let sink = Arc::clone(&log);
     let observer: RequestObserver =
@@ -474,7 +483,7 @@ async fn every_request_is_observed_with_its_operation_and_status() {
 
 #[tokio::test]
 async fn a_server_that_is_not_there_is_unavailable_and_named() {
-    let server = Server::start(|_, _| Answer::new(200, "")).await;
+    let server = TestServer::start(|_, _| ScriptedAnswer::new(200, "")).await;
     let client = client(&server).await;
     let host = server.url.trim_start_matches("http://").to_owned();
     let port = host.rsplit_once(':').unwrap().1.parse::<u16>().unwrap();
@@ -484,7 +493,7 @@ async fn a_server_that_is_not_there_is_unavailable_and_named() {
         tokio::task::yield_now().await;
     }
     let error = client.head_bucket(&bucket()).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert_eq!(error.kind(), StorageErrorKind::Unavailable);
     let text = error.to_string();
     assert!(text.contains(&host) && text.contains("Connection refused"), "{text}");
 }

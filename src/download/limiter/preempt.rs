@@ -19,19 +19,19 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::{Line, PATIENCE, Rank, Standings, State};
-use crate::download::share::Share;
+use super::{LimiterState, LimiterTurns, ObjectQueue, PATIENCE, Rank};
+use crate::download::fair_share::FairShare;
 use crate::model::Tenant;
 
 /// A request that waits, and whose it is.
-struct Candidate {
+struct PreemptionCandidate {
     line: u64,
     rank: Rank,
-    share: Share,
+    share: FairShare,
     tenant: Tenant,
 }
 
-impl State {
+impl LimiterState {
     /// Asks requests to give way, some at a time.
     pub(super) fn make_way(&mut self, now: Instant) {
         let mut after = self.standings.clone();
@@ -54,12 +54,12 @@ impl State {
     /// Those that have waited long enough, the next one first.
     fn patient(
         &self,
-        after: &Standings,
+        after: &LimiterTurns,
         placed: &HashMap<u64, usize>,
         now: Instant,
-    ) -> Vec<Candidate> {
+    ) -> Vec<PreemptionCandidate> {
         let slow = self.slow_origins();
-        let patient = |line: &&Line| {
+        let patient = |line: &&ObjectQueue| {
             let placed = placed.get(&line.visitor.id).copied().unwrap_or_default();
             let waiting = line.waiting.get(placed);
             waiting.is_some_and(|waiting| now - waiting.since >= PATIENCE)
@@ -67,16 +67,16 @@ impl State {
         };
         let candidates = self.lines.values().filter(patient).map(|line| {
             let (rank, (share, tenant)) = self.rank(after, &line.visitor, &slow, now);
-            Candidate { line: line.visitor.id, rank, share, tenant }
+            PreemptionCandidate { line: line.visitor.id, rank, share, tenant }
         });
-        let mut candidates: Vec<Candidate> = candidates.collect();
+        let mut candidates: Vec<PreemptionCandidate> = candidates.collect();
         candidates.sort_by_key(|candidate| candidate.rank);
         candidates
     }
 
     /// Which request gives its slot to `next`: a slow one first, then the last
     /// one of the tenant and of the model that have the most.
-    fn to_leave(&self, after: &Standings, next: &Candidate) -> Option<u64> {
+    fn to_leave(&self, after: &LimiterTurns, next: &PreemptionCandidate) -> Option<u64> {
         let (ahead, slow) = (next.rank.0, next.rank.1);
         let (their_tenant, their_share) = after.of(&next.share, &next.tenant);
         let slow_running = self.running.values().filter(|one| !one.leaves && one.flow.is_slow());
@@ -100,7 +100,7 @@ impl State {
         leaving.max().map(|(.., id)| id)
     }
 
-    fn ask(&mut self, id: u64, after: &mut Standings, now: Instant) {
+    fn ask(&mut self, id: u64, after: &mut LimiterTurns, now: Instant) {
         let Some(running) = self.running.get_mut(&id) else { return };
         running.leaves = true;
         running.asked.notify_one();

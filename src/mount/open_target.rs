@@ -37,7 +37,7 @@ const BUSY_PAUSE: Duration = Duration::from_millis(20);
 
 /// A target path whose directory is open.
 #[derive(Debug)]
-pub struct Place {
+pub struct OpenTarget {
     pub(super) parent: OwnedFd,
     id: DirId,
     pub(super) name: OsString,
@@ -46,7 +46,7 @@ pub struct Place {
 
 /// What is at a place.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Found {
+pub enum TargetState {
     /// Nothing has the name.
     Nothing,
     /// A directory that is no mount point.
@@ -57,7 +57,7 @@ pub enum Found {
     Other(&'static str),
 }
 
-impl Place {
+impl OpenTarget {
     /// Opens the directory that `target` is in; `None` when it does not exist.
     ///
     /// # Errors
@@ -120,21 +120,21 @@ impl Place {
     ///
     /// # Errors
     /// When the kernel's answers cannot be read: then nothing is known.
-    pub fn look(&self) -> Result<Found> {
+    pub fn look(&self) -> Result<TargetState> {
         let doing = |error: io::Error| failing("looking for a mount at", &self.path, &error);
         let file = match self.open_name(OFlag::empty()) {
             Ok(file) => file,
-            Err(Errno::ENOENT) => return Ok(Found::Nothing),
+            Err(Errno::ENOENT) => return Ok(TargetState::Nothing),
             Err(errno) => return Err(doing(errno.into())),
         };
         let id = mount_id(&file).map_err(doing)?;
         let metadata = file.metadata().map_err(doing)?;
         if id == mount_id(&self.parent).map_err(doing)? {
             return Ok(match metadata.file_type() {
-                kind if kind.is_dir() => Found::Directory,
-                kind if kind.is_symlink() => Found::Other("a symbolic link"),
-                kind if kind.is_file() => Found::Other("a regular file"),
-                _ => Found::Other("a special file"),
+                kind if kind.is_dir() => TargetState::Directory,
+                kind if kind.is_symlink() => TargetState::Other("a symbolic link"),
+                kind if kind.is_file() => TargetState::Other("a regular file"),
+                _ => TargetState::Other("a special file"),
             });
         }
         let table = MountTable::read()?;
@@ -145,16 +145,16 @@ impl Place {
             );
             Error::new(ErrorKind::Unavailable, text)
         })?;
-        Ok(Found::Mount(Mounted::new(entry, DirId::from(&metadata))))
+        Ok(TargetState::Mount(Mounted::new(entry, DirId::from(&metadata))))
     }
 
     /// The mount that is there, if it is one.
     ///
     /// # Errors
-    /// As [`Place::look`].
+    /// As [`OpenTarget::look`].
     pub fn mounted(&self) -> Result<Option<Mounted>> {
         Ok(match self.look()? {
-            Found::Mount(mounted) => Some(mounted),
+            TargetState::Mount(mounted) => Some(mounted),
             _ => None,
         })
     }
@@ -181,18 +181,18 @@ impl Place {
             Err(errno) => return Err(failed("making the target directory", &self.path, errno)),
         }
         match self.look()? {
-            Found::Other(kind) => Err(Error::invalid(format!(
+            TargetState::Other(kind) => Err(Error::invalid(format!(
                 "target {shown} is {kind}; a volume is mounted only on a directory: remove it"
             ))),
-            Found::Mount(_) => Err(self.taken("is a mount point already")),
-            Found::Directory if self.is_empty()? => Ok(()),
-            Found::Directory => Err(Error::new(
+            TargetState::Mount(_) => Err(self.taken("is a mount point already")),
+            TargetState::Directory if self.is_empty()? => Ok(()),
+            TargetState::Directory => Err(Error::new(
                 ErrorKind::Conflict,
                 format!(
                     "target {shown} is not empty, so something else is there; it was left alone"
                 ),
             )),
-            Found::Nothing => Err(self.changed()),
+            TargetState::Nothing => Err(self.changed()),
         }
     }
 
@@ -218,7 +218,7 @@ impl Place {
             )),
             Err(Errno::ENOTDIR) => {
                 let kind = match self.look()? {
-                    Found::Other(kind) => kind,
+                    TargetState::Other(kind) => kind,
                     _ => "no directory",
                 };
                 Err(Error::new(
@@ -234,7 +234,7 @@ impl Place {
         }
     }
 
-    /// Unmounts what [`Place::mounted`] found, if it is still that.
+    /// Unmounts what [`OpenTarget::mounted`] found, if it is still that.
     ///
     /// The mount's id and its root are compared once more, and nothing is ever
     /// detached while it is in use.
@@ -250,8 +250,8 @@ impl Place {
                 thread::sleep(BUSY_PAUSE);
             }
             match self.look()? {
-                Found::Mount(now) if (now.id, now.root) == (found.id, found.root) => {}
-                Found::Nothing | Found::Directory => return Ok(()),
+                TargetState::Mount(now) if (now.id, now.root) == (found.id, found.root) => {}
+                TargetState::Nothing | TargetState::Directory => return Ok(()),
                 _ => return Err(self.changed()),
             }
             match umount2(&path, MntFlags::UMOUNT_NOFOLLOW) {
@@ -378,5 +378,5 @@ fn failing(doing: &str, path: &Path, error: &io::Error) -> Error {
 }
 
 #[cfg(test)]
-#[path = "place_tests.rs"]
+#[path = "open_target_tests.rs"]
 mod tests;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::gate::Standings;
+use super::limiter::LimiterTurns;
 use crate::model::Tenant;
 use crate::oci::ObjectStorage;
 
@@ -22,10 +22,10 @@ const TENANTS: usize = 64;
 /// Requests of urgent shares are admitted before all others. Of the same urgency,
 /// tenants get equally many requests at once, and within a tenant its models.
 #[derive(Debug, Clone)]
-pub struct Share(Arc<Inner>);
+pub struct FairShare(Arc<FairShareInner>);
 
 #[derive(Debug)]
-struct Inner {
+struct FairShareInner {
     /// Unique in this process.
     id: u64,
     urgent: watch::Sender<bool>,
@@ -86,13 +86,13 @@ impl Activity {
 /// Work of our own on a model, which is no waiting for the network: pacing, the
 /// disk, checksums. Ends when dropped.
 #[derive(Debug)]
-pub struct OwnWork(Vec<Share>);
+pub struct OwnWork(Vec<FairShare>);
 
 /// A request that waits at the gate because others have its places; until dropped.
 #[derive(Debug)]
-pub(super) struct Queued(Vec<Share>);
+pub(super) struct Queued(Vec<FairShare>);
 
-impl Share {
+impl FairShare {
     /// Of a model that somebody waits for.
     pub fn urgent() -> Self {
         Self::new(true)
@@ -105,7 +105,7 @@ impl Share {
 
     fn new(urgent: bool) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        Self(Arc::new(Inner {
+        Self(Arc::new(FairShareInner {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             urgent: watch::Sender::new(urgent),
             tenants: Mutex::default(),
@@ -209,7 +209,7 @@ impl Share {
 }
 
 impl OwnWork {
-    fn begin(shares: Vec<Share>) -> Self {
+    fn begin(shares: Vec<FairShare>) -> Self {
         for share in &shares {
             share.activity().change(|activity| activity.own += 1);
         }
@@ -236,19 +236,19 @@ impl Drop for Queued {
 /// All shares that one object is downloaded for: models have objects in common.
 /// Clones are the same list.
 #[derive(Debug, Clone)]
-pub struct Demand {
-    first: Share,
-    others: Arc<Mutex<Vec<Share>>>,
+pub struct Interest {
+    first: FairShare,
+    others: Arc<Mutex<Vec<FairShare>>>,
 }
 
-impl Demand {
+impl Interest {
     /// The demand of one model.
-    pub fn of(share: Share) -> Self {
+    pub fn of(share: FairShare) -> Self {
         Self { first: share, others: Arc::default() }
     }
 
     /// The object is wanted for this model too.
-    pub fn join(&self, share: &Share) {
+    pub fn join(&self, share: &FairShare) {
         let mut others = self.others();
         if !self.first.is(share) && !others.iter().any(|other| other.is(share)) {
             others.push(share.clone());
@@ -257,8 +257,8 @@ impl Demand {
 
     /// Whose request the next one is: an urgent share's, if there is one, and of
     /// several the one whose turn comes first.
-    pub(super) fn account(&self, standings: &Standings) -> (Share, Tenant) {
-        let ranked = |share: &Share| {
+    pub(super) fn account(&self, standings: &LimiterTurns) -> (FairShare, Tenant) {
+        let ranked = |share: &FairShare| {
             let tenant = share.tenant(|tenant| standings.of(share, tenant));
             (!share.is_urgent(), standings.of(share, &tenant), tenant)
         };
@@ -286,7 +286,7 @@ impl Demand {
         Queued(shares)
     }
 
-    fn shares(&self) -> Vec<Share> {
+    fn shares(&self) -> Vec<FairShare> {
         std::iter::once(self.first.clone()).chain(self.others().iter().cloned()).collect()
     }
 
@@ -299,7 +299,7 @@ impl Demand {
     /// The object is there.
     pub(super) fn progressed(&self) {
         self.first.progressed();
-        self.others().iter().for_each(Share::progressed);
+        self.others().iter().for_each(FairShare::progressed);
     }
 
     /// As whom the object is read next; `None` when nobody asks for it who may.
@@ -320,7 +320,7 @@ impl Demand {
         another
     }
 
-    fn others(&self) -> MutexGuard<'_, Vec<Share>> {
+    fn others(&self) -> MutexGuard<'_, Vec<FairShare>> {
         self.others.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -332,11 +332,11 @@ mod tests {
 
     #[test]
     fn an_object_that_somebody_waits_for_is_downloaded_for_that_model() {
-        let (prefetch, pods) = (Share::background(), Share::background());
-        let demand = Demand::of(prefetch.clone());
+        let (prefetch, pods) = (FairShare::background(), FairShare::background());
+        let demand = Interest::of(prefetch.clone());
         demand.join(&pods);
         demand.clone().join(&pods);
-        let account = || demand.account(&Standings::default()).0;
+        let account = || demand.account(&LimiterTurns::default()).0;
         assert!(account().is(&prefetch));
         pods.raise();
         assert!(account().is(&pods));
@@ -354,8 +354,8 @@ mod tests {
             ObjectStorage::connect(settings).await.unwrap()
         };
         let (a, b, c) = (client().await, client().await, client().await);
-        let (first, second) = (Share::urgent(), Share::urgent());
-        let demand = Demand::of(first.clone());
+        let (first, second) = (FairShare::urgent(), FairShare::urgent());
+        let demand = Interest::of(first.clone());
         assert!(demand.reader().is_none());
         demand.join(&second);
         second.read_as(&b);
@@ -371,11 +371,11 @@ mod tests {
 
     #[test]
     fn an_object_that_several_tenants_wait_for_is_accounted_to_the_one_with_the_least() {
-        let (first, second) = (Share::urgent(), Share::urgent());
+        let (first, second) = (FairShare::urgent(), FairShare::urgent());
         let [a, b] = ["a", "b"].map(Tenant::of_namespace);
         first.wanted_by(&a);
-        let demand = Demand::of(first.clone());
-        let mut standings = Standings::default();
+        let demand = Interest::of(first.clone());
+        let mut standings = LimiterTurns::default();
         assert_eq!(demand.account(&standings).1, a);
         standings.begin(&first, &a);
         demand.join(&second);
@@ -384,12 +384,12 @@ mod tests {
         standings.begin(&second, &b);
         standings.begin(&second, &b);
         assert_eq!(demand.account(&standings).1, a);
-        assert_eq!(Share::urgent().tenant(|_| 0), Tenant::Driver);
+        assert_eq!(FairShare::urgent().tenant(|_| 0), Tenant::Driver);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_model_stalls_while_the_network_brings_next_to_nothing_and_not_by_our_own_work() {
-        let share = Share::urgent();
+        let share = FairShare::urgent();
         let second = Duration::from_secs(1);
         for _ in 0..10 {
             share.received(1);
@@ -416,8 +416,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn waiting_behind_others_is_no_stall_and_waiting_behind_its_own_requests_is() {
-        let share = Share::urgent();
-        let demand = Demand::of(share.clone());
+        let share = FairShare::urgent();
+        let demand = Interest::of(share.clone());
         let second = Duration::from_secs(1);
         let queued = [demand.queued(), demand.queued()];
         tokio::time::advance(60 * second).await;
@@ -433,7 +433,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_waits_for_urgency_hears_of_it_before_and_after() {
-        let share = Share::background();
+        let share = FairShare::background();
         let waiting = tokio::spawn({
             let share = share.clone();
             async move { share.raised().await }
@@ -443,6 +443,6 @@ mod tests {
         share.raise();
         waiting.await.unwrap();
         share.raised().await;
-        Share::urgent().raised().await;
+        FairShare::urgent().raised().await;
     }
 }

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::bring::log_warnings;
+use super::ensure::log_warnings;
 use super::{Manager, silent};
 use crate::error::Result;
 use crate::model::{ModelKey, ModelRequest, ModelUri};
@@ -27,12 +27,12 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(600);
 
 /// How the list stands; cheap to clone.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Warmth(Arc<Mutex<Vec<WarmEntry>>>);
+pub(super) struct PrefetchQueue(Arc<Mutex<Vec<PrefetchEntry>>>);
 
 /// How one entry of the list stands.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct WarmEntry {
+pub struct PrefetchEntry {
     /// As in the configuration.
     pub uri: String,
     /// What is being done about it.
@@ -60,25 +60,25 @@ pub enum PrefetchState {
 }
 
 /// One entry, and when it is due.
-struct Turn {
-    entry: WarmEntry,
+struct ScheduledPrefetch {
+    entry: PrefetchEntry,
     request: ModelRequest,
     tries: u32,
     /// `None` once it is done.
     due: Option<Instant>,
 }
 
-impl Warmth {
+impl PrefetchQueue {
     /// The list, in the order of the configuration.
-    pub(super) fn entries(&self) -> Vec<WarmEntry> {
+    pub(super) fn entries(&self) -> Vec<PrefetchEntry> {
         self.lock().clone()
     }
 
-    fn show(&self, turns: &[Turn]) {
+    fn show(&self, turns: &[ScheduledPrefetch]) {
         *self.lock() = turns.iter().map(|turn| turn.entry.clone()).collect();
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<WarmEntry>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<PrefetchEntry>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -148,7 +148,7 @@ impl Manager {
     }
 }
 
-impl Turn {
+impl ScheduledPrefetch {
     fn note(&mut self, brought: Option<Result<ModelKey>>) {
         match brought {
             None => {}
@@ -175,8 +175,8 @@ impl Turn {
 }
 
 /// The turns of a list, those that were known before as they stand.
-fn merged(mut known: Vec<Turn>, list: &[ModelUri]) -> Vec<Turn> {
-    let mut turns: Vec<Turn> = Vec::new();
+fn merged(mut known: Vec<ScheduledPrefetch>, list: &[ModelUri]) -> Vec<ScheduledPrefetch> {
+    let mut turns: Vec<ScheduledPrefetch> = Vec::new();
     for uri in list {
         let text = uri.to_string();
         if turns.iter().any(|turn| turn.entry.uri == text) {
@@ -186,11 +186,11 @@ fn merged(mut known: Vec<Turn>, list: &[ModelUri]) -> Vec<Turn> {
             Some(at) => known.swap_remove(at),
             None => {
                 let ModelUri { namespace, bucket, prefix } = uri.clone();
-                Turn {
+                ScheduledPrefetch {
                     request: ModelRequest::of(namespace, bucket, prefix),
                     tries: 0,
                     due: Some(Instant::now() + share(SPREAD, random())),
-                    entry: WarmEntry {
+                    entry: PrefetchEntry {
                         uri: text,
                         state: PrefetchState::Waiting,
                         key: None,
@@ -204,7 +204,7 @@ fn merged(mut known: Vec<Turn>, list: &[ModelUri]) -> Vec<Turn> {
 }
 
 /// The entry whose turn it is: the first that is due, else the one that will be.
-fn next(turns: &mut [Turn]) -> Option<&mut Turn> {
+fn next(turns: &mut [ScheduledPrefetch]) -> Option<&mut ScheduledPrefetch> {
     let now = Instant::now();
     let open = turns.iter_mut().filter(|turn| turn.due.is_some());
     // Whatever is due already is equal, so the order of the list decides.
@@ -235,7 +235,7 @@ mod tests {
         prefixes.iter().map(parse).collect()
     }
 
-    fn order(turns: &[Turn]) -> Vec<&str> {
+    fn order(turns: &[ScheduledPrefetch]) -> Vec<&str> {
         turns.iter().map(|turn| turn.entry.uri.as_str()).collect()
     }
 

@@ -2,9 +2,9 @@ use super::*;
 use std::os::unix::fs::{PermissionsExt, symlink};
 
 /// A place of a pod in a kubelet directory of its own, whose parent exists.
-fn place(dir: &Path) -> Place {
+fn place(dir: &Path) -> OpenTarget {
     fs::create_dir_all(dir.join("pods/u")).unwrap();
-    Place::open(dir, &dir.join("pods/u/mount")).unwrap().unwrap()
+    OpenTarget::open(dir, &dir.join("pods/u/mount")).unwrap().unwrap()
 }
 
 #[test]
@@ -15,7 +15,7 @@ fn a_target_is_made_private_to_the_group_and_made_again() {
     let mode = fs::metadata(place.path()).unwrap().permissions().mode();
     assert_eq!(mode & 0o7027, 0, "{mode:o}");
     place.make().unwrap();
-    assert_eq!(place.look().unwrap(), Found::Directory);
+    assert_eq!(place.look().unwrap(), TargetState::Directory);
 }
 
 #[test]
@@ -26,7 +26,7 @@ fn only_the_last_component_is_made() {
     let error = place.make().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Invalid);
     assert!(error.message().contains("pods/u/mount"), "{error}");
-    assert!(Place::open(dir.path(), &dir.path().join("pods/u/mount")).unwrap().is_none());
+    assert!(OpenTarget::open(dir.path(), &dir.path().join("pods/u/mount")).unwrap().is_none());
     assert!(!dir.path().join("pods/u").exists());
 }
 
@@ -55,7 +55,7 @@ fn a_symbolic_link_or_a_file_is_no_target_and_is_named() {
         } else {
             fs::write(place.path(), "data").unwrap();
         }
-        assert_eq!(place.look().unwrap(), Found::Other(kind));
+        assert_eq!(place.look().unwrap(), TargetState::Other(kind));
         let error = place.make().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Invalid);
         assert!(error.message().contains(kind), "{error}");
@@ -73,7 +73,7 @@ fn removing_what_is_gone_is_fine() {
     place.remove().unwrap();
     place.make().unwrap();
     place.remove().unwrap();
-    assert_eq!(place.look().unwrap(), Found::Nothing);
+    assert_eq!(place.look().unwrap(), TargetState::Nothing);
     fs::remove_dir(dir.path().join("pods/u")).unwrap();
     place.remove().unwrap();
 }
@@ -96,7 +96,7 @@ fn the_walk_that_stands_in_for_openat2_refuses_the_same() {
         assert_eq!(stepwise.kind(), ErrorKind::Invalid);
         assert!(stepwise.message().contains(why), "{stepwise}");
         let target = dir.path().join("pods").join(relative).join("mount");
-        assert_eq!(Place::open(dir.path(), &target).unwrap_err(), stepwise);
+        assert_eq!(OpenTarget::open(dir.path(), &target).unwrap_err(), stepwise);
     }
 }
 

@@ -1,7 +1,7 @@
 use super::*;
 use crate::cache::holds::Holds;
 use crate::model::{
-    BucketName, Filters, ListedObject, Manifest, NamespaceName, Prefix, Source, Tree,
+    BucketName, Filters, ListedObject, Manifest, ModelSource, NamespaceName, Prefix, Tree,
 };
 
 const GOOD: &[u8] = b"\x02\0\0\0\0\0\0\0{}";
@@ -10,7 +10,7 @@ const INDEX: &[u8] = br#"{"weight_map": {"a": "1.safetensors", "b": "2.safetenso
 /// A model of these files, as it would stand in a cache.
 fn model(files: &[(&str, &[u8])]) -> (tempfile::TempDir, CachedModel) {
     let dir = tempfile::tempdir().unwrap();
-    let source = Source {
+    let source = ModelSource {
         location: "l".into(),
         namespace: NamespaceName::parse("n").unwrap(),
         bucket: BucketName::parse("b").unwrap(),
@@ -157,7 +157,7 @@ fn what_is_kept_of_a_model_is_bounded_whatever_its_indexes_name() {
     assert_eq!((verdict.broken.named.len(), verdict.missing.len()), (1, MISSING));
     assert!((MISSING * 900..2 << 20).contains(&verdict.bytes()), "{}", verdict.bytes());
 
-    let mut known = Known::default();
+    let mut known = RememberedReports::default();
     for n in 0..100 {
         let key = ModelKey::parse(&format!("{n:064x}")).unwrap();
         known.insert(key, Arc::clone(&verdict));

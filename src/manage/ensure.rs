@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use futures_util::{StreamExt, stream};
 
-use super::answer::{Answer, Brought, Import};
-use super::command::{Progress, Wanted};
+use super::answer::{CommandAnswer, Import, PrefetchResult};
+use super::command::{CommandProgress, ModelSpec};
 use super::{Manager, Remote, Tell, silent, telling};
 use crate::blocking::blocking;
 use crate::cache::{
-    Asker, CachedModel, FillProgress, ImportOptions, ImportProgress, ImportSnapshot, Phase,
+    CachedModel, FillProgress, ImportOptions, ImportProgress, ImportSnapshot, Phase, Priority,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{ModelRequest, Warning};
@@ -23,7 +23,7 @@ const RESOLVES: u32 = 3;
 const AT_ONCE: usize = 4;
 
 /// How a model came.
-pub(super) enum Came {
+pub(super) enum EnsureOutcome {
     /// It was there.
     Cached(CachedModel),
     Downloaded(CachedModel),
@@ -62,10 +62,10 @@ impl Changes {
 impl Manager {
     pub(super) async fn prefetch(
         &self,
-        models: Vec<Wanted>,
+        models: Vec<ModelSpec>,
         detach: bool,
         tell: &Tell,
-    ) -> Result<Answer> {
+    ) -> Result<CommandAnswer> {
         // All are understood before the first one is begun.
         let mut requests = Vec::new();
         for wanted in models {
@@ -79,15 +79,15 @@ impl Manager {
                     true => manager.start(&uri, request).await,
                     false => manager.bring(&request, &tell).await.map(|came| brought(&uri, came)),
                 };
-                brought.unwrap_or_else(|error| Brought::failed(&uri, &error))
+                brought.unwrap_or_else(|error| PrefetchResult::failed(&uri, &error))
             }
         });
-        Ok(Answer::Prefetch(stream::iter(brought).buffered(AT_ONCE).collect().await))
+        Ok(CommandAnswer::Prefetch(stream::iter(brought).buffered(AT_ONCE).collect().await))
     }
 
     /// Begins a prefetch that goes on by itself. What can be refused at once
     /// is: the model is resolved first.
-    async fn start(&self, uri: &str, request: ModelRequest) -> Result<Brought> {
+    async fn start(&self, uri: &str, request: ModelRequest) -> Result<PrefetchResult> {
         if !self.0.goes_on {
             return Err(Error::invalid(
                 "no driver runs here that could go on with it: leave --detach out",
@@ -96,7 +96,7 @@ impl Manager {
         let resolver = &self.remote()?.resolver;
         let route = resolver.route(&request, "").await?;
         let manifest = resolver.resolve(&request, &route).await?;
-        let brought = Brought {
+        let brought = PrefetchResult {
             uri: uri.to_owned(),
             result: "started".to_owned(),
             key: Some(manifest.key()),
@@ -132,7 +132,7 @@ impl Manager {
         &self,
         request: &ModelRequest,
         tell: &Tell,
-    ) -> Result<(Came, Vec<Warning>)> {
+    ) -> Result<(EnsureOutcome, Vec<Warning>)> {
         let title = request.title();
         let mut changes = Changes::default();
         let Remote { engine, resolver } = self.remote()?;
@@ -140,19 +140,20 @@ impl Manager {
         let (came, mut warnings) = loop {
             let manifest = resolver.resolve(request, &route).await?;
             if let Some(model) = self.0.cache.find(&manifest.key()).await? {
-                break (Came::Cached(model), manifest.warnings.clone());
+                break (EnsureOutcome::Cached(model), manifest.warnings.clone());
             }
             let client = route.client();
-            let mut ticket = self.0.cache.fill(engine, &manifest, &title, &Asker::Prefetch, client);
+            let mut ticket =
+                self.0.cache.fill(engine, &manifest, &title, &Priority::Prefetch, client);
             let progress = ticket.shared_progress();
             let landing = async {
                 tokio::select! {
-                    landed = ticket.landed() => landed,
+                    completed = ticket.completed() => completed,
                     short = progress.short_of_space() => Err(short.error(&title)),
                 }
             };
             match telling(tell, landing, || of_fill(&title, &progress)).await {
-                Ok(model) => break (Came::Downloaded(model), manifest.warnings.clone()),
+                Ok(model) => break (EnsureOutcome::Downloaded(model), manifest.warnings.clone()),
                 Err(error) => changes.again(&title, error)?,
             }
         };
@@ -163,10 +164,10 @@ impl Manager {
     pub(super) async fn import(
         &self,
         dir: PathBuf,
-        model: Wanted,
+        model: ModelSpec,
         take: bool,
         tell: &Tell,
-    ) -> Result<Answer> {
+    ) -> Result<CommandAnswer> {
         let request = model.request()?;
         let title = request.title();
         let mut changes = Changes::default();
@@ -185,7 +186,7 @@ impl Manager {
         };
         warnings.extend(self.settle(&request, &route, &model).await?);
         let (key, revision) = (model.key.clone(), model.summary.revision.clone());
-        Ok(Answer::Import(Import { key, revision, imported, warnings: texts(warnings) }))
+        Ok(CommandAnswer::Import(Import { key, revision, imported, warnings: texts(warnings) }))
     }
 
     /// What a publish does with a model that it brought.
@@ -215,7 +216,7 @@ fn texts(warnings: Vec<Warning>) -> Vec<String> {
     warnings.into_iter().map(|warning| warning.text).collect()
 }
 
-impl Came {
+impl EnsureOutcome {
     pub(super) fn model(&self) -> &CachedModel {
         let (Self::Cached(model) | Self::Downloaded(model)) = self;
         model
@@ -229,9 +230,9 @@ impl Came {
     }
 }
 
-fn brought(uri: &str, (came, warnings): (Came, Vec<Warning>)) -> Brought {
+fn brought(uri: &str, (came, warnings): (EnsureOutcome, Vec<Warning>)) -> PrefetchResult {
     let model = came.model();
-    Brought {
+    PrefetchResult {
         uri: uri.to_owned(),
         result: came.label().to_owned(),
         key: Some(model.key.clone()),
@@ -243,18 +244,18 @@ fn brought(uri: &str, (came, warnings): (Came, Vec<Warning>)) -> Brought {
     }
 }
 
-fn of_fill(title: &str, progress: &FillProgress) -> Progress {
+fn of_fill(title: &str, progress: &FillProgress) -> CommandProgress {
     let now = progress.snapshot();
     let total = if now.phase == Phase::Downloading { now.total } else { 0 };
-    Progress { subject: title.to_owned(), text: now.text(title), done: now.done, total }
+    CommandProgress { subject: title.to_owned(), text: now.text(title), done: now.done, total }
 }
 
-fn of_import(title: &str, progress: &ImportProgress) -> Progress {
+fn of_import(title: &str, progress: &ImportProgress) -> CommandProgress {
     let now = progress.snapshot();
     let (done, total) = match now {
         ImportSnapshot::Looking => (0, 0),
         ImportSnapshot::Comparing { done, total } => (done, total),
         ImportSnapshot::Filling(now) => (now.done, now.total),
     };
-    Progress { subject: title.to_owned(), text: now.text(title), done, total }
+    CommandProgress { subject: title.to_owned(), text: now.text(title), done, total }
 }

@@ -36,9 +36,9 @@ pub struct ListedBucket {
 
 /// All ways to buckets; cheap to clone.
 #[derive(Clone)]
-pub struct Stores(Arc<Inner>);
+pub struct ClientPool(Arc<ClientPoolInner>);
 
-struct Inner {
+struct ClientPoolInner {
     own: ObjectStorage,
     /// What clients of other identities are made of.
     settings: Settings,
@@ -46,12 +46,12 @@ struct Inner {
     /// One for each other identity, in the driver's own place. One that cannot
     /// be made is tried again by the next request.
     others: Mutex<HashMap<AuthMethod, Arc<OnceCell<ObjectStorage>>>>,
-    elsewhere: Mutex<HashMap<Place, ObjectStorage>>,
+    elsewhere: Mutex<HashMap<BucketLocation, ObjectStorage>>,
 }
 
 /// What an administrator chose of a way.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
-struct Place {
+struct BucketLocation {
     region: Option<String>,
     endpoint: Option<String>,
     auth: Option<AuthMethod>,
@@ -59,7 +59,7 @@ struct Place {
 
 /// Who asks for a model.
 #[derive(Debug, Clone, Copy)]
-pub enum Caller<'a> {
+pub enum Requester<'a> {
     /// The driver itself: a prefetch, a command.
     Driver,
     /// The Controller, for a claim.
@@ -76,7 +76,7 @@ pub enum Caller<'a> {
     },
 }
 
-impl Caller<'_> {
+impl Requester<'_> {
     /// To whom the work for this caller is accounted.
     pub fn tenant(&self) -> Tenant {
         match self {
@@ -117,7 +117,7 @@ impl Route {
         &self.scope
     }
 
-    /// The identity that a scope keeps apart, as [`Stores::route`] notes it.
+    /// The identity that a scope keeps apart, as [`ClientPool::route`] notes it.
     pub(super) fn auth_of_scope(scope: &str) -> Option<&str> {
         scope.split(' ').find_map(|part| part.strip_prefix(APART))
     }
@@ -133,7 +133,7 @@ impl Route {
     }
 }
 
-impl Stores {
+impl ClientPool {
     /// One client for every bucket. A request that wants another is refused
     /// where that cannot be had from this client's settings.
     pub fn alone(own: ObjectStorage) -> Self {
@@ -153,7 +153,7 @@ impl Stores {
 
     fn new(own: ObjectStorage, settings: Settings, listed: Vec<ListedBucket>) -> Self {
         let (others, elsewhere) = (Mutex::default(), Mutex::default());
-        Self(Arc::new(Inner { own, settings, listed, others, elsewhere }))
+        Self(Arc::new(ClientPoolInner { own, settings, listed, others, elsewhere }))
     }
 
     /// The driver's own identity, where requests are signed.
@@ -177,20 +177,20 @@ impl Stores {
         if self.0.own.needs_pod() { &route.client } else { &self.0.own }
     }
 
-    /// As [`Stores::own_namespace`], before the way is known.
+    /// As [`ClientPool::own_namespace`], before the way is known.
     ///
     /// # Errors
     /// `Precondition` when only a pod can be told, and none asks.
-    pub async fn namespace_for(&self, caller: Caller<'_>) -> Result<NamespaceName> {
+    pub async fn namespace_for(&self, caller: Requester<'_>) -> Result<NamespaceName> {
         NamespaceName::parse(&as_caller(self.0.own.clone(), caller)?.namespace().await?)
     }
 
     /// Whether only a pod's own identity may read the request's bucket.
     ///
     /// # Errors
-    /// Those of [`Stores::route`].
+    /// Those of [`ClientPool::route`].
     pub async fn needs_pod(&self, request: &ModelRequest) -> Result<bool> {
-        Ok(self.client_of(request, Caller::Driver).await?.0.needs_pod())
+        Ok(self.client_of(request, Requester::Driver).await?.0.needs_pod())
     }
 
     /// The way of a request in this cache scope.
@@ -204,7 +204,7 @@ impl Stores {
         &self,
         request: &ModelRequest,
         scope: &str,
-        caller: Caller<'_>,
+        caller: Requester<'_>,
     ) -> Result<Route> {
         let (client, usual_method) = self.client_of(request, caller).await?;
         let client = as_caller(client, caller)?;
@@ -223,13 +223,14 @@ impl Stores {
     async fn client_of(
         &self,
         request: &ModelRequest,
-        caller: Caller<'_>,
+        caller: Requester<'_>,
     ) -> Result<(ObjectStorage, AuthMethod)> {
         let usual = self.usual(request, caller).await?;
         let usual_method = usual.auth.unwrap_or_else(|| self.0.own.method());
         let mut place = usual.clone();
         if let Some(auth) = &request.auth {
-            place.auth = Some(auth.parse().map_err(|e: oci::Error| Error::invalid(e.to_string()))?);
+            place.auth =
+                Some(auth.parse().map_err(|e: oci::StorageError| Error::invalid(e.to_string()))?);
         }
         if let Some(region) = &request.region
             && !self.is_in(&usual, region).await?
@@ -240,7 +241,7 @@ impl Stores {
     }
 
     /// What the administrator listed for the bucket.
-    async fn usual(&self, request: &ModelRequest, caller: Caller<'_>) -> Result<Place> {
+    async fn usual(&self, request: &ModelRequest, caller: Requester<'_>) -> Result<BucketLocation> {
         for listed in self.0.listed.iter().filter(|one| one.name == request.bucket.as_str()) {
             let (theirs, wanted) = (listed.namespace.as_deref(), request.namespace.as_ref());
             let same = match (theirs, wanted.map(NamespaceName::as_str)) {
@@ -252,14 +253,14 @@ impl Stores {
             };
             if same {
                 let ListedBucket { region, endpoint, auth, .. } = listed.clone();
-                return Ok(Place { region, endpoint, auth });
+                return Ok(BucketLocation { region, endpoint, auth });
             }
         }
-        Ok(Place::default())
+        Ok(BucketLocation::default())
     }
 
     /// Whether a place is in the region already.
-    async fn is_in(&self, place: &Place, region: &str) -> Result<bool> {
+    async fn is_in(&self, place: &BucketLocation, region: &str) -> Result<bool> {
         let settings = &self.0.settings;
         let here = place.region.is_none() && place.endpoint.is_none();
         let configured = match here {
@@ -273,8 +274,8 @@ impl Stores {
         Ok(here && self.0.own.is_in(region).await?)
     }
 
-    async fn client(&self, place: &Place) -> Result<ObjectStorage> {
-        if *place == Place::default() {
+    async fn client(&self, place: &BucketLocation) -> Result<ObjectStorage> {
+        if *place == BucketLocation::default() {
             return Ok(self.0.own.clone());
         }
         if let Some(kept) = self.elsewhere().get(place) {
@@ -294,7 +295,7 @@ impl Stores {
     }
 
     /// Another identity, in the driver's own place.
-    async fn other(&self, method: AuthMethod, place: &Place) -> Result<ObjectStorage> {
+    async fn other(&self, method: AuthMethod, place: &BucketLocation) -> Result<ObjectStorage> {
         let cell = {
             let mut others = self.0.others.lock().unwrap_or_else(PoisonError::into_inner);
             Arc::clone(others.entry(method).or_default())
@@ -310,7 +311,7 @@ impl Stores {
                     false => settings.region = Some(location),
                 }
             }
-            Ok::<_, oci::Error>(ObjectStorage::connect(settings).await?.beside(&self.0.own))
+            Ok::<_, oci::StorageError>(ObjectStorage::connect(settings).await?.beside(&self.0.own))
         };
         let connected = cell.get_or_try_init(connecting).await;
         Ok(connected
@@ -318,14 +319,14 @@ impl Stores {
             .clone())
     }
 
-    fn elsewhere(&self) -> std::sync::MutexGuard<'_, HashMap<Place, ObjectStorage>> {
+    fn elsewhere(&self) -> std::sync::MutexGuard<'_, HashMap<BucketLocation, ObjectStorage>> {
         self.0.elsewhere.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// The client as whom the caller asks: the pod's own identity, where that is
 /// what the administrator chose.
-fn as_caller(client: ObjectStorage, caller: Caller<'_>) -> Result<ObjectStorage> {
+fn as_caller(client: ObjectStorage, caller: Requester<'_>) -> Result<ObjectStorage> {
     if !client.needs_pod() {
         return Ok(client);
     }
@@ -336,19 +337,19 @@ fn as_caller(client: ObjectStorage, caller: Caller<'_>) -> Result<ObjectStorage>
         Err(Error::new(ErrorKind::Precondition, text))
     };
     match caller {
-        Caller::Driver | Caller::Claim { .. } => missing(
+        Requester::Driver | Requester::Claim { .. } => missing(
             "no pod asks here: a bucket that the driver brings in by itself needs another auth in \
              objectStorage.buckets",
         ),
-        Caller::Pod { pod: None, .. } => missing(
+        Requester::Pod { pod: None, .. } => missing(
             "kubelet does not say whose volume this is: set podInfoOnMount: true in the CSIDriver \
              object",
         ),
-        Caller::Pod { tokens: None, .. } => missing(
+        Requester::Pod { tokens: None, .. } => missing(
             "kubelet sent no token of the pod's service account: set tokenRequests: [{audience: \
              \"\"}] in the CSIDriver object (csiDriver.tokenRequests of the chart)",
         ),
-        Caller::Pod { pod: Some(pod), tokens: Some(tokens) } => {
+        Requester::Pod { pod: Some(pod), tokens: Some(tokens) } => {
             let token = tokens.of(pod)?;
             let workload = Workload {
                 namespace: pod.namespace.clone(),
@@ -362,5 +363,5 @@ fn as_caller(client: ObjectStorage, caller: Caller<'_>) -> Result<ObjectStorage>
 }
 
 #[cfg(test)]
-#[path = "stores_tests.rs"]
+#[path = "client_pool_tests.rs"]
 mod tests;

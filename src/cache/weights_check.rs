@@ -16,12 +16,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::flight::Flights;
 use super::models::CachedModel;
-use super::{Cache, Inner};
+use super::{Cache, CacheInner};
 use crate::blocking::blocking;
 use crate::error::{Error, ErrorKind, Result};
-use crate::fair::Places;
+use crate::fair::FairSemaphore;
 use crate::model::safetensors::{self, MAX_INDEX};
-use crate::model::weights::{self, Format, Kind, Role};
+use crate::model::weights::{self, FileKind, Format, Role};
 use crate::model::{ModelKey, ModelRequest, Tenant, Warning, WarningKind, shown};
 
 /// Verdicts that are remembered; when they are more, all are found out again.
@@ -53,7 +53,7 @@ pub enum SafetensorsCheck {
 
 /// What was found in one model.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Verdict {
+pub(super) struct WeightsReport {
     /// Files that loaders open and cannot.
     broken: Flaws,
     /// Files that could not be opened, and that no loader opens.
@@ -83,32 +83,32 @@ struct Missing {
 pub(super) struct Sanity {
     check: SafetensorsCheck,
     /// By tenant too: a tenant that asks for a model does not wait for the turn of another.
-    flights: Flights<(ModelKey, Tenant), (), Option<Arc<Verdict>>>,
-    known: Mutex<Known>,
-    places: Places,
+    flights: Flights<(ModelKey, Tenant), (), Option<Arc<WeightsReport>>>,
+    known: Mutex<RememberedReports>,
+    places: FairSemaphore,
 }
 
 #[derive(Debug, Default)]
-struct Known {
-    verdicts: HashMap<ModelKey, Arc<Verdict>>,
+struct RememberedReports {
+    verdicts: HashMap<ModelKey, Arc<WeightsReport>>,
     bytes: usize,
 }
 
 impl Sanity {
     pub(super) fn new(
         check: SafetensorsCheck,
-        flights: Flights<(ModelKey, Tenant), (), Option<Arc<Verdict>>>,
+        flights: Flights<(ModelKey, Tenant), (), Option<Arc<WeightsReport>>>,
     ) -> Self {
-        Self { check, flights, known: Mutex::default(), places: Places::new(AT_ONCE) }
+        Self { check, flights, known: Mutex::default(), places: FairSemaphore::new(AT_ONCE) }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Known> {
+    fn lock(&self) -> MutexGuard<'_, RememberedReports> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Does work that the model's author made as much as it is, when it is its turn.
     async fn in_turn<T: Send + 'static>(
-        places: Places,
+        places: FairSemaphore,
         tenant: Tenant,
         work: impl FnOnce() -> Result<T> + Send + 'static,
     ) -> Result<T> {
@@ -121,8 +121,8 @@ impl Sanity {
     }
 }
 
-impl Known {
-    fn insert(&mut self, key: ModelKey, verdict: Arc<Verdict>) {
+impl RememberedReports {
+    fn insert(&mut self, key: ModelKey, verdict: Arc<WeightsReport>) {
         let bytes = verdict.bytes();
         if self.verdicts.len() >= REMEMBERED || self.bytes + bytes > REMEMBERED_BYTES {
             *self = Self::default();
@@ -162,10 +162,10 @@ impl Cache {
                 let mut ticket = self.0.sanity.flights.join(key, (), |_| {
                     Sanity::in_turn(places(), tenant.clone(), move || inner.find_flaws(&model_))
                 });
-                ticket.landed().await?
+                ticket.completed().await?
             }
         };
-        let Some(verdict) = verdict.filter(|verdict| **verdict != Verdict::default()) else {
+        let Some(verdict) = verdict.filter(|verdict| **verdict != WeightsReport::default()) else {
             return Ok(Vec::new());
         };
         let request = request.clone();
@@ -174,9 +174,9 @@ impl Cache {
     }
 }
 
-impl Inner {
+impl CacheInner {
     /// Looks at the files of one model; `None` when they vanished meanwhile. Blocks.
-    fn find_flaws(&self, model: &CachedModel) -> Result<Option<Arc<Verdict>>> {
+    fn find_flaws(&self, model: &CachedModel) -> Result<Option<Arc<WeightsReport>>> {
         let Some(verdict) = verdict(model)? else { return Ok(None) };
         let verdict = Arc::new(verdict);
         if !verdict.broken.named.is_empty() {
@@ -193,7 +193,7 @@ impl Inner {
 }
 
 /// Why a look at a model ends early.
-enum Stop {
+enum InspectStop {
     /// One of its files cannot be found, because it was evicted: then there is
     /// nothing to publish either.
     Vanished,
@@ -201,24 +201,24 @@ enum Stop {
 }
 
 /// What is wrong with a model; `None` when it vanished. Blocks.
-fn verdict(model: &CachedModel) -> Result<Option<Verdict>> {
+fn verdict(model: &CachedModel) -> Result<Option<WeightsReport>> {
     match look(model) {
         Ok(verdict) => Ok(Some(verdict)),
-        Err(Stop::Vanished) => Ok(None),
-        Err(Stop::Failed(error)) => Err(error),
+        Err(InspectStop::Vanished) => Ok(None),
+        Err(InspectStop::Failed(error)) => Err(error),
     }
 }
 
-fn look(model: &CachedModel) -> Result<Verdict, Stop> {
-    let manifest = model.manifest().map_err(Stop::Failed)?.ok_or(Stop::Vanished)?;
+fn look(model: &CachedModel) -> Result<WeightsReport, InspectStop> {
+    let manifest = model.manifest().map_err(InspectStop::Failed)?.ok_or(InspectStop::Vanished)?;
     let sizes: HashMap<&str, u64> =
         manifest.files.iter().map(|file| (file.path.as_str(), file.size)).collect();
     let paths: HashSet<&str> = sizes.keys().copied().collect();
-    let mut verdict = Verdict::default();
+    let mut verdict = WeightsReport::default();
     let mut indexes: Vec<(&str, Result<Vec<String>, String>)> = Vec::new();
     let mut left = MISSING;
     let listed = manifest.files.iter().map(|file| file.path.as_str());
-    let roles = weights::roles(listed, |index| -> Result<_, Stop> {
+    let roles = weights::roles(listed, |index| -> Result<_, InspectStop> {
         if sizes.get(index).is_none_or(|size| *size > MAX_INDEX) {
             return Ok(None);
         }
@@ -245,7 +245,7 @@ fn look(model: &CachedModel) -> Result<Verdict, Stop> {
     let mut offered = Offered::default();
     for file in &manifest.files {
         let path = file.path.as_str();
-        let (Some(Kind::Weights(format)), Some(role)) = (weights::kind(path), roles.get(path))
+        let (Some(FileKind::Weights(format)), Some(role)) = (weights::kind(path), roles.get(path))
         else {
             continue;
         };
@@ -272,12 +272,12 @@ fn read<T>(
     model: &CachedModel,
     path: &str,
     read: impl FnOnce(&File) -> std::io::Result<T>,
-) -> Result<T, Stop> {
+) -> Result<T, InspectStop> {
     let path = model.tree.join(path);
     match File::open(&path).and_then(|file| read(&file)) {
         Ok(read) => Ok(read),
-        Err(e) if e.kind() == Io::NotFound => Err(Stop::Vanished),
-        Err(e) => Err(Stop::Failed(Error::io(format!("reading {}", path.display()), &e))),
+        Err(e) if e.kind() == Io::NotFound => Err(InspectStop::Vanished),
+        Err(e) => Err(InspectStop::Failed(Error::io(format!("reading {}", path.display()), &e))),
     }
 }
 
@@ -300,7 +300,7 @@ impl<'a> Offered<'a> {
         }
     }
 
-    fn into_verdict(self, verdict: &mut Verdict) {
+    fn into_verdict(self, verdict: &mut WeightsReport) {
         let directory = |path: &'a str| path.rsplit_once('/').map_or("", |(above, _)| above);
         let whole: HashSet<&str> =
             self.sets.iter().filter(|(_, whole)| **whole).map(|(set, _)| directory(set)).collect();
@@ -330,7 +330,7 @@ impl Flaws {
     }
 }
 
-impl Verdict {
+impl WeightsReport {
     fn note(&mut self, path: &str, role: Role, why: &str) {
         self.flaws(role).note(|| format!("{}: {why}{}", shown(path, 60), reason(role)));
     }
@@ -409,5 +409,5 @@ fn reason(role: Role) -> &'static str {
 }
 
 #[cfg(test)]
-#[path = "sanity_tests.rs"]
+#[path = "weights_check_tests.rs"]
 mod tests;

@@ -35,11 +35,11 @@ pub(crate) struct Origin {
 pub(super) struct Buckets {
     /// Places in all.
     most: usize,
-    entries: HashMap<Arc<Origin>, Entry>,
+    entries: HashMap<Arc<Origin>, BucketEntry>,
 }
 
 #[derive(Debug)]
-struct Entry {
+struct BucketEntry {
     running: usize,
     /// What may run at once, `1..=most`. `running` is above it until enough of
     /// them came back.
@@ -49,7 +49,7 @@ struct Entry {
     used: Instant,
 }
 
-impl Entry {
+impl BucketEntry {
     fn is_slow(&self, now: Instant) -> bool {
         self.slow_until.is_some_and(|until| now < until)
     }
@@ -130,12 +130,12 @@ impl Buckets {
         self.entries.get(origin).map_or(self.most, |entry| entry.limit)
     }
 
-    fn entry(&mut self, origin: &Arc<Origin>, now: Instant) -> &mut Entry {
+    fn entry(&mut self, origin: &Arc<Origin>, now: Instant) -> &mut BucketEntry {
         if self.entries.len() >= KEPT && !self.entries.contains_key(origin) {
             self.entries.retain(|_, entry| entry.running > 0);
         }
         let fresh =
-            Entry { running: 0, limit: self.most, successes: 0, slow_until: None, used: now };
+            BucketEntry { running: 0, limit: self.most, successes: 0, slow_until: None, used: now };
         let entry = self.entries.entry(Arc::clone(origin)).or_insert(fresh);
         if entry.running == 0 && now - entry.used >= REMEMBERED {
             entry.limit = self.most;

@@ -9,12 +9,12 @@ use std::time::{Duration, SystemTime};
 
 use tokio_util::sync::CancellationToken;
 
+use super::disk_usage::DiskUsage;
 use super::evict::Evicted;
-use super::inventory::Stocktaking;
-use super::policy::{Goal, Space};
+use super::policy::{EvictionGoal, Space};
 use super::space::FileSystem;
 use super::trash::QUARANTINED;
-use super::{Cache, Inner, files, foreign, recover};
+use super::{Cache, CacheInner, files, foreign, recover};
 use crate::blocking::blocking;
 use crate::budget;
 use crate::error::Result;
@@ -108,7 +108,7 @@ async fn every<F: Future<Output = Result<()>>>(
     }
 }
 
-impl Inner {
+impl CacheInner {
     /// The low watermark: what others took is given back by the cache. Blocks.
     fn watch(&self) -> Result<()> {
         self.forget_arrivals(None);
@@ -120,7 +120,8 @@ impl Inner {
         // What is in the trash is as good as free: models would go in vain for it.
         self.empty_trash()?;
         let lacking = self.below_watermark()?;
-        let evicted = self.evict(&Goal::AsFar(lacking), Some(EvictionReason::Watermark))?;
+        let evicted =
+            self.evict(&EvictionGoal::BestEffort(lacking), Some(EvictionReason::Watermark))?;
         self.tell_watermark(&evicted);
         Ok(())
     }
@@ -166,7 +167,7 @@ impl Inner {
             over = self.over_limit()?;
         }
         if over > 0 || self.idle_ttl.is_some() {
-            let goal = Goal::AsFar(Space { bytes: over, inodes: 0 });
+            let goal = EvictionGoal::BestEffort(Space { bytes: over, inodes: 0 });
             self.evict(&goal, Some(EvictionReason::Limit))?;
         }
         self.measure()?;
@@ -177,16 +178,16 @@ impl Inner {
 
     fn over_limit(&self) -> Result<u64> {
         let Some(most) = self.ledger.limits().max_size else { return Ok(0) };
-        let taken = Stocktaking::read(&self.layout)?;
+        let taken = DiskUsage::read(&self.layout)?;
         // What is in the trash goes anyway.
         Ok(taken.total().bytes.saturating_sub(taken.trash.bytes).saturating_sub(most))
     }
 
     /// What the limits ask for now, for `gc`. Blocks.
-    pub(super) fn limits_ask(&self) -> Result<Goal> {
+    pub(super) fn limits_ask(&self) -> Result<EvictionGoal> {
         let mut lacking = self.below_watermark()?;
         lacking.bytes = lacking.bytes.max(self.over_limit()?);
-        Ok(Goal::AsFar(lacking))
+        Ok(EvictionGoal::BestEffort(lacking))
     }
 
     /// Leftovers that take inodes: stale downloads, what was in quarantine for

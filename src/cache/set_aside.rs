@@ -16,7 +16,7 @@ use super::layout::{Layout, OLD_LAYOUT};
 use super::leases::{LeaseRecord, Leases};
 use super::policy::Space;
 use super::trash::discard;
-use super::{Inner, files};
+use super::{CacheInner, files};
 use crate::error::{Error, Result};
 use crate::mount::{self, Use};
 
@@ -144,7 +144,7 @@ impl Older {
     }
 }
 
-impl Inner {
+impl CacheInner {
     /// What was set aside, and where it is used. Blocks.
     pub(super) fn set_aside(&self) -> Result<Vec<SetAside>> {
         let names = names(&self.layout)?;

@@ -22,8 +22,8 @@ fn listed(name: &str, namespace: Option<&str>) -> ListedBucket {
     ListedBucket { name, namespace, region: None, endpoint: None, auth: None }
 }
 
-async fn stores(listed: &[ListedBucket]) -> Stores {
-    Stores::connect(settings(), listed.to_vec()).await.unwrap()
+async fn stores(listed: &[ListedBucket]) -> ClientPool {
+    ClientPool::connect(settings(), listed.to_vec()).await.unwrap()
 }
 
 fn request(bucket: &str, namespace: Option<&str>) -> ModelRequest {
@@ -54,7 +54,7 @@ async fn a_bucket_is_the_listed_one_by_its_name_and_namespace() {
         ("named", Some("mytenancy"), "uk-london-1"),
         ("model", None, ASHBURN),
     ] {
-        let route = stores.route(&request(bucket, namespace), "", Caller::Driver).await.unwrap();
+        let route = stores.route(&request(bucket, namespace), "", Requester::Driver).await.unwrap();
         assert_eq!(route.location(), region, "{bucket} of {namespace:?}");
         assert_eq!(route.scope(), "", "its usual identity is nobody's exception");
     }
@@ -70,24 +70,24 @@ async fn an_endpoint_stands_for_its_region() {
     };
     let stores = stores(&[entry]).await;
     for region in [None, Some("phx"), Some("us-phoenix-1")] {
-        let route = stores.route(&chosen(region, None), "", Caller::Driver).await.unwrap();
+        let route = stores.route(&chosen(region, None), "", Requester::Driver).await.unwrap();
         assert_eq!(route.location(), endpoint, "{region:?}");
     }
-    let route = stores.route(&chosen(Some("fra"), None), "", Caller::Driver).await.unwrap();
+    let route = stores.route(&chosen(Some("fra"), None), "", Requester::Driver).await.unwrap();
     assert_eq!(route.location(), "eu-frankfurt-1");
 }
 
 #[tokio::test]
 async fn a_region_of_the_administrator_is_asked_and_the_drivers_own_is_no_other() {
     let stores = stores(&[]).await;
-    let here = stores.route(&chosen(None, None), "", Caller::Driver).await.unwrap();
+    let here = stores.route(&chosen(None, None), "", Requester::Driver).await.unwrap();
     for same in [ASHBURN, "iad", "IAD"] {
-        let route = stores.route(&chosen(Some(same), None), "", Caller::Driver).await.unwrap();
+        let route = stores.route(&chosen(Some(same), None), "", Requester::Driver).await.unwrap();
         assert!(route.client().is(here.client()), "{same}");
     }
-    let there = stores.route(&chosen(Some("phx"), None), "", Caller::Driver).await.unwrap();
+    let there = stores.route(&chosen(Some("phx"), None), "", Requester::Driver).await.unwrap();
     assert_eq!(there.location(), "us-phoenix-1");
-    let again = stores.route(&chosen(Some("phx"), None), "", Caller::Driver).await.unwrap();
+    let again = stores.route(&chosen(Some("phx"), None), "", Requester::Driver).await.unwrap();
     assert!(again.client().is(there.client()), "one client for each place");
     assert_ne!(here.digest(&chosen(None, None)), there.digest(&chosen(None, None)));
 }
@@ -95,13 +95,13 @@ async fn a_region_of_the_administrator_is_asked_and_the_drivers_own_is_no_other(
 #[tokio::test]
 async fn what_another_identity_brought_is_kept_apart() {
     let stores = stores(&[]).await;
-    let usual = stores.route(&chosen(None, Some("none")), "", Caller::Driver).await.unwrap();
+    let usual = stores.route(&chosen(None, Some("none")), "", Requester::Driver).await.unwrap();
     assert_eq!(usual.scope(), "");
     let other = chosen(None, Some("instance_principal"));
-    let route = stores.route(&other, "", Caller::Driver).await.unwrap();
+    let route = stores.route(&other, "", Requester::Driver).await.unwrap();
     assert_eq!(route.scope(), "auth/instance_principal");
     assert_eq!(route.location(), ASHBURN);
-    let route = stores.route(&other, "namespace/team-a", Caller::Driver).await.unwrap();
+    let route = stores.route(&other, "namespace/team-a", Requester::Driver).await.unwrap();
     assert_eq!(route.scope(), "namespace/team-a auth/instance_principal");
     assert_eq!(Route::auth_of_scope(route.scope()), Some("instance_principal"));
     assert_eq!(Route::auth_of_scope("namespace/auth"), None);
@@ -112,11 +112,13 @@ async fn an_identity_that_cannot_be_had_is_the_fault_of_its_own_requests_only() 
     let broken = ListedBucket { auth: Some(AuthMethod::SecurityToken), ..listed("broken", None) };
     let stores = stores(&[broken]).await;
     for _ in 0..2 {
-        let error = stores.route(&request("broken", None), "", Caller::Driver).await.unwrap_err();
+        let error =
+            stores.route(&request("broken", None), "", Requester::Driver).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Precondition);
         assert!(error.message().contains("reading as security_token"), "{error}");
     }
-    stores.route(&request("models", None), "", Caller::Driver).await.unwrap();
-    let error = stores.route(&chosen(None, Some("apikey")), "", Caller::Driver).await.unwrap_err();
+    stores.route(&request("models", None), "", Requester::Driver).await.unwrap();
+    let error =
+        stores.route(&chosen(None, Some("apikey")), "", Requester::Driver).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Invalid);
 }

@@ -20,7 +20,7 @@
 //! to give way (`give_way`), and goes on later with the byte it reached.
 
 mod buckets;
-mod give_way;
+mod preempt;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -32,9 +32,9 @@ use tokio::time::Instant;
 
 use self::buckets::Buckets;
 pub(crate) use self::buckets::Origin;
+use super::fair_share::{FairShare, Interest};
 use super::flow::Flow;
-use super::share::{Demand, Share};
-use crate::fair::{Standing, Turns};
+use crate::fair::{TurnOrder, Turns};
 use crate::model::Tenant;
 
 /// How long a request waits before it may take the place of another.
@@ -45,33 +45,33 @@ const LOOK: Duration = Duration::from_millis(250);
 
 /// Admits requests of all downloads; clones are the same gate.
 #[derive(Debug, Clone)]
-pub(crate) struct Gate(Arc<Mutex<State>>);
+pub(crate) struct ConcurrencyLimiter(Arc<Mutex<LimiterState>>);
 
 #[derive(Debug)]
-struct State {
+struct LimiterState {
     most: usize,
     buckets: Buckets,
-    standings: Standings,
+    standings: LimiterTurns,
     /// Admissions so far.
     turns: u64,
     /// What runs, by admission.
     running: BTreeMap<u64, Running>,
     /// What waits, by object.
-    lines: BTreeMap<u64, Line>,
+    lines: BTreeMap<u64, ObjectQueue>,
     /// Whether a task looks after those that wait.
     watched: bool,
 }
 
 /// What tenants and models have under way.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Standings {
+pub(super) struct LimiterTurns {
     tenants: Turns<Tenant>,
     shares: Turns<u64>,
 }
 
 #[derive(Debug)]
 struct Running {
-    share: Share,
+    share: FairShare,
     tenant: Tenant,
     origin: Arc<Origin>,
     flow: Flow,
@@ -82,50 +82,50 @@ struct Running {
 
 /// The requests of one object that wait, in the order in which they came.
 #[derive(Debug)]
-struct Line {
-    visitor: Visitor,
-    waiting: VecDeque<Waiting>,
+struct ObjectQueue {
+    visitor: ObjectDownload,
+    waiting: VecDeque<QueuedRequest>,
 }
 
 #[derive(Debug)]
-struct Waiting {
+struct QueuedRequest {
     since: Instant,
-    grant: oneshot::Sender<Slot>,
+    grant: oneshot::Sender<RequestPermit>,
 }
 
 /// One object's download, as the gate knows it; clones stand in the same line.
 #[derive(Debug, Clone)]
-pub(crate) struct Visitor {
+pub(crate) struct ObjectDownload {
     /// Unique in this process, and ascending.
     id: u64,
-    demand: Demand,
+    demand: Interest,
     size: u64,
     origin: Arc<Origin>,
 }
 
-impl Visitor {
+impl ObjectDownload {
     /// A download of an object of this size.
-    pub(crate) fn new(demand: Demand, size: u64, origin: Arc<Origin>) -> Self {
+    pub(crate) fn new(demand: Interest, size: u64, origin: Arc<Origin>) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         Self { id: NEXT.fetch_add(1, Ordering::Relaxed), demand, size, origin }
     }
 
-    pub(super) fn demand(&self) -> &Demand {
+    pub(super) fn demand(&self) -> &Interest {
         &self.demand
     }
 }
 
 /// A running request's place; gives it back when dropped.
 #[derive(Debug)]
-pub(crate) struct Slot {
+pub(crate) struct RequestPermit {
     /// `None` once it is given back.
-    gate: Option<Gate>,
+    gate: Option<ConcurrencyLimiter>,
     id: u64,
     flow: Flow,
     asked: Arc<Notify>,
 }
 
-impl Slot {
+impl RequestPermit {
     /// What the request gets; to be kept up to date.
     pub(super) fn flow(&self) -> &Flow {
         &self.flow
@@ -139,14 +139,14 @@ impl Slot {
 
 /// The order of those that wait, the least is next: whether it is downloaded
 /// ahead, whether its bucket is slow, tenant, share, size, id of the visitor.
-type Rank = (bool, bool, Standing, Standing, u64, u64);
+type Rank = (bool, bool, TurnOrder, TurnOrder, u64, u64);
 
-impl Gate {
+impl ConcurrencyLimiter {
     pub(crate) fn new(most: usize) -> Self {
-        Self(Arc::new(Mutex::new(State {
+        Self(Arc::new(Mutex::new(LimiterState {
             most,
             buckets: Buckets::new(most),
-            standings: Standings::default(),
+            standings: LimiterTurns::default(),
             turns: 0,
             running: BTreeMap::new(),
             lines: BTreeMap::new(),
@@ -155,14 +155,16 @@ impl Gate {
     }
 
     /// Waits for a place. Cancellation safe: who goes away loses the turn.
-    pub(crate) async fn enter(&self, visitor: &Visitor) -> Slot {
+    pub(crate) async fn enter(&self, visitor: &ObjectDownload) -> RequestPermit {
         let (grant, mut granted) = oneshot::channel();
         let queued = {
             let mut state = self.lock();
             let line = state.lines.entry(visitor.id);
-            let line =
-                line.or_insert_with(|| Line { visitor: visitor.clone(), waiting: VecDeque::new() });
-            line.waiting.push_back(Waiting { since: Instant::now(), grant });
+            let line = line.or_insert_with(|| ObjectQueue {
+                visitor: visitor.clone(),
+                waiting: VecDeque::new(),
+            });
+            line.waiting.push_back(QueuedRequest { since: Instant::now(), grant });
             self.admit(&mut state);
             if !state.watched && !state.lines.is_empty() {
                 state.watched = true;
@@ -194,31 +196,32 @@ impl Gate {
     }
 
     /// Object Storage said 429 or 503: half of what was allowed in this bucket.
-    pub(super) fn throttled(&self, visitor: &Visitor) {
+    pub(super) fn throttled(&self, visitor: &ObjectDownload) {
         self.lock().buckets.throttled(&visitor.origin);
     }
 
     /// A request got next to nothing, and its bucket has to leave places to others.
-    pub(super) fn slow(&self, visitor: &Visitor) {
+    pub(super) fn slow(&self, visitor: &ObjectDownload) {
         self.lock().buckets.slow(&visitor.origin, Instant::now());
     }
 
     /// A request succeeded.
-    pub(super) fn succeeded(&self, visitor: &Visitor) {
+    pub(super) fn succeeded(&self, visitor: &ObjectDownload) {
         let mut state = self.lock();
         if state.buckets.succeeded(&visitor.origin) {
             self.admit(&mut state);
         }
     }
 
-    fn admit(&self, state: &mut State) {
+    fn admit(&self, state: &mut LimiterState) {
         while state.running.len() < state.most {
             let Some((grant, running)) = state.next() else { return };
             state.turns += 1;
             let id = state.turns;
             let (flow, asked) = (running.flow.clone(), Arc::clone(&running.asked));
             state.begin(id, running);
-            if let Err(mut refused) = grant.send(Slot { gate: Some(self.clone()), id, flow, asked })
+            if let Err(mut refused) =
+                grant.send(RequestPermit { gate: Some(self.clone()), id, flow, asked })
             {
                 // Its caller went away just now. Taken apart here, since its
                 // drop would lock the gate once more.
@@ -230,25 +233,25 @@ impl Gate {
 
     /// What may run at once in this visitor's bucket now.
     #[cfg(test)]
-    pub(crate) fn limit(&self, visitor: &Visitor) -> usize {
+    pub(crate) fn limit(&self, visitor: &ObjectDownload) -> usize {
         self.lock().buckets.limit(&visitor.origin)
     }
 
     /// Requests of a share under way.
     #[cfg(test)]
-    fn running(&self, share: &Share) -> usize {
+    fn running(&self, share: &FairShare) -> usize {
         self.lock().standings.shares.running(&share.id())
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, LimiterState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
+impl LimiterState {
     /// Takes the next one out of its line. Looks at each line once: there are as
     /// many as objects under way, however many requests each of them has.
-    fn next(&mut self) -> Option<(oneshot::Sender<Slot>, Running)> {
+    fn next(&mut self) -> Option<(oneshot::Sender<RequestPermit>, Running)> {
         self.forget_gone();
         let (now, slow) = (Instant::now(), self.slow_origins());
         let lines = self.lines.values();
@@ -268,11 +271,11 @@ impl State {
     /// Whose request the next one of an object is, and when its turn comes.
     fn rank(
         &self,
-        standings: &Standings,
-        visitor: &Visitor,
+        standings: &LimiterTurns,
+        visitor: &ObjectDownload,
         slow: &[Arc<Origin>],
         now: Instant,
-    ) -> (Rank, (Share, Tenant)) {
+    ) -> (Rank, (FairShare, Tenant)) {
         let (share, tenant) = visitor.demand.account(standings);
         let slow = slow.contains(&visitor.origin) || self.buckets.is_slow(&visitor.origin, now);
         let (of_tenant, of_share) = standings.of(&share, &tenant);
@@ -311,24 +314,24 @@ impl State {
     }
 }
 
-impl Standings {
+impl LimiterTurns {
     /// When the turn of this share of this tenant comes.
-    pub(super) fn of(&self, share: &Share, tenant: &Tenant) -> (Standing, Standing) {
+    pub(super) fn of(&self, share: &FairShare, tenant: &Tenant) -> (TurnOrder, TurnOrder) {
         (self.tenants.standing(tenant), self.shares.standing(&share.id()))
     }
 
-    pub(super) fn begin(&mut self, share: &Share, tenant: &Tenant) {
+    pub(super) fn begin(&mut self, share: &FairShare, tenant: &Tenant) {
         self.tenants.begin(tenant);
         self.shares.begin(&share.id());
     }
 
-    pub(super) fn end(&mut self, share: &Share, tenant: &Tenant) {
+    pub(super) fn end(&mut self, share: &FairShare, tenant: &Tenant) {
         self.tenants.end(tenant);
         self.shares.end(&share.id());
     }
 }
 
-impl Drop for Slot {
+impl Drop for RequestPermit {
     fn drop(&mut self) {
         if let Some(gate) = self.gate.take() {
             let mut state = gate.lock();
@@ -339,5 +342,5 @@ impl Drop for Slot {
 }
 
 #[cfg(test)]
-#[path = "gate_tests.rs"]
+#[path = "limiter_tests.rs"]
 mod tests;

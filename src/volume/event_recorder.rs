@@ -5,18 +5,18 @@ use std::time::Duration;
 use super::claims::ClaimName;
 use crate::cache::{CachedModel, Damage, FillProgress, LeaseRecord, Phase, Unverified};
 use crate::error::{Error, ErrorKind};
-use crate::events::{Events, Kind, Reason, Subject};
+use crate::events::{Events, InvolvedObject, ObjectKind, Reason};
 use crate::metrics::{Metrics, PublishResult};
 use crate::model::{PodIdentity, Warning, shown, size_text};
 
 /// Tells one pod; nobody when kubelet did not say which it is.
 #[derive(Debug, Clone)]
-pub(super) struct Teller<'a> {
+pub(super) struct EventRecorder<'a> {
     events: &'a Events,
     pod: Option<&'a PodIdentity>,
 }
 
-impl<'a> Teller<'a> {
+impl<'a> EventRecorder<'a> {
     pub(super) fn new(events: &'a Events, pod: Option<&'a PodIdentity>) -> Self {
         Self { events, pod }
     }
@@ -105,7 +105,8 @@ pub(super) fn not_made(events: &Events, claim: Option<ClaimName<'_>>, volume: &s
     }
     if let Some(uid) = uid_in(volume) {
         let (namespace, name) = (namespace.to_owned(), name.to_owned());
-        let claim = Subject { kind: Kind::Claim, namespace, name, uid: uid.to_owned() };
+        let claim =
+            InvolvedObject { kind: ObjectKind::Claim, namespace, name, uid: uid.to_owned() };
         events.tell(claim, Reason::PullFailed, error.message());
     }
 }
@@ -134,13 +135,13 @@ pub(super) fn damaged(events: &Events, damage: &Damage) {
 }
 
 /// The pod of a lease: its name stands there, its UID in kubelet's path.
-fn subject(lease: &LeaseRecord) -> Option<Subject> {
+fn subject(lease: &LeaseRecord) -> Option<InvolvedObject> {
     let (namespace, name) = lease.pod.as_deref()?.split_once('/')?;
     let parts: Vec<_> = lease.target.iter().map(|part| part.to_string_lossy()).collect();
     let place = parts.windows(3).find(|place| place[0] == "pods" && place[2] == "volumes")?;
     let uid = place[1].clone().into_owned();
     let (namespace, name) = (namespace.to_owned(), name.to_owned());
-    Some(Subject { kind: Kind::Pod, namespace, name, uid })
+    Some(InvolvedObject { kind: ObjectKind::Pod, namespace, name, uid })
 }
 
 #[cfg(test)]

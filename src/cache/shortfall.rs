@@ -13,7 +13,7 @@ const NAMED: usize = 3;
 
 /// A model that cannot be admitted now, and who holds the rest.
 #[derive(Debug, Clone)]
-pub struct Shortage {
+pub struct Shortfall {
     /// What the model still needs.
     pub(super) needs: Space,
     /// What could be had, if everything that may go went.
@@ -23,9 +23,9 @@ pub struct Shortage {
     /// What running downloads will still take, which is not available.
     pub(super) running: u64,
     /// What binds: the reserve, or the cache's own limit.
-    pub(super) bound: Bound,
+    pub(super) bound: ExhaustedLimit,
     /// Who holds the rest.
-    pub(super) holders: Vec<HeldBy>,
+    pub(super) holders: Vec<SpaceHolder>,
     /// Pinned models that nobody uses.
     pub(super) pinned: u64,
     /// The cache directory.
@@ -38,7 +38,7 @@ pub struct Shortage {
 
 /// What keeps the cache from taking more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Bound {
+pub(super) enum ExhaustedLimit {
     /// `cache.minFree`: bytes that stay free, of so many.
     Reserve { bytes: u64, of: u64 },
     /// `cache.minFreeInodes`.
@@ -49,13 +49,13 @@ pub(super) enum Bound {
 
 /// A pod, or a volume of which no pod is known, and the size of its model.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct HeldBy {
+pub(super) struct SpaceHolder {
     /// `namespace/name`.
     pub(super) pod: Option<String>,
     pub(super) bytes: u64,
 }
 
-impl Shortage {
+impl Shortfall {
     /// The error for a pod in this Kubernetes namespace, whose model starts when
     /// there is space. Pods of other namespaces are counted and not named.
     pub fn error_of_pod(&self, title: &str, namespace: Option<&str>) -> Error {
@@ -73,7 +73,7 @@ impl Shortage {
 
     fn with_remedy(&self, title: &str, namespace: Option<&str>, remedy: &str) -> Error {
         let needs = match self.bound {
-            Bound::Inodes { .. } => format!(
+            ExhaustedLimit::Inodes { .. } => format!(
                 "{title} needs {} inodes; {} can be had",
                 self.needs.inodes, self.available.inodes
             ),
@@ -93,7 +93,7 @@ impl Shortage {
 
     fn parts(&self) -> String {
         let evictable = match self.bound {
-            Bound::Inodes { .. } => format!("{} evictable", self.evictable.inodes),
+            ExhaustedLimit::Inodes { .. } => format!("{} evictable", self.evictable.inodes),
             _ => format!("{} evictable", size_text(self.evictable.bytes)),
         };
         let free = self.available.saturating_sub(self.evictable);
@@ -102,7 +102,7 @@ impl Shortage {
             bytes => format!(", running downloads take {} more", size_text(bytes)),
         };
         match self.bound {
-            Bound::Reserve { bytes, of } => {
+            ExhaustedLimit::Reserve { bytes, of } => {
                 // Rounded: a fifth of an odd number of bytes is 20 %.
                 let percent = bytes.saturating_mul(100).saturating_add(of / 2).checked_div(of);
                 let reserve = match percent {
@@ -112,11 +112,11 @@ impl Shortage {
                 let free = size_text(free.bytes);
                 format!("{free} free above the {reserve} reserve, {evictable}{running}")
             }
-            Bound::Inodes { inodes } => format!(
+            ExhaustedLimit::Inodes { inodes } => format!(
                 "{} free above the reserve of {inodes} inodes, {evictable}{running}",
                 free.inodes
             ),
-            Bound::Limit { bytes } => format!(
+            ExhaustedLimit::Limit { bytes } => format!(
                 "{} left of cache.maxSize {}, {evictable}{running}",
                 size_text(free.bytes),
                 size_text(bytes)
@@ -125,11 +125,11 @@ impl Shortage {
     }
 
     fn held(&self, namespace: Option<&str>) -> Option<String> {
-        let own = |held: &&HeldBy| {
+        let own = |held: &&SpaceHolder| {
             let pod = held.pod.as_deref().and_then(|pod| pod.split_once('/'));
             pod.is_some_and(|(its, _)| Some(its) == namespace)
         };
-        let mut named: Vec<&HeldBy> = self.holders.iter().filter(own).collect();
+        let mut named: Vec<&SpaceHolder> = self.holders.iter().filter(own).collect();
         named.sort_by(|a, b| (b.bytes, &a.pod).cmp(&(a.bytes, &b.pod)));
         let mut parts: Vec<String> = named
             .iter()
@@ -156,14 +156,14 @@ mod tests {
 
     const GIB: u64 = 1 << 30;
 
-    fn shortage() -> Shortage {
-        let held = |pod: &str, gib| HeldBy { pod: Some(pod.to_owned()), bytes: gib * GIB };
-        Shortage {
+    fn shortage() -> Shortfall {
+        let held = |pod: &str, gib| SpaceHolder { pod: Some(pod.to_owned()), bytes: gib * GIB };
+        Shortfall {
             needs: Space { bytes: 140 * GIB, inodes: 30 },
             available: Space { bytes: 96 * GIB, inodes: 1000 },
             evictable: Space { bytes: 65 * GIB, inodes: 40 },
             running: 0,
-            bound: Bound::Reserve { bytes: 200 * GIB, of: 1000 * GIB },
+            bound: ExhaustedLimit::Reserve { bytes: 200 * GIB, of: 1000 * GIB },
             holders: vec![
                 held("team-a/vllm-0", 52),
                 held("b/x", 1),
@@ -202,12 +202,12 @@ mod tests {
     #[test]
     fn what_binds_is_named_with_its_setting() {
         let mut short = shortage();
-        short.bound = Bound::Limit { bytes: 100 * GIB };
+        short.bound = ExhaustedLimit::Limit { bytes: 100 * GIB };
         short.running = GIB;
         let text = short.error_of_pod("m", None).message().to_owned();
         assert!(text.contains("31 GiB left of cache.maxSize 100 GiB, 65 GiB evictable"), "{text}");
         assert!(text.contains("running downloads take 1 GiB more"), "{text}");
-        short.bound = Bound::Inodes { inodes: 10 };
+        short.bound = ExhaustedLimit::Inodes { inodes: 10 };
         let text = short.error_of_pod("m", None).message().to_owned();
         assert!(text.contains("needs 30 inodes; 1000 can be had"), "{text}");
     }
@@ -216,7 +216,7 @@ mod tests {
     fn the_reserve_is_rounded_to_whole_percents() {
         let mut short = shortage();
         // 20 % of this, in whole bytes, is a little less than a fifth.
-        short.bound = Bound::Reserve { bytes: 1003 / 5, of: 1003 };
+        short.bound = ExhaustedLimit::Reserve { bytes: 1003 / 5, of: 1003 };
         let text = short.error("m").message().to_owned();
         assert!(text.contains("free above the 20 % reserve"), "{text}");
     }
@@ -231,7 +231,7 @@ mod tests {
     #[test]
     fn a_message_stays_short_however_many_pods_hold() {
         let mut short = shortage();
-        let held = |n| HeldBy { pod: Some(format!("{}/{n:063}", "n".repeat(40))), bytes: GIB };
+        let held = |n| SpaceHolder { pod: Some(format!("{}/{n:063}", "n".repeat(40))), bytes: GIB };
         short.holders = (0..200).map(held).collect();
         let text = short.error_of_pod("m", Some(&"n".repeat(40))).message().to_owned();
         assert!(text.contains("197 more of this namespace"), "{text}");

@@ -5,7 +5,7 @@ use std::fs::{self, File, TryLockError};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use crate::download::{Check, Progress, Verified, crc32c_of_file};
+use crate::download::{Check, ObjectProgress, Verified, crc32c_of_file};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{BlobId, Manifest, ManifestFile};
 
@@ -17,13 +17,13 @@ const LOST_AND_FOUND: &str = "lost+found";
 
 /// The right to fill a directory, for one fetch at a time.
 #[derive(Debug)]
-pub(super) struct Claim {
+pub(super) struct DirectoryClaim {
     dir: PathBuf,
     state: PathBuf,
     _lock: File,
 }
 
-impl Claim {
+impl DirectoryClaim {
     /// Takes the directory, which may be absent. Nothing in it is touched but
     /// our own state.
     pub(super) fn take(dir: &Path, manifest: &Manifest) -> Result<Self> {
@@ -49,17 +49,17 @@ impl Claim {
 
 /// A directory that holds nothing but this model and our own state.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct FetchDirectory {
     dir: PathBuf,
     state: PathBuf,
     /// What an earlier fetch finished and could not put into place.
     finished: HashMap<BlobId, (PathBuf, Verified)>,
 }
 
-impl Place {
+impl FetchDirectory {
     /// The claimed directory, for this revision of the model; anything foreign
     /// in it is a `Conflict`, and nothing is touched then.
-    pub(super) fn enter(claim: &Claim, manifest: &Manifest) -> Result<Self> {
+    pub(super) fn enter(claim: &DirectoryClaim, manifest: &Manifest) -> Result<Self> {
         check(&claim.dir, manifest)?;
         let (dir, state) = (claim.dir.clone(), claim.state.clone());
         let finished = finished_in(&state)?;
@@ -85,7 +85,7 @@ impl Place {
     pub(super) fn finished(
         &self,
         file: &ManifestFile,
-        progress: &Progress,
+        progress: &ObjectProgress,
     ) -> Result<Option<Verified>> {
         let Some((path, verified)) = self.finished.get(&file.blob).cloned() else {
             return Ok(None);

@@ -11,21 +11,21 @@ use crate::oci::Bucket;
 const BOUND: Duration = Duration::from_secs(20);
 
 /// A gate whose requests end when the test says so.
-struct Scene {
-    gate: Gate,
-    entered: mpsc::UnboundedReceiver<(&'static str, Slot)>,
-    report: mpsc::UnboundedSender<(&'static str, Slot)>,
+struct LimiterScene {
+    gate: ConcurrencyLimiter,
+    entered: mpsc::UnboundedReceiver<(&'static str, RequestPermit)>,
+    report: mpsc::UnboundedSender<(&'static str, RequestPermit)>,
     tasks: JoinSet<()>,
 }
 
-impl Scene {
+impl LimiterScene {
     fn new(most: usize) -> Self {
         let (report, entered) = mpsc::unbounded_channel();
-        Self { gate: Gate::new(most), entered, report, tasks: JoinSet::new() }
+        Self { gate: ConcurrencyLimiter::new(most), entered, report, tasks: JoinSet::new() }
     }
 
     /// So many requests of one object come to the gate, and wait there.
-    async fn come(&mut self, name: &'static str, requests: usize, visitor: &Visitor) {
+    async fn come(&mut self, name: &'static str, requests: usize, visitor: &ObjectDownload) {
         for _ in 0..requests {
             let (gate, visitor, report) = (self.gate.clone(), visitor.clone(), self.report.clone());
             self.tasks.spawn(async move {
@@ -37,7 +37,7 @@ impl Scene {
     }
 
     /// Who was admitted next.
-    async fn next(&mut self) -> (&'static str, Slot) {
+    async fn next(&mut self) -> (&'static str, RequestPermit) {
         tokio::time::timeout(BOUND, self.entered.recv()).await.unwrap().unwrap()
     }
 
@@ -53,27 +53,27 @@ impl Scene {
     }
 }
 
-fn object(share: &Share, size: u64) -> Visitor {
+fn object(share: &FairShare, size: u64) -> ObjectDownload {
     object_in("bucket", share, size)
 }
 
-fn object_in(bucket: &str, share: &Share, size: u64) -> Visitor {
-    Visitor::new(Demand::of(share.clone()), size, origin(bucket))
+fn object_in(bucket: &str, share: &FairShare, size: u64) -> ObjectDownload {
+    ObjectDownload::new(Interest::of(share.clone()), size, origin(bucket))
 }
 
 fn origin(bucket: &str) -> Arc<Origin> {
     Arc::new(Origin { location: "here".to_owned(), bucket: Bucket::new("ns", bucket) })
 }
 
-fn share_of(namespace: &str) -> Share {
-    let share = Share::urgent();
+fn share_of(namespace: &str) -> FairShare {
+    let share = FairShare::urgent();
     share.wanted_by(&Tenant::of_namespace(namespace));
     share
 }
 
 #[tokio::test]
 async fn throttling_halves_and_successes_raise_step_by_step() {
-    let (gate, visitor) = (Gate::new(8), object(&Share::urgent(), 1));
+    let (gate, visitor) = (ConcurrencyLimiter::new(8), object(&FairShare::urgent(), 1));
     let mut held = Vec::new();
     for _ in 0..8 {
         held.push(gate.enter(&visitor).await);
@@ -101,8 +101,8 @@ async fn throttling_halves_and_successes_raise_step_by_step() {
 
 #[tokio::test]
 async fn a_limit_that_is_raised_admits_who_waits() {
-    let mut scene = Scene::new(2);
-    let visitor = object(&Share::urgent(), 1);
+    let mut scene = LimiterScene::new(2);
+    let visitor = object(&FairShare::urgent(), 1);
     scene.gate.throttled(&visitor);
     scene.come("a", 2, &visitor).await;
     let (_, first) = scene.next().await;
@@ -116,10 +116,10 @@ async fn a_limit_that_is_raised_admits_who_waits() {
 
 #[tokio::test]
 async fn a_pod_that_waits_overtakes_a_prefetch_at_the_end_of_its_range() {
-    let mut scene = Scene::new(1);
-    scene.come("prefetch", 3, &object(&Share::background(), 1)).await;
+    let mut scene = LimiterScene::new(1);
+    scene.come("prefetch", 3, &object(&FairShare::background(), 1)).await;
     let (running, slot) = scene.next().await;
-    scene.come("pod", 2, &object(&Share::urgent(), 1 << 40)).await;
+    scene.come("pod", 2, &object(&FairShare::urgent(), 1 << 40)).await;
     assert!(running == "prefetch" && scene.entered.is_empty(), "what runs is not interrupted");
     drop(slot);
     assert_eq!(scene.order(4).await, ["pod", "pod", "prefetch", "prefetch"]);
@@ -127,8 +127,8 @@ async fn a_pod_that_waits_overtakes_a_prefetch_at_the_end_of_its_range() {
 
 #[tokio::test]
 async fn a_prefetch_that_a_pod_joins_moves_up() {
-    let mut scene = Scene::new(1);
-    let (joined, other) = (Share::background(), Share::background());
+    let mut scene = LimiterScene::new(1);
+    let (joined, other) = (FairShare::background(), FairShare::background());
     scene.come("other", 3, &object(&other, 1)).await;
     scene.come("joined", 3, &object(&joined, 1)).await;
     let (_, slot) = scene.next().await;
@@ -139,8 +139,8 @@ async fn a_prefetch_that_a_pod_joins_moves_up() {
 
 #[tokio::test]
 async fn an_object_of_a_prefetch_that_a_pods_model_needs_too_is_as_urgent_as_that() {
-    let mut scene = Scene::new(1);
-    let (prefetch, pod) = (Share::background(), Share::urgent());
+    let mut scene = LimiterScene::new(1);
+    let (prefetch, pod) = (FairShare::background(), FairShare::urgent());
     let shared = object(&prefetch, 1 << 30);
     scene.come("prefetch", 3, &object(&prefetch, 1)).await;
     scene.come("shared", 2, &shared).await;
@@ -152,9 +152,9 @@ async fn an_object_of_a_prefetch_that_a_pods_model_needs_too_is_as_urgent_as_tha
 
 #[tokio::test]
 async fn two_models_share_the_connections_evenly_whatever_each_asks_for() {
-    let mut scene = Scene::new(8);
+    let mut scene = LimiterScene::new(8);
     // One model of many objects with many ranges, here before the other.
-    let (large, small) = (Share::urgent(), Share::urgent());
+    let (large, small) = (FairShare::urgent(), FairShare::urgent());
     for _ in 0..10 {
         scene.come("large", 20, &object(&large, 1 << 30)).await;
     }
@@ -179,9 +179,9 @@ async fn two_models_share_the_connections_evenly_whatever_each_asks_for() {
 
 #[tokio::test]
 async fn models_take_turns_where_one_request_may_run() {
-    let mut scene = Scene::new(1);
+    let mut scene = LimiterScene::new(1);
     for name in ["a", "b", "c"] {
-        scene.come(name, 4, &object(&Share::urgent(), 1)).await;
+        scene.come(name, 4, &object(&FairShare::urgent(), 1)).await;
     }
     let order = scene.order(12).await;
     for turns in order.chunks(3) {
@@ -191,8 +191,8 @@ async fn models_take_turns_where_one_request_may_run() {
 
 #[tokio::test]
 async fn small_objects_of_a_model_come_first() {
-    let mut scene = Scene::new(1);
-    let share = Share::urgent();
+    let mut scene = LimiterScene::new(1);
+    let share = FairShare::urgent();
     scene.come("shard", 3, &object(&share, 5 << 30)).await;
     let (_, slot) = scene.next().await;
     scene.come("tokenizer", 1, &object(&share, 2 << 20)).await;
@@ -204,8 +204,8 @@ async fn small_objects_of_a_model_come_first() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whoever_goes_away_takes_no_place_along() {
     const MOST: usize = 3;
-    let gate = Gate::new(MOST);
-    let shares: Vec<Share> = (0..4).map(|_| Share::urgent()).collect();
+    let gate = ConcurrencyLimiter::new(MOST);
+    let shares: Vec<FairShare> = (0..4).map(|_| FairShare::urgent()).collect();
     let most = Arc::new(AtomicUsize::new(0));
     let mut tasks = JoinSet::new();
     for n in 0..600_u64 {
@@ -240,8 +240,8 @@ async fn whoever_goes_away_takes_no_place_along() {
 
 #[tokio::test]
 async fn one_buckets_throttling_leaves_the_other_buckets_their_requests() {
-    let mut scene = Scene::new(8);
-    let share = Share::urgent();
+    let mut scene = LimiterScene::new(8);
+    let share = FairShare::urgent();
     let (throttled, other) = (object_in("a", &share, 1), object_in("b", &share, 2));
     for _ in 0..5 {
         scene.gate.throttled(&throttled);
@@ -258,7 +258,7 @@ async fn one_buckets_throttling_leaves_the_other_buckets_their_requests() {
 
 #[tokio::test]
 async fn tenants_share_the_connections_evenly_however_many_models_each_has() {
-    let mut scene = Scene::new(4);
+    let mut scene = LimiterScene::new(4);
     for _ in 0..6 {
         scene.come("many", 10, &object(&share_of("many"), 1)).await;
     }
@@ -276,7 +276,7 @@ async fn tenants_share_the_connections_evenly_however_many_models_each_has() {
 }
 
 /// Requests that end when they are asked to give way, and come again after `pause`.
-async fn trickle(gate: Gate, visitor: Visitor, gave_way: Arc<AtomicUsize>) {
+async fn trickle(gate: ConcurrencyLimiter, visitor: ObjectDownload, gave_way: Arc<AtomicUsize>) {
     loop {
         let slot = gate.enter(&visitor).await;
         slot.flow().waiting(slot.asked_back()).await;
@@ -290,7 +290,7 @@ async fn trickle(gate: Gate, visitor: Visitor, gave_way: Arc<AtomicUsize>) {
 async fn requests_that_trickle_give_their_slots_to_others_within_a_second() {
     // As one tenant's two buckets, and as two tenants'.
     for namespace in ["same", "other"] {
-        let (gate, gave_way) = (Gate::new(16), Arc::new(AtomicUsize::new(0)));
+        let (gate, gave_way) = (ConcurrencyLimiter::new(16), Arc::new(AtomicUsize::new(0)));
         let mut tasks = JoinSet::new();
         let slow = object_in("slow", &share_of("same"), 1 << 30);
         for _ in 0..64 {
@@ -312,7 +312,7 @@ async fn requests_that_trickle_give_their_slots_to_others_within_a_second() {
 
 #[tokio::test(start_paused = true)]
 async fn many_slow_tenants_leave_half_of_the_slots_to_one_that_is_not() {
-    let (gate, gave_way) = (Gate::new(16), Arc::new(AtomicUsize::new(0)));
+    let (gate, gave_way) = (ConcurrencyLimiter::new(16), Arc::new(AtomicUsize::new(0)));
     let mut tasks = JoinSet::new();
     for n in 0..30 {
         let share = share_of(&format!("slow-{n}"));
@@ -348,7 +348,7 @@ async fn many_slow_tenants_leave_half_of_the_slots_to_one_that_is_not() {
 
 #[tokio::test(start_paused = true)]
 async fn a_slow_line_is_shared_and_nothing_goes_back_and_forth() {
-    let (gate, gave_way) = (Gate::new(8), Arc::new(AtomicUsize::new(0)));
+    let (gate, gave_way) = (ConcurrencyLimiter::new(8), Arc::new(AtomicUsize::new(0)));
     let mut tasks = JoinSet::new();
     for namespace in ["a", "b"] {
         let visitor = object_in(namespace, &share_of(namespace), 1 << 30);
@@ -365,7 +365,7 @@ async fn a_slow_line_is_shared_and_nothing_goes_back_and_forth() {
 
 #[tokio::test(start_paused = true)]
 async fn a_fast_request_keeps_its_slot_beside_as_many_of_another_tenant() {
-    let mut scene = Scene::new(2);
+    let mut scene = LimiterScene::new(2);
     scene.come("a", 4, &object_in("a", &share_of("a"), 1)).await;
     scene.come("b", 4, &object_in("b", &share_of("b"), 1)).await;
     let first = scene.next().await;

@@ -13,7 +13,7 @@ use super::layout::Layout;
 use super::models;
 use super::policy::Space;
 use super::reread::is_damage;
-use super::{aside, files};
+use super::{files, set_aside};
 use crate::error::{Error, Result};
 use crate::model::{BlobId, ModelKey, Summary};
 
@@ -22,10 +22,10 @@ const AHEAD: Duration = Duration::from_secs(60);
 
 /// Everything, at one moment.
 #[derive(Debug, Default)]
-pub(super) struct Stocktaking {
-    pub(super) models: Vec<StandingModel>,
+pub(super) struct DiskUsage {
+    pub(super) models: Vec<StoredModel>,
     /// One for each inode: a re-upload has two names for one.
-    pub(super) blobs: Vec<StandingBlob>,
+    pub(super) blobs: Vec<StoredBlob>,
     pub(super) staging: Space,
     /// Those of it that become blobs.
     pub(super) parts: Vec<(BlobId, Space)>,
@@ -38,25 +38,25 @@ pub(super) struct Stocktaking {
 }
 
 #[derive(Debug)]
-pub(super) struct StandingModel {
+pub(super) struct StoredModel {
     pub(super) key: ModelKey,
     /// `None` when it is torn: nobody can be served from it.
     pub(super) summary: Option<Summary>,
     pub(super) last_used: SystemTime,
     /// Its directories, manifest and marks.
     pub(super) own: Space,
-    /// Indices into [`Stocktaking::blobs`], each once.
+    /// Indices into [`DiskUsage::blobs`], each once.
     pub(super) blobs: Vec<usize>,
 }
 
 #[derive(Debug)]
-pub(super) struct StandingBlob {
+pub(super) struct StoredBlob {
     pub(super) ids: Vec<BlobId>,
     /// Its blocks and its records'.
     pub(super) space: Space,
 }
 
-impl Stocktaking {
+impl DiskUsage {
     /// Looks at the whole cache. Blocks: a fraction of a second for tens of
     /// thousands of blobs, and no blob is read.
     pub(super) fn read(layout: &Layout) -> Result<Self> {
@@ -64,7 +64,7 @@ impl Stocktaking {
         let by_inode = found.read_blobs(layout)?;
         for name in files::names(&layout.models())? {
             if let Some(key) = ModelKey::parse(&name)
-                && let Some(model) = StandingModel::read(layout, key, &by_inode)?
+                && let Some(model) = StoredModel::read(layout, key, &by_inode)?
             {
                 found.models.push(model);
             }
@@ -80,7 +80,7 @@ impl Stocktaking {
             found.parts.iter().map(|(_, space)| *space).fold(rest, Space::saturating_add);
         found.trash = space_below(&layout.trash())?;
         found.quarantine = space_below(&layout.quarantine())?;
-        found.aside = aside::space(layout)?;
+        found.aside = set_aside::space(layout)?;
         for name in ["content", "requests", "leases", "pins"] {
             found.rest = found.rest.saturating_add(space_below(&layout.directory(name))?);
         }
@@ -114,7 +114,7 @@ impl Stocktaking {
                 if let Some(id) = BlobId::parse(name) {
                     let at = *by_inode.entry(metadata.ino()).or_insert_with(|| {
                         let (ids, space) = (Vec::with_capacity(1), Space::of(metadata));
-                        self.blobs.push(StandingBlob { ids, space });
+                        self.blobs.push(StoredBlob { ids, space });
                         self.blobs.len() - 1
                     });
                     self.blobs[at].ids.push(id.clone());
@@ -136,7 +136,7 @@ impl Stocktaking {
     }
 }
 
-impl StandingModel {
+impl StoredModel {
     /// `None` when it left meanwhile. Its manifest is not read: which blobs it
     /// has, its tree says.
     fn read(

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use futures_util::FutureExt as _;
 
 use super::authorize::Permission;
-use super::outage::{self, Attempt, Outcome, Pulse, Silence};
+use super::outage::{self, AttemptOutcome, LastAnswer, UnansweredSince, WatchedAttempt};
 use super::{Resolver, Route, newest};
 use crate::blocking::blocking;
 use crate::cache::{Cache, CachedModel};
@@ -13,7 +13,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Manifest, ModelKey, ModelRequest, PullPolicy, Revision};
 
 /// What to mount.
-pub(super) enum Choice {
+pub(super) enum Selection {
     /// This cached model; Object Storage was not asked.
     Cached(CachedModel),
     /// This cached model, since Object Storage could not be asked.
@@ -24,12 +24,12 @@ pub(super) enum Choice {
 
 /// Applies pull policy and revision to requests.
 #[derive(Clone)]
-pub struct Chooser {
+pub struct RevisionSelector {
     resolver: Resolver,
     serve_stale: bool,
 }
 
-impl Chooser {
+impl RevisionSelector {
     /// A chooser that asks `resolver`; `serve_stale` is the administrator's
     /// `serveStaleOnOutage`.
     pub fn new(resolver: Resolver, serve_stale: bool) -> Self {
@@ -47,8 +47,8 @@ impl Chooser {
         cache: &Cache,
         request: &ModelRequest,
         route: &Route,
-        silence: &Silence,
-    ) -> Result<Choice> {
+        silence: &UnansweredSince,
+    ) -> Result<Selection> {
         if let Some(revision) = &request.revision {
             return self.pinned(cache, request, route, revision, silence).await;
         }
@@ -63,7 +63,7 @@ impl Chooser {
         }
         match request.pull_policy {
             PullPolicy::Never => self.not_cached(request, route, latest).await,
-            _ => self.resolver.resolve(request, route).await.map(Choice::Wanted),
+            _ => self.resolver.resolve(request, route).await.map(Selection::Wanted),
         }
     }
 
@@ -74,8 +74,8 @@ impl Chooser {
         request: &ModelRequest,
         route: &Route,
         revision: &Revision,
-        silence: &Silence,
-    ) -> Result<Choice> {
+        silence: &UnansweredSince,
+    ) -> Result<Selection> {
         // The newest copy may be it; that needs no network, not even for the namespace.
         let latest = self.latest(cache, request, route).await?;
         let model = match latest.filter(|model| model.summary.revision == *revision) {
@@ -95,7 +95,7 @@ impl Chooser {
         }
         let manifest = self.resolver.resolve(request, route).await?;
         if manifest.revision == *revision {
-            return Ok(Choice::Wanted(manifest));
+            return Ok(Selection::Wanted(manifest));
         }
         Err(Error::new(
             ErrorKind::Precondition,
@@ -114,15 +114,15 @@ impl Chooser {
         cache: &Cache,
         request: &ModelRequest,
         route: &Route,
-        silence: &Silence,
-    ) -> Result<Choice> {
+        silence: &UnansweredSince,
+    ) -> Result<Selection> {
         if !self.serve_stale {
-            return self.resolver.resolve(request, route).await.map(Choice::Wanted);
+            return self.resolver.resolve(request, route).await.map(Selection::Wanted);
         }
         let attempt = || {
             let mut ticket = self.resolver.start(request, route);
             let pulse = ticket.shared_progress();
-            Attempt { pulse, answer: async move { ticket.landed().await }.boxed() }
+            WatchedAttempt { pulse, answer: async move { ticket.completed().await }.boxed() }
         };
         let instead = || {
             async {
@@ -132,15 +132,15 @@ impl Chooser {
             .boxed()
         };
         Ok(match outage::ask(silence, attempt, instead).await? {
-            Outcome::Answered(manifest) => Choice::Wanted(manifest),
-            Outcome::Instead(model, error) => {
+            AttemptOutcome::Answered(manifest) => Selection::Wanted(manifest),
+            AttemptOutcome::Instead(model, error) => {
                 tracing::warn!(
                     model = request.title(),
                     revision = model.summary.revision.as_str(),
                     error = error.map(|e| e.to_string()),
                     "Object Storage cannot be asked; the newest cached revision is mounted"
                 );
-                Choice::Stale(model)
+                Selection::Stale(model)
             }
         })
     }
@@ -153,8 +153,8 @@ impl Chooser {
         request: &ModelRequest,
         route: &Route,
         model: &CachedModel,
-        silence: &Silence,
-    ) -> Result<Option<Choice>> {
+        silence: &UnansweredSince,
+    ) -> Result<Option<Selection>> {
         let manifest = match route.workload() {
             None => None,
             Some(_) => {
@@ -170,21 +170,24 @@ impl Chooser {
             // The driver's identity needs no proof.
             None => Ok(Permission::Granted),
         };
-        let attempt = || Attempt { pulse: Arc::new(Pulse::default()), answer: authorize().boxed() };
+        let attempt = || WatchedAttempt {
+            pulse: Arc::new(LastAnswer::default()),
+            answer: authorize().boxed(),
+        };
         let instead = || {
             let trusted = self.serve_stale && self.resolver.was_authorized(route, &model.key);
             async move { trusted.then_some(()) }.boxed()
         };
         Ok(match outage::ask(silence, attempt, instead).await? {
-            Outcome::Answered(Permission::Granted) => Some(Choice::Cached(model.clone())),
-            Outcome::Answered(Permission::Unprovable) => None,
-            Outcome::Instead((), error) => {
+            AttemptOutcome::Answered(Permission::Granted) => Some(Selection::Cached(model.clone())),
+            AttemptOutcome::Answered(Permission::Unprovable) => None,
+            AttemptOutcome::Instead((), error) => {
                 tracing::warn!(
                     model = request.title(),
                     error = error.map(|e| e.to_string()),
                     "whether the pod may read the model cannot be asked; it could within the hour"
                 );
-                Some(Choice::Stale(model.clone()))
+                Some(Selection::Stale(model.clone()))
             }
         })
     }
@@ -196,12 +199,12 @@ impl Chooser {
         request: &ModelRequest,
         route: &Route,
         cached: Option<CachedModel>,
-    ) -> Result<Choice> {
+    ) -> Result<Selection> {
         if route.workload().is_some() {
             let manifest = self.resolver.resolve(request, route).await?;
             // Without files, a listing shows all that there is to be shown.
             if let Some(model) = cached.filter(|model| model.key == manifest.key()) {
-                return Ok(Choice::Cached(model));
+                return Ok(Selection::Cached(model));
             }
         }
         Err(Error::new(
