@@ -77,11 +77,13 @@ fmt: ## Format the Rust code
 	cargo fmt --all
 
 .PHONY: lint
-lint: ## Formatting, clippy, and shellcheck
+lint: ## Formatting, clippy, shellcheck and spelling
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	@command -v shellcheck >/dev/null || { echo "shellcheck is missing: install Debian's shellcheck" >&2; exit 1; }
 	shellcheck --severity=warning $$(git ls-files '*.sh') .ci/commit .ci/ran .ci/run
+	codespell="$$(tests/tools.sh tests/spelling/requirements.txt)/bin/codespell" && \
+		git ls-files | xargs "$$codespell" --quiet-level=3
 
 .PHONY: doc
 doc: ## The API documentation, without a warning
