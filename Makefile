@@ -37,11 +37,11 @@ NIGHTLY_CUTS ?= 20
 .PHONY: nightly
 nightly: ## Thousands of random kills and power losses, and 840,000 files (an hour); prints the seeds
 	OCI_MODEL_CSI_TEST_REQUIRE_NAMESPACES=1 OCI_MODEL_CSI_TEST_ROUNDS=$(NIGHTLY_KILLS) \
-		env --unset=OCI_MODEL_CSI_TEST_SEED cargo test --locked --no-fail-fast --test kill_points
+		env --unset=OCI_MODEL_CSI_TEST_SEED cargo test --locked --no-fail-fast --test it kill_points::
 	OCI_MODEL_CSI_TEST_REQUIRE_NAMESPACES=1 OCI_MODEL_CSI_TEST_ROUNDS=$(NIGHTLY_CUTS) \
-		env --unset=OCI_MODEL_CSI_TEST_SEED cargo test --locked --no-fail-fast --test power_loss
+		env --unset=OCI_MODEL_CSI_TEST_SEED cargo test --locked --no-fail-fast --test it power_loss::
 	OCI_MODEL_CSI_TEST_REQUIRE_NAMESPACES=1 OCI_MODEL_CSI_TEST_LARGE=1 \
-		cargo test --locked --test memory what_models_of_many_files
+		cargo test --locked --test it memory::what_models_of_many_files
 
 .PHONY: sanity
 sanity: ## csi-sanity against the driver (installs it with Go)

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 #[cfg(debug_assertions)]
 use nix::sys::signal::{Signal, raise};
 
-/// Every step that the code may name, in the order of a publish. `tests/kill_points.rs`
+/// Every step that the code may name, in the order of a publish. `tests/it/kill_points.rs`
 /// compares this with the sources, and reaches each of them.
 pub const STEPS: &[&str] = &[
     // Of any small file that appears by a rename: its temporary file is written.

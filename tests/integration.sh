@@ -1,28 +1,18 @@
 #!/usr/bin/env bash
-# The Rust integration tests. Those that mostly wait, for a download of three
-# minutes or for tokens that end, run beside the others, and what they print
-# comes at the end. Arguments are for `cargo test`.
+# The Rust integration tests: first those that may run beside each other, then
+# those that measure time or memory and want the machine for themselves.
+# Arguments are for the test programs.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-waiting=(deadline faults)
+alone=(listeners:: memory:: neighbours:: outage::)
 
-tests=(cargo test --locked --no-fail-fast --workspace)
-"${tests[@]}" --test '*' --no-run "$@"
+tests=(cargo test --locked --no-fail-fast)
+skips=()
+for group in "${alone[@]}"; do skips+=(--skip "$group"); done
 
-beside=() others=()
-for target in tests/*.rs tests/localstore/tests/*; do
-    name="$(basename "$target" .rs)"
-    if [[ " ${waiting[*]} " == *" $name "* ]]; then beside+=(--test "$name"); else others+=(--test "$name"); fi
-done
-
-log="$(mktemp)"
-"${tests[@]}" "${beside[@]}" "$@" >"$log" 2>&1 &
-running=$!
-# Jobs of a script do not see the terminal's interrupt.
-trap 'kill "$running" 2>/dev/null || true; rm -f "$log"' EXIT
-waited=0 rest=0
-"${tests[@]}" "${others[@]}" "$@" || rest=$?
-wait "$running" || waited=$?
-cat "$log"
-exit $((waited ? waited : rest))
+failed=0
+"${tests[@]}" --package localstore --test it -- "$@" || failed=$?
+"${tests[@]}" --test it -- "${skips[@]}" "$@" || failed=$?
+"${tests[@]}" --test it -- "${alone[@]}" "$@" || failed=$?
+exit "$failed"

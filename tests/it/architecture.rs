@@ -1,0 +1,333 @@
+//! The direction of the arrows between the modules of `src/`.
+//!
+//! ARCHITECTURE.md is the rule: its table of modules says what each of them may
+//! name, from the bottom to the top, and its table of crates where a crate is
+//! at home. This reads both and compares them with the sources.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::support::documents::{files, quoted, root, shown, table};
+
+/// Modules from the bottom to the top, each with those it may name.
+type Rule = Vec<(String, BTreeSet<String>)>;
+
+/// One mention of a top-level module in a source file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Arrow {
+    from: String,
+    to: String,
+    /// `src/…:line`
+    place: String,
+    in_test_code: bool,
+}
+
+#[test]
+fn arrows_between_modules_are_those_of_the_document() {
+    let violations = violations(&rule(), &arrows_of_sources());
+    assert!(violations.is_empty(), "see ARCHITECTURE.md:\n{}", violations.join("\n"));
+}
+
+#[test]
+fn every_module_stands_in_the_document_and_the_document_names_no_other() {
+    let documented: BTreeSet<String> = rule().into_iter().map(|(module, _)| module).collect();
+    let there: BTreeSet<String> =
+        files("src", "rs").iter().filter_map(|path| module_of(path)).collect();
+    assert_eq!(documented, there);
+}
+
+#[test]
+fn the_documents_arrows_point_down() {
+    let mut below = BTreeSet::new();
+    for (module, may_name) in rule() {
+        let upward: Vec<_> = may_name.difference(&below).collect();
+        assert!(upward.is_empty(), "{module} stands below {upward:?}, which it may name");
+        assert!(below.insert(module.clone()), "{module} stands in the table twice");
+    }
+}
+
+#[test]
+fn every_arrow_of_the_document_is_used() {
+    let used: BTreeSet<(String, String)> = arrows_of_sources()
+        .into_iter()
+        .filter(|arrow| !arrow.in_test_code)
+        .map(|arrow| (arrow.from, arrow.to))
+        .collect();
+    for (module, may_name) in rule() {
+        for other in may_name {
+            let arrow = (module.clone(), other);
+            assert!(used.contains(&arrow), "{arrow:?} is not needed any more: take it out");
+        }
+    }
+}
+
+#[test]
+fn no_type_name_is_defined_twice() {
+    let mut defined: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for path in files("src", "rs") {
+        let text = without_comments(&fs::read_to_string(&path).unwrap());
+        for line in text.lines() {
+            let item = without_visibility(line.trim_start());
+            let keyword =
+                ["struct ", "enum ", "trait "].iter().find(|kind| item.starts_with(**kind));
+            let Some(rest) = keyword.map(|kind| &item[kind.len()..]) else { continue };
+            let name = rest.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap();
+            defined.entry(name.to_owned()).or_default().push(shown(&path));
+        }
+    }
+    assert!(defined.len() > 300, "the types were found");
+    let twice: Vec<_> = defined.iter().filter(|(_, places)| places.len() > 1).collect();
+    assert!(twice.is_empty(), "one word, one concept (docs/STYLE.md): {twice:#?}");
+}
+
+#[test]
+fn crates_stay_at_home() {
+    let homes = homes();
+    assert!(homes.contains_key("tonic"), "{homes:?}");
+    let mut strays = Vec::new();
+    for path in files("src", "rs") {
+        let Some(module) = module_of(&path) else { continue };
+        let code = without_comments(&fs::read_to_string(&path).unwrap());
+        for (number, line) in code.lines().enumerate() {
+            for (name, home) in &homes {
+                if *home != module && mentions_crate(line, name) {
+                    let place = shown(&path);
+                    strays.push(format!("{place}:{}: {name} is at home in {home}", number + 1));
+                }
+            }
+        }
+    }
+    assert!(strays.is_empty(), "see ARCHITECTURE.md:\n{}", strays.join("\n"));
+}
+
+#[test]
+fn an_arrow_that_points_up_would_be_found() {
+    let rule: Rule =
+        [("low", &[][..]), ("middle", &["low"]), ("side", &[]), ("high", &["middle", "side"])]
+            .map(|(module, may)| (module.into(), may.iter().map(ToString::to_string).collect()))
+            .into();
+    let found = |file: &str, text: &str| {
+        let mut found = Vec::new();
+        collect(Path::new(file), text, false, &mut found);
+        violations(&rule, &found)
+    };
+    let none: [&str; 0] = [];
+    assert_eq!(found("src/middle/a.rs", "use crate::low::X;\nuse super::b::Y;\n"), none);
+    assert_eq!(found("src/middle/a.rs", "// crate::high\n/// [`crate::high::X`]\n"), none);
+    for (file, text, line) in [
+        ("src/low.rs", "\nuse crate::middle::X;\n", 2),
+        ("src/low/a.rs", "fn f() -> crate::high::X {}\n", 1),
+        ("src/middle/a.rs", "use crate::{\n    low::X,\n    high::{Y, Z},\n};\n", 1),
+        ("src/middle/a.rs", "use crate::{low::{X, Y}, high};\n", 1),
+        ("src/middle/a.rs", "use super::super::high::X;\n", 1),
+        ("src/middle/mod.rs", "\n\nuse super::high::X;\n", 3),
+        // Allowed to nobody but test code.
+        ("src/high/a.rs", "use crate::low::X;\n", 1),
+    ] {
+        let violations = found(file, text);
+        assert_eq!(violations.len(), 1, "{text}: {violations:?}");
+        assert!(violations[0].starts_with(&format!("{file}:{line}: ")), "{violations:?}");
+    }
+    let tested = "use crate::middle::X;\n#[cfg(test)]\nmod tests {\n    use crate::low::X;\n}\n";
+    assert_eq!(found("src/high/a.rs", tested), none);
+    let upward = "#[cfg(test)]\nmod tests {\n    use crate::high::X;\n}\n";
+    assert_eq!(found("src/low/a.rs", upward).len(), 1, "test code looks down too");
+}
+
+/// Production code names what the table allows; test code also what else is below.
+fn violations(rule: &Rule, arrows: &[Arrow]) -> Vec<String> {
+    let place_in_table = |module: &str| rule.iter().position(|(known, _)| known == module);
+    let mut found = Vec::new();
+    for arrow in arrows {
+        let Arrow { from, to, place, in_test_code } = arrow;
+        let (Some(own), Some(other)) = (place_in_table(from), place_in_table(to)) else {
+            found.push(format!("{place}: {from} names {to}, which is in no table"));
+            continue;
+        };
+        let allowed = rule[own].1.contains(to) || (*in_test_code && other < own);
+        if !allowed {
+            found.push(format!("{place}: {from} may not name {to}"));
+        }
+    }
+    found
+}
+
+fn arrows_of_sources() -> Vec<Arrow> {
+    let paths = files("src", "rs");
+    let texts: Vec<(PathBuf, String)> = paths
+        .into_iter()
+        .map(|path| {
+            let text = fs::read_to_string(&path).unwrap();
+            (path, text)
+        })
+        .collect();
+    let test_files = test_files(&texts);
+    let mut arrows = Vec::new();
+    for (path, text) in &texts {
+        let relative = path.strip_prefix(root()).unwrap();
+        collect(relative, text, test_files.contains(path), &mut arrows);
+    }
+    assert!(arrows.len() > 100, "{} arrows: are the sources read?", arrows.len());
+    arrows
+}
+
+/// Adds the arrows of one file. Its tests are its end, from `#[cfg(test)] mod … {` on.
+fn collect(path: &Path, text: &str, is_test_file: bool, arrows: &mut Vec<Arrow>) {
+    let Some(from) = module_of(&root().join(path)) else { return };
+    let code = without_comments(text);
+    let tests_at = if is_test_file { 0 } else { start_of_tests(&code) };
+    let mut add = |at: usize, name: &str| {
+        // The error's names are given at the crate's root too.
+        let to = if name.starts_with(char::is_uppercase) { "error" } else { name };
+        if to != from {
+            let line = code[..at].matches('\n').count() + 1;
+            let place = format!("{}:{line}", path.display());
+            let (from, to) = (from.clone(), to.to_owned());
+            arrows.push(Arrow { from, to, place, in_test_code: at >= tests_at });
+        }
+    };
+    for (at, _) in code.match_indices("crate::") {
+        let is_word = code[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_');
+        if !is_word {
+            for name in first_names(&code[at + "crate::".len()..]) {
+                add(at, name);
+            }
+        }
+    }
+    let depth = levels(path);
+    let mut rest = 0;
+    while let Some(found) = code[rest..].find("super::") {
+        let at = rest + found;
+        let supers = code[at..].split("super::").take_while(|between| between.is_empty()).count();
+        let end = at + supers * "super::".len();
+        rest = end;
+        // A module of tests is one level more, wherever its file stands.
+        if supers >= depth + usize::from(at >= tests_at) {
+            for name in first_names(&code[end..]) {
+                add(at, name);
+            }
+        }
+    }
+}
+
+/// The first names of a path, or of each path of a group in braces.
+fn first_names(text: &str) -> Vec<&str> {
+    let word = |text: &'_ str| text.find(|c: char| !c.is_alphanumeric() && c != '_');
+    let Some(group) = text.strip_prefix('{') else {
+        return vec![&text[..word(text).unwrap_or(text.len())]];
+    };
+    let (mut names, mut depth, mut expected) = (Vec::new(), 0_u32, true);
+    for (at, c) in group.char_indices() {
+        match c {
+            '{' => depth += 1,
+            '}' if depth == 0 => break,
+            '}' => depth -= 1,
+            ',' if depth == 0 => expected = true,
+            c if expected && !c.is_whitespace() => {
+                let rest = &group[at..];
+                names.push(&rest[..word(rest).unwrap_or(rest.len())]);
+                expected = false;
+            }
+            _ => {}
+        }
+    }
+    names
+}
+
+/// How many modules deep a file's code is: 1 for `src/cache/mod.rs`.
+fn levels(path: &Path) -> usize {
+    let is_directory = path.file_name().is_some_and(|name| name == "mod.rs");
+    path.components().count() - 1 - usize::from(is_directory)
+}
+
+fn start_of_tests(code: &str) -> usize {
+    let starts = code.match_indices("#[cfg(test)]").filter(|(at, marker)| {
+        let after = without_visibility(code[at + marker.len()..].trim_start());
+        after.starts_with("mod ") && after.find('{') < after.find(';')
+    });
+    starts.map(|(at, _)| at).next().unwrap_or(code.len())
+}
+
+/// Files that are modules of tests only: `#[cfg(test)] mod name;`, with or without a path.
+fn test_files(texts: &[(PathBuf, String)]) -> BTreeSet<PathBuf> {
+    let mut files = BTreeSet::new();
+    for (path, text) in texts {
+        for (at, marker) in text.match_indices("#[cfg(test)]") {
+            let mut after = text[at + marker.len()..].trim_start();
+            let directory = path.parent().unwrap();
+            if let Some(attribute) = after.strip_prefix("#[path = \"") {
+                let (file, rest) = attribute.split_once("\"]").unwrap();
+                files.insert(directory.join(file));
+                after = rest.trim_start();
+            }
+            let Some(declared) = without_visibility(after).strip_prefix("mod ") else { continue };
+            let Some((name, _)) = declared.split_once([';', ' ']) else { continue };
+            let own = path.file_stem().unwrap().to_str().unwrap();
+            let below = if own == "mod" { directory.to_owned() } else { directory.join(own) };
+            files.insert(below.join(format!("{name}.rs")));
+        }
+    }
+    files.retain(|file| file.exists());
+    files
+}
+
+fn without_visibility(item: &str) -> &str {
+    match item.strip_prefix("pub") {
+        Some(rest) if rest.starts_with('(') => rest.split_once(')').map_or(rest, |(_, r)| r),
+        Some(rest) => rest,
+        None => item,
+    }
+    .trim_start()
+}
+
+/// The code with its comments as blanks; strings may hold `//` after a colon only.
+fn without_comments(text: &str) -> String {
+    let mut code = String::with_capacity(text.len());
+    for line in text.lines() {
+        let comment = line
+            .match_indices("//")
+            .map(|(at, _)| at)
+            .find(|at| line[..*at].is_empty() || line[..*at].ends_with(char::is_whitespace));
+        code.push_str(&line[..comment.unwrap_or(line.len())]);
+        code.push('\n');
+    }
+    code
+}
+
+fn mentions_crate(line: &str, name: &str) -> bool {
+    line.match_indices(name).any(|(at, _)| {
+        let before = line[..at].chars().next_back();
+        let starts = before.is_none_or(|c| !c.is_alphanumeric() && !"_:.".contains(c));
+        let used = line[at + name.len()..].starts_with("::");
+        starts && used
+    })
+}
+
+/// The table of modules.
+fn rule() -> Rule {
+    let rows = table("ARCHITECTURE.md", "| Module |");
+    rows.into_iter().map(|cells| (quoted(&cells[0]).remove(0), set(&cells[2]))).collect()
+}
+
+/// The table of crates with one home.
+fn homes() -> BTreeMap<String, String> {
+    let rows = table("ARCHITECTURE.md", "| Crate |");
+    let homes = rows.into_iter().flat_map(|cells| {
+        let home = quoted(&cells[1]).remove(0);
+        quoted(&cells[0]).into_iter().map(move |name| (name, home.clone()))
+    });
+    homes.collect()
+}
+
+fn set(cell: &str) -> BTreeSet<String> {
+    quoted(cell).into_iter().collect()
+}
+
+/// The top-level module that a file belongs to; none for `lib.rs` and `main.rs`.
+fn module_of(path: &Path) -> Option<String> {
+    let below = path.strip_prefix(root().join("src")).ok()?;
+    let first = below.components().next()?.as_os_str().to_str()?;
+    let module = first.strip_suffix(".rs").unwrap_or(first);
+    (!matches!(module, "lib" | "main")).then(|| module.to_owned())
+}

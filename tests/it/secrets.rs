@@ -1,0 +1,117 @@
+//! No credential is logged, told in an error, shown in a metric, or written to disk.
+
+use std::fs;
+use std::path::Path;
+
+use crate::support::driver::{Driver, Setup};
+use crate::support::models::{BUCKET, PHI3, put};
+use crate::support::run::end_to_end;
+use localstore::{Action, LocalStore, Operation, Rule};
+
+/// What kubelet may send along for a pod.
+const POD_TOKEN: &str = "pods-own-token-5e0f9c";
+
+/// What begins every token (a JWT) and every signature, and ends every key.
+const MARKS: [&str; 5] = ["eyJ", "ST$", "Signature version=", "PRIVATE KEY", POD_TOKEN];
+
+/// With whose identity the driver reads.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Who {
+    ApiKey,
+    Instance,
+    Pod,
+}
+
+/// Everything that goes right and wrong once, with every log line there is.
+async fn live(scratch: &Path, store: &LocalStore, who: Who) -> (Driver, String) {
+    let mut setup = Setup::new(scratch, store);
+    match who {
+        Who::ApiKey => {}
+        Who::Instance => setup = setup.with_instance_principal(store),
+        Who::Pod => {
+            setup.auth = "oke_workload_identity";
+            setup.arguments = vec!["--oke-endpoint".to_owned(), store.endpoint()];
+        }
+    }
+    setup.arguments.extend(["--log-level", "trace"].map(str::to_owned));
+    let driver = setup.start().await;
+    let kubelet = driver.kubelet();
+    let tokens = format!("{{\"\":{{\"token\":\"{POD_TOKEN}\"}}}}");
+    let with_token = [PHI3.as_slice(), &[("csi.storage.k8s.io/serviceAccount.tokens", &tokens)]];
+    let volume = kubelet.inline("1", &with_token.concat());
+    volume.publish().await.unwrap();
+    let mut told = String::new();
+    for (pod, status, prefix) in [("2", 401, "a"), ("3", 403, "b"), ("4", 404, "c")] {
+        let rule = Rule::new(Action::status(status)).operation(Operation::List);
+        let rule = store.faults().add(rule);
+        let token = ("csi.storage.k8s.io/serviceAccount.tokens", tokens.as_str());
+        let refused = kubelet.inline(pod, &[("bucket", BUCKET), ("prefix", prefix), token]);
+        told.push_str(&refused.refused().await.1);
+        store.faults().remove(rule);
+    }
+    told.push_str(&driver.metrics().await);
+    (driver, told)
+}
+
+/// Every file below a directory, as far as it is text.
+fn text_below(directory: &Path) -> String {
+    let content = crate::support::models::content_of(directory);
+    content
+        .into_values()
+        .flatten()
+        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+        .collect()
+}
+
+#[track_caller]
+fn assert_no_secret(what: &str, text: &str, secrets: &[String]) {
+    assert!(!text.is_empty(), "there is nothing in {what}");
+    for secret in MARKS.iter().copied().chain(secrets.iter().map(String::as_str)) {
+        let line = text.lines().find(|line| line.contains(secret));
+        assert!(line.is_none(), "{secret:?} is in {what}: {line:?}");
+    }
+}
+
+async fn assert_discreet(scratch: &Path, who: Who) {
+    let mut builder = LocalStore::builder();
+    if who == Who::Pod {
+        builder = builder.cluster_token(POD_TOKEN, "team-a", "default");
+    }
+    let store = builder.start().unwrap();
+    for name in ["config.json", "tokenizer/vocab.txt", "model.safetensors"] {
+        put(&store, name, name);
+    }
+    let (mut driver, told) = live(scratch, &store, who).await;
+    let exchanged = store.stats().requests_of(Operation::WorkloadIdentity) > 0;
+    assert_eq!(exchanged, who == Who::Pod, "the premise: the pod's token is used");
+    // The lines of the key file, whose marks alone a log could leave out.
+    let keys = text_below(&scratch.join("oci"));
+    let secrets: Vec<String> =
+        keys.lines().filter(|line| line.len() == 64).map(str::to_owned).collect();
+    assert!(secrets.len() > 10, "the premise: a key in PEM");
+    assert_no_secret("errors and metrics", &told, &secrets);
+    assert_no_secret("the log", &driver.log(), &secrets);
+    assert!(driver.log().contains("TRACE"), "the premise: everything is logged");
+    // A running driver has a socket in the cache, which is neither file nor directory.
+    driver.terminate().await;
+    driver.ended().await;
+    assert_no_secret("the cache", &text_below(&driver.setup.cache), &secrets);
+    let lease = &driver.in_cache("leases")[0];
+    let lease = fs::read_to_string(driver.setup.cache.join("leases").join(lease)).unwrap();
+    assert_no_secret("a lease", &lease, &secrets);
+}
+
+#[test]
+fn neither_an_api_key_nor_a_pods_token_is_to_be_found_anywhere() {
+    end_to_end(async |scratch| assert_discreet(scratch, Who::ApiKey).await);
+}
+
+#[test]
+fn neither_an_instances_token_nor_its_key_is_to_be_found_anywhere() {
+    end_to_end(async |scratch| assert_discreet(scratch, Who::Instance).await);
+}
+
+#[test]
+fn neither_a_pods_session_token_nor_its_own_is_to_be_found_anywhere() {
+    end_to_end(async |scratch| assert_discreet(scratch, Who::Pod).await);
+}
