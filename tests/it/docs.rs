@@ -206,8 +206,8 @@ fn every_attribute_is_documented_with_who_may_set_it() {
         let rows = rows.iter().filter(|cells| who.contains(&cells[3].as_str()));
         rows.map(|cells| quoted(&cells[0]).remove(0)).collect()
     };
-    assert_eq!(documented(&["everybody"]), known(AttributeSource::Pod));
-    let all = documented(&["everybody", "administrators"]);
+    assert_eq!(documented(&["all users"]), known(AttributeSource::Pod));
+    let all = documented(&["all users", "administrators"]);
     assert_eq!(all, known(AttributeSource::Administrator));
 }
 
