@@ -26,9 +26,9 @@ test: rust sanity clients ## All tests: rust, sanity, clients
 
 .PHONY: rust
 rust: ## cargo test: unit tests, then the integration tests with real mounts
-	cargo test --locked --no-fail-fast --workspace --lib --bins
+	cargo test --locked --no-fail-fast --lib --bins
 	RUST_TEST_THREADS=$(INTEGRATION_THREADS) tests/integration.sh
-	cargo test --locked --no-fail-fast --workspace --doc
+	cargo test --locked --no-fail-fast --doc
 
 # Rounds of the tests that kill the driver and that cut its power; .ci/run has 4 and 3.
 NIGHTLY_KILLS ?= 100
@@ -49,7 +49,7 @@ sanity: ## csi-sanity against the driver (installs it with Go)
 
 .PHONY: clients
 clients: ## oci-cli, the Python SDK, rclone, promtool and a real model (installs them with pip and Go)
-	cargo build --locked --workspace --bins
+	cargo build --locked --bins
 	venv="$$(tests/tools.sh)" && \
 		tools="$$(PYTHON="$$venv/bin/python" tests/deploy/tools.sh)" && \
 		DEPLOY_TOOLS="$$tools" "$$venv/bin/pytest" -q tests/clients
@@ -77,13 +77,18 @@ fmt: ## Format the Rust code
 	cargo fmt --all
 
 .PHONY: lint
-lint: ## Formatting, clippy, shellcheck and spelling
+lint: ## Formatting, clippy, shellcheck, generated code and spelling
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	@command -v shellcheck >/dev/null || { echo "shellcheck is missing: install Debian's shellcheck" >&2; exit 1; }
 	shellcheck --severity=warning $$(git ls-files '*.sh') .ci/commit .ci/ran .ci/run
+	cargo run --locked --quiet --package generate-proto -- --check
 	codespell="$$(tests/tools.sh tests/spelling/requirements.txt)/bin/codespell" && \
 		git ls-files | xargs "$$codespell" --quiet-level=3
+
+.PHONY: proto
+proto: ## Generates proto/csi.v1.rs from proto/csi.proto
+	cargo run --locked --package generate-proto
 
 .PHONY: doc
 doc: ## The API documentation, without a warning
@@ -92,7 +97,7 @@ doc: ## The API documentation, without a warning
 .PHONY: msrv
 msrv: ## Builds with the oldest Rust that Cargo.toml promises
 	rustup toolchain install $(MSRV).0 --profile minimal --no-self-update
-	cargo +$(MSRV).0 check --locked --workspace --lib --bins
+	cargo +$(MSRV).0 check --locked --lib --bins
 
 .PHONY: feature
 feature: ## The feature oci-rust-sdk builds, and signs as our own signer does

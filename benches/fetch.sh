@@ -13,7 +13,7 @@ root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 programs="${CARGO_TARGET_DIR:-$root/target}/release"
 object_mib="${OBJECT_MIB:-366}"
 
-(cd "$root" && cargo build --quiet --release --workspace --bins)
+(cd "$root" && cargo build --quiet --release --bins)
 if [ $# -gt 0 ]; then mkdir -p "$1"; fi
 work="$(mktemp -d -p "${1:-${TMPDIR:-/tmp}}")"
 store=

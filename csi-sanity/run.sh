@@ -25,7 +25,7 @@ if [ "${1:-}" != --inside ]; then
         mv "$build/csi-sanity" "$bin/csi-sanity-$VERSION"
         rmdir "$build"
     fi
-    (cd "$root" && cargo build --quiet --workspace --bins)
+    (cd "$root" && cargo build --quiet --bins)
     if [ "$(id -u)" = 0 ]; then
         exec unshare --mount --propagation private "$here/run.sh" --inside "$@"
     fi

@@ -24,7 +24,7 @@ if [ "${1:-}" != --inside ]; then
         command -v "$tool" >/dev/null || { echo "demo: $tool is missing" >&2; exit 1; }
     done
     echo "Building the driver and the local Object Storage ..."
-    (cd "$root" && cargo build --quiet --workspace --bins --example kubelet)
+    (cd "$root" && cargo build --quiet --bins --example kubelet)
     namespaces=(--mount --propagation private)
     if [ "$(id -u)" != 0 ]; then
         namespaces+=(--user --map-root-user)

@@ -13,6 +13,6 @@ for group in "${alone[@]}"; do skips+=(--skip "$group"); done
 
 failed=0
 "${tests[@]}" --package localstore --test it -- "$@" || failed=$?
-"${tests[@]}" --test it -- "${skips[@]}" "$@" || failed=$?
-"${tests[@]}" --test it -- "${alone[@]}" "$@" || failed=$?
+"${tests[@]}" --package oci-model-csi --test it -- "${skips[@]}" "$@" || failed=$?
+"${tests[@]}" --package oci-model-csi --test it -- "${alone[@]}" "$@" || failed=$?
 exit "$failed"

@@ -94,7 +94,7 @@ if [ ! -e "$image" ]; then
     cp "$target/debug/oci-model-csi" "$scratch/oci-model-csi"
     "$root/deploy/image/build.sh" "$image" --name localhost/oci-model-csi:e2e --binary "$scratch/oci-model-csi"
 fi
-(cd "$root" && cargo build --quiet --locked --workspace --bins)
+(cd "$root" && cargo build --quiet --locked --bins)
 
 packages="$cache/cluster-images-$({ cat "$here/images.py" "$here/requirements.txt"; echo "$tools"; } | sha256sum | cut -c1-16)"
 "$venv/bin/python" "$here/images.py" --tools "$tools" --output "$packages"

@@ -92,7 +92,10 @@ fn no_message_that_carries_secrets_can_be_printed() {
         GetMetadataDeltaRequest,
     ];
     for (message, has_debug) in checked {
-        assert!(!has_debug, "{message} has Debug: add it to WITH_SECRETS in build.rs");
+        assert!(
+            !has_debug,
+            "{message} has Debug: add it to WITH_SECRETS in proto/generate/src/main.rs"
+        );
     }
     let names: BTreeSet<&str> = checked.iter().map(|(message, _)| *message).collect();
     let secret: BTreeSet<&str> = WIRE_FACTS

@@ -30,7 +30,6 @@ const PENDING: &[&str] = &[
     "SECURITY.md",
     "Makefile",
     "Cargo.toml",
-    "build.rs",
     "deny.toml",
 ];
 
