@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Makes what a release consists of, and publishes nothing:
+# Builds all files of a release, and publishes nothing:
 #
 #   deploy/release.sh DIRECTORY [--tag vX.Y.Z] [--repository REGISTRY/NAME] [--arch amd64,arm64] [--binary FILE]
 #
 #   oci-model-csi-X.Y.Z.tar        the image, an OCI layout
-#   oci-model-csi-X.Y.Z.tgz        the chart; with --repository its default image is there
+#   oci-model-csi-X.Y.Z.tgz        the chart; with --repository it names the image there
 #   oci-model-csi-X.Y.Z-ARCH.cdx.json, …-ARCH.licenses.txt    the image's SBOM and licences
 #   SHA256SUMS                     of all of these
 #
-# Needs helm ($HELM) and what image/build.sh needs. It refuses a tag or a chart
-# that is not of Cargo.toml's version, and a tag that CHANGELOG.md does not have.
+# Needs helm ($HELM) and the tools of image/build.sh. It refuses a tag or a chart
+# of another version than Cargo.toml's, and a tag without a section in CHANGELOG.md.
 set -euo pipefail
 
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
@@ -38,8 +38,8 @@ chart="$here/helm/oci-model-csi"
 [ -z "$tag" ] || [ "$tag" = "v$version" ] ||
     refuse "the tag is $tag, and the version in Cargo.toml is $version"
 for key in version appVersion; do
-    stands="$(sed -n "s/^$key: \"\{0,1\}\([^\"]*\)\"\{0,1\}$/\1/p" "$chart/Chart.yaml")"
-    [ "$stands" = "$version" ] || refuse "$key in Chart.yaml is $stands, and the version in Cargo.toml is $version"
+    found="$(sed -n "s/^$key: \"\{0,1\}\([^\"]*\)\"\{0,1\}$/\1/p" "$chart/Chart.yaml")"
+    [ "$found" = "$version" ] || refuse "$key in Chart.yaml is $found, and the version in Cargo.toml is $version"
 done
 grep -q "^## \[$version\]" "$root/CHANGELOG.md" || [ -z "$tag" ] ||
     refuse "CHANGELOG.md has no section [$version]"
@@ -59,7 +59,7 @@ for arch in ${archs//,/ }; do
         --notices "$output/oci-model-csi-$version-$arch.licenses.txt"
 done
 
-# The chart names no image until somebody publishes one.
+# The chart names no image until one is published.
 cp -r "$chart" "$work/oci-model-csi"
 if [ -n "$repository" ]; then
     sed -i "0,/^  repository: \"\"\$/s||  repository: \"$repository\"|" "$work/oci-model-csi/values.yaml"

@@ -4,8 +4,8 @@
     deploy/helm/values.py            # writes
     deploy/helm/values.py --check    # fails where the table is not current
 
-A key with a comment above it is a line of the table, and what stands below it
-is its default. A key without one, or with comments below it, is a section.
+A key with a comment above it is a row of the table, with its value as the
+default. A key without a comment, or with comments below it, is a section.
 """
 
 import re
@@ -20,7 +20,7 @@ KEY = re.compile(r"( *)([A-Za-z_]+):(?: (.*))?$")
 def rows(text):
     """(path, default, meaning) of every documented key, in order."""
     lines = text.splitlines()
-    # Of the keys around the line: how far each is indented, and its name.
+    # The indentation and name of each enclosing key.
     path = []
     comment = []
     number = 0
@@ -87,7 +87,7 @@ def main():
     current = f"{before}{BEGIN}{lines}\n{END}{after}"
     if sys.argv[1:] == ["--check"]:
         if current != text:
-            raise SystemExit("README.md does not have the values of values.yaml: run deploy/helm/values.py")
+            raise SystemExit("README.md differs from values.yaml: run deploy/helm/values.py")
     elif sys.argv[1:]:
         raise SystemExit(__doc__)
     else:

@@ -6,8 +6,8 @@
 #
 #   ctr --namespace k8s.io images import IMAGE.tar
 #
-# The same sources and tools make the same image: times are those of
-# SOURCE_DATE_EPOCH, by default of the last commit.
+# The same sources and tools produce the same image. All times are
+# SOURCE_DATE_EPOCH, by default the time of the last commit.
 set -euo pipefail
 
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Makes what the image has in it, for the Dockerfile and for build.sh:
+# Builds the image's files, for the Dockerfile and for build.sh:
 #
 #   deploy/image/rootfs.sh amd64|arm64 DIRECTORY [BINARY]
 #
 # Compiles the driver unless BINARY is given. The binary is linked statically
-# with glibc, which resolves names without any file of the image but
-# /etc/resolv.conf and /etc/hosts, and whose allocator suits many threads.
+# with glibc, which resolves names with only /etc/resolv.conf and /etc/hosts, and
+# whose allocator suits many threads.
 # arm64 on another machine needs gcc-aarch64-linux-gnu and libc6-dev-arm64-cross.
 set -euo pipefail
 
@@ -24,7 +24,7 @@ esac
 if [ -z "$binary" ]; then
     command -v "$gcc" >/dev/null || { echo "image: $gcc is missing: install gcc for $arch" >&2; exit 1; }
     upper="$(tr a-z- A-Z_ <<<"$target")"
-    # No path of this machine in the binary, so that two machines make the same one.
+    # The binary contains no path of this machine, so that all machines build the same one.
     cargo_home="${CARGO_HOME:-$HOME/.cargo}" output="${CARGO_TARGET_DIR:-$root/target}"
     export "CARGO_TARGET_${upper}_LINKER=$gcc"
     export "CARGO_TARGET_${upper}_RUSTFLAGS=-C target-feature=+crt-static --remap-path-prefix=$root=/src --remap-path-prefix=$cargo_home=/cargo --remap-path-prefix=$output=/target"

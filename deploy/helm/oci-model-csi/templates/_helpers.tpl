@@ -9,7 +9,7 @@
 {{- end -}}
 {{- end -}}
 
-{{/* What a selector names: it cannot change while the object lives. */}}
+{{/* The labels of selectors, which cannot change while the object exists. */}}
 {{- define "oci-model-csi.selector" -}}
 app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride }}
 app.kubernetes.io/instance: {{ .Release.Name }}
@@ -52,15 +52,15 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 
 {{/*
-Whether the node plugin may have the right to change nodes: a role gives it for
-all nodes, and from Kubernetes 1.32 on a policy limits it to the own one. Before,
-rbac.ownNodeOnly: false accepts that.
+Whether the node plugin may have the right to change nodes. A role grants it for
+all nodes; from Kubernetes 1.32 on a policy limits it to the plugin's own. Before
+1.32, rbac.ownNodeOnly: false accepts the right for all nodes.
 */}}
 {{- define "oci-model-csi.mayChangeNodes" -}}
 {{- or (semverCompare ">=1.32-0" .Capabilities.KubeVersion.Version) (and (kindIs "bool" .Values.rbac.ownNodeOnly) (not .Values.rbac.ownNodeOnly)) -}}
 {{- end -}}
 
-{{/* Whether the driver takes the startup taint off its node. */}}
+{{/* Whether the driver removes the startup taint from its node. */}}
 {{- define "oci-model-csi.startupTaint" -}}
 {{- if kindIs "bool" .Values.node.startupTaint.remove -}}
 {{- .Values.node.startupTaint.remove -}}
@@ -75,8 +75,8 @@ rbac.ownNodeOnly: false accepts that.
 {{- end -}}
 
 {{/*
-Whether the policy for the own node is rendered: as rbac.ownNodeOnly says, and
-where that says nothing, when there is a right to limit and a cluster that can.
+Whether to render the policy for the plugin's own node: as rbac.ownNodeOnly says. If
+it is null: when there is a right to limit, and the cluster supports the policy.
 */}}
 {{- define "oci-model-csi.ownNodeOnly" -}}
 {{- if kindIs "bool" .Values.rbac.ownNodeOnly -}}
@@ -105,8 +105,8 @@ where that says nothing, when there is a right to limit and a cluster that can.
 {{- end -}}
 
 {{/*
-What a command in the container needs too, such as `oci-model-csi cache ls` of
-`kubectl exec`: it inherits the environment, and no flags.
+Settings that commands in the container need too, such as `oci-model-csi cache ls`
+through `kubectl exec`: a command inherits the environment, but not the flags.
 */}}
 {{- define "oci-model-csi.env" -}}
 - name: OCI_MODEL_CSI_CONFIG
@@ -117,7 +117,7 @@ What a command in the container needs too, such as `oci-model-csi cache ls` of
 {{- end }}
 {{- end -}}
 
-{{/* What a pod has to be restarted for. The driver follows policy and prefetch list by itself. */}}
+{{/* The configuration that needs a restart of the pods. The driver applies policy and prefetch list while it runs. */}}
 {{- define "oci-model-csi.checksum" -}}
 {{- omit .Values.config "policy" "prefetch" | toYaml | sha256sum -}}
 {{- end -}}
@@ -145,7 +145,7 @@ What a command in the container needs too, such as `oci-model-csi cache ls` of
 {{- end }}
 {{- end -}}
 
-{{/* How the driver is seen to be ready and alive. Recovery of a cache may take a while; it never fails a start. */}}
+{{/* Probes of readiness. Recovery of a cache may take a while, and must not fail a start. */}}
 {{- define "oci-model-csi.readyProbes" -}}
 startupProbe:
   httpGet:
@@ -162,7 +162,7 @@ readinessProbe:
   timeoutSeconds: 3
 {{- end -}}
 
-{{/* What drops every right that a sidecar does not need. */}}
+{{/* Drops every right that a sidecar does not need. */}}
 {{- define "oci-model-csi.confined" -}}
 allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true

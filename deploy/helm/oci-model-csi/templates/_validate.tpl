@@ -1,7 +1,6 @@
 {{/*
-What the schema cannot say in a sentence. Every value is checked before
-anything is rendered, so that a mistake is told at `helm install` and not by a
-pod that does not start.
+Checks that the schema cannot express with a clear message. They run before
+anything is rendered, so a mistake fails `helm install` instead of a pod.
 */}}
 {{- define "oci-model-csi.validate" -}}
 {{- $values := .Values -}}
@@ -67,7 +66,7 @@ pod that does not start.
 {{- end -}}
 
 {{- if and $values.metrics.prometheusRule.enabled (not $values.metrics.prometheusRule.runbookUrl) -}}
-{{- fail "metrics.prometheusRule.runbookUrl is empty: every alert links to its section of docs/runbooks.md; write where your people can read that file, such as https://wiki.example.com/oci-model-csi/runbooks.md" -}}
+{{- fail "metrics.prometheusRule.runbookUrl is empty: every alert links to its section of docs/runbooks.md; write where your team can read that file, such as https://wiki.example.com/oci-model-csi/runbooks.md" -}}
 {{- end -}}
 
 {{- $ports := list (int $values.node.ports.metrics) (int $values.node.ports.liveness) (int $values.node.ports.registrar) -}}
