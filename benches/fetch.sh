@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# How fast `oci-model-csi fetch` is, beside curl: 1.5 GB in four objects from
-# the local Object Storage, without signatures.
+# Compares the speed of `oci-model-csi fetch` and curl: 1.5 GB in four objects
+# from the local Object Storage, without signatures.
 #
 #   benches/fetch.sh [DIRECTORY]      (or: make bench)
 #
-# DIRECTORY gets the files, by default a new one below $TMPDIR; its file system
-# is named in the result. ROUNDS (default 5) and OBJECT_MIB (default 366) can be
-# set. Not a part of .ci/run: the figures mean something on an idle machine only.
+# The files go to DIRECTORY, by default a new one below $TMPDIR; the result names
+# its file system. You can set ROUNDS (default 5) and OBJECT_MIB (default 366).
+# Not part of .ci/run, because the results are only valid on an idle machine.
 set -euo pipefail
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -34,8 +34,8 @@ done
 endpoint="$(sed 's/.*"endpoint":"\([^"]*\)".*/\1/' "$work/ready.json")"
 namespace="$(sed 's/.*"namespace":"\([^"]*\)".*/\1/' "$work/ready.json")"
 
-# One bucket whose objects carry CRC-32C, and one as bulk-upload leaves them:
-# with nothing but the MD5s of their parts of 128 MiB.
+# One bucket with CRC-32C checksums, and one as bulk-upload makes it: with only
+# the MD5s of parts of 128 MiB.
 for number in 1 2 3 4; do
     for bucket in crc32c:true multipart-md5:false; do
         curl -fsS -o /dev/null "$endpoint/_localstore/objects" -d "{

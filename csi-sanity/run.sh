@@ -4,9 +4,9 @@
 #
 #   csi-sanity/run.sh [csi-sanity flags]
 #
-# Installs csi-sanity with the Go toolchain. As root it works in a mount
-# namespace of its own, otherwise in a user namespace. What is skipped, and
-# why, stands in skips.txt; any other skip fails the run.
+# Installs csi-sanity with the Go toolchain. As root it runs in a mount namespace
+# of its own, otherwise in a user namespace. skips.txt lists the allowed skips
+# with their reasons; any other skip fails the run.
 set -euo pipefail
 
 VERSION=v5.5.0
@@ -76,7 +76,7 @@ if [ "$status" != 0 ]; then
     cat "$work/driver.log" >&2
 fi
 if [ $# -gt 0 ]; then
-    echo "csi-sanity: run with flags of its own, so its skips are not compared with skips.txt" >&2
+    echo "csi-sanity: run with extra flags, so its skips are not compared with skips.txt" >&2
 else
     "$here/skipped.py" "$work/report.json" "$here/skips.txt" || status=1
 fi

@@ -1,11 +1,10 @@
 #!/usr/bin/env python3
-"""Compares what csi-sanity skipped with what it may skip.
+"""Compares the tests that csi-sanity skipped with those that it may skip.
 
     skipped.py REPORT.json SKIPS.txt
 
-REPORT.json is ginkgo's JSON report. Prints the counts; exits with 1 when a
-test was skipped that no line covers, when a line covers no skip, or when a
-test failed.
+REPORT.json is ginkgo's JSON report. Prints the counts. Exits with 1 if no line
+covers a skipped test, if a line covers no skip, or if a test failed.
 """
 
 import json
@@ -27,7 +26,7 @@ def allowances(path):
 
 
 def tests(path):
-    """(full name, state, what csi-sanity said) of each test."""
+    """(full name, state, message of csi-sanity) of each test."""
     for suite in json.load(open(path, encoding="utf-8")):
         for spec in suite["SpecReports"] or []:
             if spec["LeafNodeType"] == "It":
@@ -45,7 +44,7 @@ def main(report, skips):
         covering = [number for number, pattern, _ in allowed if pattern.search(name)]
         used.update(covering)
         if not covering:
-            problems.append(f"skipped, and {skips} has no line for it: {name} ({said or state})")
+            problems.append(f"skipped, but {skips} has no line for it: {name} ({said or state})")
     for number, pattern, _ in allowed:
         if not used[number]:
             problems.append(f"{skips}:{number}: no test is skipped for '{pattern.pattern}'")

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Shows what the driver does, on this machine, without Kubernetes and without
-# an account: a local Object Storage serves a model, the driver runs as on a
-# node, and `examples/kubelet.rs` plays kubelet for two pods.
+# Shows the driver on this machine, without Kubernetes and without an account: a
+# local Object Storage serves a model, the driver runs as on a node, and
+# `examples/kubelet.rs` plays kubelet for three pods.
 #
 #   demo/run.sh        (or: make demo)
 #
-# Needs cargo, curl, coreutils and util-linux; root, or user namespaces. All
-# mounts are made in a mount namespace of the demo's own and end with it. With
-# CI=true the model is small. The development build is used: an optimized one
-# takes minutes more, and what limits here is the store, which is slowed.
+# Needs cargo, curl, coreutils and util-linux, and root or user namespaces. All
+# mounts are in the demo's own mount namespace and end with it. With CI=true the
+# model is small. The demo uses the development build: an optimized one takes
+# minutes longer, and the throttled store is the limit here anyway.
 set -euo pipefail
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -36,7 +36,7 @@ if [ "${1:-}" != --inside ]; then
     exec timeout --kill-after=10 180 unshare "${namespaces[@]}" "$root/demo/run.sh" --inside
 fi
 
-# From here on in the namespace.
+# From here on, the script runs in the namespace.
 exec 3>&1
 work="$(mktemp -d)"
 pids=()
@@ -71,16 +71,16 @@ wait_for() {
     shift 2
     until "$@" 2>/dev/null; do
         tries=$((tries - 1))
-        [ "$tries" -gt 0 ] || fail "$what did not happen"
+        [ "$tries" -gt 0 ] || fail "timed out waiting for $what"
         sleep 0.1
     done
 }
 kubelet() {
     "$programs/examples/kubelet" "$@" --socket "$work/csi.sock" --kubelet-dir "$work/kubelet"
 }
-# field NAME: a string of the one line of JSON on stdin.
+# field NAME: a string field of the line of JSON on stdin.
 field() { sed -n "s/.*\"$1\":\"\([^\"]*\)\".*/\1/p"; }
-# Answers of Object Storage that carried bytes of objects, so far.
+# GETs of objects that Object Storage has answered so far.
 gets() {
     { curl -fsS "$endpoint/_localstore/stats" | grep -o '"get":{[^}]*}' || true; } |
         { grep -o ':[0-9]*' || true; } | tr -d : | paste -sd+ | sed 's/^$/0/' | { read -r sum; echo $((sum)); }
@@ -93,7 +93,7 @@ write_shard() {
     length="$(printf '\\x%02x' "${#header}")\\0\\0\\0\\0\\0\\0\\0"
     { printf '%b%s' "$length" "$header"; head -c $bytes /dev/urandom; } >"$2"
 }
-# Bytes of objects sent by Object Storage, so far.
+# Bytes of objects that Object Storage has sent so far.
 sent() { curl -fsS "$endpoint/_localstore/stats" | sed 's/.*"body_bytes":\([0-9]*\).*/\1/'; }
 
 heading "A model in a bucket of a local Object Storage"
@@ -108,12 +108,12 @@ echo '{"version": "1.0", "model": {"type": "BPE", "vocab": {}, "merges": []}}' >
 pids+=($!)
 wait_for 20 "the local Object Storage" test -s "$work/ready.json"
 endpoint="$(field endpoint <"$work/ready.json")"
-echo "   oci://ai-models/models/demo-7b/ at $endpoint, slowed to $rate_mib MiB/s; requests are signed"
+echo "   oci://ai-models/models/demo-7b/ at $endpoint, throttled to $rate_mib MiB/s; requests are signed"
 curl -fsS -o /dev/null "$endpoint/_localstore/faults" -d \
     "{\"match\": {\"operation\": \"get\"}, \"action\": {\"bandwidth\": {\"bytes_per_sec\": $((rate_mib << 20))}}}"
 
 heading "The driver, as on a node"
-# The reserve of a demo; a node keeps more of its disk free.
+# A small reserve for the demo; a node keeps more of its disk free.
 echo 'cache: {minFree: 64MiB, minFreeInodes: 0%}' >"$work/config.yaml"
 show "oci-model-csi all --csi-endpoint unix:///csi/csi.sock --auth api_key --config config.yaml ..."
 "$programs/oci-model-csi" all --node-id demo --config "$work/config.yaml" \
@@ -122,12 +122,12 @@ show "oci-model-csi all --csi-endpoint unix:///csi/csi.sock --auth api_key --con
     --auth api_key --config-file "$work/oci/config" --oci-endpoint "$endpoint" 2>"$work/driver.log" &
 pids+=($!)
 ready() { curl -fsS --unix-socket "$work/admin.sock" http://localhost/readyz >/dev/null; }
-wait_for 20 "the driver's readiness" ready
+wait_for 20 "the driver" ready
 echo "   ready"
 
 heading "The first pod: a download"
 show "kubelet publish --pod vllm-0 --bucket ai-models --prefix models/demo-7b/"
-echo "   (each call with a deadline of 4 s instead of kubelet's two minutes: the download goes on"
+echo "   (each call has a deadline of 4 s instead of kubelet's two minutes: the download continues"
 echo "    when a call ends, and the next call joins it)"
 started="$(now_ms)"
 first="$(kubelet publish --pod vllm-0 --bucket ai-models --prefix models/demo-7b/ --deadline 4 2>&3)"
@@ -150,10 +150,10 @@ show "findmnt; ls; touch; stats"
 for target in "$first" "$second"; do
     findmnt -rn -o TARGET,OPTIONS "$target" | sed "s|$work||" | indent
     findmnt -rn -o OPTIONS "$target" | tr , '\n' | grep -qx ro || fail "$target is not read-only"
-    diff -r "$model" "$target" >/dev/null || fail "$target is not what the bucket has"
+    diff -r "$model" "$target" >/dev/null || fail "$target differs from the bucket"
 done
 (cd "$first" && ls -l | awk 'NR > 1 {print $1 "  " $3 "  " $5 "\t" $9}') | indent
-if written="$(touch "$second/new" 2>&1)"; then fail "$second can be written"; fi
+if written="$(touch "$second/new" 2>&1)"; then fail "$second is writable"; fi
 sed "s|$work||" <<<"$written" | indent
 kubelet stats --pod vllm-0 | indent
 
@@ -165,7 +165,7 @@ du -sh "$work/cache" | sed "s|$work||" | indent
 curl -fsS --unix-socket "$work/admin.sock" http://localhost/status |
     grep -o '"pod":"[^"]*"' | sort | indent
 
-heading "One shard of the model changes in the bucket: only that is downloaded"
+heading "One shard changes in the bucket: only that one is downloaded"
 shard="$(basename "$(shard_file 1)")"
 old="$(sha256sum <"$first/$shard")"
 write_shard 1 "$work/new" && mv "$work/new" "$(shard_file 1)"
@@ -178,7 +178,7 @@ echo "   published with $((received >> 20)) MiB received, of $(du -sm --apparent
 diff -r "$model" "$third" >/dev/null || fail "the third pod does not see the new model"
 [ "$(sha256sum <"$first/$shard")" = "$old" ] ||
     fail "the model changed under a running pod"
-echo "   vllm-0 and vllm-1 go on with the revision that they started with"
+echo "   vllm-0 and vllm-1 keep the revision that they started with"
 
 heading "The pods end; the model stays for the next one"
 for pod in vllm-0 vllm-1 vllm-2; do

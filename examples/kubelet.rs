@@ -1,5 +1,5 @@
-//! Plays kubelet for one inline volume of one pod, so that the driver can be
-//! tried without Kubernetes:
+//! Plays kubelet for one inline volume of one pod, to try the driver without
+//! Kubernetes:
 //!
 //! ```text
 //! cargo run --example kubelet -- publish   --pod vllm-0 --bucket ai-models --prefix tiny/
@@ -7,8 +7,8 @@
 //! cargo run --example kubelet -- unpublish --pod vllm-0
 //! ```
 //!
-//! As kubelet does, it gives each call a deadline, and comes again after every
-//! answer that says that work may still be under way.
+//! Like kubelet, it gives each call a deadline, and retries after every answer
+//! that is not final.
 
 use std::collections::HashMap;
 use std::fs;
@@ -31,7 +31,7 @@ use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 
-/// Between two tries; kubelet begins with this and doubles it.
+/// The pause between two attempts; kubelet begins with this and doubles it.
 const PAUSE: Duration = Duration::from_millis(500);
 
 /// Plays kubelet for one inline volume of one pod.
@@ -43,7 +43,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Publish a model for a pod; prints the directory where it stands
+    /// Publish a model for a pod; prints its directory
     Publish {
         #[command(flatten)]
         volume: Volume,
@@ -59,11 +59,11 @@ enum Command {
         /// Deadline of each call, in seconds; kubelet's is two minutes
         #[arg(long, default_value_t = 120, value_name = "SECONDS")]
         deadline: u64,
-        /// Give up after so many seconds; kubelet never does
+        /// Give up after this many seconds; kubelet never does
         #[arg(long, default_value_t = 600, value_name = "SECONDS")]
         give_up: u64,
     },
-    /// Unpublish it
+    /// Unpublish the model
     Unpublish {
         #[command(flatten)]
         volume: Volume,
@@ -86,7 +86,7 @@ struct Volume {
     /// The driver's socket
     #[arg(long, default_value = "/csi/csi.sock")]
     socket: PathBuf,
-    /// kubelet's root directory, as the driver was told
+    /// kubelet's root directory, the same as the driver's
     #[arg(long, default_value = "/var/lib/kubelet")]
     kubelet_dir: PathBuf,
 }
@@ -146,7 +146,7 @@ impl Volume {
         };
         let answer = connect(&self.socket).await?.node_unpublish_volume(request).await;
         answer.map_err(|status| anyhow::anyhow!("{}", describe(&status)))?;
-        // What kubelet made itself, and removes only when it is empty.
+        // kubelet made these directories, and removes only empty ones.
         let mut made = self.target();
         while made.pop() && made != self.kubelet_dir.join("pods") {
             fs::remove_dir(&made).with_context(|| format!("removing {}", made.display()))?;
@@ -230,7 +230,7 @@ async fn connect(socket: &Path) -> Result<NodeClient<Channel>> {
     Ok(NodeClient::new(channel.with_context(|| format!("connecting to {}", socket.display()))?))
 }
 
-/// kubelet's `isFinalError`: whether nothing is under way any more.
+/// kubelet's `isFinalError`: whether no work is running any more.
 fn is_final(code: Code) -> bool {
     !matches!(
         code,
@@ -242,7 +242,7 @@ fn is_final(code: Code) -> bool {
     )
 }
 
-/// As kubelet's event shows it: there a doubled percent sign is one.
+/// Formats a status as kubelet's event does, with single percent signs.
 fn describe(status: &Status) -> String {
     format!("{:?}: {}", status.code(), status.message().replace("%%", "%"))
 }
