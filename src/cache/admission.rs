@@ -1,5 +1,5 @@
-//! Admission: space is found before the first byte, at the expense of what
-//! nobody uses, or the model waits for it.
+//! Admission: finds space for a model before its first byte, evicting unused
+//! models for it. A model that does not fit waits.
 
 use std::collections::HashSet;
 
@@ -15,85 +15,85 @@ use crate::error::Result;
 use crate::metrics::EvictionReason;
 use crate::model::Summary;
 
-/// Evictions for one admission: what is evicted may turn out to be held open
-/// by somebody, and others may fill the disk meanwhile.
-const EVICTIONS: u32 = 3;
+/// Evictions for one admission. One may not be enough: another process may hold
+/// evicted files open, or fill the disk in the meantime.
+const MAX_EVICTIONS: u32 = 3;
 
 impl CacheInner {
-    /// Admits a model's missing blobs, evicting for it what has to go, or says
-    /// what lacks. Blocks, as long as deleting takes.
+    /// Admits a model's missing blobs, evicting other models as needed, or returns
+    /// the shortfall. Blocks while files are deleted.
     pub(super) fn admit(&self, wanted: &SpaceRequest) -> Result<Result<Reservation, Shortfall>> {
-        let lack = match self.reserve(wanted)? {
+        let gap = match self.reserve(wanted)? {
             Ok(reservation) => return Ok(Ok(reservation)),
-            Err(lack) => lack,
+            Err(gap) => gap,
         };
-        // One at a time: two that each evict for themselves would evict twice.
+        // One admission at a time: two would each evict for themselves.
         let _alone = self.admissions.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let own: HashSet<_> = wanted.missing.iter().map(|(id, _)| id.clone()).collect();
-        let mut lack = lack;
-        for attempt in 0..=EVICTIONS {
+        let mut gap = gap;
+        for attempt in 0..=MAX_EVICTIONS {
             match attempt {
                 0 => {
                     self.drop_leftovers(&own)?;
                     self.trash_filled.notify_one();
                 }
                 _ => {
-                    let goal = EvictionGoal::Need(lack.deficit());
+                    let goal = EvictionGoal::Need(gap.deficit());
                     if !self.evict(&goal, Some(EvictionReason::Space))?.reached {
                         break;
                     }
                 }
             }
-            lack = match self.reserve_from_trash(wanted)? {
+            gap = match self.reserve_from_trash(wanted)? {
                 Ok(reservation) => return Ok(Ok(reservation)),
-                Err(lack) => lack,
+                Err(gap) => gap,
             };
         }
-        self.shortage(lack).map(Err)
+        self.shortfall(gap).map(Err)
     }
 
-    /// Reserves, deleting of the trash what that needs; the rest is left to the
-    /// background, since nobody waits for it.
+    /// Reserves space, deleting only as much of the trash as that needs. The rest
+    /// is deleted in the background.
     fn reserve_from_trash(
         &self,
         wanted: &SpaceRequest,
     ) -> Result<Result<Reservation, MissingSpace>> {
         let mut more = true;
         loop {
-            let lack = match self.reserve(wanted)? {
+            let gap = match self.reserve(wanted)? {
                 Ok(reservation) => return Ok(Ok(reservation)),
-                Err(lack) if more => lack,
-                Err(lack) => return Ok(Err(lack)),
+                Err(gap) if more => gap,
+                Err(gap) => return Ok(Err(gap)),
             };
-            // Each turn deletes something. After the last one it is looked once
-            // more: the background may have deleted it.
-            more = self.free_from_trash(Some(lack.deficit()))? > 0;
+            // Each pass deletes something. After the last one, reserve once more:
+            // the background task may have deleted the rest.
+            more = self.free_from_trash(Some(gap.deficit()))? > 0;
         }
     }
 
     fn reserve(&self, wanted: &SpaceRequest) -> Result<Result<Reservation, MissingSpace>> {
-        self.ledger.reserve(wanted, self.taken()?.as_ref())
+        self.reservations.reserve(wanted, self.taken()?.as_ref())
     }
 
-    /// What the cache takes, where that is limited: looking at all of it is
-    /// not for free.
+    /// The size of the cache, if it is limited. Otherwise `None`, since measuring
+    /// the whole cache costs time.
     fn taken(&self) -> Result<Option<Taken>> {
-        if self.ledger.limits().max_size.is_none() {
+        if self.reservations.limits().max_size.is_none() {
             return Ok(None);
         }
-        let counting = self.ledger.count();
-        let stock = DiskUsage::read(&self.layout)?;
-        let standing = stock.total_without(&counting.arriving()).bytes;
-        Ok(Some(Taken::new(standing, counting)))
+        let counting = self.reservations.count();
+        let usage = DiskUsage::read(&self.layout)?;
+        let stored = usage.total_without(&counting.arriving()).bytes;
+        Ok(Some(Taken::new(stored, counting)))
     }
 
-    /// The lack, with who holds the rest.
-    pub(super) fn shortage(&self, lack: MissingSpace) -> Result<Shortfall> {
+    /// Describes the shortfall: what is missing, and which pods hold the rest.
+    pub(super) fn shortfall(&self, gap: MissingSpace) -> Result<Shortfall> {
         let taken = DiskUsage::read(&self.layout)?;
         let kept = RetentionReasons::now(self)?;
-        let stock = evict::stock(&taken, &kept, &self.holds.held_blobs());
-        // What is over the limits already has to go before anything fits.
-        let evictable = policy::evictable(&stock).saturating_sub(lack.debt);
+        let input = evict::eviction_input(&taken, &kept, &self.holds.held_blobs());
+        // What exceeds the limits already must go before anything fits.
+        let evictable = policy::evictable(&input).saturating_sub(gap.debt);
         let bytes_of = |summary: &Option<Summary>| summary.as_ref().map_or(0, |all| all.bytes);
         let pinned =
             taken.models.iter().filter(|m| kept.why(&m.key) == Some(RetentionReason::Pinned));
@@ -103,11 +103,11 @@ impl CacheInner {
             SpaceHolder { pod: lease.pod, bytes }
         });
         Ok(Shortfall {
-            needs: lack.needs,
-            available: lack.free.saturating_add(evictable),
+            needs: gap.needs,
+            available: gap.free.saturating_add(evictable),
             evictable,
-            running: lack.running,
-            bound: lack.bound,
+            running: gap.running,
+            bound: gap.bound,
             holders: holders.collect(),
             pinned: pinned.map(|model| bytes_of(&model.summary)).fold(0, u64::saturating_add),
             dir: self.layout.root().to_owned(),
@@ -116,28 +116,27 @@ impl CacheInner {
         })
     }
 
-    /// After the disk ran full although there seemed to be space, as a quota has
-    /// it: what nobody uses makes way for what the model still needs. Whether
-    /// anything did. Blocks.
-    pub(super) fn evict_unasked(&self, wanted: &SpaceRequest) -> Result<bool> {
-        let lack = self.ledger.look(wanted, self.taken()?.as_ref())?;
-        // The next admission evicts what has to go; and who needs no more bytes of
-        // its own was only in the way of others.
-        if lack.deficit() != Space::default() || lack.needs.bytes == 0 {
+    /// Evicts unused models after the disk ran full although it reported free
+    /// space, as under a quota. Returns whether anything was evicted. Blocks.
+    pub(super) fn evict_for_quota(&self, wanted: &SpaceRequest) -> Result<bool> {
+        let gap = self.reservations.assess(wanted, self.taken()?.as_ref())?;
+        // With a deficit, the next admission evicts. Without missing bytes, this
+        // model needs nothing from an eviction.
+        if gap.deficit() != Space::default() || gap.needs.bytes == 0 {
             return Ok(false);
         }
-        let goal = EvictionGoal::BestEffort(Space { bytes: lack.needs.bytes, inodes: 0 });
+        let goal = EvictionGoal::BestEffort(Space { bytes: gap.needs.bytes, inodes: 0 });
         let evicted = self.evict(&goal, Some(EvictionReason::Space))?;
         self.empty_trash()?;
         Ok(!evicted.models.is_empty())
     }
 
-    /// The shortage that a full disk in the middle of a download is: somebody
-    /// else took what had been admitted.
-    pub(super) fn cut_short(&self, wanted: &SpaceRequest, told: String) -> Result<Shortfall> {
-        let lack = self.ledger.look(wanted, self.taken()?.as_ref())?;
-        let mut shortage = self.shortage(lack)?;
-        shortage.cut_short = Some(told);
-        Ok(shortage)
+    /// Describes the shortfall when the disk runs full in the middle of a download:
+    /// another process took space that had been admitted.
+    pub(super) fn cut_short(&self, wanted: &SpaceRequest, cause: String) -> Result<Shortfall> {
+        let gap = self.reservations.assess(wanted, self.taken()?.as_ref())?;
+        let mut shortfall = self.shortfall(gap)?;
+        shortfall.cut_short = Some(cause);
+        Ok(shortfall)
     }
 }

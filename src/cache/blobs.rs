@@ -4,24 +4,24 @@
 //!
 //! 1. `staging/<id>.part` holds all bytes, and their checksum was compared.
 //! 2. Its mode becomes 0444.
-//! 3. `blobs/<2>/<id>.unsynced` is written: size, CRC-32C, what proved it.
+//! 3. `blobs/<2>/<id>.unsynced` is written: size, CRC-32C, check.
 //! 4. `staging/<id>.part` is renamed to `blobs/<2>/<id>`: now it is a blob.
 //! 5. `staging/<id>.journal` is removed.
 //! 6. Later, after a sync of the file system, `.unsynced` is renamed to
-//!    `.json`: the machine may die from here on.
+//!    `.json`: from here on the blob survives a power loss.
 //!
-//! A killed process loses nothing of this, since the kernel has it all:
-//! - after 1 or 2: the part and its journal; the next download checks the
-//!   journal's spans, finds nothing missing and goes on with 2.
+//! A killed process loses nothing, since the kernel has all writes:
+//! - after 1 or 2: the part and its journal remain; the next download checks the
+//!   journal's spans, finds nothing missing and continues with 2.
 //! - after 3: a record without a blob means nothing and is overwritten.
 //! - after 4: a journal without a part is removed at start.
 //!
-//! A dead machine may have lost anything that was not synced, in any order.
-//! So a blob whose record is still `.unsynced` when a process finds it is a
-//! suspect: it is read and its CRC compared before it is served, or dropped.
+//! A power loss may lose anything that was not synced, in any order. So a blob
+//! whose record is still `.unsynced` when a process finds it is a suspect: its
+//! bytes are read and their CRC compared before it is served, or it is dropped.
 //!
-//! A file that an import adopts goes the same way from 3 on, from a place of
-//! its own: see `import.rs`.
+//! A file that an import adopts takes the same steps from 3 on, starting at its
+//! own path: see `import.rs`.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -44,7 +44,7 @@ use crate::model::BlobId;
 
 const FORMAT: u32 = 1;
 
-/// What is known of a blob's bytes.
+/// The stored facts about a blob's bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct BlobRecord {
@@ -53,9 +53,9 @@ pub(super) struct BlobRecord {
     pub size: u64,
     /// CRC-32C of the content.
     pub crc32c: u32,
-    /// What proved the content when it was downloaded.
+    /// How the content was verified.
     pub check: Check,
-    /// The object, for people.
+    /// The name of the object, for information.
     pub object: String,
 }
 
@@ -63,60 +63,61 @@ pub(super) struct BlobRecord {
 #[derive(Debug)]
 pub(super) struct Blobs {
     layout: Layout,
-    /// Unsynced blobs that this process wrote or checked itself, numbered by
-    /// when: one that is dropped and comes again is another.
+    /// Unsynced blobs that this process wrote or checked itself, each with a
+    /// number: a blob that is dropped and downloaded again gets a new one.
     known_good: Mutex<HashMap<BlobId, u64>>,
-    /// Blobs of which memory may show what the disk never got.
+    /// Blobs whose bytes in the page cache may never have reached the disk.
     distrusted: Mutex<HashSet<BlobId>>,
     next: AtomicU64,
     /// Held while a verified file becomes a blob: a download and an import may
-    /// bring the same one.
-    placing: Mutex<()>,
+    /// add the same one.
+    placement: Mutex<()>,
 }
 
-/// What there is of a blob.
+/// The state of a blob on the disk.
 #[derive(Debug)]
 pub(super) enum BlobState {
     /// It may be served.
     Good(BlobRecord),
-    /// Nothing, or nothing that anybody vouches for.
+    /// It does not exist, or has no valid record.
     Absent,
-    /// Something else than what was downloaded.
+    /// It differs from what was downloaded.
     Bad(Bad),
 }
 
+/// A blob that differs from what was downloaded.
 #[derive(Debug)]
 pub(super) struct Bad {
-    /// What it should be.
+    /// The record of what it should be.
     pub(super) record: BlobRecord,
     /// How it differs.
     pub(super) why: String,
-    /// It was on the disk once: the disk has damaged it. Else a power loss may
-    /// have torn it, which is no damage.
+    /// Whether it was once synced to the disk. Then the disk damaged it;
+    /// otherwise a power loss may have torn it, which is not damage.
     pub(super) was_durable: bool,
-    /// What was looked at.
+    /// The file that was inspected.
     pub(super) read: Inode,
 }
 
-/// Which file it is, whatever its name says by then.
+/// Identifies a file independently of its name, which another file may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Inode {
     dev: u64,
     ino: u64,
 }
 
-/// See [`Blobs::placing`].
+/// See [`Blobs::placement`].
 #[derive(Debug)]
 pub(super) struct PlacementLock<'a>(
     #[expect(dead_code, reason = "held for its end")] MutexGuard<'a, ()>,
 );
 
-/// What became of a verified file.
+/// The outcome of placing a verified file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Placed {
-    /// It is the blob now.
+    /// The file is the blob now.
     Blob,
-    /// The blob was there already; the file is where it was.
+    /// The blob existed already; the file was not moved.
     Late,
     /// The caller did not rename it.
     Refused,
@@ -129,7 +130,7 @@ impl Blobs {
             known_good: Mutex::default(),
             distrusted: Mutex::default(),
             next: AtomicU64::new(0),
-            placing: Mutex::default(),
+            placement: Mutex::default(),
         }
     }
 
@@ -145,8 +146,8 @@ impl Blobs {
         abort_point::reach("blob-commit-1");
         files::set_mode(&part, 0o444)?;
         abort_point::reach("blob-commit-2");
-        // A flight that was given up may have come this far all the same: then
-        // it is late, and its part is not needed.
+        // An abandoned flight may still get this far: then another one placed
+        // the blob first, and this part is not needed.
         match self
             .place(id, object, size, verified, |blob| fs::rename(&part, blob).map(|()| true))?
         {
@@ -160,8 +161,8 @@ impl Blobs {
         }
     }
 
-    /// Steps 3 and 4 for a verified file of mode 0444, which `rename` brings to
-    /// the path that it gets, or not. Blocks.
+    /// Performs steps 3 and 4 for a verified file of mode 0444. `rename` moves it to
+    /// the given path, or returns `false` to refuse. Blocks.
     pub(super) fn place(
         &self,
         id: &BlobId,
@@ -170,8 +171,8 @@ impl Blobs {
         verified: Verified,
         rename: impl FnOnce(&Path) -> io::Result<bool>,
     ) -> Result<Placed> {
-        let placing = self.placing();
-        if self.find_while(&placing, id)?.is_some() {
+        let lock = self.lock_placement();
+        if self.find_locked(&lock, id)?.is_some() {
             return Ok(Placed::Late);
         }
         let Verified { crc32c, check } = verified;
@@ -188,32 +189,32 @@ impl Blobs {
             files::remove(&self.layout.blob_record_unsynced(id))?;
             return Ok(Placed::Refused);
         }
-        self.vouch_for(id);
+        self.mark_good(id);
         Ok(Placed::Blob)
     }
 
-    /// The record of a blob that may be served, if there is one. What is not
-    /// what it should be is dropped. Blocks, as [`Blobs::look`].
+    /// Returns the record of a blob that may be served, if there is one. A bad blob
+    /// is dropped. Blocks, as [`Blobs::inspect`] does.
     #[cfg(test)]
     pub(super) fn find(&self, id: &BlobId) -> Result<Option<BlobRecord>> {
-        self.find_while(&self.placing(), id)
+        self.find_locked(&self.lock_placement(), id)
     }
 
-    fn find_while(&self, placing: &PlacementLock<'_>, id: &BlobId) -> Result<Option<BlobRecord>> {
-        match self.look(id)? {
+    fn find_locked(&self, lock: &PlacementLock<'_>, id: &BlobId) -> Result<Option<BlobRecord>> {
+        match self.inspect(id)? {
             BlobState::Good(record) => Ok(Some(record)),
             BlobState::Absent => Ok(None),
-            BlobState::Bad(bad) => self.drop_torn(placing, id, &bad).map(|()| None),
+            BlobState::Bad(bad) => self.drop_torn(lock, id, &bad).map(|()| None),
         }
     }
 
-    /// The right to put a blob where one is to be: what stands there stays.
-    pub(super) fn placing(&self) -> PlacementLock<'_> {
-        PlacementLock(self.placing.lock().unwrap_or_else(PoisonError::into_inner))
+    /// Locks the places of all blobs: while held, no other caller adds a blob.
+    pub(super) fn lock_placement(&self) -> PlacementLock<'_> {
+        PlacementLock(self.placement.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Whether what was read stands there still.
-    pub(super) fn stands(&self, id: &BlobId, read: Inode) -> bool {
+    /// Whether the file that was read is still the blob.
+    pub(super) fn is_unchanged(&self, id: &BlobId, read: Inode) -> bool {
         self.inode(id) == Some(read)
     }
 
@@ -222,9 +223,9 @@ impl Blobs {
         Some(Inode { dev: found.dev(), ino: found.ino() })
     }
 
-    /// What there is of a blob. A suspect is read from the disk first. Blocks,
-    /// for a suspect as long as reading it takes.
-    pub(super) fn look(&self, id: &BlobId) -> Result<BlobState> {
+    /// Inspects a blob. A suspect is read from the disk first. Blocks; for a
+    /// suspect, while it is read.
+    pub(super) fn inspect(&self, id: &BlobId) -> Result<BlobState> {
         let Some((record, durable)) = self.read_record(id)? else { return Ok(BlobState::Absent) };
         let path = self.layout.blob(id);
         let metadata = match fs::symlink_metadata(&path) {
@@ -236,30 +237,30 @@ impl Blobs {
         let why = match size == record.size {
             true if durable || self.lock().contains_key(id) => return Ok(BlobState::Good(record)),
             true if self.crc(id)? == Some(record.crc32c) => {
-                self.vouch_for(id);
+                self.mark_good(id);
                 return Ok(BlobState::Good(record));
             }
-            true => "its CRC-32C is not the one it had".to_owned(),
+            true => "its CRC-32C has changed".to_owned(),
             false => format!("it has {size} bytes instead of {}", record.size),
         };
-        // Also under another name it may have been on the disk once.
+        // It may have been synced under another name.
         let was_durable = durable || self.names_of(id)?.iter().any(|id| self.is_durable(id));
         let read = Inode { dev: metadata.dev(), ino: metadata.ino() };
         Ok(BlobState::Bad(Bad { record, why, was_durable, read }))
     }
 
-    /// Drops what a power loss tore, under all of its names. Blocks.
+    /// Drops a blob that a power loss tore, under all of its names. Blocks.
     pub(super) fn drop_torn(
         &self,
-        _placing: &PlacementLock<'_>,
+        _lock: &PlacementLock<'_>,
         id: &BlobId,
         bad: &Bad,
     ) -> Result<()> {
         tracing::warn!(
             blob = id.as_str(),
             object = bad.record.object,
-            "bytes in the cache are not what was downloaded (the machine may have lost power); \
-             they are dropped and will be downloaded again"
+            "a cached blob differs from what was downloaded (the machine may have lost power); \
+             it was dropped and will be downloaded again"
         );
         for id in self.names_of(id)? {
             self.evict(&id)?;
@@ -267,7 +268,7 @@ impl Blobs {
         Ok(())
     }
 
-    /// The blob's id, and those that are other names of its inode.
+    /// Returns the blob's id, and the other ids that name the same inode.
     fn names_of(&self, id: &BlobId) -> Result<Vec<BlobId>> {
         let own = self.inode(id);
         let mut names = vec![id.clone()];
@@ -280,56 +281,56 @@ impl Blobs {
         Ok(names)
     }
 
-    /// Removes what was downloaded of a version that nobody can ask for again.
+    /// Removes an unfinished download that will not be resumed.
     pub(super) fn abandon(&self, id: &BlobId) -> Result<()> {
         files::remove(&self.layout.part(id))?;
         files::remove(&self.layout.journal(id))
     }
 
-    /// Forgets what this process knew of blobs: they are read again before
-    /// they are served, from the disk and not from memory.
+    /// Forgets that blobs were good: they are read again, from the disk and not
+    /// from the page cache, before they are served.
     pub(super) fn distrust(&self, ids: &[BlobId]) {
         for id in ids {
-            self.doubts().insert(id.clone());
+            self.lock_distrusted().insert(id.clone());
             self.lock().remove(id);
             if let Ok(file) = fs::File::open(self.layout.blob(id)) {
-                // Pods are to see the disk's bytes too. Advice: what they map stays.
+                // Pods should see the disk's bytes too. Only advice: mapped pages stay.
                 let _ = posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
             }
         }
     }
 
-    /// Gives a blob a second name: the same content under a new ETag.
+    /// Links a blob to a second id: the same content under a new ETag. Returns `false`
+    /// when there is no such blob.
     pub(super) fn link(&self, from: &BlobId, to: &BlobId) -> Result<bool> {
-        let placing = self.placing();
-        let Some(record) = self.find_while(&placing, from)? else { return Ok(false) };
+        let lock = self.lock_placement();
+        let Some(record) = self.find_locked(&lock, from)? else { return Ok(false) };
         self.write_record(to, &record)?;
         let (source, target) = (self.layout.blob(from), self.layout.blob(to));
-        // What stands there without a good record is not what is linked now.
+        // A file without a good record may already have this name.
         files::rename(&target, &self.trashed(to))?;
         match fs::hard_link(&source, &target) {
-            // Evicted between the look and the link.
+            // Evicted after it was found.
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
             linked => linked.map_err(|e| {
                 Error::io(format!("linking {} to {}", source.display(), target.display()), &e)
             })?,
         }
-        self.vouch_for(to);
+        self.mark_good(to);
         Ok(true)
     }
 
-    /// Which blobs stand now and are to be noted as durable after a sync that
-    /// begins now.
+    /// Lists the blobs that a sync beginning now will make durable.
     pub(super) fn before_sync(&self, ids: &[BlobId]) -> Vec<(BlobId, u64)> {
         let known = self.lock();
         ids.iter().filter_map(|id| Some((id.clone(), *known.get(id)?))).collect()
     }
 
-    /// Notes that these blobs are on the disk, except those that were dropped
+    /// Records that these blobs are durable, except those that were dropped
     /// and downloaded again since [`Blobs::before_sync`].
-    pub(super) fn made_durable(&self, synced: &[(BlobId, u64)]) -> Result<()> {
+    pub(super) fn mark_durable(&self, synced: &[(BlobId, u64)]) -> Result<()> {
         for (id, number) in synced {
-            // Over the rename, so that it is not another blob's record by then.
+            // Held during the rename, so that the record cannot be replaced before it.
             let mut known = self.lock();
             if known.get(id) == Some(number) {
                 let unsynced = self.layout.blob_record_unsynced(id);
@@ -341,13 +342,13 @@ impl Blobs {
         Ok(())
     }
 
-    /// The record of a blob, whether its bytes are good or not, and whether it
-    /// is durable.
+    /// Reads the record of a blob, without checking its bytes, and whether it is
+    /// durable.
     pub(super) fn record(&self, id: &BlobId) -> Result<Option<(BlobRecord, bool)>> {
         self.read_record(id)
     }
 
-    /// Takes a blob away; see the numbered steps of `evict.rs`. Blocks.
+    /// Moves a blob to the trash; see the numbered steps of `evict.rs`. Blocks.
     pub(super) fn evict(&self, id: &BlobId) -> Result<()> {
         self.lock().remove(id);
         files::rename(&self.layout.blob(id), &self.trashed(id))?;
@@ -358,8 +359,8 @@ impl Blobs {
         Ok(())
     }
 
-    /// Puts a damaged blob into quarantine. Blocks.
-    pub(super) fn put_aside(&self, id: &BlobId) -> Result<()> {
+    /// Moves a damaged blob to quarantine. Blocks.
+    pub(super) fn quarantine(&self, id: &BlobId) -> Result<()> {
         self.lock().remove(id);
         let name = format!("blob-{id}");
         files::rename(&self.layout.blob(id), &self.layout.quarantine().join(name))?;
@@ -367,23 +368,23 @@ impl Blobs {
         files::remove(&self.layout.blob_record_unsynced(id))
     }
 
-    /// Whether a blob's record says that it is on the disk.
+    /// Whether a blob is recorded as durable.
     pub(super) fn is_durable(&self, id: &BlobId) -> bool {
         self.layout.blob_record(id).exists()
     }
 
     fn write_record(&self, id: &BlobId, record: &BlobRecord) -> Result<()> {
         files::make_directory(&self.layout.blob_directory(id), 0o755)?;
-        // A record of a blob that was dropped must not vouch for this one.
+        // A leftover record of a dropped blob must not count for this one.
         files::remove(&self.layout.blob_record(id))?;
         let json = serde_json::to_vec(record)
             .map_err(|e| Error::internal(format!("writing the record of blob {id}: {e}")))?;
         files::write_whole(&self.layout.blob_record_unsynced(id), &json, 0o644)
     }
 
-    /// The record, and whether it is durable. A torn one is none.
+    /// Reads the record, and whether it is durable. A torn record counts as absent.
     fn read_record(&self, id: &BlobId) -> Result<Option<(BlobRecord, bool)>> {
-        // The durable name is asked twice: the syncer may rename in between.
+        // The durable name is read twice: the syncer may rename in between.
         let durable = self.layout.blob_record(id);
         let unsynced = self.layout.blob_record_unsynced(id);
         for (path, durable) in [(&durable, true), (&unsynced, false), (&durable, true)] {
@@ -396,10 +397,10 @@ impl Blobs {
         Ok(None)
     }
 
-    /// CRC-32C of a blob's bytes; `None` when the disk cannot give them back.
+    /// Computes the CRC-32C of a blob's bytes; `None` when the disk cannot read them.
     fn crc(&self, id: &BlobId) -> Result<Option<u32>> {
         let path = self.layout.blob(id);
-        let read = if self.doubts().contains(id) {
+        let read = if self.lock_distrusted().contains(id) {
             reread::crc32c(&path, &mut ReadPacer::new(None), |_| true)
         } else {
             crc32c_of_file(&path).map(Some)
@@ -411,20 +412,20 @@ impl Blobs {
         }
     }
 
-    /// A name in the trash. Numbered, since renaming a file to another name of
-    /// the same inode does nothing.
+    /// Returns a new name in the trash. It is numbered, since renaming a file to
+    /// another name of the same inode does nothing.
     fn trashed(&self, id: &BlobId) -> PathBuf {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         self.layout.trash().join(format!("blob-{id}.{}.{number}", std::process::id()))
     }
 
-    fn vouch_for(&self, id: &BlobId) {
-        self.doubts().remove(id);
+    fn mark_good(&self, id: &BlobId) {
+        self.lock_distrusted().remove(id);
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         self.lock().insert(id.clone(), number);
     }
 
-    fn doubts(&self) -> MutexGuard<'_, HashSet<BlobId>> {
+    fn lock_distrusted(&self) -> MutexGuard<'_, HashSet<BlobId>> {
         self.distrusted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

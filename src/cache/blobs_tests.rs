@@ -1,4 +1,4 @@
-//! Blobs on a real disk.
+//! Tests of blobs on a real disk.
 
 use super::*;
 
@@ -39,19 +39,19 @@ fn a_committed_blob_is_found_and_leaves_nothing_in_staging() {
     assert_eq!(blobs.find(&f.id).unwrap().unwrap().check, Check::Md5);
     assert_eq!(files::names(&f.layout.staging()).unwrap(), [""; 0]);
     assert!(!blobs.is_durable(&f.id));
-    blobs.made_durable(&blobs.before_sync(std::slice::from_ref(&f.id))).unwrap();
+    blobs.mark_durable(&blobs.before_sync(std::slice::from_ref(&f.id))).unwrap();
     assert!(blobs.is_durable(&f.id));
     assert!(blobs.find(&f.id).unwrap().is_some());
 }
 
 #[test]
-fn a_sync_vouches_for_no_blob_that_came_after_it_began() {
+fn a_sync_does_not_make_a_blob_durable_that_was_committed_after_it_began() {
     let f = fixture();
     let blobs = commit(&f);
     let synced = blobs.before_sync(std::slice::from_ref(&f.id));
     blobs.evict(&f.id).unwrap();
     write_and_commit(&f, &blobs);
-    blobs.made_durable(&synced).unwrap();
+    blobs.mark_durable(&synced).unwrap();
     assert!(!blobs.is_durable(&f.id));
     assert!(blobs.find(&f.id).unwrap().is_some());
 }
@@ -72,21 +72,21 @@ fn a_suspect_of_an_earlier_process_is_read_before_it_is_served() {
 }
 
 #[test]
-fn what_a_failed_sync_was_about_is_read_from_the_disk_until_it_is_found_good() {
+fn a_blob_of_a_failed_sync_is_read_from_the_disk_until_it_is_found_good() {
     let f = fixture();
     let (blobs, ids) = (commit(&f), [f.id.clone()]);
     files::set_mode(&f.layout.blob(&f.id), 0o644).unwrap();
     for (content, good) in [(CONTENT, true), (b"WEIGHTS", false)] {
         fs::write(f.layout.blob(&f.id), content).unwrap();
         blobs.distrust(&ids);
-        assert!(blobs.doubts().contains(&f.id) && blobs.before_sync(&ids).is_empty());
+        assert!(blobs.lock_distrusted().contains(&f.id) && blobs.before_sync(&ids).is_empty());
         assert_eq!(blobs.find(&f.id).unwrap().is_some(), good);
-        assert_eq!(blobs.doubts().contains(&f.id), !good);
+        assert_eq!(blobs.lock_distrusted().contains(&f.id), !good);
     }
 }
 
 #[test]
-fn a_torn_record_vouches_for_nothing() {
+fn a_blob_with_a_torn_record_is_not_served() {
     let f = fixture();
     drop(commit(&f));
     let path = f.layout.blob_record_unsynced(&f.id);
@@ -101,14 +101,14 @@ fn a_torn_record_vouches_for_nothing() {
 fn a_durable_blob_of_the_wrong_size_is_not_served() {
     let f = fixture();
     let blobs = commit(&f);
-    blobs.made_durable(&blobs.before_sync(std::slice::from_ref(&f.id))).unwrap();
+    blobs.mark_durable(&blobs.before_sync(std::slice::from_ref(&f.id))).unwrap();
     files::set_mode(&f.layout.blob(&f.id), 0o644).unwrap();
     fs::write(f.layout.blob(&f.id), b"x").unwrap();
     assert!(Blobs::new(f.layout.clone()).find(&f.id).unwrap().is_none());
 }
 
 #[test]
-fn torn_bytes_go_under_all_their_names() {
+fn a_torn_blob_is_dropped_under_all_its_names() {
     let f = fixture();
     let blobs = commit(&f);
     let other = BlobId::parse(&"cd".repeat(32)).unwrap();
@@ -123,20 +123,20 @@ fn torn_bytes_go_under_all_their_names() {
 }
 
 #[test]
-fn what_was_on_the_disk_under_any_name_is_damaged_and_not_torn() {
+fn a_bad_blob_that_was_durable_under_any_name_counts_as_damaged() {
     let f = fixture();
     let blobs = commit(&f);
-    blobs.made_durable(&blobs.before_sync(std::slice::from_ref(&f.id))).unwrap();
+    blobs.mark_durable(&blobs.before_sync(std::slice::from_ref(&f.id))).unwrap();
     let other = BlobId::parse(&"cd".repeat(32)).unwrap();
     blobs.link(&f.id, &other).unwrap();
     files::set_mode(&f.layout.blob(&f.id), 0o644).unwrap();
     fs::write(f.layout.blob(&f.id), b"WEIGHTS").unwrap();
-    let look = Blobs::new(f.layout.clone()).look(&other).unwrap();
-    assert!(matches!(look, BlobState::Bad(Bad { was_durable: true, .. })), "{look:?}");
+    let state = Blobs::new(f.layout.clone()).inspect(&other).unwrap();
+    assert!(matches!(state, BlobState::Bad(Bad { was_durable: true, .. })), "{state:?}");
 }
 
 #[test]
-fn equal_content_under_a_new_etag_is_the_same_inode() {
+fn equal_content_under_a_new_etag_shares_the_inode() {
     use std::os::unix::fs::MetadataExt;
     let f = fixture();
     let blobs = commit(&f);

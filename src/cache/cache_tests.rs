@@ -1,5 +1,5 @@
-//! The cache as a whole, without Object Storage: models are stood up as a
-//! download would leave them.
+//! Tests of the whole cache without Object Storage: models are added as a download
+//! would leave them.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -40,9 +40,9 @@ fn fixture() -> Fixture {
 }
 
 impl Fixture {
-    /// Stands a model up with these (object, `ETag` and content) below `m/`;
-    /// equal objects and `ETag`s are shared.
-    fn stand(&self, prefix: &str, files: &[(&str, &str)]) -> CachedModel {
+    /// Adds a model with these (object, `ETag` and content). Equal objects and `ETag`s
+    /// are shared.
+    fn add_model(&self, prefix: &str, files: &[(&str, &str)]) -> CachedModel {
         let source = ModelSource {
             location: "l".into(),
             namespace: NamespaceName::parse("n").unwrap(),
@@ -58,7 +58,7 @@ impl Fixture {
         });
         let tree = Tree::arrange(objects, &source.prefix, &Filters::default()).unwrap().unwrap();
         let manifest = Arc::new(Manifest::new(source, "", tree));
-        // As a flight does.
+        // Like a flight.
         let wanted = manifest.files.iter().map(|file| file.blob.clone());
         let _held = self.cache.0.holds.blobs(wanted);
         let (layout, blobs) = (&self.cache.0.layout, &self.cache.0.blobs);
@@ -85,7 +85,7 @@ impl Fixture {
     }
 
     async fn collect(&self, dry_run: bool) -> Collected {
-        self.cache.collect(CollectOptions { dry_run, wish: EvictionRequest::All }).await.unwrap()
+        self.cache.collect(CollectOptions { dry_run, request: EvictionRequest::All }).await.unwrap()
     }
 
     async fn verify(&self) -> Verification {
@@ -110,10 +110,10 @@ impl Fixture {
     }
 }
 
-/// A kind of damage, and what does it to a blob.
+/// A kind of damage, and the function that causes it.
 type Damaging = (&'static str, fn(&Path));
 
-/// Changes a file that is read-only to everybody else.
+/// Changes a read-only file.
 fn overwrite(path: &Path, content: &[u8]) {
     files::set_mode(path, 0o644).unwrap();
     fs::write(path, content).unwrap();
@@ -125,35 +125,35 @@ fn keys(collected: &Collected) -> Vec<ModelKey> {
 }
 
 #[tokio::test]
-async fn what_nobody_uses_is_collected_and_the_rest_stays() {
+async fn unused_models_are_collected_and_the_rest_stays() {
     let f = fixture();
-    let (free, held) = (f.stand("a/", &[("a/w", "1")]), f.stand("b/", &[("b/w", "2")]));
-    let pinned = f.stand("c/", &[("c/w", "3")]);
+    let (free, held) = (f.add_model("a/", &[("a/w", "1")]), f.add_model("b/", &[("b/w", "2")]));
+    let pinned = f.add_model("c/", &[("c/w", "3")]);
     let lease = f.lease(&held, "/t/1");
     f.cache.pin(&pinned.key, true).unwrap();
     let free_key = free.key.clone();
-    assert!(f.collect(false).await.models.is_empty(), "somebody is about to use each of them");
+    assert!(f.collect(false).await.models.is_empty(), "each of them is held");
     drop((free, held, lease, pinned));
 
-    let before = f.cache.inventory().unwrap();
+    let before = f.cache.report().unwrap();
     assert_eq!(keys(&f.collect(true).await), std::slice::from_ref(&free_key));
     assert_eq!(f.count("models"), 3, "a dry run does nothing");
     let collected = f.collect(false).await;
     assert_eq!(keys(&collected), [free_key]);
     assert_eq!((f.count("models"), f.count("trash")), (2, 0));
-    let freed = before.usage.total - f.cache.inventory().unwrap().usage.total;
-    assert_eq!(collected.bytes, freed, "what is told is what the disk gets back");
+    let freed = before.usage.total - f.cache.report().unwrap().usage.total;
+    assert_eq!(collected.bytes, freed, "the reported bytes are the freed bytes");
 }
 
 #[tokio::test]
-async fn a_shared_blob_leaves_with_the_last_model_that_has_it() {
+async fn a_shared_blob_is_evicted_with_its_last_model() {
     let f = fixture();
     let shared = ("m/shared", "both");
-    let old = f.stand("m/", &[shared, ("m/w", "old")]);
-    let new = f.stand("m/", &[shared, ("m/w", "new")]);
+    let old = f.add_model("m/", &[shared, ("m/w", "old")]);
+    let new = f.add_model("m/", &[shared, ("m/w", "new")]);
     let blob = f.blob(&new, "shared");
     assert_eq!(fs::metadata(&blob).unwrap().nlink(), 3);
-    let report = f.cache.inventory().unwrap();
+    let report = f.cache.report().unwrap();
     assert!(report.models.iter().all(|model| model.shared > 0 && model.shared < model.allocated));
     let lease = f.lease(&new, "/t/1");
     drop((old, new));
@@ -167,7 +167,7 @@ async fn a_shared_blob_leaves_with_the_last_model_that_has_it() {
 }
 
 #[tokio::test]
-async fn damage_of_every_kind_is_found_put_aside_and_told_to_those_who_show_it() {
+async fn damage_of_every_kind_is_found_quarantined_and_marked_in_the_leases() {
     let damages: [Damaging; 4] = [
         ("a flipped bit", |blob| overwrite(blob, b"Weights")),
         ("a lost end", |blob| overwrite(blob, b"weight")),
@@ -176,9 +176,9 @@ async fn damage_of_every_kind_is_found_put_aside_and_told_to_those_who_show_it()
     ];
     for (kind, damage) in damages {
         let f = fixture();
-        let model = f.stand("m/", &[("m/w", "weights"), ("m/c", "config")]);
-        let other = f.stand("", &[("m/w", "weights")]);
-        let untouched = f.stand("u/", &[("u/w", "weights")]);
+        let model = f.add_model("m/", &[("m/w", "weights"), ("m/c", "config")]);
+        let other = f.add_model("", &[("m/w", "weights")]);
+        let untouched = f.add_model("u/", &[("u/w", "weights")]);
         let lease = f.lease(&model, "/t/1");
         assert_eq!(f.verify().await.damaged.len(), 0);
         damage(&f.blob(&model, "w"));
@@ -199,20 +199,20 @@ async fn damage_of_every_kind_is_found_put_aside_and_told_to_those_who_show_it()
         assert!(f.count("quarantine") >= 2, "{kind}: {:?}", files::names(&kept));
         assert!(
             f.cache
-                .inventory()
+                .report()
                 .unwrap()
                 .models
                 .iter()
                 .any(|one| { matches!(one.state, ModelState::Damaged) && !one.holders.is_empty() })
         );
-        assert_eq!(f.verify().await.damaged.len(), 0, "once is enough");
+        assert_eq!(f.verify().await.damaged.len(), 0, "it is found once");
 
-        let again = f.stand("m/", &[("m/w", "weights"), ("m/c", "config")]);
+        let again = f.add_model("m/", &[("m/w", "weights"), ("m/c", "config")]);
         assert_eq!(fs::read(again.tree.join("w")).unwrap(), b"weights", "{kind}");
         drop((model, other, untouched, again));
         f.collect(false).await;
         let left = files::names(&kept).unwrap();
-        assert_eq!(left.len(), 1, "a pod still shows it: {left:?}");
+        assert_eq!(left.len(), 1, "a pod still uses it: {left:?}");
         f.cache.release(&lease.target).unwrap();
         f.collect(false).await;
         assert_eq!(f.count("quarantine"), 0);
@@ -220,35 +220,35 @@ async fn damage_of_every_kind_is_found_put_aside_and_told_to_those_who_show_it()
 }
 
 #[tokio::test]
-async fn a_tree_that_is_not_its_manifest_is_found_too() {
+async fn a_tree_that_does_not_match_its_manifest_is_found() {
     let f = fixture();
-    let model = f.stand("m/", &[("m/w", "weights"), ("m/c", "config")]);
+    let model = f.add_model("m/", &[("m/w", "weights"), ("m/c", "config")]);
     files::set_mode(&model.tree, 0o755).unwrap();
     fs::remove_file(model.tree.join("w")).unwrap();
     let found = f.verify().await;
     assert_eq!((found.damaged.len(), found.models), (1, 1));
-    assert!(found.damaged[0].why.contains("gone from the tree"), "{found:?}");
-    let torn = f.stand("t/", &[("t/w", "weights")]);
+    assert!(found.damaged[0].why.contains("missing in the tree"), "{found:?}");
+    let torn = f.add_model("t/", &[("t/w", "weights")]);
     fs::write(f.cache.0.layout.manifest(&torn.key), "{").unwrap();
     assert_eq!(f.verify().await.damaged[0].what, "manifest.json");
     assert!(f.cache.find(&torn.key).await.unwrap().is_none());
 }
 
 #[tokio::test]
-async fn a_purge_removes_all_that_is_ours_and_nothing_while_it_is_used() {
+async fn a_purge_removes_only_our_files_and_nothing_while_the_cache_is_in_use() {
     let f = fixture();
-    let model = f.stand("m/", &[("m/w", "weights")]);
+    let model = f.add_model("m/", &[("m/w", "weights")]);
     let lease = f.lease(&model, "/t/1");
     fs::write(f.cache.layout().root().join("notes.txt"), "mine").unwrap();
     let refused = f.cache.purge(false).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Conflict);
     assert!(refused.message().contains("volume of /t/1"), "{refused}");
     f.cache.release(&lease.target).unwrap();
-    assert!(f.cache.purge(false).is_err(), "somebody is about to use it");
+    assert!(f.cache.purge(false).is_err(), "the model is held");
     drop((model, lease));
     assert_eq!(f.cache.purge(true).unwrap().models, 1);
     assert_eq!(f.count("models"), 0);
-    drop(f.stand("m/", &[("m/w", "weights")]));
+    drop(f.add_model("m/", &[("m/w", "weights")]));
     let strangers = ["blobs/README", "leases/notes", "models/mine", "staging/weights.part"];
     for name in strangers {
         fs::write(f.cache.layout().root().join(name), "mine").unwrap();
@@ -264,11 +264,11 @@ async fn a_purge_removes_all_that_is_ours_and_nothing_while_it_is_used() {
 }
 
 #[tokio::test]
-async fn what_points_at_nothing_is_swept_when_it_is_old() {
+async fn old_orphaned_files_are_swept() {
     let f = fixture();
-    let model = f.stand("m/", &[("m/w", "weights")]);
+    let model = f.add_model("m/", &[("m/w", "weights")]);
     let request = RequestDigest::of_fields("r", [].into_iter());
-    f.cache.set_latest(&request, &model).unwrap();
+    f.cache.record_latest(&request, &model).unwrap();
     let layout = f.cache.0.layout.clone();
     let orphaned = [
         layout.directory("content").join("c".repeat(64)),
@@ -286,7 +286,7 @@ async fn what_points_at_nothing_is_swept_when_it_is_old() {
         fs::write(path, "f".repeat(64)).unwrap();
     }
     f.cache.0.sweep().unwrap();
-    assert!(orphaned.iter().all(|path| path.exists()), "their other half may be on its way");
+    assert!(orphaned.iter().all(|path| path.exists()), "their other half may still be written");
     for path in orphaned.iter().chain(&kept) {
         fs::File::open(path).unwrap().set_modified(long_ago).unwrap();
     }
@@ -296,7 +296,7 @@ async fn what_points_at_nothing_is_swept_when_it_is_old() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn what_was_found_can_be_leased_or_is_refused_however_much_is_evicted_meanwhile() {
+async fn a_leased_model_stays_while_others_are_evicted() {
     let f = Arc::new(fixture());
     let mut pods = tokio::task::JoinSet::new();
     for pod in 0..4 {
@@ -306,7 +306,7 @@ async fn what_was_found_can_be_leased_or_is_refused_however_much_is_evicted_mean
             let object = format!("{prefix}w");
             let mut held = 0;
             for round in 0..200 {
-                let model = f.stand(&prefix, &[(&object, "weights")]);
+                let model = f.add_model(&prefix, &[(&object, "weights")]);
                 let target = format!("/t/{pod}-{round}");
                 let lease = f.lease(&model, &target);
                 drop(model);
@@ -339,18 +339,18 @@ async fn what_was_found_can_be_leased_or_is_refused_however_much_is_evicted_mean
 }
 
 #[tokio::test]
-async fn damage_that_a_publish_finds_is_told_and_what_a_power_loss_tore_is_not() {
+async fn a_publish_reports_damage_but_not_what_a_power_loss_tore() {
     for durable in [true, false] {
         let f = fixture();
-        let model = f.stand("m/", &[("m/w", "weights"), ("m/c", "config")]);
+        let model = f.add_model("m/", &[("m/w", "weights"), ("m/c", "config")]);
         let lease = f.lease(&model, "/t/1");
         let inner = &f.cache.0;
         let ids: Vec<_> =
             model.manifest().unwrap().unwrap().files.iter().map(|file| file.blob.clone()).collect();
         if durable {
-            inner.blobs.made_durable(&inner.blobs.before_sync(&ids)).unwrap();
-            let stands = inner.models.standing(&model.key).unwrap();
-            inner.models.made_durable(&model.key, &stands).unwrap();
+            inner.blobs.mark_durable(&inner.blobs.before_sync(&ids)).unwrap();
+            let tree = inner.models.open_tree(&model.key).unwrap();
+            inner.models.mark_durable(&model.key, &tree).unwrap();
         } else {
             inner.blobs.distrust(&ids);
         }
@@ -362,7 +362,7 @@ async fn damage_that_a_publish_finds_is_told_and_what_a_power_loss_tore_is_not()
         let marked = f.cache.lease_of(&lease.target).unwrap().damaged;
         assert_eq!(marked.is_some(), durable, "{marked:?}");
         assert!(!weights.exists());
-        let again = f.stand("m/", &[("m/w", "weights"), ("m/c", "config")]);
+        let again = f.add_model("m/", &[("m/w", "weights"), ("m/c", "config")]);
         assert_eq!(fs::read(again.tree.join("w")).unwrap(), b"weights");
     }
 }

@@ -1,5 +1,5 @@
-//! Is what stands in the cache what it should be? Asked before the first use
-//! by a process; what is not is put aside, and told where the disk damaged it.
+//! Checks models and blobs before a process first uses them. Whatever the disk
+//! damaged is quarantined and reported.
 
 use super::CacheInner;
 use super::blobs::{BlobRecord, BlobState};
@@ -9,83 +9,83 @@ use crate::model::{BlobId, ModelKey};
 use crate::mount;
 
 impl CacheInner {
-    /// The model of this key if it stands complete. One that this process has
-    /// not seen yet is checked first; what may be torn is read for that, so
-    /// this belongs into a flight. Blocks, as long as reading takes.
+    /// Returns the model of this key if it is complete. A model that is new to this
+    /// process is checked first, which reads suspect blobs; call it in a flight.
+    /// Blocks while it reads.
     pub(super) fn check_model(&self, key: &ModelKey) -> Result<Option<CachedModel>> {
         if let Some(known) = self.models.known(key) {
             return Ok(Some(known));
         }
-        let _stays = self.holds.model(key);
+        let _hold = self.holds.model(key);
         let before = mount::identity(&self.layout.tree(key)).ok();
-        // Large ones one after the other: each takes tens of megabytes.
-        let _turn = self.models.turn_to_read(key);
+        // Large manifests one after the other: each takes tens of megabytes.
+        let _turn = self.models.lock_large_manifest(key);
         let Some(manifest) = self.models.read_manifest(key)? else { return Ok(None) };
-        if let Some(misfit) = self.models.misfit(key, &manifest) {
-            // A flight may just build it anew: that is no damage.
+        if let Some(mismatch) = self.models.mismatch(key, &manifest) {
+            // A flight may have just rebuilt it: that is not damage.
             if mount::identity(&self.layout.tree(key)).ok() == before {
-                self.put_misfit_aside(key, &misfit)?;
+                self.quarantine_mismatch(key, &mismatch)?;
             }
             return Ok(None);
         }
         if !self.models.is_durable(key) {
             for file in &manifest.files {
                 if self.find_blob(&file.blob)?.is_none() {
-                    not_whole(key, &file.path, "its bytes are not there");
+                    warn_incomplete(key, &file.path, "its blob is missing");
                     return Ok(None);
                 }
             }
         }
-        Ok(self.models.know(key, &manifest))
+        Ok(self.models.mark_checked(key, &manifest))
     }
 
-    /// The record of a blob that may be served, if there is one. What a power
-    /// loss tore is dropped, what the disk damaged is put aside and told.
-    /// Blocks, for a suspect as long as reading it takes.
+    /// Returns the record of a blob that may be served, if there is one. A blob that
+    /// a power loss tore is dropped; one that the disk damaged is quarantined and
+    /// reported. Blocks; for a suspect, while it is read.
     pub(super) fn find_blob(&self, id: &BlobId) -> Result<Option<BlobRecord>> {
         loop {
-            let bad = match self.blobs.look(id)? {
+            let bad = match self.blobs.inspect(id)? {
                 BlobState::Good(record) => return Ok(Some(record)),
                 BlobState::Absent => return Ok(None),
                 BlobState::Bad(bad) => bad,
             };
-            let placing = self.blobs.placing();
-            // Reading takes long: somebody may have brought a good one meanwhile.
-            if !self.blobs.stands(id, bad.read) {
+            let lock = self.blobs.lock_placement();
+            // Reading takes long: a good blob may have been downloaded meanwhile.
+            if !self.blobs.is_unchanged(id, bad.read) {
                 continue;
             }
             if bad.was_durable {
                 self.quarantine_blob(id, &bad.record.object, &bad.why)?;
             } else {
-                self.blobs.drop_torn(&placing, id, &bad)?;
+                self.blobs.drop_torn(&lock, id, &bad)?;
             }
             return Ok(None);
         }
     }
 
-    fn put_misfit_aside(&self, key: &ModelKey, misfit: &Mismatch) -> Result<()> {
-        let Mismatch { path, why, fault } = misfit;
-        match fault {
+    fn quarantine_mismatch(&self, key: &ModelKey, mismatch: &Mismatch) -> Result<()> {
+        let Mismatch { path, why, cause } = mismatch;
+        match cause {
             MismatchCause::Blob(id) => {
                 self.find_blob(id)?;
             }
-            // What was never on the disk as a whole is what a power loss left.
+            // A model that never became durable was torn by a power loss.
             MismatchCause::Tree if self.models.is_durable(key) => {
                 self.quarantine_model(key, path, why)?;
                 return Ok(());
             }
             MismatchCause::Tree | MismatchCause::NoBlob => {}
         }
-        not_whole(key, path, why);
+        warn_incomplete(key, path, why);
         Ok(())
     }
 }
 
-fn not_whole(key: &ModelKey, path: &str, why: &str) {
+fn warn_incomplete(key: &ModelKey, path: &str, why: &str) {
     tracing::warn!(
         model = key.as_str(),
         path,
         why,
-        "a cached model is not whole; it will be built again"
+        "a cached model is incomplete; it will be rebuilt"
     );
 }

@@ -1,5 +1,5 @@
-//! Re-uploads: an object of the same bucket, name, size and MD5 as a blob that
-//! was proved by that MD5 has its bytes, whatever its ETag says now.
+//! Re-uploads: an object with the bucket, name, size and MD5 of a cached blob has
+//! the same bytes, even under a new ETag, if that MD5 verified the blob.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -11,8 +11,8 @@ use crate::error::Result;
 use crate::model::{BlobId, Manifest, ManifestFile, ModelSource, Summary};
 
 impl CacheInner {
-    /// Notes under which content a blob can be found again. Blocks.
-    pub(super) fn note_content(
+    /// Adds a blob to the index of contents. Blocks.
+    pub(super) fn index_content(
         &self,
         manifest: &Manifest,
         file: &ManifestFile,
@@ -27,8 +27,8 @@ impl CacheInner {
         }
     }
 
-    /// Forgets under which contents the blobs of a model could be found that
-    /// `left` with it. What is missed is swept later. Blocks.
+    /// Removes a model's evicted blobs (`left`) from the index of contents.
+    /// Leftover entries are swept later. Blocks.
     pub(super) fn forget_contents(
         &self,
         summary: &Summary,
@@ -41,11 +41,11 @@ impl CacheInner {
             if let Some(content) = content.filter(|_| left.contains(&file.blob))
                 && let Err(error) = self.forget_content(&content, &file.blob)
             {
-                tracing::debug!(%error, "an index could not be removed");
+                tracing::debug!(%error, "removing an index entry failed");
             }
         });
         if let Err(error) = scanned {
-            tracing::debug!(%error, "an evicted model's manifest could not be read");
+            tracing::debug!(%error, "reading the manifest of an evicted model failed");
         }
     }
 
@@ -57,8 +57,8 @@ impl CacheInner {
         }
     }
 
-    /// Gives the blob that holds this file's content the file's blob id;
-    /// `false` when there is none. Blocks.
+    /// Links a blob that has this file's content to the file's blob id; `false` when
+    /// there is none. Blocks.
     pub(super) fn find_by_content(&self, manifest: &Manifest, file: &ManifestFile) -> Result<bool> {
         let Some(content) = content_id(manifest, file) else { return Ok(false) };
         let known = files::read(&self.layout.content(&content))?

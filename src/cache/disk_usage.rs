@@ -1,5 +1,5 @@
-//! What stands in the cache, read from the disk: the models, the inodes they
-//! share, and what each takes. Space is counted in allocated blocks of unique
+//! The disk usage of the cache, read from the disk: the models, the inodes they
+//! share, and the size of each. Space is counted in allocated blocks of unique
 //! inodes, as `du` counts it.
 
 use std::collections::HashMap;
@@ -17,17 +17,17 @@ use super::{files, set_aside};
 use crate::error::{Error, Result};
 use crate::model::{BlobId, ModelKey, Summary};
 
-/// A last use further ahead than this is a clock that jumped back.
-const AHEAD: Duration = Duration::from_secs(60);
+/// A last use further in the future than this means that the clock jumped back.
+const CLOCK_TOLERANCE: Duration = Duration::from_secs(60);
 
-/// Everything, at one moment.
+/// A snapshot of everything in the cache.
 #[derive(Debug, Default)]
 pub(super) struct DiskUsage {
     pub(super) models: Vec<StoredModel>,
-    /// One for each inode: a re-upload has two names for one.
+    /// One per inode: after a re-upload, one inode has two ids.
     pub(super) blobs: Vec<StoredBlob>,
     pub(super) staging: Space,
-    /// Those of it that become blobs.
+    /// The files in staging that will become blobs.
     pub(super) parts: Vec<(BlobId, Space)>,
     pub(super) trash: Space,
     pub(super) quarantine: Space,
@@ -40,10 +40,10 @@ pub(super) struct DiskUsage {
 #[derive(Debug)]
 pub(super) struct StoredModel {
     pub(super) key: ModelKey,
-    /// `None` when it is torn: nobody can be served from it.
+    /// `None` when the model is torn and cannot be served.
     pub(super) summary: Option<Summary>,
     pub(super) last_used: SystemTime,
-    /// Its directories, manifest and marks.
+    /// Space of its directories, manifest and marker files.
     pub(super) own: Space,
     /// Indices into [`DiskUsage::blobs`], each once.
     pub(super) blobs: Vec<usize>,
@@ -52,13 +52,13 @@ pub(super) struct StoredModel {
 #[derive(Debug)]
 pub(super) struct StoredBlob {
     pub(super) ids: Vec<BlobId>,
-    /// Its blocks and its records'.
+    /// Space of the blob and its records.
     pub(super) space: Space,
 }
 
 impl DiskUsage {
-    /// Looks at the whole cache. Blocks: a fraction of a second for tens of
-    /// thousands of blobs, and no blob is read.
+    /// Scans the whole cache without reading a blob. Blocks: a fraction of a second
+    /// for tens of thousands of blobs.
     pub(super) fn read(layout: &Layout) -> Result<Self> {
         let mut found = Self::default();
         let by_inode = found.read_blobs(layout)?;
@@ -87,7 +87,7 @@ impl DiskUsage {
         Ok(found)
     }
 
-    /// All of it.
+    /// The space of the whole cache.
     pub(super) fn total(&self) -> Space {
         let blobs = self.blobs.iter().map(|blob| blob.space);
         let own = self.models.iter().map(|model| model.own);
@@ -95,7 +95,7 @@ impl DiskUsage {
         blobs.chain(own).chain(rest).fold(Space::default(), Space::saturating_add)
     }
 
-    /// All of it but these blobs, arrived or not.
+    /// The space of the whole cache without these blobs, complete or partial.
     pub(super) fn total_without(&self, arriving: &HashMap<BlobId, u64>) -> Space {
         let blobs =
             self.blobs.iter().filter(|blob| blob.ids.iter().any(|id| arriving.contains_key(id)));
@@ -104,10 +104,10 @@ impl DiskUsage {
         spaces.fold(self.total(), Space::saturating_sub)
     }
 
-    /// The blobs, by their inodes.
+    /// Reads the blobs; returns their indices by inode number.
     fn read_blobs(&mut self, layout: &Layout) -> Result<HashMap<u64, usize>> {
         let mut by_inode = HashMap::new();
-        // A record stands beside its blob.
+        // A record lies beside its blob.
         let (mut index, mut records) = (HashMap::new(), Vec::new());
         for fan in layout.fans()? {
             each(&fan, |name, metadata| {
@@ -137,8 +137,8 @@ impl DiskUsage {
 }
 
 impl StoredModel {
-    /// `None` when it left meanwhile. Its manifest is not read: which blobs it
-    /// has, its tree says.
+    /// Reads a model; `None` when it was removed meanwhile. Its blobs are found
+    /// through its tree, without its manifest.
     fn read(
         layout: &Layout,
         key: ModelKey,
@@ -157,14 +157,14 @@ impl StoredModel {
 }
 
 impl Space {
-    /// What one inode takes.
+    /// The space of one inode.
     pub(super) fn of(metadata: &Metadata) -> Self {
         Self { bytes: metadata.blocks().saturating_mul(512), inodes: 1 }
     }
 }
 
-/// Notes that a model was used now. The time is that of the manifest, whose
-/// content never changes: it needs no file of its own and survives restarts.
+/// Records that a model was used now. The manifest's modification time holds it,
+/// since its content never changes: no extra file is needed, and it survives restarts.
 pub(super) fn touch(layout: &Layout, key: &ModelKey) -> Result<()> {
     set_last_used(layout, key, SystemTime::now())
 }
@@ -174,31 +174,31 @@ fn set_last_used(layout: &Layout, key: &ModelKey, when: SystemTime) -> Result<()
     let set = fs::File::open(&path).and_then(|file| file.set_modified(when));
     match set {
         Err(e) if e.kind() != io::ErrorKind::NotFound => {
-            Err(Error::io(format!("noting the last use of {}", path.display()), &e))
+            Err(Error::io(format!("recording the last use of {}", path.display()), &e))
         }
         _ => Ok(()),
     }
 }
 
-/// When a model was used last. After a clock jumped back it would stay the
-/// newest for as long as it jumped; such a time is set to now.
+/// Returns when a model was last used. A time in the future, left by a clock that
+/// jumped back, is set to now.
 fn last_used(layout: &Layout, key: &ModelKey) -> Result<SystemTime> {
     let now = SystemTime::now();
-    let noted = fs::metadata(layout.manifest(key)).and_then(|metadata| metadata.modified());
-    let noted = noted.unwrap_or(SystemTime::UNIX_EPOCH);
-    if noted > now + AHEAD {
+    let recorded = fs::metadata(layout.manifest(key)).and_then(|metadata| metadata.modified());
+    let recorded = recorded.unwrap_or(SystemTime::UNIX_EPOCH);
+    if recorded > now + CLOCK_TOLERANCE {
         set_last_used(layout, key, now)?;
         return Ok(now);
     }
-    Ok(noted)
+    Ok(recorded)
 }
 
-/// What a model's directory takes besides the blobs that its tree names, whose
-/// inodes are shown to `link`; `None` when it is gone.
+/// Returns the space of a model's directory without the blobs that its tree links;
+/// `link` gets their inodes. `None` when the directory is gone.
 fn own_space(top: &Path, mut link: impl FnMut(u64)) -> Result<Option<Space>> {
     let Ok(metadata) = fs::symlink_metadata(top) else { return Ok(None) };
     let mut own = Space::of(&metadata);
-    // Names and depths: whole paths of a deep tree would be many times as long.
+    // Names with depths, since the full paths of a deep tree take much more memory.
     let mut path = top.to_owned();
     let (mut depth, mut open) = (0, Vec::new());
     loop {
@@ -223,13 +223,13 @@ fn own_space(top: &Path, mut link: impl FnMut(u64)) -> Result<Option<Space>> {
     }
 }
 
-/// What a directory's content takes. An inode with names elsewhere is counted
-/// there, but for a blob that was put aside: `blobs/` has it no more.
+/// Returns the space of a directory's content. An inode with other links is not
+/// counted, except a quarantined blob: `blobs/` no longer has it.
 pub(super) fn space_below(top: &Path) -> Result<Space> {
     space_below_but(top, |_, _| false)
 }
 
-/// What becomes free with this file or directory; nothing where it is gone.
+/// Returns the space that deleting this file or directory frees; zero if it is gone.
 pub(super) fn space_of(path: &Path) -> Result<Space> {
     let Ok(metadata) = fs::symlink_metadata(path) else { return Ok(Space::default()) };
     if metadata.is_dir() {
@@ -260,8 +260,8 @@ fn space_below_but(
     Ok(space)
 }
 
-/// Every entry of a directory; what vanishes meanwhile is left out, and so is
-/// what the disk cannot give back.
+/// Visits every entry of a directory. Entries that vanish meanwhile, or that the
+/// disk cannot read, are skipped.
 fn each(directory: &Path, mut see: impl FnMut(&str, &Metadata)) -> Result<()> {
     let failed = |e: io::Error| Error::io(format!("listing {}", directory.display()), &e);
     let Some(entries) = undamaged(fs::read_dir(directory), directory).map_err(failed)? else {
@@ -277,14 +277,14 @@ fn each(directory: &Path, mut see: impl FnMut(&str, &Metadata)) -> Result<()> {
     Ok(())
 }
 
-/// `None` for what is gone, and for what is damaged: one of those must not end
-/// the looking after all others.
+/// Returns `None` for an entry that is gone or damaged, so that one of those does
+/// not end the whole scan.
 fn undamaged<T>(read: io::Result<T>, path: &Path) -> io::Result<Option<T>> {
     match read {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) if is_damage(&error) => {
             let path = path.display();
-            tracing::warn!(%path, %error, "something in the cache cannot be read; look at the disk");
+            tracing::warn!(%path, %error, "an entry of the cache cannot be read; check the disk");
             Ok(None)
         }
         read => read.map(Some),
@@ -298,14 +298,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_disk_cannot_give_back_is_passed_over_and_no_other_failure_is() {
+    fn only_missing_and_damaged_entries_are_skipped() {
         let read =
             |errno| undamaged::<()>(Err(io::Error::from_raw_os_error(errno)), Path::new("x"));
-        for passed_over in [libc::EIO, libc::EUCLEAN, libc::EBADMSG, libc::ENOENT] {
-            assert!(matches!(read(passed_over), Ok(None)), "{passed_over}");
+        for skipped in [libc::EIO, libc::EUCLEAN, libc::EBADMSG, libc::ENOENT] {
+            assert!(matches!(read(skipped), Ok(None)), "{skipped}");
         }
-        for told in [libc::EMFILE, libc::EACCES, libc::ENOMEM] {
-            assert_eq!(read(told).unwrap_err().raw_os_error(), Some(told));
+        for failure in [libc::EMFILE, libc::EACCES, libc::ENOMEM] {
+            assert_eq!(read(failure).unwrap_err().raw_os_error(), Some(failure));
         }
         assert!(matches!(undamaged(Ok(()), Path::new("x")), Ok(Some(()))));
     }

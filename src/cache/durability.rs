@@ -1,8 +1,8 @@
-//! Makes what was committed outlive the machine, after the publish and in the
-//! background: one sync of the file system, then the records that say so.
+//! Makes committed models survive a power loss, after the publish and in the
+//! background: syncs the file system, then records what is durable.
 //!
-//! A publish never waits for the disk. Whatever is not recorded when the
-//! machine dies is checked before it is served again.
+//! A publish never waits for the disk. A model that is not recorded as durable when
+//! the machine dies is checked before it is served again.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -17,24 +17,24 @@ use crate::blocking::blocking;
 use crate::error::{Error, Result};
 use crate::model::{BlobId, ModelKey};
 
-/// What is not yet known to be on the disk.
+/// Work for the next sync.
 #[derive(Debug)]
 pub(super) enum Unsynced {
-    /// A committed model, and those of its blobs that are not durable either.
+    /// A committed model, and its blobs that are not durable yet.
     Model { model: ModelKey, blobs: Vec<BlobId> },
-    /// An index, whose loss hurts and harms nobody: nothing is recorded of it.
+    /// An index entry. Losing it does no harm, so its durability is not recorded.
     Index,
-    /// Somebody who waits for what came before; dropped when that is synced.
-    Waiter(#[allow(dead_code, reason = "told by its end")] oneshot::Sender<()>),
+    /// A caller that waits for everything before it; dropped after the sync.
+    Waiter(#[allow(dead_code, reason = "dropping it wakes the caller")] oneshot::Sender<()>),
 }
 
-/// Hands committed models to the task that syncs them.
+/// Sends committed models to the task that syncs them.
 #[derive(Debug, Clone)]
 pub(super) struct Syncer(mpsc::UnboundedSender<Unsynced>);
 
 impl Syncer {
-    /// The handle, and the work: to be spawned; it ends when all handles are dropped
-    /// and everything is synced.
+    /// Returns the handle, and the task to spawn. The task ends when all handles are
+    /// dropped and everything is synced.
     pub(super) fn new(
         layout: &Layout,
         blobs: Arc<Blobs>,
@@ -48,7 +48,7 @@ impl Syncer {
             .map_err(|e| Error::io(format!("opening {}", layout.root().display()), &e))?;
         let work = async move {
             let mut batch = Vec::new();
-            // All that piled up during one sync shares the next.
+            // Everything that arrives during one sync shares the next.
             while inbox.recv_many(&mut batch, usize::MAX).await > 0 {
                 let (directory, blobs, models) =
                     (Arc::clone(&directory), Arc::clone(&blobs), Arc::clone(&models));
@@ -64,8 +64,8 @@ impl Syncer {
                 if let Err(error) = synced.await {
                     tracing::error!(
                         %error,
-                        "the cache could not be made durable; what was written is checked again \
-                         before it is served"
+                        "syncing the cache failed; what was written since the last sync is \
+                         checked again before it is served"
                     );
                 }
             }
@@ -74,15 +74,15 @@ impl Syncer {
     }
 
     pub(super) fn enqueue(&self, unsynced: Unsynced) {
-        // Without a receiver the process is ending; then it stays a suspect.
+        // Without a receiver the process is ending; the model stays a suspect.
         let _ = self.0.send(unsynced);
     }
 
-    /// Waits until all that was enqueued is on the disk, or known not to be.
-    pub(super) async fn settled(&self) {
-        let (waiter, told) = oneshot::channel();
+    /// Waits until everything enqueued so far was synced, or failed to be.
+    pub(super) async fn wait_until_synced(&self) {
+        let (waiter, ended) = oneshot::channel();
         self.enqueue(Unsynced::Waiter(waiter));
-        let _ = told.await;
+        let _ = ended.await;
     }
 }
 
@@ -93,32 +93,34 @@ fn models_of(batch: &[Unsynced]) -> impl Iterator<Item = (&ModelKey, &[BlobId])>
     })
 }
 
+/// Syncs the file system, then records a batch as durable.
+///
 /// # Errors
-/// When the disk did not take everything: then nobody knows what it has.
+/// When the sync fails. What reached the disk is then unknown.
 fn sync(directory: &File, blobs: &Blobs, models: &Models, batch: &[Unsynced]) -> Result<()> {
     let started = std::time::Instant::now();
-    let standing: Vec<_> = models_of(batch)
-        .map(|(model, ids)| (model, models.standing(model), ids, blobs.before_sync(ids)))
+    let before: Vec<_> = models_of(batch)
+        .map(|(model, ids)| (model, models.open_tree(model), ids, blobs.before_sync(ids)))
         .collect();
     nix::unistd::syncfs(directory)
         .map_err(|e| Error::io("syncing the cache's file system", &e.into()))?;
     abort_point::reach("durability-1");
-    // Only now, and in this order: a record that reaches the disk speaks of
-    // bytes that have reached it before.
-    for (model, tree, ids, synced) in standing {
-        let note = || {
-            blobs.made_durable(&synced)?;
+    // Only now, and in this order: a record on the disk must describe bytes that
+    // reached the disk before it.
+    for (model, tree, ids, synced) in before {
+        let record = || {
+            blobs.mark_durable(&synced)?;
             abort_point::reach("durability-2");
             match tree {
                 Some(tree) if ids.iter().all(|id| blobs.is_durable(id)) => {
-                    models.made_durable(model, &tree)
+                    models.mark_durable(model, &tree)
                 }
                 _ => Ok(()),
             }
         };
-        if let Err(error) = note() {
-            // What is not noted is only read again after a start.
-            tracing::warn!(model = model.as_str(), %error, "a model could not be noted as durable");
+        if let Err(error) = record() {
+            // Without the record, the model is only read again after a restart.
+            tracing::warn!(model = model.as_str(), %error, "recording a model as durable failed");
         }
     }
     tracing::debug!(batch = batch.len(), elapsed = ?started.elapsed(), "made durable");

@@ -1,18 +1,17 @@
-//! Evicting: the effects of what `policy` chooses.
+//! Eviction: carries out what `policy` chooses.
 //!
 //! # How a model is evicted
 //!
-//! 1. It was chosen, and nobody leases, mounts, pins or holds it.
-//! 2. `models/<key>` is renamed into the trash: nobody can find it any more.
+//! 1. It is chosen; it is not leased, mounted, pinned or held.
+//! 2. `models/<key>` is renamed into the trash: it can no longer be found.
 //! 3. Each blob that no other model refers to is renamed into the trash.
 //! 4. The blob's records are removed.
 //! 5. In the background, the trash is deleted.
 //!
 //! Killed after 2: the blobs are orphans; they serve the next download of the
-//! model, or are the first to go. After 3: a record without a blob means
-//! nothing, and is swept. A machine that dies may show any of it undone: then
-//! the model is there again, or a model without its blobs, which is not whole
-//! and is built again.
+//! model, or are evicted first. After 3: a record without a blob means nothing, and
+//! is swept. A power loss may undo any of these steps: then the model is back, or
+//! it lacks blobs, which makes it incomplete and causes a rebuild.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -33,19 +32,19 @@ use crate::metrics::EvictionReason;
 use crate::model::{BlobId, ModelKey};
 use crate::mount;
 
-/// Manifests that are held open at once; of models beyond that, the sweep removes
-/// what the index of contents has.
-const OPEN: usize = 64;
+/// Manifests held open at once. For further models, the sweep removes the entries in
+/// the index of contents.
+const MAX_OPEN_MANIFESTS: usize = 64;
 
-/// The models that left, by their place in the stocktaking, with what they were.
+/// The evicted models, by their index in [`DiskUsage::models`], with their manifests.
 type Gone = HashMap<usize, Option<File>>;
 
-/// What went, or would go.
+/// The result of an eviction, real or simulated.
 #[derive(Debug, Default, Clone)]
 pub(super) struct Evicted {
     /// Least recently used first.
     pub(super) models: Vec<EvictedModel>,
-    /// All that becomes free, blobs without a model included.
+    /// All space that becomes free, including orphaned blobs.
     pub(super) freed: Space,
     /// Whether the goal was reached.
     pub(super) reached: bool,
@@ -54,12 +53,12 @@ pub(super) struct Evicted {
 #[derive(Debug, Clone)]
 pub(super) struct EvictedModel {
     pub(super) key: ModelKey,
-    /// Its place in Object Storage, if its manifest could be read.
+    /// Its location in Object Storage, if its manifest could be read.
     pub(super) source: Option<String>,
     pub(super) last_used: SystemTime,
 }
 
-/// Why a model stays, for each of those that do.
+/// The models that may not be evicted, by reason.
 #[derive(Debug, Default)]
 pub(super) struct RetentionReasons {
     leased: HashSet<ModelKey>,
@@ -69,7 +68,7 @@ pub(super) struct RetentionReasons {
 }
 
 impl RetentionReasons {
-    /// Asks leases, kernel, pins and holds.
+    /// Collects the present leases, mounts, pins and holds.
     pub(super) fn now(inner: &CacheInner) -> Result<Self> {
         let leased = inner.leases.all().into_iter().map(|lease| lease.model).collect();
         let uses = mount::uses_of(inner.layout.root())?;
@@ -93,7 +92,7 @@ impl RetentionReasons {
     }
 }
 
-/// The model that a path below the cache belongs to.
+/// Returns the model that a path below the cache belongs to.
 fn model_of(below: &Path) -> Option<ModelKey> {
     let mut parts = below.components();
     match (parts.next()?, parts.next()?) {
@@ -104,8 +103,8 @@ fn model_of(below: &Path) -> Option<ModelKey> {
     }
 }
 
-/// The cache as the policy sees it.
-pub(super) fn stock(
+/// Builds the input of the eviction policy.
+pub(super) fn eviction_input(
     taken: &DiskUsage,
     kept: &RetentionReasons,
     busy_blobs: &HashSet<BlobId>,
@@ -125,22 +124,22 @@ pub(super) fn stock(
 }
 
 impl CacheInner {
-    /// Evicts towards the goal, and what has been idle too long. With
-    /// `reason: None` nothing is done, only told. Blocks.
+    /// Evicts models that were idle too long, and more until the goal is reached.
+    /// With `reason: None` it only returns what it would evict. Blocks.
     pub(super) fn evict(
         &self,
         goal: &EvictionGoal,
         reason: Option<EvictionReason>,
     ) -> Result<Evicted> {
-        let alone = self.holds.exclusively();
-        // Asked before the stocktaking: what lets go of its blobs after it may
-        // have committed a model that was not counted.
+        let alone = self.holds.lock_eviction();
+        // Before the scan: a flight that releases its blobs during the scan may
+        // have committed a model that the scan missed.
         let busy = self.holds.held_blobs();
         let taken = DiskUsage::read(&self.layout)?;
         let kept = RetentionReasons::now(self)?;
-        let stock = stock(&taken, &kept, &busy);
+        let input = eviction_input(&taken, &kept, &busy);
         let idle_before = self.idle_ttl.and_then(|ttl| SystemTime::now().checked_sub(ttl));
-        let choice = policy::choose(&stock, goal, idle_before);
+        let choice = policy::choose(&input, goal, idle_before);
         let mut evicted =
             Evicted { models: Vec::new(), freed: choice.freed, reached: choice.reached };
         let mut gone = Gone::new();
@@ -149,7 +148,9 @@ impl CacheInner {
             let idle = idle_before.is_some_and(|before| model.last_used < before);
             let reason = reason.map(|reason| if idle { EvictionReason::Idle } else { reason });
             let manifest = match reason {
-                Some(_) if gone.len() < OPEN => self.models.open_manifest(&model.key)?,
+                Some(_) if gone.len() < MAX_OPEN_MANIFESTS => {
+                    self.models.open_manifest(&model.key)?
+                }
                 _ => None,
             };
             if let Some(reason) = reason
@@ -172,8 +173,8 @@ impl CacheInner {
         Ok(evicted)
     }
 
-    /// Evicts those of the blobs that only models have which are gone. One that
-    /// was leased meanwhile keeps its blobs.
+    /// Evicts the blobs that only evicted models referenced. A model that was leased
+    /// meanwhile keeps its blobs.
     fn evict_blobs(&self, taken: &DiskUsage, gone: &Gone, blobs: Vec<usize>) -> Result<()> {
         let stay = taken.models.iter().enumerate().filter(|(at, _)| !gone.contains_key(at));
         let needed: HashSet<usize> = stay.flat_map(|(_, model)| &model.blobs).copied().collect();
@@ -191,30 +192,32 @@ impl CacheInner {
                 self.forget_contents(summary, file, &left);
             }
         }
-        // Who waits for space is woken by what is deleted, and not for nothing.
+        // Deletions wake the models that wait for space, so do not wake the deleter
+        // for nothing.
         if !gone.is_empty() || !left.is_empty() {
             self.trash_filled.notify_one();
         }
         Ok(())
     }
 
-    /// Evicts older revisions that nobody uses and no request has any more.
-    /// Blocks.
+    /// Evicts superseded revisions that are not in use and that no request has as
+    /// its latest. Blocks.
     pub(super) fn evict_superseded(&self) -> Result<()> {
         let superseded = self.models.superseded()?;
         if superseded.is_empty() {
             return Ok(());
         }
-        // Pods may keep theirs for months: the cache is not counted for that.
+        // Pods may use theirs for months: avoid a scan of the cache for those.
         let kept = RetentionReasons::now(self)?;
         if superseded.iter().all(|key| kept.why(key).is_some()) {
             return Ok(());
         }
-        let _alone = self.holds.exclusively();
+        let _alone = self.holds.lock_eviction();
         let busy = self.holds.held_blobs();
         let taken = DiskUsage::read(&self.layout)?;
         let kept = RetentionReasons::now(self)?;
-        // Asked again: nobody notes a model that is not held, and those are kept.
+        // Again, under the lock: only a held model can become the latest of a
+        // request, and held models are kept.
         let superseded = self.models.superseded()?;
         let mut gone = Gone::new();
         let mut blobs = HashSet::new();
@@ -224,7 +227,7 @@ impl CacheInner {
                 continue;
             }
             let manifest = match gone.len() {
-                0..OPEN => self.models.open_manifest(&model.key)?,
+                0..MAX_OPEN_MANIFESTS => self.models.open_manifest(&model.key)?,
                 _ => None,
             };
             if self.evict_model(model, EvictionReason::Superseded)? {
@@ -236,7 +239,7 @@ impl CacheInner {
         self.evict_blobs(&taken, &gone, blobs.into_iter().filter(is_free).collect())
     }
 
-    /// `false` when somebody came to use it meanwhile.
+    /// Moves one model to the trash; `false` when it came into use meanwhile.
     fn evict_model(&self, model: &StoredModel, reason: EvictionReason) -> Result<bool> {
         let key = &model.key;
         abort_point::reach("evict-1");
@@ -257,14 +260,14 @@ impl CacheInner {
             source = model.summary.as_ref().map(|summary| summary.source.to_string()),
             idle = ?SystemTime::now().duration_since(model.last_used).unwrap_or_default(),
             reason = reason.label(),
-            "evicted"
+            "evicted a model"
         );
         Ok(true)
     }
 
-    /// The blobs that somebody brings in, or waits with them for space.
+    /// The blobs of running downloads, and of models that wait for space.
     pub(super) fn wanted_blobs(&self) -> HashSet<BlobId> {
-        let mut wanted = self.ledger.admitted();
+        let mut wanted = self.reservations.admitted();
         wanted.extend(self.holds.held_blobs());
         wanted.extend(self.blob_flights.running().into_iter().map(|(id, _)| id));
         for (_, progress) in self.model_flights.running() {
@@ -275,12 +278,12 @@ impl CacheInner {
         wanted
     }
 
-    /// Puts aside what is the least worth keeping: interrupted downloads that
-    /// nobody goes on with, except those in `wanted`, and what is in
-    /// quarantine; and caches of older layouts that nothing mounts. Blocks.
+    /// Moves what is least worth keeping to the trash: interrupted downloads that are
+    /// not being resumed, except those in `wanted`; what is in quarantine; and
+    /// set-aside caches that are not mounted. Blocks.
     pub(super) fn drop_leftovers(&self, wanted: &HashSet<BlobId>) -> Result<()> {
-        // Nobody begins to go on with one meanwhile.
-        let alone = self.holds.exclusively();
+        // Under the lock, no flight resumes one of them.
+        let alone = self.holds.lock_eviction();
         let busy = self.wanted_blobs();
         for name in files::names(&self.layout.staging())? {
             let Some(id) = name.strip_suffix(".part").and_then(BlobId::parse) else {

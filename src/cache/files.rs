@@ -1,4 +1,4 @@
-//! Small file effects of the cache, each with the path in its error.
+//! File operations of the cache. Each error names the path.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
@@ -9,13 +9,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::abort_point;
 use crate::error::{Error, Result};
 
-/// Writes a small file so that its name shows all of it or nothing, as long as
-/// the machine lives.
+/// Writes a small file atomically: readers see all of it or nothing. Not durable.
 pub(super) fn write_whole(path: &Path, content: &[u8], mode: u32) -> Result<()> {
     write(path, |file| file.write_all(content), mode, |_| Ok(()))
 }
 
-/// As [`write_whole`], for what would take too much memory at once.
+/// Like [`write_whole`], for content that would take too much memory at once.
 pub(super) fn write_parts(
     path: &Path,
     parts: impl FnOnce(&mut File) -> io::Result<()>,
@@ -24,7 +23,7 @@ pub(super) fn write_parts(
     write(path, parts, mode, |_| Ok(()))
 }
 
-/// As [`write_whole`], also when the machine dies: it waits for the disk.
+/// Like [`write_whole`], but durable: waits for the disk.
 pub(super) fn write_durably(path: &Path, content: &[u8], mode: u32) -> Result<()> {
     write(path, |file| file.write_all(content), mode, File::sync_all)?;
     let directory = path.parent().unwrap_or(Path::new("/"));
@@ -50,13 +49,13 @@ fn write(
         .inspect(|()| abort_point::reach("write-1"))
         .and_then(|()| fs::rename(&temporary, path));
     written.map_err(|e| {
-        // What is left of a failed write is in nobody's way, but takes an inode.
+        // The rest of a failed write is harmless, but takes an inode.
         let _ = fs::remove_file(&temporary);
         Error::io(format!("writing {}", path.display()), &e)
     })
 }
 
-/// A name for the unfinished file; two writers never share one.
+/// Returns a name for the unfinished file; two writers never share one.
 fn beside(path: &Path) -> PathBuf {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let n = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -64,7 +63,7 @@ fn beside(path: &Path) -> PathBuf {
     path.with_file_name(format!(".{name}.{}.{n}.tmp", std::process::id()))
 }
 
-/// Whether this is an unfinished file of [`write_whole`].
+/// Whether this is the name of an unfinished file of [`write_whole`].
 pub(super) fn is_unfinished(name: &str) -> bool {
     let Some(rest) = name.strip_prefix('.').and_then(|name| name.strip_suffix(".tmp")) else {
         return false;
@@ -75,7 +74,7 @@ pub(super) fn is_unfinished(name: &str) -> bool {
     is_number() && is_number() && parts.next().is_some()
 }
 
-/// Creates a directory that may already be there.
+/// Creates a directory that may already exist.
 pub(super) fn make_directory(path: &Path, mode: u32) -> Result<()> {
     match DirBuilder::new().mode(mode).create(path) {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
@@ -83,7 +82,7 @@ pub(super) fn make_directory(path: &Path, mode: u32) -> Result<()> {
     }
 }
 
-/// Reads a small file; `None` when it is not there.
+/// Reads a small file; `None` when it does not exist.
 pub(super) fn read(path: &Path) -> Result<Option<Vec<u8>>> {
     match fs::read(path) {
         Ok(bytes) => Ok(Some(bytes)),
@@ -92,7 +91,7 @@ pub(super) fn read(path: &Path) -> Result<Option<Vec<u8>>> {
     }
 }
 
-/// Removes a file that may be gone already.
+/// Removes a file that may already be gone.
 pub(super) fn remove(path: &Path) -> Result<()> {
     match fs::remove_file(path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => {
@@ -102,7 +101,7 @@ pub(super) fn remove(path: &Path) -> Result<()> {
     }
 }
 
-/// Renames; a source that is gone already is `false`.
+/// Renames a file or directory; `false` when the source is gone.
 pub(super) fn rename(from: &Path, to: &Path) -> Result<bool> {
     match fs::rename(from, to) {
         Ok(()) => Ok(true),
@@ -117,7 +116,7 @@ pub(super) fn set_mode(path: &Path, mode: u32) -> Result<()> {
         .map_err(|e| Error::io(format!("setting the mode of {}", path.display()), &e))
 }
 
-/// Names in a directory; what vanishes meanwhile is left out.
+/// Lists the names in a directory.
 pub(super) fn names(directory: &Path) -> Result<Vec<String>> {
     let failed = |e: io::Error| Error::io(format!("listing {}", directory.display()), &e);
     let mut names = Vec::new();

@@ -1,5 +1,5 @@
-//! A model's flight: everything between "this revision is wanted" and "it
-//! stands complete in the cache".
+//! The flight of a model: everything from a resolved revision to a complete model
+//! in the cache.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -23,23 +23,24 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::model::{BlobId, Manifest, ManifestFile, progress_text, shown};
 use crate::oci::{Bucket, ObjectName};
 
-/// Blobs of one model that download side by side. Requests are limited by the
-/// engine; this only bounds tasks for models of many thousand files.
+/// Blobs of one model that download concurrently. The engine limits requests; this
+/// only bounds the tasks of a model with many thousand files.
 const BLOBS_AT_ONCE: usize = 64;
 
-/// Files of a model that is not downloaded beside another of that many.
+/// From this many files on, a model is large: only one large model downloads at a
+/// time.
 const LARGE: usize = 20_000;
 
-/// A model that waits for space looks at least this often whether there is.
+/// Longest interval between two attempts of a model that waits for space.
 const SPACE_POLL: Duration = Duration::from_secs(5);
 
-/// And at most this often.
+/// Shortest interval between them.
 const SPACE_PAUSE: Duration = Duration::from_millis(200);
 
-/// Looks, a fifth of [`MEMO`] apart, whether a failure is forgotten.
-const MEMO_LOOKS: u32 = 20;
+/// Checks, a fifth of [`MEMO`] apart, whether a remembered failure has expired.
+const MEMO_CHECKS: u32 = 20;
 
-/// Fills the cache with one model.
+/// Adds one model to the cache.
 pub(super) async fn fill(
     inner: Arc<CacheInner>,
     engine: Engine,
@@ -57,10 +58,10 @@ pub(super) async fn fill(
     let work = steps(&inner, &engine, &manifest, &title, &progress);
     let done = tokio::select! {
         done = work => done,
-        () = ticker => Err(Error::internal("a clock stopped")),
+        () = ticker => Err(Error::internal("a timer ended")),
     };
     if let Err(error) = &done {
-        tracing::warn!(%error, "the model did not come");
+        tracing::warn!(%error, "model download failed");
     }
     done
 }
@@ -72,29 +73,29 @@ async fn steps(
     title: &str,
     progress: &Arc<FillProgress>,
 ) -> Result<CachedModel> {
-    let mut told = false;
+    let mut warned = false;
     loop {
         match attempt(inner, engine, manifest, title, progress).await? {
-            FillOutcome::Stands(model) => {
+            FillOutcome::Complete(model) => {
                 if progress.share().is_urgent() {
                     inner.await_pod(&model);
                 }
                 return Ok(model);
             }
-            FillOutcome::Again => {}
-            FillOutcome::Short(shortage) => {
-                let error = shortage.error(title);
+            FillOutcome::Retry => {}
+            FillOutcome::NoSpace(shortfall) => {
+                let error = shortfall.error(title);
                 if !progress.share().is_urgent() {
-                    // Only pods wait for space: nobody misses this one yet.
+                    // Only pods wait for space.
                     return Err(error);
                 }
-                // Every few seconds it is looked at again.
-                let error = shortage.error_of_pod(title, None);
-                match std::mem::replace(&mut told, true) {
+                // Repeated every few seconds, so warn only once.
+                let error = shortfall.error_of_pod(title, None);
+                match std::mem::replace(&mut warned, true) {
                     false => tracing::warn!("{error}"),
                     true => tracing::debug!("{error}"),
                 }
-                progress.short(Some(*shortage));
+                progress.short(Some(*shortfall));
                 wait_for_space(inner, progress).await;
             }
         }
@@ -102,22 +103,22 @@ async fn steps(
 }
 
 enum FillOutcome {
-    Stands(CachedModel),
-    /// Something made way for it.
-    Again,
-    /// There is no space for it now.
-    Short(Box<Shortfall>),
+    Complete(CachedModel),
+    /// Space was freed for it; try again.
+    Retry,
+    /// It does not fit now.
+    NoSpace(Box<Shortfall>),
 }
 
-/// Until there may be space: something was released or deleted here, somebody
-/// asks again, or others may have tidied up.
+/// Waits until there may be space: the cache released or deleted something, a
+/// caller asked again, or time has passed for others to free some.
 async fn wait_for_space(inner: &CacheInner, progress: &FillProgress) {
     tokio::select! {
         () = inner.space_freed.notified() => {}
         () = progress.asked_again() => {}
         () = tokio::time::sleep(SPACE_POLL) => {}
     }
-    // A hundred pods that ask at once cost one look.
+    // A hundred pods that ask at once cause one attempt.
     tokio::time::sleep(SPACE_PAUSE).await;
 }
 
@@ -131,7 +132,7 @@ async fn attempt(
     let candidate = Candidate {
         share: progress.share().clone(),
         origin: origin(manifest),
-        // What is noted of each file while it comes is as much as its manifest.
+        // Tracking each file of a download takes as much memory as the manifest.
         large: manifest.files.len() >= LARGE,
     };
     let slot = inner.model_slots.take(&candidate).await;
@@ -139,8 +140,8 @@ async fn attempt(
     if progress.snapshot().phase != Phase::WaitingForSpace {
         progress.enter(Phase::Checking);
     }
-    // Somebody else's flight may have ended between the caller's look and the
-    // start of this one; and a suspect of an earlier process may be whole.
+    // Another flight may have ended after the caller looked, and a suspect of an
+    // earlier process may be intact.
     let (found, _held) = {
         let (inner, manifest) = (Arc::clone(inner), Arc::clone(manifest));
         blocking(move || {
@@ -150,14 +151,14 @@ async fn attempt(
         .await?
     };
     if let Some(model) = found {
-        return Ok(FillOutcome::Stands(model));
+        return Ok(FillOutcome::Complete(model));
     }
     let missing = missing(inner, manifest).await?;
     let directories = u64::try_from(manifest.all_directories().len()).unwrap_or(u64::MAX);
     let wanted = SpaceRequest {
         missing: missing.iter().map(|file| (file.blob.clone(), file.size)).collect(),
-        // The tree's files are links; directories are not, nor the tree's root,
-        // the model's directory, its manifest, that one's summary and its mark.
+        // The tree's files are links. Counted are its directories, and five more: its
+        // root, the model's directory, the manifest, the summary and `durable`.
         tree: Space {
             bytes: directories.saturating_mul(BLOCK).saturating_add(manifest.stored_bytes()),
             inodes: directories.saturating_add(5),
@@ -169,46 +170,46 @@ async fn attempt(
     };
     let reservation = match admitted {
         Ok(reservation) => reservation,
-        Err(shortage) => return Ok(FillOutcome::Short(Box::new(shortage))),
+        Err(shortfall) => return Ok(FillOutcome::NoSpace(Box::new(shortfall))),
     };
     progress.short(None);
     let to_come: u64 = missing.iter().map(|file| file.size).fold(0, u64::saturating_add);
     progress.start(manifest.bytes(), manifest.bytes().saturating_sub(to_come));
     drop(preparing);
     let fetching = Fetching { inner, engine, manifest, title, progress };
-    let brought = fetching.in_turn(slot, &candidate, missing).await;
+    let outcome = fetching.run(slot, &candidate, missing).await;
     drop(reservation);
-    match brought {
-        Ok(model) => Ok(FillOutcome::Stands(model)),
+    match outcome {
+        Ok(model) => Ok(FillOutcome::Complete(model)),
         Err(error) if error.kind() == ErrorKind::NoSpace => {
             let done = progress.snapshot().done;
-            until_flights_end(inner, &wanted).await;
+            wait_for_flights(inner, &wanted).await;
             make_room(inner, &wanted).await;
             let (evicting, wanted_) = (Arc::clone(inner), wanted.clone());
-            if blocking(move || evicting.evict_unasked(&wanted_)).await? {
-                return Ok(FillOutcome::Again);
+            if blocking(move || evicting.evict_for_quota(&wanted_)).await? {
+                return Ok(FillOutcome::Retry);
             }
-            let told = format!(
-                "the disk ran full with {} of it there ({}); that is kept",
+            let cause = format!(
+                "the disk ran full after {} of it ({}); that is kept",
                 progress_text(done, manifest.bytes()),
                 shown(error.message(), 300)
             );
             let inner = Arc::clone(inner);
-            let shortage = blocking(move || inner.cut_short(&wanted, told)).await?;
-            Ok(FillOutcome::Short(Box::new(shortage)))
+            let shortfall = blocking(move || inner.cut_short(&wanted, cause)).await?;
+            Ok(FillOutcome::NoSpace(Box::new(shortfall)))
         }
         Err(error) => Err(error),
     }
 }
 
-/// Which bucket a model comes from.
+/// Returns the bucket that a model comes from.
 fn origin(manifest: &Manifest) -> Arc<Origin> {
     let source = &manifest.source;
     let bucket = Bucket::new(source.namespace.as_str(), source.bucket.as_str());
     Arc::new(Origin { location: source.location.clone(), bucket })
 }
 
-/// The model whose bytes are fetched.
+/// The download of one model.
 struct Fetching<'a> {
     inner: &'a Arc<CacheInner>,
     engine: &'a Engine,
@@ -218,9 +219,9 @@ struct Fetching<'a> {
 }
 
 impl Fetching<'_> {
-    /// Downloads and commits the model. While it has to give way to another one
-    /// it downloads nothing; what has arrived is kept, and its space.
-    async fn in_turn(
+    /// Downloads and commits the model. When it must yield its slot it pauses, and
+    /// keeps what has arrived and its reservation.
+    async fn run(
         &self,
         mut slot: DownloadSlot,
         candidate: &Candidate,
@@ -233,13 +234,13 @@ impl Fetching<'_> {
                 arrived = download(inner, engine, manifest, &missing, title, progress) => {
                     Some(arrived?)
                 }
-                () = slot.asked_back() => None,
+                () = slot.asked_to_yield() => None,
             };
             if arrived.is_some() {
                 break;
             }
-            tracing::info!("the download gives way to another model");
-            progress.give_way();
+            tracing::info!("the download yields its slot to another model");
+            progress.yield_slot();
             drop(missing);
             slot = inner.model_slots.take_again(candidate, slot).await;
             let _own = progress.share().own_work();
@@ -274,10 +275,10 @@ async fn download(
     let _counted = InFlight(inner);
     stream::iter(missing.iter().map(Ok))
         .try_for_each_concurrent(BLOBS_AT_ONCE, |file| async {
-            let mut ticket = join_blob(inner, engine, manifest, file, progress.share());
-            progress.add_part(Arc::clone(&ticket.progress().progress));
-            ticket.completed().await?;
-            if ticket.progress().check() == Some(Check::UnknownLayout) {
+            let mut waiter = join_blob(inner, engine, manifest, file, progress.share());
+            progress.add_part(Arc::clone(&waiter.progress().progress));
+            waiter.completed().await?;
+            if waiter.progress().check() == Some(Check::UnknownLayout) {
                 progress.add_unverified(&file.path);
             }
             Ok(())
@@ -290,31 +291,30 @@ async fn download(
     Ok(())
 }
 
-/// After the disk ran full: gives back the blocks that were taken for bytes
-/// which have not come. What has come stays, to be gone on with.
+/// Releases the preallocated blocks of bytes that have not arrived, after the disk
+/// ran full. Bytes that have arrived are kept, to be resumed.
 ///
-/// A blob that another model goes on with is left alone: its file is being
-/// written. So the giving back is a flight of the blob itself, and nobody can
-/// begin to write meanwhile.
+/// A blob that another model downloads is left alone, since its file is being
+/// written. So the release is itself a flight of the blob: no download of it can
+/// begin meanwhile.
 async fn make_room(inner: &Arc<CacheInner>, wanted: &SpaceRequest) {
     for (id, _) in &wanted.missing {
-        let mut ticket = give_back(inner, id);
-        // The one that found the disk full is remembered for a moment, and it
-        // took the most.
-        for _ in 0..MEMO_LOOKS {
-            if !(ticket.joined() && ticket.is_over()) {
+        let mut waiter = give_back(inner, id);
+        // The failed flight is remembered for a moment, and its blob took the most.
+        for _ in 0..MEMO_CHECKS {
+            if !(waiter.joined() && waiter.is_over()) {
                 break;
             }
-            drop(ticket);
+            drop(waiter);
             tokio::time::sleep(MEMO / 5).await;
-            ticket = give_back(inner, id);
+            waiter = give_back(inner, id);
         }
-        if ticket.joined() {
+        if waiter.joined() {
             continue;
         }
-        match ticket.completed().await {
+        match waiter.completed().await {
             Err(error) if error.kind() != ErrorKind::InProgress => {
-                tracing::warn!(%error, "could not give back what a download had taken ahead");
+                tracing::warn!(%error, "releasing the preallocated blocks of a download failed");
             }
             _ => {}
         }
@@ -330,14 +330,15 @@ fn give_back(inner: &CacheInner, id: &BlobId) -> Waiter<BlobProgress, ()> {
             false => Ok(()),
         })
         .await?;
-        // Who joined wants the blob, which is not there.
-        let text = "the disk ran full; the download is tried again";
+        // A caller that joined this flight wants the blob, which does not exist.
+        let text = "the disk ran full; the download will be retried";
         Err(Error::new(ErrorKind::InProgress, text))
     })
 }
 
-/// The other blobs' flights end soon after the one that failed.
-async fn until_flights_end(inner: &CacheInner, wanted: &SpaceRequest) {
+/// Waits for the flights of the model's other blobs, which end soon after the one
+/// that failed.
+async fn wait_for_flights(inner: &CacheInner, wanted: &SpaceRequest) {
     let ours: HashSet<_> = wanted.missing.iter().map(|(id, _)| id).collect();
     for _ in 0..100 {
         if !inner.blob_flights.running().iter().any(|(id, _)| ours.contains(id)) {
@@ -355,8 +356,8 @@ impl Drop for InFlight<'_> {
     }
 }
 
-/// The files whose blobs have to be downloaded, each blob once, small ones
-/// first: a loader starts with the configuration and the tokenizer.
+/// Lists the files whose blobs must be downloaded, each blob once, small ones first:
+/// a loader starts with the configuration and the tokenizer.
 pub(super) async fn missing(
     inner: &Arc<CacheInner>,
     manifest: &Arc<Manifest>,
@@ -388,11 +389,11 @@ fn join_blob(
     let (inner_, engine, manifest, file) =
         (Arc::clone(inner), engine.clone(), Arc::clone(manifest), file.clone());
     let started = BlobProgress::new(share.clone());
-    let ticket = inner.blob_flights.join(id, started, move |progress| {
+    let waiter = inner.blob_flights.join(id, started, move |progress| {
         fetch_blob(inner_, engine, manifest, file, progress).in_current_span()
     });
-    ticket.progress().demand.join(share);
-    ticket
+    waiter.progress().demand.join(share);
+    waiter
 }
 
 async fn fetch_blob(
@@ -403,8 +404,8 @@ async fn fetch_blob(
     blob: Arc<BlobProgress>,
 ) -> Result<()> {
     let id: BlobId = file.blob.clone();
-    let _counted = inner.ledger.go_on(&id, file.size);
-    // Two models may share a blob; the second flight of it finds it done.
+    let _counted = inner.reservations.extend(&id, file.size);
+    // Two models may share a blob; the second flight finds it complete.
     let known = {
         let (inner, id) = (Arc::clone(&inner), id.clone());
         blocking(move || inner.find_blob(&id)).await?
@@ -426,7 +427,7 @@ async fn fetch_blob(
     let downloaded = engine.download(object, staging, demand, progress).await;
     let verified = match downloaded {
         Err(error) if error.kind() == ErrorKind::Changed => {
-            // Nobody can ask for this version again, and its blocks are taken.
+            // This version is gone from the bucket; free its blocks.
             blocking(move || inner.blobs.abandon(&id)).await?;
             return Err(error);
         }
@@ -435,7 +436,7 @@ async fn fetch_blob(
     blob.verified(verified.check);
     blocking(move || {
         inner.blobs.commit(&id, &name, file.size, verified)?;
-        inner.note_content(&manifest, &file, verified.check)
+        inner.index_content(&manifest, &file, verified.check)
     })
     .await
 }
@@ -445,7 +446,7 @@ async fn commit(inner: &Arc<CacheInner>, manifest: &Arc<Manifest>) -> Result<Cac
     blocking(move || {
         let model = inner.models.commit(&manifest)?;
         inner.make_durable(&model, &manifest);
-        // A torn one, and torn blobs, were put there to make way.
+        // A commit may have moved a torn model and torn blobs to the trash.
         inner.trash_filled.notify_one();
         Ok(model)
     })
@@ -457,7 +458,7 @@ impl CacheInner {
         Staging { data: self.layout.part(id), journal: self.layout.journal(id) }
     }
 
-    /// Hands a complete model to the task that syncs it, if it needs that.
+    /// Queues a complete model for the next sync, unless it is durable already.
     pub(super) fn make_durable(&self, model: &CachedModel, manifest: &Manifest) {
         if self.models.is_durable(&model.key) {
             return;

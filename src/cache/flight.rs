@@ -1,13 +1,13 @@
-//! Work that outlives its callers.
+//! Single flight: work that callers share and that outlives them.
 //!
-//! A flight is a spawned task that owns its own entry in the registry; callers
-//! hold only a [`Waiter`]: a place to wait, and the progress to read. A caller
-//! that goes away (kubelet cancels every call after two minutes) neither stops
-//! the work nor makes the next one start it twice. A flight ends when its work
-//! is done, at shutdown, or when nobody has asked for it during `grace`.
+//! A flight is a spawned task that owns its entry in the registry; callers hold
+//! only a [`Waiter`], to wait and to read the progress. A caller that leaves
+//! (kubelet cancels every call after two minutes) does not stop the work, and the
+//! next caller does not start it twice. A flight ends when its work is done, at
+//! shutdown, or when no caller has asked for it during `grace`.
 //!
-//! The registry's lock decides all races: a ticket is taken, and an abandoned
-//! flight is removed, under it. It is never held across an await.
+//! The registry's lock decides all races: waiters are created, and abandoned
+//! flights removed, under it. It is never held across an await.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -21,14 +21,14 @@ use tokio_util::task::TaskTracker;
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// How long a failure answers for a new try: so long that a hundred pods do
-/// not each find it out, so short that nobody waits for it.
+/// How long a failure is remembered: long enough that a hundred pods do not each
+/// repeat it, short enough not to delay a retry.
 pub(super) const MEMO: Duration = Duration::from_millis(1500);
 
 /// The running flights of one kind.
 pub struct Flights<K, P, T> {
     shared: Arc<FlightTable<K, P, T>>,
-    /// How long a flight goes on that nobody waits for.
+    /// How long a flight continues without a waiter.
     grace: Duration,
     tasks: TaskTracker,
     shutdown: CancellationToken,
@@ -45,19 +45,19 @@ struct FlightState<P, T> {
     interest: Arc<CallerCount>,
 }
 
-/// Who waits for a flight.
+/// Counts the waiters of a flight.
 struct CallerCount {
     state: Mutex<CallerState>,
     changed: Notify,
 }
 
 struct CallerState {
-    tickets: usize,
+    waiters: usize,
     /// When the last one left.
     idle_since: Instant,
 }
 
-/// A place to wait for a flight. Dropping it is no cancellation.
+/// One caller of a flight. Dropping it does not cancel the flight.
 pub struct Waiter<P, T> {
     progress: Arc<P>,
     outcome: watch::Receiver<Option<Result<T>>>,
@@ -71,7 +71,7 @@ where
     P: Send + Sync + 'static,
     T: Clone + Send + Sync + 'static,
 {
-    /// A registry whose flights are tracked by `tasks` and end at `shutdown`.
+    /// Creates a registry whose flights are tracked by `tasks` and end at `shutdown`.
     pub fn new(grace: Duration, tasks: TaskTracker, shutdown: CancellationToken) -> Self {
         let shared = Arc::new(FlightTable { entries: Mutex::new(HashMap::new()) });
         Self { shared, grace, tasks, shutdown }
@@ -79,24 +79,24 @@ where
 
     /// Joins the running flight of this key, or starts it.
     ///
-    /// A failure of the last second answers at once, unless it is about
-    /// permission: that is never shared.
+    /// A failure within [`MEMO`] is returned at once, except one about permission:
+    /// those are never shared.
     pub fn join<F>(&self, key: K, progress: P, work: impl FnOnce(Arc<P>) -> F) -> Waiter<P, T>
     where
         F: Future<Output = Result<T>> + Send + 'static,
     {
         let mut entries = self.shared.lock();
         if let Some(entry) = entries.get(&key) {
-            return entry.ticket(true);
+            return entry.waiter(true);
         }
         let (sender, outcome) = watch::channel(None);
         let progress = Arc::new(progress);
-        let waiting = CallerState { tickets: 0, idle_since: Instant::now() };
+        let waiting = CallerState { waiters: 0, idle_since: Instant::now() };
         let interest = Arc::new(CallerCount { state: Mutex::new(waiting), changed: Notify::new() });
         let id = next_id();
         let entry = FlightState { id, progress: Arc::clone(&progress), outcome, interest };
-        let ticket = entry.ticket(false);
-        let landing = FlightTask {
+        let waiter = entry.waiter(false);
+        let task = FlightTask {
             shared: Arc::clone(&self.shared),
             key: key.clone(),
             id,
@@ -107,11 +107,11 @@ where
         let (grace, shutdown) = (self.grace, self.shutdown.clone());
         entries.insert(key, entry);
         drop(entries);
-        self.tasks.spawn(async move { landing.fly(work, grace, shutdown).await });
-        ticket
+        self.tasks.spawn(async move { task.run(work, grace, shutdown).await });
+        waiter
     }
 
-    /// The running flights' keys and progress.
+    /// Returns the keys and progress of the running flights.
     pub fn running(&self) -> Vec<(K, Arc<P>)> {
         let entries = self.shared.lock();
         let running = entries.iter().filter(|(_, e)| e.outcome.borrow().is_none());
@@ -126,8 +126,8 @@ impl<K, P, T> FlightTable<K, P, T> {
 }
 
 impl<P, T: Clone> FlightState<P, T> {
-    fn ticket(&self, joined: bool) -> Waiter<P, T> {
-        self.interest.lock().tickets += 1;
+    fn waiter(&self, joined: bool) -> Waiter<P, T> {
+        self.interest.lock().waiters += 1;
         Waiter {
             progress: Arc::clone(&self.progress),
             outcome: self.outcome.clone(),
@@ -142,15 +142,15 @@ impl CallerCount {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns when nobody has waited for `grace`. Cancellation safe.
-    async fn lost(&self, grace: Duration) {
+    /// Waits until there was no waiter for `grace`. Cancellation safe.
+    async fn abandoned(&self, grace: Duration) {
         loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
             let idle_until = {
                 let waiting = self.lock();
-                (waiting.tickets == 0).then_some(waiting.idle_since + grace)
+                (waiting.waiters == 0).then_some(waiting.idle_since + grace)
             };
             match idle_until {
                 Some(until) => tokio::select! {
@@ -164,7 +164,7 @@ impl CallerCount {
 }
 
 impl<P, T: Clone> Waiter<P, T> {
-    /// Waits for the end of the flight. Cancellation safe: the flight goes on.
+    /// Waits for the end of the flight. Cancellation safe: the flight continues.
     pub async fn completed(&mut self) -> Result<T> {
         match self.outcome.wait_for(Option::is_some).await {
             Ok(outcome) => match outcome.as_ref() {
@@ -175,22 +175,22 @@ impl<P, T: Clone> Waiter<P, T> {
         }
     }
 
-    /// How far it is.
+    /// The progress of the flight.
     pub fn progress(&self) -> &P {
         &self.progress
     }
 
-    /// The progress, to be kept.
+    /// The progress, to be kept beyond this waiter.
     pub fn shared_progress(&self) -> Arc<P> {
         Arc::clone(&self.progress)
     }
 
-    /// Whether it is over, and only its failure is still remembered.
+    /// Whether the flight is over, and only its failure is still remembered.
     pub(super) fn is_over(&self) -> bool {
         self.outcome.borrow().is_some()
     }
 
-    /// Whether somebody else had started it.
+    /// Whether another caller had started the flight.
     pub fn joined(&self) -> bool {
         self.joined
     }
@@ -199,15 +199,15 @@ impl<P, T: Clone> Waiter<P, T> {
 impl<P, T> Drop for Waiter<P, T> {
     fn drop(&mut self) {
         let mut waiting = self.interest.lock();
-        waiting.tickets -= 1;
+        waiting.waiters -= 1;
         waiting.idle_since = Instant::now();
         drop(waiting);
         self.interest.changed.notify_waiters();
     }
 }
 
-/// The task's own end of its entry: whatever becomes of the task, waiters get
-/// an outcome and the key becomes free.
+/// The task's side of its entry: even if the task panics, waiters get an outcome
+/// and the key becomes free.
 struct FlightTask<K: Eq + Hash, P, T> {
     shared: Arc<FlightTable<K, P, T>>,
     key: K,
@@ -217,7 +217,7 @@ struct FlightTask<K: Eq + Hash, P, T> {
 }
 
 impl<K: Eq + Hash, P, T: Clone> FlightTask<K, P, T> {
-    async fn fly<F>(self, work: F, grace: Duration, shutdown: CancellationToken)
+    async fn run<F>(self, work: F, grace: Duration, shutdown: CancellationToken)
     where
         F: Future<Output = Result<T>>,
     {
@@ -229,9 +229,9 @@ impl<K: Eq + Hash, P, T: Clone> FlightTask<K, P, T> {
                     () = shutdown.cancelled() => break Err(Error::new(
                         ErrorKind::InProgress,
                         "the driver is shutting down; what was downloaded is kept, and the next \
-                         call goes on with it",
+                         call resumes it",
                     )),
-                    () = self.interest.lost(grace) => {
+                    () = self.interest.abandoned(grace) => {
                         if self.remove_abandoned() {
                             // The future is dropped here; downloads keep their journals.
                             return;
@@ -251,7 +251,7 @@ impl<K: Eq + Hash, P, T: Clone> FlightTask<K, P, T> {
                 () = shutdown.cancelled() => {}
             }
         }
-        // Dropping self removes what is still there.
+        // Dropping self removes the entry if it still exists.
     }
 
     fn remove(&self) {
@@ -261,11 +261,11 @@ impl<K: Eq + Hash, P, T: Clone> FlightTask<K, P, T> {
         }
     }
 
-    /// Removes the entry if still nobody waits: under the same lock under
-    /// which tickets are taken.
+    /// Removes the entry if there is still no waiter, under the same lock that
+    /// guards new waiters.
     fn remove_abandoned(&self) -> bool {
         let mut entries = self.shared.lock();
-        let abandoned = self.interest.lock().tickets == 0;
+        let abandoned = self.interest.lock().waiters == 0;
         if abandoned {
             entries.remove(&self.key);
         }
@@ -281,16 +281,16 @@ impl<K: Eq + Hash, P, T> Drop for FlightTask<K, P, T> {
         }
         drop(entries);
         self.sender.send_if_modified(|outcome| {
-            let silent = outcome.is_none();
-            if silent {
+            let missing = outcome.is_none();
+            if missing {
                 *outcome = Some(Err(Error::internal("a background task ended early")));
             }
-            silent
+            missing
         });
     }
 }
 
-/// A failure that is the same for everybody.
+/// Whether a failure is the same for all callers.
 fn is_shared(kind: ErrorKind) -> bool {
     match kind {
         ErrorKind::Unauthenticated
@@ -366,8 +366,8 @@ mod tests {
         assert!(!first.joined() && rest.iter().all(Waiter::joined));
         go.send(()).unwrap();
         assert_eq!(first.completed().await, Ok(7));
-        for ticket in &mut rest {
-            assert_eq!(ticket.completed().await, Ok(7));
+        for waiter in &mut rest {
+            assert_eq!(waiter.completed().await, Ok(7));
         }
         assert_eq!(f.starts(), 1);
         assert_eq!(f.join(async { Ok(9) }).completed().await, Ok(9), "the key is free again");
@@ -377,30 +377,30 @@ mod tests {
     async fn a_caller_that_leaves_does_not_stop_the_work() {
         let f = fixture();
         let (go, wait) = oneshot::channel::<()>();
-        let ticket = f.join(async {
+        let waiter = f.join(async {
             let _ = wait.await;
             Ok(7)
         });
-        drop(ticket);
+        drop(waiter);
         tokio::time::sleep(Duration::from_secs(300)).await;
         let mut again = f.join(async { Ok(8) });
-        assert!(again.joined(), "the retry joins what runs");
+        assert!(again.joined(), "the retry joins the running flight");
         go.send(()).unwrap();
         assert_eq!(again.completed().await, Ok(7));
         assert_eq!(f.starts(), 1);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_flight_nobody_asks_for_is_given_up_after_the_grace() {
+    async fn a_flight_without_a_waiter_is_abandoned_after_the_grace() {
         let f = fixture();
         let (stopped, was_stopped) = oneshot::channel::<()>();
-        let ticket = f.join(async move {
+        let waiter = f.join(async move {
             let _held = stopped;
             std::future::pending().await
         });
         tokio::time::sleep(Duration::from_secs(3600)).await;
-        assert_eq!(f.flights.running().len(), 1, "somebody waits");
-        drop(ticket);
+        assert_eq!(f.flights.running().len(), 1, "a caller waits");
+        drop(waiter);
         tokio::time::sleep(Duration::from_secs(599)).await;
         assert_eq!(f.flights.running().len(), 1);
         assert!(was_stopped.await.is_err(), "the work was dropped");
@@ -409,7 +409,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_failure_answers_for_a_moment_and_then_is_tried_again() {
+    async fn a_failure_is_remembered_for_a_moment_and_then_retried() {
         let f = fixture();
         let fails = || async { Err(Error::new(ErrorKind::Unavailable, "no route")) };
         assert!(f.join(fails()).completed().await.is_err());
@@ -421,7 +421,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_refusal_of_permission_is_never_shared() {
+    async fn a_permission_failure_is_never_shared() {
         let f = fixture();
         for _ in 0..2 {
             let denied = async { Err(Error::new(ErrorKind::Denied, "no")) };
@@ -433,9 +433,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn shutdown_ends_every_flight_with_an_error_that_is_not_final() {
         let f = fixture();
-        let mut ticket = f.join(std::future::pending());
+        let mut waiter = f.join(std::future::pending());
         f.shutdown.cancel();
-        let error = ticket.completed().await.unwrap_err();
+        let error = waiter.completed().await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InProgress);
         f.tasks.close();
         f.tasks.wait().await;
@@ -444,8 +444,8 @@ mod tests {
     #[tokio::test]
     async fn a_panic_in_the_work_reaches_every_waiter_and_frees_the_key() {
         let f = fixture();
-        let mut ticket = f.join(async { panic!("on purpose") });
-        assert_eq!(ticket.completed().await.unwrap_err().kind(), ErrorKind::Internal);
+        let mut waiter = f.join(async { panic!("on purpose") });
+        assert_eq!(waiter.completed().await.unwrap_err().kind(), ErrorKind::Internal);
         assert_eq!(f.join(async { Ok(1) }).completed().await, Ok(1));
     }
 }

@@ -1,4 +1,5 @@
-//! Files that are not the driver's: what has no name of ours is left alone.
+//! Foreign files in the cache directory: any name that the driver does not use is
+//! left alone.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,11 +9,11 @@ use super::layout::{DIRECTORIES, Layout, is_fan};
 use crate::error::{Error, Result};
 use crate::model::{BlobId, ModelKey};
 
-/// Foreign files that are named.
+/// Foreign files named in the log.
 const NAMED: usize = 10;
 
-/// Whether the driver makes such a name in this directory of the cache. What
-/// is in `trash/` is on its way out, whoever put it there.
+/// Whether the driver uses such a name in this directory of the cache. Everything
+/// in `trash/` counts as ours.
 pub(super) fn is_ours(directory: &str, name: &str) -> bool {
     let is_id = |name: &str| BlobId::parse(name).is_some();
     let is_key = |name: &str| ModelKey::parse(name).is_some();
@@ -39,14 +40,13 @@ pub(super) fn is_ours(directory: &str, name: &str) -> bool {
         }
 }
 
-/// As [`is_ours`], in one of the directories of `blobs/`.
+/// Like [`is_ours`], for the directories of `blobs/`.
 pub(super) fn is_ours_in_fan(name: &str) -> bool {
     let blob = name.strip_suffix(".json").or_else(|| name.strip_suffix(".unsynced"));
     BlobId::parse(blob.unwrap_or(name)).is_some() || files::is_unfinished(name)
 }
 
-/// Says what is in the cache's own directories and is not the driver's.
-/// Blocks, for as long as listing takes.
+/// Logs foreign files in the cache's own directories. Blocks while it lists them.
 pub(super) fn warn(layout: &Layout) -> Result<()> {
     let mut found: Vec<PathBuf> = Vec::new();
     for directory in DIRECTORIES {
@@ -62,13 +62,13 @@ pub(super) fn warn(layout: &Layout) -> Result<()> {
         tracing::warn!(
             path = %path.display(),
             all = found.len(),
-            "the cache holds something that is not the driver's; it is left alone"
+            "the cache holds a file that is not the driver's; it is left alone"
         );
     }
     Ok(())
 }
 
-/// Removes what is ours from a directory of the cache. Blocks.
+/// Removes the driver's files from a directory of the cache. Blocks.
 pub(super) fn remove_ours(layout: &Layout, directory: &str) -> Result<()> {
     let path = layout.directory(directory);
     let ours = files::names(&path)?.into_iter().filter(|name| is_ours(directory, name));
@@ -85,7 +85,7 @@ pub(super) fn remove_ours(layout: &Layout, directory: &str) -> Result<()> {
     Ok(())
 }
 
-/// Removes a directory, unless something foreign is in it.
+/// Removes a directory, unless foreign files are in it.
 pub(super) fn remove_empty(path: &Path) -> Result<()> {
     match fs::remove_dir(path) {
         Err(e) if e.kind() == std::io::ErrorKind::DirectoryNotEmpty => Ok(()),
@@ -107,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_of_our_own_forms_are_ours_and_others_are_not() {
+    fn only_names_that_the_driver_uses_are_ours() {
         let id = "0f".repeat(32);
         let ours = [
             ("staging", format!("{id}.part")),

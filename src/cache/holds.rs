@@ -1,5 +1,5 @@
-//! What is about to be leased, or is being built on, and must not be evicted
-//! meanwhile. In memory: it ends with the process, as what it protects does.
+//! Holds: they protect models and blobs that an operation of the driver uses from
+//! eviction. They are kept in memory, since they end with the process.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
@@ -7,30 +7,30 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::model::{BlobId, ModelKey};
 
-/// Counts who holds which model and which blob; cheap to clone.
+/// Counts the holds of each model and blob. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Holds(Arc<HoldTable>);
 
 #[derive(Debug, Default)]
 struct HoldTable {
     counts: Mutex<Counts>,
-    /// A model has left, or stays.
+    /// Notified when the removal of a model has ended.
     left: Condvar,
-    /// Held by an eviction from its look at the cache to its last rename, and
-    /// for a moment by whoever begins to build on blobs: what an eviction did
-    /// not see as busy cannot become busy under its hands.
+    /// Locked by an eviction from its scan of the cache to its last rename, and
+    /// briefly to create a hold on blobs. So blobs that an eviction found idle
+    /// stay idle until it ends.
     eviction: Mutex<()>,
 }
 
 #[derive(Debug, Default)]
 struct Counts {
     models: HashMap<ModelKey, usize>,
-    /// Models that are being taken away.
+    /// Models that are being evicted.
     leaving: HashSet<ModelKey>,
     blobs: HashMap<BlobId, usize>,
 }
 
-/// A model that stays while this, or a clone of it, lives.
+/// Keeps a model in the cache while this, or a clone of it, lives.
 #[derive(Debug, Clone)]
 pub(super) struct ModelHold(#[expect(dead_code, reason = "held for its end")] Arc<ModelGuard>);
 
@@ -40,7 +40,7 @@ struct ModelGuard {
     key: ModelKey,
 }
 
-/// Blobs that stay while this lives.
+/// Keeps blobs in the cache while this lives.
 #[derive(Debug)]
 pub(super) struct BlobHold {
     holds: Holds,
@@ -48,8 +48,8 @@ pub(super) struct BlobHold {
 }
 
 impl Holds {
-    /// Holds a model, whether it is there or not: look after you have it. Waits
-    /// for the model's eviction to end, if it is being evicted. Blocks.
+    /// Holds a model, whether it exists or not: check after taking the hold. Waits
+    /// for a running eviction of this model. Blocks.
     pub(super) fn model(&self, key: &ModelKey) -> ModelHold {
         let leaving = |counts: &mut Counts| counts.leaving.contains(key);
         let counts = self.0.left.wait_while(self.lock(), leaving);
@@ -59,10 +59,9 @@ impl Holds {
         ModelHold(Arc::new(ModelGuard { holds: self.clone(), key: key.clone() }))
     }
 
-    /// Holds blobs, whether they are there or not. Waits for a running
-    /// eviction to end. Blocks.
+    /// Holds blobs, whether they exist or not. Waits for a running eviction. Blocks.
     pub(super) fn blobs(&self, ids: impl Iterator<Item = BlobId>) -> BlobHold {
-        let _no_eviction = self.exclusively();
+        let _no_eviction = self.lock_eviction();
         let mut counts = self.lock();
         let ids: Vec<_> = ids.collect();
         for id in &ids {
@@ -71,8 +70,8 @@ impl Holds {
         BlobHold { holds: self.clone(), ids }
     }
 
-    /// The right to evict: one at a time, and nobody begins to hold blobs.
-    pub(super) fn exclusively(&self) -> MutexGuard<'_, ()> {
+    /// Locks eviction: one caller at a time, and no new hold on blobs meanwhile.
+    pub(super) fn lock_eviction(&self) -> MutexGuard<'_, ()> {
         self.0.eviction.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -86,9 +85,9 @@ impl Holds {
         self.lock().blobs.keys().cloned().collect()
     }
 
-    /// Does `act` if nobody holds the model, and nobody gets to meanwhile. For
-    /// one at a time, who has [`Holds::exclusively`]. Nothing is locked while
-    /// `act` asks the disk: a hold may end in async code. Blocks.
+    /// Runs `act` unless the model is held. No new hold on it begins meanwhile. The
+    /// caller must have [`Holds::lock_eviction`]. The counts are not locked while
+    /// `act` uses the disk, since holds may end in async code. Blocks.
     pub(super) fn unless_held<T>(&self, key: &ModelKey, act: impl FnOnce() -> T) -> Option<T> {
         let mut counts = self.lock();
         if counts.models.contains_key(key) {
@@ -105,7 +104,7 @@ impl Holds {
     }
 }
 
-/// Ends, also when what is done meanwhile panics.
+/// Ends the removal of a model, even if it panics.
 struct RemovalGuard<'a> {
     holds: &'a Holds,
     key: &'a ModelKey,
@@ -151,7 +150,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_model_is_held_until_the_last_holder_lets_go() {
+    fn a_model_is_held_until_the_last_hold_ends() {
         let holds = Holds::default();
         let key = ModelKey::parse(&"a".repeat(64)).unwrap();
         let (first, second) = (holds.model(&key), holds.model(&key));
@@ -164,13 +163,13 @@ mod tests {
     }
 
     #[test]
-    fn whoever_wants_a_model_that_is_leaving_waits_and_nobody_else_does() {
+    fn only_a_hold_on_a_model_that_is_being_evicted_waits() {
         let holds = Holds::default();
         let [key, other] = ["a", "b"].map(|c| ModelKey::parse(&c.repeat(64)).unwrap());
         let kept = holds.model(&other);
         let (sender, held) = mpsc::channel();
         let waits = holds.unless_held(&key, || {
-            // Also the end of a hold, in async code, waits for no disk.
+            // The end of a hold, in async code, does not wait for the disk either.
             drop(kept);
             drop(holds.model(&other));
             let (holds, key) = (holds.clone(), key.clone());
@@ -185,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn blobs_are_counted_for_each_that_builds_on_them() {
+    fn blobs_are_held_until_the_last_hold_ends() {
         let holds = Holds::default();
         let id = BlobId::parse(&"b".repeat(64)).unwrap();
         let (a, b) = (holds.blobs([id.clone()].into_iter()), holds.blobs([id.clone()].into_iter()));

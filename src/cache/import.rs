@@ -1,40 +1,40 @@
-//! Adopting a directory that somebody else filled: what is right is taken,
-//! the rest is downloaded.
+//! Import: adopts the files of a directory that another program filled, and
+//! downloads the rest.
 //!
-//! Files are looked for under their path, and under prefix and path as
+//! Files are searched under their path, and under prefix and path as
 //! `oci os object bulk-download` writes them. Completeness markers and foreign
-//! files mean nothing and are left. What a file is worth say the checksums of
-//! Object Storage alone; a file whose object has none is downloaded. Links of a
-//! snapshot in a Hugging Face Hub cache are followed into its blobs, which are
-//! copied and never moved: other snapshots have them too. Why a file was not
-//! adopted is reported.
+//! files are ignored. Only the checksums of Object Storage decide whether a file is
+//! right; a file whose object has none is downloaded. Links of a snapshot in a
+//! Hugging Face Hub cache are followed into its blobs, which are copied and never
+//! moved, since other snapshots use them too. The report says why a file was not
+//! adopted.
 //!
-//! A hard link would leave a writable name in a pod's directory. So a file is
-//! copied (a reflink where the file system can), or with `--move` renamed into
-//! the cache, if nobody can have another way to its bytes: no other name, no
-//! other mount, no descriptor that may write, which a lease of the kernel shows.
+//! A hard link would leave a writable name outside the cache. So a file is copied
+//! (as a reflink where the file system supports it), or with `--move` renamed into
+//! the cache, if there is no other way to its bytes: no other name, no other mount,
+//! no writable descriptor. A file lease of the kernel shows the last.
 //!
 //! # How a file is moved
 //!
 //! 1. `import-1`: it is verified where it is, under a read lease.
 //! 2. `import-2`: its owner becomes root and its mode 0444.
-//! 3. `import-3`: `blobs/<2>/<id>.unsynced` is written: size, CRC-32C, what proved it.
-//! 4. `import-4`: it is renamed to `blobs/<2>/<id>`: now it is a blob. A look
-//!    at lease, names and inode says whether it is still what was verified; if
-//!    not, it is renamed back.
+//! 3. `import-3`: `blobs/<2>/<id>.unsynced` is written: size, CRC-32C, check.
+//! 4. `import-4`: it is renamed to `blobs/<2>/<id>`: now it is a blob. Lease,
+//!    names and inode are checked again; if the file may have changed since it
+//!    was verified, it is renamed back.
 //!
-//! A killed process loses nothing of this:
-//! - after 1 or 2: the file is where it was; the next import takes it.
+//! A killed process loses nothing:
+//! - after 1 or 2: the file is where it was; the next import adopts it.
 //! - after 3: a record without a blob means nothing and is overwritten.
-//! - after 4: a blob like any other. It is never in `staging/`, where a part
-//!   without a journal is thrown away. As for any blob whose record is
-//!   `.unsynced`, the next process reads it before it is served.
+//! - after 4: it is a blob like any other. It is never in `staging/`, where a part
+//!   without a journal is deleted. As for any blob whose record is `.unsynced`,
+//!   the next process reads it before it is served.
 //!
-//! A copy is made as `staging/<id>.<n>.import`, which a start throws away, then
-//! verified, and goes the same way from 3 on.
+//! A copy is made as `staging/<id>.<n>.import`, which a start deletes. It is then
+//! verified, and takes the same steps from 3 on.
 //!
-//! What remains is an `open` for writing that has found the file before 4 and
-//! reaches the lease only after the last look: some microseconds.
+//! One race remains: an `open` for writing that found the file before 4 and reaches
+//! the lease only after the last check. That window is some microseconds long.
 
 mod adopt;
 mod source;
@@ -58,70 +58,69 @@ use crate::oci::ObjectStorage;
 use adopt::{AdoptOutcome, Adopter};
 use source::{PathKind, SourceDirectory, SourceFile, check_movable};
 
-/// Files that are read and compared side by side.
+/// Files that are verified concurrently.
 const AT_ONCE: usize = 4;
 
-/// Names that a report lists of each kind.
+/// Names of each kind in a report.
 const NAMED: usize = 20;
 
-/// What to import.
+/// Options of an import.
 #[derive(Debug, Clone)]
 pub struct ImportOptions {
     /// The directory.
     pub dir: PathBuf,
-    /// Take the files themselves, instead of copies.
-    pub take: bool,
+    /// Move the files instead of copying them.
+    pub move_files: bool,
 }
 
-/// What became of an import.
+/// The result of an import.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Imported {
-    /// Files that the cache had already.
+    /// Files that were already in the cache.
     pub cached_files: usize,
-    /// Files that were taken from the directory.
+    /// Files adopted from the directory.
     pub adopted_files: usize,
     /// Their bytes.
     pub adopted_bytes: u64,
-    /// Bytes of them that had to be written once more.
+    /// Bytes of adopted files that had to be copied.
     pub copied_bytes: u64,
     /// Files that were downloaded.
     pub downloaded_files: usize,
     /// Their bytes.
     pub downloaded_bytes: u64,
-    /// Files that were there and are not what Object Storage has, the first of them.
+    /// The first files in the directory that differ from Object Storage.
     pub differing: Vec<String>,
-    /// Files of the model that the directory could not give, and that were
-    /// downloaded instead.
+    /// Files of the model that could not be adopted, and were downloaded instead.
     #[serde(default)]
     pub not_adopted_files: usize,
     /// The first of those, with the reason.
     #[serde(default)]
     pub not_adopted: Vec<NotAdopted>,
-    /// Files that are in the directory now.
+    /// Files that remain in the directory.
     pub left_files: usize,
-    /// The first names of those.
+    /// The first of their names.
     pub left: Vec<String>,
 }
 
-/// A file of a model that the directory could not give.
+/// A file of a model that could not be adopted.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NotAdopted {
     /// Its path in the model.
     pub path: String,
-    /// Why, for people.
+    /// The reason, as text.
     pub why: String,
 }
 
-/// How far an import is.
+/// The progress of an import, updated while it runs.
 #[derive(Debug, Default)]
 pub struct ImportProgress(Mutex<Stage>);
 
 #[derive(Debug, Default)]
 enum Stage {
     #[default]
-    Looking,
+    Scanning,
     Comparing {
         total: u64,
         parts: Vec<Arc<ObjectProgress>>,
@@ -129,27 +128,27 @@ enum Stage {
     Filling(Arc<FillProgress>),
 }
 
-/// The progress of an import at one moment.
+/// A snapshot of the progress of an import.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ImportSnapshot {
-    /// It is being found out what the directory has.
-    Looking,
-    /// Its files are being read.
+    /// The directory is scanned.
+    Scanning,
+    /// Its files are read and compared.
     Comparing {
-        /// Bytes that were read.
+        /// Bytes read so far.
         done: u64,
-        /// Bytes to be read.
+        /// Bytes to read in total.
         total: u64,
     },
-    /// The rest is being downloaded.
+    /// The rest is downloaded.
     Filling(Snapshot),
 }
 
 impl ImportProgress {
-    /// Where it stands.
+    /// Returns the present progress.
     pub fn snapshot(&self) -> ImportSnapshot {
         match &*self.lock() {
-            Stage::Looking => ImportSnapshot::Looking,
+            Stage::Scanning => ImportSnapshot::Scanning,
             Stage::Comparing { total, parts } => {
                 let done = parts.iter().map(|part| part.done()).fold(0, u64::saturating_add);
                 ImportSnapshot::Comparing { done: done.min(*total), total: *total }
@@ -168,10 +167,10 @@ impl ImportProgress {
 }
 
 impl ImportSnapshot {
-    /// For people.
+    /// Returns the progress as text.
     pub fn text(&self, title: &str) -> String {
         match self {
-            Self::Looking => format!("{title}: looking at what the directory has"),
+            Self::Scanning => format!("{title}: scanning the directory"),
             Self::Comparing { done, total } => {
                 format!("comparing with {title}: {}", progress_text(*done, *total))
             }
@@ -181,16 +180,16 @@ impl ImportSnapshot {
 }
 
 impl Cache {
-    /// Brings a model into the cache, from a directory as far as that has it.
+    /// Adds a model to the cache, adopting files from a directory and downloading the
+    /// rest with `client`.
     ///
-    /// When the future is dropped, what was adopted so far stays in the cache,
-    /// and the download goes on for a while; the same import can be run again.
-    /// Object Storage is asked as `client`.
+    /// When the future is dropped, adopted files stay in the cache, and the download
+    /// continues for a while; the same import can be run again.
     ///
     /// # Errors
-    /// `Precondition` when `take` is set and files cannot be taken safely (the
-    /// message says why), before any was; `Changed` when the model is no longer
-    /// at this revision; and those of [`Cache::fill`].
+    /// `Precondition` when `move_files` is set and a file cannot be moved safely,
+    /// before any file is moved; `Changed` when the model is no longer at this
+    /// revision; and those of [`Cache::fill`].
     pub async fn import(
         &self,
         engine: &Engine,
@@ -201,13 +200,14 @@ impl Cache {
         progress: &ImportProgress,
     ) -> Result<(CachedModel, Imported)> {
         let mut imported = Imported::default();
-        // Until a model has them, nothing else says that they are wanted.
+        // Until a model refers to them, only the hold protects them.
         let (inner, blobs) = (Arc::clone(&self.0), manifest.files.iter());
         let blobs: Vec<BlobId> = blobs.map(|file| file.blob.clone()).collect();
         let _held = blocking(move || Ok(inner.holds.blobs(blobs.into_iter()))).await?;
         let missing = fill::missing(&self.0, manifest).await?;
         imported.cached_files = manifest.files.len().saturating_sub(missing.len());
-        let (inner, manifest_, take) = (Arc::clone(&self.0), Arc::clone(manifest), options.take);
+        let (inner, manifest_, take) =
+            (Arc::clone(&self.0), Arc::clone(manifest), options.move_files);
         let DirectorySurvey { source, candidates, differing, not_adopted } =
             blocking(move || survey(&inner, &manifest_, missing, &options)).await?;
         (imported.differing, imported.not_adopted) = (differing, not_adopted);
@@ -222,20 +222,20 @@ impl Cache {
             source: Arc::clone(&source),
             take,
         };
-        let fates: Vec<(ImportCandidate, AdoptOutcome)> =
+        let outcomes: Vec<(ImportCandidate, AdoptOutcome)> =
             stream::iter(candidates.into_iter().zip(parts))
                 .map(|(candidate, part)| {
                     let adopter = &adopter;
                     async move {
-                        let fate = adopter.adopt(&candidate, part).await;
-                        fate.map(|fate| (candidate, fate))
+                        let outcome = adopter.adopt(&candidate, part).await;
+                        outcome.map(|outcome| (candidate, outcome))
                     }
                 })
                 .buffer_unordered(AT_ONCE)
                 .try_collect()
                 .await?;
-        for (candidate, fate) in fates {
-            imported.count(candidate, fate);
+        for (candidate, outcome) in outcomes {
+            imported.count(candidate, outcome);
         }
         imported.differing.sort();
         imported.differing.truncate(NAMED);
@@ -247,11 +247,11 @@ impl Cache {
         imported.downloaded_files = missing.len();
         imported.downloaded_bytes =
             missing.iter().map(|file| file.size).fold(0, u64::saturating_add);
-        let mut ticket = self.fill(engine, manifest, title, &Priority::Prefetch, client);
-        let filling = ticket.shared_progress();
+        let mut waiter = self.fill(engine, manifest, title, &Priority::Prefetch, client);
+        let filling = waiter.shared_progress();
         progress.enter(Stage::Filling(Arc::clone(&filling)));
         let model = tokio::select! {
-            completed = ticket.completed() => completed?,
+            completed = waiter.completed() => completed?,
             short = filling.short_of_space() => return Err(short.error(title)),
         };
         (imported.left_files, imported.left) = blocking(move || Ok(source.left(NAMED))).await?;
@@ -260,13 +260,13 @@ impl Cache {
 }
 
 impl Imported {
-    fn count(&mut self, candidate: ImportCandidate, fate: AdoptOutcome) {
+    fn count(&mut self, candidate: ImportCandidate, outcome: AdoptOutcome) {
         let size = candidate.file.size;
-        match fate {
+        match outcome {
             AdoptOutcome::Moved | AdoptOutcome::Cloned | AdoptOutcome::Copied => {
                 self.adopted_files += 1;
                 self.adopted_bytes = self.adopted_bytes.saturating_add(size);
-                if fate == AdoptOutcome::Copied {
+                if outcome == AdoptOutcome::Copied {
                     self.copied_bytes = self.copied_bytes.saturating_add(size);
                 }
             }
@@ -281,26 +281,26 @@ impl Imported {
     }
 }
 
-/// A file that the cache has not and the directory may have.
+/// A file that the cache lacks and the directory may have.
 #[derive(Debug)]
 struct ImportCandidate {
     file: ManifestFile,
-    /// Where it is, below the directory.
+    /// Its path below the directory.
     path: String,
 }
 
-/// What a directory has to offer.
+/// The files that a directory offers.
 struct DirectorySurvey {
     source: Arc<SourceDirectory>,
     candidates: Vec<ImportCandidate>,
-    /// Files of another size than they should have.
+    /// Files of the wrong size.
     differing: Vec<String>,
-    /// What it cannot give.
+    /// Files that it does not offer.
     not_adopted: Vec<NotAdopted>,
 }
 
-/// Opens the directory and finds what is worth reading. Nothing is changed
-/// yet, so this is where an import is refused. Blocks.
+/// Opens the directory and finds the files worth reading. Changes nothing, so an
+/// import is refused here. Blocks.
 fn survey(
     inner: &CacheInner,
     manifest: &Manifest,
@@ -312,12 +312,12 @@ fn survey(
         .map_err(|e| Error::io(format!("looking at {}", inner.layout.root().display()), &e))?;
     if source.path().starts_with(&cache) || cache.starts_with(source.path()) {
         return Err(Error::invalid(format!(
-            "{} and the cache {} are not apart: name the directory of one model",
+            "{} and the cache {} overlap: name the directory of one model",
             source.path().display(),
             cache.display()
         )));
     }
-    if options.take {
+    if options.move_files {
         check_movable(&source, &cache)?;
     }
     let (mut candidates, mut differing, mut not_adopted) = (Vec::new(), Vec::new(), Vec::new());
@@ -342,7 +342,7 @@ fn survey(
         }
         match chosen {
             Some((path, found)) => {
-                if options.take && !found.linked {
+                if options.move_files && !found.linked {
                     check_unwritten(&found, &source.path().join(&path).display().to_string())?;
                 }
                 candidates.push(ImportCandidate { file, path });
@@ -360,7 +360,7 @@ fn survey(
 fn check_unwritten(found: &SourceFile, shown: &str) -> Result<()> {
     match ReadLease::take(&found.file) {
         Ok(None) => Err(open_for_writing(shown)),
-        // Without leases nothing can be known: it will be copied.
+        // Without a lease, writers cannot be ruled out: it will be copied.
         Ok(Some(_)) | Err(_) => Ok(()),
     }
 }
@@ -369,8 +369,8 @@ fn open_for_writing(shown: &str) -> Error {
     Error::new(
         ErrorKind::Precondition,
         format!(
-            "{shown} cannot be imported with --move: somebody has it open for writing; wait until \
-             its download is finished, or stop who does it, and try again"
+            "{shown} cannot be imported with --move: a process has it open for writing; wait \
+             until its download is finished, or stop that process, and try again"
         ),
     )
 }

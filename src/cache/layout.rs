@@ -1,23 +1,23 @@
-//! Every path and name of the cache.
+//! All paths and names in the cache.
 //!
 //! ```text
 //! <cache>/
-//!   VERSION                 whose directory this is, and in which layout
-//!   lock                    held by the one process that owns the cache
-//!   scrubbed                empty; its time is when all was read again last
-//!   config-in-force.json    the configuration whose rules the next one may not lose by accident
+//!   VERSION                 names the driver and the layout
+//!   lock                    locked by the process that owns the cache
+//!   scrubbed                empty; its modification time is that of the last scrub
+//!   config-in-force.json    the configuration in force, whose rules must not be lost by accident
 //!   blobs/<2>/<id>          one verified object version, 0444
 //!   blobs/<2>/<id>.json     its size, CRC-32C and check; durable
-//!   blobs/<2>/<id>.unsynced the same, while the disk may not have it all
+//!   blobs/<2>/<id>.unsynced the same, while not yet durable
 //!   content/<id>            which blob has this name, size and MD5
 //!   models/<key>/           manifest.json, its summary.json, tree/ of hard links into blobs/,
 //!                           `durable` once it is, `superseded` once a request has a newer one
 //!   requests/<digest>       the newest revision resolved for a request
 //!   staging/                downloads (.part, .journal) and models being built
 //!   leases/<digest>.json    one per (volume id, target path)
-//!   pins/<key>              a model that stays although nobody uses it
-//!   quarantine/             damaged blobs, and the models that show them
-//!   trash/                  renamed here first, deleted after
+//!   pins/<key>              a model that stays even when unused
+//!   quarantine/             damaged blobs, and the models that contain them
+//!   trash/                  evicted files, until they are deleted
 //! ```
 
 use std::path::{Path, PathBuf};
@@ -26,27 +26,27 @@ use super::files;
 use crate::error::Result;
 use crate::model::{BlobId, ModelKey, RequestDigest};
 
-/// What VERSION holds.
+/// The content of VERSION.
 pub(super) const VERSION: &str = "oci-model-csi cache 1\n";
 
 /// The start of VERSION in every layout.
 pub(super) const VERSION_STEM: &str = "oci-model-csi cache ";
 
-/// The name of the configuration that was in force last, whatever the layout.
+/// The name of the configuration that was last in force, in every layout.
 pub(super) const CONFIG_IN_FORCE: &str = "config-in-force.json";
 
-/// The end of the name of an import's copy.
+/// The suffix of an import's copy.
 const COPY: &str = ".import";
 
-/// Directories that are made when the cache is.
+/// Directories that are created with the cache.
 pub(super) const DIRECTORIES: &[&str] =
     &["blobs", "content", "models", "requests", "staging", "leases", "pins", "quarantine", "trash"];
 
 /// The start of the name under which an older layout is set aside.
 pub(super) const OLD_LAYOUT: &str = "old-layout-";
 
-/// Whether a path below the cache is the tree of a model: one that is there,
-/// was evicted or is damaged, in this layout or in one that was set aside.
+/// Whether a path below the cache is the tree of a model: present, evicted or
+/// damaged, in this layout or in a set-aside cache.
 pub(super) fn is_tree(below: &Path) -> bool {
     let mut names = below.iter().map(|name| name.to_string_lossy()).collect::<Vec<_>>();
     if names.first().is_some_and(|name| name.starts_with(OLD_LAYOUT)) {
@@ -61,7 +61,7 @@ pub(super) fn is_fan(name: &str) -> bool {
     name.len() == 2 && name.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-/// Where things are in one cache directory.
+/// The paths of one cache directory.
 #[derive(Debug, Clone)]
 pub struct Layout {
     root: PathBuf,
@@ -98,7 +98,7 @@ impl Layout {
         self.root.join(name)
     }
 
-    /// One verified object version.
+    /// The file of one verified object version.
     pub fn blob(&self, id: &BlobId) -> PathBuf {
         self.blob_directory(id).join(id.as_str())
     }
@@ -126,7 +126,7 @@ impl Layout {
         self.root.join("content").join(id.as_str())
     }
 
-    /// One directory for each model that stands complete.
+    /// The directory with one subdirectory per complete model.
     pub fn models(&self) -> PathBuf {
         self.root.join("models")
     }
@@ -144,7 +144,7 @@ impl Layout {
         self.model(key).join("manifest.json")
     }
 
-    /// What is told of a model without its manifest.
+    /// A model's summary, which replaces the manifest for most uses.
     pub(super) fn summary(&self, key: &ModelKey) -> PathBuf {
         self.model(key).join("summary.json")
     }
@@ -153,7 +153,7 @@ impl Layout {
         self.model(key).join("durable")
     }
 
-    /// Stands beside a model in whose place a request has another one.
+    /// The marker of a model that a newer revision of its request replaced.
     pub(super) fn superseded(&self, key: &ModelKey) -> PathBuf {
         self.model(key).join("superseded")
     }
@@ -174,12 +174,12 @@ impl Layout {
         self.staging().join(format!("{id}.journal"))
     }
 
-    /// A copy that an import makes; several may be under way.
+    /// A copy that an import makes; several may be in progress.
     pub(super) fn copy(&self, id: &BlobId, number: u64) -> PathBuf {
         self.staging().join(format!("{id}.{number}{COPY}"))
     }
 
-    /// The blob that a file of the staging directory is to become as a copy.
+    /// The blob that a copy in the staging directory will become.
     pub(super) fn blob_of_copy(name: &str) -> Option<BlobId> {
         let (id, number) = name.strip_suffix(COPY)?.split_once('.')?;
         number.parse::<u64>().ok()?;
@@ -216,7 +216,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_tree_of_a_model_is_one() {
+    fn only_the_tree_of_a_model_counts_as_one() {
         for tree in ["models/k/tree", "trash/k.0/tree", "old-layout-1.0/models/k/tree"] {
             assert!(is_tree(Path::new(tree)), "{tree}");
         }

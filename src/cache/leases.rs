@@ -1,10 +1,10 @@
-//! Leases: which volume holds which model.
+//! Leases: the records of which volume uses which model.
 //!
-//! One file per (volume id, target path), since pods of one PV share the
-//! volume id. Written before the bind and removed after the unmount, so that a
-//! mount without a lease can only be one whose lease somebody deleted. Leases
-//! have to outlive the process and not the machine: mounts die with the boot,
-//! and a lease of an earlier boot is void.
+//! There is one file per (volume id, target path), since pods of one PV share the
+//! volume id. It is written before the bind and removed after the unmount, so a
+//! mount without a lease is one whose lease was deleted by hand. Leases outlive the
+//! process but not the boot: mounts end with the boot, so a lease of an earlier
+//! boot is void.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -25,7 +25,7 @@ use crate::mount::{self, DirId};
 
 const FORMAT: u32 = 1;
 
-/// Who holds a model, and where it is shown.
+/// The volume that holds a model, and where it is mounted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LeaseHolder {
     /// CSI volume id.
@@ -34,13 +34,13 @@ pub struct LeaseHolder {
     pub target: PathBuf,
     /// The directory that the target is in.
     pub directory: DirId,
-    /// Digest of our own keys of the request.
+    /// Digest of the driver's own keys of the request.
     pub request: RequestDigest,
-    /// The pod, when kubelet said it.
+    /// The pod, if kubelet named it.
     pub pod: Option<PodIdentity>,
 }
 
-/// A lease as it stands on the disk.
+/// A lease as stored on the disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeaseRecord {
     format: u32,
@@ -48,37 +48,37 @@ pub struct LeaseRecord {
     pub volume_id: String,
     /// Target path.
     pub target: PathBuf,
-    /// The directory that the target was in: paths can be exchanged.
+    /// The directory that the target was in, since paths can be exchanged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub directory: Option<DirId>,
-    /// Digest of our own keys of the request.
+    /// Digest of the driver's own keys of the request.
     pub request: RequestDigest,
     /// The model that is held.
     pub model: ModelKey,
-    /// The tree that was bound: a mount of it is this volume's, whatever
-    /// stands under the model's key by then.
+    /// The tree that was bound. A mount of it belongs to this volume, even if the
+    /// model was rebuilt since.
     pub root: DirId,
     /// `namespace/name` of the pod, when known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<String>,
     /// Seconds since the epoch.
     pub since: u64,
-    /// What of it is damaged on the disk, when that is known.
+    /// The part of it that is damaged on the disk, if known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub damaged: Option<String>,
     boot_id: String,
-    /// The id of the mount, while this process knows it: ids are those of one
-    /// mount namespace, and the next process may have another.
+    /// The id of the mount, while this process knows it. Ids are valid in one mount
+    /// namespace, and the next process may have another.
     #[serde(skip)]
     pub mount: Option<u64>,
-    /// Where it comes from, if it is one of an older layout.
+    /// Its origin, if it is a lease of an older layout.
     #[serde(skip)]
     pub older: Option<Older>,
 }
 
 impl LeaseRecord {
-    /// A lease of an older layout. Its request and its model are not known in
-    /// this one: the volume is what it was made as.
+    /// Creates a lease of an older layout. Its request and model are not known in
+    /// this layout: the volume stays as it was made.
     pub(super) fn older(
         volume_id: String,
         target: PathBuf,
@@ -106,12 +106,12 @@ impl LeaseRecord {
     }
 }
 
-/// Proof that a model is leased: what may be bound.
+/// Proof that a model is leased and may be bound.
 #[derive(Debug)]
 pub struct Lease {
-    /// What is held.
+    /// The leased model.
     pub model: CachedModel,
-    /// Where it is to be shown.
+    /// Where it will be mounted.
     pub target: PathBuf,
 }
 
@@ -130,8 +130,8 @@ impl Leases {
 
     /// Leases a model. A lease of the same volume and target is replaced.
     pub(super) fn take(&self, model: CachedModel, holder: LeaseHolder) -> Result<Lease> {
-        // The map's lock is asked from async code and never held over the
-        // disk; a target's calls come one at a time.
+        // Async code takes the map's lock, so it is never held during disk access.
+        // Calls for one target come one at a time.
         let other = self.of_target(&holder.target);
         if let Some(other) = other.as_ref().filter(|other| other.volume_id != holder.volume_id) {
             return Err(Error::new(
@@ -166,15 +166,15 @@ impl Leases {
             files::remove(&older.file)?;
         }
         if mount::identity(&model.tree) != Ok(root) {
-            // Removed between the look and the lease.
+            // Evicted after it was found and before the lease.
             self.release(&holder.target)?;
             return Err(evicted());
         }
         Ok(Lease { model, target: holder.target })
     }
 
-    /// Notes that volumes show damaged content; returns their leases. A note
-    /// that cannot be written stands until the process ends. Blocks.
+    /// Marks the leases of volumes with damaged content, and returns them. A mark that
+    /// cannot be written lasts until the process ends. Blocks.
     pub(super) fn mark_damaged(&self, root: DirId, what: &str) -> Vec<LeaseRecord> {
         let mut showing: Vec<_> =
             self.all().into_iter().filter(|one| one.root == root && one.older.is_none()).collect();
@@ -183,26 +183,25 @@ impl Leases {
             let path = self.path(&lease.volume_id, &lease.target);
             let json = serde_json::to_vec(lease).unwrap_or_default();
             if let Err(error) = files::write_whole(&path, &json, 0o600) {
-                tracing::warn!(%error, "a lease could not be marked");
+                tracing::warn!(%error, "marking a lease as damaged failed");
             }
             match self.lock().get_mut(&lease.target) {
-                Some(standing) => standing.damaged.clone_from(&lease.damaged),
-                // Released meanwhile; a file that is left would hold the model.
+                Some(current) => current.damaged.clone_from(&lease.damaged),
+                // Released meanwhile; a leftover file would hold the model.
                 None => drop(files::remove(&path)),
             }
         }
         showing
     }
 
-    /// Ends leases without a mount whose pods are gone, while the driver runs.
-    /// Blocks.
+    /// Ends the leases that are over, while the driver runs. Blocks.
     pub(super) fn sweep(&self, is_over: impl Fn(&LeaseRecord) -> bool) -> Result<usize> {
         let over: Vec<_> = self.all().into_iter().filter(is_over).collect();
         for lease in &over {
             tracing::warn!(
                 volume_id = lease.volume_id,
                 target = %lease.target.display(),
-                "a pod went without an unpublish; its lease is ended"
+                "a pod ended without an unpublish; its lease was removed"
             );
             self.release(&lease.target)?;
         }
@@ -218,9 +217,9 @@ impl Leases {
         Ok(())
     }
 
-    /// Remembers which mount a lease is of. An id that another lease has is
-    /// out of date there: the kernel gives it again once a mount is gone.
-    pub(super) fn shown(&self, target: &Path, mount: u64) {
+    /// Records the mount of a lease. Another lease with the same id is outdated: the
+    /// kernel reuses the ids of mounts that are gone.
+    pub(super) fn record_mount(&self, target: &Path, mount: u64) {
         for (of, lease) in self.lock().iter_mut() {
             if of == target {
                 lease.mount = Some(mount);
@@ -230,7 +229,7 @@ impl Leases {
         }
     }
 
-    /// Ends the lease of a target; one that is not there is fine.
+    /// Ends the lease of a target, if there is one.
     pub(super) fn release(&self, target: &Path) -> Result<()> {
         if let Some(record) = self.of_target(target) {
             let own = || self.path(&record.volume_id, target);
@@ -240,7 +239,7 @@ impl Leases {
         Ok(())
     }
 
-    /// Takes over a lease of an older layout, unless its target has a newer one.
+    /// Adds a lease of an older layout, unless its target has a newer one.
     pub(super) fn adopt(&self, record: LeaseRecord) {
         self.lock().entry(record.target.clone()).or_insert(record);
     }
@@ -255,10 +254,10 @@ impl Leases {
         self.lock().values().cloned().collect()
     }
 
-    /// Reads the leases back at start. `is_over` is asked about those of this boot.
+    /// Reads the leases at start. `is_over` decides about those of this boot.
     ///
-    /// Those of an earlier boot are void. Files that cannot be read are put
-    /// into the trash: mounts are asked too before anything is deleted.
+    /// Leases of an earlier boot are void. Files that cannot be read are moved to the
+    /// trash, which is safe since eviction checks mounts too.
     pub(super) fn recover(&self, is_over: impl Fn(&LeaseRecord) -> bool) -> Result<usize> {
         let mut removed = 0;
         for name in files::names(&self.layout.leases())? {
@@ -272,13 +271,16 @@ impl Leases {
             match record {
                 None => {
                     if !files::is_unfinished(&name) {
-                        tracing::warn!(lease = name, "a lease cannot be read and is set aside");
+                        tracing::warn!(
+                            lease = name,
+                            "a lease cannot be read and was moved to the trash"
+                        );
                     }
                     discard(&self.layout, &path)?;
                     removed += 1;
                 }
                 Some(record) if record.boot_id != self.boot_id || is_over(&record) => {
-                    // It was in use until now, or until the machine went down.
+                    // It was in use until now, or until the machine stopped.
                     disk_usage::touch(&self.layout, &record.model)?;
                     files::remove(&path)?;
                     removed += 1;
@@ -302,7 +304,7 @@ impl Leases {
     }
 }
 
-/// Identifies this boot of the machine.
+/// Returns the id of this boot of the machine.
 pub(super) fn boot_id() -> Result<String> {
     let path = Path::new("/proc/sys/kernel/random/boot_id");
     let text = std::fs::read_to_string(path)
@@ -369,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn leases_outlive_the_process_and_not_the_boot() {
+    fn leases_outlive_the_process_but_not_the_boot() {
         let f = fixture();
         let first = leases(&f, "boot-1");
         first.take(f.model.clone(), holder("v", "/t/1")).unwrap();
@@ -385,7 +387,7 @@ mod tests {
         assert_eq!(rebooted.recover(|_| false).unwrap(), 2);
         assert_eq!(rebooted.all().len(), 0);
         let used = std::fs::metadata(&manifest).unwrap().modified().unwrap();
-        assert!(used > long_ago, "it was in use until the machine went down");
+        assert!(used > long_ago, "it was in use until the machine stopped");
         assert_eq!(files::names(&f.layout.leases()).unwrap(), [""; 0]);
     }
 
@@ -411,7 +413,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_cut_in_half_is_set_aside() {
+    fn a_truncated_lease_is_moved_to_the_trash() {
         let f = fixture();
         leases(&f, "b").take(f.model.clone(), holder("v", "/t/1")).unwrap();
         let name = files::names(&f.layout.leases()).unwrap().remove(0);

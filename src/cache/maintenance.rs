@@ -1,5 +1,5 @@
-//! Keeping house while the driver runs: the disk is watched, what went is
-//! deleted, what nobody needs is swept.
+//! Maintenance while the driver runs: watches the disk, deletes the trash, and
+//! sweeps leftovers.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -21,39 +21,40 @@ use crate::error::Result;
 use crate::metrics::EvictionReason;
 use crate::model::{BlobId, ModelKey};
 
-/// Between two looks at what is free: others can fill a disk fast.
-const WATCH: Duration = Duration::from_secs(5);
+/// Interval between checks of the free space: other programs can fill a disk fast.
+const WATERMARK_PERIOD: Duration = Duration::from_secs(5);
 
-/// Between two looks at the whole cache.
-const LOOK: Duration = Duration::from_secs(30);
+/// Interval between scans of the whole cache.
+const TIDY_PERIOD: Duration = Duration::from_secs(30);
 
-/// Between two sweeps of what nobody needs.
-const SWEEP: Duration = Duration::from_secs(60 * 60);
+/// Interval between sweeps of leftovers.
+const SWEEP_PERIOD: Duration = Duration::from_secs(60 * 60);
 
-/// A file without what it belongs to is swept only when it is older: its
-/// other half may be on its way.
-const SWEPT: Duration = Duration::from_secs(60 * 60);
+/// An orphaned file is swept only when it is older than this: its other half may
+/// still be written.
+const ORPHAN_AGE: Duration = Duration::from_secs(60 * 60);
 
-/// What an eviction for the low watermark frees beyond it, as a share of the
-/// file system: the next byte that somebody writes must not evict again.
+/// The part of the file system (1/50) that an eviction frees beyond the watermark, so
+/// that the next write does not cause another one.
 const HYSTERESIS: u64 = 50;
 
 impl Cache {
-    /// Watches and tidies until `shutdown`; `pods` is kubelet's directory of pods.
-    pub async fn keep_house(&self, pods: &Path, shutdown: &CancellationToken) {
+    /// Runs maintenance until `shutdown`; `pods` is kubelet's directory of pods.
+    pub async fn run_maintenance(&self, pods: &Path, shutdown: &CancellationToken) {
         let inner = Arc::clone(&self.0);
         if let Err(error) = blocking(move || foreign::warn(&inner.layout)).await {
-            tracing::warn!(%error, "could not look for files that are not the driver's");
+            tracing::warn!(%error, "searching the cache for foreign files failed");
         }
-        let watch = every(WATCH, shutdown, "watching the disk", || {
-            let inner = Arc::clone(&self.0);
-            blocking(move || inner.watch())
-        });
-        let look = every(LOOK, shutdown, "looking after the cache", || {
+        let watermark =
+            every(WATERMARK_PERIOD, shutdown, "checking the free space of the cache", || {
+                let inner = Arc::clone(&self.0);
+                blocking(move || inner.check_watermark())
+            });
+        let tidy = every(TIDY_PERIOD, shutdown, "checking the limits of the cache", || {
             let (inner, pods) = (Arc::clone(&self.0), pods.to_owned());
-            blocking(move || inner.look(&pods))
+            blocking(move || inner.tidy(&pods))
         });
-        let sweep = every(SWEEP, shutdown, "sweeping the cache", || {
+        let sweep = every(SWEEP_PERIOD, shutdown, "sweeping the cache", || {
             let inner = Arc::clone(&self.0);
             blocking(move || inner.sweep())
         });
@@ -61,31 +62,31 @@ impl Cache {
             loop {
                 let inner = Arc::clone(&self.0);
                 if let Err(error) = blocking(move || inner.empty_trash()).await {
-                    tracing::warn!(%error, "could not empty the trash");
+                    tracing::warn!(%error, "emptying the trash failed");
                 }
                 tokio::select! {
                     () = self.0.trash_filled.notified() => {}
-                    // What was in use may be free now.
-                    () = tokio::time::sleep(LOOK) => {}
+                    // Entries that were in use may be deletable now.
+                    () = tokio::time::sleep(TIDY_PERIOD) => {}
                     () = shutdown.cancelled() => return,
                 }
             }
         };
-        let let_go = async {
+        let superseded = async {
             loop {
                 tokio::select! {
-                    () = self.0.let_go.notified() => {}
-                    // What was mounted or held may not be any more.
-                    () = tokio::time::sleep(LOOK) => {}
+                    () = self.0.released.notified() => {}
+                    // Revisions that were mounted or held may be evictable now.
+                    () = tokio::time::sleep(TIDY_PERIOD) => {}
                     () = shutdown.cancelled() => return,
                 }
                 let inner = Arc::clone(&self.0);
                 if let Err(error) = blocking(move || inner.evict_superseded()).await {
-                    tracing::warn!(%error, "could not evict an older revision");
+                    tracing::warn!(%error, "evicting superseded revisions failed");
                 }
             }
         };
-        tokio::join!(watch, look, sweep, empty, let_go);
+        tokio::join!(watermark, tidy, sweep, empty, superseded);
     }
 }
 
@@ -103,61 +104,58 @@ async fn every<F: Future<Output = Result<()>>>(
             () = shutdown.cancelled() => return,
         }
         if let Err(error) = work().await {
-            tracing::warn!(%error, "{what} failed; it is tried again");
+            tracing::warn!(%error, "{what} failed; it will be retried");
         }
     }
 }
 
 impl CacheInner {
-    /// The low watermark: what others took is given back by the cache. Blocks.
-    fn watch(&self) -> Result<()> {
+    /// Evicts models when the free space is below the watermark. Blocks.
+    fn check_watermark(&self) -> Result<()> {
         self.forget_arrivals(None);
         if self.below_watermark()? == Space::default() {
-            self.watermark_told.store(false, Ordering::Relaxed);
+            self.watermark_warned.store(false, Ordering::Relaxed);
             return Ok(());
         }
         self.drop_leftovers(&HashSet::new())?;
-        // What is in the trash is as good as free: models would go in vain for it.
+        // Delete the trash first: otherwise models would be evicted for its space.
         self.empty_trash()?;
-        let lacking = self.below_watermark()?;
+        let missing = self.below_watermark()?;
         let evicted =
-            self.evict(&EvictionGoal::BestEffort(lacking), Some(EvictionReason::Watermark))?;
-        self.tell_watermark(&evicted);
+            self.evict(&EvictionGoal::BestEffort(missing), Some(EvictionReason::Watermark))?;
+        self.warn_watermark(&evicted);
         Ok(())
     }
 
-    /// What is missing to the high watermark, once the low one is passed.
+    /// Returns the space to free once the watermark is passed, including the margin
+    /// of [`HYSTERESIS`].
     fn below_watermark(&self) -> Result<Space> {
-        let (fs, limits) = (FileSystem::of(self.layout.root())?, self.ledger.limits());
-        let lacking = |free: u64, least: u64, total: u64| match free < least {
+        let (fs, limits) = (FileSystem::of(self.layout.root())?, self.reservations.limits());
+        let missing = |free: u64, least: u64, total: u64| match free < least {
             true => least.saturating_add(total / HYSTERESIS).min(total) - free,
             false => 0,
         };
-        let bytes = lacking(fs.free_bytes, limits.min_free, fs.total_bytes);
-        let inodes = lacking(fs.free_inodes, limits.min_free_inodes, fs.total_inodes);
+        let bytes = missing(fs.free_bytes, limits.min_free, fs.total_bytes);
+        let inodes = missing(fs.free_inodes, limits.min_free_inodes, fs.total_inodes);
         Ok(Space { bytes, inodes })
     }
 
-    fn tell_watermark(&self, evicted: &Evicted) {
+    fn warn_watermark(&self, evicted: &Evicted) {
         let (models, bytes) = (evicted.models.len(), evicted.freed.bytes);
         if models > 0 {
-            tracing::warn!(
-                models,
-                bytes,
-                "the disk runs full; models that nobody uses were evicted"
-            );
-        } else if !evicted.reached && !self.watermark_told.swap(true, Ordering::Relaxed) {
+            tracing::warn!(models, bytes, "the disk is almost full; unused models were evicted");
+        } else if !evicted.reached && !self.watermark_warned.swap(true, Ordering::Relaxed) {
             tracing::warn!(
                 cache = %self.layout.root().display(),
-                "the disk runs full, and nothing in the cache may go: pods hold all of it, or \
-                 others filled the disk"
+                "the disk is almost full, and nothing in the cache can be evicted: pods hold all \
+                 of it, or other programs filled the disk"
             );
         }
     }
 
-    /// The cache's own limit, what was idle too long, leases of pods that went
-    /// without a word; and the gauges. Blocks.
-    fn look(&self, pods: &Path) -> Result<()> {
+    /// Enforces `cache.maxSize` and `cache.idleTTL`, ends leases of pods that are gone,
+    /// and updates the gauges. Blocks.
+    fn tidy(&self, pods: &Path) -> Result<()> {
         recover::drop_dead_leases(&self.layout, &self.leases, pods)?;
         self.count_leases();
         let mut over = self.over_limit()?;
@@ -171,35 +169,35 @@ impl CacheInner {
             self.evict(&goal, Some(EvictionReason::Limit))?;
         }
         self.measure()?;
-        // Looking at many blobs leaves as many small pieces.
+        // A scan of many blobs leaves many small free pieces on the heap.
         budget::trim_soon();
         Ok(())
     }
 
     fn over_limit(&self) -> Result<u64> {
-        let Some(most) = self.ledger.limits().max_size else { return Ok(0) };
+        let Some(most) = self.reservations.limits().max_size else { return Ok(0) };
         let taken = DiskUsage::read(&self.layout)?;
-        // What is in the trash goes anyway.
+        // The trash is deleted anyway.
         Ok(taken.total().bytes.saturating_sub(taken.trash.bytes).saturating_sub(most))
     }
 
-    /// What the limits ask for now, for `gc`. Blocks.
-    pub(super) fn limits_ask(&self) -> Result<EvictionGoal> {
-        let mut lacking = self.below_watermark()?;
-        lacking.bytes = lacking.bytes.max(self.over_limit()?);
-        Ok(EvictionGoal::BestEffort(lacking))
+    /// Returns the goal that the limits imply now, for `gc`. Blocks.
+    pub(super) fn limits_goal(&self) -> Result<EvictionGoal> {
+        let mut missing = self.below_watermark()?;
+        missing.bytes = missing.bytes.max(self.over_limit()?);
+        Ok(EvictionGoal::BestEffort(missing))
     }
 
-    /// Leftovers that take inodes: stale downloads, what was in quarantine for
-    /// a day, records and indexes of what is gone. Blocks.
+    /// Sweeps leftovers that take inodes: stale downloads, quarantine older than a day,
+    /// orphaned records and index entries. Blocks.
     pub(super) fn sweep(&self) -> Result<()> {
         self.empty_quarantine(QUARANTINED)?;
-        // A last use is noted when it begins and when it ends, which a dead
-        // machine does not do.
+        // A use is recorded when it begins and ends; a machine that dies records no
+        // end.
         for lease in self.leases.all() {
-            self.used(&lease.model);
+            self.record_use(&lease.model);
         }
-        let _alone = self.holds.exclusively();
+        let _alone = self.holds.lock_eviction();
         recover::drop_stale_downloads(&self.layout, &self.wanted_blobs())?;
         self.sweep_directory("content", |bytes| {
             let id = BlobId::parse(std::str::from_utf8(bytes).ok()?)?;
@@ -229,7 +227,7 @@ impl CacheInner {
         Ok(())
     }
 
-    /// Removes old entries of an index that point at what is gone.
+    /// Removes old entries of an index whose targets are gone.
     fn sweep_directory(
         &self,
         directory: &str,
@@ -250,5 +248,6 @@ impl CacheInner {
 
 fn is_old(path: &Path) -> bool {
     let modified = std::fs::symlink_metadata(path).and_then(|metadata| metadata.modified());
-    modified.is_ok_and(|then| SystemTime::now().duration_since(then).is_ok_and(|age| age > SWEPT))
+    modified
+        .is_ok_and(|then| SystemTime::now().duration_since(then).is_ok_and(|age| age > ORPHAN_AGE))
 }

@@ -1,4 +1,4 @@
-//! What the node's administrator may ask of the cache.
+//! Cache commands of the node's administrator.
 
 use std::collections::HashSet;
 use std::sync::{Arc, PoisonError};
@@ -14,54 +14,54 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::EvictionReason;
 use crate::model::{ModelKey, size_text};
 
-/// What a garbage collection is to do.
+/// Options of a garbage collection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CollectOptions {
-    /// Only tell what would go.
+    /// Only report what would be evicted.
     pub dry_run: bool,
-    /// How much is to go.
-    pub wish: EvictionRequest,
+    /// How much to evict.
+    pub request: EvictionRequest,
 }
 
-/// How much is to go.
+/// How much to evict.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EvictionRequest {
-    /// What the limits ask for: the watermark, `cache.maxSize`, `cache.idleTTL`.
+    /// As much as the limits require: the watermark, `cache.maxSize`, `cache.idleTTL`.
     Limits,
-    /// So many bytes, as far as they can be had.
+    /// This many bytes, or as many as can be evicted.
     Free(u64),
-    /// Everything that nobody uses and nobody pinned.
+    /// Everything that is neither in use nor pinned.
     All,
 }
 
-/// What went, or would go.
+/// The result of a garbage collection, real or simulated.
 #[derive(Debug, Clone, Default)]
 pub struct Collected {
-    /// Key, place in Object Storage if known, and last use; in the order in
-    /// which they go.
+    /// Key, location in Object Storage if known, and last use, in the order of
+    /// eviction.
     pub models: Vec<(ModelKey, Option<String>, SystemTime)>,
-    /// Bytes that become free, those of blobs without a model included.
+    /// Bytes that become free, including orphaned blobs.
     pub bytes: u64,
     /// Inodes that become free.
     pub inodes: u64,
-    /// Whether the wish was fulfilled.
+    /// Whether the request was met.
     pub reached: bool,
 }
 
-/// What a purge removed.
+/// The result of a purge.
 #[derive(Debug, Clone, Default)]
 pub struct Purged {
-    /// Models that stood in the cache.
+    /// Models that were in the cache.
     pub models: usize,
-    /// Bytes that they took.
+    /// Bytes that the cache took.
     pub bytes: u64,
 }
 
 impl Cache {
-    /// Everything that the cache holds. Blocks, a fraction of a second for
-    /// thousands of models.
-    pub fn inventory(&self) -> Result<CacheReport> {
-        self.0.inventory()
+    /// Reports everything in the cache. Blocks: a fraction of a second for thousands
+    /// of models.
+    pub fn report(&self) -> Result<CacheReport> {
+        self.0.report()
     }
 
     /// Collects garbage now: evicts, deletes and sweeps.
@@ -70,7 +70,7 @@ impl Cache {
         blocking(move || inner.collect(options)).await
     }
 
-    /// Makes a model stay although nobody uses it, or no longer. Blocks.
+    /// Pins or unpins a model. A pinned model stays even when it is not in use. Blocks.
     ///
     /// # Errors
     /// `NotFound` when a model to be pinned is not in the cache.
@@ -82,28 +82,28 @@ impl Cache {
         pins::set(&self.0.layout, key, pinned)
     }
 
-    /// Removes everything that is ours from the cache directory; what is not
-    /// ours is left. A driver that goes on has an empty cache afterwards; for
-    /// the end of the cache's life nothing of it is left. Blocks.
+    /// Removes the driver's files from the cache directory; foreign files stay. With
+    /// `keep_running` the driver has an empty cache afterwards; without it, nothing
+    /// of the cache remains. Blocks.
     ///
     /// # Errors
-    /// `Conflict` while a volume holds a model or one is mounted, or while one
-    /// is on its way: nothing is removed then.
-    pub fn purge(&self, go_on: bool) -> Result<Purged> {
-        self.0.purge(go_on)
+    /// `Conflict` while a model is leased, mounted or being downloaded. Then nothing
+    /// is removed.
+    pub fn purge(&self, keep_running: bool) -> Result<Purged> {
+        self.0.purge(keep_running)
     }
 }
 
 impl CacheInner {
     fn collect(&self, options: CollectOptions) -> Result<Collected> {
-        let goal = match options.wish {
-            EvictionRequest::Limits => self.limits_ask()?,
+        let goal = match options.request {
+            EvictionRequest::Limits => self.limits_goal()?,
             EvictionRequest::Free(bytes) => EvictionGoal::BestEffort(Space { bytes, inodes: 0 }),
             EvictionRequest::All => EvictionGoal::All,
         };
         let reason = (!options.dry_run).then_some(EvictionReason::Command);
-        // What nobody uses of an older layout goes before any model.
-        let aside = match options.wish {
+        // Unused set-aside caches are removed before any model.
+        let aside = match options.request {
             EvictionRequest::Limits => Space::default(),
             EvictionRequest::Free(_) | EvictionRequest::All => {
                 self.drop_set_aside(options.dry_run)?
@@ -117,7 +117,7 @@ impl CacheInner {
         };
         let evicted = self.evict(&goal, reason)?;
         if !options.dry_run {
-            if options.wish == EvictionRequest::All {
+            if options.request == EvictionRequest::All {
                 self.drop_leftovers(&HashSet::new())?;
             }
             self.sweep()?;
@@ -133,32 +133,32 @@ impl CacheInner {
         })
     }
 
-    fn purge(&self, go_on: bool) -> Result<Purged> {
-        let usage = self.inventory()?.usage;
-        // Nobody evicts, deletes, or begins to build on blobs meanwhile.
-        let _alone = self.holds.exclusively();
+    fn purge(&self, keep_running: bool) -> Result<Purged> {
+        let usage = self.report()?.usage;
+        // No eviction, deletion or new hold on blobs meanwhile.
+        let _alone = self.holds.lock_eviction();
         let _emptying = self.emptying.lock().unwrap_or_else(PoisonError::into_inner);
         self.check_unused()?;
         let mut models = 0;
         for name in files::names(&self.layout.models())? {
-            // One that is found in this moment may be leased in the next: out
-            // of everybody's reach first, and only if nobody holds it.
+            // A model that is found now may be leased next: first move it out of
+            // reach, and only if it is not held.
             let model = self.layout.models().join(&name);
             let Some(key) = ModelKey::parse(&name) else { continue };
             let moved = self.holds.unless_held(&key, || {
                 let leased = self.leases.all().iter().any(|lease| lease.model == key);
                 self.models.distrust(&key);
-                if leased { Err(self.in_use("a pod just took a model")) } else { Ok(()) }
+                if leased { Err(self.in_use("a pod has just mounted a model")) } else { Ok(()) }
                     .and_then(|()| discard(&self.layout, &model))
             });
-            moved.unwrap_or_else(|| Err(self.in_use("somebody began to use it just now")))?;
+            moved.unwrap_or_else(|| Err(self.in_use("a model has just come into use")))?;
             models += 1;
         }
         for name in DIRECTORIES.iter().filter(|name| **name != "leases") {
             foreign::remove_ours(&self.layout, name)?;
         }
         self.remove_set_aside()?;
-        if !go_on {
+        if !keep_running {
             foreign::remove_ours(&self.layout, "leases")?;
             for name in DIRECTORIES {
                 foreign::remove_empty(&self.layout.directory(name))?;
@@ -177,7 +177,7 @@ impl CacheInner {
         Ok(Purged { models, bytes: usage.total })
     }
 
-    /// Whether nobody uses anything of the cache, or who does.
+    /// Checks that nothing in the cache is in use; the error names what is.
     fn check_unused(&self) -> Result<()> {
         let leases = self.leases.all();
         if let Some(lease) = leases.first() {
@@ -194,11 +194,11 @@ impl CacheInner {
             return Err(self.in_use(&format!("{part} is mounted at {at}; unmount that first")));
         }
         if let Some((key, _)) = self.model_flights.running().first() {
-            let text = format!("model {key} is being brought in; end what asks for it");
+            let text = format!("model {key} is being downloaded; end what asks for it");
             return Err(self.in_use(&text));
         }
         if !self.holds.held_blobs().is_empty() || !self.holds.held_models().is_empty() {
-            return Err(self.in_use("a model is being brought in, imported or mounted just now"));
+            return Err(self.in_use("a model is being downloaded, imported or mounted"));
         }
         Ok(())
     }

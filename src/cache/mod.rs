@@ -1,9 +1,9 @@
-//! The node's cache: models that stand complete, and the one way to get there.
+//! The node's cache: complete models, and the one way to add them.
 //!
-//! The disk is the truth ([`Layout`] shows it), and memory is rebuilt from it.
+//! The disk is the source of truth (see [`Layout`]); memory is rebuilt from it.
 //! A blob is the unit of download, verification, resume and sharing; a model
-//! is the unit of publishing and leasing. A commit never copies: the staging
-//! file's inode is the blob's and the tree's.
+//! is the unit of publishing and leasing. A commit never copies: staging file,
+//! blob and tree entry are the same inode.
 
 mod admission;
 mod blobs;
@@ -86,35 +86,35 @@ use progress::BlobProgress;
 use slots::Slots;
 use space::Reservations;
 pub use weights_check::SafetensorsCheck;
-use weights_check::Sanity;
+use weights_check::WeightsChecks;
 
-/// What the administrator decided about the cache.
+/// The administrator's options of the cache.
 #[derive(Debug, Clone)]
 pub struct CacheOptions {
     /// The directory.
     pub dir: PathBuf,
-    /// Refuse a directory that is no mount point of its own.
+    /// Whether the directory must be a mount point.
     pub require_mount: bool,
-    /// What it may take.
+    /// How much space the cache may take.
     pub limits: CacheLimits,
-    /// Models that nobody used for so long are evicted; `None` keeps them
+    /// Models that were not used for this long are evicted; `None` keeps them
     /// while there is space.
     pub idle_ttl: Option<Duration>,
-    /// Models that download at once; prefetches do not count for pods.
+    /// Models that download at once. For pods' models, prefetches do not count.
     pub max_models: usize,
-    /// How long a download goes on that nobody asks for.
+    /// How long a download continues without a caller.
     pub abandon_after: Duration,
-    /// Look at the headers of safetensors files before a model is published.
+    /// How to check the headers of safetensors files before a publish.
     pub check_safetensors: SafetensorsCheck,
 }
 
-/// How long a model that arrived is held for the pod that waited for it.
+/// How long a completed model is held for the pod that waited for it.
 const POD_RETURNS: Duration = Duration::from_secs(180);
 
-/// Is told of damage that is found.
+/// The damage listener.
 type Listener = Box<dyn Fn(&Damage) + Send + Sync>;
 
-/// The cache; cheap to clone.
+/// The cache. Cheap to clone.
 #[derive(Clone)]
 pub struct Cache(Arc<CacheInner>);
 
@@ -124,40 +124,40 @@ struct CacheInner {
     models: Arc<Models>,
     leases: Leases,
     holds: Holds,
-    ledger: Reservations,
+    reservations: Reservations,
     idle_ttl: Option<Duration>,
-    /// Held by the one admission that may evict.
+    /// Held by the admission that may evict.
     admissions: Mutex<()>,
-    /// Held by the one that empties the trash.
+    /// Held while the trash is emptied.
     emptying: Mutex<()>,
     trash_filled: Notify,
-    /// A model may be of no use to anybody any more.
-    let_go: Notify,
-    /// A model that waits for space may look again.
+    /// Notified when a model may have become unused.
+    released: Notify,
+    /// Notified when models that wait for space should try again.
     space_freed: Notify,
-    watermark_told: AtomicBool,
-    damage_told: OnceLock<Listener>,
-    /// Models that arrived for pods which have not asked again yet.
+    watermark_warned: AtomicBool,
+    damage_listener: OnceLock<Listener>,
+    /// Completed models whose pods have not asked again yet.
     arrived: Mutex<Vec<(Instant, CachedModel)>>,
     syncer: Syncer,
     model_slots: Slots,
     model_flights: Flights<ModelKey, FillProgress, CachedModel>,
     check_flights: Flights<ModelKey, (), Option<CachedModel>>,
     blob_flights: Flights<BlobId, BlobProgress, ()>,
-    sanity: Sanity,
+    weights_checks: WeightsChecks,
     metrics: Arc<Metrics>,
     shutdown: CancellationToken,
     _ownership: Ownership,
 }
 
 impl Cache {
-    /// Takes the directory as ours; fast, whatever it holds. Nothing may be
+    /// Takes ownership of the directory. Fast, whatever its size. Nothing may be
     /// published before [`Cache::recover`] has run. Blocks.
     ///
     /// Background work is tracked by `tasks` and ends at `shutdown`.
     ///
     /// # Errors
-    /// `Precondition` when the directory is not ours to use.
+    /// `Precondition` when the directory cannot be used as a cache.
     pub fn open(
         options: CacheOptions,
         metrics: Arc<Metrics>,
@@ -178,23 +178,24 @@ impl Cache {
         let model_flights = Flights::new(grace, t, s);
         let (grace, t, s) = flights(options.abandon_after);
         let check_flights = Flights::new(grace, t, s);
-        // A blob's flight lives as long as some model's flight wants it.
+        // A blob's flight lives as long as a model's flight waits for it.
         let (grace, t, s) = flights(Duration::ZERO);
         let blob_flights = Flights::new(grace, t, s);
         let (grace, t, s) = flights(options.abandon_after);
-        let sanity = Sanity::new(options.check_safetensors, Flights::new(grace, t, s));
+        let weights_checks =
+            WeightsChecks::new(options.check_safetensors, Flights::new(grace, t, s));
         Ok(Self(Arc::new(CacheInner {
             leases: Leases::new(layout.clone(), leases::boot_id()?),
             holds,
-            ledger: Reservations::new(layout.clone(), options.limits),
+            reservations: Reservations::new(layout.clone(), options.limits),
             idle_ttl: options.idle_ttl,
             admissions: Mutex::default(),
             emptying: Mutex::default(),
             trash_filled: Notify::new(),
-            let_go: Notify::new(),
+            released: Notify::new(),
             space_freed: Notify::new(),
-            watermark_told: AtomicBool::new(false),
-            damage_told: OnceLock::new(),
+            watermark_warned: AtomicBool::new(false),
+            damage_listener: OnceLock::new(),
             arrived: Mutex::default(),
             model_slots: Slots::new(options.max_models.max(1)),
             layout,
@@ -204,44 +205,44 @@ impl Cache {
             model_flights,
             check_flights,
             blob_flights,
-            sanity,
+            weights_checks,
             metrics,
             shutdown: shutdown.clone(),
             _ownership: ownership,
         })))
     }
 
-    /// Puts the cache in order after whatever ended the last process; `pods`
-    /// is kubelet's directory of pods. Blocks; the time does not depend on the
-    /// size of the cache.
+    /// Recovers the cache after the end of the last process, however it ended; `pods`
+    /// is kubelet's directory of pods. Blocks; the time does not depend on the size
+    /// of the cache.
     pub fn recover(&self, pods: &Path) -> Result<Recovered> {
         let recovered = recover::recover(&self.0.layout, &self.0.leases, pods)?;
         self.0.count_leases();
         Ok(recovered)
     }
 
-    /// Has somebody told of damage that is found; the first one who asks.
-    pub fn on_damage(&self, tell: impl Fn(&Damage) + Send + Sync + 'static) {
-        let _ = self.0.damage_told.set(Box::new(tell));
+    /// Registers the damage listener. Later calls are ignored.
+    pub fn on_damage(&self, listener: impl Fn(&Damage) + Send + Sync + 'static) {
+        let _ = self.0.damage_listener.set(Box::new(listener));
     }
 
-    /// The paths.
+    /// The paths in the cache.
     pub fn layout(&self) -> &Layout {
         &self.0.layout
     }
 
-    /// The model of this key, if it stands complete. One that this process has
-    /// not seen may be read from the disk first.
+    /// Returns the model of this key, if it is complete. A model that is new to this
+    /// process may be read from the disk first.
     pub async fn find(&self, key: &ModelKey) -> Result<Option<CachedModel>> {
         let (inner, wanted) = (Arc::clone(&self.0), key.clone());
         let known = blocking(move || Ok(inner.models.known(&wanted))).await?;
         if known.is_some() {
             return Ok(known);
         }
-        // Reading a suspect may take minutes: once for all who ask, and going
-        // on when they give up.
+        // Reading a suspect may take minutes: once for all callers, and even if they
+        // leave.
         let (inner, wanted) = (Arc::clone(&self.0), key.clone());
-        let mut ticket = self.0.check_flights.join(key.clone(), (), move |_| {
+        let mut waiter = self.0.check_flights.join(key.clone(), (), move |_| {
             blocking(move || {
                 let found = inner.check_model(&wanted)?;
                 if let Some(model) = &found
@@ -253,49 +254,49 @@ impl Cache {
                 Ok(found)
             })
         });
-        ticket.completed().await
+        waiter.completed().await
     }
 
-    /// Waits until a model is known to be on the disk, as it is soon after it
-    /// came; `false` when that takes longer than `patience`.
-    pub async fn until_durable(&self, key: &ModelKey, patience: Duration) -> bool {
-        let look = Duration::from_millis(50);
+    /// Waits until a model is durable, which it is soon after its commit; `false` when
+    /// that takes longer than `patience`.
+    pub async fn wait_until_durable(&self, key: &ModelKey, patience: Duration) -> bool {
+        let interval = Duration::from_millis(50);
         let durable = async {
             while !self.0.models.is_durable(key) {
-                tokio::time::sleep(look).await;
+                tokio::time::sleep(interval).await;
             }
         };
         tokio::time::timeout(patience, durable).await.is_ok()
     }
 
-    /// Joins the flight that brings this model into the cache, or starts it. A
-    /// pod that joins a prefetch makes it as urgent as any pod's model.
+    /// Joins the flight that adds this model to the cache, or starts it. A pod that
+    /// joins a prefetch makes it as urgent as any pod's model.
     ///
-    /// Its objects are read as one of the clients of all who asked.
+    /// Objects are read with the client of any of the callers.
     pub fn fill(
         &self,
         engine: &Engine,
         manifest: &Arc<Manifest>,
         title: &str,
-        asker: &Priority,
+        priority: &Priority,
         client: &ObjectStorage,
     ) -> Waiter<FillProgress, CachedModel> {
         let (inner, engine) = (Arc::clone(&self.0), engine.clone());
         let (manifest, title) = (Arc::clone(manifest), title.to_owned());
-        let started = FillProgress::new(Some(Arc::clone(&manifest)), asker.share());
+        let started = FillProgress::new(Some(Arc::clone(&manifest)), priority.share());
         started.share().read_as(client);
-        let ticket = self.0.model_flights.join(manifest.key(), started, move |progress| {
-            // Of its own: it has many callers, and outlives them.
+        let waiter = self.0.model_flights.join(manifest.key(), started, move |progress| {
+            // A root span, since the flight has many callers and outlives them.
             let flight = progress.id();
             let span = tracing::error_span!(parent: None, "download", flight, model = title);
             fill::fill(inner, engine, manifest, title, progress).instrument(span)
         });
-        ticket.progress().share().read_as(client);
-        asker.joins(ticket.progress().share());
-        ticket
+        waiter.progress().share().read_as(client);
+        priority.apply_to(waiter.progress().share());
+        waiter
     }
 
-    /// The newest revision of a request, if it stands complete.
+    /// Returns the newest revision of a request, if it is complete.
     pub async fn latest(&self, request: &RequestDigest) -> Result<Option<CachedModel>> {
         let (inner, request) = (Arc::clone(&self.0), request.clone());
         let key = blocking(move || inner.models.latest(&request)).await?;
@@ -311,31 +312,31 @@ impl Cache {
         Ok(!blocking(move || files::names(&models)).await?.is_empty())
     }
 
-    /// What is recorded as the newest revision of a request, complete or not. Blocks.
-    pub fn recorded(&self, request: &RequestDigest) -> Result<Option<(ModelKey, Revision)>> {
-        self.0.models.recorded(request)
+    /// Returns the recorded newest revision of a request, complete or not. Blocks.
+    pub fn recorded_latest(&self, request: &RequestDigest) -> Result<Option<(ModelKey, Revision)>> {
+        self.0.models.recorded_latest(request)
     }
 
-    /// Notes a complete model as the newest revision of a request. Blocks.
-    pub fn set_latest(&self, request: &RequestDigest, model: &CachedModel) -> Result<()> {
-        if self.0.models.set_latest(request, model)? {
+    /// Records a complete model as the newest revision of a request. Blocks.
+    pub fn record_latest(&self, request: &RequestDigest, model: &CachedModel) -> Result<()> {
+        if self.0.models.record_latest(request, model)? {
             self.0.syncer.enqueue(Unsynced::Index);
-            self.0.let_go.notify_one();
+            self.0.released.notify_one();
         }
         Ok(())
     }
 
-    /// Waits until what was committed is on the disk. Before a process ends: its
-    /// successor has less to read again.
-    pub async fn settled(&self) {
-        self.0.syncer.settled().await;
+    /// Waits until everything committed so far was synced. Called before the process
+    /// ends, so that the next one has less to read again.
+    pub async fn wait_until_synced(&self) {
+        self.0.syncer.wait_until_synced().await;
     }
 
-    /// Notes that somebody asked for exactly this revision: it is not given up
-    /// for a newer one. Blocks.
-    pub fn set_revision(&self, request: &RequestDigest, model: &CachedModel) -> Result<()> {
+    /// Records a request for exactly this revision, so that a newer one does not
+    /// supersede it. Blocks.
+    pub fn record_revision(&self, request: &RequestDigest, model: &CachedModel) -> Result<()> {
         let fields = [request.as_str(), model.summary.revision.as_str()];
-        self.set_latest(
+        self.record_latest(
             &RequestDigest::of_fields("oci-model-csi revision", fields.into_iter()),
             model,
         )
@@ -346,18 +347,18 @@ impl Cache {
         let key = model.key.clone();
         let lease = self.0.leases.take(model, holder);
         self.0.count_leases();
-        self.0.used(&key);
+        self.0.record_use(&key);
         self.0.forget_arrivals(Some(&key));
         lease
     }
 
-    /// Remembers which mount shows what is leased at a target.
-    pub fn shown(&self, target: &Path, mount: u64) {
-        self.0.leases.shown(target, mount);
+    /// Records the mount id of a lease.
+    pub fn record_mount(&self, target: &Path, mount: u64) {
+        self.0.leases.record_mount(target, mount);
     }
 
-    /// Whether a mount shows the tree of a model of this cache, whether that
-    /// is one by now or not. Blocks.
+    /// Whether a mount is of the tree of a model of this cache, even one that was
+    /// evicted or damaged since. Blocks.
     pub fn is_tree(&self, mounted: &Mounted) -> Result<bool> {
         let uses = mount::uses_of(self.0.layout.root())?;
         Ok(uses.iter().any(|one| one.id == mounted.id && layout::is_tree(&one.root)))
@@ -369,8 +370,8 @@ impl Cache {
         let released = self.0.leases.release(target);
         self.0.count_leases();
         if let Some(model) = model {
-            self.0.used(&model);
-            self.0.let_go.notify_one();
+            self.0.record_use(&model);
+            self.0.released.notify_one();
             self.0.space_freed.notify_waiters();
         }
         released
@@ -386,12 +387,12 @@ impl Cache {
         self.0.leases.all()
     }
 
-    /// What a leased model is. Blocks.
+    /// Reads the summary of a model. Blocks.
     pub fn summary(&self, key: &ModelKey) -> Result<Option<Summary>> {
         self.0.models.read_summary(key)
     }
 
-    /// The models that are being brought in, and how far they are.
+    /// Returns the models that are being downloaded, with their progress.
     pub fn running(&self) -> Vec<(ModelKey, Arc<FillProgress>)> {
         self.0.model_flights.running()
     }
@@ -403,15 +404,16 @@ impl CacheInner {
         self.metrics.leases.set(count);
     }
 
-    /// Holds a model until the pod that waited for it has asked again, since
-    /// another that waits for space would take its place: kubelet's pauses
-    /// reach two minutes.
+    /// Holds a completed model until its pod has asked again. Otherwise a model that
+    /// waits for space could evict it first, since kubelet's pauses reach two
+    /// minutes.
     fn await_pod(&self, model: &CachedModel) {
         self.forget_arrivals(None);
         self.arrivals().push((Instant::now(), model.clone()));
     }
 
-    /// Lets go of what was leased, and of what no pod asked for any more.
+    /// Ends the hold of a model that was leased, and of those whose pod did not return
+    /// in time.
     fn forget_arrivals(&self, leased: Option<&ModelKey>) {
         self.arrivals()
             .retain(|(at, model)| at.elapsed() < POD_RETURNS && Some(&model.key) != leased);
@@ -421,11 +423,10 @@ impl CacheInner {
         self.arrived.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes a use for the choice of what is evicted. That it could not be
-    /// noted spoils no publish.
-    fn used(&self, key: &ModelKey) {
+    /// Records a use, for the eviction policy. A failure is only logged.
+    fn record_use(&self, key: &ModelKey) {
         if let Err(error) = disk_usage::touch(&self.layout, key) {
-            tracing::warn!(%error, "a model's last use could not be noted");
+            tracing::warn!(%error, "recording a model's last use failed");
         }
     }
 }

@@ -11,11 +11,11 @@
 //!    blobs' records become durable, and `models/<key>/durable` is written;
 //!    after 4 it is synced once more.
 //!
-//! Killed after 2: the half-built directory is thrown away at start. Killed
-//! after 3: only `IfNotPresent` misses it until the next resolve. A machine
-//! that dies before 5: the model is a suspect at the next start. Its manifest
-//! is parsed, its links and blobs are checked, and it is rebuilt or dropped
-//! before anybody sees it; a model with `durable` waits for none of that.
+//! Killed after 2: the half-built directory is deleted at start. Killed after 3:
+//! only `IfNotPresent` misses it until the next resolve. After a power loss before
+//! 5, the model is a suspect at the next start. Its manifest is parsed, its links
+//! and blobs are checked, and it is rebuilt or dropped before it is served; a model
+//! with `durable` skips these checks.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
@@ -37,25 +37,25 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::model::{BlobId, Manifest, ModelKey, RequestDigest, Revision, Summary};
 use crate::mount::{self, DirId};
 
-/// A stored manifest that is not read beside another of that size, in bytes.
+/// Size in bytes above which only one manifest at a time is read into memory.
 const LARGE: u64 = 1 << 20;
 
-/// A complete model that stands in the cache.
+/// A complete model in the cache.
 #[derive(Debug, Clone)]
 pub struct CachedModel {
-    /// Its key.
+    /// Its key in the cache.
     pub key: ModelKey,
-    /// What it is. Its manifest stays on the disk: there may be a hundred
-    /// thousand files in it.
+    /// Its summary. The manifest stays on the disk, since it may list a hundred
+    /// thousand files.
     pub summary: Arc<Summary>,
-    /// What is bound into pods.
+    /// The tree that is bound into pods.
     pub tree: PathBuf,
-    /// It is not evicted while this lives.
+    /// Protects it from eviction while this lives.
     pub(super) _hold: ModelHold,
 }
 
 impl CachedModel {
-    /// Its manifest, from the disk; `None` when it is gone. Blocks.
+    /// Reads the manifest from the disk; `None` when it is gone. Blocks.
     pub fn manifest(&self) -> Result<Option<Manifest>> {
         let Some(directory) = self.tree.parent() else { return Ok(None) };
         let path = directory.join("manifest.json");
@@ -67,23 +67,23 @@ impl CachedModel {
     }
 }
 
-/// Something of a model that is not what its manifest says.
+/// A difference between a model's tree and its manifest.
 #[derive(Debug)]
 pub(super) struct Mismatch {
-    /// Where in the tree.
+    /// The path in the tree.
     pub(super) path: String,
     pub(super) why: String,
-    pub(super) fault: MismatchCause,
+    pub(super) cause: MismatchCause,
 }
 
-/// Where the cause of a [`Mismatch`] is.
+/// The cause of a [`Mismatch`].
 #[derive(Debug)]
 pub(super) enum MismatchCause {
-    /// In the tree itself.
+    /// The tree itself.
     Tree,
-    /// In this blob, which the tree shows.
+    /// This blob, which the tree links to.
     Blob(BlobId),
-    /// A blob was removed, by an eviction that was cut or by hand.
+    /// A blob was removed, by an interrupted eviction or by hand.
     NoBlob,
 }
 
@@ -125,14 +125,14 @@ impl Models {
         abort_point::reach("model-commit-2");
         let model = self.layout.model(&key);
         if model.exists() {
-            // Its flight found it damaged. Pods that show it keep what they
-            // have: the trash is not emptied of what is mounted.
+            // Its flight found it damaged. Pods that mount it keep their content:
+            // mounted trees in the trash are not deleted.
             discard(&self.layout, &model)?;
         }
         files::rename(&building, &model)?;
         abort_point::reach("model-commit-3");
-        // A blob may have been put aside as damaged since it was linked.
-        if let Some(Mismatch { path, why, .. }) = self.misfit(&key, manifest) {
+        // A blob may have been quarantined since it was linked.
+        if let Some(Mismatch { path, why, .. }) = self.mismatch(&key, manifest) {
             discard(&self.layout, &model)?;
             let text = format!("{path} changed while its model was built ({why}); try again");
             return Err(Error::new(ErrorKind::InProgress, text));
@@ -160,11 +160,11 @@ impl Models {
         files::set_mode(tree, 0o555)
     }
 
-    /// The model of this key if this process built or checked it. Blocks for
-    /// a moment.
+    /// Returns the model of this key if this process built or checked it. Blocks
+    /// briefly.
     pub(super) fn known(&self, key: &ModelKey) -> Option<CachedModel> {
         let summary = self.lock().get(key).cloned()?;
-        // Held before the look: what is there now stays.
+        // The hold comes first, so that the tree stays once it is found.
         let held = self.holds.model(key);
         if self.layout.tree(key).is_dir() {
             return Some(self.cached(key.clone(), summary, held));
@@ -173,25 +173,24 @@ impl Models {
         None
     }
 
-    /// Notes that a model was checked, and is whole.
-    pub(super) fn know(&self, key: &ModelKey, manifest: &Manifest) -> Option<CachedModel> {
+    /// Records that a model was checked and is complete.
+    pub(super) fn mark_checked(&self, key: &ModelKey, manifest: &Manifest) -> Option<CachedModel> {
         self.lock().insert(key.clone(), Arc::new(manifest.summary()));
         self.known(key)
     }
 
-    /// Forgets what this process knew of a model: it will be checked again.
+    /// Forgets that a model was checked: it will be checked again.
     pub(super) fn distrust(&self, key: &ModelKey) {
         self.lock().remove(key);
     }
 
-    /// The right to have a model's manifest in memory; none is needed for a small
-    /// one. Blocks.
-    pub(super) fn turn_to_read(&self, key: &ModelKey) -> Option<MutexGuard<'_, ()>> {
+    /// Locks the reading of large manifests; `None` for a small one. Blocks.
+    pub(super) fn lock_large_manifest(&self, key: &ModelKey) -> Option<MutexGuard<'_, ()>> {
         let stored = fs::metadata(self.layout.manifest(key)).map_or(0, |found| found.len());
         (stored > LARGE).then(|| self.reading.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// The manifest of a model, as it was written.
+    /// Reads the manifest of a model; `None` when it is gone or torn.
     pub(super) fn read_manifest(&self, key: &ModelKey) -> Result<Option<Manifest>> {
         let Some(file) = self.open_manifest(key)? else { return Ok(None) };
         match Manifest::read(file) {
@@ -204,52 +203,56 @@ impl Models {
         }
     }
 
-    /// The manifest's file, which can be read on when the model has left.
+    /// Opens the manifest's file, which stays readable after an eviction.
     pub(super) fn open_manifest(&self, key: &ModelKey) -> Result<Option<File>> {
         present(File::open(self.layout.manifest(key)), &self.layout.manifest(key))
     }
 
-    /// What a model is, without reading its manifest into memory.
+    /// Reads a model's summary, without reading its manifest into memory.
     pub(super) fn read_summary(&self, key: &ModelKey) -> Result<Option<Summary>> {
         summary(&self.layout, key)
     }
 
-    /// What of the tree is not what the manifest says, and how; nothing is
-    /// read. Blocks.
-    pub(super) fn misfit(&self, key: &ModelKey, manifest: &Manifest) -> Option<Mismatch> {
+    /// Compares the tree with the manifest and returns the first mismatch. Reads no
+    /// file content. Blocks.
+    pub(super) fn mismatch(&self, key: &ModelKey, manifest: &Manifest) -> Option<Mismatch> {
         let tree = self.layout.tree(key);
-        let misfit = |path: &str, fault, why: &str| {
-            Some(Mismatch { path: path.to_owned(), why: why.to_owned(), fault })
+        let mismatch = |path: &str, cause, why: &str| {
+            Some(Mismatch { path: path.to_owned(), why: why.to_owned(), cause })
         };
         for file in &manifest.files {
             let Ok(link) = fs::symlink_metadata(tree.join(&file.path)) else {
-                return misfit(&file.path, MismatchCause::Tree, "it is gone from the tree");
+                return mismatch(&file.path, MismatchCause::Tree, "it is missing in the tree");
             };
             let blob = fs::symlink_metadata(self.layout.blob(&file.blob));
             let Ok(blob) = blob else {
-                return misfit(&file.path, MismatchCause::NoBlob, "its blob is gone");
+                return mismatch(&file.path, MismatchCause::NoBlob, "its blob is missing");
             };
             if blob.ino() != link.ino() {
                 let why = "it is not the blob that the manifest names";
-                return misfit(&file.path, MismatchCause::Tree, why);
+                return mismatch(&file.path, MismatchCause::Tree, why);
             }
             if link.len() != file.size {
                 let why = format!("it has {} bytes instead of {}", link.len(), file.size);
-                return misfit(&file.path, MismatchCause::Blob(file.blob.clone()), &why);
+                return mismatch(&file.path, MismatchCause::Blob(file.blob.clone()), &why);
             }
         }
         let directories = manifest.all_directories();
         let gone = directories.iter().find(|directory| !tree.join(directory).is_dir());
         gone.and_then(|directory| {
-            misfit(directory, MismatchCause::Tree, "it is gone from the tree")
+            mismatch(directory, MismatchCause::Tree, "it is missing in the tree")
         })
     }
 
-    /// Notes the newest revision of a request; whether it is another than before.
-    pub(super) fn set_latest(&self, request: &RequestDigest, model: &CachedModel) -> Result<bool> {
+    /// Records the newest revision of a request; returns whether it changed.
+    pub(super) fn record_latest(
+        &self,
+        request: &RequestDigest,
+        model: &CachedModel,
+    ) -> Result<bool> {
         let latest = Latest { model: model.key.clone(), revision: model.summary.revision.clone() };
         let json = serde_json::to_vec(&latest)
-            .map_err(|e| Error::internal(format!("noting the newest revision: {e}")))?;
+            .map_err(|e| Error::internal(format!("recording the newest revision: {e}")))?;
         let path = self.layout.request(request);
         let before = files::read(&path)?;
         files::remove(&self.layout.superseded(&model.key))?;
@@ -259,10 +262,10 @@ impl Models {
         files::write_whole(&path, &json, 0o644)?;
         abort_point::reach("model-commit-4");
         let before = before.and_then(|b| serde_json::from_slice::<Latest>(&b).ok());
-        // The same revision may have been uploaded again: then it is no older one.
+        // The same revision may have been uploaded again: then it supersedes nothing.
         if let Some(old) = before.map(|latest| latest.model).filter(|old| *old != model.key)
             && let Err(error) = files::write_whole(&self.layout.superseded(&old), b"", 0o644)
-            // One that was evicted, perhaps at this moment, needs no mark.
+            // An evicted model, perhaps evicted just now, needs no mark.
             && self.layout.model(&old).is_dir()
         {
             return Err(error);
@@ -270,8 +273,8 @@ impl Models {
         Ok(true)
     }
 
-    /// The models that a newer one took the place of, and that no request has
-    /// any more. Blocks.
+    /// Returns the models that a newer revision replaced, and that no request has as
+    /// its latest. Blocks.
     pub(super) fn superseded(&self) -> Result<HashSet<ModelKey>> {
         let names = files::names(&self.layout.models())?;
         let keys = names.iter().filter_map(|name| ModelKey::parse(name));
@@ -290,33 +293,36 @@ impl Models {
         Ok(found)
     }
 
-    /// The newest revision that was resolved and completed for a request.
+    /// Returns the newest revision that was recorded for a request.
     pub(super) fn latest(&self, request: &RequestDigest) -> Result<Option<ModelKey>> {
-        Ok(self.recorded(request)?.map(|(model, _)| model))
+        Ok(self.recorded_latest(request)?.map(|(model, _)| model))
     }
 
-    /// As [`Models::latest`], with its revision.
-    pub(super) fn recorded(&self, request: &RequestDigest) -> Result<Option<(ModelKey, Revision)>> {
+    /// Like [`Models::latest`], with its revision.
+    pub(super) fn recorded_latest(
+        &self,
+        request: &RequestDigest,
+    ) -> Result<Option<(ModelKey, Revision)>> {
         let bytes = files::read(&self.layout.request(request))?;
         let latest = bytes.and_then(|b| serde_json::from_slice::<Latest>(&b).ok());
         Ok(latest.map(|latest| (latest.model, latest.revision)))
     }
 
-    /// A model's tree as it stands before a sync. Open, so that no other gets
+    /// Opens a model's tree before a sync. While it is open, no other directory gets
     /// its inode number.
-    pub(super) fn standing(&self, key: &ModelKey) -> Option<File> {
+    pub(super) fn open_tree(&self, key: &ModelKey) -> Option<File> {
         File::open(self.layout.tree(key)).ok()
     }
 
-    /// Notes that a model is on the disk, all of it, unless it was built again
-    /// since [`Models::standing`].
-    pub(super) fn made_durable(&self, key: &ModelKey, synced: &File) -> Result<()> {
+    /// Records that a model is durable, unless it was rebuilt since
+    /// [`Models::open_tree`].
+    pub(super) fn mark_durable(&self, key: &ModelKey, synced: &File) -> Result<()> {
         let tree = self.layout.tree(key);
         let is_at = |metadata: fs::Metadata| {
             mount::identity(&tree).is_ok_and(|tree| tree == DirId::from(&metadata))
         };
         if synced.metadata().is_ok_and(is_at) {
-            // Beside this tree, whatever takes its name by then.
+            // Beside this very tree, even if another one takes its name.
             let beside = format!("/proc/self/fd/{}/../durable", synced.as_raw_fd());
             files::write_whole(Path::new(&beside), b"", 0o644)
                 .map_err(|e| e.context(self.layout.durable(key).display()))?;
@@ -339,8 +345,8 @@ impl Models {
     }
 }
 
-/// What a model is. One of an earlier version has no summary: its manifest is
-/// read piece by piece, and the summary is put beside it. `None` when the model
+/// Reads a model's summary. A model of an earlier version has none: then its
+/// manifest is streamed, and the summary is written beside it. `None` when the model
 /// is gone or torn. Blocks.
 pub(super) fn summary(layout: &Layout, key: &ModelKey) -> Result<Option<Summary>> {
     let path = layout.summary(key);
@@ -355,15 +361,15 @@ pub(super) fn summary(layout: &Layout, key: &ModelKey) -> Result<Option<Summary>
     if summary.key() != *key {
         return Ok(None);
     }
-    // Without it the manifest is read again the next time.
+    // If this fails, the manifest is read again the next time.
     if let Err(error) = files::write_whole(&path, &summary.to_json(), 0o644) {
-        tracing::debug!(%error, "a model's summary could not be written");
+        tracing::debug!(%error, "writing a model's summary failed");
     }
     Ok(Some(summary))
 }
 
-/// `None` for what is gone, and for what is damaged: one such file must not end
-/// what is done with all other models.
+/// Returns `None` for a file that is gone or damaged, so that one of those does not
+/// end an operation on all models.
 fn present<T>(read: io::Result<T>, path: &Path) -> Result<Option<T>> {
     match read {
         Ok(present) => Ok(Some(present)),
@@ -377,20 +383,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_sync_vouches_for_no_model_that_was_built_again_after_it_began() {
+    fn a_sync_does_not_make_a_model_durable_that_was_rebuilt_after_it_began() {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::new(dir.path());
         let models = Models::new(layout.clone(), Holds::default());
         let key = ModelKey::parse(&"ab".repeat(32)).unwrap();
         let build = || fs::create_dir_all(layout.tree(&key)).unwrap();
         build();
-        let before = models.standing(&key).unwrap();
+        let before = models.open_tree(&key).unwrap();
         fs::remove_dir_all(layout.model(&key)).unwrap();
-        models.made_durable(&key, &before).unwrap();
+        models.mark_durable(&key, &before).unwrap();
         build();
-        models.made_durable(&key, &before).unwrap();
-        assert!(!models.is_durable(&key), "what was synced is gone");
-        models.made_durable(&key, &models.standing(&key).unwrap()).unwrap();
+        models.mark_durable(&key, &before).unwrap();
+        assert!(!models.is_durable(&key), "the synced tree is gone");
+        models.mark_durable(&key, &models.open_tree(&key).unwrap()).unwrap();
         assert!(models.is_durable(&key));
     }
 }

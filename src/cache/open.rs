@@ -1,4 +1,4 @@
-//! Taking a directory as our cache: only what is ours, only one process.
+//! Opens a cache directory, for one process at a time.
 
 use std::collections::HashSet;
 use std::fs::{File, OpenOptions, TryLockError};
@@ -10,7 +10,7 @@ use super::{files, selinux};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mount;
 
-/// The right to use a cache directory, as long as it is held.
+/// Ownership of a cache directory, until dropped.
 #[derive(Debug)]
 pub(super) struct Ownership {
     _lock: File,
@@ -18,8 +18,8 @@ pub(super) struct Ownership {
 
 /// Makes the directory a cache or recognizes it as one, and locks it.
 ///
-/// Nothing is ever cleaned here: a directory of a newer layout, of another
-/// program, or in use by another driver is refused and left as it is.
+/// A directory of a newer layout, of another program, or in use by another driver
+/// is refused and left unchanged.
 pub(super) fn take(layout: &Layout, require_mount: bool) -> Result<Ownership> {
     let root = layout.root();
     if !root.is_absolute() {
@@ -28,10 +28,7 @@ pub(super) fn take(layout: &Layout, require_mount: bool) -> Result<Ownership> {
     match std::fs::symlink_metadata(root) {
         Ok(metadata) if metadata.is_dir() => {}
         Ok(_) => {
-            return Err(refused(
-                root,
-                "is a file or a symbolic link; a cache has to be a directory",
-            ));
+            return Err(refused(root, "is a file or a symbolic link; a cache must be a directory"));
         }
         Err(_) if require_mount => {
             return Err(refused(root, "does not exist, and cache.requireMount is set: mount it"));
@@ -51,7 +48,7 @@ pub(super) fn take(layout: &Layout, require_mount: bool) -> Result<Ownership> {
     }
     check_owner(root)?;
     let lock = match files::read(&layout.version())? {
-        // Somebody may be at work on it.
+        // A process may be using it: lock it first.
         Some(version) if is_older(&version) => {
             let lock = lock(layout)?;
             claim(layout)?;
@@ -89,7 +86,7 @@ fn claim(layout: &Layout) -> Result<()> {
                 root,
                 &match text.strip_prefix(VERSION_STEM) {
                     Some(_) => format!(
-                        "has the layout {shown:?}; this version knows {:?}. It was left as it is: \
+                        "has the layout {shown:?}; this version knows {:?}. It was left unchanged: \
                          run the version that wrote it, or choose another --cache-dir",
                         VERSION.trim_end()
                     ),
@@ -98,27 +95,27 @@ fn claim(layout: &Layout) -> Result<()> {
             ))
         }
         None => {
-            // Killed between setting an older layout aside and writing VERSION, a
-            // start leaves nothing but what it has set aside.
+            // A start that was killed between setting an older layout aside and
+            // writing VERSION leaves only the set-aside cache.
             let ours = |name: &str| is_expected(name) || is_set_aside(&root.join(name));
             let foreign = files::names(root)?.into_iter().find(|name| !ours(name));
             if let Some(name) = foreign {
                 return Err(refused(
                     root,
                     &format!(
-                        "is not empty and not a cache of ours (it holds {name:?}); choose an empty \
-                         directory with --cache-dir"
+                        "is neither empty nor a cache of this driver (it holds {name:?}); choose \
+                         an empty directory with --cache-dir"
                     ),
                 ));
             }
             check_hard_links(root)?;
-            // A torn VERSION would be another program's, for ever.
+            // A torn VERSION would be taken for another program's ever after.
             files::write_durably(&layout.version(), VERSION.as_bytes(), 0o644)
         }
     }
 }
 
-/// The number of a layout of ours.
+/// Parses the number of a layout of this driver.
 fn layout_number(version: &[u8]) -> Option<u32> {
     std::str::from_utf8(version).ok()?.strip_prefix(VERSION_STEM)?.trim_end().parse().ok()
 }
@@ -127,15 +124,15 @@ fn is_older(version: &[u8]) -> bool {
     layout_number(version) < layout_number(VERSION.as_bytes()) && layout_number(version).is_some()
 }
 
-/// Moves a cache of an older layout into a directory beside the new one. Its
-/// models may still be mounted, so nothing of it is deleted.
+/// Moves a cache of an older layout into a directory inside the new one. Its models
+/// may still be mounted, so nothing of it is deleted.
 fn set_aside(layout: &Layout, version: &[u8]) -> Result<()> {
     let root = layout.root();
     let number = layout_number(version).unwrap_or_default();
     let names: HashSet<String> = files::names(root)?.into_iter().collect();
     let mut candidates = (0..=names.len()).map(|n| format!("{OLD_LAYOUT}{number}.{n}"));
-    // VERSION comes last: without it, one was begun by a start that was killed. It
-    // is gone on with, so that leases and models of a cache stay together.
+    // VERSION is moved last: a set-aside cache without it was begun by a start that
+    // was killed. It is completed, so that leases and models of a cache stay together.
     let is_free =
         |name: &String| !names.contains(name) || !root.join(name).join("VERSION").exists();
     let free = candidates.find(is_free).unwrap_or_default();
@@ -148,14 +145,14 @@ fn set_aside(layout: &Layout, version: &[u8]) -> Result<()> {
     }
     tracing::warn!(
         set_aside = %aside.display(),
-        "the cache has an older layout; it was set aside and a new one is begun. Pods that run keep \
-         their models; what is asked for from now on is downloaded again. It goes when its space is \
-         needed and no pod uses it, or with `oci-model-csi cache gc --all`"
+        "the cache has an older layout; it was set aside, and a new cache was created. Running pods \
+         keep their models; later requests download again. The old cache is removed when its space \
+         is needed and no pod uses it, or with `oci-model-csi cache gc --all`"
     );
     Ok(())
 }
 
-/// Whether this is an older layout, with all that it had.
+/// Whether this is a completely set-aside cache of an older layout.
 fn is_set_aside(path: &Path) -> bool {
     let is_named =
         path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(OLD_LAYOUT));
@@ -163,7 +160,8 @@ fn is_set_aside(path: &Path) -> bool {
     is_named && version.is_some_and(|version| is_older(&version))
 }
 
-/// Who may write to the directory may change what every pod of the node reads.
+/// Checks owner and mode: anyone who may write to the directory could change what
+/// every pod of the node reads.
 fn check_owner(root: &Path) -> Result<()> {
     let metadata = std::fs::metadata(root)
         .map_err(|e| Error::io(format!("looking at {}", root.display()), &e))?;
@@ -175,7 +173,7 @@ fn check_owner(root: &Path) -> Result<()> {
         );
         return Err(refused(root, &why));
     }
-    // The sticky bit protects what is in it, and not the place itself.
+    // The sticky bit does not help: others could still add files.
     if mode & 0o022 != 0 {
         let why = format!(
             "can be written to by others (mode {mode:04o}), who could change the models that pods \
@@ -186,9 +184,9 @@ fn check_owner(root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What may be in a directory that is not a cache yet: a fresh file system's
-/// own, and what a start of ours leaves before VERSION is written. What no
-/// layout changes stays when an older one is set aside.
+/// Whether a directory that is not a cache yet may contain this name: files of a fresh
+/// file system, and of a start before it writes VERSION. These do not depend on the
+/// layout, so they stay when an older one is set aside.
 fn is_expected(name: &str) -> bool {
     matches!(name, "lost+found" | "lock" | "admin.sock" | ".admin.sock.lock" | ".admin.sock.new")
         || name == CONFIG_IN_FORCE
@@ -219,7 +217,7 @@ fn lock(layout: &Layout) -> Result<File> {
     }
 }
 
-/// Trees are hard links into blobs/: a file system without them cannot hold a cache.
+/// Checks that the file system has hard links, which trees are made of.
 fn check_hard_links(root: &Path) -> Result<()> {
     let name = |number| root.join(format!(".hard-link.{}.{number}.tmp", std::process::id()));
     let (from, to) = (name(0), name(1));
@@ -245,7 +243,7 @@ fn warn_of_foreign_files(layout: &Layout) -> Result<()> {
         tracing::warn!(
             name,
             cache = %layout.root().display(),
-            "the cache directory holds something that is not the driver's; it is left alone"
+            "the cache directory holds a file that is not the driver's; it is left alone"
         );
     }
     Ok(())
@@ -274,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_ours_is_refused_and_left_as_it_is() {
+    fn a_foreign_directory_is_refused_and_left_unchanged() {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::new(dir.path());
         std::fs::write(dir.path().join("data"), "precious").unwrap();
@@ -307,12 +305,12 @@ mod tests {
     }
 
     #[test]
-    fn a_start_that_was_killed_while_it_set_a_layout_aside_is_gone_on_with() {
+    fn a_start_that_was_killed_while_it_set_a_layout_aside_is_completed() {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::new(dir.path());
         let aside = dir.path().join("old-layout-0.0");
         let names = ["leases", "models", "VERSION"];
-        // Each number of names may have been moved when it was killed.
+        // It may have been killed after any number of moves.
         for moved in 0..=names.len() {
             std::fs::create_dir(&aside).unwrap();
             for (n, name) in names.into_iter().enumerate() {
@@ -332,7 +330,7 @@ mod tests {
                 files::delete_tree(&dir.path().join(name)).unwrap();
             }
         }
-        // What only has such a name is another program's.
+        // A directory that only has such a name is another program's.
         std::fs::create_dir(&aside).unwrap();
         assert!(refusal(&layout).contains("\"old-layout-0.0\""));
     }
@@ -351,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_and_a_symbolic_link_are_no_cache_directory() {
+    fn a_file_and_a_symbolic_link_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("file"), "").unwrap();
         std::os::unix::fs::symlink(dir.path(), dir.path().join("link")).unwrap();
@@ -361,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_process_is_told_who_holds_the_cache() {
+    fn a_second_process_is_refused_while_the_cache_is_in_use() {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::new(dir.path());
         let held = take(&layout, false).unwrap();

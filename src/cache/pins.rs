@@ -1,5 +1,5 @@
-//! Models that stay although nobody uses them. A pin stands beside the model
-//! and not in it, so that it outlives a repair.
+//! Pins: they keep models that are not in use. A pin is stored beside the model and
+//! not in it, so that it survives a repair.
 
 use std::collections::HashSet;
 
@@ -8,7 +8,7 @@ use super::layout::Layout;
 use crate::error::Result;
 use crate::model::ModelKey;
 
-/// Pins or unpins. Blocks.
+/// Pins or unpins a model. Blocks.
 pub(super) fn set(layout: &Layout, key: &ModelKey, pinned: bool) -> Result<()> {
     match pinned {
         true => files::write_whole(&layout.pin(key), b"", 0o644),
@@ -16,7 +16,7 @@ pub(super) fn set(layout: &Layout, key: &ModelKey, pinned: bool) -> Result<()> {
     }
 }
 
-/// All pins. Blocks.
+/// Lists the pinned models. Blocks.
 pub(super) fn all(layout: &Layout) -> Result<HashSet<ModelKey>> {
     let names = files::names(&layout.directory("pins"))?;
     Ok(names.iter().filter_map(|name| ModelKey::parse(name)).collect())

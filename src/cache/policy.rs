@@ -1,30 +1,28 @@
-//! Which models leave the cache: a pure choice, without a look at the disk.
+//! The eviction policy: chooses the models to evict, without touching the disk.
 //!
-//! Least recently used first, and never one that has a reason to stay. Space is
-//! counted as the disk counts it: a blob that several models share is freed with
-//! the last of them, once, and bytes and inodes both have to suffice.
+//! Models go least recently used first, and never one with a reason to stay. Space is
+//! counted as the disk counts it: a blob that several models share is freed once,
+//! with the last of them, and both bytes and inodes must suffice.
 //!
-//! 1. Idle models, unused since before `idle_before`, go whatever the goal is.
-//! 2. If that does not reach the goal, blobs without any model go: all of them,
-//!    since nobody sees them leave.
-//! 3. If that does not reach it either, the least recently used models go, one
-//!    after the other until it is reached.
-//! 4. Then what turned out to be needless stays after all, the most recently
-//!    used first: a model may free bytes where only inodes were missing, or less
-//!    than a later one that frees enough alone.
+//! 1. Idle models, unused since before `idle_before`, go regardless of the goal.
+//! 2. If that does not reach the goal, all orphaned blobs go, since no model needs
+//!    them.
+//! 3. If that does not reach it either, the least recently used models go, one by one
+//!    until it is reached.
+//! 4. Then models that turned out not to be needed are kept, the most recently used
+//!    first: a model may free bytes where only inodes were missing, or less than a
+//!    later one that frees enough alone.
 //!
-//! A need that cannot be reached ends with step 1: what is evicted for nothing
-//! would only have to be downloaded again.
+//! For a need that cannot be met, only step 1 applies: further evictions would be in
+//! vain, and cause downloads later.
 //!
-//! The time is that of one sort of the models and of two passes over the models'
-//! blobs.
+//! The cost is one sort of the models and two passes over their blobs.
 
 use std::time::SystemTime;
 
 use crate::model::ModelKey;
 
-/// A part of a file system, or a need of one. Sums end at the largest number
-/// instead of overflowing.
+/// An amount of space on a file system. Sums saturate.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Space {
     /// Allocated bytes.
@@ -48,100 +46,100 @@ impl Space {
         }
     }
 
-    /// Whether it is enough for `need`, in bytes and in inodes.
+    /// Whether this is enough for `need`, in bytes and in inodes.
     pub(super) fn covers(self, need: Self) -> bool {
         self.bytes >= need.bytes && self.inodes >= need.inodes
     }
 }
 
-/// One cached model, as the choice sees it.
+/// A cached model, as input of the policy.
 #[derive(Debug, Clone)]
 pub(super) struct EvictionCandidate {
-    /// Which model; decides between models of the same last use.
+    /// Its key; orders models with the same last use.
     pub(super) key: ModelKey,
     /// When a pod last asked for it.
     pub(super) last_used: SystemTime,
-    /// Why it stays whatever the goal is.
+    /// Why it must stay, if it must.
     pub(super) keep: Option<RetentionReason>,
     /// Its blobs, as indices into [`EvictionInput::blobs`], each once.
     pub(super) blobs: Vec<usize>,
-    /// What is its own: the directories of its tree, and its manifest.
+    /// Space of its directories and its manifest.
     pub(super) own: Space,
 }
 
-/// Why a model stays.
+/// Why a model must stay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum RetentionReason {
     /// A volume has a lease on it.
     Leased,
-    /// It is mounted somewhere, with a lease of ours or without.
+    /// It is mounted, with or without a lease.
     Mounted,
-    /// Somebody pinned it.
+    /// An administrator pinned it.
     Pinned,
-    /// A flight of it runs: a download, a check or a publish.
+    /// An operation holds it: a download, a check or a publish.
     Busy,
 }
 
-/// One blob, as the choice sees it.
+/// A blob, as input of the policy.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Blob {
-    /// What its file takes.
+    /// Space of its file.
     pub(super) space: Space,
-    /// A running download or publish wants it: it stays, also without a model.
+    /// A running download or publish holds it: it stays, even without a model.
     pub(super) busy: bool,
 }
 
-/// What the cache holds.
+/// The input of the policy: the content of the cache.
 #[derive(Debug, Clone, Default)]
 pub(super) struct EvictionInput {
     /// The models, in any order.
     pub(super) models: Vec<EvictionCandidate>,
-    /// The blobs, with those that no model has.
+    /// The blobs, including orphans.
     pub(super) blobs: Vec<Blob>,
 }
 
-/// How much is to be freed.
+/// How much to free.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum EvictionGoal {
-    /// This much or nothing: a download asks for admission.
+    /// This much or nothing, for the admission of a download.
     Need(Space),
-    /// This much or what there is: the file system runs full.
+    /// This much or as much as possible, when the disk is almost full.
     BestEffort(Space),
-    /// Everything that may go.
+    /// Everything that may be evicted.
     All,
 }
 
-/// What leaves, by indices into the [`EvictionInput`].
+/// What to evict, as indices into the [`EvictionInput`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct EvictionChoice {
-    /// The models, least recently used first: the order in which they go.
+    /// The models in the order of eviction, least recently used first.
     pub(super) models: Vec<usize>,
-    /// The blobs, ascending: no model that stays has one of them.
+    /// The blobs, ascending. No remaining model refers to them.
     pub(super) blobs: Vec<usize>,
     /// The space of all of these.
     pub(super) freed: Space,
-    /// Whether that is what the goal asked for.
+    /// Whether that reaches the goal.
     pub(super) reached: bool,
 }
 
-/// Chooses what leaves the cache for this goal. Models that were last used
-/// before `idle_before` leave in any case, unless something keeps them.
+/// Chooses what to evict for this goal. Models last used before `idle_before` are
+/// always chosen, unless they have a reason to stay.
 pub(super) fn choose(
-    stock: &EvictionInput,
+    input: &EvictionInput,
     goal: &EvictionGoal,
     idle_before: Option<SystemTime>,
 ) -> EvictionChoice {
-    // What is enough; `None`: nothing is, everything goes.
+    // The space that is enough; `None` evicts everything.
     let enough = match *goal {
-        EvictionGoal::Need(need) if !evictable(stock).covers(need) => Some(Space::default()),
+        EvictionGoal::Need(need) if !evictable(input).covers(need) => Some(Space::default()),
         EvictionGoal::Need(space) | EvictionGoal::BestEffort(space) => Some(space),
         EvictionGoal::All => None,
     };
     let is_enough = |freed: Space| enough.is_some_and(|enough| freed.covers(enough));
-    let mut order = least_recently_used_first(stock);
-    let is_idle = |&model: &usize| idle_before.is_some_and(|t| stock.models[model].last_used < t);
+    let mut order = least_recently_used_first(input);
+    let is_idle = |&model: &usize| idle_before.is_some_and(|t| input.models[model].last_used < t);
     let later = order.split_off(order.partition_point(is_idle));
-    let mut gone = Gone::new(stock);
+    let mut gone = Gone::new(input);
     let mut models = order;
     for &model in &models {
         gone.add(model);
@@ -161,7 +159,7 @@ pub(super) fn choose(
     chosen.retain(|&model| {
         let needed = !is_enough(gone.freed_without(model));
         if !needed {
-            gone.bring_back(model);
+            gone.restore(model);
         }
         needed
     });
@@ -173,87 +171,87 @@ pub(super) fn choose(
     EvictionChoice { models, blobs: gone.blobs(), freed: gone.freed, reached }
 }
 
-/// All that could go.
-pub(super) fn evictable(stock: &EvictionInput) -> Space {
-    let mut gone = Gone::new(stock);
+/// Returns the space of everything that may be evicted.
+pub(super) fn evictable(input: &EvictionInput) -> Space {
+    let mut gone = Gone::new(input);
     gone.add_orphans();
-    may_go(stock).for_each(|model| gone.add(model));
+    may_go(input).for_each(|model| gone.add(model));
     gone.freed
 }
 
-fn may_go(stock: &EvictionInput) -> impl Iterator<Item = usize> + '_ {
-    let models = stock.models.iter().enumerate();
+fn may_go(input: &EvictionInput) -> impl Iterator<Item = usize> + '_ {
+    let models = input.models.iter().enumerate();
     models.filter(|(_, model)| model.keep.is_none()).map(|(index, _)| index)
 }
 
-/// Those of the same last use by their keys, so that the choice does not depend
-/// on the order of the stock.
-fn least_recently_used_first(stock: &EvictionInput) -> Vec<usize> {
-    let mut order: Vec<usize> = may_go(stock).collect();
-    let models = &stock.models;
+/// Orders the models that may be evicted. Models with the same last use are ordered
+/// by key, so that the choice does not depend on the order of the input.
+fn least_recently_used_first(input: &EvictionInput) -> Vec<usize> {
+    let mut order: Vec<usize> = may_go(input).collect();
+    let models = &input.models;
     order.sort_unstable_by_key(|&model| (models[model].last_used, &models[model].key));
     order
 }
 
-/// What is gone so far.
+/// What was chosen so far.
 struct Gone<'a> {
-    stock: &'a EvictionInput,
-    /// What still holds each blob: the models that are there, and for an orphan
-    /// that it was not its turn yet.
+    input: &'a EvictionInput,
+    /// How many remaining models refer to each blob; 1 for an orphan that was not
+    /// chosen yet.
     holders: Vec<usize>,
     orphans: Vec<usize>,
     freed: Space,
 }
 
 impl<'a> Gone<'a> {
-    fn new(stock: &'a EvictionInput) -> Self {
-        let mut holders = vec![0; stock.blobs.len()];
-        for &blob in stock.models.iter().flat_map(|model| &model.blobs) {
+    fn new(input: &'a EvictionInput) -> Self {
+        let mut holders = vec![0; input.blobs.len()];
+        for &blob in input.models.iter().flat_map(|model| &model.blobs) {
             holders[blob] += 1;
         }
         let orphans: Vec<usize> = (0..holders.len()).filter(|&blob| holders[blob] == 0).collect();
         for &blob in &orphans {
             holders[blob] = 1;
         }
-        Self { stock, holders, orphans, freed: Space::default() }
+        Self { input, holders, orphans, freed: Space::default() }
     }
 
     fn add_orphans(&mut self) {
         for blob in std::mem::take(&mut self.orphans) {
-            self.let_go(blob);
+            self.release(blob);
         }
     }
 
     fn add(&mut self, model: usize) {
-        let model = &self.stock.models[model];
+        let model = &self.input.models[model];
         self.freed = self.freed.saturating_add(model.own);
-        model.blobs.iter().for_each(|&blob| self.let_go(blob));
+        model.blobs.iter().for_each(|&blob| self.release(blob));
     }
 
-    fn let_go(&mut self, blob: usize) {
+    fn release(&mut self, blob: usize) {
         self.holders[blob] -= 1;
         if self.is_gone(blob) {
-            self.freed = self.freed.saturating_add(self.stock.blobs[blob].space);
+            self.freed = self.freed.saturating_add(self.input.blobs[blob].space);
         }
     }
 
-    /// What would be freed if this model had stayed.
+    /// The space that would be freed if this model stayed.
     fn freed_without(&self, model: usize) -> Space {
-        let model = &self.stock.models[model];
+        let model = &self.input.models[model];
         let blobs = model.blobs.iter().filter(|&&blob| self.is_gone(blob));
-        let spaces = blobs.map(|&blob| self.stock.blobs[blob].space);
+        let spaces = blobs.map(|&blob| self.input.blobs[blob].space);
         spaces.fold(self.freed.saturating_sub(model.own), Space::saturating_sub)
     }
 
-    fn bring_back(&mut self, model: usize) {
+    fn restore(&mut self, model: usize) {
         self.freed = self.freed_without(model);
-        for &blob in &self.stock.models[model].blobs {
+        for &blob in &self.input.models[model].blobs {
             self.holders[blob] += 1;
         }
     }
 
     fn is_gone(&self, blob: usize) -> bool {
-        self.holders[blob] == 0 && !self.stock.blobs[blob].busy
+        self.holders[blob] == 0 && !self.input.blobs[blob].busy
     }
 
     fn blobs(&self) -> Vec<usize> {

@@ -30,87 +30,87 @@ fn blob(bytes: u64) -> Blob {
 }
 
 #[test]
-fn the_least_recently_used_go_until_it_is_enough() {
+fn the_least_recently_used_models_go_until_it_is_enough() {
     let models = vec![model(0, 30, &[0]), model(1, 10, &[1]), model(2, 20, &[2])];
-    let stock = EvictionInput { models, blobs: vec![blob(10), blob(10), blob(10)] };
-    let choice = choose(&stock, &EvictionGoal::Need(bytes(15)), None);
+    let input = EvictionInput { models, blobs: vec![blob(10), blob(10), blob(10)] };
+    let choice = choose(&input, &EvictionGoal::Need(bytes(15)), None);
     assert_eq!((choice.models, choice.blobs), (vec![1, 2], vec![1, 2]));
     assert_eq!((choice.freed, choice.reached), (Space { bytes: 20, inodes: 4 }, true));
 }
 
 #[test]
-fn a_need_that_cannot_be_met_evicts_nothing_and_a_full_disk_what_there_is() {
+fn a_need_that_cannot_be_met_evicts_nothing_and_a_best_effort_all_it_can() {
     let models = vec![
         model(0, 10, &[0]),
         EvictionCandidate { keep: Some(RetentionReason::Leased), ..model(1, 5, &[1]) },
     ];
-    let stock = EvictionInput { models, blobs: vec![blob(10), blob(90)] };
-    let choice = choose(&stock, &EvictionGoal::Need(bytes(50)), None);
+    let input = EvictionInput { models, blobs: vec![blob(10), blob(90)] };
+    let choice = choose(&input, &EvictionGoal::Need(bytes(50)), None);
     assert_eq!(choice, EvictionChoice::default());
-    let choice = choose(&stock, &EvictionGoal::BestEffort(bytes(50)), None);
+    let choice = choose(&input, &EvictionGoal::BestEffort(bytes(50)), None);
     assert_eq!((choice.models, choice.freed.bytes, choice.reached), (vec![0], 10, false));
 }
 
 #[test]
 fn a_shared_blob_is_freed_once_with_the_last_of_its_models() {
     let models = vec![model(0, 1, &[0, 1]), model(1, 2, &[0])];
-    let stock = EvictionInput { models, blobs: vec![blob(70), blob(1)] };
-    assert_eq!(evictable(&stock), Space { bytes: 71, inodes: 4 });
-    let choice = choose(&stock, &EvictionGoal::Need(bytes(1)), None);
+    let input = EvictionInput { models, blobs: vec![blob(70), blob(1)] };
+    assert_eq!(evictable(&input), Space { bytes: 71, inodes: 4 });
+    let choice = choose(&input, &EvictionGoal::Need(bytes(1)), None);
     assert_eq!((choice.models, choice.blobs), (vec![0], vec![1]));
-    let choice = choose(&stock, &EvictionGoal::Need(bytes(2)), None);
+    let choice = choose(&input, &EvictionGoal::Need(bytes(2)), None);
     assert_eq!((choice.models, choice.freed.bytes), (vec![0, 1], 71));
 }
 
 #[test]
-fn what_has_no_model_goes_before_any_model_and_stays_while_nobody_needs_room() {
-    let stock = EvictionInput {
+fn orphans_go_before_any_model_and_only_when_space_is_needed() {
+    let input = EvictionInput {
         models: vec![model(0, 1, &[0])],
         blobs: vec![blob(10), blob(10), blob(10)],
     };
-    let choice = choose(&stock, &EvictionGoal::BestEffort(bytes(15)), None);
+    let choice = choose(&input, &EvictionGoal::BestEffort(bytes(15)), None);
     assert_eq!((choice.models, choice.blobs), (vec![], vec![1, 2]));
     assert_eq!(
-        choose(&stock, &EvictionGoal::BestEffort(bytes(0)), None),
+        choose(&input, &EvictionGoal::BestEffort(bytes(0)), None),
         EvictionChoice { reached: true, ..EvictionChoice::default() }
     );
     assert_eq!(
-        choose(&stock, &EvictionGoal::Need(bytes(31)), None),
+        choose(&input, &EvictionGoal::Need(bytes(31)), None),
         EvictionChoice::default(),
-        "for nothing"
+        "in vain"
     );
 }
 
 #[test]
-fn a_blob_that_somebody_downloads_stays_with_a_model_or_without() {
+fn a_blob_that_is_being_downloaded_stays_with_or_without_a_model() {
     let busy = Blob { busy: true, ..blob(10) };
-    let stock = EvictionInput { models: vec![model(0, 1, &[0])], blobs: vec![busy, busy] };
-    let choice = choose(&stock, &EvictionGoal::All, None);
+    let input = EvictionInput { models: vec![model(0, 1, &[0])], blobs: vec![busy, busy] };
+    let choice = choose(&input, &EvictionGoal::All, None);
     assert_eq!((choice.models, choice.blobs, choice.freed.bytes), (vec![0], vec![], 0));
 }
 
 #[test]
-fn an_old_model_that_does_not_help_stays_where_a_later_one_is_enough() {
-    let stock = EvictionInput {
+fn an_old_model_that_does_not_help_stays_if_a_later_one_is_enough() {
+    let input = EvictionInput {
         models: vec![model(0, 1, &[0]), model(1, 2, &[1])],
         blobs: vec![blob(1), blob(50)],
     };
-    let choice = choose(&stock, &EvictionGoal::Need(bytes(50)), None);
+    let choice = choose(&input, &EvictionGoal::Need(bytes(50)), None);
     assert_eq!((choice.models, choice.reached), (vec![1], true));
 }
 
 #[test]
-fn inodes_are_freed_where_inodes_are_missing() {
-    let stock =
+fn inodes_are_freed_when_inodes_are_missing() {
+    let input =
         EvictionInput { models: vec![model(0, 1, &[0]), model(1, 2, &[])], blobs: vec![blob(1)] };
-    let choice = choose(&stock, &EvictionGoal::Need(Space { bytes: 0, inodes: 3 }), None);
+    let choice = choose(&input, &EvictionGoal::Need(Space { bytes: 0, inodes: 3 }), None);
     assert_eq!((choice.models, choice.freed.inodes), (vec![0, 1], 3));
 }
 
 #[test]
-fn an_idle_model_goes_though_nobody_needs_its_room_unless_something_keeps_it() {
+fn an_idle_model_goes_even_when_no_space_is_needed_unless_it_is_kept() {
     let pinned = EvictionCandidate { keep: Some(RetentionReason::Pinned), ..model(1, 1, &[]) };
-    let stock = EvictionInput {
+    let input = EvictionInput {
         models: vec![model(0, 1, &[0]), pinned, model(2, 9, &[])],
         blobs: vec![blob(1)],
     };
@@ -119,7 +119,7 @@ fn an_idle_model_goes_though_nobody_needs_its_room_unless_something_keeps_it() {
         EvictionGoal::Need(bytes(0)),
         EvictionGoal::Need(bytes(1000)),
     ] {
-        assert_eq!(choose(&stock, &goal, Some(at(9))).models, [0], "{goal:?}");
+        assert_eq!(choose(&input, &goal, Some(at(9))).models, [0], "{goal:?}");
     }
 }
 
@@ -131,26 +131,26 @@ fn models_of_the_same_last_use_go_by_their_keys() {
 }
 
 #[test]
-fn two_thousand_models_with_forty_thousand_references_are_chosen_from_at_once() {
-    // Ten times per kind of goal: what is quadratic takes minutes for that.
+fn a_choice_among_two_thousand_models_is_fast() {
+    // Ten times per kind of goal: a quadratic algorithm would take minutes.
     let blobs = vec![blob(4096); 20_000];
     let refers = |n: usize| (0..20).map(|i| (n * 10 + i * 7) % 20_000).collect::<BTreeSet<_>>();
     let models = (0..2_000).map(|n| {
         let blobs: Vec<usize> = refers(n).into_iter().collect();
         model(n, (n as u64 * 7919) % 1_000, &blobs)
     });
-    let stock = EvictionInput { models: models.collect(), blobs };
-    let all = evictable(&stock);
+    let input = EvictionInput { models: models.collect(), blobs };
+    let all = evictable(&input);
     let half = Space { bytes: all.bytes / 2, inodes: all.inodes / 2 };
     for _ in 0..10 {
-        assert_eq!(choose(&stock, &EvictionGoal::All, None).freed, all);
-        assert!(choose(&stock, &EvictionGoal::Need(half), Some(at(100))).reached);
-        let least = choose(&stock, &EvictionGoal::BestEffort(bytes(u64::MAX)), None);
+        assert_eq!(choose(&input, &EvictionGoal::All, None).freed, all);
+        assert!(choose(&input, &EvictionGoal::Need(half), Some(at(100))).reached);
+        let least = choose(&input, &EvictionGoal::BestEffort(bytes(u64::MAX)), None);
         assert_eq!((least.models.len(), least.reached), (2_000, false));
     }
 }
 
-/// The same choice, made the obvious way: all is counted anew at each step.
+/// The same choice, made the obvious way: everything is recounted at each step.
 struct Naive<'a>(&'a EvictionInput);
 
 impl Naive<'_> {
@@ -227,12 +227,12 @@ fn space(most_bytes: u64, most_inodes: u64) -> impl Strategy<Value = Space> {
     (0..=most_bytes, 0..=most_inodes).prop_map(|(bytes, inodes)| Space { bytes, inodes })
 }
 
-/// A few of the first sixteen.
+/// A small subset of sixteen bits.
 fn subset() -> impl Strategy<Value = u16> {
     (any::<u16>(), any::<u16>()).prop_map(|(a, b)| a & b)
 }
 
-fn stocks() -> impl Strategy<Value = EvictionInput> {
+fn inputs() -> impl Strategy<Value = EvictionInput> {
     let keeps = vec![
         RetentionReason::Leased,
         RetentionReason::Mounted,
@@ -246,7 +246,7 @@ fn stocks() -> impl Strategy<Value = EvictionInput> {
         let blobs: Vec<Blob> =
             blobs.into_iter().map(|(space, busy)| Blob { space, busy }).collect();
         let models = models.into_iter().enumerate().map(|(n, (second, keep, refers, own))| {
-            // Keys in an order that is neither that of the list nor of the use.
+            // The order of keys is neither that of the list nor that of use.
             let key = key(n ^ usize::try_from(salt % 16).unwrap());
             let blobs = (0..blobs.len()).filter(|b| refers >> b & 1 == 1).collect();
             EvictionCandidate { key, last_used: at(second), keep, blobs, own }
@@ -255,14 +255,14 @@ fn stocks() -> impl Strategy<Value = EvictionInput> {
     })
 }
 
-/// A stock, a goal around what can be reached, and who is idle.
+/// An input, a goal near what is reachable, and the limit of idle models.
 fn cases() -> impl Strategy<Value = (EvictionInput, EvictionGoal, Option<SystemTime>)> {
     let kind = prop_oneof![4 => Just(EvictionGoal::Need as fn(Space) -> EvictionGoal), 4 => Just(EvictionGoal::BestEffort as _), 1 => Just((|_| EvictionGoal::All) as _)];
     let idle = prop::option::weighted(0.3, (0u64..8).prop_map(at));
-    (stocks(), kind, (0u64..=120, 0u64..=120), idle).prop_map(|(stock, kind, percent, idle)| {
-        let all = evictable(&stock);
+    (inputs(), kind, (0u64..=120, 0u64..=120), idle).prop_map(|(input, kind, percent, idle)| {
+        let all = evictable(&input);
         let bytes = all.bytes * percent.0 / 100;
-        (stock, kind(Space { bytes, inodes: all.inodes * percent.1 / 100 }), idle)
+        (input, kind(Space { bytes, inodes: all.inodes * percent.1 / 100 }), idle)
     })
 }
 
@@ -274,10 +274,10 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(20_000))]
 
     #[test]
-    fn it_chooses_what_the_obvious_way_chooses(
-        (stock, goal, idle) in cases()
+    fn the_choice_is_that_of_the_obvious_algorithm(
+        (input, goal, idle) in cases()
     ) {
-        prop_assert_eq!(choose(&stock, &goal, idle), Naive(&stock).choose(&goal, idle));
+        prop_assert_eq!(choose(&input, &goal, idle), Naive(&input).choose(&goal, idle));
     }
 }
 
@@ -285,18 +285,18 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(5_000))]
 
     #[test]
-    fn what_is_kept_or_busy_never_leaves_and_blobs_leave_exactly_with_their_models(
-        (stock, goal, idle) in cases()
+    fn kept_models_and_busy_blobs_stay_and_blobs_go_with_their_last_model(
+        (input, goal, idle) in cases()
     ) {
-        let choice = choose(&stock, &goal, idle);
-        prop_assert!(choice.models.iter().all(|&m| stock.models[m].keep.is_none()));
+        let choice = choose(&input, &goal, idle);
+        prop_assert!(choice.models.iter().all(|&m| input.models[m].keep.is_none()));
         let (gone, leaving) = (set(&choice.models), set(&choice.blobs));
         prop_assert_eq!(gone.len(), choice.models.len(), "each once");
         prop_assert_eq!(leaving.len(), choice.blobs.len(), "each once");
         let mut orphans = Vec::new();
-        for (b, blob) in stock.blobs.iter().enumerate() {
+        for (b, blob) in input.blobs.iter().enumerate() {
             let users: Vec<usize> =
-                (0..stock.models.len()).filter(|&m| stock.models[m].blobs.contains(&b)).collect();
+                (0..input.models.len()).filter(|&m| input.models[m].blobs.contains(&b)).collect();
             if users.is_empty() && !blob.busy {
                 orphans.push(leaving.contains(&b));
             } else {
@@ -306,7 +306,7 @@ proptest! {
         }
         orphans.dedup();
         prop_assert!(orphans.len() <= 1, "orphans leave together");
-        let idle = Naive(&stock).idle(idle);
+        let idle = Naive(&input).idle(idle);
         prop_assert!(gone.is_superset(&idle));
         if gone.len() > idle.len() {
             prop_assert!(orphans.iter().all(|&left| left), "before any model that is not idle");
@@ -314,17 +314,17 @@ proptest! {
     }
 
     #[test]
-    fn what_is_freed_is_the_space_of_what_leaves_and_enough_exactly_where_that_is_possible(
-        (stock, goal, idle) in cases()
+    fn the_freed_space_is_that_of_the_choice_and_enough_whenever_possible(
+        (input, goal, idle) in cases()
     ) {
-        let choice = choose(&stock, &goal, idle);
-        let own = choice.models.iter().map(|&m| stock.models[m].own);
-        let blobs = choice.blobs.iter().map(|&b| stock.blobs[b].space);
+        let choice = choose(&input, &goal, idle);
+        let own = choice.models.iter().map(|&m| input.models[m].own);
+        let blobs = choice.blobs.iter().map(|&b| input.blobs[b].space);
         let sum = own.chain(blobs).fold(Space::default(), Space::saturating_add);
         prop_assert_eq!(choice.freed, sum);
-        let naive = Naive(&stock);
+        let naive = Naive(&input);
         let all = naive.freed(&naive.may_go(), true);
-        prop_assert_eq!(evictable(&stock), all);
+        prop_assert_eq!(evictable(&input), all);
         match goal {
             EvictionGoal::Need(space) | EvictionGoal::BestEffort(space) => {
                 prop_assert_eq!(choice.reached, all.covers(space));
@@ -341,14 +341,14 @@ proptest! {
     }
 
     #[test]
-    fn no_model_leaves_that_could_stay(
-        (stock, goal, idle) in cases()
+    fn no_model_goes_that_could_stay(
+        (input, goal, idle) in cases()
     ) {
-        let choice = choose(&stock, &goal, idle);
+        let choice = choose(&input, &goal, idle);
         let (EvictionGoal::Need(space) | EvictionGoal::BestEffort(space), true) = (goal, choice.reached) else {
             return Ok(());
         };
-        let naive = Naive(&stock);
+        let naive = Naive(&input);
         let gone = set(&choice.models);
         for m in &gone - &naive.idle(idle) {
             let without = &gone - &BTreeSet::from([m]);
@@ -356,15 +356,15 @@ proptest! {
         }
     }
 
-    /// That is what least recently used means where older models may stay since
-    /// they are of no use: for each victim, the victims that are newer and all
-    /// that is older, together, do not reach the goal without it.
+    /// Defines "least recently used" where older models may stay because they do not
+    /// help: for each victim, all newer victims and all older models together do not
+    /// reach the goal without it.
     #[test]
-    fn a_model_leaves_only_where_all_older_ones_are_not_enough(
-        (stock, goal, idle) in cases()
+    fn a_model_goes_only_if_all_older_ones_are_not_enough(
+        (input, goal, idle) in cases()
     ) {
-        let choice = choose(&stock, &goal, idle);
-        let naive = Naive(&stock);
+        let choice = choose(&input, &goal, idle);
+        let naive = Naive(&input);
         let ages: Vec<_> = choice.models.iter().map(|&m| naive.age(m)).collect();
         prop_assert!(ages.is_sorted(), "least recently used first");
         let (EvictionGoal::Need(space) | EvictionGoal::BestEffort(space), true) = (goal, choice.reached) else {
@@ -380,20 +380,20 @@ proptest! {
     }
 
     #[test]
-    fn the_order_of_the_stock_does_not_matter(
-        (stock, goal, idle) in cases(), turn in any::<Index>()
+    fn the_order_of_the_input_does_not_matter(
+        (input, goal, idle) in cases(), turn in any::<Index>()
     ) {
-        let keys = |stock: &EvictionInput| {
-            let choice = choose(stock, &goal, idle);
-            let keys = choice.models.iter().map(|&m| stock.models[m].key.clone());
+        let keys = |input: &EvictionInput| {
+            let choice = choose(input, &goal, idle);
+            let keys = choice.models.iter().map(|&m| input.models[m].key.clone());
             (keys.collect::<Vec<_>>(), choice.freed, choice.reached)
         };
-        let mut turned = stock.clone();
+        let mut turned = input.clone();
         if !turned.models.is_empty() {
             let by = turn.index(turned.models.len());
             turned.models.rotate_left(by);
             turned.models.reverse();
         }
-        prop_assert_eq!(keys(&stock), keys(&turned));
+        prop_assert_eq!(keys(&input), keys(&turned));
     }
 }

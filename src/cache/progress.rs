@@ -1,4 +1,4 @@
-//! How far a model is: what pods' events and the Aborted answers say.
+//! The progress of a model, as pods' events and `Aborted` answers show it.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -12,33 +12,34 @@ use crate::download::{Check, FairShare, Interest, ObjectProgress};
 use crate::model::{Manifest, duration_text, progress_text, size_text};
 use crate::trace;
 
-/// The rate is that of the last seconds, so that it follows what happens now.
+/// The window over which the rate is measured. It is short, so that the rate is
+/// current.
 const WINDOW: Duration = Duration::from_secs(15);
 
-/// What a model's flight is doing.
+/// The phase of a model's flight.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Phase {
-    /// Waiting until fewer models download (`download.maxModels`).
+    /// Waiting for a slot (`download.maxModels`).
     #[default]
     Waiting,
-    /// Waiting for a place again, which another model got meanwhile.
-    GaveWay,
-    /// Waiting until there is space.
+    /// Waiting for a slot again, after it yielded its slot to another model.
+    Yielded,
+    /// Waiting for space.
     WaitingForSpace,
-    /// Looking at what the cache already has.
+    /// Checking what the cache already has.
     Checking,
     /// Downloading.
     Downloading,
-    /// All bytes are there; the tree is built.
+    /// All bytes have arrived; the tree is being built.
     Finishing,
 }
 
-/// Progress of one blob, shared by the models that have it.
+/// Progress of one blob, shared by the models that need it.
 #[derive(Debug)]
 pub(super) struct BlobProgress {
-    /// Its bytes.
+    /// The bytes so far.
     pub(super) progress: Arc<ObjectProgress>,
-    /// The models that it is downloaded for.
+    /// The models that wait for it.
     pub(super) demand: Interest,
     check: OnceLock<Check>,
 }
@@ -59,25 +60,25 @@ impl BlobProgress {
     }
 }
 
-/// Files that were downloaded and whose content no checksum could prove, since
-/// the sizes of their objects' parts are unknown.
+/// Downloaded files that no checksum could verify, since the part sizes of their
+/// objects are unknown.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Unverified {
-    /// How many.
+    /// The number of such files.
     pub files: usize,
     /// The path of one of them.
     pub example: String,
 }
 
-/// Progress of one model, shared with everybody who waits for it.
+/// Progress of one model, shared with all waiters.
 #[derive(Debug)]
 pub struct FillProgress {
     id: String,
     manifest: Option<Arc<Manifest>>,
     state: Mutex<ProgressState>,
-    /// What keeps it from going on, while there is no space.
-    shortage: watch::Sender<Option<Arc<Shortfall>>>,
-    /// Somebody asks whether there is space by now.
+    /// The shortfall, while the model waits for space.
+    shortfall: watch::Sender<Option<Arc<Shortfall>>>,
+    /// Notified when a caller asks whether there is space now.
     asked: Notify,
     share: FairShare,
 }
@@ -86,86 +87,86 @@ pub struct FillProgress {
 struct ProgressState {
     phase: Phase,
     total: u64,
-    /// Bytes that the cache had before.
+    /// Bytes that were in the cache before.
     cached: u64,
     parts: Vec<Arc<ObjectProgress>>,
     samples: VecDeque<(Instant, u64)>,
     unverified: Unverified,
 }
 
-/// The progress at one moment.
+/// A snapshot of the progress.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Snapshot {
-    /// What is being done.
+    /// The present phase.
     pub phase: Phase,
-    /// Bytes that are there.
+    /// Bytes in the cache.
     pub done: u64,
     /// Bytes of the model.
     pub total: u64,
-    /// Bytes per second, once it can be told.
+    /// Bytes per second, once it is known.
     pub rate: Option<u64>,
 }
 
 impl FillProgress {
     pub(super) fn new(manifest: Option<Arc<Manifest>>, share: FairShare) -> Self {
-        let (shortage, _) = watch::channel(None);
+        let (shortfall, _) = watch::channel(None);
         Self {
             id: trace::id(),
             manifest,
             state: Mutex::default(),
-            shortage,
+            shortfall,
             asked: Notify::new(),
             share,
         }
     }
 
-    /// The id of the flight, in its own lines of the log and in those of who waits for it.
+    /// The id of the flight, for its own log lines and those of its waiters.
     pub fn id(&self) -> &str {
         &self.id
     }
 
-    /// What is brought in.
+    /// The manifest of the model.
     pub(super) fn manifest(&self) -> Option<Arc<Manifest>> {
         self.manifest.clone()
     }
 
-    /// The model's share of what the node downloads.
+    /// The model's fair share of the downloads.
     pub(super) fn share(&self) -> &FairShare {
         &self.share
     }
 
-    /// Returns when the model waits for space, as of now or later: an answer
-    /// that somebody else got before is asked for again. Cancellation safe.
+    /// Waits until the model is short of space, and returns the shortfall. One that was
+    /// found before this call does not count. Cancellation safe.
     pub async fn short_of_space(&self) -> Arc<Shortfall> {
         let asked = Instant::now();
         self.asked.notify_one();
-        let mut shortage = self.shortage.subscribe();
+        let mut shortfall = self.shortfall.subscribe();
         loop {
-            let found = shortage.borrow_and_update().clone();
+            let found = shortfall.borrow_and_update().clone();
             if let Some(found) = found.filter(|found| found.at >= asked) {
                 return found;
             }
-            if shortage.changed().await.is_err() {
+            if shortfall.changed().await.is_err() {
                 // The sender is this value itself.
                 std::future::pending::<()>().await;
             }
         }
     }
 
-    /// Notes that there is no space, or that there is again.
-    pub(super) fn short(&self, shortage: Option<Shortfall>) {
-        if shortage.is_some() {
+    /// Records a shortfall, or its end.
+    pub(super) fn short(&self, shortfall: Option<Shortfall>) {
+        if shortfall.is_some() {
             self.enter(Phase::WaitingForSpace);
         }
-        self.shortage.send_replace(shortage.map(Arc::new));
+        self.shortfall.send_replace(shortfall.map(Arc::new));
     }
 
-    /// Returns when somebody asks again. Cancellation safe.
+    /// Waits until a caller asks again. Cancellation safe.
     pub(super) async fn asked_again(&self) {
         self.asked.notified().await;
     }
 
-    /// Counts a file whose content no checksum could prove.
+    /// Counts a file that no checksum could verify.
     pub(super) fn add_unverified(&self, path: &str) {
         let unverified = &mut self.lock().unverified;
         if unverified.files == 0 {
@@ -174,7 +175,7 @@ impl FillProgress {
         unverified.files += 1;
     }
 
-    /// What was downloaded unverified; `None` where nothing was.
+    /// Returns the files that were downloaded unverified; `None` if there are none.
     pub fn unverified(&self) -> Option<Unverified> {
         Some(self.lock().unverified.clone()).filter(|unverified| unverified.files > 0)
     }
@@ -189,10 +190,11 @@ impl FillProgress {
         state.parts.clear();
     }
 
-    /// The model waits for a slot again; nothing is noted of its files meanwhile.
-    pub(super) fn give_way(&self) {
+    /// Records that the model waits for a slot again. The progress of single files is
+    /// dropped meanwhile.
+    pub(super) fn yield_slot(&self) {
         let mut state = self.lock();
-        (state.phase, state.cached) = (Phase::GaveWay, state.done());
+        (state.phase, state.cached) = (Phase::Yielded, state.done());
         state.parts = Vec::new();
     }
 
@@ -200,7 +202,7 @@ impl FillProgress {
         self.lock().parts.push(part);
     }
 
-    /// Notes where it stands; called once a second.
+    /// Records a sample for the rate; called once a second.
     pub(super) fn sample(&self) {
         let mut state = self.lock();
         let (now, done) = (Instant::now(), state.done());
@@ -210,7 +212,7 @@ impl FillProgress {
         }
     }
 
-    /// Where it stands.
+    /// Returns the present progress.
     pub fn snapshot(&self) -> Snapshot {
         let state = self.lock();
         let done = state.done();
@@ -236,23 +238,25 @@ impl ProgressState {
 }
 
 impl Snapshot {
+    /// Returns the progress as text, such as
     /// `downloading models/x/ from b: 41.2 of 140 GiB (29 %), 1.1 GiB/s, about 1m30s left`.
     pub fn text(&self, title: &str) -> String {
         match self.phase {
             Phase::Waiting => {
-                format!("{title} waits until fewer models download (download.maxModels)")
+                format!("{title} waits for another download to end (download.maxModels)")
             }
-            Phase::GaveWay => {
+            Phase::Yielded => {
                 let progress = progress_text(self.done, self.total);
                 format!(
-                    "{title} gave its place to another model (download.maxModels), since it made \
-                     no progress or its namespace had the most; it goes on in turn: {progress}"
+                    "{title} yielded its slot to another model (download.maxModels), since it \
+                     made no progress or its namespace had the most slots; it will resume in \
+                     turn: {progress}"
                 )
             }
             Phase::WaitingForSpace => format!("{title}: waiting for space in the cache"),
-            Phase::Checking => format!("{title}: looking at what the cache has of it"),
+            Phase::Checking => format!("{title}: checking what the cache has of it"),
             Phase::Finishing => {
-                format!("{title}: all {} are here, building the tree", size_text(self.total))
+                format!("{title}: all {} downloaded, building the tree", size_text(self.total))
             }
             Phase::Downloading => {
                 let progress = progress_text(self.done, self.total);
@@ -268,7 +272,7 @@ impl Snapshot {
         }
     }
 
-    /// The time left at the rate of now.
+    /// Estimates the remaining time at the present rate.
     pub fn left(&self) -> Option<Duration> {
         let rate = self.rate.filter(|rate| *rate > 0)?;
         Some(Duration::from_secs(self.total.saturating_sub(self.done).div_ceil(rate)))
@@ -282,7 +286,7 @@ mod tests {
     const GIB: u64 = 1 << 30;
 
     #[test]
-    fn the_text_is_the_contracts() {
+    fn the_text_is_as_documented() {
         let snapshot = Snapshot {
             phase: Phase::Downloading,
             done: 44_238_163_149,
@@ -297,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stalled_download_says_so() {
+    fn a_stalled_download_is_shown_as_stalled() {
         let snapshot = Snapshot { phase: Phase::Downloading, done: 1, total: GIB, rate: Some(0) };
         assert!(snapshot.text("m").ends_with("stalled for the last seconds"));
     }

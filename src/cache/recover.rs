@@ -1,18 +1,18 @@
-//! What a start finds, and what it does about it.
+//! Recovery at start: what it finds, and what it does.
 //!
-//! | found | meaning | done |
+//! | found | meaning | action |
 //! |---|---|---|
 //! | `staging/model-*` | a model was being built | trash |
 //! | `.part` without `.journal`, or the reverse | a step of a commit | trash |
-//! | both, younger than a day | an interrupted download | kept for the next asker |
-//! | both, older | nobody asked again | trash |
-//! | unfinished temporary files | a write was cut | removed |
-//! | other names | not ours | left alone |
-//! | a lease of an earlier boot | its mount died with the boot | removed |
+//! | both, younger than a day | an interrupted download | kept for the next request |
+//! | both, older | not requested again | trash |
+//! | unfinished temporary files | an interrupted write | removed |
+//! | other names | foreign | left alone |
+//! | a lease of an earlier boot | its mount ended with the boot | removed |
 //! | a lease of this boot with its mount | a running pod | kept |
-//! | a lease of this boot, no mount in sight | doubt: propagation may be broken | kept while the pod's directory is there |
-//! | a lease in `old-layout-*` with its mount | a pod that runs since before an upgrade | kept, where it is |
-//! | `trash/*` | a deletion was cut | deleted in the background, unless mounted |
+//! | a lease of this boot without a visible mount | unclear: propagation may be broken | kept while the pod's directory exists |
+//! | a lease in `old-layout-*` with its mount | a pod that has run since before an upgrade | kept, where it is |
+//! | `trash/*` | an interrupted deletion | deleted in the background, unless mounted |
 //!
 //! Nothing here reads a blob or a manifest, so the time does not depend on the
 //! size of the cache.
@@ -29,15 +29,15 @@ use crate::error::Result;
 use crate::model::BlobId;
 use crate::mount::{self, OpenTarget};
 
-/// How long an interrupted download waits for somebody to ask again.
+/// How long an interrupted download is kept for the next request.
 const JOURNAL_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// What a recovery found.
+/// The result of a recovery.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Recovered {
-    /// Interrupted downloads that can go on.
+    /// Interrupted downloads that can be resumed.
     pub resumable: usize,
-    /// Leftovers that were put into the trash.
+    /// Leftovers that were moved to the trash.
     pub leftovers: usize,
     /// Leases of pods that still run.
     pub leases: usize,
@@ -45,7 +45,7 @@ pub struct Recovered {
     pub void_leases: usize,
 }
 
-/// Puts the cache in order; see the table above. Blocks.
+/// Recovers the cache; see the table above. Blocks.
 pub(super) fn recover(layout: &Layout, leases: &Leases, pods: &Path) -> Result<Recovered> {
     let mut recovered = Recovered::default();
     staging(layout, &mut recovered)?;
@@ -54,15 +54,15 @@ pub(super) fn recover(layout: &Layout, leases: &Leases, pods: &Path) -> Result<R
     recovered.void_leases =
         leases.recover(|lease| !mounted.contains(&lease.target) && pod_is_gone(lease, pods))?;
     set_aside::adopt(layout, leases)?;
-    note_mounts(layout, leases, pods)?;
+    record_mounts(layout, leases, pods)?;
     recovered.leases = leases.all().len();
     Ok(recovered)
 }
 
-/// Notes which mount each lease is of, so that another one of the same tree that
-/// an exchange of names brings to its target later is not taken for it. Mount
-/// points are not looked at: one may not answer.
-fn note_mounts(layout: &Layout, leases: &Leases, pods: &Path) -> Result<()> {
+/// Records the mount of each lease, so that another mount of the same tree that is
+/// later moved to its target is not mistaken for it. Mount points are not accessed,
+/// since one may hang.
+fn record_mounts(layout: &Layout, leases: &Leases, pods: &Path) -> Result<()> {
     let (all, Some(kubelet)) = (leases.all(), pods.parent()) else { return Ok(()) };
     if all.is_empty() {
         return Ok(());
@@ -75,13 +75,13 @@ fn note_mounts(layout: &Layout, leases: &Leases, pods: &Path) -> Result<()> {
         let (Some(shown), None) = (there.next(), there.next()) else { continue };
         let is_in_place = lease.directory.is_none_or(|it| it == place.directory());
         if is_in_place && mount::identity(&layout.root().join(&shown.root)) == Ok(lease.root) {
-            leases.shown(&lease.target, shown.id);
+            leases.record_mount(&lease.target, shown.id);
         }
     }
     Ok(())
 }
 
-/// Ends leases whose mount and pod went while the driver ran. Blocks.
+/// Ends leases whose mount and pod are gone, while the driver runs. Blocks.
 pub(super) fn drop_dead_leases(layout: &Layout, leases: &Leases, pods: &Path) -> Result<usize> {
     if leases.all().iter().all(|lease| !pod_is_gone(lease, pods)) {
         return Ok(0);
@@ -121,8 +121,8 @@ fn staging(layout: &Layout, recovered: &mut Recovered) -> Result<()> {
     Ok(())
 }
 
-/// Drops interrupted downloads that nobody went on with for a day, except
-/// those that run now. Blocks.
+/// Drops interrupted downloads that were not resumed for a day, except those in
+/// `busy`. Blocks.
 pub(super) fn drop_stale_downloads(layout: &Layout, busy: &HashSet<BlobId>) -> Result<()> {
     let now = SystemTime::now();
     for name in files::names(&layout.staging())? {
@@ -135,15 +135,16 @@ pub(super) fn drop_stale_downloads(layout: &Layout, busy: &HashSet<BlobId>) -> R
     Ok(())
 }
 
-/// A clock that jumped back makes everything young: kept, and dropped another day.
+/// Whether a file is younger than [`JOURNAL_KEPT`]. After a clock jumped back, all files
+/// are young: they are kept, and dropped later.
 fn is_young(path: &Path, now: SystemTime) -> bool {
     std::fs::symlink_metadata(path).and_then(|metadata| metadata.modified()).is_ok_and(|modified| {
         now.duration_since(modified).is_ok_and(|age| age < JOURNAL_KEPT) || modified > now
     })
 }
 
-/// As `discard`, without looking which names are taken: leftovers may be many,
-/// and a file may be replaced by a file.
+/// Like `discard`, without listing the names in the trash: there may be many
+/// leftovers, and a file may replace a file.
 fn discard_quickly(layout: &Layout, path: &Path, name: &str) -> Result<()> {
     let trashed = layout.trash().join(format!("staging-{name}"));
     if path.is_dir() {
@@ -152,11 +153,12 @@ fn discard_quickly(layout: &Layout, path: &Path, name: &str) -> Result<()> {
     files::rename(path, &trashed).map(|_| ())
 }
 
-/// kubelet removes a pod's directory when nothing of the pod is left.
+/// Whether the pod of a lease is gone: kubelet removes a pod's directory once nothing
+/// of the pod is left.
 fn pod_is_gone(lease: &LeaseRecord, pods: &Path) -> bool {
     let Ok(below) = lease.target.strip_prefix(pods) else { return false };
     let Some(pod) = below.components().next() else { return false };
-    // Asked about its parent first: a kubelet directory that is not visible says nothing.
+    // The parent first: if kubelet's directory is not visible, nothing is known.
     pods.is_dir() && matches!(pods.join(pod).try_exists(), Ok(false))
 }
 
@@ -201,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_jumped_back_loses_no_download() {
+    fn a_clock_that_jumped_back_drops_no_download() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("f");
         fs::File::create(&path)

@@ -1,4 +1,4 @@
-//! What the cache holds, for people.
+//! Reports the content of the cache, for commands and metrics.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,46 +18,46 @@ use crate::error::Result;
 use crate::model::{Manifest, ManifestFile, ModelKey, Summary};
 use crate::mount;
 
-/// Everything in the cache, at one moment.
+/// A snapshot of everything in the cache.
 #[derive(Debug, Clone)]
 pub struct CacheReport {
     /// The models, most recently used first.
     pub models: Vec<ModelReport>,
-    /// What they take together.
+    /// The space of the whole cache.
     pub usage: Usage,
     /// Caches of older layouts.
     pub set_aside: Vec<SetAside>,
 }
 
-/// One model.
+/// A snapshot of one model.
 #[derive(Debug, Clone)]
 pub struct ModelReport {
     /// Its key.
     pub key: ModelKey,
-    /// What it is; `None` when that cannot be read, or is not known yet.
+    /// Its summary; `None` when it cannot be read, or is not known yet.
     pub summary: Option<Arc<Summary>>,
-    /// Where it stands, if it does.
+    /// Its directory, if it exists.
     pub directory: Option<PathBuf>,
-    /// How it stands.
+    /// Its state.
     pub state: ModelState,
     /// Bytes of its files.
     pub bytes: u64,
-    /// Bytes that it takes on the disk, shared ones included.
+    /// Bytes that it takes on the disk, including shared ones.
     pub allocated: u64,
-    /// Of those, bytes that other models have too.
+    /// Bytes of those that it shares with other models.
     pub shared: u64,
     /// When a pod last began or ended to use it.
     pub last_used: SystemTime,
-    /// Whether it stays although nobody uses it.
+    /// Whether it is pinned.
     pub pinned: bool,
-    /// The volumes that hold it.
+    /// The leases of the volumes that use it.
     pub holders: Vec<LeaseRecord>,
-    /// Mount points of it that no lease knows, such as kubelet's `subPath` binds.
+    /// Its mount points without a lease, such as kubelet's `subPath` binds.
     pub mounts: Vec<PathBuf>,
 }
 
 impl ModelReport {
-    /// Its files, as far as they can be read. Blocks.
+    /// Reads the list of its files, or as much of it as is readable. Blocks.
     pub fn files(&self) -> Vec<ManifestFile> {
         let mut files = Vec::new();
         if let ModelState::Arriving(progress) = &self.state {
@@ -65,55 +65,56 @@ impl ModelReport {
         } else if let Some(directory) = &self.directory
             && let Ok(manifest) = std::fs::File::open(directory.join("manifest.json"))
         {
-            // One that is torn has the files that could be read.
+            // A torn manifest yields the files before the error.
             let _ = Manifest::each_file(manifest, |file| files.push(file));
         }
         files
     }
 }
 
-/// How a model stands.
+/// The state of a model.
 #[derive(Debug, Clone)]
 pub enum ModelState {
-    /// Complete, and known to be on the disk.
+    /// Complete and durable.
     Complete,
-    /// Complete; not yet known to be on the disk. An earlier process' is
-    /// checked before it is served.
+    /// Complete, but not known to be durable. One of an earlier process is checked
+    /// before it is served.
     Unsynced,
-    /// On its way.
+    /// Being downloaded.
     Arriving(Arc<FillProgress>),
     /// In quarantine.
     Damaged,
 }
 
-/// What the cache takes, and may take, in bytes.
+/// The space of the cache and its limits, in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// Everything in the directory.
+    /// Everything in the cache directory.
     pub total: u64,
-    /// Inodes of everything.
+    /// Inodes of everything in the cache directory.
     pub inodes: u64,
-    /// What could be evicted now.
+    /// Evictable now.
     pub evictable: u64,
     /// Downloads that run or were interrupted.
     pub staging: u64,
-    /// Evicted, and not yet deleted.
+    /// Evicted, but not deleted yet.
     pub trash: u64,
-    /// Damaged, and kept for people to look at.
+    /// Damaged, and kept for inspection.
     pub quarantine: u64,
     /// Caches of older layouts.
     pub set_aside: u64,
-    /// What the cache may take at most.
+    /// The most that the cache may take.
     pub limit: u64,
-    /// What is free on the file system.
+    /// Free on the file system.
     pub free: u64,
-    /// What has to stay free on the file system.
+    /// To be kept free on the file system.
     pub min_free: u64,
 }
 
 impl CacheInner {
-    /// Blocks, a fraction of a second for thousands of models.
-    pub(super) fn inventory(&self) -> Result<CacheReport> {
+    /// Reports everything in the cache. Blocks: a fraction of a second for thousands
+    /// of models.
+    pub(super) fn report(&self) -> Result<CacheReport> {
         let (taken, kept) = (DiskUsage::read(&self.layout)?, RetentionReasons::now(self)?);
         let usage = self.usage(&taken, &kept)?;
         let (leases, uses) = (self.leases.all(), mount::uses_of(self.layout.root())?);
@@ -200,14 +201,14 @@ impl CacheInner {
 
     pub(super) fn usage(&self, taken: &DiskUsage, kept: &RetentionReasons) -> Result<Usage> {
         let fs = FileSystem::of(self.layout.root())?;
-        let stock = evict::stock(taken, kept, &self.holds.held_blobs());
+        let input = evict::eviction_input(taken, kept, &self.holds.held_blobs());
         let Space { bytes: total, inodes } = taken.total();
-        let limits = self.ledger.limits();
+        let limits = self.reservations.limits();
         let most = fs.total_bytes.saturating_sub(limits.min_free);
         Ok(Usage {
             total,
             inodes,
-            evictable: policy::evictable(&stock).bytes,
+            evictable: policy::evictable(&input).bytes,
             staging: taken.staging.bytes,
             trash: taken.trash.bytes,
             quarantine: taken.quarantine.bytes,
@@ -218,7 +219,7 @@ impl CacheInner {
         })
     }
 
-    /// Brings the gauges of the metrics up to date. Blocks.
+    /// Updates the gauges of the metrics. Blocks.
     pub(super) fn measure(&self) -> Result<()> {
         let (taken, kept) = (DiskUsage::read(&self.layout)?, RetentionReasons::now(self)?);
         let usage = self.usage(&taken, &kept)?;

@@ -1,5 +1,5 @@
-//! Reading a blob back from the disk itself, past the page cache: what memory
-//! holds says nothing about the disk, and pods' pages are not to be displaced.
+//! Reads blobs from the disk itself, past the page cache: cached pages say nothing
+//! about the disk, and pods' pages should not be displaced.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 
 use nix::libc;
 
-/// Bytes read at once.
+/// Bytes per read.
 const CHUNK: usize = 1 << 20;
 
-/// What direct reads are aligned to; every disk's blocks divide it.
+/// The alignment of direct reads, a multiple of every disk's block size.
 const ALIGNMENT: usize = 4096;
 
-/// Lets so many bytes pass in a second.
+/// Limits reading to a rate in bytes per second.
 #[derive(Debug)]
 pub(super) struct ReadPacer {
     rate: Option<u64>,
@@ -29,7 +29,7 @@ impl ReadPacer {
         Self { rate: rate.filter(|rate| *rate > 0), started: Instant::now(), passed: 0 }
     }
 
-    /// Sleeps until these bytes were due.
+    /// Counts bytes, and sleeps until they are due.
     fn pass(&mut self, bytes: u64) {
         let Some(rate) = self.rate else { return };
         self.passed += bytes;
@@ -39,12 +39,12 @@ impl ReadPacer {
     }
 }
 
-/// CRC-32C and length of a file as the disk has it; `None` when `go_on` says
-/// no. Blocks, as long as reading takes.
+/// Computes CRC-32C and length of a file as the disk has it; `None` once `keep_reading`
+/// returns `false`. Blocks while it reads.
 pub(super) fn crc32c(
     path: &Path,
     pace: &mut ReadPacer,
-    mut go_on: impl FnMut(u64) -> bool,
+    mut keep_reading: impl FnMut(u64) -> bool,
 ) -> io::Result<Option<(u32, u64)>> {
     let mut file = direct(path)?;
     let mut buffer = vec![0; CHUNK + ALIGNMENT];
@@ -53,7 +53,7 @@ pub(super) fn crc32c(
     let (mut crc, mut at) = (0, 0_u64);
     loop {
         let got = match file.read_at(chunk, at) {
-            // Some file systems accept the flag and then refuse to read so.
+            // Some file systems accept the flag, but refuse such reads.
             Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {
                 file = File::open(path)?;
                 file.read_at(chunk, at)?
@@ -66,13 +66,13 @@ pub(super) fn crc32c(
         crc = ::crc32c::crc32c_append(crc, &chunk[..got]);
         at += got as u64;
         pace.pass(got as u64);
-        if !go_on(got as u64) {
+        if !keep_reading(got as u64) {
             return Ok(None);
         }
     }
 }
 
-/// Whether a read failed since the disk or the file system is broken.
+/// Whether a read failed because the disk or the file system is damaged.
 pub(super) fn is_damage(error: &io::Error) -> bool {
     let broken = [libc::EIO, libc::EUCLEAN, libc::EBADMSG, libc::ENODATA, libc::EILSEQ];
     error.raw_os_error().is_some_and(|errno| broken.contains(&errno))
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn reading_stops_when_it_is_told_to() {
+    fn reading_stops_when_the_callback_says_so() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("blob");
         std::fs::write(&path, vec![1; 3 * CHUNK]).unwrap();
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pace_holds_back_what_is_read_too_early() {
+    fn a_pacer_delays_reads_that_are_too_fast() {
         let started = Instant::now();
         let mut pace = ReadPacer::new(Some(1 << 20));
         pace.pass(100 << 10);

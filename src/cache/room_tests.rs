@@ -1,4 +1,4 @@
-//! Room in the cache: what counts, what goes for it, what stays.
+//! Tests of space in the cache: what counts, what is evicted, what stays.
 
 use super::*;
 
@@ -14,26 +14,26 @@ fn wanted(digit: &str, size: u64) -> SpaceRequest {
 async fn a_copy_of_an_import_counts_once_while_it_grows() {
     const SIZE: u64 = 3 << 20;
     let f = fixture();
-    let (ledger, layout) = (&f.cache.0.ledger, &f.cache.0.layout);
-    // What a download left is not what a copy goes on with.
+    let (reservations, layout) = (&f.cache.0.reservations, &f.cache.0.layout);
+    // A copy does not resume an interrupted download.
     fs::write(layout.part(&id("a")), vec![1; 1 << 20]).unwrap();
     fs::write(layout.copy(&id("a"), 7), "").unwrap();
-    let _copying = ledger.reserve(&wanted("a", SIZE), None).unwrap().unwrap();
-    let to_come = || ledger.look(&wanted("b", SIZE), None).unwrap().running;
+    let _copying = reservations.reserve(&wanted("a", SIZE), None).unwrap().unwrap();
+    let to_come = || reservations.assess(&wanted("b", SIZE), None).unwrap().running;
     assert_eq!(to_come(), SIZE);
     for has in 1..=3_u64 {
         fs::write(layout.copy(&id("a"), 7), vec![2; usize::try_from(has << 20).unwrap()]).unwrap();
         assert_eq!(to_come(), SIZE - (has << 20));
     }
-    let counting = ledger.count();
-    let stock = DiskUsage::read(layout).unwrap();
-    let standing = stock.total_without(&counting.arriving()).bytes;
-    assert!(stock.total().bytes - standing >= SIZE, "the copy is left out of what stands");
-    drop(Taken::new(standing, counting));
+    let counting = reservations.count();
+    let usage = DiskUsage::read(layout).unwrap();
+    let stored = usage.total_without(&counting.arriving()).bytes;
+    assert!(usage.total().bytes - stored >= SIZE, "the stored bytes exclude the copy");
+    drop(Taken::new(stored, counting));
 }
 
 #[tokio::test]
-async fn of_the_trash_only_what_is_needed_is_waited_for() {
+async fn only_as_much_of_the_trash_as_needed_is_deleted() {
     let f = fixture();
     for name in ["a", "b", "c", "d"] {
         fs::write(f.cache.0.layout.trash().join(name), vec![1; 1 << 20]).unwrap();
@@ -45,63 +45,63 @@ async fn of_the_trash_only_what_is_needed_is_waited_for() {
 }
 
 #[tokio::test]
-async fn what_nobody_uses_makes_way_where_a_quota_is_met_and_what_is_held_stays() {
+async fn an_unused_model_is_evicted_under_a_quota_and_a_leased_one_stays() {
     let f = fixture();
-    let (held, idle) = (f.stand("a/", &[("a/w", "1")]), f.stand("b/", &[("b/w", "2")]));
+    let (held, idle) = (f.add_model("a/", &[("a/w", "1")]), f.add_model("b/", &[("b/w", "2")]));
     let lease = f.lease(&held, "/t/1");
     let [held, idle] = [held, idle].map(|model| model.key.clone());
     drop(lease);
-    assert!(f.cache.0.evict_unasked(&wanted("e", 1)).unwrap(), "something made way");
+    assert!(f.cache.0.evict_for_quota(&wanted("e", 1)).unwrap(), "a model was evicted");
     assert!(!f.cache.0.layout.model(&idle).exists() && f.cache.0.layout.model(&held).exists());
-    assert!(!f.cache.0.evict_unasked(&wanted("e", 1)).unwrap(), "nothing is left that may go");
+    assert!(!f.cache.0.evict_for_quota(&wanted("e", 1)).unwrap(), "nothing more can be evicted");
 }
 
 #[tokio::test]
-async fn an_older_revision_goes_with_its_last_lease_unless_somebody_names_it() {
+async fn a_superseded_revision_goes_with_its_last_lease_unless_it_was_requested() {
     let f = fixture();
     let request = RequestDigest::of_fields("r", [].into_iter());
-    let stands = |key: &ModelKey| f.cache.0.layout.model(key).exists();
-    let old = f.stand("m/", &[("m/s", "shared"), ("m/w", "old")]);
-    f.cache.set_latest(&request, &old).unwrap();
+    let exists = |key: &ModelKey| f.cache.0.layout.model(key).exists();
+    let old = f.add_model("m/", &[("m/s", "shared"), ("m/w", "old")]);
+    f.cache.record_latest(&request, &old).unwrap();
     let lease = f.lease(&old, "/t/1");
-    let new = f.stand("m/", &[("m/s", "shared"), ("m/w", "new")]);
-    f.cache.set_latest(&request, &new).unwrap();
+    let new = f.add_model("m/", &[("m/s", "shared"), ("m/w", "new")]);
+    f.cache.record_latest(&request, &new).unwrap();
     let (old_key, new_key) = (old.key.clone(), new.key.clone());
     let old_blob = f.blob(&old, "w");
     let target = lease.target.clone();
     drop((old, lease));
     f.cache.0.evict_superseded().unwrap();
-    assert!(stands(&old_key), "a pod holds it");
+    assert!(exists(&old_key), "a pod holds it");
     f.cache.release(&target).unwrap();
     f.cache.0.evict_superseded().unwrap();
-    assert!(!stands(&old_key) && !old_blob.exists());
-    assert!(stands(&new_key) && f.blob(&new, "s").exists(), "what is shared stays");
+    assert!(!exists(&old_key) && !old_blob.exists());
+    assert!(exists(&new_key) && f.blob(&new, "s").exists(), "shared blobs stay");
 
-    // Asked for by its revision, it stays; pinned, too.
-    f.cache.set_revision(&request, &new).unwrap();
-    let newer = f.stand("m/", &[("m/w", "newer")]);
-    f.cache.set_latest(&request, &newer).unwrap();
+    // A revision that was requested by name stays, and so does a pinned one.
+    f.cache.record_revision(&request, &new).unwrap();
+    let newer = f.add_model("m/", &[("m/w", "newer")]);
+    f.cache.record_latest(&request, &newer).unwrap();
     f.cache.pin(&newer.key, true).unwrap();
-    let newest = f.stand("m/", &[("m/w", "newest")]);
-    f.cache.set_latest(&request, &newest).unwrap();
+    let newest = f.add_model("m/", &[("m/w", "newest")]);
+    f.cache.record_latest(&request, &newest).unwrap();
     let newer_key = newer.key.clone();
     drop((new, newer));
     f.cache.0.evict_superseded().unwrap();
-    assert!(stands(&new_key) && stands(&newer_key));
+    assert!(exists(&new_key) && exists(&newer_key));
     f.cache.pin(&newer_key, false).unwrap();
     f.cache.0.evict_superseded().unwrap();
-    assert!(!stands(&newer_key));
+    assert!(!exists(&newer_key));
 }
 
 #[tokio::test]
-async fn what_was_read_is_put_aside_and_not_what_came_in_its_place() {
+async fn a_blob_that_was_replaced_since_it_was_read_is_noticed() {
     let f = fixture();
-    let model = f.stand("m/", &[("m/w", "weights")]);
+    let model = f.add_model("m/", &[("m/w", "weights")]);
     let (id, path) =
         (model.manifest().unwrap().unwrap().files[0].blob.clone(), f.blob(&model, "w"));
     let read = f.cache.0.blobs.inode(&id).unwrap();
-    assert!(f.cache.0.blobs.stands(&id, read));
+    assert!(f.cache.0.blobs.is_unchanged(&id, read));
     fs::rename(&path, path.with_extension("old")).unwrap();
     fs::write(&path, "weights").unwrap();
-    assert!(!f.cache.0.blobs.stands(&id, read));
+    assert!(!f.cache.0.blobs.is_unchanged(&id, read));
 }

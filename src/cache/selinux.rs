@@ -1,9 +1,9 @@
 //! The SELinux label of the cache.
 //!
-//! Every pod has a label of its own, and a file has one: what all pods of a node
-//! are to read needs the label that all of them may read, `container_file_t` at
-//! the level `s0` without categories. It is set once, on the directory, before
-//! anything is in it; what is made below inherits it. No pod ever changes it.
+//! Every pod has its own label, but a file has only one. Files for all pods of a node
+//! need the label that all pods may read: `container_file_t` at the level `s0`
+//! without categories. It is set once, on the empty directory; files created below
+//! inherit it. No pod ever changes it.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -16,12 +16,12 @@ const TYPE: &str = "container_file_t";
 /// The level that every container dominates.
 const LEVEL: &str = "s0";
 
-/// Where the kernel says whether it runs SELinux.
+/// The kernel files that show whether SELinux is on.
 #[derive(Debug, Clone)]
 pub(super) struct Kernel {
-    /// The file system of SELinux, where it is mounted. In a container it mostly is not.
+    /// The mount point of `selinuxfs`. In a container it is usually not mounted.
     selinuxfs: PathBuf,
-    /// The file systems that the kernel knows: `selinuxfs` where SELinux is on.
+    /// The list of the kernel's file systems, with `selinuxfs` where SELinux is on.
     filesystems: PathBuf,
 }
 
@@ -32,7 +32,7 @@ impl Default for Kernel {
 }
 
 impl Kernel {
-    /// Whether it enforces or would only say so: files have labels in both cases.
+    /// Whether SELinux is on, enforcing or permissive: files have labels in both modes.
     fn has_selinux(&self) -> bool {
         let known = std::fs::read_to_string(&self.filesystems).unwrap_or_default();
         self.selinuxfs.join("enforce").exists()
@@ -40,16 +40,17 @@ impl Kernel {
     }
 }
 
-/// What is to be done about a label.
+/// What to do about a label.
 #[derive(Debug, PartialEq, Eq)]
 enum RelabelDecision {
     /// SELinux is off, or the label is right.
     Nothing,
-    /// This label has to be set.
+    /// Set this label.
     Set(String),
 }
 
-/// User and role of a label stay what they are: only type and level say who may read.
+/// Decides whether to relabel. User and role are kept: only type and level decide who
+/// may read.
 fn decide(has_selinux: bool, label: Option<&str>) -> RelabelDecision {
     if !has_selinux {
         return RelabelDecision::Nothing;
@@ -67,9 +68,8 @@ fn decide(has_selinux: bool, label: Option<&str>) -> RelabelDecision {
     RelabelDecision::Set(format!("{user}:{role}:{TYPE}:{LEVEL}"))
 }
 
-/// Labels the cache where SELinux is on; `directories` are those that stand in
-/// it from the start. Why it cannot be is told, and stops nothing: where the
-/// kernel does not enforce, nobody needs it.
+/// Labels the cache and its `directories` where SELinux is on. A failure is only
+/// logged: where the kernel does not enforce, the label is not needed.
 pub(super) fn label(kernel: &Kernel, root: &Path, directories: &[PathBuf], is_new: bool) {
     if !kernel.has_selinux() {
         return;
@@ -77,20 +77,20 @@ pub(super) fn label(kernel: &Kernel, root: &Path, directories: &[PathBuf], is_ne
     let dir = root.display();
     let found = match sys::label(root) {
         Ok(found) => found,
-        Err(error) => return warn(root, "its label cannot be read", &error),
+        Err(error) => return warn(root, "reading its label failed", &error),
     };
     let RelabelDecision::Set(wanted) = decide(true, found.as_deref()) else { return };
     for place in std::iter::once(root).chain(directories.iter().map(PathBuf::as_path)) {
         if let Err(error) = sys::set_label(place, &wanted) {
-            return warn(place, &format!("it cannot be labelled {wanted}"), &error);
+            return warn(place, &format!("setting the label {wanted} failed"), &error);
         }
     }
     let before = found.unwrap_or_else(|| "none".to_owned());
-    tracing::info!(%dir, before, label = wanted, "the cache has its SELinux label");
+    tracing::info!(%dir, before, label = wanted, "the SELinux label of the cache was set");
     if !is_new {
         tracing::warn!(
-            "what was in the cache before keeps its label, and pods may not be allowed to read it: \
-             `chcon -R -t {TYPE} -l {LEVEL} {dir}` on the node labels it too"
+            "existing files of the cache keep their label, and pods may not be allowed to read \
+             them: `chcon -R -t {TYPE} -l {LEVEL} {dir}` on the node relabels them"
         );
     }
 }
@@ -99,7 +99,7 @@ fn warn(place: &Path, what: &str, error: &io::Error) {
     tracing::warn!(
         place = %place.display(),
         %error,
-        "SELinux is on, and the cache has not the label that pods may read: {what}; see \
+        "SELinux is on, and the cache lacks the label that pods may read: {what}; see \
          docs/selinux.md"
     );
 }
@@ -170,7 +170,7 @@ mod tests {
         let probe = sys::set_label(dir.path(), "probe");
         label(&kernel(dir.path(), true, ""), &cache, std::slice::from_ref(&inside), true);
         if let Err(error) = probe {
-            // Not root, or a file system without such attributes: nothing broke, and no more is seen.
+            // Not root, or a file system without such attributes: there is no more to check.
             use nix::libc::{EOPNOTSUPP, EPERM};
             assert!(matches!(error.raw_os_error(), Some(EPERM | EOPNOTSUPP)), "{error}");
             return;

@@ -1,9 +1,9 @@
-//! Caches of an older layout, which were set aside as `old-layout-<number>.<n>/`.
+//! Set-aside caches: caches of an older layout, moved to `old-layout-<number>.<n>/`.
 //!
-//! Pods may go on with their models: the leases in there stay known, and what
-//! is mounted is not touched. Nothing new is served from there, so a model
-//! that is asked for again is downloaded again. What nobody uses any more is
-//! the first to go when space is needed, and with `cache gc --all`.
+//! Running pods keep their models: the leases in there stay valid, and mounted trees
+//! are not touched. Nothing new is served from there, so a model is downloaded again
+//! on the next request. Unused ones are removed first when space is needed, and with
+//! `cache gc --all`.
 
 use std::collections::HashSet;
 use std::fs;
@@ -20,18 +20,18 @@ use super::{CacheInner, files};
 use crate::error::{Error, Result};
 use crate::mount::{self, Use};
 
-/// A cache of an older layout, for people.
+/// A report of a set-aside cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SetAside {
     /// Its directory in the cache.
     pub name: String,
-    /// What it takes on the disk.
+    /// Bytes that it takes on the disk.
     pub bytes: u64,
-    /// Where something of it is mounted.
+    /// Mount points of its trees.
     pub mounts: Vec<PathBuf>,
 }
 
-/// Where a lease of an older layout comes from.
+/// The origin of a lease of an older layout.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Older {
     /// Its file.
@@ -40,7 +40,7 @@ pub struct Older {
     pub(super) tree: PathBuf,
 }
 
-/// What every layout so far says in a lease; the rest may be in any form.
+/// The fields that leases have in all layouts; other fields are ignored.
 #[derive(Debug, Deserialize)]
 struct OldLease {
     volume_id: String,
@@ -51,7 +51,7 @@ struct OldLease {
     since: Option<u64>,
 }
 
-/// The names of what was set aside.
+/// Lists the names of the set-aside caches.
 pub(super) fn names(layout: &Layout) -> Result<Vec<String>> {
     let mut names = files::names(layout.root())?;
     names.retain(|name| name.starts_with(OLD_LAYOUT) && layout.root().join(name).is_dir());
@@ -59,7 +59,7 @@ pub(super) fn names(layout: &Layout) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// What all of it takes, each inode once.
+/// Returns the space of all set-aside caches, counting each inode once.
 pub(super) fn space(layout: &Layout) -> Result<Space> {
     let mut seen = HashSet::new();
     let mut spaces =
@@ -67,12 +67,12 @@ pub(super) fn space(layout: &Layout) -> Result<Space> {
     spaces.try_fold(Space::default(), |sum, space| Ok(sum.saturating_add(space?)))
 }
 
-/// What a directory takes, with all that is in it but the inodes in `seen`.
+/// Returns the space of a directory tree, without the inodes in `seen`.
 fn space_of(top: &Path, seen: &mut HashSet<u64>) -> Result<Space> {
     let mut space = Space::default();
     let mut open = vec![top.to_owned()];
     while let Some(path) = open.pop() {
-        // What goes meanwhile takes nothing.
+        // A file that vanishes meanwhile takes no space.
         let Ok(metadata) = fs::symlink_metadata(&path) else { continue };
         if !seen.insert(metadata.ino()) {
             continue;
@@ -85,8 +85,8 @@ fn space_of(top: &Path, seen: &mut HashSet<u64>) -> Result<Space> {
     Ok(space)
 }
 
-/// Takes over the leases of older layouts whose mounts are there; the number.
-/// Those without a mount are of no use to anybody. Blocks.
+/// Adopts the leases of older layouts that still have their mounts, and returns their
+/// number. Leases without a mount are ignored. Blocks.
 pub(super) fn adopt(layout: &Layout, leases: &Leases) -> Result<usize> {
     let names = names(layout)?;
     if names.is_empty() {
@@ -103,9 +103,9 @@ pub(super) fn adopt(layout: &Layout, leases: &Leases) -> Result<usize> {
             let file = directory.join(name);
             let Some(bytes) = files::read(&file)? else { continue };
             let Ok(lease) = serde_json::from_slice::<OldLease>(&bytes) else { continue };
-            let Some(shown) = shown_at(&lease.target, &aside, &uses) else { continue };
+            let Some(shown) = mount_at(&lease.target, &aside, &uses) else { continue };
             let tree = layout.root().join(&shown.root);
-            // Somebody may have deleted it by hand, for its space; it is mounted still.
+            // The tree may have been deleted by hand, but is still mounted.
             let identity = mount::identity(&tree).or_else(|_| mount::identity(&shown.target));
             let Ok(root) = identity else { continue };
             let older = Older { file, tree };
@@ -118,15 +118,15 @@ pub(super) fn adopt(layout: &Layout, leases: &Leases) -> Result<usize> {
     Ok(adopted)
 }
 
-/// The mount of a directory of `aside` at a target.
-fn shown_at<'a>(target: &Path, aside: &str, uses: &'a [Use]) -> Option<&'a Use> {
+/// Finds the mount of a directory of `aside` at a target.
+fn mount_at<'a>(target: &Path, aside: &str, uses: &'a [Use]) -> Option<&'a Use> {
     let spelled = mount::spelled(target);
     uses.iter()
         .find(|one| one.root.starts_with(aside) && (one.target == target || one.target == spelled))
 }
 
 impl Older {
-    /// Bytes and inodes of the tree, as far as they can be counted. Blocks.
+    /// Counts the bytes and inodes of the tree; unreadable files are skipped. Blocks.
     pub fn usage(&self) -> (u64, u64) {
         let (mut bytes, mut inodes) = (0_u64, 0_u64);
         let mut open = vec![self.tree.clone()];
@@ -145,7 +145,7 @@ impl Older {
 }
 
 impl CacheInner {
-    /// What was set aside, and where it is used. Blocks.
+    /// Reports the set-aside caches, and where they are mounted. Blocks.
     pub(super) fn set_aside(&self) -> Result<Vec<SetAside>> {
         let names = names(&self.layout)?;
         if names.is_empty() {
@@ -162,25 +162,25 @@ impl CacheInner {
         described.collect()
     }
 
-    /// Puts into the trash what was set aside and nothing mounts any more; what
-    /// it took. With `only_told` nothing is done. Blocks.
-    pub(super) fn drop_set_aside(&self, only_told: bool) -> Result<Space> {
+    /// Moves set-aside caches that are not mounted to the trash, and returns their
+    /// space. With `dry_run` it only returns the space. Blocks.
+    pub(super) fn drop_set_aside(&self, dry_run: bool) -> Result<Space> {
         let mut freed = Space::default();
         let mut seen = HashSet::new();
         for one in self.set_aside()?.into_iter().filter(|one| one.mounts.is_empty()) {
             let path = self.layout.root().join(&one.name);
             freed = freed.saturating_add(space_of(&path, &mut seen)?);
-            if only_told {
+            if dry_run {
                 continue;
             }
             discard(&self.layout, &path)?;
-            tracing::info!(name = one.name, "removed a cache of an older layout that nothing uses");
+            tracing::info!(name = one.name, "removed an unused cache of an older layout");
             self.trash_filled.notify_one();
         }
         Ok(freed)
     }
 
-    /// Removes all that was set aside, for a purge, which has asked who uses it.
+    /// Removes all set-aside caches. The purge has checked that they are not in use.
     pub(super) fn remove_set_aside(&self) -> Result<()> {
         for name in names(&self.layout)? {
             let path = self.layout.root().join(name);

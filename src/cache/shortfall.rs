@@ -1,4 +1,4 @@
-//! What is missing when a model does not fit, for the one who waits for it.
+//! The shortfall: what is missing when a model does not fit, and who holds the rest.
 
 use std::path::PathBuf;
 
@@ -8,38 +8,39 @@ use super::policy::Space;
 use crate::error::{Error, ErrorKind};
 use crate::model::size_text;
 
-/// Pods that are named in one message.
+/// Pods named in one message.
 const NAMED: usize = 3;
 
-/// A model that cannot be admitted now, and who holds the rest.
+/// The space that is missing for a model, and who holds the rest.
 #[derive(Debug, Clone)]
 pub struct Shortfall {
-    /// What the model still needs.
+    /// Space that the model still needs.
     pub(super) needs: Space,
-    /// What could be had, if everything that may go went.
+    /// Space that would be available after evicting everything evictable.
     pub(super) available: Space,
-    /// Of that, what the models that may go take.
+    /// The evictable part of that.
     pub(super) evictable: Space,
-    /// What running downloads will still take, which is not available.
+    /// Bytes that running downloads will still take. They are not available.
     pub(super) running: u64,
-    /// What binds: the reserve, or the cache's own limit.
+    /// The limit that is exhausted: the reserve, or the cache's own limit.
     pub(super) bound: ExhaustedLimit,
-    /// Who holds the rest.
+    /// The pods that hold the rest.
     pub(super) holders: Vec<SpaceHolder>,
-    /// Pinned models that nobody uses.
+    /// Bytes of pinned models that are not in use.
     pub(super) pinned: u64,
     /// The cache directory.
     pub(super) dir: PathBuf,
-    /// What the disk said in the middle of a download, and what was kept.
+    /// If the disk ran full in the middle of the download: the error, and what was
+    /// kept.
     pub(super) cut_short: Option<String>,
-    /// When it was found.
+    /// When the shortfall was found.
     pub(super) at: Instant,
 }
 
-/// What keeps the cache from taking more.
+/// The limit that keeps the cache from taking more space.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ExhaustedLimit {
-    /// `cache.minFree`: bytes that stay free, of so many.
+    /// `cache.minFree`: `bytes` of `of` stay free.
     Reserve { bytes: u64, of: u64 },
     /// `cache.minFreeInodes`.
     Inodes { inodes: u64 },
@@ -47,7 +48,7 @@ pub(super) enum ExhaustedLimit {
     Limit { bytes: u64 },
 }
 
-/// A pod, or a volume of which no pod is known, and the size of its model.
+/// A pod, or a volume whose pod is unknown, and the size of its model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct SpaceHolder {
     /// `namespace/name`.
@@ -56,15 +57,16 @@ pub(super) struct SpaceHolder {
 }
 
 impl Shortfall {
-    /// The error for a pod in this Kubernetes namespace, whose model starts when
-    /// there is space. Pods of other namespaces are counted and not named.
+    /// Returns the error for a pod in this Kubernetes namespace, whose download starts
+    /// when there is space. Pods of other namespaces are counted, but not named.
     pub fn error_of_pod(&self, title: &str, namespace: Option<&str>) -> Error {
         let remedy = "it starts by itself when there is space: end pods that hold models, or give \
                       the cache a larger disk";
         self.with_remedy(title, namespace, remedy)
     }
 
-    /// The error for whatever does not wait for space: commands, prefetches, repairs.
+    /// Returns the error for callers that do not wait for space: commands, prefetches,
+    /// repairs.
     pub fn error(&self, title: &str) -> Error {
         let remedy = "only pods wait for space: end pods that hold models, or give the cache a \
                       larger disk, and try again";
@@ -74,11 +76,11 @@ impl Shortfall {
     fn with_remedy(&self, title: &str, namespace: Option<&str>, remedy: &str) -> Error {
         let needs = match self.bound {
             ExhaustedLimit::Inodes { .. } => format!(
-                "{title} needs {} inodes; {} can be had",
+                "{title} needs {} inodes; {} available",
                 self.needs.inodes, self.available.inodes
             ),
             _ => format!(
-                "{title} needs {}; {} can be had",
+                "{title} needs {}; {} available",
                 size_text(self.needs.bytes),
                 size_text(self.available.bytes)
             ),
@@ -156,7 +158,7 @@ mod tests {
 
     const GIB: u64 = 1 << 30;
 
-    fn shortage() -> Shortfall {
+    fn shortfall() -> Shortfall {
         let held = |pod: &str, gib| SpaceHolder { pod: Some(pod.to_owned()), bytes: gib * GIB };
         Shortfall {
             needs: Space { bytes: 140 * GIB, inodes: 30 },
@@ -178,12 +180,12 @@ mod tests {
     }
 
     #[test]
-    fn the_numbers_and_the_holders_read_as_in_the_contract() {
-        let error = shortage().error_of_pod("models/llama3-70b/", Some("team-a"));
+    fn the_message_has_the_numbers_and_the_holders() {
+        let error = shortfall().error_of_pod("models/llama3-70b/", Some("team-a"));
         assert_eq!(error.kind(), ErrorKind::NoSpace);
         assert!(
             error.message().starts_with(
-                "models/llama3-70b/ needs 140 GiB; 96 GiB can be had in /var/lib/oci-model-csi \
+                "models/llama3-70b/ needs 140 GiB; 96 GiB available in /var/lib/oci-model-csi \
                  (31 GiB free above the 20 % reserve, 65 GiB evictable); held by team-a/vllm-0 \
                  (52 GiB) and 3 pods of other namespaces"
             ),
@@ -192,16 +194,16 @@ mod tests {
     }
 
     #[test]
-    fn nobody_learns_the_names_of_other_namespaces_pods() {
+    fn pods_of_other_namespaces_are_not_named() {
         for namespace in [None, Some("d"), Some("team")] {
-            let text = shortage().error_of_pod("m", namespace).message().to_owned();
+            let text = shortfall().error_of_pod("m", namespace).message().to_owned();
             assert!(text.contains("held by 4 pods of other namespaces"), "{text}");
         }
     }
 
     #[test]
-    fn what_binds_is_named_with_its_setting() {
-        let mut short = shortage();
+    fn the_exhausted_limit_is_named_with_its_setting() {
+        let mut short = shortfall();
         short.bound = ExhaustedLimit::Limit { bytes: 100 * GIB };
         short.running = GIB;
         let text = short.error_of_pod("m", None).message().to_owned();
@@ -209,12 +211,12 @@ mod tests {
         assert!(text.contains("running downloads take 1 GiB more"), "{text}");
         short.bound = ExhaustedLimit::Inodes { inodes: 10 };
         let text = short.error_of_pod("m", None).message().to_owned();
-        assert!(text.contains("needs 30 inodes; 1000 can be had"), "{text}");
+        assert!(text.contains("needs 30 inodes; 1000 available"), "{text}");
     }
 
     #[test]
     fn the_reserve_is_rounded_to_whole_percents() {
-        let mut short = shortage();
+        let mut short = shortfall();
         // 20 % of this, in whole bytes, is a little less than a fifth.
         short.bound = ExhaustedLimit::Reserve { bytes: 1003 / 5, of: 1003 };
         let text = short.error("m").message().to_owned();
@@ -222,15 +224,15 @@ mod tests {
     }
 
     #[test]
-    fn only_a_pod_reads_that_its_model_starts_by_itself() {
+    fn only_the_error_for_a_pod_says_that_its_download_starts_by_itself() {
         let starts = |error: Error| error.message().contains("it starts by itself");
-        assert!(starts(shortage().error_of_pod("m", None)));
-        assert!(!starts(shortage().error("m")));
+        assert!(starts(shortfall().error_of_pod("m", None)));
+        assert!(!starts(shortfall().error("m")));
     }
 
     #[test]
     fn a_message_stays_short_however_many_pods_hold() {
-        let mut short = shortage();
+        let mut short = shortfall();
         let held = |n| SpaceHolder { pod: Some(format!("{}/{n:063}", "n".repeat(40))), bytes: GIB };
         short.holders = (0..200).map(held).collect();
         let text = short.error_of_pod("m", Some(&"n".repeat(40))).message().to_owned();

@@ -1,27 +1,27 @@
-//! Which models download at once: `download.maxModels`, and who goes first.
+//! Download slots: which models download at once (`download.maxModels`), and in which
+//! order.
 //!
-//! Models that pods wait for come before those that are prefetched. Of these the
-//! next one is of the tenant with the fewest models under way, within the tenant
-//! of the bucket with the fewest, and then the one that came first. A prefetch
-//! gets a slot where fewer models than `download.maxModels` download; a pod's
-//! model gets one where fewer than that many *pods'* models do. So it never waits
-//! for a prefetch, and at most twice as many models download at once: the gate of
-//! the download engine gives the connections to the pods' models then, and the
-//! prefetches wait with theirs.
+//! Models that pods wait for come before prefetches. Among equals, the next model is
+//! one of the tenant with the fewest running downloads, then of that tenant's bucket
+//! with the fewest, then the first in the queue. A prefetch gets a slot when fewer
+//! than `download.maxModels` models download; a pod's model gets one when fewer than
+//! that many *pods'* models do. So a pod's model never waits for a prefetch, and at
+//! most twice as many models download at once. The limiter of the download engine
+//! then gives the connections to the pods' models first.
 //!
-//! Of models of very many files one downloads at once, whatever slots are free:
-//! what is noted of each file meanwhile is as much as its manifest. The others wait
-//! for it in the same order, and tenants take turns of [`LARGE_TURN`].
+//! Only one large model (one with very many files) downloads at a time, even if slots
+//! are free: tracking its files takes as much memory as its manifest. Other large
+//! models wait for it in the same order, and tenants take turns of [`LARGE_TURN`].
 //!
-//! A model gives its slot back before it is there, and comes back in its turn, if
-//! another one has waited for half a second and
+//! A model yields its slot before it is complete, and queues again, if another one has
+//! waited for half a second and
 //!
-//! - the tenant of the other has at least two models fewer under way; or
-//! - both have very many files, and it is prefetched while a pod waits for the other,
-//!   or has had its turn while a model of another tenant waits; or
-//! - the network has brought it next to nothing for [`STALLED`]. What our own
-//!   pacing under `download.bandwidthLimit` takes, the disk and checksums count as
-//!   no lack of progress.
+//! - the other's tenant has at least two fewer running downloads; or
+//! - both are large, and it is a prefetch while a pod waits for the other, or it has
+//!   had its turn while a model of another tenant waits; or
+//! - it has received next to nothing from the network for [`STALLED`]. Time for the
+//!   driver's own pacing (`download.bandwidthLimit`), the disk and checksums does not
+//!   count.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -34,40 +34,41 @@ use crate::download::{FairShare, Origin, PATIENCE};
 use crate::fair::Turns;
 use crate::model::Tenant;
 
-/// How long a model may be without progress while others wait.
+/// How long a model may make no progress while others wait.
 const STALLED: Duration = Duration::from_secs(2);
 
-/// How long a model that gave its slot back takes only a free one.
-const PENANCE: Duration = Duration::from_secs(30);
+/// How long a stalled model that yielded its slot lets others go first, and makes no
+/// stalled model yield.
+const YIELD_COOLDOWN: Duration = Duration::from_secs(30);
 
-/// How long a model of very many files keeps its slot while one of another tenant waits.
+/// How long a large model keeps its slot while one of another tenant waits.
 const LARGE_TURN: Duration = Duration::from_secs(20);
 
-/// How often it is looked whether a model has to give way, while others wait.
-const LOOK: Duration = Duration::from_millis(250);
+/// How often to check whether a model must yield, while others wait.
+const CHECK_PERIOD: Duration = Duration::from_millis(250);
 
-/// Who asks for a model.
+/// The priority of a request for a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Priority {
-    /// A pod of this tenant, which waits for it.
+    /// A pod of this tenant waits for it.
     Pod(Tenant),
-    /// The driver: it is to be here, or whole again, before a pod asks.
+    /// The driver downloads or repairs it before a pod asks.
     Prefetch,
 }
 
 impl Priority {
-    /// The share of a model that this one is the first to ask for.
+    /// Creates the share of a new download with this priority.
     pub(super) fn share(&self) -> FairShare {
         let share = match self {
             Self::Pod(_) => FairShare::urgent(),
             Self::Prefetch => FairShare::background(),
         };
-        self.joins(&share);
+        self.apply_to(&share);
         share
     }
 
-    /// Asks for the model of this share too.
-    pub(super) fn joins(&self, share: &FairShare) {
+    /// Adds this priority to the share of a running download.
+    pub(super) fn apply_to(&self, share: &FairShare) {
         if let Self::Pod(tenant) = self {
             share.wanted_by(tenant);
             share.raise();
@@ -75,30 +76,30 @@ impl Priority {
     }
 }
 
-/// The slots; clones are the same ones.
+/// The download slots. Clones share them.
 #[derive(Debug, Clone)]
 pub(super) struct Slots(Arc<Mutex<SlotsState>>);
 
 #[derive(Debug)]
 struct SlotsState {
-    most: usize,
-    /// Who came so far.
+    limit: usize,
+    /// Requests so far.
     count: u64,
     tenants: Turns<Tenant>,
     origins: Turns<Arc<Origin>>,
     holders: BTreeMap<u64, SlotHolder>,
-    /// By the order in which they came.
+    /// Ordered by arrival.
     waiting: BTreeMap<u64, SlotRequest>,
-    /// Whether a task looks after those that wait.
+    /// Whether a task watches the queue.
     watched: bool,
 }
 
-/// A model that asks for a slot.
+/// A model that requests a slot.
 #[derive(Debug, Clone)]
 pub(super) struct Candidate {
     pub(super) share: FairShare,
     pub(super) origin: Arc<Origin>,
-    /// Whether it has very many files.
+    /// Whether it is large: has very many files.
     pub(super) large: bool,
 }
 
@@ -108,42 +109,42 @@ struct SlotHolder {
     tenant: Tenant,
     since: Instant,
     asked: Arc<Notify>,
-    /// Whether it was asked to give way already, and if because it is stalled.
-    leaves: Option<Stalled>,
+    /// Set once it was asked to yield; whether because it is stalled.
+    yielding: Option<Stalled>,
 }
 
-/// Whether a model is without progress.
+/// Whether a model makes no progress.
 type Stalled = bool;
 
 #[derive(Debug)]
 struct SlotRequest {
     model: Candidate,
     since: Instant,
-    /// Until when it takes only a free slot.
-    modest_until: Instant,
+    /// Until then, it lets others go first.
+    cooldown_until: Instant,
     grant: oneshot::Sender<DownloadSlot>,
 }
 
-/// A model's place among those that download; ends when dropped.
+/// A model's slot. Dropping it frees the slot.
 #[derive(Debug)]
 pub(super) struct DownloadSlot {
     slots: Slots,
-    /// `None` once it is given back.
+    /// `None` once it is freed.
     id: Option<u64>,
     asked: Arc<Notify>,
 }
 
 impl DownloadSlot {
-    /// Returns when the model has to give way to another. Cancellation safe.
-    pub(super) async fn asked_back(&self) {
+    /// Waits until the model must yield its slot. Cancellation safe.
+    pub(super) async fn asked_to_yield(&self) {
         self.asked.notified().await;
     }
 }
 
 impl Slots {
-    pub(super) fn new(most: usize) -> Self {
+    pub(super) fn new(limit: usize) -> Self {
         Self(Arc::new(Mutex::new(SlotsState {
-            most,
+            limit,
             count: 0,
             tenants: Turns::default(),
             origins: Turns::default(),
@@ -153,29 +154,29 @@ impl Slots {
         })))
     }
 
-    /// Waits for a slot; moves up when a pod asks for the model meanwhile.
-    /// Cancellation safe: who goes away loses the turn.
+    /// Waits for a slot; moves up when a pod requests the model meanwhile.
+    /// Cancellation safe: a caller that leaves loses its place in the queue.
     pub(super) async fn take(&self, model: &Candidate) -> DownloadSlot {
         self.wait(model, Duration::ZERO).await
     }
 
-    /// As [`Slots::take`], after giving back the slot that was asked for. If that was
-    /// for want of progress, others come first.
+    /// Yields a slot, then waits for one like [`Slots::take`]. A stalled model lets
+    /// others go first.
     pub(super) async fn take_again(&self, model: &Candidate, slot: DownloadSlot) -> DownloadSlot {
-        let stalled = slot.id.and_then(|id| self.lock().holders.get(&id)?.leaves);
+        let stalled = slot.id.and_then(|id| self.lock().holders.get(&id)?.yielding);
         drop(slot);
-        let modest = if stalled == Some(true) { PENANCE } else { Duration::ZERO };
-        self.wait(model, modest).await
+        let cooldown = if stalled == Some(true) { YIELD_COOLDOWN } else { Duration::ZERO };
+        self.wait(model, cooldown).await
     }
 
-    async fn wait(&self, model: &Candidate, modest: Duration) -> DownloadSlot {
+    async fn wait(&self, model: &Candidate, cooldown: Duration) -> DownloadSlot {
         let (grant, mut granted) = oneshot::channel();
         {
             let mut state = self.lock();
             state.count += 1;
             let (id, now) = (state.count, Instant::now());
             let model = model.clone();
-            let waiting = SlotRequest { model, since: now, modest_until: now + modest, grant };
+            let waiting = SlotRequest { model, since: now, cooldown_until: now + cooldown, grant };
             state.waiting.insert(id, waiting);
             self.admit(&mut state);
             if !state.watched && !state.waiting.is_empty() {
@@ -191,17 +192,17 @@ impl Slots {
         granted.await.expect(NEVER_DROPPED)
     }
 
-    /// Looks after those that wait, until nobody does.
+    /// Watches the queue until it is empty.
     async fn watch(self) {
         loop {
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(CHECK_PERIOD).await;
             let mut state = self.lock();
             self.admit(&mut state);
             if state.waiting.is_empty() {
                 state.watched = false;
                 return;
             }
-            state.make_way(Instant::now());
+            state.request_yield(Instant::now());
         }
     }
 
@@ -214,8 +215,8 @@ impl Slots {
             if let Err(mut refused) =
                 grant.send(DownloadSlot { slots: self.clone(), id: Some(id), asked })
             {
-                // Its caller went away just now. Taken apart here, since its
-                // drop would lock the slots once more.
+                // Its caller has just left. Without its id, dropping the slot does not
+                // lock the slots again.
                 refused.id = None;
                 state.end(id);
             }
@@ -227,35 +228,36 @@ impl Slots {
     }
 }
 
-const NEVER_DROPPED: &str = "who waits is forgotten only when it went away";
+const NEVER_DROPPED: &str = "a request is removed only after its caller left";
 
 impl SlotsState {
     fn next(&mut self) -> Option<(u64, SlotRequest)> {
         let fits = |waiting: &SlotRequest| {
-            self.beside(&waiting.model.share) < self.most
+            self.beside(&waiting.model.share) < self.limit
                 && !(waiting.model.large && self.holders.values().any(|holder| holder.model.large))
         };
         let id = self.in_order(fits).into_iter().next()?.0;
         self.waiting.remove(&id).map(|waiting| (id, waiting))
     }
 
-    /// Those that wait and are `meant`, the next one first.
-    fn in_order(&self, meant: impl Fn(&SlotRequest) -> bool) -> Vec<(u64, &SlotRequest)> {
+    /// Returns the waiting requests that `matches` accepts, in the order of their turn.
+    fn in_order(&self, matches: impl Fn(&SlotRequest) -> bool) -> Vec<(u64, &SlotRequest)> {
         let now = Instant::now();
-        let waiting = self.waiting.iter().filter(|(_, waiting)| meant(waiting));
+        let waiting = self.waiting.iter().filter(|(_, waiting)| matches(waiting));
         let mut order: Vec<(u64, &SlotRequest)> =
             waiting.map(|(id, waiting)| (*id, waiting)).collect();
         order.sort_by_cached_key(|(id, waiting)| {
             let tenant = self.tenant(&waiting.model.share);
-            let modest = now < waiting.modest_until;
+            let cooling_down = now < waiting.cooldown_until;
             let origin = self.origins.standing(&waiting.model.origin);
             let standing = self.tenants.standing(&tenant);
-            (!waiting.model.share.is_urgent(), modest, standing, origin, *id)
+            (!waiting.model.share.is_urgent(), cooling_down, standing, origin, *id)
         });
         order
     }
 
-    /// Models that count for this one: pods' models do not wait for prefetches.
+    /// Counts the running downloads that this one must wait for: pods' models do not
+    /// wait for prefetches.
     fn beside(&self, share: &FairShare) -> usize {
         let all = !share.is_urgent();
         self.holders.values().filter(|holder| all || holder.model.share.is_urgent()).count()
@@ -265,47 +267,47 @@ impl SlotsState {
         share.tenant(|tenant| self.tenants.standing(tenant))
     }
 
-    /// Asks a model to give way, where one has waited long enough for that.
-    fn make_way(&mut self, now: Instant) {
+    /// Asks a model to yield if another one has waited long enough.
+    fn request_yield(&mut self, now: Instant) {
         let patient = |waiting: &SlotRequest| now - waiting.since >= PATIENCE;
         let waiting = self.waiting.values().filter(|waiting| patient(waiting)).count();
-        if self.holders.values().filter(|holder| holder.leaves.is_some()).count() >= waiting {
+        if self.holders.values().filter(|holder| holder.yielding.is_some()).count() >= waiting {
             return;
         }
         let mut patient = self.in_order(patient).into_iter();
-        let found = patient.find_map(|(_, next)| self.to_leave(next, now));
+        let found = patient.find_map(|(_, next)| self.find_yielding(next, now));
         let Some((stalled, id)) = found else { return };
         if let Some(holder) = self.holders.get_mut(&id) {
-            tracing::debug!(stalled, tenant = %holder.tenant, "a model gives way");
-            holder.leaves = Some(stalled);
+            tracing::debug!(stalled, tenant = %holder.tenant, "a model was asked to yield its slot");
+            holder.yielding = Some(stalled);
             holder.asked.notify_one();
         }
     }
 
-    /// Whether there is a model that gives its slot to this one, which it is, and
-    /// whether that is because it is stalled.
-    fn to_leave(&self, next: &SlotRequest, now: Instant) -> Option<(Stalled, u64)> {
-        let (urgent, modest) = (next.model.share.is_urgent(), now < next.modest_until);
+    /// Finds a model that must yield its slot to this one, and whether because it is
+    /// stalled.
+    fn find_yielding(&self, next: &SlotRequest, now: Instant) -> Option<(Stalled, u64)> {
+        let (urgent, cooling_down) = (next.model.share.is_urgent(), now < next.cooldown_until);
         let tenant = self.tenant(&next.model.share);
         let theirs = self.tenants.running(&tenant);
-        // Any other slot would be of no use to a model that may not be beside a large one.
+        // A large model can only use the slot of another large one.
         let only_large = next.model.large && self.holders.values().any(|holder| holder.model.large);
         let staying = self
             .holders
             .iter()
-            .filter(|(_, holder)| holder.leaves.is_none() && (!only_large || holder.model.large));
+            .filter(|(_, holder)| holder.yielding.is_none() && (!only_large || holder.model.large));
         let leaving = staying.filter_map(|(id, holder)| {
             let mine = self.tenants.running(&holder.tenant);
             let more = holder.tenant != tenant && theirs + 1 < mine;
             let stalled = holder.model.share.stalled_for() >= STALLED;
-            let gives_way = if holder.model.share.is_urgent() == urgent {
+            let must_yield = if holder.model.share.is_urgent() == urgent {
                 let had_its_turn = now - holder.since >= LARGE_TURN;
                 let turn = only_large && holder.tenant != tenant && had_its_turn;
-                more || turn || stalled && !modest
+                more || turn || stalled && !cooling_down
             } else {
                 urgent && only_large
             };
-            gives_way.then_some((stalled, mine, *id))
+            must_yield.then_some((stalled, mine, *id))
         });
         leaving.max().map(|(stalled, _, id)| (stalled, id))
     }
@@ -316,7 +318,7 @@ impl SlotsState {
         self.origins.begin(&model.origin);
         let notified = Arc::clone(&asked);
         let since = Instant::now();
-        self.holders.insert(id, SlotHolder { model, tenant, since, asked, leaves: None });
+        self.holders.insert(id, SlotHolder { model, tenant, since, asked, yielding: None });
         notified
     }
 

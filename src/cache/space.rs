@@ -1,5 +1,5 @@
-//! Space is admitted before the first byte: sizes are known from the listing,
-//! and the running downloads' share counts.
+//! Reservations: space is reserved before the first byte. Sizes are known from the
+//! listing, and space that running downloads will still take is counted.
 
 mod measure;
 
@@ -17,24 +17,24 @@ use crate::error::{Error, Result};
 use crate::model::BlobId;
 use crate::mount;
 
-/// What a file system has, in bytes and inodes.
+/// Bytes and inodes of a file system.
 #[derive(Debug, Clone, Copy)]
 pub struct FileSystem {
-    /// All bytes.
+    /// Total bytes.
     pub total_bytes: u64,
-    /// Bytes that may still be written.
+    /// Free bytes.
     pub free_bytes: u64,
-    /// All inodes; 0 where the file system makes them as needed.
+    /// Total inodes; 0 where the file system creates them as needed.
     pub total_inodes: u64,
-    /// Inodes that may still be made.
+    /// Free inodes.
     pub free_inodes: u64,
 }
 
 impl FileSystem {
-    /// Asks the file system that holds `path`.
+    /// Queries the file system that holds `path`.
     pub fn of(path: &Path) -> Result<Self> {
         let stat = statvfs(path).map_err(|e| {
-            Error::io(format!("asking for the space on {}", path.display()), &e.into())
+            Error::io(format!("querying the free space of {}", path.display()), &e.into())
         })?;
         let block = stat.fragment_size();
         Ok(Self {
@@ -50,56 +50,56 @@ impl FileSystem {
         mount::same_file_system(path, other).unwrap_or(false)
     }
 
-    /// Whether the file system that holds `path` is also that of one of these,
-    /// or may be: in a container `/` is an overlay, and a cache on the node's
-    /// root disk is a bind of one of its directories. What takes its space from
-    /// one pool is one file system, as subvolumes of a btrfs do.
+    /// Whether `path` shares, or may share, its file system with one of `others`. In a
+    /// container `/` is an overlay, and a cache on the node's root disk is a bind of
+    /// one of its directories. Subvolumes of a btrfs share one pool of space, so they
+    /// count as one file system.
     pub fn is_shared(path: &Path, others: &[&Path]) -> Result<bool> {
         Ok(others.iter().any(|other| Self::is_same(path, other))
             || !mount::is_on_whole_file_system(path)?)
     }
 }
 
-/// What a file's size is rounded up to.
+/// File sizes are rounded up to this many bytes.
 pub(super) const BLOCK: u64 = 4096;
 
-/// A blob, its record, its entry in the index of contents; and its journal,
-/// while it downloads.
+/// Inodes of a blob: the file, its record, its entry in the index of contents, and its
+/// journal while it downloads.
 const INODES_PER_BLOB: u64 = 4;
 
-/// What the cache may take.
+/// Limits of the cache's space.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CacheLimits {
-    /// Bytes that stay free on its file system, whoever fills it.
+    /// Bytes to keep free on its file system.
     pub min_free: u64,
-    /// Inodes that stay free.
+    /// Inodes to keep free.
     pub min_free_inodes: u64,
-    /// Bytes that the cache takes at most; `None` leaves it at what is free.
+    /// Most bytes that the cache may take; `None` means no limit of its own.
     pub max_size: Option<u64>,
 }
 
-/// Counts what running downloads will still take.
+/// Counts the space that running downloads will still take.
 #[derive(Debug, Clone)]
 pub(super) struct Reservations {
     layout: Layout,
     limits: CacheLimits,
-    book: Arc<Mutex<ReservationTotals>>,
+    totals: Arc<Mutex<ReservationTotals>>,
 }
 
 #[derive(Debug, Default)]
 struct ReservationTotals {
     pending: HashMap<BlobId, Pending>,
-    /// Bytes of the trees that were admitted.
+    /// Bytes of the admitted trees.
     trees: u64,
-    /// How many count the cache at this moment.
+    /// How many callers are measuring the cache now.
     counting: usize,
-    /// What ended while somebody counts, with the whole sizes.
+    /// Blobs whose reservation ended during a measurement, with their full sizes.
     ended: HashMap<BlobId, u64>,
 }
 
 impl ReservationTotals {
-    /// All that was on its way at any time since the counting began, with the
-    /// whole sizes: meanwhile they grow, and move from here to there.
+    /// Returns all blobs that were being downloaded at any time since the measurement
+    /// began, with their full sizes: meanwhile they grow, and are moved.
     fn arriving(&self) -> HashMap<BlobId, u64> {
         let pending = self.pending.iter().map(|(id, pending)| (id.clone(), pending.size));
         pending.chain(self.ended.iter().map(|(id, size)| (id.clone(), *size))).collect()
@@ -112,31 +112,31 @@ struct Pending {
     reservations: usize,
 }
 
-/// A model's admitted share; given back when dropped.
+/// Space reserved for a model. Dropping it ends the reservation.
 #[derive(Debug)]
 pub(super) struct Reservation {
-    ledger: Reservations,
+    reservations: Reservations,
     blobs: Vec<BlobId>,
     tree: u64,
 }
 
-/// What a model needs to be brought in.
+/// The space that a model needs.
 #[derive(Debug, Clone)]
 pub(super) struct SpaceRequest {
-    /// Blobs that are not there, and their sizes.
+    /// Missing blobs, and their sizes.
     pub(super) missing: Vec<(BlobId, u64)>,
-    /// The directories of the tree, and what stands beside it.
+    /// The directories of the tree, and the files beside it.
     pub(super) tree: Space,
 }
 
-/// From before the cache is counted until the sum is used: what begins and
-/// ends in between is seen neither on its way nor standing, and is noted here.
+/// A measurement of the cache, from before the scan until the sum is used. It tracks
+/// downloads that begin and end in between, which the scan may miss.
 #[derive(Debug)]
 pub(super) struct Counting(Reservations);
 
 impl Counting {
-    /// What has been on its way since it began, with the whole sizes. After the
-    /// cache was read, that is all that the sum of it has to leave out.
+    /// Returns the blobs downloaded since the measurement began, with their full sizes.
+    /// Called after the scan, these are the blobs that its sum must exclude.
     pub(super) fn arriving(&self) -> HashMap<BlobId, u64> {
         self.0.lock().arriving()
     }
@@ -144,45 +144,45 @@ impl Counting {
 
 impl Drop for Counting {
     fn drop(&mut self) {
-        let mut book = self.0.lock();
-        book.counting -= 1;
-        if book.counting == 0 {
-            book.ended.clear();
+        let mut totals = self.0.lock();
+        totals.counting -= 1;
+        if totals.counting == 0 {
+            totals.ended.clear();
         }
     }
 }
 
-/// What the cache takes, where that is limited.
+/// The size of the cache, where it is limited.
 #[derive(Debug)]
 pub(super) struct Taken {
-    standing: u64,
-    /// Goes on until the sum was compared.
+    stored: u64,
+    /// Kept until the sum was compared.
     _counting: Counting,
 }
 
 impl Taken {
-    /// `standing` leaves out the bytes of [`Counting::arriving`].
-    pub(super) fn new(standing: u64, counting: Counting) -> Self {
-        Self { standing, _counting: counting }
+    /// `stored` excludes the bytes of [`Counting::arriving`].
+    pub(super) fn new(stored: u64, counting: Counting) -> Self {
+        Self { stored, _counting: counting }
     }
 }
 
-/// What is not there, in numbers.
+/// The needed and the free space, in numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct MissingSpace {
-    /// What the model still needs.
+    /// Space that the model still needs.
     pub(super) needs: Space,
-    /// What is free for it, running downloads taken off.
+    /// Free space, minus the reservations of running downloads.
     pub(super) free: Space,
-    /// What is taken already of what should be free.
+    /// By how much the limits are already exceeded.
     pub(super) debt: Space,
-    /// What running downloads will still take.
+    /// Bytes that running downloads will still take.
     pub(super) running: u64,
     pub(super) bound: ExhaustedLimit,
 }
 
 impl MissingSpace {
-    /// What has to become free.
+    /// The space that must be freed.
     pub(super) fn deficit(&self) -> Space {
         self.needs.saturating_add(self.debt).saturating_sub(self.free)
     }
@@ -190,59 +190,60 @@ impl MissingSpace {
 
 impl Reservations {
     pub(super) fn new(layout: Layout, limits: CacheLimits) -> Self {
-        Self { layout, limits, book: Arc::default() }
+        Self { layout, limits, totals: Arc::default() }
     }
 
     pub(super) fn limits(&self) -> CacheLimits {
         self.limits
     }
 
-    /// The blobs that running downloads have been admitted for.
+    /// Returns the blobs with a reservation.
     pub(super) fn admitted(&self) -> HashSet<BlobId> {
         self.lock().pending.keys().cloned().collect()
     }
 
-    /// To be called before the cache is read, for a [`Taken`].
+    /// Begins a measurement. Call it before the scan, and build a [`Taken`] with it.
     pub(super) fn count(&self) -> Counting {
         self.lock().counting += 1;
         Counting(self.clone())
     }
 
-    /// Admits the missing blobs of a model, or says what lacks. `taken` is
-    /// there where the cache is limited. Blocks on a few file system calls.
+    /// Reserves space for the missing blobs of a model, or returns what is missing.
+    /// `taken` is required where the cache has a limit. Blocks on a few file system
+    /// calls.
     pub(super) fn reserve(
         &self,
         wanted: &SpaceRequest,
         taken: Option<&Taken>,
     ) -> Result<Result<Reservation, MissingSpace>> {
         let measured = self.measure(wanted)?;
-        let mut book = self.lock();
-        let lack = self.compare(&book, &measured, wanted, taken);
-        if lack.deficit() != Space::default() {
-            return Ok(Err(lack));
+        let mut totals = self.lock();
+        let gap = self.compare(&totals, &measured, wanted, taken);
+        if gap.deficit() != Space::default() {
+            return Ok(Err(gap));
         }
         for (id, size) in &wanted.missing {
-            let entry = book.pending.entry(id.clone());
+            let entry = totals.pending.entry(id.clone());
             entry.or_insert(Pending { size: *size, reservations: 0 }).reservations += 1;
         }
         let blobs = wanted.missing.iter().map(|(id, _)| id.clone()).collect();
         let tree = wanted.tree.bytes;
-        book.trees = book.trees.saturating_add(tree);
-        drop(book);
-        Ok(Ok(Reservation { ledger: self.clone(), blobs, tree }))
+        totals.trees = totals.trees.saturating_add(tree);
+        drop(totals);
+        Ok(Ok(Reservation { reservations: self.clone(), blobs, tree }))
     }
 
-    /// Keeps counting a blob that was admitted, for as long as its own download
-    /// runs: that ends a moment after the model's when that is given up.
-    pub(super) fn go_on(&self, id: &BlobId, size: u64) -> Reservation {
-        let mut book = self.lock();
-        let entry = book.pending.entry(id.clone());
+    /// Extends the reservation of a blob until its own download ends, which is a moment
+    /// after an abandoned model's.
+    pub(super) fn extend(&self, id: &BlobId, size: u64) -> Reservation {
+        let mut totals = self.lock();
+        let entry = totals.pending.entry(id.clone());
         entry.or_insert(Pending { size, reservations: 0 }).reservations += 1;
-        Reservation { ledger: self.clone(), blobs: vec![id.clone()], tree: 0 }
+        Reservation { reservations: self.clone(), blobs: vec![id.clone()], tree: 0 }
     }
 
-    /// What a model needs and what is there for it, whether that lacks or not.
-    pub(super) fn look(
+    /// Compares the space that a model needs with the free space.
+    pub(super) fn assess(
         &self,
         wanted: &SpaceRequest,
         taken: Option<&Taken>,
@@ -253,18 +254,19 @@ impl Reservations {
 
     fn compare(
         &self,
-        book: &ReservationTotals,
+        totals: &ReservationTotals,
         measured: &Measured,
         wanted: &SpaceRequest,
         taken: Option<&Taken>,
     ) -> MissingSpace {
-        let (pending, fs) = (&book.pending, &measured.fs);
-        // What came since counts as a whole, and what ended since as it was.
+        let (pending, fs) = (&totals.pending, &measured.fs);
+        // Blobs reserved since the measurement count with their full size; those that
+        // ended since count as measured.
         let since = pending.iter().filter(|(id, _)| !measured.running.contains_key(id));
         let since = since.map(|(_, p)| p.size.next_multiple_of(BLOCK));
         let running = since.chain(measured.running.values().copied()).fold(0, u64::saturating_add);
-        // Trees are built last, so that all of theirs is still to come.
-        let running = running.saturating_add(book.trees);
+        // Trees are built last, so all of their space is still to come.
+        let running = running.saturating_add(totals.trees);
         let counted = |id| pending.contains_key(id) || measured.running.contains_key(id);
         let new = measured.wanted.iter().filter(|(id, _)| !counted(*id));
         let bytes = new.map(|(_, to_come)| *to_come).fold(0, u64::saturating_add);
@@ -279,10 +281,10 @@ impl Reservations {
             bytes: self.limits.min_free.saturating_add(running),
             inodes: self.limits.min_free_inodes.saturating_add(new_inodes),
         };
-        // A file system without a fixed number of inodes has any.
+        // A file system without a fixed number of inodes never runs out.
         let free_inodes = if fs.total_inodes == 0 { u64::MAX } else { fs.free_inodes };
-        let standing = Space { bytes: fs.free_bytes, inodes: free_inodes };
-        let (free, debt) = (standing.saturating_sub(kept), kept.saturating_sub(standing));
+        let available = Space { bytes: fs.free_bytes, inodes: free_inodes };
+        let (free, debt) = (available.saturating_sub(kept), kept.saturating_sub(available));
         let on_disk = MissingSpace {
             needs,
             free,
@@ -296,8 +298,8 @@ impl Reservations {
             },
         };
         let within = self.limits.max_size.zip(taken).map(|(most, taken)| {
-            let arriving = book.arriving().into_values().map(|size| size.next_multiple_of(BLOCK));
-            let taken = arriving.fold(taken.standing, u64::saturating_add);
+            let arriving = totals.arriving().into_values().map(|size| size.next_multiple_of(BLOCK));
+            let taken = arriving.fold(taken.stored, u64::saturating_add);
             MissingSpace {
                 free: Space { bytes: most.saturating_sub(taken), ..free },
                 debt: Space { bytes: taken.saturating_sub(most), ..debt },
@@ -305,7 +307,7 @@ impl Reservations {
                 ..on_disk
             }
         });
-        // The one that lacks more decides.
+        // The limit with the larger deficit decides.
         match within {
             Some(within) if within.deficit().bytes > on_disk.deficit().bytes => within,
             _ => on_disk,
@@ -313,23 +315,23 @@ impl Reservations {
     }
 
     fn lock(&self) -> MutexGuard<'_, ReservationTotals> {
-        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+        self.totals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        let mut book = self.ledger.lock();
-        book.trees = book.trees.saturating_sub(self.tree);
+        let mut totals = self.reservations.lock();
+        totals.trees = totals.trees.saturating_sub(self.tree);
         for id in &self.blobs {
-            let Some(entry) = book.pending.get_mut(id) else { continue };
+            let Some(entry) = totals.pending.get_mut(id) else { continue };
             entry.reservations -= 1;
             let (size, over) = (entry.size, entry.reservations == 0);
             if over {
-                book.pending.remove(id);
+                totals.pending.remove(id);
             }
-            if over && book.counting > 0 {
-                book.ended.insert(id.clone(), size);
+            if over && totals.counting > 0 {
+                totals.ended.insert(id.clone(), size);
             }
         }
     }
@@ -344,10 +346,10 @@ mod tests {
         BlobId::parse(&format!("{n:02x}").repeat(32)).unwrap()
     }
 
-    fn ledger(dir: &Path, bytes: u64, max_size: Option<u64>) -> Reservations {
+    fn reservations(dir: &Path, bytes: u64, max_size: Option<u64>) -> Reservations {
         files::make_directory(&dir.join("staging"), 0o755).unwrap();
         let free = FileSystem::of(dir).unwrap().free_bytes;
-        // All but `bytes` of what is free is somebody else's.
+        // Reserves all free space but `bytes`.
         let min_free = free.saturating_sub(bytes);
         Reservations::new(Layout::new(dir), CacheLimits { min_free, min_free_inodes: 0, max_size })
     }
@@ -357,92 +359,94 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_refused_with_the_numbers() {
+    fn a_model_that_does_not_fit_is_refused_with_the_numbers() {
         let dir = tempfile::tempdir().unwrap();
-        let ledger = ledger(dir.path(), 1 << 30, None);
-        let lack = ledger.reserve(&wanted(1, 100 << 30), None).unwrap().unwrap_err();
-        assert_eq!(lack.needs, Space { bytes: 100 << 30, inodes: INODES_PER_BLOB + 1 + 3 });
-        assert!(matches!(lack.bound, ExhaustedLimit::Reserve { .. }));
-        assert!(lack.deficit().bytes > 98 << 30);
-        assert_eq!(lack.deficit().inodes, 0);
+        let reservations = reservations(dir.path(), 1 << 30, None);
+        let gap = reservations.reserve(&wanted(1, 100 << 30), None).unwrap().unwrap_err();
+        assert_eq!(gap.needs, Space { bytes: 100 << 30, inodes: INODES_PER_BLOB + 1 + 3 });
+        assert!(matches!(gap.bound, ExhaustedLimit::Reserve { .. }));
+        assert!(gap.deficit().bytes > 98 << 30);
+        assert_eq!(gap.deficit().inodes, 0);
     }
 
     #[test]
     fn running_downloads_count_once_and_until_they_end() {
         let dir = tempfile::tempdir().unwrap();
-        let ledger = ledger(dir.path(), 4 << 30, None);
-        let first = ledger.reserve(&wanted(1, 3 << 30), None).unwrap().unwrap();
-        let shared = ledger.reserve(&wanted(1, 3 << 30), None).unwrap().unwrap();
-        let lack = ledger.reserve(&wanted(2, 3 << 30), None).unwrap().unwrap_err();
-        assert_eq!(lack.running, 3 << 30);
+        let reservations = reservations(dir.path(), 4 << 30, None);
+        let first = reservations.reserve(&wanted(1, 3 << 30), None).unwrap().unwrap();
+        let shared = reservations.reserve(&wanted(1, 3 << 30), None).unwrap().unwrap();
+        let gap = reservations.reserve(&wanted(2, 3 << 30), None).unwrap().unwrap_err();
+        assert_eq!(gap.running, 3 << 30);
         drop(first);
-        assert!(ledger.reserve(&wanted(2, 3 << 30), None).unwrap().is_err(), "b still runs");
+        assert!(reservations.reserve(&wanted(2, 3 << 30), None).unwrap().is_err(), "b still runs");
         drop(shared);
-        ledger.reserve(&wanted(2, 3 << 30), None).unwrap().unwrap();
+        reservations.reserve(&wanted(2, 3 << 30), None).unwrap().unwrap();
     }
 
     #[test]
-    fn the_caches_own_limit_counts_what_it_has_and_what_is_on_its_way() {
+    fn the_limit_of_the_cache_counts_stored_and_arriving_blobs() {
         let dir = tempfile::tempdir().unwrap();
-        let ledger = ledger(dir.path(), 1 << 40, Some(10 << 30));
-        let taken = |gib: u64| Taken::new(gib << 30, ledger.count());
-        let running = ledger.reserve(&wanted(1, 3 << 30), Some(&taken(4))).unwrap().unwrap();
-        let lack = ledger.reserve(&wanted(2, 4 << 30), Some(&taken(4))).unwrap().unwrap_err();
-        assert_eq!(lack.bound, ExhaustedLimit::Limit { bytes: 10 << 30 });
-        assert_eq!((lack.free.bytes, lack.deficit().bytes), (3 << 30, 1 << 30));
+        let reservations = reservations(dir.path(), 1 << 40, Some(10 << 30));
+        let taken = |gib: u64| Taken::new(gib << 30, reservations.count());
+        let running = reservations.reserve(&wanted(1, 3 << 30), Some(&taken(4))).unwrap().unwrap();
+        let gap = reservations.reserve(&wanted(2, 4 << 30), Some(&taken(4))).unwrap().unwrap_err();
+        assert_eq!(gap.bound, ExhaustedLimit::Limit { bytes: 10 << 30 });
+        assert_eq!((gap.free.bytes, gap.deficit().bytes), (3 << 30, 1 << 30));
         drop(running);
-        ledger.reserve(&wanted(2, 4 << 30), Some(&taken(4))).unwrap().unwrap();
-        let over = ledger.reserve(&wanted(2, 4 << 30), Some(&taken(15))).unwrap().unwrap_err();
-        assert_eq!(over.deficit().bytes, 9 << 30, "what is over the limit has to go first");
+        reservations.reserve(&wanted(2, 4 << 30), Some(&taken(4))).unwrap().unwrap();
+        let over =
+            reservations.reserve(&wanted(2, 4 << 30), Some(&taken(15))).unwrap().unwrap_err();
+        assert_eq!(over.deficit().bytes, 9 << 30, "the excess must go first");
     }
 
     #[test]
-    fn what_arrives_while_one_looks_counts_as_a_whole() {
+    fn a_blob_that_arrives_during_a_measurement_counts_with_its_full_size() {
         let dir = tempfile::tempdir().unwrap();
-        let ledger = ledger(dir.path(), 1 << 40, Some(10 << 30));
-        let before = Taken::new(4 << 30, ledger.count());
-        // Admitted since the look, or ended since: neither was seen standing.
-        let running = ledger.reserve(&wanted(1, 3 << 30), Some(&before)).unwrap().unwrap();
-        let lack = ledger.reserve(&wanted(2, 4 << 30), Some(&before)).unwrap().unwrap_err();
-        assert_eq!(lack.free.bytes, 3 << 30);
-        // Both since the look: it was seen nowhere.
+        let reservations = reservations(dir.path(), 1 << 40, Some(10 << 30));
+        let before = Taken::new(4 << 30, reservations.count());
+        // Admitted or ended since the scan: the scan saw neither as stored.
+        let running = reservations.reserve(&wanted(1, 3 << 30), Some(&before)).unwrap().unwrap();
+        let gap = reservations.reserve(&wanted(2, 4 << 30), Some(&before)).unwrap().unwrap_err();
+        assert_eq!(gap.free.bytes, 3 << 30);
+        // Admitted and ended since the scan: the scan missed it.
         drop(running);
-        let lack = ledger.reserve(&wanted(2, 4 << 30), Some(&before)).unwrap().unwrap_err();
-        assert_eq!(lack.free.bytes, 3 << 30);
+        let gap = reservations.reserve(&wanted(2, 4 << 30), Some(&before)).unwrap().unwrap_err();
+        assert_eq!(gap.free.bytes, 3 << 30);
         drop(before);
-        let after = Taken::new(4 << 30, ledger.count());
-        ledger.reserve(&wanted(2, 4 << 30), Some(&after)).unwrap().unwrap();
+        let after = Taken::new(4 << 30, reservations.count());
+        reservations.reserve(&wanted(2, 4 << 30), Some(&after)).unwrap().unwrap();
     }
 
     #[test]
-    fn what_comes_or_goes_while_the_disk_is_asked_counts_as_a_whole() {
+    fn a_reservation_that_begins_or_ends_during_a_measurement_counts_in_full() {
         let dir = tempfile::tempdir().unwrap();
-        let ledger = ledger(dir.path(), 4 << 30, None);
+        let reservations = reservations(dir.path(), 4 << 30, None);
         let second = wanted(2, 3 << 30);
-        let before = ledger.measure(&second).unwrap();
-        let compare = |measured| ledger.compare(&ledger.lock(), measured, &second, None);
+        let before = reservations.measure(&second).unwrap();
+        let compare =
+            |measured| reservations.compare(&reservations.lock(), measured, &second, None);
         assert_eq!(compare(&before).deficit(), Space::default());
-        let first = ledger.reserve(&wanted(1, 3 << 30), None).unwrap().unwrap();
+        let first = reservations.reserve(&wanted(1, 3 << 30), None).unwrap().unwrap();
         assert_eq!(compare(&before).running, 3 << 30);
-        let before = ledger.measure(&second).unwrap();
+        let before = reservations.measure(&second).unwrap();
         drop(first);
-        let lack = compare(&before);
-        assert_eq!(lack.running, 3 << 30, "what it took is not seen in what was free");
-        assert!(lack.deficit().bytes > 0);
+        let gap = compare(&before);
+        assert_eq!(gap.running, 3 << 30, "the free space was measured before it took any");
+        assert!(gap.deficit().bytes > 0);
     }
 
     #[test]
-    fn inodes_are_admitted_too() {
+    fn inodes_are_reserved_too() {
         let dir = tempfile::tempdir().unwrap();
         files::make_directory(&dir.path().join("staging"), 0o755).unwrap();
         let free = FileSystem::of(dir.path()).unwrap();
         let limits = CacheLimits { min_free: 0, min_free_inodes: free.free_inodes, max_size: None };
-        let ledger = Reservations::new(Layout::new(dir.path()), limits);
-        let lack = ledger.reserve(&wanted(1, 1), None).unwrap();
-        // A file system without a fixed number of inodes admits any.
-        assert_eq!(lack.is_err(), free.total_inodes > 0);
-        if let Err(lack) = lack {
-            assert!(matches!(lack.bound, ExhaustedLimit::Inodes { .. }));
+        let reservations = Reservations::new(Layout::new(dir.path()), limits);
+        let gap = reservations.reserve(&wanted(1, 1), None).unwrap();
+        // A file system without a fixed number of inodes never refuses.
+        assert_eq!(gap.is_err(), free.total_inodes > 0);
+        if let Err(gap) = gap {
+            assert!(matches!(gap.bound, ExhaustedLimit::Inodes { .. }));
         }
     }
 }

@@ -4,10 +4,10 @@
 )]
 //! The system calls of the cache that no crate wraps.
 //!
-//! JUSTIFICATION: a file that is taken over by its inode must be open for
-//! writing nowhere, and only the kernel knows (`F_SETLEASE`); a copy that takes
-//! no space is `FICLONE`. A label of SELinux is the extended attribute
-//! `security.selinux`. It holds nothing but the calls.
+//! JUSTIFICATION: a file whose inode is moved into the cache must not be open for
+//! writing anywhere, which only the kernel knows (`F_SETLEASE`); a copy that takes no
+//! space needs `FICLONE`; an SELinux label is the extended attribute
+//! `security.selinux`. This module contains only these calls.
 
 use std::ffi::{CStr, CString};
 use std::io;
@@ -17,25 +17,25 @@ use std::path::Path;
 
 use nix::libc::{self, c_int};
 
-/// Chooses the signal of a broken lease (`linux/fcntl.h`; not in libc).
+/// Sets the signal of a broken lease (`linux/fcntl.h`; not in libc).
 const F_SETSIG: c_int = 10;
 
-/// A read lease: while it holds, nobody has the file open for writing. Who
-/// wants to waits in `open` until it ends, for some seconds at most
-/// (`/proc/sys/fs/lease-break-time`); so it has to be looked at when it counts.
+/// A read lease: while it holds, no process has the file open for writing. A process
+/// that opens it for writing blocks until the lease ends, but only for some seconds
+/// (`/proc/sys/fs/lease-break-time`); so check it again when it matters.
 #[derive(Debug)]
 pub(super) struct ReadLease<F: AsFd>(F);
 
 impl<F: AsFd> ReadLease<F> {
-    /// Takes the lease on a file that is open for reading only; `None` when
-    /// somebody has it open for writing.
+    /// Takes the lease on a file that is open read-only; `None` when a process has it
+    /// open for writing.
     ///
     /// # Errors
-    /// EACCES when the file is another user's and CAP_LEASE is missing; EINVAL
-    /// where the file system knows no leases.
+    /// EACCES when the file is another user's and CAP_LEASE is missing; EINVAL when the
+    /// file system does not support leases.
     pub(super) fn take(file: F) -> io::Result<Option<Self>> {
-        // A broken lease is told by SIGIO, which would end the process. Nobody
-        // listens for SIGURG, and by default it does nothing.
+        // By default a broken lease raises SIGIO, which would end the process. SIGURG
+        // has no handler, and is ignored by default.
         fcntl(&file, F_SETSIG, libc::SIGURG)?;
         match fcntl(&file, libc::F_SETLEASE, libc::F_RDLCK) {
             Ok(_) => Ok(Some(Self(file))),
@@ -44,7 +44,7 @@ impl<F: AsFd> ReadLease<F> {
         }
     }
 
-    /// Whether nobody has asked to write since.
+    /// Whether the lease still holds: no process has tried to write since.
     pub(super) fn holds(&self) -> io::Result<bool> {
         Ok(fcntl(&self.0, libc::F_GETLEASE, 0)? == libc::F_RDLCK)
     }
@@ -60,23 +60,23 @@ impl<F: AsFd> Drop for ReadLease<F> {
 /// Makes `to` share the blocks of `from`, until one of them is written.
 ///
 /// # Errors
-/// EOPNOTSUPP, EINVAL or EXDEV where that cannot be done.
+/// EOPNOTSUPP, EINVAL or EXDEV when the files cannot share blocks.
 pub(super) fn reflink(from: impl AsFd, to: impl AsFd) -> io::Result<()> {
     let (from, to) = (from.as_fd().as_raw_fd(), to.as_fd().as_raw_fd());
     // SAFETY: the caller's values keep both descriptors open for the duration of
-    // the call, and the argument of this request is a descriptor and no pointer.
+    // the call, and the argument of this request is a descriptor, not a pointer.
     let result = unsafe { libc::ioctl(to, libc::FICLONE, from) };
     check(result).map(drop)
 }
 
-/// The attribute that is a label (`linux/xattr.h`, XATTR_NAME_SELINUX).
+/// The attribute that holds the label (`linux/xattr.h`, XATTR_NAME_SELINUX).
 const SELINUX: &CStr = c"security.selinux";
 
 /// Longer than any label.
 const LABEL: usize = 4096;
 
-/// The SELinux label of a file or directory; `None` where it has none. A
-/// symbolic link is not followed.
+/// Returns the SELinux label of a file or directory; `None` if it has none. A symbolic
+/// link is not followed.
 pub(super) fn label(path: &Path) -> io::Result<Option<String>> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     let mut value = [0_u8; LABEL];
@@ -102,10 +102,10 @@ pub(super) fn label(path: &Path) -> io::Result<Option<String>> {
 /// Sets the SELinux label of a file or directory. A symbolic link is not followed.
 ///
 /// # Errors
-/// EOPNOTSUPP where the file system keeps none, or was mounted with one for all.
+/// EOPNOTSUPP when the file system has no labels, or was mounted with one for all files.
 pub(super) fn set_label(path: &Path, label: &str) -> io::Result<()> {
     let path = CString::new(path.as_os_str().as_bytes())?;
-    // As the tools of SELinux store it: with its NUL.
+    // With its NUL, as the SELinux tools store it.
     let label = CString::new(label)?;
     let value = label.as_bytes_with_nul();
     // SAFETY: all strings end with NUL, and the kernel reads exactly the bytes of the value.
@@ -115,7 +115,7 @@ pub(super) fn set_label(path: &Path, label: &str) -> io::Result<()> {
     .map(drop)
 }
 
-/// The requests of this module take an integer, or nothing.
+/// Calls fcntl with a request of this module; they take an integer, or nothing.
 fn fcntl(file: impl AsFd, request: c_int, argument: c_int) -> io::Result<c_int> {
     // SAFETY: the descriptor is open for the duration of the call, and none of
     // the requests takes a pointer.
@@ -133,7 +133,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_file_that_nobody_writes_can_be_leased() {
+    fn only_a_file_without_a_writer_can_be_leased() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("f");
         fs::write(&path, "x").unwrap();
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn a_writer_that_waits_is_noticed_and_kills_nobody() {
+    fn a_waiting_writer_is_noticed_and_no_signal_ends_the_process() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("f");
         fs::write(&path, "x").unwrap();

@@ -1,5 +1,5 @@
-//! The trash and the quarantine: what nobody can find any more, until it is
-//! deleted. Renaming is an eviction; deleting takes its time afterwards.
+//! The trash and the quarantine: files that can no longer be found, until they are
+//! deleted. The rename evicts; deleting takes longer and follows later.
 
 use std::collections::HashSet;
 use std::os::unix::fs::MetadataExt;
@@ -14,17 +14,17 @@ use crate::abort_point;
 use crate::error::Result;
 use crate::mount::{self, DirId};
 
-/// How long what is damaged is kept for people to look at.
+/// How long damaged files are kept for inspection.
 pub(super) const QUARANTINED: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Renames something into the trash, under a name that is not taken.
+/// Renames a file or directory into the trash, under a free name.
 pub(super) fn discard(layout: &Layout, path: &Path) -> Result<()> {
-    put_aside(path, &layout.trash()).map(|_| ())
+    move_aside(path, &layout.trash()).map(|_| ())
 }
 
-/// Renames something into a directory, under a name that is not taken there;
-/// `None` when it is gone already.
-pub(super) fn put_aside(path: &Path, directory: &Path) -> Result<Option<PathBuf>> {
+/// Renames a file or directory into a directory, under a free name; `None` when it is
+/// already gone.
+pub(super) fn move_aside(path: &Path, directory: &Path) -> Result<Option<PathBuf>> {
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let taken: HashSet<String> = files::names(directory)?.into_iter().collect();
     // One more candidate than there are names: one of them is free.
@@ -35,18 +35,17 @@ pub(super) fn put_aside(path: &Path, directory: &Path) -> Result<Option<PathBuf>
 }
 
 impl CacheInner {
-    /// Deletes what is in the trash and not in use. Blocks, for as long as it
-    /// takes.
+    /// Deletes everything in the trash that is not in use. Blocks while it deletes.
     pub(super) fn empty_trash(&self) -> Result<usize> {
         self.free_from_trash(None)
     }
 
-    /// As [`CacheInner::empty_trash`], only until so much has become free; how many
-    /// entries were deleted.
+    /// Like [`CacheInner::empty_trash`], but stops when enough was freed. Returns the
+    /// number of deleted entries.
     pub(super) fn free_from_trash(&self, enough: Option<Space>) -> Result<usize> {
         let names = files::names(&self.layout.trash())?;
         if names.is_empty() {
-            // A name goes before its space: until whoever deletes it is done.
+            // A name vanishes before its space is free: wait for a running deletion.
             drop(self.emptying.lock());
             return Ok(0);
         }
@@ -58,10 +57,10 @@ impl CacheInner {
             }
             let path = self.layout.trash().join(&name);
             if in_use.has(&name, &path) {
-                tracing::debug!(name, "something in the trash is still in use; it is kept for now");
+                tracing::debug!(name, "an entry of the trash is still in use; it is kept for now");
                 continue;
             }
-            // For one entry only: who waits for space needs not wait for all of it.
+            // Locked per entry, so that a caller in need of space does not wait for all.
             let _alone = self.emptying.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             let space = disk_usage::space_of(&path)?;
             match files::delete_tree(&path) {
@@ -72,7 +71,7 @@ impl CacheInner {
                 }
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
                 Err(error) => {
-                    tracing::warn!(name, %error, "could not delete something in the trash");
+                    tracing::warn!(name, %error, "deleting an entry of the trash failed");
                 }
             }
         }
@@ -82,7 +81,7 @@ impl CacheInner {
         Ok(deleted)
     }
 
-    /// Puts what has been in quarantine for `age` and is not in use into the
+    /// Moves quarantined entries that are at least `age` old and not in use to the
     /// trash. Blocks.
     pub(super) fn empty_quarantine(&self, age: Duration) -> Result<()> {
         let names = files::names(&self.layout.quarantine())?;
@@ -106,7 +105,7 @@ impl CacheInner {
     }
 }
 
-/// What of a directory of the cache is still shown to somebody.
+/// The entries of a directory of the cache that are still mounted or leased.
 struct InUse {
     names: HashSet<String>,
     leased: HashSet<DirId>,

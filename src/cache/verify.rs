@@ -1,4 +1,4 @@
-//! Reading the cache again: is it still what was downloaded?
+//! Verification: reads the cache again, and compares it with what was downloaded.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,7 +13,7 @@ use super::reread::{self, ReadPacer, is_damage};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{BlobId, ModelKey};
 
-/// How far a verification is.
+/// The progress of a verification.
 #[derive(Debug, Default)]
 pub struct VerifyProgress {
     done: AtomicU64,
@@ -21,18 +21,18 @@ pub struct VerifyProgress {
 }
 
 impl VerifyProgress {
-    /// Bytes that were read.
+    /// Bytes read so far.
     pub fn done(&self) -> u64 {
         self.done.load(Ordering::Relaxed)
     }
 
-    /// Bytes that are to be read.
+    /// Bytes to read in total.
     pub fn total(&self) -> u64 {
         self.total.load(Ordering::Relaxed)
     }
 }
 
-/// What a verification found.
+/// The result of a verification.
 #[derive(Debug, Default)]
 pub struct Verification {
     /// Models whose trees were compared with their manifests.
@@ -41,13 +41,13 @@ pub struct Verification {
     pub blobs: usize,
     /// Bytes that were read.
     pub bytes: u64,
-    /// What was wrong; it was put aside.
+    /// The damage that was found and quarantined.
     pub damaged: Vec<Damage>,
 }
 
 impl CacheInner {
-    /// Verifies these models, or everything. Blocks, as long as reading takes
-    /// at `rate` bytes a second.
+    /// Verifies these models, or everything. Reads at most `rate` bytes per second, and
+    /// blocks meanwhile.
     pub(super) fn verify(
         &self,
         keys: Option<&[ModelKey]>,
@@ -60,21 +60,21 @@ impl CacheInner {
         let mut found = Verification::default();
         let mut blobs: Vec<usize> = Vec::new();
         for model in taken.models.iter().filter(|model| wanted(&model.key)) {
-            // Not evicted while it is looked at; one that went before is no damage.
+            // Held against eviction; a model that was evicted before is not damage.
             let _held = self.holds.model(&model.key);
             if !self.layout.model(&model.key).is_dir() {
                 continue;
             }
             found.models += 1;
             blobs.extend(&model.blobs);
-            let misfit = match self.models.read_manifest(&model.key).unwrap_or_default() {
+            let mismatch = match self.models.read_manifest(&model.key).unwrap_or_default() {
                 None => Some(("manifest.json".to_owned(), "it cannot be read".to_owned())),
                 Some(manifest) => self
                     .models
-                    .misfit(&model.key, &manifest)
-                    .map(|misfit| (misfit.path, misfit.why)),
+                    .mismatch(&model.key, &manifest)
+                    .map(|mismatch| (mismatch.path, mismatch.why)),
             };
-            if let Some((what, why)) = misfit {
+            if let Some((what, why)) = mismatch {
                 found.damaged.push(self.quarantine_model(&model.key, &what, &why)?);
             }
         }
@@ -88,44 +88,46 @@ impl CacheInner {
         let mut pace = ReadPacer::new(rate);
         for at in blobs {
             let Some(id) = taken.blobs[at].ids.first() else { continue };
-            let go_on = |bytes| {
+            let keep_reading = |bytes| {
                 progress.done.fetch_add(bytes, Ordering::Relaxed);
                 !cancelled.is_cancelled()
             };
-            let Some((bytes, damage)) = self.verify_blob(id, &mut pace, go_on)? else { continue };
+            let Some((bytes, damage)) = self.verify_blob(id, &mut pace, keep_reading)? else {
+                continue;
+            };
             found.blobs += 1;
             found.bytes += bytes;
             found.damaged.extend(damage);
             if cancelled.is_cancelled() {
-                return Err(Error::new(ErrorKind::InProgress, "the verification was ended early"));
+                return Err(Error::new(ErrorKind::InProgress, "the verification was interrupted"));
             }
         }
         progress.total.store(progress.done(), Ordering::Relaxed);
         Ok(found)
     }
 
-    /// Reads one blob: its bytes, and what is wrong with it. `None` when it is
-    /// not there any more.
+    /// Verifies one blob: returns the bytes read, and the damage. `None` when the blob
+    /// is gone.
     fn verify_blob(
         &self,
         id: &BlobId,
         pace: &mut ReadPacer,
-        go_on: impl FnMut(u64) -> bool,
+        keep_reading: impl FnMut(u64) -> bool,
     ) -> Result<Option<(u64, Option<Damage>)>> {
-        // Not evicted while it is read.
+        // Held against eviction while it is read.
         let _held = self.holds.blobs(std::iter::once(id.clone()));
         let path = self.layout.blob(id);
         let Some((record, _)) = self.blobs.record(id)? else {
             if !path.exists() {
                 return Ok(None);
             }
-            let why = "its record is gone, so nothing vouches for it";
+            let why = "its record is missing, so its content cannot be verified";
             return self
                 .quarantine_blob(id, id.as_str(), why)
                 .map(|damage| Some((0, Some(damage))));
         };
         let Some(read) = self.blobs.inode(id) else { return Ok(None) };
-        let (bytes, why) = match reread::crc32c(&path, pace, go_on) {
+        let (bytes, why) = match reread::crc32c(&path, pace, keep_reading) {
             Ok(None) => return Ok(Some((0, None))),
             Ok(Some((crc32c, size))) if size == record.size && crc32c == record.crc32c => {
                 (size, None)
@@ -133,16 +135,16 @@ impl CacheInner {
             Ok(Some((_, size))) if size != record.size => {
                 (size, Some(format!("it has {size} bytes instead of {}", record.size)))
             }
-            Ok(Some((_, size))) => (size, Some("its CRC-32C is not the one it had".to_owned())),
+            Ok(Some((_, size))) => (size, Some("its CRC-32C has changed".to_owned())),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(e) if is_damage(&e) => (0, Some(format!("it cannot be read: {e}"))),
-            // Out of memory or descriptors: that says nothing about the disk.
+            // Such as out of memory or descriptors, which says nothing about the disk.
             Err(e) => return Err(Error::io(format!("reading {}", path.display()), &e)),
         };
-        let _placing = self.blobs.placing();
+        let _lock = self.blobs.lock_placement();
         let damage = match why {
-            // A publish may have noticed it too, and brought a good one.
-            Some(why) if self.blobs.stands(id, read) => {
+            // A publish may have noticed it too, and downloaded a good one.
+            Some(why) if self.blobs.is_unchanged(id, read) => {
                 Some(self.quarantine_blob(id, &record.object, &why)?)
             }
             _ => None,
@@ -152,24 +154,24 @@ impl CacheInner {
 }
 
 impl super::Cache {
-    /// How long until everything is due to be read again; counted from the last
-    /// time across restarts, and from now where there was none. Blocks.
+    /// Returns the time until the next scrub is due, counted from the last scrub, even
+    /// before a restart, or from now if there was none. Blocks.
     pub fn scrub_due(&self, every: Duration) -> Result<Duration> {
         let path = self.0.layout.scrubbed();
         match std::fs::metadata(&path).and_then(|metadata| metadata.modified()) {
-            // A clock that jumped back begins anew.
+            // After the clock jumped back, the interval starts again.
             Ok(last) => Ok(last.elapsed().map_or(every, |passed| every.saturating_sub(passed))),
-            Err(_) => self.scrubbed().map(|()| every),
+            Err(_) => self.record_scrub().map(|()| every),
         }
     }
 
-    /// Notes that everything was read again. Blocks.
-    pub fn scrubbed(&self) -> Result<()> {
+    /// Records that a scrub is complete. Blocks.
+    pub fn record_scrub(&self) -> Result<()> {
         super::files::write_whole(&self.0.layout.scrubbed(), b"", 0o644)
     }
 
-    /// Reads models again, all of them when `keys` is `None`, and puts aside
-    /// what is not what was downloaded. At most `rate` bytes a second.
+    /// Verifies models, or everything when `keys` is `None`, and quarantines what is
+    /// damaged. Reads at most `rate` bytes per second.
     ///
     /// # Errors
     /// `InProgress` when the driver stops meanwhile.
@@ -180,7 +182,7 @@ impl super::Cache {
         progress: Arc<VerifyProgress>,
     ) -> Result<Verification> {
         let inner = Arc::clone(&self.0);
-        // Ends with the caller: nobody reads on for somebody who left.
+        // Dropping this future ends the reading.
         let cancelled = inner.shutdown.child_token();
         let _ends = cancelled.clone().drop_guard();
         crate::blocking::blocking(move || {

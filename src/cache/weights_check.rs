@@ -1,13 +1,13 @@
-//! Whether a model's weights can be opened, found out before it is published
-//! (`checkSafetensors`): the loader's own error comes minutes later, and names
-//! no remedy.
+//! Checks before a publish whether a model's weights can be loaded
+//! (`checkSafetensors`). A loader's own error comes minutes later, and names no
+//! remedy.
 //!
-//! It is found out once for each model, for all pods that ask, from names and
-//! headers alone. Only what loaders open ([`crate::model::weights`]) makes a
-//! model one that cannot be loaded; what is hidden, stale or beside that is a
-//! warning. A file that cannot be opened is wrong for everybody. A shard that an
-//! index names and the tree has not is wrong only for a request whose filters
-//! would have selected it: leaving shards out is what filters are for.
+//! Each model is checked once for all pods, by names and headers alone. Only files
+//! that loaders open ([`crate::model::weights`]) make a model unloadable; problems
+//! of other files are warnings. A file that cannot be opened is wrong for all
+//! requests. A shard that an index names but the tree lacks is wrong only for
+//! requests whose filters would have selected it, since filters may leave shards out
+//! on purpose.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -24,65 +24,65 @@ use crate::model::safetensors::{self, MAX_INDEX};
 use crate::model::weights::{self, FileKind, Format, Role};
 use crate::model::{ModelKey, ModelRequest, Tenant, Warning, WarningKind, shown};
 
-/// Verdicts that are remembered; when they are more, all are found out again.
+/// Most verdicts that are remembered. Beyond that, all are dropped.
 const REMEMBERED: usize = 10_000;
 
-/// Bytes of them at most: whoever uploads decides what a flaw is called.
+/// Most bytes of remembered verdicts, since uploaders choose the names in them.
 const REMEMBERED_BYTES: usize = 16 << 20;
 
-/// Missing shards of one model that are remembered.
+/// Most missing shards that are remembered per model.
 const MISSING: usize = 1000;
 
-/// Models whose files are read at once, two of them of one tenant; each takes some
-/// 20 MB of memory at worst (see [`safetensors`]).
+/// Models checked at once, at most two of one tenant. Each takes up to about 20 MB of
+/// memory (see [`safetensors`]).
 const AT_ONCE: usize = 3;
 
-/// Flaws that one message names.
+/// Flaws named in one message.
 const NAMED: usize = 2;
 
-/// What becomes of a model whose weights no loader could open.
+/// What to do with a model whose weights no loader can open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SafetensorsCheck {
-    /// It is not published.
+    /// Refuse to publish it.
     Refuse,
-    /// It is published with a warning.
+    /// Publish it with a warning.
     Warn,
-    /// Nobody looks.
+    /// Do not check.
     Ignore,
 }
 
-/// What was found in one model.
+/// The flaws of one model.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct WeightsReport {
-    /// Files that loaders open and cannot.
+    /// Broken files that loaders open.
     broken: Flaws,
-    /// Files that could not be opened, and that no loader opens.
+    /// Broken files that no loader opens.
     suspect: Flaws,
-    /// What indexes name and the tree has not.
+    /// Shards that indexes name but the tree lacks.
     missing: Vec<Missing>,
 }
 
-/// The first flaws of a kind, as they are told, and how many more there are.
+/// The first flaws of a kind, as text, and the number of further ones.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 struct Flaws {
     named: Vec<String>,
     more: usize,
 }
 
-/// A shard that is not there.
+/// A missing shard.
 #[derive(Debug, PartialEq, Eq)]
 struct Missing {
-    /// The index that names it, as it is told.
+    /// The index that names it, as text.
     index: Arc<str>,
     shard: String,
-    /// What loaders make of the index.
+    /// How loaders use the index.
     role: Role,
 }
 
-/// The verdicts of one cache.
-pub(super) struct Sanity {
+/// Checks the weights of models, and remembers the verdicts.
+pub(super) struct WeightsChecks {
     check: SafetensorsCheck,
-    /// By tenant too: a tenant that asks for a model does not wait for the turn of another.
+    /// Also keyed by tenant, so that no tenant waits for the turn of another.
     flights: Flights<(ModelKey, Tenant), (), Option<Arc<WeightsReport>>>,
     known: Mutex<RememberedReports>,
     places: FairSemaphore,
@@ -94,7 +94,7 @@ struct RememberedReports {
     bytes: usize,
 }
 
-impl Sanity {
+impl WeightsChecks {
     pub(super) fn new(
         check: SafetensorsCheck,
         flights: Flights<(ModelKey, Tenant), (), Option<Arc<WeightsReport>>>,
@@ -106,7 +106,7 @@ impl Sanity {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Does work that the model's author made as much as it is, when it is its turn.
+    /// Runs work whose cost the model's author controls, when it is the tenant's turn.
     async fn in_turn<T: Send + 'static>(
         places: FairSemaphore,
         tenant: Tenant,
@@ -133,49 +133,52 @@ impl RememberedReports {
 }
 
 impl Cache {
-    /// Refuses a model whose weights no loader could open, and gives warnings
-    /// of what is wrong and refuses nothing. The work takes
-    /// one of the places of `tenant`.
+    /// Refuses a model whose weights no loader can open, and returns warnings about
+    /// lesser flaws. The work takes one of the places of `tenant`.
     ///
-    /// Cancellation safe: the look at the files goes on for the next caller.
+    /// Cancellation safe: the check continues for the next caller.
     ///
     /// # Errors
-    /// `Precondition`, naming the files and what is wrong with them; `Invalid`
-    /// when the request's filters take too long to be compared with the names.
-    pub async fn check_sanity(
+    /// `Precondition`, naming the files and what is wrong with them; `Invalid` when
+    /// matching the request's filters takes too long.
+    pub async fn check_weights(
         &self,
         model: &CachedModel,
         request: &ModelRequest,
         tenant: &Tenant,
     ) -> Result<Vec<Warning>> {
-        let check = self.0.sanity.check;
+        let check = self.0.weights_checks.check;
         if check == SafetensorsCheck::Ignore {
             return Ok(Vec::new());
         }
-        let places = || self.0.sanity.places.clone();
-        let known = self.0.sanity.lock().verdicts.get(&model.key).cloned();
+        let places = || self.0.weights_checks.places.clone();
+        let known = self.0.weights_checks.lock().verdicts.get(&model.key).cloned();
         let verdict = match known {
             Some(verdict) => Some(verdict),
             None => {
                 let (inner, model_) = (Arc::clone(&self.0), model.clone());
                 let key = (model.key.clone(), tenant.clone());
-                let mut ticket = self.0.sanity.flights.join(key, (), |_| {
-                    Sanity::in_turn(places(), tenant.clone(), move || inner.find_flaws(&model_))
+                let mut waiter = self.0.weights_checks.flights.join(key, (), |_| {
+                    WeightsChecks::in_turn(places(), tenant.clone(), move || {
+                        inner.find_flaws(&model_)
+                    })
                 });
-                ticket.completed().await?
+                waiter.completed().await?
             }
         };
         let Some(verdict) = verdict.filter(|verdict| **verdict != WeightsReport::default()) else {
             return Ok(Vec::new());
         };
         let request = request.clone();
-        Sanity::in_turn(places(), tenant.clone(), move || verdict.for_request(check, &request))
-            .await
+        WeightsChecks::in_turn(places(), tenant.clone(), move || {
+            verdict.for_request(check, &request)
+        })
+        .await
     }
 }
 
 impl CacheInner {
-    /// Looks at the files of one model; `None` when they vanished meanwhile. Blocks.
+    /// Checks the files of one model; `None` when they vanished meanwhile. Blocks.
     fn find_flaws(&self, model: &CachedModel) -> Result<Option<Arc<WeightsReport>>> {
         let Some(verdict) = verdict(model)? else { return Ok(None) };
         let verdict = Arc::new(verdict);
@@ -187,29 +190,29 @@ impl CacheInner {
                 "a model has safetensors files that no loader can open"
             );
         }
-        self.sanity.lock().insert(model.key.clone(), Arc::clone(&verdict));
+        self.weights_checks.lock().insert(model.key.clone(), Arc::clone(&verdict));
         Ok(Some(verdict))
     }
 }
 
-/// Why a look at a model ends early.
+/// Why the check of a model ended early.
 enum InspectStop {
-    /// One of its files cannot be found, because it was evicted: then there is
-    /// nothing to publish either.
+    /// One of its files is missing, because the model was evicted. Then there is nothing
+    /// to publish either.
     Vanished,
     Failed(Error),
 }
 
-/// What is wrong with a model; `None` when it vanished. Blocks.
+/// Returns the flaws of a model; `None` when it vanished. Blocks.
 fn verdict(model: &CachedModel) -> Result<Option<WeightsReport>> {
-    match look(model) {
+    match inspect(model) {
         Ok(verdict) => Ok(Some(verdict)),
         Err(InspectStop::Vanished) => Ok(None),
         Err(InspectStop::Failed(error)) => Err(error),
     }
 }
 
-fn look(model: &CachedModel) -> Result<WeightsReport, InspectStop> {
+fn inspect(model: &CachedModel) -> Result<WeightsReport, InspectStop> {
     let manifest = model.manifest().map_err(InspectStop::Failed)?.ok_or(InspectStop::Vanished)?;
     let sizes: HashMap<&str, u64> =
         manifest.files.iter().map(|file| (file.path.as_str(), file.size)).collect();
@@ -238,8 +241,8 @@ fn look(model: &CachedModel) -> Result<WeightsReport, InspectStop> {
     for (index, found) in indexes {
         let role = roles.get(index).copied().unwrap_or(Role::Unused);
         match found {
-            Ok(missing) => verdict.note_missing(index, role, missing),
-            Err(why) => verdict.note(index, role, &why),
+            Ok(missing) => verdict.record_missing(index, role, missing),
+            Err(why) => verdict.record(index, role, &why),
         }
     }
     let mut offered = Offered::default();
@@ -259,7 +262,7 @@ fn look(model: &CachedModel) -> Result<WeightsReport, InspectStop> {
         };
         match (role, checked) {
             (Role::Offered, checked) => offered.add(path, checked),
-            (role, Err(why)) => verdict.note(path, *role, &why),
+            (role, Err(why)) => verdict.record(path, *role, &why),
             (_, Ok(())) => {}
         }
     }
@@ -281,11 +284,11 @@ fn read<T>(
     }
 }
 
-/// GGUF files of which the user names one: a directory is broken if none of its
-/// sets of files is whole.
+/// GGUF files, among which the user chooses: a directory is broken only if none of its
+/// sets of files is intact.
 #[derive(Default)]
 struct Offered<'a> {
-    /// Sets, and whether all files of each are whole.
+    /// Sets, and whether all files of each are intact.
     sets: HashMap<&'a str, bool>,
     broken: Vec<(&'a str, String)>,
 }
@@ -294,7 +297,7 @@ impl<'a> Offered<'a> {
     fn add(&mut self, path: &'a str, checked: Result<(), String>) {
         *self.sets.entry(weights::gguf_set(path)).or_insert(true) &= checked.is_ok();
         if let Err(why) = checked {
-            // More are not named, only counted.
+            // Further ones are counted, not named.
             let why = if self.broken.len() < MISSING { why } else { String::new() };
             self.broken.push((path, why));
         }
@@ -306,13 +309,13 @@ impl<'a> Offered<'a> {
             self.sets.iter().filter(|(_, whole)| **whole).map(|(set, _)| directory(set)).collect();
         for (path, why) in self.broken {
             let others = whole.contains(directory(path));
-            verdict.note(path, if others { Role::Offered } else { Role::Opened }, &why);
+            verdict.record(path, if others { Role::Offered } else { Role::Opened }, &why);
         }
     }
 }
 
 impl Flaws {
-    fn note(&mut self, flaw: impl FnOnce() -> String) {
+    fn record(&mut self, flaw: impl FnOnce() -> String) {
         if self.named.len() < NAMED {
             self.named.push(flaw());
         } else {
@@ -320,7 +323,7 @@ impl Flaws {
         }
     }
 
-    /// `None` when there are none.
+    /// Returns the flaws as text; `None` when there are none.
     fn text(&self) -> Option<String> {
         let more = match self.more {
             0 => String::new(),
@@ -331,21 +334,21 @@ impl Flaws {
 }
 
 impl WeightsReport {
-    fn note(&mut self, path: &str, role: Role, why: &str) {
-        self.flaws(role).note(|| format!("{}: {why}{}", shown(path, 60), reason(role)));
+    fn record(&mut self, path: &str, role: Role, why: &str) {
+        self.flaws(role).record(|| format!("{}: {why}{}", shown(path, 60), reason(role)));
     }
 
     fn flaws(&mut self, role: Role) -> &mut Flaws {
         if role == Role::Opened { &mut self.broken } else { &mut self.suspect }
     }
 
-    fn note_missing(&mut self, index: &str, role: Role, shards: Vec<String>) {
+    fn record_missing(&mut self, index: &str, role: Role, shards: Vec<String>) {
         let index: Arc<str> = shown(index, 60).into();
         let missing = |shard| Missing { index: Arc::clone(&index), shard, role };
         self.missing.extend(shards.into_iter().map(missing));
     }
 
-    /// What it takes in memory, about.
+    /// Estimates its size in memory.
     fn bytes(&self) -> usize {
         let missing = self
             .missing
@@ -355,7 +358,7 @@ impl WeightsReport {
         named.chain(missing).sum::<usize>() + size_of::<Self>()
     }
 
-    /// What of it is wrong for this request. Blocks for seconds at worst.
+    /// Returns the warnings for this request, or refuses it. Blocks, for seconds at worst.
     fn for_request(&self, check: SafetensorsCheck, request: &ModelRequest) -> Result<Vec<Warning>> {
         let mut selection = request.filters.selection();
         let mut found = Self {
@@ -365,9 +368,9 @@ impl WeightsReport {
         };
         for Missing { index, shard, role } in &self.missing {
             if selection.has(shard)? {
-                found.flaws(*role).note(|| {
+                found.flaws(*role).record(|| {
                     let shard = shown(shard, 90);
-                    format!("{index}: it names {shard}, which is not there{}", reason(*role))
+                    format!("{index}: it names {shard}, which is missing{}", reason(*role))
                 });
             }
         }
@@ -379,12 +382,12 @@ impl WeightsReport {
                 return Err(Error::new(
                     ErrorKind::Precondition,
                     format!(
-                        "{text}, or leave it out with `exclude`; an administrator can have models \
-                         mounted all the same (checkSafetensors)"
+                        "{text}, or leave it out with `exclude`; an administrator can allow such \
+                         models (checkSafetensors)"
                     ),
                 ));
             }
-            let text = format!("{text}; it was mounted all the same (checkSafetensors: warn)");
+            let text = format!("{text}; it was mounted anyway (checkSafetensors: warn)");
             warnings.push(Warning::new(WarningKind::Weights, text));
         }
         if let Some(suspect) = found.suspect.text() {
@@ -398,13 +401,13 @@ impl WeightsReport {
     }
 }
 
-/// Why a flaw of a file is none of the model.
+/// Explains why a flaw of a file does not affect the model.
 fn reason(role: Role) -> &'static str {
     match role {
         Role::Opened => "",
         Role::Hidden => " (hidden: no loader opens it)",
-        Role::Unused => " (loaders open others instead)",
-        Role::Offered => " (others beside it are whole)",
+        Role::Unused => " (loaders open other files instead)",
+        Role::Offered => " (other files beside it are intact)",
     }
 }
 

@@ -7,7 +7,7 @@ use crate::model::{
 const GOOD: &[u8] = b"\x02\0\0\0\0\0\0\0{}";
 const INDEX: &[u8] = br#"{"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}"#;
 
-/// A model of these files, as it would stand in a cache.
+/// Creates a model of these files, as in a cache.
 fn model(files: &[(&str, &[u8])]) -> (tempfile::TempDir, CachedModel) {
     let dir = tempfile::tempdir().unwrap();
     let source = ModelSource {
@@ -63,7 +63,7 @@ fn a_missing_shard_counts_unless_the_filters_leave_it_out() {
     let (_dir, model) = model(&[(index, INDEX), ("d/1.safetensors", GOOD)]);
     let verdict = verdict(&model).unwrap().unwrap();
     let error = verdict.for_request(SafetensorsCheck::Refuse, &request(None)).unwrap_err();
-    assert!(error.message().contains("names d/2.safetensors, which is not there"), "{error}");
+    assert!(error.message().contains("names d/2.safetensors, which is missing"), "{error}");
     verdict.for_request(SafetensorsCheck::Refuse, &request(Some("d/2.*"))).unwrap();
     assert!(
         verdict.for_request(SafetensorsCheck::Refuse, &request(Some("d/3.*"))).is_err(),
@@ -74,7 +74,7 @@ fn a_missing_shard_counts_unless_the_filters_leave_it_out() {
 /// A file's path and bytes.
 type Content<'a> = (&'a str, &'a [u8]);
 
-/// The warnings of a model of these files, or what it is refused for.
+/// Returns the warnings of a model of these files, or the error that refuses it.
 fn checked(check: SafetensorsCheck, files: &[Content<'_>]) -> Result<Vec<String>> {
     let (_dir, model) = model(files);
     let verdict = verdict(&model).unwrap().unwrap();
@@ -86,16 +86,16 @@ const POINTER: &[u8] = b"version https://git-lfs.github.com/spec/v1\noid sha256:
 const GGUF: &[u8] = b"GGUF\x03\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
 
 #[test]
-fn what_no_loader_opens_is_a_warning_and_refuses_nothing() {
+fn a_flaw_of_a_file_that_no_loader_opens_is_only_a_warning() {
     let model = ("model.safetensors", GOOD);
     for (path, bytes, why) in [
         ("._model.safetensors", &b"\0\x05\x16\x07\0\x02\0\0Mac OS X"[..], "hidden"),
         (".ipynb_checkpoints/x.safetensors", b"", "hidden"),
-        ("model.safetensors.index.json", INDEX, "loaders open others"),
-        ("model.safetensors.index.json", b"{", "loaders open others"),
-        ("model-00002-of-00002.safetensors", b"cut", "loaders open others"),
-        ("pytorch_model.bin", POINTER, "loaders open others"),
-        ("m-q4.gguf", POINTER, "loaders open others"),
+        ("model.safetensors.index.json", INDEX, "loaders open other files"),
+        ("model.safetensors.index.json", b"{", "loaders open other files"),
+        ("model-00002-of-00002.safetensors", b"cut", "loaders open other files"),
+        ("pytorch_model.bin", POINTER, "loaders open other files"),
+        ("m-q4.gguf", POINTER, "loaders open other files"),
     ] {
         let warnings = checked(SafetensorsCheck::Refuse, &[model, (path, bytes)]).unwrap();
         assert_eq!(warnings.len(), 1, "{path}: {warnings:?}");
@@ -108,14 +108,14 @@ fn what_no_loader_opens_is_a_warning_and_refuses_nothing() {
 }
 
 #[test]
-fn what_loaders_open_refuses_or_warns_as_the_administrator_says() {
+fn a_flaw_of_a_file_that_loaders_open_refuses_or_warns_as_configured() {
     let index = ("model.safetensors.index.json", INDEX);
     let bin_index = ("pytorch_model.bin.index.json", &br#"{"weight_map": {"a": "p-1.bin"}}"#[..]);
     let cases: &[(&[Content<'_>], &str)] = &[
         (&[("model.safetensors", b"cut")], "it has 3 bytes"),
         (&[("model.safetensors", POINTER), index], "Git LFS pointer"),
-        (&[index, ("1.safetensors", GOOD)], "2.safetensors, which is not there"),
-        (&[bin_index], "p-1.bin, which is not there"),
+        (&[index, ("1.safetensors", GOOD)], "2.safetensors, which is missing"),
+        (&[bin_index], "p-1.bin, which is missing"),
         (&[bin_index, ("p-1.bin", POINTER)], "p-1.bin: it is a Git LFS pointer"),
         (&[("pytorch_model.bin", POINTER)], "Git LFS pointer"),
         (&[("m-q4.gguf", POINTER), ("README.md", b"x")], "Git LFS pointer"),
@@ -133,15 +133,15 @@ fn what_loaders_open_refuses_or_warns_as_the_administrator_says() {
 }
 
 #[test]
-fn a_gguf_file_that_is_whole_is_enough() {
+fn one_intact_gguf_file_is_enough() {
     let files = [("m-q4.gguf", GGUF), ("m-q8.gguf", POINTER)];
     let warnings = checked(SafetensorsCheck::Refuse, &files).unwrap();
     assert!(warnings[0].contains("m-q8.gguf: it is a Git LFS pointer"), "{warnings:?}");
-    assert!(warnings[0].contains("others beside it are whole"), "{warnings:?}");
+    assert!(warnings[0].contains("other files beside it are intact"), "{warnings:?}");
 }
 
 #[test]
-fn what_is_kept_of_a_model_is_bounded_whatever_its_indexes_name() {
+fn the_size_of_verdicts_is_bounded_whatever_indexes_name() {
     let shards = |index: usize| -> Vec<u8> {
         let names = (0..700).map(|n| format!(r#""t{n}": "{index}-{n}-{}""#, "x".repeat(900)));
         format!(r#"{{"weight_map": {{{}}}}}"#, names.collect::<Vec<_>>().join(",")).into()
@@ -167,7 +167,7 @@ fn what_is_kept_of_a_model_is_bounded_whatever_its_indexes_name() {
 }
 
 #[test]
-fn the_longest_names_leave_room_for_what_to_do() {
+fn the_longest_names_leave_room_for_the_remedy() {
     let long = format!("{}.safetensors", "x".repeat(240));
     let names = [format!("a{long}"), format!("b{long}"), format!("c{long}")];
     let files: Vec<(&str, &[u8])> = names.iter().map(|n| (n.as_str(), &[0xff; 9][..])).collect();

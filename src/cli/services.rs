@@ -255,7 +255,7 @@ async fn start(args: ServiceArgs, config: &Config, text: &str, mode: Mode) -> Re
         tracing::warn!("background work is still running; it is left, its journals stand");
     }
     if let Some(node) = node {
-        if tokio::time::timeout(GRACE, node.cache.settled()).await.is_err() {
+        if tokio::time::timeout(GRACE, node.cache.wait_until_synced()).await.is_err() {
             tracing::warn!(
                 "the disk is slow; what it has not taken yet is read again at the next start"
             );
@@ -364,7 +364,7 @@ async fn recover(
                 args.node_state().follow(&api, &cache, &registered, tasks, shutdown);
             }
             let ends = shutdown.clone();
-            tasks.spawn(async move { cache.keep_house(&pods, &ends).await });
+            tasks.spawn(async move { cache.run_maintenance(&pods, &ends).await });
             tasks.spawn(async move { manager.keep_warm(list).await });
             if let Some(every) = config.cache.scrub_interval {
                 let (rate, ends) = (config.cache.scrub_rate.as_u64(), shutdown.clone());

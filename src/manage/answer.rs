@@ -343,7 +343,7 @@ impl ModelEntry {
             ModelState::Unsynced => "unchecked",
             ModelState::Damaged => "damaged",
             ModelState::Arriving(_) => match now.map(|now| now.phase) {
-                Some(Phase::Waiting | Phase::GaveWay | Phase::WaitingForSpace) => "waiting",
+                Some(Phase::Waiting | Phase::Yielded | Phase::WaitingForSpace) => "waiting",
                 _ => "downloading",
             },
         };

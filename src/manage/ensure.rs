@@ -175,7 +175,7 @@ impl Manager {
         let route = resolver.route(&request, "").await?;
         let (model, imported, mut warnings) = loop {
             let manifest = resolver.resolve(&request, &route).await?;
-            let options = ImportOptions { dir: dir.clone(), take };
+            let options = ImportOptions { dir: dir.clone(), move_files: take };
             let progress = ImportProgress::default();
             let (cache, client) = (&self.0.cache, route.client());
             let importing = cache.import(engine, client, &manifest, &title, options, &progress);
@@ -196,7 +196,7 @@ impl Manager {
         route: &Route,
         model: &CachedModel,
     ) -> Result<Vec<Warning>> {
-        let warnings = self.0.cache.check_sanity(model, request, route.tenant()).await?;
+        let warnings = self.0.cache.check_weights(model, request, route.tenant()).await?;
         let (cache, model) = (self.0.cache.clone(), model.clone());
         let (request, route) = (request.clone(), route.clone());
         blocking(move || record_newest(&cache, &request, &route, &model)).await?;
@@ -253,7 +253,7 @@ fn of_fill(title: &str, progress: &FillProgress) -> CommandProgress {
 fn of_import(title: &str, progress: &ImportProgress) -> CommandProgress {
     let now = progress.snapshot();
     let (done, total) = match now {
-        ImportSnapshot::Looking => (0, 0),
+        ImportSnapshot::Scanning => (0, 0),
         ImportSnapshot::Comparing { done, total } => (done, total),
         ImportSnapshot::Filling(now) => (now.done, now.total),
     };

@@ -9,7 +9,7 @@ use crate::error::Result;
 impl Manager {
     pub(super) async fn inventory(&self) -> Result<CacheReport> {
         let cache = self.0.cache.clone();
-        blocking(move || cache.inventory()).await
+        blocking(move || cache.report()).await
     }
 
     /// How the prefetch list of the configuration stands, in its order.

@@ -160,19 +160,19 @@ impl Manager {
     }
 
     async fn collect(&self, dry_run: bool, selection: CollectionScope) -> Result<CommandAnswer> {
-        let wish = match selection {
+        let request = match selection {
             CollectionScope::Limits => EvictionRequest::Limits,
             CollectionScope::All => EvictionRequest::All,
             CollectionScope::Free { bytes } => EvictionRequest::Free(bytes),
         };
-        let collected = self.0.cache.collect(CollectOptions { dry_run, wish }).await?;
+        let collected = self.0.cache.collect(CollectOptions { dry_run, request }).await?;
         Ok(CommandAnswer::Gc(Collection::new(dry_run, collected)))
     }
 
     async fn pin(&self, model: String, pinned: bool) -> Result<CommandAnswer> {
         let cache = self.0.cache.clone();
         let keys = blocking(move || {
-            let inventory = cache.inventory()?;
+            let inventory = cache.report()?;
             let found = match pinned {
                 // Pinning old revisions by accident would fill the disk.
                 true => vec![select::one(&inventory, &model)?],

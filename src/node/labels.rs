@@ -75,7 +75,7 @@ async fn cache_changed(cache: &Cache) -> Option<SystemTime> {
 
 async fn wanted(cache: &Cache, driver: &str, most: usize) -> Result<Labels> {
     let cache = cache.clone();
-    let models = blocking(move || cache.inventory()).await?.models;
+    let models = blocking(move || cache.report()).await?.models;
     Ok(labels(&models, driver, most))
 }
 

@@ -50,12 +50,12 @@ pub(crate) fn record(
     // What was recorded without a namespace is of the own one.
     let is_own = request.namespace.is_none()
         || cache
-            .recorded(&left_out)?
+            .recorded_latest(&left_out)?
             .is_some_and(|(key, revision)| key == ModelKey::of(route.scope(), source, &revision));
     if is_own {
-        cache.set_latest(&left_out, model)?;
+        cache.record_latest(&left_out, model)?;
     }
-    cache.set_latest(&route.digest(&naming(request, Some(&source.namespace))), model)
+    cache.record_latest(&route.digest(&naming(request, Some(&source.namespace))), model)
 }
 
 fn naming(request: &ModelRequest, namespace: Option<&NamespaceName>) -> ModelRequest {

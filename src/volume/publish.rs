@@ -225,13 +225,13 @@ impl Volumes {
             let manifest = match chosen {
                 Selection::Cached(model) => {
                     let warnings =
-                        self.0.cache.check_sanity(&model, &request.model, route.tenant()).await?;
+                        self.0.cache.check_weights(&model, &request.model, route.tenant()).await?;
                     self.note(request, &route, &model, false).await?;
                     return Ok((model, PublishResult::Hit, warnings));
                 }
                 Selection::Stale(model) => {
                     let warnings =
-                        self.0.cache.check_sanity(&model, &request.model, route.tenant()).await?;
+                        self.0.cache.check_weights(&model, &request.model, route.tenant()).await?;
                     return Ok((model, PublishResult::Stale, warnings));
                 }
                 Selection::Wanted(manifest) => manifest,
@@ -287,7 +287,8 @@ impl Volumes {
                     }
                 }
             };
-            let suspect = self.0.cache.check_sanity(&model, &request.model, route.tenant()).await?;
+            let suspect =
+                self.0.cache.check_weights(&model, &request.model, route.tenant()).await?;
             self.note(request, &route, &model, true).await?;
             let warnings = manifest.warnings.iter().cloned().chain(suspect).collect();
             return Ok((model, how, warnings));
@@ -315,7 +316,7 @@ impl Volumes {
         let (request, route) = (request.model.clone(), route.clone());
         blocking(move || {
             if is_named {
-                inner.cache.set_revision(&digest, &model)?;
+                inner.cache.record_revision(&digest, &model)?;
             }
             if is_newest {
                 newest::record(&inner.cache, &request, &route, &model)?;

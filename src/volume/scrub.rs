@@ -45,7 +45,7 @@ impl Volumes {
             "read the cache again"
         );
         let cache = self.cache().clone();
-        blocking(move || cache.scrubbed()).await?;
+        blocking(move || cache.record_scrub()).await?;
         for damage in &found.damaged {
             self.repair(damage).await;
         }

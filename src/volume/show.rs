@@ -62,14 +62,14 @@ impl VolumesInner {
             Err(error) => return self.undo(&place, false, error),
         };
         if let Some(mounted) = standing {
-            self.cache.shown(&target, mounted.id);
+            self.cache.record_mount(&target, mounted.id);
             return Ok(());
         }
         abort_point::reach("bind-2");
         // Only what is leased can be bound.
         match place.bind_read_only(&lease.model.tree, request.options) {
             Ok(mounted) => {
-                self.cache.shown(&target, mounted.id);
+                self.cache.record_mount(&target, mounted.id);
                 abort_point::reach("bind-3");
                 Ok(())
             }

@@ -42,7 +42,7 @@ def test_a_disk_that_others_fill_costs_idle_models_first_and_then_lets_pods_wait
         (disk / "neighbour").write_bytes(b"n" * 95 * MIB)
         until("the idle model's end", lambda: cached() == [])
         team.apply(pod("waiting", {"model": inline("wanted/")}))
-        said = team.answered("waiting", "code = ResourceExhausted", "needs 40 MiB", "can be had", str(disk))
+        said = team.answered("waiting", "code = ResourceExhausted", "needs 40 MiB", " available in ", str(disk))
         print(f"figure: what kubectl describe says when others have filled the disk: {said}")
         (disk / "neighbour").unlink()
         team.wait("waiting", seconds=180)

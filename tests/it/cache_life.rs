@@ -29,7 +29,7 @@ fn a_directory_that_cannot_be_a_cache_is_refused_by_name_and_left_as_it_is() {
         ),
         (
             |cache| fs::write(cache.join("thesis.tex"), "precious").unwrap(),
-            &["not a cache of ours", "thesis.tex"],
+            &["nor a cache of this driver", "thesis.tex"],
         ),
         (
             |cache| {
@@ -206,7 +206,7 @@ fn a_pod_that_went_without_an_unpublish_holds_its_model_no_longer() {
             (driver.leases() == 0).then_some(())
         })
         .await;
-        assert!(driver.log().contains("a pod went without an unpublish"));
+        assert!(driver.log().contains("a pod ended without an unpublish"));
     });
 }
 

@@ -68,7 +68,7 @@ fn a_damaged_blob_is_found_told_to_its_pods_and_downloaded_again() {
         assert_eq!(verified.code, 5, "{}{}", verified.stdout, verified.stderr);
         assert!(verified.stdout.contains("model.safetensors"), "{}", verified.stdout);
         assert_eq!(driver.metric("cache_damaged_total").await, 1);
-        assert!(driver.log().contains("damaged content in the cache was put aside"));
+        assert!(driver.log().contains("damaged content in the cache was quarantined"));
         let condition = shows.stats().await.unwrap().volume_condition.unwrap();
         assert!(condition.abnormal && condition.message.contains("model.safetensors"));
         let told = eventually("an event", Duration::from_secs(10), async || {
@@ -119,7 +119,7 @@ fn a_blob_that_lost_its_end_is_told_by_the_publish_that_notices_it() {
         second.publish().await.unwrap();
         assert!(content_of(&second.target()) == good, "damaged bytes were served");
         assert_eq!(driver.metric("cache_damaged_total").await, 1);
-        assert!(driver.log().contains("damaged content in the cache was put aside"));
+        assert!(driver.log().contains("damaged content in the cache was quarantined"));
         let condition = first.stats().await.unwrap().volume_condition.unwrap();
         assert!(condition.abnormal && condition.message.contains("model.safetensors"));
         assert!(!second.stats().await.unwrap().volume_condition.unwrap().abnormal);
@@ -220,6 +220,6 @@ fn a_file_that_the_disk_cannot_give_back_stops_no_eviction_of_others() {
         let volume = pod("3", 3);
         volume.publish().await.unwrap();
         assert_synthetic(&volume.target().join("weights"), 3, 20 * MIB);
-        assert!(driver.log().contains("something in the cache cannot be read; look at the disk"));
+        assert!(driver.log().contains("an entry of the cache cannot be read; check the disk"));
     });
 }

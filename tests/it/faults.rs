@@ -366,7 +366,7 @@ fn a_model_that_does_not_fit_is_refused_with_the_numbers_before_the_first_byte()
         let volume = driver.kubelet().inline("1", &PHI3);
         let (code, message) = volume.refused().await;
         assert_eq!(code, Code::ResourceExhausted, "{message}");
-        for part in ["needs 30 MiB", "can be had", "above the 8 % reserve", "0 B evictable"] {
+        for part in ["needs 30 MiB", " available in ", "above the 8 % reserve", "0 B evictable"] {
             assert!(message.contains(part), "{part:?} is not in {message:?}");
         }
         assert_eq!(store.stats().body_bytes, 0);

@@ -96,7 +96,7 @@ impl Node {
         take: bool,
     ) -> Result<(CachedModel, Imported), oci_model_csi::Error> {
         let manifest = self.manifest().await;
-        let options = ImportOptions { dir: dir.to_owned(), take };
+        let options = ImportOptions { dir: dir.to_owned(), move_files: take };
         let progress = ImportProgress::default();
         let client = &self.client;
         self.cache.import(&self.engine, client, &manifest, "the model", options, &progress).await
@@ -297,7 +297,10 @@ fn moving_is_refused_between_file_systems_and_where_others_can_reach_the_files()
         {
             bind(&shown, place);
             let said = node.refusal(&dir).await;
-            assert!(said.contains(&format!("mounted at {} too", place.display())), "{said}");
+            assert!(
+                said.contains(&format!("also mounted at {}, where", place.display())),
+                "{said}"
+            );
             nix::mount::umount(place.as_path()).unwrap();
         }
         // Reached through a mount of its own, nothing can be renamed out of it.
@@ -488,10 +491,10 @@ fn a_link_that_dangles_or_leaves_the_hub_cache_is_reported_by_name_and_downloade
         let reasons = reasons(&imported);
         let [config, weights, vocab] = reasons[..] else { panic!("{reasons:?}") };
         assert_eq!((config.0, weights.0, vocab.0), ("config.json", WEIGHTS, "tokenizer/vocab.txt"));
-        let dangling = "config.json is a symbolic link to ../../blobs/blob0, where nothing is";
+        let dangling = "config.json is a symbolic link to ../../blobs/blob0, which does not exist";
         assert!(config.1.starts_with(dangling), "{config:?}");
         for (_, why) in [weights, vocab] {
-            assert!(why.contains("which is not followed, since it is no blob"), "{why}");
+            assert!(why.contains("which is not followed, since it is not a blob"), "{why}");
         }
     });
 }

@@ -96,7 +96,7 @@ fn a_shard_that_the_bucket_does_not_have_is_named_and_one_that_the_pod_leaves_ou
         let driver = driver(scratch, &store).await;
         let kubelet = driver.kubelet();
         let everything = kubelet.inline("1", &PHI3);
-        let words = ["model.safetensors.index.json", "model-2.safetensors, which is not there"];
+        let words = ["model.safetensors.index.json", "model-2.safetensors, which is missing"];
         assert_refused(&everything, &words).await;
         // The same files, and a request that does not miss any.
         let without = with(&[("exclude", "model-2*")]);

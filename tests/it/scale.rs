@@ -127,7 +127,7 @@ fn a_cache_of_many_revisions_is_ready_at_once_and_serves_hits_as_fast_as_a_small
             (driver.metric("cache_models{state=\"evictable\"}").await > 0).then_some(())
         })
         .await;
-        let looked = driver.log().contains("looking after the cache failed");
+        let looked = driver.log().contains("checking the limits of the cache failed");
         assert!(!looked, "{}", driver.log());
     });
 }

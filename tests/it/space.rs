@@ -233,7 +233,7 @@ fn a_disk_that_others_fill_is_given_room_by_what_nobody_uses() {
         .await;
         disk.fill_but("and-more", 5 * MIB);
         eventually("it is told", SOON, async || {
-            driver.log().contains("nothing in the cache may go").then_some(())
+            driver.log().contains("nothing in the cache can be evicted").then_some(())
         })
         .await;
         assert_synthetic(&held.target().join("weights"), 1, SIZE);
@@ -311,7 +311,7 @@ fn a_disk_that_runs_full_in_the_middle_of_a_download_costs_nothing_that_was_down
         let ((code, message), _tries, others) = tokio::join!(whole.refused(), part.mount(), filled);
         figure(format_args!("full in mid-download: {code:?}: {message}"));
         assert_eq!(code, Code::ResourceExhausted);
-        assert!(message.contains("the disk ran full with"), "{message}");
+        assert!(message.contains("the disk ran full after"), "{message}");
         assert!(message.contains("No space left on device"), "{message}");
         // Whoever shares the object and has room for it goes on.
         assert_synthetic(&part.target().join("large"), 1000, LARGE);
@@ -360,7 +360,7 @@ fn a_disk_that_is_too_full_for_one_large_file_gets_back_what_was_taken_for_it() 
         };
         let ((code, message), others) = tokio::join!(pod.refused(), others);
         assert_eq!(code, Code::ResourceExhausted);
-        assert!(message.contains("the disk ran full with 0 of 100 MiB"), "{message}");
+        assert!(message.contains("the disk ran full after 0 of 100 MiB"), "{message}");
         assert!(disk.free() > 70 * MIB, "{} bytes of 80 MiB are free", disk.free());
 
         fs::remove_file(others).unwrap();

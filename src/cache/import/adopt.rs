@@ -1,5 +1,5 @@
-//! One file of a directory into the cache; the numbered steps stand in the
-//! documentation of the module above.
+//! Adopts one file of a directory. The numbered steps are described in the parent
+//! module.
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
@@ -25,25 +25,25 @@ use crate::error::{Error, Result};
 use crate::model::{Manifest, ManifestFile};
 use crate::oci::{Bucket, ObjectName, ObjectStorage};
 
-/// Bytes that are copied at once.
+/// Bytes per copy operation.
 const CHUNK: u64 = 64 << 20;
 
-/// What became of a candidate.
+/// The outcome of adopting a candidate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum AdoptOutcome {
-    /// Its inode is the blob's.
+    /// It was moved: its inode is the blob's.
     Moved,
-    /// The blob shares its blocks.
+    /// It was cloned: the blob shares its blocks.
     Cloned,
     /// Its bytes were copied.
     Copied,
-    /// It is not what Object Storage has, or that cannot be proved.
+    /// It differs from Object Storage, or no checksum proves that it does not.
     Differs,
-    /// It is not there any more, or the cache has got it meanwhile.
+    /// It no longer exists, or the cache got its blob meanwhile.
     Gone,
 }
 
-/// What is needed to adopt files of one import.
+/// Adopts the files of one import.
 pub(super) struct Adopter {
     pub(super) inner: Arc<CacheInner>,
     pub(super) engine: Engine,
@@ -54,7 +54,7 @@ pub(super) struct Adopter {
 }
 
 impl Adopter {
-    /// Adopts one file, or says why not.
+    /// Adopts one file, or returns why not.
     pub(super) async fn adopt(
         &self,
         candidate: &ImportCandidate,
@@ -69,14 +69,14 @@ impl Adopter {
         if self.take && !found.linked {
             let shown = self.source.path().join(&candidate.path).display().to_string();
             match self.take(&candidate.file, found, shown, Arc::clone(&progress)).await? {
-                Ok(fate) => return Ok(fate),
+                Ok(outcome) => return Ok(outcome),
                 Err(found) => return self.copy(&candidate.file, found, progress).await,
             }
         }
         self.copy(&candidate.file, found, progress).await
     }
 
-    /// Steps 1 to 4; `Err` gives the file back to be copied.
+    /// Performs steps 1 to 4. `Err` returns the file, to be copied instead.
     async fn take(
         &self,
         file: &ManifestFile,
@@ -88,8 +88,8 @@ impl Adopter {
         if found.has_other_names().map_err(failed)? {
             return Ok(Err(found));
         }
-        // A file system without leases, or somebody else's file and no right
-        // to lease it: nobody can say who writes.
+        // A file system without leases, or another user's file and no right to
+        // lease it: writers cannot be ruled out.
         let Ok(lease) = ReadLease::take(Arc::clone(&found.file)) else { return Ok(Err(found)) };
         let Some(lease) = lease else { return Err(open_for_writing(&shown)) };
         let verified = self.verify(file, &found.as_opened(), progress).await?;
@@ -126,7 +126,7 @@ impl Adopter {
         .await
     }
 
-    /// Whether the file at `path` is what Object Storage has.
+    /// Verifies the file at `path` against Object Storage.
     async fn verify(
         &self,
         file: &ManifestFile,
@@ -145,23 +145,22 @@ impl Adopter {
     }
 }
 
-/// A copy in the staging directory, which is removed with this value unless it
-/// was renamed.
+/// A copy in the staging directory. Dropping this removes it, unless it was renamed.
 struct Staged {
     path: PathBuf,
-    /// What a copy takes, until it counts as a blob.
+    /// Space of the copy, until it counts as a blob.
     room: Option<Reservation>,
 }
 
 impl Drop for Staged {
     fn drop(&mut self) {
-        // What cannot be removed now is thrown away at the next start.
+        // If removing fails, the next start deletes it.
         let _ = fs::remove_file(&self.path);
     }
 }
 
 impl CacheInner {
-    /// Steps 2 to 4. Blocks.
+    /// Performs steps 2 to 4. Blocks.
     fn take_file(
         &self,
         manifest: &Manifest,
@@ -183,7 +182,7 @@ impl CacheInner {
                 return Ok(false);
             }
             match fs::rename(&named, blob) {
-                // Projects with quotas, encrypted directories.
+                // Such as project quotas and encrypted directories.
                 Err(e) if e.kind() == io::ErrorKind::CrossesDevices => return Ok(false),
                 other => other?,
             }
@@ -195,7 +194,7 @@ impl CacheInner {
             renameat2(AT_FDCWD, blob, AT_FDCWD, &named, back)?;
             Ok(false)
         });
-        // Also after a failure, where the file is still its owner's.
+        // Also after a failure that left the file in its place.
         let give_back = match &placed {
             Ok(placed) => *placed != Placed::Blob,
             Err(_) => found.is_at(&found.as_named()),
@@ -205,13 +204,15 @@ impl CacheInner {
             let given_back = own(&found.file, before.uid(), before.gid(), mode).map_err(changing);
             match &placed {
                 Ok(_) => given_back?,
-                Err(_) => given_back.unwrap_or_else(|error| tracing::warn!(%error, "left changed")),
+                Err(_) => given_back.unwrap_or_else(
+                    |error| tracing::warn!(%error, "restoring the owner and mode of a file failed"),
+                ),
             }
         }
         placed
     }
 
-    /// Makes a verified file a blob that can be found by its content. Blocks.
+    /// Makes a verified file a blob, and indexes its content. Blocks.
     fn place_file(
         &self,
         manifest: &Manifest,
@@ -222,12 +223,12 @@ impl CacheInner {
         let object = manifest.object_name(file);
         let placed = self.blobs.place(&file.blob, &object, file.size, verified, rename)?;
         if placed == Placed::Blob {
-            self.note_content(manifest, file, verified.check)?;
+            self.index_content(manifest, file, verified.check)?;
         }
         Ok(placed)
     }
 
-    /// Clones or copies a file into the staging directory, as 0444. Blocks.
+    /// Clones or copies a file into the staging directory, with mode 0444. Blocks.
     fn stage(&self, file: &ManifestFile, found: &SourceFile) -> Result<(Staged, AdoptOutcome)> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -250,18 +251,18 @@ impl CacheInner {
     }
 }
 
-/// Copies all of a file; the kernel may do it without this process seeing a byte.
+/// Copies a whole file. The kernel may do so without passing bytes to this process.
 fn copy(from: &File, mut to: &File) -> io::Result<()> {
     use io::Read;
     while io::copy(&mut from.take(CHUNK), &mut to)? > 0 {}
     Ok(())
 }
 
-/// Gives a file to a user. Who is not root has only own files.
+/// Sets a file's owner and mode. Without root, the owner stays.
 fn own(file: &File, user: u32, group: u32, mode: u32) -> io::Result<()> {
     if Uid::effective().is_root() {
         fchown(file, Some(user), Some(group))?;
     }
-    // After the owner, whose change takes bits away.
+    // After the owner: changing that clears mode bits.
     file.set_permissions(Permissions::from_mode(mode & 0o7777))
 }

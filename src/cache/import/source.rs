@@ -1,12 +1,12 @@
-//! The directory that is imported from. Whoever filled it may still be at it,
-//! and may be hostile: files are opened one directory after the other, and what
-//! was opened is what is verified and taken.
+//! The directory that an import reads. The program that filled it may still write
+//! to it, and may be hostile: paths are opened one directory at a time, and the
+//! opened file is the one that is verified and adopted.
 //!
-//! Of symbolic links below the directory one kind is followed: those of a
-//! snapshot in a Hugging Face Hub cache, which is
-//! `models--<ORG>--<NAME>/snapshots/<COMMIT>/`, into `models--<ORG>--<NAME>/blobs/`
-//! (`huggingface_hub`, "Understand caching"). Such a file is opened in the
-//! directory `blobs`, by its name there, wherever the link's path would lead.
+//! Only one kind of symbolic link below the directory is followed: links of a
+//! snapshot in a Hugging Face Hub cache, `models--<ORG>--<NAME>/snapshots/<COMMIT>/`,
+//! into `models--<ORG>--<NAME>/blobs/` (`huggingface_hub`, "Understand caching").
+//! Such a file is opened in the directory `blobs` by its name there; the link's
+//! path itself is not followed.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, Metadata};
@@ -24,18 +24,18 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::model::shown;
 use crate::mount;
 
-/// Entries that are counted of what is left in a directory.
+/// Most files that are counted in a directory after an import.
 const MOST_COUNTED: usize = 1_000_000;
 
-/// What a Hub cache calls its parts.
+/// Names in a Hub cache.
 const HUB_REPOSITORY: &str = "models--";
 const HUB_SNAPSHOTS: &str = "snapshots";
 const HUB_BLOBS: &str = "blobs";
 
-/// Characters of a link's target that a message shows.
+/// Most characters of a link's target in a message.
 const TARGET_SHOWN: usize = 120;
 
-/// An open directory.
+/// The open source directory.
 #[derive(Debug)]
 pub(super) struct SourceDirectory {
     root: OwnedFd,
@@ -43,30 +43,30 @@ pub(super) struct SourceDirectory {
     hub: Option<Hub>,
 }
 
-/// The blobs of the Hub cache that the directory is a snapshot of.
+/// The blobs of the Hub cache that contains the directory.
 #[derive(Debug)]
 struct Hub {
     blobs: OwnedFd,
     path: PathBuf,
 }
 
-/// What is at a relative path.
+/// The kind of file at a relative path.
 #[derive(Debug)]
 pub(super) enum PathKind {
     /// A regular file.
     File(SourceFile),
-    /// A symbolic link that is not followed, and why, for people.
+    /// A symbolic link that is not followed, with the reason as text.
     Link(String),
-    /// Nothing, or nothing that a file of a model can be.
+    /// Nothing, or a kind that cannot be a file of a model.
     Nothing,
 }
 
-/// A regular file below it, open for reading.
+/// A regular file below the directory, open for reading.
 #[derive(Debug)]
 pub(super) struct SourceFile {
     pub(super) file: Arc<File>,
     pub(super) metadata: Metadata,
-    /// Whether a link led to it: then it is never moved.
+    /// Whether it was found through a link. Such a file is never moved.
     pub(super) linked: bool,
     parent: OwnedFd,
     name: OsString,
@@ -80,7 +80,7 @@ impl SourceDirectory {
                 ErrorKind::NotFound,
                 format!(
                     "{} is not a directory that this process can see; a driver in a container \
-                     sees what is mounted into it",
+                     sees only what is mounted into it",
                     dir.display()
                 ),
             ),
@@ -92,17 +92,17 @@ impl SourceDirectory {
         Ok(Self { root, path, hub })
     }
 
-    /// Its path, free of symbolic links.
+    /// The canonical path of the directory.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The regular file of this relative path, or what is there instead.
+    /// Opens the regular file at this relative path, or returns what is there instead.
     pub(super) fn find(&self, relative: &str) -> Result<PathKind> {
         match self.walk(relative) {
-            Ok(look) => Ok(look),
-            // A link, a directory in place of a file or the reverse, nothing,
-            // or a name that this file system cannot have.
+            Ok(kind) => Ok(kind),
+            // Nothing, a link, a file in place of a directory or the reverse, or a
+            // name that this file system does not allow.
             Err(
                 Errno::ENOENT
                 | Errno::ENOTDIR
@@ -143,13 +143,13 @@ impl SourceDirectory {
         }
     }
 
-    /// What a link leads to, if that is a blob of the same Hub cache.
+    /// Opens the target of a link, if it is a blob of the same Hub cache.
     fn follow(&self, directory: &Path, name: &str, target: &OsStr) -> nix::Result<PathKind> {
         let (link, leads_to) = (directory.join(name), self.path.join(directory).join(target));
         let blob = self.hub.as_ref().and_then(|hub| Some((hub, hub.blob(&leads_to)?)));
         let Some((hub, blob)) = blob else { return Ok(self.unfollowed(&link, target)) };
         let opened = match openat(&hub.blobs, &*blob, FILE, Mode::empty()) {
-            // Nothing, or a link again.
+            // Nothing, or another link.
             Err(Errno::ENOENT | Errno::ELOOP) => return Ok(self.unfollowed(&link, target)),
             opened => opened?,
         };
@@ -163,14 +163,16 @@ impl SourceDirectory {
         let dangling = fs::metadata(self.path.join(link))
             .is_err_and(|e| matches!(e.kind(), io::ErrorKind::NotFound));
         let why = match (dangling, &self.hub) {
-            (true, _) => "where nothing is (of a Hub cache, `blobs` has to be beside `snapshots`)",
-            (false, Some(_)) => "which is not followed, since it is no blob of this Hub cache",
+            (true, _) => {
+                "which does not exist (in a Hub cache, `blobs` must be beside `snapshots`)"
+            }
+            (false, Some(_)) => "which is not followed, since it is not a blob of this Hub cache",
             (false, None) => "which is not followed",
         };
         PathKind::Link(format!("{shown_link} is a symbolic link to {shown_target}, {why}"))
     }
 
-    /// How many files are in it, and the first names, sorted.
+    /// Counts the files in the directory, and lists the first names, sorted.
     pub(super) fn left(&self, most_names: usize) -> (usize, Vec<String>) {
         let (mut count, mut names) = (0, Vec::new());
         let mut open = vec![self.path.clone()];
@@ -202,12 +204,12 @@ impl SourceDirectory {
 const DIRECTORY: OFlag =
     OFlag::O_PATH.union(OFlag::O_DIRECTORY).union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
 
-/// Opening a named pipe must not wait for its writer.
+/// `O_NONBLOCK`, since opening a named pipe must not wait for its writer.
 const FILE: OFlag =
     OFlag::O_RDONLY.union(OFlag::O_NOFOLLOW).union(OFlag::O_NONBLOCK).union(OFlag::O_CLOEXEC);
 
-/// Names come from a manifest, which was checked when it was resolved; one
-/// from a cache's disk is checked again.
+/// Rejects segments that could leave the directory. Names come from a manifest that
+/// was checked when it was resolved, but may have been read back from the disk.
 fn checked(segment: &str) -> nix::Result<&str> {
     if matches!(segment, "" | "." | "..") { Err(Errno::ENOENT) } else { Ok(segment) }
 }
@@ -217,7 +219,7 @@ fn errno(error: &io::Error) -> Errno {
 }
 
 impl Hub {
-    /// The Hub cache that this directory, free of links, is a snapshot of, or is in one.
+    /// Finds the Hub cache of the snapshot that contains this canonical path.
     fn around(directory: &Path) -> Option<Self> {
         let repository = directory.ancestors().find_map(|commit| {
             let snapshots = commit.parent()?;
@@ -231,7 +233,7 @@ impl Hub {
         Some(Self { blobs, path })
     }
 
-    /// The name of the blob that this path means, by its text alone.
+    /// Returns the name of the blob at this path, judged by the path's text alone.
     fn blob(&self, path: &Path) -> Option<OsString> {
         let mut plain = PathBuf::new();
         for part in path.components() {
@@ -246,7 +248,7 @@ impl Hub {
     }
 }
 
-/// A regular file that was opened, or nothing.
+/// Wraps an opened file, if it is a regular file.
 fn found(file: OwnedFd, parent: OwnedFd, name: OsString, linked: bool) -> nix::Result<PathKind> {
     let file = Arc::new(File::from(file));
     let metadata = file.metadata().map_err(|e| errno(&e))?;
@@ -256,12 +258,12 @@ fn found(file: OwnedFd, parent: OwnedFd, name: OsString, linked: bool) -> nix::R
 }
 
 impl SourceFile {
-    /// Opens the same file again, whatever stands under its name.
+    /// Returns a path that opens the same file again, even if its name was reused.
     pub(super) fn as_opened(&self) -> PathBuf {
         format!("/proc/self/fd/{}", self.file.as_raw_fd()).into()
     }
 
-    /// Its name in its directory, wherever that was moved meanwhile.
+    /// Returns its path in its opened directory, even if that was moved meanwhile.
     pub(super) fn as_named(&self) -> PathBuf {
         Path::new(&format!("/proc/self/fd/{}", self.parent.as_raw_fd())).join(&self.name)
     }
@@ -278,8 +280,8 @@ impl SourceFile {
     }
 }
 
-/// Refuses a directory that files cannot be moved from: they have to be
-/// reached as the cache is, and nobody may reach them in another way.
+/// Refuses a directory that files cannot be moved from: it must be on the mount of
+/// the cache, and mounted nowhere else.
 pub(super) fn check_movable(source: &SourceDirectory, cache: &Path) -> Result<()> {
     let shown = source.path.display();
     let refused = |why: String| {
@@ -292,7 +294,7 @@ pub(super) fn check_movable(source: &SourceDirectory, cache: &Path) -> Result<()
         File::open(path).map_err(|e| Error::io(format!("opening {}", path.display()), &e))
     };
     let (from, to) = (opened(&source.path)?, opened(cache)?);
-    // What `stat` says of the device differs between subvolumes of one btrfs.
+    // The device in `stat` differs between subvolumes of one btrfs.
     let device = |file: &File| file.metadata().map(|metadata| metadata.dev()).ok();
     let (is_one_mount, is_one_device) =
         (mount::on_one_mount(&from, &to)?, device(&from) == device(&to));
@@ -301,7 +303,8 @@ pub(super) fn check_movable(source: &SourceDirectory, cache: &Path) -> Result<()
         return refused(match (is_one_device, mount::same_file_system(&source.path, cache)) {
             (true, _) => format!(
                 "it and the cache {cache_shown} are on one file system, but reached through two \
-                 mounts, between which nothing can be renamed; mount a directory that has both"
+                 mounts, between which nothing can be renamed; mount a directory that contains \
+                 both"
             ),
             (false, Some(true)) => format!(
                 "it and the cache {cache_shown} are in two subvolumes of one file system, between \
@@ -312,7 +315,7 @@ pub(super) fn check_movable(source: &SourceDirectory, cache: &Path) -> Result<()
     }
     match mount::shown_elsewhere(&source.path)? {
         Some(other) => refused(format!(
-            "it is mounted at {} too, where somebody may use it; unmount that first",
+            "it is also mounted at {}, where it may be in use; unmount that first",
             other.display()
         )),
         None => Ok(()),

@@ -1,4 +1,4 @@
-//! What the disk says of running downloads and of a model that is wanted.
+//! Measures on the disk what running downloads and a requested model still need.
 
 use std::collections::{HashMap, HashSet};
 use std::os::unix::fs::MetadataExt;
@@ -10,21 +10,21 @@ use super::{BLOCK, FileSystem, Reservations, SpaceRequest};
 use crate::error::Result;
 use crate::model::BlobId;
 
-/// What the disk said.
+/// The result of a measurement.
 #[derive(Debug)]
 pub(super) struct Measured {
-    /// What the running downloads will still take, in bytes.
+    /// Bytes that running downloads will still take.
     pub(super) running: HashMap<BlobId, u64>,
-    /// What the wanted blobs will.
+    /// Bytes that the requested blobs will take.
     pub(super) wanted: HashMap<BlobId, u64>,
-    /// Directories that have to be made for them.
+    /// Directories that must be created for them.
     pub(super) fans: u64,
     pub(super) fs: FileSystem,
 }
 
 impl Reservations {
-    /// Asks the disk, without the book's lock: that is waited for in async
-    /// code, and blobs may be a hundred thousand. Blocks.
+    /// Measures on the disk. The totals are not locked meanwhile: async code waits for
+    /// that lock, and there may be a hundred thousand blobs. Blocks.
     pub(super) fn measure(&self, wanted: &SpaceRequest) -> Result<Measured> {
         let pending: Vec<(BlobId, u64)> =
             self.lock().pending.iter().map(|(id, pending)| (id.clone(), pending.size)).collect();
@@ -33,21 +33,21 @@ impl Reservations {
             let of = |id, size| self.still_to_come(id, size, copies.get(id));
             blobs.iter().map(|(id, size)| (id.clone(), of(id, *size))).collect()
         };
-        // Before the look at what is free: what comes in between counts twice
-        // then, and not never.
+        // Before the free space is read: bytes that arrive in between are then counted
+        // twice, rather than not at all.
         let (running, missing) = (to_come(&pending), to_come(&wanted.missing));
         let fs = FileSystem::of(self.layout.root())?;
         Ok(Measured { running, wanted: missing, fans: self.missing_fans(wanted), fs })
     }
 
-    /// Directories of `blobs/` that have to be made first.
+    /// Counts the directories of `blobs/` that must be created first.
     fn missing_fans(&self, wanted: &SpaceRequest) -> u64 {
         let fans: HashSet<PathBuf> =
             wanted.missing.iter().map(|(id, _)| self.layout.blob_directory(id)).collect();
         u64::try_from(fans.iter().filter(|fan| !fan.is_dir()).count()).unwrap_or(u64::MAX)
     }
 
-    /// What the copies of imports have got so far.
+    /// Returns the space that the copies of imports take so far.
     fn copies(&self) -> Result<HashMap<BlobId, u64>> {
         let mut copies = HashMap::new();
         for name in files::names(&self.layout.staging())? {
@@ -58,9 +58,9 @@ impl Reservations {
         Ok(copies)
     }
 
-    /// Bytes that this blob will still take: the staging file is preallocated,
-    /// and what it has got is not free any more. A copy goes on with nothing
-    /// that a download left.
+    /// Returns the bytes that this blob will still take. The staging file is
+    /// preallocated, so its space is no longer free. A copy does not resume an
+    /// interrupted download.
     fn still_to_come(&self, id: &BlobId, size: u64, copied: Option<&u64>) -> u64 {
         let has = copied.copied().or_else(|| allocated(&self.layout.part(id)));
         let has = has.or_else(|| allocated(&self.layout.blob(id)));

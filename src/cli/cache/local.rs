@@ -60,7 +60,7 @@ pub(super) async fn execute(
     if let Ok(answer) = &answer {
         // Else the next process would read all of it before it serves it.
         for key in answer.brought_in() {
-            if !cache.until_durable(key, SYNC).await {
+            if !cache.wait_until_durable(key, SYNC).await {
                 tracing::warn!(model = key.as_str(), "the disk has not taken all of it yet");
             }
         }

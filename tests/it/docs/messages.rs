@@ -82,7 +82,7 @@ const OTHER_LITERALS: [(&str, &str); 35] = [
         "known are /metrics, /healthz, /readyz, and on the admin socket /status and /cache",
         "a page of the admin endpoint",
     ),
-    ("who waits is forgotten only when it went away", "a bug"),
+    ("a request is removed only after its caller left", "a bug"),
     ("no part is being hashed", "a bug"),
     ("{path} names no mount", "a bug"),
     ("it cannot be written", "a bug"),
