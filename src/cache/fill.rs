@@ -10,7 +10,6 @@ use tracing::Instrument as _;
 
 use super::CacheInner;
 use super::durability::Unsynced;
-use super::flight::{MEMO, Waiter};
 use super::models::CachedModel;
 use super::policy::Space;
 use super::progress::{BlobProgress, FillProgress, Phase};
@@ -20,6 +19,7 @@ use super::space::{BLOCK, SpaceRequest};
 use crate::blocking::blocking;
 use crate::download::{Check, Engine, FairShare, ObjectVersion, Origin, Staging};
 use crate::error::{Error, ErrorKind, Result};
+use crate::flight::{MEMO, Waiter};
 use crate::model::{BlobId, Manifest, ManifestFile, progress_text, shown};
 use crate::oci::{Bucket, ObjectName};
 

@@ -14,12 +14,12 @@ use std::fs::File;
 use std::io::ErrorKind as Io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::flight::Flights;
 use super::models::CachedModel;
 use super::{Cache, CacheInner};
 use crate::blocking::blocking;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fair::FairSemaphore;
+use crate::flight::Flights;
 use crate::model::safetensors::{self, MAX_INDEX};
 use crate::model::weights::{self, FileKind, Format, Role};
 use crate::model::{ModelKey, ModelRequest, Tenant, Warning, WarningKind, shown};

@@ -20,7 +20,7 @@ use crate::fetch::{FetchProgress, FetchReport, describe_checks, fetch};
 use crate::metrics::Metrics;
 use crate::model::{Filters, ModelRequest, ModelUri, Revision, duration_text, size_text};
 use crate::oci::AuthMethod;
-use crate::volume::{ClientPool, Resolver};
+use crate::resolve::{ClientPool, Resolver};
 
 const AFTER_HELP: &str = "\
 Examples:

@@ -13,7 +13,7 @@ use crate::metrics::Metrics;
 use crate::model::size_text;
 use crate::oci::RetryPolicy;
 use crate::policy::{Policy, Rule};
-use crate::volume::ResolveLimits;
+use crate::resolve::ResolveLimits;
 
 /// How the engine works under this configuration.
 pub(super) fn engine(config: &config::Download, write_back: bool) -> EngineOptions {

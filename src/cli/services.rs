@@ -36,7 +36,8 @@ use crate::model::ModelUri;
 use crate::node::NodeState;
 use crate::oci::AuthMethod;
 use crate::policy::Policy;
-use crate::volume::{ClaimReader, Provisioner, Resolver, RevisionSelector, Volumes};
+use crate::resolve::{Resolver, RevisionSelector};
+use crate::volume::{ClaimReader, Provisioner, Volumes};
 
 /// How long background work may take to end once the calls have.
 const GRACE: Duration = Duration::from_secs(5);

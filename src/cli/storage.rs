@@ -9,7 +9,7 @@ use crate::config;
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
 use crate::oci::{self, AuthMethod, ObjectStorage, Settings};
-use crate::volume::{ClientPool, ListedBucket};
+use crate::resolve::{ClientPool, ListedBucket};
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Object Storage")]

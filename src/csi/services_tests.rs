@@ -27,8 +27,9 @@ use crate::events::Events;
 use crate::metrics::Metrics;
 use crate::oci::RetryPolicy;
 use crate::policy::Policy;
-use crate::volume::fake::FakeStore;
-use crate::volume::{ClaimReader, Provisioner, RevisionSelector, Volumes};
+use crate::resolve::RevisionSelector;
+use crate::resolve::fake::FakeStore;
+use crate::volume::{ClaimReader, Provisioner, Volumes};
 
 const BOUND: Duration = Duration::from_secs(20);
 

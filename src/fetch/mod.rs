@@ -22,7 +22,7 @@ use crate::download::{
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Manifest, ManifestFile, ModelRequest, Revision};
 use crate::oci::{Bucket, ObjectName, ObjectStorage};
-use crate::volume::Resolver;
+use crate::resolve::Resolver;
 use directory::{DirectoryClaim, FetchDirectory};
 
 /// Objects that download side by side.

@@ -14,7 +14,7 @@ use crate::cache::{
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{ModelRequest, Warning};
-use crate::volume::{Route, record_newest};
+use crate::resolve::{Route, newest};
 
 /// Times that a model may change under a download before that is the answer.
 const RESOLVES: u32 = 3;
@@ -199,7 +199,7 @@ impl Manager {
         let warnings = self.0.cache.check_weights(model, request, route.tenant()).await?;
         let (cache, model) = (self.0.cache.clone(), model.clone());
         let (request, route) = (request.clone(), route.clone());
-        blocking(move || record_newest(&cache, &request, &route, &model)).await?;
+        blocking(move || newest::record(&cache, &request, &route, &model)).await?;
         Ok(warnings)
     }
 }

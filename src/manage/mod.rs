@@ -27,7 +27,7 @@ use crate::blocking::blocking;
 use crate::cache::{Cache, CollectOptions, EvictionRequest, VerifyProgress};
 use crate::download::Engine;
 use crate::error::{Error, Result};
-use crate::volume::Resolver;
+use crate::resolve::Resolver;
 
 /// Between two words on how far something is.
 const TELL: Duration = Duration::from_millis(250);

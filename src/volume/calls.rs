@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::PublishKey;
-use super::outage::UnansweredSince;
+use crate::resolve::UnansweredSince;
 
 /// A volume that is not asked for during this time is asked for no more: kubelet
 /// waits two minutes for an answer, and at most two before it asks again.

@@ -1,25 +1,14 @@
 //! The use cases: publish, unpublish, stats, and the provisioning of volumes.
 //! Each reads as the contract tells it; nothing here knows gRPC or Oracle.
 
-mod authorize;
 mod calls;
 mod claims;
-mod client_pool;
 mod event_recorder;
-#[cfg(test)]
-pub(crate) mod fake;
-mod known_buckets;
-mod listings;
-mod newest;
-mod outage;
 mod permit;
-mod proofs;
 mod provision;
 mod publish;
 mod records;
-mod resolve;
 mod scrub;
-mod select;
 mod show;
 mod targets;
 mod template;
@@ -27,12 +16,8 @@ mod template;
 use std::path::PathBuf;
 
 pub use claims::ClaimReader;
-pub use client_pool::{ClientPool, ListedBucket, Requester, Route};
-pub(crate) use newest::record as record_newest;
 pub use provision::{Capacity, NewVolume, ProvisionRequest, Provisioner, is_volume_id};
 pub use publish::Volumes;
-pub use resolve::{ResolveLimits, Resolver};
-pub use select::RevisionSelector;
 
 use crate::model::{ModelRequest, PodIdentity, PodTokens, RequestDigest};
 use crate::mount::BindOptions;

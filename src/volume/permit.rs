@@ -2,10 +2,10 @@
 
 use tokio::sync::watch;
 
-use super::{Requester, Resolver};
 use crate::error::Result;
 use crate::model::ModelRequest;
 use crate::policy::{Policy, PolicyDecision, Subject};
+use crate::resolve::{Requester, Resolver};
 
 /// Allows, or says why not. Object Storage is asked for the own tenancy's
 /// namespace only where a rule depends on it and it was not asked before.

@@ -5,12 +5,10 @@ use std::collections::{BTreeMap, HashMap};
 
 use tokio::sync::watch;
 
-use super::Requester;
 use super::claims::ClaimReader;
 use super::event_recorder;
 use super::permit::permit;
 use super::records::{Records, VolumeRecord};
-use super::resolve::Resolver;
 use super::template::{self, ClaimContext};
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::Events;
@@ -19,6 +17,8 @@ use crate::model::{
     plain_attributes, size_text,
 };
 use crate::policy::{Policy, Subject};
+use crate::resolve::Requester;
+use crate::resolve::Resolver;
 
 /// What every id of ours begins with; the digits tell the form's version.
 const ID_FORM: &str = "ocimodel-v1-";

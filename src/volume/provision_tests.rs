@@ -1,7 +1,7 @@
 //! Provisioning over a store that answers.
 
-use super::super::fake::FakeStore;
 use super::*;
+use crate::resolve::fake::FakeStore;
 
 const MODEL: u64 = 7_500_000_000;
 

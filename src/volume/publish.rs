@@ -10,11 +10,9 @@ use tracing::Span;
 
 use super::calls::Calls;
 use super::event_recorder::{self, EventRecorder};
-use super::outage::UnansweredSince;
 use super::permit::permit;
-use super::select::{RevisionSelector, Selection};
 use super::targets::Targets;
-use super::{PublishKey, PublishRequest, Requester, Route, VolumeStats, newest};
+use super::{PublishKey, PublishRequest, VolumeStats};
 use crate::blocking::blocking;
 use crate::cache::{Cache, CachedModel, Older, Priority};
 use crate::download::Engine;
@@ -24,6 +22,9 @@ use crate::metrics::{Metrics, PublishResult};
 use crate::model::{PodIdentity, Warning};
 use crate::mount;
 use crate::policy::{Policy, Subject};
+use crate::resolve::UnansweredSince;
+use crate::resolve::{Requester, Route, newest};
+use crate::resolve::{RevisionSelector, Selection};
 
 /// Times that a model may change under a publish before that is the answer.
 const RESOLVES: u32 = 3;

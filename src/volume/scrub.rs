@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::{Route, Volumes};
+use super::Volumes;
 use crate::blocking::blocking;
 use crate::cache::{Damage, Priority, VerifyProgress};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Manifest, ModelRequest};
+use crate::resolve::Route;
 
 /// Between two readings at least.
 const PAUSE: Duration = Duration::from_secs(30);

@@ -28,7 +28,7 @@ use oci_model_csi::download::{Engine, EngineOptions, Verify};
 use oci_model_csi::metrics::Metrics;
 use oci_model_csi::model::{Manifest, ModelRequest, ModelUri};
 use oci_model_csi::oci::{AuthMethod, Environment, ObjectStorage, RetryPolicy, Settings};
-use oci_model_csi::volume::{ClientPool, ResolveLimits, Resolver};
+use oci_model_csi::resolve::{ClientPool, ResolveLimits, Resolver};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 

@@ -11,13 +11,13 @@ use crate::support::run::{end_to_end, eventually, figure, ratio};
 use localstore::{Action, LocalStore, Operation, PutOptions, Rule};
 use oci_model_csi::cache::{
     Cache, CacheLimits, CacheOptions, CachedModel, FillProgress, Phase, Priority, SafetensorsCheck,
-    Waiter,
 };
 use oci_model_csi::download::{Engine, EngineOptions, Verify};
+use oci_model_csi::flight::Waiter;
 use oci_model_csi::metrics::Metrics;
 use oci_model_csi::model::{ModelRequest, ModelUri, Tenant};
 use oci_model_csi::oci::{AuthMethod, Environment, ObjectStorage, RetryPolicy, Settings};
-use oci_model_csi::volume::{ClientPool, ResolveLimits, Resolver};
+use oci_model_csi::resolve::{ClientPool, ResolveLimits, Resolver};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 

@@ -18,7 +18,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::manage::{CacheCommand, CommandAnswer, Manager, Remote, Tell};
 use crate::metrics::Metrics;
 use crate::oci::AuthMethod;
-use crate::volume::Resolver;
+use crate::resolve::Resolver;
 
 /// How long to wait until what was brought in is on the disk.
 const SYNC: Duration = Duration::from_secs(300);

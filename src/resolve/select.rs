@@ -13,7 +13,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Manifest, ModelKey, ModelRequest, PullPolicy, Revision};
 
 /// What to mount.
-pub(super) enum Selection {
+pub(crate) enum Selection {
     /// This cached model; Object Storage was not asked.
     Cached(CachedModel),
     /// This cached model, since Object Storage could not be asked.
@@ -36,13 +36,13 @@ impl RevisionSelector {
         Self { resolver, serve_stale }
     }
 
-    pub(super) fn resolver(&self) -> &Resolver {
+    pub(crate) fn resolver(&self) -> &Resolver {
         &self.resolver
     }
 
     /// What a request gets. `silence` is how long Object Storage has not answered
     /// for its volume.
-    pub(super) async fn choose(
+    pub(crate) async fn choose(
         &self,
         cache: &Cache,
         request: &ModelRequest,

@@ -16,8 +16,8 @@ use super::client_pool::Route;
 use super::known_buckets::{BucketOperation, KnownBuckets};
 use super::outage::LastAnswer;
 use crate::budget::{MemoryBudget, MemoryPermit, memory_limit};
-use crate::cache::flight::{Flights, Waiter};
 use crate::error::{Error, ErrorKind, Result};
+use crate::flight::{Flights, Waiter};
 use crate::model::{ListedObject, ModelSource, ObjectListing, Tenant, size_text};
 use crate::oci::{self, Bucket, ObjectSummary, Workload};
 

@@ -12,9 +12,9 @@ use super::known_buckets::KnownBuckets;
 use super::listings::{HeldListing, Listings, SMALL_MANIFEST};
 use super::outage::LastAnswer;
 use crate::blocking::blocking;
-use crate::cache::flight::{Flights, Waiter};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fair::FairSemaphore;
+use crate::flight::{Flights, Waiter};
 use crate::model::{
     Attachment, Manifest, ModelKey, ModelRequest, ModelSource, NamespaceName, RequestDigest,
     Selected, Tenant, TreeLimits,

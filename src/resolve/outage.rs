@@ -49,7 +49,7 @@ impl LastAnswer {
 
 /// Since when nothing has answered for one volume; clones are the same.
 #[derive(Debug, Clone, Default)]
-pub(super) struct UnansweredSince(Arc<Mutex<Option<Instant>>>);
+pub(crate) struct UnansweredSince(Arc<Mutex<Option<Instant>>>);
 
 impl UnansweredSince {
     /// Begins now, unless it lasts already; when it began.

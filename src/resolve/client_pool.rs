@@ -118,7 +118,7 @@ impl Route {
     }
 
     /// The identity that a scope keeps apart, as [`ClientPool::route`] notes it.
-    pub(super) fn auth_of_scope(scope: &str) -> Option<&str> {
+    pub(crate) fn auth_of_scope(scope: &str) -> Option<&str> {
         scope.split(' ').find_map(|part| part.strip_prefix(APART))
     }
 

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::*;
-use crate::cache::flight::Flights;
+use crate::flight::Flights;
 use crate::oci::{self, RetryPolicy};
 
 const TRIALS: u64 = 1000;

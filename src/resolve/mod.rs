@@ -1,0 +1,21 @@
+//! From a request to the exact object versions that it means now: where its
+//! bucket is and as whom it is read ([`ClientPool`]), what is listed there, who
+//! may read it, and which revision is selected ([`RevisionSelector`]).
+
+mod authorize;
+mod client_pool;
+#[cfg(test)]
+pub(crate) mod fake;
+mod known_buckets;
+mod listings;
+pub(crate) mod newest;
+mod outage;
+mod proofs;
+mod resolver;
+mod select;
+
+pub use client_pool::{ClientPool, ListedBucket, Requester, Route};
+pub(crate) use outage::UnansweredSince;
+pub use resolver::{ResolveLimits, Resolver};
+pub use select::RevisionSelector;
+pub(crate) use select::Selection;
