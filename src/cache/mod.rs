@@ -282,14 +282,14 @@ impl Cache {
         let (inner, engine) = (Arc::clone(&self.0), engine.clone());
         let (manifest, title) = (Arc::clone(manifest), title.to_owned());
         let started = FillProgress::new(Some(Arc::clone(&manifest)), priority.share());
-        started.share().read_as(client);
+        started.share().add_reader(client);
         let waiter = self.0.model_flights.join(manifest.key(), started, move |progress| {
             // A root span, since the flight has many callers and outlives them.
             let flight = progress.id();
             let span = tracing::error_span!(parent: None, "download", flight, model = title);
             fill::fill(inner, engine, manifest, title, progress).instrument(span)
         });
-        waiter.progress().share().read_as(client);
+        waiter.progress().share().add_reader(client);
         priority.apply_to(waiter.progress().share());
         waiter
     }

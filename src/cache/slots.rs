@@ -70,8 +70,8 @@ impl Priority {
     /// Adds this priority to the share of a running download.
     pub(super) fn apply_to(&self, share: &FairShare) {
         if let Self::Pod(tenant) = self {
-            share.wanted_by(tenant);
-            share.raise();
+            share.add_tenant(tenant);
+            share.make_urgent();
         }
     }
 }
@@ -187,7 +187,7 @@ impl Slots {
         tokio::select! {
             biased;
             slot = &mut granted => return slot.expect(NEVER_DROPPED),
-            () = model.share.raised() => self.admit(&mut self.lock()),
+            () = model.share.until_urgent() => self.admit(&mut self.lock()),
         }
         granted.await.expect(NEVER_DROPPED)
     }

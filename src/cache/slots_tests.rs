@@ -138,7 +138,7 @@ async fn a_prefetch_that_a_pod_joins_does_not_wait_for_other_prefetches() {
     scene.request("other", Priority::Prefetch).await;
     let joined = scene.request("joined", Priority::Prefetch).await;
     assert!(scene.none_started().await);
-    joined.raise();
+    joined.make_urgent();
     let started = scene.next().await;
     assert!(started.0 == "joined" && scene.none_started().await);
     drop((running, started));
@@ -150,7 +150,7 @@ async fn a_running_prefetch_that_a_pod_joins_counts_as_a_pods_model() {
     let mut scene = SlotsScene::new(1);
     let running = scene.request("running", Priority::Prefetch).await;
     let slot = scene.next().await;
-    running.raise();
+    running.make_urgent();
     scene.request("pod", pod()).await;
     assert!(scene.none_started().await);
     drop(slot);

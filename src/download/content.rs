@@ -1,4 +1,4 @@
-//! Reading content back for its CRC-32C.
+//! Reads content back for its CRC-32C.
 
 use std::fs::File;
 use std::io;
@@ -6,10 +6,10 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-/// Bytes read at once.
+/// Bytes per read.
 const BUFFER: usize = 256 * 1024;
 
-/// CRC-32C of a file and its length in bytes. Blocks, as long as reading takes.
+/// CRC-32C of a file and its length in bytes. Blocks while it reads.
 pub fn crc32c_of_file(path: &Path) -> io::Result<(u32, u64)> {
     let file = File::open(path)?;
     let (crc32c, end) = read(&file, 0..u64::MAX)?;
@@ -22,7 +22,7 @@ pub(super) fn crc32c_of_range(file: &File, range: Range<u64>) -> io::Result<Opti
     Ok((end == range.end).then_some(crc32c))
 }
 
-/// The CRC of what the file has of a range, and where that ends.
+/// The CRC of the part of a range that the file has, and where that part ends.
 fn read(file: &File, range: Range<u64>) -> io::Result<(u32, u64)> {
     let mut buffer = vec![0; BUFFER];
     let (mut crc, mut at) = (0, range.start);

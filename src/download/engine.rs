@@ -24,42 +24,42 @@ use crate::metrics::Metrics;
 use crate::model::shown;
 use crate::oci::{Bucket, ObjectHead, ObjectName, ObjectStorage, RetryPolicy};
 
-/// Times that an object is downloaded before damaged bytes are the answer.
+/// Times that an object is downloaded before its bytes are reported as damaged.
 const ROUNDS: u32 = 3;
 
-/// Which checksums are worth their time.
+/// Which checksums are compared.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Verify {
-    /// The strongest that the object carries.
+    /// The strongest one that the object has.
     #[default]
     Always,
     /// No MD5 of objects over 1 GiB.
     Cheap,
-    /// As `Always`, and objects that no checksum vouches for are refused.
+    /// As `Always`, and objects without a usable checksum are refused.
     Strict,
 }
 
 /// One version of an object, as the listing has it.
 #[derive(Debug, Clone)]
 pub struct ObjectVersion {
-    /// Which object.
+    /// The object's name.
     pub name: ObjectName,
     /// Its size in bytes.
     pub size: u64,
-    /// Which version of it.
+    /// The ETag of the version.
     pub etag: String,
-    /// The listing's `md5`, which counts where headers have no checksum.
+    /// The listing's `md5`, which is used where headers have no checksum.
     pub md5: Option<String>,
 }
 
-/// How the engine works.
+/// The options of an engine.
 #[derive(Debug, Clone)]
 pub struct EngineOptions {
-    /// Requests at once, over all downloads.
+    /// The most requests at once, over all downloads.
     pub concurrency: usize,
     /// Bytes per second of all downloads together; `None` is no limit.
     pub bandwidth: Option<u64>,
-    /// Bytes asked for in one request.
+    /// Bytes per request.
     pub range_size: u64,
     /// Which checksums are compared.
     pub verify: Verify,
@@ -69,8 +69,8 @@ pub struct EngineOptions {
     pub retry: RetryPolicy,
 }
 
-/// Where a download works: the data file and its journal. Both stay when it
-/// is interrupted, and the next one of the same object version goes on.
+/// The files of a download: the data and its journal. Both remain when it is
+/// interrupted, and the next download of the same object version continues there.
 #[derive(Debug, Clone)]
 pub struct Staging {
     /// The data, preallocated to the object's size.
@@ -86,7 +86,7 @@ pub struct Engine(Arc<EngineInner>);
 
 struct EngineInner {
     options: EngineOptions,
-    gate: ConcurrencyLimiter,
+    limiter: ConcurrencyLimiter,
     pace: Option<RateLimiter>,
     metrics: Arc<Metrics>,
     workers: Handle,
@@ -97,17 +97,17 @@ impl Drop for EngineInner {
     fn drop(&mut self) {
         let runtime = self.runtime.get_mut().unwrap_or_else(PoisonError::into_inner);
         if let Some(runtime) = runtime.take() {
-            // Waiting here could block an async caller for ever.
+            // Waiting here could block an async caller without end.
             runtime.shutdown_background();
         }
     }
 }
 
 impl Engine {
-    /// An engine; each download says as whom it reads.
+    /// Starts an engine; each download brings its own clients.
     ///
     /// # Errors
-    /// `Internal` when the system gives no threads.
+    /// `Internal` when the system starts no threads.
     pub fn new(options: EngineOptions, metrics: Arc<Metrics>) -> Result<Self> {
         let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
         let runtime = Builder::new_multi_thread()
@@ -116,15 +116,15 @@ impl Engine {
             .enable_all()
             .build()
             .map_err(|e| Error::io("starting the download threads", &e))?;
-        let gate = ConcurrencyLimiter::new(options.concurrency.max(1));
+        let limiter = ConcurrencyLimiter::new(options.concurrency.max(1));
         let pace = options.bandwidth.map(RateLimiter::new);
         let workers = runtime.handle().clone();
         let runtime = Mutex::new(Some(runtime));
-        Ok(Self(Arc::new(EngineInner { options, gate, pace, metrics, workers, runtime })))
+        Ok(Self(Arc::new(EngineInner { options, limiter, pace, metrics, workers, runtime })))
     }
 
-    pub(super) fn gate(&self) -> &ConcurrencyLimiter {
-        &self.0.gate
+    pub(super) fn limiter(&self) -> &ConcurrencyLimiter {
+        &self.0.limiter
     }
 
     pub(super) fn pace(&self) -> Option<&RateLimiter> {
@@ -140,25 +140,25 @@ impl Engine {
     }
 
     /// Downloads one object version into the staging file and verifies it.
-    /// `demand` says for whom, and so when its requests are admitted.
+    /// `interest` lists the models that want it, and so decides when its requests are admitted.
     ///
     /// Cancellation safe: dropping the future stops the workers, and what they
-    /// wrote stands in the journal.
+    /// wrote is in the journal.
     ///
     /// # Errors
     /// `Changed` when the object is no longer this version; `Unavailable` when
     /// Object Storage cannot be reached long enough; `Corrupt` when the bytes
-    /// fail their checksum again and again; `Precondition` when no checksum
-    /// vouches for them under [`Verify::Strict`]; `NoSpace` when the disk is full.
+    /// fail their checksum repeatedly; `Precondition` when no checksum proves
+    /// them under [`Verify::Strict`]; `NoSpace` when the disk is full.
     pub async fn download(
         &self,
         object: ObjectVersion,
         staging: Staging,
-        demand: Interest,
+        interest: Interest,
         progress: Arc<ObjectProgress>,
     ) -> Result<Verified> {
         let engine = self.clone();
-        let run = async move { engine.run(object, staging, demand, progress).await };
+        let run = async move { engine.run(object, staging, interest, progress).await };
         let work = self.0.workers.spawn(run.in_current_span());
         match AbortOnDropHandle::new(work).await {
             Ok(result) => result,
@@ -166,8 +166,8 @@ impl Engine {
         }
     }
 
-    /// Whether a file is what the object holds, by the object's checksums;
-    /// `None` when it is not, or cannot be proved to be. The file is only read.
+    /// Checks a file against the object's checksums. `None` when they differ, or
+    /// when no checksum can prove the content. The file is only read.
     ///
     /// # Errors
     /// As [`Engine::download`], without `Corrupt`.
@@ -180,7 +180,7 @@ impl Engine {
     ) -> Result<Option<Verified>> {
         let (engine, size, path) = (self.clone(), object.size, path.to_owned());
         let share = FairShare::urgent();
-        share.read_as(client);
+        share.add_reader(client);
         let work = self.0.workers.spawn(async move {
             let local = path.display().to_string();
             let adopted =
@@ -191,14 +191,14 @@ impl Engine {
             if size == 0 {
                 return Ok(Some(Verified { crc32c: 0, check: Check::Empty }));
             }
-            // Bytes that are here wait for no place among those that are not.
-            let visitor = engine.visitor(&object.name, size, Interest::of(share)).await?;
+            // Local bytes need no permit for the network.
+            let download = engine.object_download(&object.name, size, Interest::of(share)).await?;
             let target = Arc::new(target);
-            let job = RangeJob::new(engine.clone(), object, target, visitor);
+            let job = RangeJob::new(engine.clone(), object, target, download);
             let expected = engine.expected(&job, &engine.head(&job).await?)?;
-            // The ETag says nothing about bytes that did not come from the object.
+            // The ETag proves nothing about bytes that did not come from the object.
             let unproved = |check| matches!(check, Check::SizeAndEtag | Check::UnknownLayout);
-            if expected.hopeless().is_some() {
+            if expected.unprovable().is_some() {
                 return Ok(None);
             }
             let md5 = Self::follow(&job, &expected);
@@ -213,7 +213,7 @@ impl Engine {
     }
 
     /// Stops all workers and waits for them, so that their journals are
-    /// complete. Blocks at most `grace`; the engine is of no use afterwards.
+    /// complete. Blocks at most `grace`; the engine cannot be used afterwards.
     pub fn stop(&self, grace: Duration) {
         let runtime = self.0.runtime.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(runtime) = runtime {
@@ -225,38 +225,38 @@ impl Engine {
         &self,
         object: ObjectVersion,
         staging: Staging,
-        demand: Interest,
+        interest: Interest,
         progress: Arc<ObjectProgress>,
     ) -> Result<Verified> {
         let size = object.size;
-        let visitor = self.visitor(&object.name, size, demand.clone()).await?;
-        let opening = demand.own_work();
+        let download = self.object_download(&object.name, size, interest.clone()).await?;
+        let opening = interest.own_work();
         let target = self.open(&object, staging, progress).await?;
         drop(opening);
-        let job = RangeJob::new(self.clone(), object, target, visitor);
+        let job = RangeJob::new(self.clone(), object, target, download);
         let verified = match size {
             0 => Verified { crc32c: 0, check: Check::Empty },
             _ => self.rounds(&job).await?,
         };
         abort_point::reach("download-5");
-        demand.progressed();
+        interest.progressed();
         self.metrics().verified(verified.check.label(), true);
         Ok(verified)
     }
 
-    /// The object's place at the gate.
-    async fn visitor(
+    /// The object's entry in the limiter.
+    async fn object_download(
         &self,
         object: &ObjectName,
         size: u64,
-        demand: Interest,
+        interest: Interest,
     ) -> Result<ObjectDownload> {
-        let reader = demand.reader().ok_or_else(|| {
+        let reader = interest.reader().ok_or_else(|| {
             Error::internal(format!("no client reads {}", shown(&object.name, 200)))
         })?;
         let location = reader.location().await?;
         let origin = Origin { location, bucket: Bucket::clone(&object.bucket) };
-        Ok(ObjectDownload::new(demand, size, Arc::new(origin)))
+        Ok(ObjectDownload::new(interest, size, Arc::new(origin)))
     }
 
     async fn open(
@@ -302,11 +302,11 @@ impl Engine {
     }
 
     /// One download of what is missing, and the proof: the CRC of the content,
-    /// and the check that it passed, if it passed.
+    /// and the check that it passed, if any.
     async fn round(&self, job: &RangeJob) -> Result<(u32, Option<Check>)> {
         let size = job.target.size();
         let missing = job.target.missing(self.0.options.range_size);
-        // A small object's plain GET brings the checksums along.
+        // A small object's plain GET returns the checksums too.
         let whole = missing.len() == 1 && missing[0] == (0..size);
         let (expected, md5) = if whole {
             let head = range::fetch(job, 0..size, true).await?;
@@ -328,14 +328,14 @@ impl Engine {
         self.prove(job, expected, md5).await
     }
 
-    /// The CRC of the whole content, and the check that it passed, if it passed.
+    /// The CRC of the whole content, and the check that it passed, if any.
     async fn prove(
         &self,
         job: &RangeJob,
         expected: Expected,
         md5: Option<Hashing>,
     ) -> Result<(u32, Option<Check>)> {
-        let _own = job.visitor.demand().own_work();
+        let _own = job.download.interest().own_work();
         job.target.check_disk().map_err(|e| {
             Error::io(format!("writing {} to the disk", shown(&job.object.name, 200)), &e)
         })?;
@@ -355,7 +355,7 @@ impl Engine {
         Ok((crc32c, check))
     }
 
-    /// What is known of the bytes before they are there.
+    /// What is known about the content before it is downloaded.
     fn expected(&self, job: &RangeJob, head: &ObjectHead) -> Result<Expected> {
         let (size, verify) = (job.target.size(), self.0.options.verify);
         Expected::of(head, job.listed_md5.as_deref(), size, verify).map_err(|md5| {
@@ -371,9 +371,9 @@ impl Engine {
         })
     }
 
-    /// Refuses what nothing vouches for, where the administrator wants that.
+    /// Refuses content that cannot be proved, under [`Verify::Strict`].
     fn admit(&self, job: &RangeJob, expected: Expected) -> Result<Expected> {
-        match expected.hopeless().filter(|_| self.0.options.verify == Verify::Strict) {
+        match expected.unprovable().filter(|_| self.0.options.verify == Verify::Strict) {
             Some(why) => Err(job.unproved(&why)),
             None => Ok(expected),
         }
@@ -394,9 +394,9 @@ impl Engine {
 
     /// Tries all layouts but the first, which was hashed behind the writers.
     ///
-    /// A digest that no layout gives is damage where all possible ones were
-    /// tried. Where the right one may not be among them it says nothing, and
-    /// another download would not change that.
+    /// If no layout gives the digest and all possible layouts were tried, the bytes
+    /// are damaged. If the right layout may be missing from the list, the result
+    /// proves nothing, and another download would not change that.
     async fn other_layouts(
         &self,
         job: &RangeJob,
@@ -430,7 +430,7 @@ impl Engine {
                 Err(error) if range::is_refusal(&error) => error,
                 Err(error) => return Err(range::gone(error)),
             };
-            if !job.change_over(&mut client, &error)? {
+            if !job.switch_reader(&mut client, &error)? {
                 return Err(range::gone(error));
             }
         }

@@ -1,5 +1,5 @@
-//! Which checksum proves an object's bytes: what its answers say, what the
-//! listing says, and what the administrator wants compared.
+//! Selects the checksum that proves an object's bytes, from its headers, the
+//! listing, and the administrator's `verify`.
 
 use super::md5::MultipartLayouts;
 use super::{Check, Verify};
@@ -18,11 +18,11 @@ pub(super) enum Expected {
 }
 
 impl Expected {
-    /// The strongest checksum, as far as `verify` wants it compared. The
-    /// listing's MD5 counts where the answer's head has no checksum.
+    /// The strongest checksum that `verify` allows. The listing's MD5 is used
+    /// where the headers have no checksum.
     ///
     /// # Errors
-    /// The listing's MD5 where it would count and is not a checksum.
+    /// When the listing's MD5 would be used and is not a checksum.
     pub(super) fn of(
         head: &ObjectHead,
         listed_md5: Option<&str>,
@@ -53,9 +53,9 @@ impl Expected {
         })
     }
 
-    /// Why no download can be proved to be the object; `None` where it can be,
-    /// or perhaps can be.
-    pub(super) fn hopeless(&self) -> Option<String> {
+    /// Why no download can be proved to be the object; `None` where that is
+    /// possible, or may be.
+    pub(super) fn unprovable(&self) -> Option<String> {
         match self {
             Self::Nothing => Some("the object carries no checksum".to_owned()),
             Self::Multipart { layouts, .. } if layouts.part_sizes().is_empty() => {
@@ -65,8 +65,8 @@ impl Expected {
         }
     }
 
-    /// The check that a content passes whose CRC-32C, and MD5 of the kind that
-    /// is expected, are these; for several parts that of the first layout.
+    /// The check that content with this CRC-32C, and this MD5 of the expected
+    /// kind, passes; for several parts the MD5 is that of the first layout.
     pub(super) fn passes(&self, crc32c: u32, md5: Option<[u8; 16]>) -> Option<Check> {
         match self {
             Self::Crc32c(expected) => (*expected == crc32c).then_some(Check::Crc32c),
@@ -138,12 +138,12 @@ mod tests {
     }
 
     #[test]
-    fn what_nothing_vouches_for_is_known_before_it_is_downloaded() {
-        assert!(Expected::Nothing.hopeless().unwrap().contains("no checksum"));
-        assert_eq!(Expected::Crc32c(1).hopeless(), None);
+    fn an_unprovable_object_is_known_before_it_is_downloaded() {
+        assert!(Expected::Nothing.unprovable().unwrap().contains("no checksum"));
+        assert_eq!(Expected::Crc32c(1).unprovable(), None);
         let of_parts = |size, parts| {
             let layouts = MultipartLayouts::of(size, Some(parts));
-            Expected::Multipart { digest: [0; 16], layouts }.hopeless()
+            Expected::Multipart { digest: [0; 16], layouts }.unprovable()
         };
         assert_eq!(of_parts(3 << 30, 24), None, "128 MiB each");
         let why = of_parts((40 << 30) + 1, 2).unwrap();

@@ -1,4 +1,4 @@
-//! For whom bytes are downloaded: what the gate is fair between.
+//! The unit of fairness: one share per model.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,10 +14,10 @@ use crate::oci::ObjectStorage;
 /// Bytes that count as progress of a model.
 const PROGRESS: u64 = 64 << 10;
 
-/// Tenants that one model is accounted to; pods of more wait with these.
+/// Tenants that one model is accounted to; further tenants share the accounts of these.
 const TENANTS: usize = 64;
 
-/// One model's part of what the node downloads; clones are the same share.
+/// One model's share of the node's downloads; clones are the same share.
 ///
 /// Requests of urgent shares are admitted before all others. Of the same urgency,
 /// tenants get equally many requests at once, and within a tenant its models.
@@ -29,27 +29,27 @@ struct FairShareInner {
     /// Unique in this process.
     id: u64,
     urgent: watch::Sender<bool>,
-    /// Whose pods asked for it; nobody's is the driver's.
+    /// The tenants whose pods want the model; without any it is the driver's.
     tenants: Mutex<Vec<Tenant>>,
     activity: Mutex<Activity>,
-    /// Who may read its objects, as far as nobody was refused.
+    /// The clients that may read its objects; refused ones are removed.
     readers: Mutex<Vec<ObjectStorage>>,
 }
 
-/// Whether the network brings a model what it asks for.
+/// Whether the network delivers what a model requests.
 #[derive(Debug)]
 struct Activity {
-    /// The last progress, put off by the time since that is not counted.
+    /// The last progress, moved forward by the time since then that is not counted.
     since: Instant,
     /// Bytes since then.
     bytes: u64,
-    /// Work of our own under way.
+    /// Local work under way.
     own: usize,
-    /// Requests that wait at the gate because others have its places.
+    /// Requests that wait in the limiter because others hold its permits.
     queued: usize,
-    /// Requests that the gate admitted.
+    /// Requests that the limiter admitted.
     running: usize,
-    /// Since when time is not counted.
+    /// Since when time has not been counted.
     held_since: Option<Instant>,
 }
 
@@ -59,14 +59,14 @@ impl Activity {
         Self { since: Instant::now(), bytes: 0, own, queued, running, held_since: None }
     }
 
-    /// Notes what goes on, and with it whether time is counted.
+    /// Applies a change, and updates whether time is counted.
     fn change(&mut self, change: impl FnOnce(&mut Self)) {
         change(self);
         let held = self.own > 0 || (self.queued > 0 && self.running == 0);
         match self.held_since {
             None if held => self.held_since = Some(Instant::now()),
             Some(from) if !held => {
-                // Progress meanwhile came after that.
+                // Progress may have come after that.
                 self.since += from.max(self.since).elapsed();
                 self.held_since = None;
             }
@@ -83,22 +83,22 @@ impl Activity {
     }
 }
 
-/// Work of our own on a model, which is no waiting for the network: pacing, the
+/// Local work on a model, which does not count as waiting for the network: pacing, the
 /// disk, checksums. Ends when dropped.
 #[derive(Debug)]
 pub struct OwnWork(Vec<FairShare>);
 
-/// A request that waits at the gate because others have its places; until dropped.
+/// A request that waits in the limiter because others hold its permits; until dropped.
 #[derive(Debug)]
 pub(super) struct Queued(Vec<FairShare>);
 
 impl FairShare {
-    /// Of a model that somebody waits for.
+    /// Creates the share of a model that a pod waits for.
     pub fn urgent() -> Self {
         Self::new(true)
     }
 
-    /// Of a model that is downloaded ahead: it takes what the urgent ones leave.
+    /// Creates the share of a model that is downloaded ahead: it uses what urgent shares leave.
     pub fn background() -> Self {
         Self::new(false)
     }
@@ -118,8 +118,8 @@ impl FairShare {
         self.0.id
     }
 
-    /// It is accounted to this tenant too.
-    pub fn wanted_by(&self, tenant: &Tenant) {
+    /// Accounts the model to this tenant too.
+    pub fn add_tenant(&self, tenant: &Tenant) {
         let mut tenants = self.tenants();
         if tenants.len() < TENANTS && !tenants.contains(tenant) {
             tenants.push(tenant.clone());
@@ -137,13 +137,13 @@ impl FairShare {
         self.0.tenants.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How long the network has brought it next to nothing. The time of our own
-    /// work is left out, and that in which others have all connections.
+    /// How long the network has delivered next to nothing. Time spent on local work
+    /// does not count, nor time in which other downloads hold all connections.
     pub fn stalled_for(&self) -> Duration {
         self.activity().stalled_for()
     }
 
-    /// Something of it is there: an object, or its turn to download.
+    /// Records progress: an object is complete, or its turn to download has come.
     pub fn progressed(&self) {
         self.activity().progressed();
     }
@@ -156,17 +156,17 @@ impl FairShare {
         }
     }
 
-    /// Begins work of our own on it.
+    /// Begins local work on the model.
     pub fn own_work(&self) -> OwnWork {
         OwnWork::begin(vec![self.clone()])
     }
 
-    /// The gate admitted one of its requests.
+    /// Records that the limiter admitted one of its requests.
     pub(super) fn admitted(&self) {
         self.activity().change(|activity| activity.running += 1);
     }
 
-    /// A request that the gate admitted has ended.
+    /// Records that an admitted request has ended.
     pub(super) fn left(&self) {
         self.activity().change(|activity| activity.running -= 1);
     }
@@ -175,8 +175,8 @@ impl FairShare {
         self.0.activity.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Its objects may be read as this client from now on too.
-    pub fn read_as(&self, client: &ObjectStorage) {
+    /// Adds a client that may read its objects.
+    pub fn add_reader(&self, client: &ObjectStorage) {
         let mut readers = self.readers();
         if !readers.iter().any(|reader| reader.is(client)) {
             readers.push(client.clone());
@@ -187,19 +187,19 @@ impl FairShare {
         self.0.readers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether somebody waits for it.
+    /// Whether a pod waits for the model.
     pub fn is_urgent(&self) -> bool {
         *self.0.urgent.borrow()
     }
 
-    /// Somebody waits for it from now on.
-    pub fn raise(&self) {
+    /// Makes the share urgent: a pod waits for the model from now on.
+    pub fn make_urgent(&self) {
         self.0.urgent.send_replace(true);
     }
 
-    /// Returns when somebody waits for it. Cancellation safe.
-    pub async fn raised(&self) {
-        // The sender is this share's own, so the channel is open.
+    /// Returns once the share is urgent. Cancellation safe.
+    pub async fn until_urgent(&self) {
+        // The sender belongs to this share, so the channel is open.
         let _ = self.0.urgent.subscribe().wait_for(|urgent| *urgent).await;
     }
 
@@ -233,7 +233,7 @@ impl Drop for Queued {
     }
 }
 
-/// All shares that one object is downloaded for: models have objects in common.
+/// All shares that want one object: models have objects in common.
 /// Clones are the same list.
 #[derive(Debug, Clone)]
 pub struct Interest {
@@ -242,12 +242,12 @@ pub struct Interest {
 }
 
 impl Interest {
-    /// The demand of one model.
+    /// Creates the interest of one model.
     pub fn of(share: FairShare) -> Self {
         Self { first: share, others: Arc::default() }
     }
 
-    /// The object is wanted for this model too.
+    /// Adds a model that wants the object too.
     pub fn join(&self, share: &FairShare) {
         let mut others = self.others();
         if !self.first.is(share) && !others.iter().any(|other| other.is(share)) {
@@ -255,8 +255,8 @@ impl Interest {
         }
     }
 
-    /// Whose request the next one is: an urgent share's, if there is one, and of
-    /// several the one whose turn comes first.
+    /// The account of the next request: that of an urgent share, if there is one,
+    /// and among several the one whose turn comes first.
     pub(super) fn account(&self, standings: &LimiterTurns) -> (FairShare, Tenant) {
         let ranked = |share: &FairShare| {
             let tenant = share.tenant(|tenant| standings.of(share, tenant));
@@ -272,12 +272,12 @@ impl Interest {
         (account, least.2)
     }
 
-    /// Begins work of our own on the object.
+    /// Begins local work on the object.
     pub(super) fn own_work(&self) -> OwnWork {
         OwnWork::begin(self.shares())
     }
 
-    /// A request for the object waits because others have the gate's places.
+    /// Records that a request for the object waits because others hold the limiter's permits.
     pub(super) fn queued(&self) -> Queued {
         let shares = self.shares();
         for share in &shares {
@@ -290,26 +290,26 @@ impl Interest {
         std::iter::once(self.first.clone()).chain(self.others().iter().cloned()).collect()
     }
 
-    /// Bytes of the object arrived.
+    /// Records received bytes of the object.
     pub(super) fn received(&self, bytes: u64) {
         self.first.received(bytes);
         self.others().iter().for_each(|share| share.received(bytes));
     }
 
-    /// The object is there.
+    /// Records that the object is complete.
     pub(super) fn progressed(&self) {
         self.first.progressed();
         self.others().iter().for_each(FairShare::progressed);
     }
 
-    /// As whom the object is read next; `None` when nobody asks for it who may.
+    /// The client that reads the object next; `None` when no share has one left.
     pub(super) fn reader(&self) -> Option<ObjectStorage> {
         let first = self.first.readers().first().cloned();
         first.or_else(|| self.others().iter().find_map(|share| share.readers().first().cloned()))
     }
 
-    /// Reads no more as this client if there is another to read as.
-    pub(super) fn change_over(&self, refused: &ObjectStorage) -> bool {
+    /// Drops this client if another one remains.
+    pub(super) fn switch_reader(&self, refused: &ObjectStorage) -> bool {
         let others = self.others();
         let shares = || std::iter::once(&self.first).chain(others.iter());
         let another =
@@ -331,22 +331,22 @@ mod tests {
     use crate::oci::{AuthMethod, Environment, Settings};
 
     #[test]
-    fn an_object_that_somebody_waits_for_is_downloaded_for_that_model() {
+    fn an_object_that_a_pod_waits_for_is_downloaded_for_that_model() {
         let (prefetch, pods) = (FairShare::background(), FairShare::background());
-        let demand = Interest::of(prefetch.clone());
-        demand.join(&pods);
-        demand.clone().join(&pods);
-        let account = || demand.account(&LimiterTurns::default()).0;
+        let interest = Interest::of(prefetch.clone());
+        interest.join(&pods);
+        interest.clone().join(&pods);
+        let account = || interest.account(&LimiterTurns::default()).0;
         assert!(account().is(&prefetch));
-        pods.raise();
+        pods.make_urgent();
         assert!(account().is(&pods));
-        prefetch.raise();
-        assert!(account().is(&prefetch), "who began it, among equals");
-        assert_eq!(demand.others.lock().unwrap().len(), 1, "each model once");
+        prefetch.make_urgent();
+        assert!(account().is(&prefetch), "the one that began it, among equals");
+        assert_eq!(interest.others.lock().unwrap().len(), 1, "each model once");
     }
 
     #[tokio::test]
-    async fn an_object_is_read_as_one_of_those_who_ask_and_nobody_refused() {
+    async fn an_object_is_read_as_a_client_that_was_not_refused() {
         let client = async || {
             let endpoint = Some("http://127.0.0.1:1".to_owned());
             let environment = Environment::empty();
@@ -355,40 +355,43 @@ mod tests {
         };
         let (a, b, c) = (client().await, client().await, client().await);
         let (first, second) = (FairShare::urgent(), FairShare::urgent());
-        let demand = Interest::of(first.clone());
-        assert!(demand.reader().is_none());
-        demand.join(&second);
-        second.read_as(&b);
-        assert!(demand.reader().unwrap().is(&b));
-        first.read_as(&a);
-        first.read_as(&a.clone());
-        assert!(demand.reader().unwrap().is(&a));
-        assert!(demand.change_over(&a) && demand.reader().unwrap().is(&b));
-        assert!(!demand.change_over(&b) && demand.reader().unwrap().is(&b), "nobody else is there");
-        second.read_as(&c);
-        assert!(demand.change_over(&b) && demand.reader().unwrap().is(&c));
+        let interest = Interest::of(first.clone());
+        assert!(interest.reader().is_none());
+        interest.join(&second);
+        second.add_reader(&b);
+        assert!(interest.reader().unwrap().is(&b));
+        first.add_reader(&a);
+        first.add_reader(&a.clone());
+        assert!(interest.reader().unwrap().is(&a));
+        assert!(interest.switch_reader(&a) && interest.reader().unwrap().is(&b));
+        assert!(
+            !interest.switch_reader(&b) && interest.reader().unwrap().is(&b),
+            "no other is left"
+        );
+        second.add_reader(&c);
+        assert!(interest.switch_reader(&b) && interest.reader().unwrap().is(&c));
     }
 
     #[test]
     fn an_object_that_several_tenants_wait_for_is_accounted_to_the_one_with_the_least() {
         let (first, second) = (FairShare::urgent(), FairShare::urgent());
         let [a, b] = ["a", "b"].map(Tenant::of_namespace);
-        first.wanted_by(&a);
-        let demand = Interest::of(first.clone());
+        first.add_tenant(&a);
+        let interest = Interest::of(first.clone());
         let mut standings = LimiterTurns::default();
-        assert_eq!(demand.account(&standings).1, a);
+        assert_eq!(interest.account(&standings).1, a);
         standings.begin(&first, &a);
-        demand.join(&second);
-        second.wanted_by(&b);
-        assert_eq!(demand.account(&standings).1, b);
+        interest.join(&second);
+        second.add_tenant(&b);
+        assert_eq!(interest.account(&standings).1, b);
         standings.begin(&second, &b);
         standings.begin(&second, &b);
-        assert_eq!(demand.account(&standings).1, a);
+        assert_eq!(interest.account(&standings).1, a);
         assert_eq!(FairShare::urgent().tenant(|_| 0), Tenant::Driver);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_model_stalls_while_the_network_brings_next_to_nothing_and_not_by_our_own_work() {
+    async fn a_model_stalls_while_the_network_delivers_next_to_nothing_and_not_by_local_work() {
         let share = FairShare::urgent();
         let second = Duration::from_secs(1);
         for _ in 0..10 {
@@ -417,9 +420,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn waiting_behind_others_is_no_stall_and_waiting_behind_its_own_requests_is() {
         let share = FairShare::urgent();
-        let demand = Interest::of(share.clone());
+        let interest = Interest::of(share.clone());
         let second = Duration::from_secs(1);
-        let queued = [demand.queued(), demand.queued()];
+        let queued = [interest.queued(), interest.queued()];
         tokio::time::advance(60 * second).await;
         assert_eq!(share.stalled_for(), Duration::ZERO);
         share.admitted();
@@ -432,17 +435,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_waits_for_urgency_hears_of_it_before_and_after() {
+    async fn a_caller_that_waits_for_urgency_learns_of_it_before_and_after() {
         let share = FairShare::background();
         let waiting = tokio::spawn({
             let share = share.clone();
-            async move { share.raised().await }
+            async move { share.until_urgent().await }
         });
         tokio::task::yield_now().await;
         assert!(!waiting.is_finished() && !share.is_urgent());
-        share.raise();
+        share.make_urgent();
         waiting.await.unwrap();
-        share.raised().await;
-        FairShare::urgent().raised().await;
+        share.until_urgent().await;
+        FairShare::urgent().until_urgent().await;
     }
 }

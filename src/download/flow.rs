@@ -1,7 +1,7 @@
-//! Whether a request gets its bytes, by the time that it waits for the network.
+//! Whether a request gets its bytes, measured by the time that it waits for the network.
 //!
-//! What a worker does between two chunks is left out: under `bandwidthLimit` it
-//! waits for its turn, and it waits for the disk. Neither is the server's doing.
+//! What a worker does between two chunks does not count: under `bandwidthLimit` it
+//! waits for its turn, and it waits for the disk. The server causes neither.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -14,13 +14,13 @@ const SLOW_BYTES: u64 = 32 << 10;
 /// Time spent waiting for the network after which a request is judged.
 const WINDOW: Duration = Duration::from_millis(500);
 
-/// How fast one request is; clones are the same.
+/// The throughput of one request; clones are the same.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Flow(Arc<Mutex<FlowState>>);
 
 #[derive(Debug, Default)]
 struct FlowState {
-    /// Since when it waits for the network.
+    /// Since when it has waited for the network.
     since: Option<Instant>,
     waited: Duration,
     bytes: u64,
@@ -39,14 +39,14 @@ impl Flow {
         came
     }
 
-    /// Counts bytes that arrived.
+    /// Records bytes that arrived.
     pub(super) fn arrived(&self, bytes: u64) {
         let mut state = self.lock();
         state.bytes += bytes;
         state.judge();
     }
 
-    /// Whether it got next to nothing lately. Only of use to compare requests:
+    /// Whether it received next to nothing lately. Only of use to compare requests:
     /// on a slow line all of them are slow.
     pub(super) fn is_slow(&self) -> bool {
         let mut state = self.lock();

@@ -1,4 +1,4 @@
-//! Giving back blocks that were taken ahead, when the disk has run full.
+//! Returns blocks that were allocated ahead when the disk has run full.
 
 use std::fs::OpenOptions;
 use std::io;
@@ -8,27 +8,27 @@ use nix::fcntl::{FallocateFlags, fallocate};
 
 use super::Staging;
 use super::journal;
-use super::target::{alone, is_at};
+use super::target::{is_at, open_exclusive};
 use crate::error::{Error, Result};
 
 impl Staging {
-    /// Makes holes of what has not been downloaded yet, so that an interrupted
-    /// download takes no more space than it has bytes. The next one takes the
-    /// blocks again. Blocks, and waits for a download of it that runs.
+    /// Punches holes where nothing has been downloaded yet, so that an interrupted
+    /// download takes no more space than it has bytes. The next download allocates the
+    /// blocks again. Blocks, and waits for a running download of the same object.
     pub fn give_back_unwritten(&self) -> Result<()> {
         self.punch().map_err(|e| Error::io(format!("shrinking {}", self.data.display()), &e))
     }
 
     fn punch(&self) -> io::Result<()> {
-        let file = alone(OpenOptions::new().write(true), &self.data)?;
-        // The journal goes after the file got another name: in this order what
-        // became a blob is not taken for a download that has nothing.
-        let written = journal::noted(&self.journal)?;
+        let file = open_exclusive(OpenOptions::new().write(true), &self.data)?;
+        // The journal is removed after the file got another name: in this order a
+        // file that became a blob is not taken for a download without bytes.
+        let written = journal::entries(&self.journal)?;
         if !is_at(&file, &self.data)? {
             return Ok(());
         }
         let size = file.metadata()?.len();
-        // What was taken in vain may lie behind the end, where no hole is made.
+        // Blocks may also lie behind the end, where no hole can be punched.
         file.set_len(size)?;
         let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
         for hole in written.missing(size, u64::MAX) {
@@ -38,7 +38,7 @@ impl Staging {
                 continue;
             };
             match fallocate(&file, flags, start, len) {
-                // Where there are no holes nothing was taken ahead either.
+                // A file system without holes allocated nothing ahead either.
                 Ok(()) | Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => {}
                 Err(errno) => return Err(errno.into()),
             }
@@ -64,7 +64,7 @@ mod tests {
 
     const SIZE: usize = 1 << 20;
 
-    /// Long enough for a hole to be made by somebody who does not wait.
+    /// Long enough for a hole to be punched by a thread that does not wait.
     const MOMENT: Duration = Duration::from_millis(200);
 
     const LONG: Duration = Duration::from_secs(30);
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_download_writes_while_holes_are_to_be_made_stays() {
+    fn bytes_that_a_download_writes_while_holes_are_punched_stay() {
         let dir = tempfile::tempdir().unwrap();
         let staging = staging(dir.path());
         let target = open(&staging);
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn what_became_a_blob_while_holes_were_to_be_made_is_left_alone() {
+    fn a_file_that_became_a_blob_while_holes_were_to_be_punched_is_left_alone() {
         let dir = tempfile::tempdir().unwrap();
         let staging = staging(dir.path());
         let blob = dir.path().join("blob");
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn a_download_waits_for_the_one_that_was_given_up_and_believes_what_that_wrote() {
+    fn a_download_waits_for_an_abandoned_one_and_believes_what_it_wrote() {
         let dir = tempfile::tempdir().unwrap();
         let staging = staging(dir.path());
         let given_up = open(&staging);
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn blocks_behind_the_end_are_given_back_too() {
+    fn blocks_behind_the_end_are_returned_too() {
         let dir = tempfile::tempdir().unwrap();
         let staging = staging(dir.path());
         let mut file = File::create(&staging.data).unwrap();

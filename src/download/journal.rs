@@ -1,10 +1,11 @@
 //! The journal of a download: which ranges of the staging file are written.
 //!
-//! A text file beside the data: a header line that says of which object
-//! version, then one line a span, each with a check of its own. Appended after
-//! the bytes were handed to the kernel and without a sync: it has to outlive
-//! the process, whose death the page cache survives. What a dead machine left
-//! of file and journal is not believed anyway: a resumed download reads every
+//! A text file beside the data: a header line with the object version, then one
+//! line per span, each with its own checksum. Lines are appended after the bytes
+//! were handed to the kernel, and without a sync: the journal must survive the end
+//! of the process, and the page cache does. After a crash of the machine neither
+//! file nor journal is trusted anyway: a resumed download reads every span again
+//! and compares its CRC.
 //! span again and compares its CRC.
 
 use std::fs::{File, OpenOptions};
@@ -25,9 +26,9 @@ pub(super) struct Journal {
 
 impl Journal {
     /// Opens or creates the journal of this object version; returns the spans
-    /// that an earlier download of the same version noted, not yet checked.
+    /// that an earlier download of the same version recorded, not yet checked.
     ///
-    /// A journal of another version, or without a whole header, starts anew.
+    /// A journal of another version, or without a complete header, starts again.
     pub(super) fn open(path: &Path, size: u64, etag: &str) -> io::Result<(Self, Vec<Span>)> {
         let header = format!("{FORMAT} {size} {}", etag.escape_default());
         let file = OpenOptions::new().read(true).append(true).create(true).open(path)?;
@@ -40,30 +41,30 @@ impl Journal {
         }
         let mut spans = Vec::new();
         for line in lines {
-            // A torn last line fails its check; so does anything else that is not ours.
+            // A torn last line fails its check; so does any other line that is not valid.
             if let Some(span) = parse(&line?).filter(|s| s.end() <= size) {
                 spans.push(span);
             }
         }
-        // A line cut by a crash would swallow the next one.
+        // A line that a crash cut short would swallow the next one.
         journal.file.write_all(b"\n")?;
         Ok((journal, spans))
     }
 
-    /// Notes a span whose bytes have been written.
+    /// Appends a span whose bytes have been written.
     pub(super) fn append(&mut self, span: Span) -> io::Result<()> {
         self.file.write_all(line(span).as_bytes())
     }
 
-    /// Forgets everything: the next download starts from the first byte.
+    /// Drops all entries: the next download starts from the first byte.
     pub(super) fn restart(&mut self) -> io::Result<()> {
         self.file.set_len(0)?;
         self.file.write_all(format!("{}\n", self.header).as_bytes())
     }
 }
 
-/// What a journal notes, whether it is so or not; nothing without one.
-pub(super) fn noted(path: &Path) -> io::Result<Spans> {
+/// The spans that a journal lists, not checked; none without a journal.
+pub(super) fn entries(path: &Path) -> io::Result<Spans> {
     let mut spans = Spans::default();
     let file = match File::open(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(spans),
@@ -77,27 +78,27 @@ pub(super) fn noted(path: &Path) -> io::Result<Spans> {
     Ok(spans)
 }
 
-/// Bytes after which it is told how far a reading is.
-const TOLD: u64 = 64 << 20;
+/// Bytes between two reports of a read.
+const REPORT_EVERY: u64 = 64 << 20;
 
-/// Reads a whole file, and tells where it is.
-pub(crate) fn read(data: &File, size: u64, mut told: impl FnMut(u64)) -> io::Result<Spans> {
+/// Reads a whole file, and reports how far it is.
+pub(crate) fn read(data: &File, size: u64, mut report: impl FnMut(u64)) -> io::Result<Spans> {
     let mut spans = Spans::default();
     let mut start = 0;
     while start < size {
-        let end = start.saturating_add(TOLD).min(size);
+        let end = start.saturating_add(REPORT_EVERY).min(size);
         let Some(crc32c) = crc32c_of_range(data, start..end)? else { break };
         spans.insert(Span { start, len: end - start, crc32c });
-        told(end);
+        report(end);
         start = end;
     }
     Ok(spans)
 }
 
-/// Reads the noted spans of the data again and keeps what is as noted.
-pub(crate) fn check(data: &File, noted: Vec<Span>) -> io::Result<Spans> {
+/// Reads the listed spans of the data again and keeps those whose CRC matches.
+pub(crate) fn check(data: &File, entries: Vec<Span>) -> io::Result<Spans> {
     let mut spans = Spans::default();
-    for span in noted {
+    for span in entries {
         if crc32c_of_range(data, span.start..span.end())? == Some(span.crc32c) {
             spans.insert(span);
         }
@@ -139,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn spans_are_found_again_by_the_same_version_only() {
+    fn only_the_same_version_finds_its_spans_again() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("journal");
         let (mut journal, spans) = Journal::open(&path, size(), "etag 1").unwrap();
@@ -152,11 +153,11 @@ mod tests {
         let (_, spans) = Journal::open(&path, size(), "etag 2").unwrap();
         assert_eq!(spans, [], "another version");
         let (_, spans) = Journal::open(&path, size(), "etag 1").unwrap();
-        assert_eq!(spans, [], "it started anew");
+        assert_eq!(spans, [], "it started again");
     }
 
     #[test]
-    fn a_journal_cut_at_any_byte_gives_only_whole_entries_and_goes_on() {
+    fn a_journal_cut_at_any_byte_gives_only_whole_entries_and_can_be_continued() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("journal");
         let (mut journal, _) = Journal::open(&path, size(), "e").unwrap();
@@ -175,20 +176,20 @@ mod tests {
     }
 
     #[test]
-    fn only_bytes_that_are_as_noted_are_believed() {
+    fn only_bytes_that_match_their_entry_are_believed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("data");
         let mut torn = CONTENT.to_vec();
         torn[25] ^= 1;
         std::fs::write(&path, &torn[..40]).unwrap();
-        let noted = vec![span(0, 9), span(20, 30), span(35, 43)];
-        let spans = check(&File::open(&path).unwrap(), noted).unwrap();
+        let entries = vec![span(0, 9), span(20, 30), span(35, 43)];
+        let spans = check(&File::open(&path).unwrap(), entries).unwrap();
         assert_eq!(spans.bytes(), 9);
         assert!(spans.covers(&(0..9)));
     }
 
     #[test]
-    fn entries_beyond_the_object_are_nonsense() {
+    fn entries_beyond_the_object_are_ignored() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("journal");
         let (mut journal, _) = Journal::open(&path, 10, "e").unwrap();

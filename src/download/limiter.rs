@@ -1,23 +1,23 @@
-//! How many requests run at once, and whose is next.
+//! Limits how many requests run at once, and decides whose is next.
 //!
-//! At once run as many as are configured; of one bucket fewer after Object
-//! Storage throttled there, or gave next to nothing (`buckets`). Who is next, of
+//! At most as many as configured run at once; fewer of one bucket after Object
+//! Storage throttled there, or delivered next to nothing (`buckets`). The order of
 //! those that wait:
 //!
 //! 1. a model that a pod waits for, before those that are downloaded ahead;
-//! 2. a bucket that gives bytes, before one that gave next to nothing lately;
-//! 3. the tenant with the fewest requests under way, and of several the one
-//!    whose last turn was longest ago: however many models it asks for, a
-//!    tenant gets its part and not more;
+//! 2. a bucket that delivers, before one that delivered next to nothing lately;
+//! 3. the tenant with the fewest running requests, and among equals the one
+//!    whose last turn was longest ago: however many models it wants, a
+//!    tenant gets its share and not more;
 //! 4. likewise the model within the tenant: two models share the connections
 //!    evenly, however many objects and ranges each of them has;
 //! 5. the smaller object, since a loader starts with the configuration and the
 //!    tokenizer;
 //! 6. the one that came first.
 //!
-//! A request that runs keeps its slot to the end of its range, unless another
-//! one that it takes the place of has waited for [`PATIENCE`]: then it is asked
-//! to give way (`give_way`), and goes on later with the byte it reached.
+//! A running request keeps its permit to the end of its range, unless a request
+//! that may preempt it has waited for [`PATIENCE`]: then it is asked to give way
+//! (`preempt`), and continues later from the byte that it reached.
 
 mod buckets;
 mod preempt;
@@ -37,13 +37,13 @@ use super::flow::Flow;
 use crate::fair::{TurnOrder, Turns};
 use crate::model::Tenant;
 
-/// How long a request waits before it may take the place of another.
+/// How long a request waits before it may preempt another.
 pub(crate) const PATIENCE: Duration = Duration::from_millis(500);
 
-/// How often it is looked whether a request has to give way, while others wait.
-const LOOK: Duration = Duration::from_millis(250);
+/// Interval of the checks for requests to preempt, while others wait.
+const CHECK_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Admits requests of all downloads; clones are the same gate.
+/// Admits the requests of all downloads; clones are the same limiter.
 #[derive(Debug, Clone)]
 pub(crate) struct ConcurrencyLimiter(Arc<Mutex<LimiterState>>);
 
@@ -54,15 +54,15 @@ struct LimiterState {
     standings: LimiterTurns,
     /// Admissions so far.
     turns: u64,
-    /// What runs, by admission.
+    /// Running requests, by admission.
     running: BTreeMap<u64, Running>,
-    /// What waits, by object.
+    /// Waiting requests, by object.
     lines: BTreeMap<u64, ObjectQueue>,
-    /// Whether a task looks after those that wait.
+    /// Whether a task watches the waiting requests.
     watched: bool,
 }
 
-/// What tenants and models have under way.
+/// What tenants and models have running.
 #[derive(Debug, Clone, Default)]
 pub(super) struct LimiterTurns {
     tenants: Turns<Tenant>,
@@ -80,10 +80,10 @@ struct Running {
     leaves: bool,
 }
 
-/// The requests of one object that wait, in the order in which they came.
+/// The waiting requests of one object, in the order of arrival.
 #[derive(Debug)]
 struct ObjectQueue {
-    visitor: ObjectDownload,
+    download: ObjectDownload,
     waiting: VecDeque<QueuedRequest>,
 }
 
@@ -93,52 +93,52 @@ struct QueuedRequest {
     grant: oneshot::Sender<RequestPermit>,
 }
 
-/// One object's download, as the gate knows it; clones stand in the same line.
+/// One object's download, as the limiter knows it; clones wait in the same queue.
 #[derive(Debug, Clone)]
 pub(crate) struct ObjectDownload {
     /// Unique in this process, and ascending.
     id: u64,
-    demand: Interest,
+    interest: Interest,
     size: u64,
     origin: Arc<Origin>,
 }
 
 impl ObjectDownload {
-    /// A download of an object of this size.
-    pub(crate) fn new(demand: Interest, size: u64, origin: Arc<Origin>) -> Self {
+    /// Creates the download of an object of this size.
+    pub(crate) fn new(interest: Interest, size: u64, origin: Arc<Origin>) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        Self { id: NEXT.fetch_add(1, Ordering::Relaxed), demand, size, origin }
+        Self { id: NEXT.fetch_add(1, Ordering::Relaxed), interest, size, origin }
     }
 
-    pub(super) fn demand(&self) -> &Interest {
-        &self.demand
+    pub(super) fn interest(&self) -> &Interest {
+        &self.interest
     }
 }
 
-/// A running request's place; gives it back when dropped.
+/// The permit of a running request; returned when dropped.
 #[derive(Debug)]
 pub(crate) struct RequestPermit {
-    /// `None` once it is given back.
-    gate: Option<ConcurrencyLimiter>,
+    /// `None` once it is returned.
+    limiter: Option<ConcurrencyLimiter>,
     id: u64,
     flow: Flow,
     asked: Arc<Notify>,
 }
 
 impl RequestPermit {
-    /// What the request gets; to be kept up to date.
+    /// The request's throughput; the request keeps it up to date.
     pub(super) fn flow(&self) -> &Flow {
         &self.flow
     }
 
-    /// Returns when the request has to give way to another. Cancellation safe.
-    pub(super) async fn asked_back(&self) {
+    /// Returns when the request must give way to another. Cancellation safe.
+    pub(super) async fn preempted(&self) {
         self.asked.notified().await;
     }
 }
 
 /// The order of those that wait, the least is next: whether it is downloaded
-/// ahead, whether its bucket is slow, tenant, share, size, id of the visitor.
+/// ahead, whether its bucket is slow, tenant, share, size, id of the download.
 type Rank = (bool, bool, TurnOrder, TurnOrder, u64, u64);
 
 impl ConcurrencyLimiter {
@@ -154,14 +154,14 @@ impl ConcurrencyLimiter {
         })))
     }
 
-    /// Waits for a place. Cancellation safe: who goes away loses the turn.
-    pub(crate) async fn enter(&self, visitor: &ObjectDownload) -> RequestPermit {
+    /// Waits for a permit. Cancellation safe: a caller that leaves loses its turn.
+    pub(crate) async fn enter(&self, download: &ObjectDownload) -> RequestPermit {
         let (grant, mut granted) = oneshot::channel();
         let queued = {
             let mut state = self.lock();
-            let line = state.lines.entry(visitor.id);
+            let line = state.lines.entry(download.id);
             let line = line.or_insert_with(|| ObjectQueue {
-                visitor: visitor.clone(),
+                download: download.clone(),
                 waiting: VecDeque::new(),
             });
             line.waiting.push_back(QueuedRequest { since: Instant::now(), grant });
@@ -170,45 +170,45 @@ impl ConcurrencyLimiter {
                 state.watched = true;
                 tokio::spawn(self.clone().watch());
             }
-            // That others have all places is not the model's lack of progress;
-            // that its bucket may have no more is.
-            let by_others = state.buckets.admits(&visitor.origin, 0, Instant::now());
-            by_others.then(|| visitor.demand.queued())
+            // Other downloads holding all permits is not this model's lack of progress;
+            // its own bucket's limit is.
+            let by_others = state.buckets.admits(&download.origin, 0, Instant::now());
+            by_others.then(|| download.interest.queued())
         };
-        let slot = (&mut granted).await.expect("a line ends only with its gate");
+        let slot = (&mut granted).await.expect("a queue ends only with its limiter");
         drop(queued);
         slot
     }
 
-    /// Looks after those that wait, until nobody does.
+    /// Checks the waiting requests until there are none.
     async fn watch(self) {
         loop {
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(CHECK_INTERVAL).await;
             let mut state = self.lock();
-            // A bucket may be slow no more.
+            // A bucket may be slow no longer.
             self.admit(&mut state);
             if state.lines.is_empty() {
                 state.watched = false;
                 return;
             }
-            state.make_way(Instant::now());
+            state.preempt(Instant::now());
         }
     }
 
-    /// Object Storage said 429 or 503: half of what was allowed in this bucket.
-    pub(super) fn throttled(&self, visitor: &ObjectDownload) {
-        self.lock().buckets.throttled(&visitor.origin);
+    /// Halves the limit of this bucket: Object Storage answered 429 or 503.
+    pub(super) fn throttled(&self, download: &ObjectDownload) {
+        self.lock().buckets.throttled(&download.origin);
     }
 
-    /// A request got next to nothing, and its bucket has to leave places to others.
-    pub(super) fn slow(&self, visitor: &ObjectDownload) {
-        self.lock().buckets.slow(&visitor.origin, Instant::now());
+    /// Marks the bucket as slow: a request received next to nothing, so others get its permits.
+    pub(super) fn slow(&self, download: &ObjectDownload) {
+        self.lock().buckets.slow(&download.origin, Instant::now());
     }
 
-    /// A request succeeded.
-    pub(super) fn succeeded(&self, visitor: &ObjectDownload) {
+    /// Records a request that succeeded.
+    pub(super) fn succeeded(&self, download: &ObjectDownload) {
         let mut state = self.lock();
-        if state.buckets.succeeded(&visitor.origin) {
+        if state.buckets.succeeded(&download.origin) {
             self.admit(&mut state);
         }
     }
@@ -221,23 +221,23 @@ impl ConcurrencyLimiter {
             let (flow, asked) = (running.flow.clone(), Arc::clone(&running.asked));
             state.begin(id, running);
             if let Err(mut refused) =
-                grant.send(RequestPermit { gate: Some(self.clone()), id, flow, asked })
+                grant.send(RequestPermit { limiter: Some(self.clone()), id, flow, asked })
             {
-                // Its caller went away just now. Taken apart here, since its
-                // drop would lock the gate once more.
-                refused.gate = None;
+                // Its caller has just left. Taken apart here, since its
+                // drop would lock the limiter once more.
+                refused.limiter = None;
                 state.leave(id);
             }
         }
     }
 
-    /// What may run at once in this visitor's bucket now.
+    /// The current limit of this download's bucket.
     #[cfg(test)]
-    pub(crate) fn limit(&self, visitor: &ObjectDownload) -> usize {
-        self.lock().buckets.limit(&visitor.origin)
+    pub(crate) fn limit(&self, download: &ObjectDownload) -> usize {
+        self.lock().buckets.limit(&download.origin)
     }
 
-    /// Requests of a share under way.
+    /// Running requests of a share.
     #[cfg(test)]
     fn running(&self, share: &FairShare) -> usize {
         self.lock().standings.shares.running(&share.id())
@@ -249,18 +249,18 @@ impl ConcurrencyLimiter {
 }
 
 impl LimiterState {
-    /// Takes the next one out of its line. Looks at each line once: there are as
-    /// many as objects under way, however many requests each of them has.
+    /// Takes the next request from its queue. Checks each queue once: there are as
+    /// many as running objects, however many requests each of them has.
     fn next(&mut self) -> Option<(oneshot::Sender<RequestPermit>, Running)> {
         self.forget_gone();
         let (now, slow) = (Instant::now(), self.slow_origins());
         let lines = self.lines.values();
-        let admitted = lines.filter(|line| self.buckets.admits(&line.visitor.origin, 0, now));
-        let ranked = admitted.map(|line| self.rank(&self.standings, &line.visitor, &slow, now));
+        let admitted = lines.filter(|line| self.buckets.admits(&line.download.origin, 0, now));
+        let ranked = admitted.map(|line| self.rank(&self.standings, &line.download, &slow, now));
         let (rank, (share, tenant)) = ranked.min_by_key(|(rank, _)| *rank)?;
         let line = self.lines.get_mut(&rank.5)?;
         let grant = line.waiting.pop_front()?.grant;
-        let origin = Arc::clone(&line.visitor.origin);
+        let origin = Arc::clone(&line.download.origin);
         if line.waiting.is_empty() {
             self.lines.remove(&rank.5);
         }
@@ -268,22 +268,22 @@ impl LimiterState {
         Some((grant, Running { share, tenant, origin, flow, asked, leaves: false }))
     }
 
-    /// Whose request the next one of an object is, and when its turn comes.
+    /// Whose the next request of an object is, and when its turn comes.
     fn rank(
         &self,
         standings: &LimiterTurns,
-        visitor: &ObjectDownload,
+        download: &ObjectDownload,
         slow: &[Arc<Origin>],
         now: Instant,
     ) -> (Rank, (FairShare, Tenant)) {
-        let (share, tenant) = visitor.demand.account(standings);
-        let slow = slow.contains(&visitor.origin) || self.buckets.is_slow(&visitor.origin, now);
+        let (share, tenant) = download.interest.account(standings);
+        let slow = slow.contains(&download.origin) || self.buckets.is_slow(&download.origin, now);
         let (of_tenant, of_share) = standings.of(&share, &tenant);
-        let rank = (!share.is_urgent(), slow, of_tenant, of_share, visitor.size, visitor.id);
+        let rank = (!share.is_urgent(), slow, of_tenant, of_share, download.size, download.id);
         (rank, (share, tenant))
     }
 
-    /// Buckets whose requests get next to nothing now.
+    /// Buckets whose requests receive next to nothing now.
     fn slow_origins(&self) -> Vec<Arc<Origin>> {
         let slow = self.running.values().filter(|running| running.flow.is_slow());
         slow.map(|running| Arc::clone(&running.origin)).collect()
@@ -333,10 +333,10 @@ impl LimiterTurns {
 
 impl Drop for RequestPermit {
     fn drop(&mut self) {
-        if let Some(gate) = self.gate.take() {
-            let mut state = gate.lock();
+        if let Some(limiter) = self.limiter.take() {
+            let mut state = limiter.lock();
             state.leave(self.id);
-            gate.admit(&mut state);
+            limiter.admit(&mut state);
         }
     }
 }

@@ -10,9 +10,9 @@ use crate::oci::Bucket;
 
 const BOUND: Duration = Duration::from_secs(20);
 
-/// A gate whose requests end when the test says so.
+/// A limiter whose requests end when the test says so.
 struct LimiterScene {
-    gate: ConcurrencyLimiter,
+    limiter: ConcurrencyLimiter,
     entered: mpsc::UnboundedReceiver<(&'static str, RequestPermit)>,
     report: mpsc::UnboundedSender<(&'static str, RequestPermit)>,
     tasks: JoinSet<()>,
@@ -21,27 +21,28 @@ struct LimiterScene {
 impl LimiterScene {
     fn new(most: usize) -> Self {
         let (report, entered) = mpsc::unbounded_channel();
-        Self { gate: ConcurrencyLimiter::new(most), entered, report, tasks: JoinSet::new() }
+        Self { limiter: ConcurrencyLimiter::new(most), entered, report, tasks: JoinSet::new() }
     }
 
-    /// So many requests of one object come to the gate, and wait there.
-    async fn come(&mut self, name: &'static str, requests: usize, visitor: &ObjectDownload) {
+    /// Adds requests of one object to the limiter, where they wait.
+    async fn add(&mut self, name: &'static str, requests: usize, download: &ObjectDownload) {
         for _ in 0..requests {
-            let (gate, visitor, report) = (self.gate.clone(), visitor.clone(), self.report.clone());
+            let (limiter, download, report) =
+                (self.limiter.clone(), download.clone(), self.report.clone());
             self.tasks.spawn(async move {
-                let slot = gate.enter(&visitor).await;
+                let slot = limiter.enter(&download).await;
                 let _ = report.send((name, slot));
             });
             tokio::task::yield_now().await;
         }
     }
 
-    /// Who was admitted next.
+    /// The request that is admitted next.
     async fn next(&mut self) -> (&'static str, RequestPermit) {
         tokio::time::timeout(BOUND, self.entered.recv()).await.unwrap().unwrap()
     }
 
-    /// Who is admitted in which order, if each ends before the next begins.
+    /// The order of admission, if each request ends before the next begins.
     async fn order(&mut self, count: usize) -> Vec<&'static str> {
         let mut names = Vec::new();
         for _ in 0..count {
@@ -67,48 +68,48 @@ fn origin(bucket: &str) -> Arc<Origin> {
 
 fn share_of(namespace: &str) -> FairShare {
     let share = FairShare::urgent();
-    share.wanted_by(&Tenant::of_namespace(namespace));
+    share.add_tenant(&Tenant::of_namespace(namespace));
     share
 }
 
 #[tokio::test]
 async fn throttling_halves_and_successes_raise_step_by_step() {
-    let (gate, visitor) = (ConcurrencyLimiter::new(8), object(&FairShare::urgent(), 1));
+    let (limiter, download) = (ConcurrencyLimiter::new(8), object(&FairShare::urgent(), 1));
     let mut held = Vec::new();
     for _ in 0..8 {
-        held.push(gate.enter(&visitor).await);
+        held.push(limiter.enter(&download).await);
     }
-    gate.throttled(&visitor);
-    assert_eq!(gate.limit(&visitor), 4);
+    limiter.throttled(&download);
+    assert_eq!(limiter.limit(&download), 4);
     held.truncate(4);
-    let fifth = tokio::time::timeout(Duration::from_millis(1), gate.enter(&visitor));
+    let fifth = tokio::time::timeout(Duration::from_millis(1), limiter.enter(&download));
     assert!(fifth.await.is_err(), "four run, and no more may");
     held.clear();
-    gate.throttled(&visitor);
-    gate.throttled(&visitor);
-    gate.throttled(&visitor);
-    assert_eq!(gate.limit(&visitor), 1, "never zero");
+    limiter.throttled(&download);
+    limiter.throttled(&download);
+    limiter.throttled(&download);
+    assert_eq!(limiter.limit(&download), 1, "never zero");
     for _ in 0..SUCCESSES_PER_STEP * 20 {
-        drop(gate.enter(&visitor).await);
-        gate.succeeded(&visitor);
+        drop(limiter.enter(&download).await);
+        limiter.succeeded(&download);
     }
-    assert_eq!(gate.limit(&visitor), 8, "and never above what is configured");
+    assert_eq!(limiter.limit(&download), 8, "and never above what is configured");
     for _ in 0..8 {
-        held.push(gate.enter(&visitor).await);
+        held.push(limiter.enter(&download).await);
     }
-    assert_eq!(gate.lock().running.len(), 8);
+    assert_eq!(limiter.lock().running.len(), 8);
 }
 
 #[tokio::test]
-async fn a_limit_that_is_raised_admits_who_waits() {
+async fn a_raised_limit_admits_a_waiting_request() {
     let mut scene = LimiterScene::new(2);
-    let visitor = object(&FairShare::urgent(), 1);
-    scene.gate.throttled(&visitor);
-    scene.come("a", 2, &visitor).await;
+    let download = object(&FairShare::urgent(), 1);
+    scene.limiter.throttled(&download);
+    scene.add("a", 2, &download).await;
     let (_, first) = scene.next().await;
     assert!(scene.entered.is_empty());
     for _ in 0..SUCCESSES_PER_STEP {
-        scene.gate.succeeded(&visitor);
+        scene.limiter.succeeded(&download);
     }
     let (_, second) = scene.next().await;
     drop((first, second));
@@ -117,9 +118,9 @@ async fn a_limit_that_is_raised_admits_who_waits() {
 #[tokio::test]
 async fn a_pod_that_waits_overtakes_a_prefetch_at_the_end_of_its_range() {
     let mut scene = LimiterScene::new(1);
-    scene.come("prefetch", 3, &object(&FairShare::background(), 1)).await;
+    scene.add("prefetch", 3, &object(&FairShare::background(), 1)).await;
     let (running, slot) = scene.next().await;
-    scene.come("pod", 2, &object(&FairShare::urgent(), 1 << 40)).await;
+    scene.add("pod", 2, &object(&FairShare::urgent(), 1 << 40)).await;
     assert!(running == "prefetch" && scene.entered.is_empty(), "what runs is not interrupted");
     drop(slot);
     assert_eq!(scene.order(4).await, ["pod", "pod", "prefetch", "prefetch"]);
@@ -129,10 +130,10 @@ async fn a_pod_that_waits_overtakes_a_prefetch_at_the_end_of_its_range() {
 async fn a_prefetch_that_a_pod_joins_moves_up() {
     let mut scene = LimiterScene::new(1);
     let (joined, other) = (FairShare::background(), FairShare::background());
-    scene.come("other", 3, &object(&other, 1)).await;
-    scene.come("joined", 3, &object(&joined, 1)).await;
+    scene.add("other", 3, &object(&other, 1)).await;
+    scene.add("joined", 3, &object(&joined, 1)).await;
     let (_, slot) = scene.next().await;
-    joined.raise();
+    joined.make_urgent();
     drop(slot);
     assert_eq!(scene.order(5).await, ["joined", "joined", "joined", "other", "other"]);
 }
@@ -142,9 +143,9 @@ async fn an_object_of_a_prefetch_that_a_pods_model_needs_too_is_as_urgent_as_tha
     let mut scene = LimiterScene::new(1);
     let (prefetch, pod) = (FairShare::background(), FairShare::urgent());
     let shared = object(&prefetch, 1 << 30);
-    scene.come("prefetch", 3, &object(&prefetch, 1)).await;
-    scene.come("shared", 2, &shared).await;
-    shared.demand.join(&pod);
+    scene.add("prefetch", 3, &object(&prefetch, 1)).await;
+    scene.add("shared", 2, &shared).await;
+    shared.interest.join(&pod);
     let (_, slot) = scene.next().await;
     drop(slot);
     assert_eq!(scene.order(4).await, ["shared", "shared", "prefetch", "prefetch"]);
@@ -156,13 +157,13 @@ async fn two_models_share_the_connections_evenly_whatever_each_asks_for() {
     // One model of many objects with many ranges, here before the other.
     let (large, small) = (FairShare::urgent(), FairShare::urgent());
     for _ in 0..10 {
-        scene.come("large", 20, &object(&large, 1 << 30)).await;
+        scene.add("large", 20, &object(&large, 1 << 30)).await;
     }
     let mut running = Vec::new();
     for _ in 0..8 {
         running.push(scene.next().await);
     }
-    scene.come("small", 40, &object(&small, 1 << 20)).await;
+    scene.add("small", 40, &object(&small, 1 << 20)).await;
     let mut admitted = [0, 0];
     for turn in 0..60 {
         running.remove(turn % 8);
@@ -170,7 +171,7 @@ async fn two_models_share_the_connections_evenly_whatever_each_asks_for() {
         admitted[usize::from(next.0 == "small")] += 1;
         running.insert(turn % 8, next);
         if turn >= 8 {
-            let running = (scene.gate.running(&large), scene.gate.running(&small));
+            let running = (scene.limiter.running(&large), scene.limiter.running(&small));
             assert_eq!(running, (4, 4), "after {turn} turns");
         }
     }
@@ -181,7 +182,7 @@ async fn two_models_share_the_connections_evenly_whatever_each_asks_for() {
 async fn models_take_turns_where_one_request_may_run() {
     let mut scene = LimiterScene::new(1);
     for name in ["a", "b", "c"] {
-        scene.come(name, 4, &object(&FairShare::urgent(), 1)).await;
+        scene.add(name, 4, &object(&FairShare::urgent(), 1)).await;
     }
     let order = scene.order(12).await;
     for turns in order.chunks(3) {
@@ -193,27 +194,27 @@ async fn models_take_turns_where_one_request_may_run() {
 async fn small_objects_of_a_model_come_first() {
     let mut scene = LimiterScene::new(1);
     let share = FairShare::urgent();
-    scene.come("shard", 3, &object(&share, 5 << 30)).await;
+    scene.add("shard", 3, &object(&share, 5 << 30)).await;
     let (_, slot) = scene.next().await;
-    scene.come("tokenizer", 1, &object(&share, 2 << 20)).await;
-    scene.come("config", 1, &object(&share, 700)).await;
+    scene.add("tokenizer", 1, &object(&share, 2 << 20)).await;
+    scene.add("config", 1, &object(&share, 700)).await;
     drop(slot);
     assert_eq!(scene.order(4).await, ["config", "tokenizer", "shard", "shard"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whoever_goes_away_takes_no_place_along() {
+async fn a_waiter_that_is_dropped_keeps_no_permit() {
     const MOST: usize = 3;
-    let gate = ConcurrencyLimiter::new(MOST);
+    let limiter = ConcurrencyLimiter::new(MOST);
     let shares: Vec<FairShare> = (0..4).map(|_| FairShare::urgent()).collect();
     let most = Arc::new(AtomicUsize::new(0));
     let mut tasks = JoinSet::new();
     for n in 0..600_u64 {
-        let visitor = object(&shares[usize::try_from(n % 4).unwrap()], n % 5);
-        let (gate, most) = (gate.clone(), Arc::clone(&most));
+        let download = object(&shares[usize::try_from(n % 4).unwrap()], n % 5);
+        let (limiter, most) = (limiter.clone(), Arc::clone(&most));
         let visit = async move {
-            let slot = gate.enter(&visitor).await;
-            most.fetch_max(gate.lock().running.len(), Ordering::Relaxed);
+            let slot = limiter.enter(&download).await;
+            most.fetch_max(limiter.lock().running.len(), Ordering::Relaxed);
             tokio::time::sleep(Duration::from_micros(n % 7 * 50)).await;
             drop(slot);
         };
@@ -231,10 +232,10 @@ async fn whoever_goes_away_takes_no_place_along() {
         done.unwrap();
     }
     assert_eq!(most.load(Ordering::Relaxed), MOST);
-    assert!(gate.lock().running.is_empty() && gate.lock().lines.is_empty());
-    assert!(shares.iter().all(|share| gate.running(share) == 0));
-    let visitor = object(&shares[0], 1);
-    let all = futures_util::future::join_all((0..MOST).map(|_| gate.enter(&visitor)));
+    assert!(limiter.lock().running.is_empty() && limiter.lock().lines.is_empty());
+    assert!(shares.iter().all(|share| limiter.running(share) == 0));
+    let download = object(&shares[0], 1);
+    let all = futures_util::future::join_all((0..MOST).map(|_| limiter.enter(&download)));
     assert_eq!(tokio::time::timeout(BOUND, all).await.unwrap().len(), MOST);
 }
 
@@ -244,29 +245,29 @@ async fn one_buckets_throttling_leaves_the_other_buckets_their_requests() {
     let share = FairShare::urgent();
     let (throttled, other) = (object_in("a", &share, 1), object_in("b", &share, 2));
     for _ in 0..5 {
-        scene.gate.throttled(&throttled);
+        scene.limiter.throttled(&throttled);
     }
-    scene.come("a", 4, &throttled).await;
-    scene.come("b", 7, &other).await;
+    scene.add("a", 4, &throttled).await;
+    scene.add("b", 7, &other).await;
     let mut running = Vec::new();
     for _ in 0..8 {
         running.push(scene.next().await);
     }
     assert_eq!(running.iter().filter(|(name, _)| *name == "a").count(), 1);
-    assert_eq!((scene.gate.limit(&throttled), scene.gate.limit(&other)), (1, 8));
+    assert_eq!((scene.limiter.limit(&throttled), scene.limiter.limit(&other)), (1, 8));
 }
 
 #[tokio::test]
 async fn tenants_share_the_connections_evenly_however_many_models_each_has() {
     let mut scene = LimiterScene::new(4);
     for _ in 0..6 {
-        scene.come("many", 10, &object(&share_of("many"), 1)).await;
+        scene.add("many", 10, &object(&share_of("many"), 1)).await;
     }
     let mut running = Vec::new();
     for _ in 0..4 {
         running.push(scene.next().await);
     }
-    scene.come("one", 10, &object(&share_of("one"), 1 << 30)).await;
+    scene.add("one", 10, &object(&share_of("one"), 1 << 30)).await;
     for turn in 0..12 {
         running.remove(0);
         running.push(scene.next().await);
@@ -275,11 +276,15 @@ async fn tenants_share_the_connections_evenly_however_many_models_each_has() {
     }
 }
 
-/// Requests that end when they are asked to give way, and come again after `pause`.
-async fn trickle(gate: ConcurrencyLimiter, visitor: ObjectDownload, gave_way: Arc<AtomicUsize>) {
+/// Requests that end when they are asked to give way, and return after `pause`.
+async fn trickle(
+    limiter: ConcurrencyLimiter,
+    download: ObjectDownload,
+    gave_way: Arc<AtomicUsize>,
+) {
     loop {
-        let slot = gate.enter(&visitor).await;
-        slot.flow().waiting(slot.asked_back()).await;
+        let slot = limiter.enter(&download).await;
+        slot.flow().waiting(slot.preempted()).await;
         gave_way.fetch_add(1, Ordering::Relaxed);
         drop(slot);
         tokio::time::sleep(Duration::from_millis(100)).await;
@@ -290,47 +295,47 @@ async fn trickle(gate: ConcurrencyLimiter, visitor: ObjectDownload, gave_way: Ar
 async fn requests_that_trickle_give_their_slots_to_others_within_a_second() {
     // As one tenant's two buckets, and as two tenants'.
     for namespace in ["same", "other"] {
-        let (gate, gave_way) = (ConcurrencyLimiter::new(16), Arc::new(AtomicUsize::new(0)));
+        let (limiter, gave_way) = (ConcurrencyLimiter::new(16), Arc::new(AtomicUsize::new(0)));
         let mut tasks = JoinSet::new();
         let slow = object_in("slow", &share_of("same"), 1 << 30);
         for _ in 0..64 {
-            tasks.spawn(trickle(gate.clone(), slow.clone(), Arc::clone(&gave_way)));
+            tasks.spawn(trickle(limiter.clone(), slow.clone(), Arc::clone(&gave_way)));
         }
         tokio::time::sleep(Duration::from_secs(5)).await;
         assert_eq!(gave_way.load(Ordering::Relaxed), 0, "no other download waits");
         let victim = object_in("good", &share_of(namespace), 2);
         let started = Instant::now();
-        let mut held = vec![gate.enter(&victim).await];
+        let mut held = vec![limiter.enter(&victim).await];
         assert!(started.elapsed() <= Duration::from_secs(1), "{:?}", started.elapsed());
         for _ in 0..7 {
-            held.push(gate.enter(&victim).await);
+            held.push(limiter.enter(&victim).await);
         }
         assert!(started.elapsed() <= Duration::from_secs(5), "{:?}", started.elapsed());
-        assert!(gate.limit(&slow) < 16, "the bucket has fewer requests for a while");
+        assert!(limiter.limit(&slow) < 16, "the bucket has fewer requests for a while");
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn many_slow_tenants_leave_half_of_the_slots_to_one_that_is_not() {
-    let (gate, gave_way) = (ConcurrencyLimiter::new(16), Arc::new(AtomicUsize::new(0)));
+    let (limiter, gave_way) = (ConcurrencyLimiter::new(16), Arc::new(AtomicUsize::new(0)));
     let mut tasks = JoinSet::new();
     for n in 0..30 {
         let share = share_of(&format!("slow-{n}"));
         for _ in 0..4 {
             let slow = object_in(&format!("slow-{n}"), &share, 1 << 30);
-            tasks.spawn(trickle(gate.clone(), slow, Arc::clone(&gave_way)));
+            tasks.spawn(trickle(limiter.clone(), slow, Arc::clone(&gave_way)));
         }
     }
     tokio::time::sleep(Duration::from_secs(5)).await;
     let (victim, ranges) =
         (object_in("good", &share_of("good"), 1 << 30), Arc::new(AtomicUsize::new(0)));
     for _ in 0..16 {
-        let (gate, victim, ranges) = (gate.clone(), victim.clone(), Arc::clone(&ranges));
+        let (limiter, victim, ranges) = (limiter.clone(), victim.clone(), Arc::clone(&ranges));
         tasks.spawn(async move {
             loop {
-                let slot = gate.enter(&victim).await;
+                let slot = limiter.enter(&victim).await;
                 tokio::select! {
-                    () = slot.asked_back() => {}
+                    () = slot.preempted() => {}
                     () = tokio::time::sleep(Duration::from_millis(200)) => {
                         ranges.fetch_add(1, Ordering::Relaxed);
                     }
@@ -348,12 +353,12 @@ async fn many_slow_tenants_leave_half_of_the_slots_to_one_that_is_not() {
 
 #[tokio::test(start_paused = true)]
 async fn a_slow_line_is_shared_and_nothing_goes_back_and_forth() {
-    let (gate, gave_way) = (ConcurrencyLimiter::new(8), Arc::new(AtomicUsize::new(0)));
+    let (limiter, gave_way) = (ConcurrencyLimiter::new(8), Arc::new(AtomicUsize::new(0)));
     let mut tasks = JoinSet::new();
     for namespace in ["a", "b"] {
-        let visitor = object_in(namespace, &share_of(namespace), 1 << 30);
+        let download = object_in(namespace, &share_of(namespace), 1 << 30);
         for _ in 0..16 {
-            tasks.spawn(trickle(gate.clone(), visitor.clone(), Arc::clone(&gave_way)));
+            tasks.spawn(trickle(limiter.clone(), download.clone(), Arc::clone(&gave_way)));
         }
         tokio::time::sleep(Duration::from_secs(5)).await;
     }
@@ -366,18 +371,18 @@ async fn a_slow_line_is_shared_and_nothing_goes_back_and_forth() {
 #[tokio::test(start_paused = true)]
 async fn a_fast_request_keeps_its_slot_beside_as_many_of_another_tenant() {
     let mut scene = LimiterScene::new(2);
-    scene.come("a", 4, &object_in("a", &share_of("a"), 1)).await;
-    scene.come("b", 4, &object_in("b", &share_of("b"), 1)).await;
+    scene.add("a", 4, &object_in("a", &share_of("a"), 1)).await;
+    scene.add("b", 4, &object_in("b", &share_of("b"), 1)).await;
     let first = scene.next().await;
     let second = scene.next().await;
     // Of one tenant, as the other one came later.
     assert_eq!((first.0, second.0), ("a", "a"));
-    tokio::time::timeout(BOUND, second.1.asked_back()).await.unwrap();
+    tokio::time::timeout(BOUND, second.1.preempted()).await.unwrap();
     drop(second);
     let second = scene.next().await;
     assert_eq!(second.0, "b");
     let kept = tokio::time::timeout(Duration::from_secs(60), async {
-        tokio::select! { () = first.1.asked_back() => {}, () = second.1.asked_back() => {} }
+        tokio::select! { () = first.1.preempted() => {}, () = second.1.preempted() => {} }
     });
     assert!(kept.await.is_err());
 }

@@ -19,14 +19,14 @@ const BUFFER: usize = 256 * 1024;
 const MIB: u64 = 1 << 20;
 const MB: u64 = 1_000_000;
 
-/// Bytes of one reading for all layouts: what one object holds in memory for it.
+/// Bytes of one read for all layouts: what one object holds in memory for it.
 const BLOCK: u64 = MIB;
 
 /// Part sizes that uploaders use, the oci CLI's first.
 const USUAL_PARTS: &[u64] = &[128, 64, 256, 100, 50, 32, 512, 1024, 16, 20, 25, 200, 8, 10, 5];
 
-/// Layouts that are tried at most: with more, fitting one proves little of the
-/// uploader and costs a core for hours.
+/// The most layouts that are tried: with more, a match proves little, and the
+/// search costs a core for hours.
 const MAX_LAYOUTS: usize = 64;
 
 /// Part sizes that an object uploaded in several parts may have had.
@@ -37,7 +37,7 @@ const MAX_LAYOUTS: usize = 64;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct MultipartLayouts {
     part_sizes: Vec<u64>,
-    /// Why the right one may be none of them.
+    /// Why the right one may be missing.
     unknown: Option<String>,
 }
 
@@ -60,7 +60,7 @@ impl MultipartLayouts {
         let most = size.saturating_sub(1) / (parts - 1) / MIB;
         let fitting =
             |mib: &u64| size.div_ceil(mib * MIB) == parts && !usual.contains(&(mib * MIB));
-        // One more than there may be tells that there are more.
+        // One more than the limit shows that there are more.
         let others = (least..=most).filter(fitting).take(MAX_LAYOUTS + 1);
         let others: Vec<u64> = others.map(|mib| mib * MIB).collect();
         if usual.len() + others.len() > MAX_LAYOUTS {
@@ -78,8 +78,8 @@ impl MultipartLayouts {
         &self.part_sizes
     }
 
-    /// Why a digest that none of them gives says nothing of the bytes; `None`
-    /// where all that an uploader may have chosen are there.
+    /// Why a digest that none of them gives proves nothing about the bytes; `None`
+    /// where all sizes that an uploader may have chosen are listed.
     pub(super) fn unknown(&self) -> Option<&str> {
         self.unknown.as_deref()
     }
@@ -197,10 +197,10 @@ fn read(file: &File, range: Range<u64>) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// One part size, as far as the file was read.
+/// The digest of one part size, up to where the file was read.
 struct LayoutDigest {
     part_size: u64,
-    /// Bytes that the present part lacks.
+    /// Bytes that the current part still lacks.
     left: u64,
     part: Md5,
     parts: Md5,

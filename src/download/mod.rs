@@ -1,5 +1,5 @@
 //! The download engine: one object of Object Storage into one file, verified
-//! and resumable. It knows a source and a file, no cache and no CSI.
+//! and resumable. It knows a source and a file, but no cache and no CSI.
 //!
 //! ```text
 //! size ──▶ spans (what is missing?) ──▶ ranges ──▶ workers: signed GET, If-Match
@@ -11,9 +11,9 @@
 //!
 //! Each range stays on one worker from socket to disk; a worker holds one
 //! chunk at a time, so memory is bounded by `concurrency` × chunk, whatever
-//! the size of the object. The gate says whose range is next, and the pace how
-//! fast all of them together may be. Workers live on a runtime of their own, since a
-//! write may block on the disk, and an RPC must never wait for that.
+//! the size of the object. The limiter decides whose range is next, and the rate
+//! limiter how fast all of them together may be. Workers run on their own runtime,
+//! since a write may block on the disk, and an RPC must never wait for that.
 
 mod content;
 mod engine;
@@ -38,7 +38,7 @@ pub use progress::ObjectProgress;
 
 use serde::{Deserialize, Serialize};
 
-/// How the bytes of a finished download were proved to be the object's.
+/// How a finished download was proved to match the object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Check {
@@ -50,15 +50,15 @@ pub enum Check {
     MultipartMd5,
     /// The object has no bytes.
     Empty,
-    /// No checksum could be compared: only size and `ETag` vouch for the bytes.
+    /// No checksum could be compared: only size and `ETag` match.
     SizeAndEtag,
-    /// Likewise, since the sizes of the object's parts are unknown, without
-    /// which its `opc-multipart-md5` says nothing.
+    /// Likewise, since the sizes of the object's parts are unknown, and without
+    /// them its `opc-multipart-md5` proves nothing.
     UnknownLayout,
 }
 
 impl Check {
-    /// All of them.
+    /// All checks.
     pub const ALL: [Self; 6] = [
         Self::Crc32c,
         Self::Md5,
@@ -81,11 +81,11 @@ impl Check {
     }
 }
 
-/// What a finished download is known to be.
+/// What is known about a finished download.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Verified {
     /// CRC-32C of the whole content, computed while it was written.
     pub crc32c: u32,
-    /// What proved it.
+    /// The check that proved it.
     pub check: Check,
 }

@@ -1,10 +1,10 @@
 //! The bandwidth limit of all downloads together.
 //!
-//! Bytes that arrived are booked on one account, which is paid off at the
-//! limit's rate; who booked them reads on when they are paid. So the account
+//! Bytes that arrived are charged to one account, which is paid off at the
+//! limit's rate; a reader continues once its bytes are paid. So the account
 //! is a queue: requests that run at the same time get a chunk each in turn, and
-//! since the gate gives shares equally many requests, it gives them the same
-//! bandwidth. No byte is counted ahead, so that a cancelled download leaves no
+//! since the limiter gives shares equally many requests, it gives them the same
+//! bandwidth. No byte is charged ahead, so a cancelled download leaves no
 //! hole in the rate.
 //!
 //! In any time, what arrives is at most the rate times that time, [`CREDIT`] of
@@ -15,14 +15,14 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// What may be made up for after a pause; timers that fire late cost no bandwidth.
+/// What may be caught up after a pause; timers that fire late cost no bandwidth.
 const CREDIT: Duration = Duration::from_millis(250);
 
-/// Keeps the rate.
+/// Limits the rate.
 #[derive(Debug)]
 pub(crate) struct RateLimiter {
     bytes_per_second: u64,
-    /// When all that was booked is paid.
+    /// When all that was charged is paid.
     paid_at: Mutex<Instant>,
 }
 
@@ -32,16 +32,16 @@ impl RateLimiter {
         Self { bytes_per_second: bytes_per_second.max(1), paid_at }
     }
 
-    /// Books bytes that arrived and waits until they are paid. Cancellation
-    /// safe: they stay booked.
+    /// Charges bytes that arrived and waits until they are paid. Cancellation
+    /// safe: they stay charged.
     pub(crate) async fn spend(&self, bytes: u64) {
-        let paid_at = self.book(bytes);
+        let paid_at = self.charge(bytes);
         if paid_at > Instant::now() {
             tokio::time::sleep_until(paid_at).await;
         }
     }
 
-    fn book(&self, bytes: u64) -> Instant {
+    fn charge(&self, bytes: u64) -> Instant {
         let nanos = u128::from(bytes) * 1_000_000_000 / u128::from(self.bytes_per_second);
         let cost = Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX));
         let now = Instant::now();
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_pause_is_made_up_for_by_a_quarter_of_a_second_and_not_more() {
+    async fn a_pause_is_caught_up_by_a_quarter_of_a_second_and_not_more() {
         let pace = RateLimiter::new(MIB);
         tokio::time::sleep(Duration::from_secs(3600)).await;
         let started = Instant::now();
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_a_cancelled_download_received_stays_booked() {
+    async fn what_a_cancelled_download_received_stays_charged() {
         let pace = RateLimiter::new(MIB);
         let spending = tokio::time::timeout(Duration::from_millis(1), pace.spend(2 * MIB));
         assert!(spending.await.is_err());

@@ -1,9 +1,9 @@
-//! How far a download is.
+//! The progress of a download.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Bytes of one object that are there. Shared by the workers that add and by
-/// everybody who asks.
+/// The progress of one object. Shared by the workers that add bytes and by
+/// all readers.
 #[derive(Debug, Default)]
 pub struct ObjectProgress {
     done: AtomicU64,
@@ -11,17 +11,17 @@ pub struct ObjectProgress {
 }
 
 impl ObjectProgress {
-    /// Bytes of the object that stand in the file.
+    /// Bytes of the object that are in the file.
     pub fn done(&self) -> u64 {
         self.done.load(Ordering::Relaxed)
     }
 
-    /// Bytes that came over the network, repeated ones included.
+    /// Bytes received over the network, repeated ones included.
     pub fn received(&self) -> u64 {
         self.received.load(Ordering::Relaxed)
     }
 
-    /// Bytes that were found where they belong.
+    /// Records bytes that were in the file already.
     pub(crate) fn found(&self, bytes: u64) {
         self.set_done(bytes);
     }

@@ -13,21 +13,21 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::model::shown;
 use crate::oci;
 
-/// A span is noted in the journal at least this often: what a kill can cost.
+/// The journal records a span at least this often: the most that a kill can cost.
 const SPAN_BYTES: u64 = 1 << 20;
 
-/// Progress of an attempt that makes it count as a new start.
+/// Progress that resets the count of failures.
 const WORTHWHILE_BYTES: u64 = 256 << 10;
 
 /// Failures in a row, without progress, after which a range gives up. With
 /// the delays of the retry policy these are minutes.
 const FAILURES_IN_A_ROW: u32 = 8;
 
-/// All attempts of one range, so that a server that gives a little each time
-/// cannot keep a worker for ever.
+/// All attempts of one range, so that a server that delivers a little each time
+/// cannot occupy a worker forever.
 const ATTEMPTS: u32 = 200;
 
-/// What gives an object the strongest checksum that there is.
+/// How to give an object the strongest checksum.
 const REUPLOAD: &str = "upload it again with a CRC-32C checksum (oci os object put --force --opc-checksum-algorithm \
      CRC32C)";
 
@@ -39,7 +39,7 @@ pub(super) struct RangeJob {
     pub(super) etag: Arc<str>,
     pub(super) listed_md5: Option<Arc<str>>,
     pub(super) target: Arc<DownloadTarget>,
-    pub(super) visitor: ObjectDownload,
+    pub(super) download: ObjectDownload,
 }
 
 impl RangeJob {
@@ -47,14 +47,14 @@ impl RangeJob {
         engine: Engine,
         object: ObjectVersion,
         target: Arc<DownloadTarget>,
-        visitor: ObjectDownload,
+        download: ObjectDownload,
     ) -> Self {
         let ObjectVersion { name, etag, md5, .. } = object;
         let (etag, listed_md5) = (Arc::from(etag), md5.map(Arc::from));
-        Self { engine, object: name, etag, listed_md5, target, visitor }
+        Self { engine, object: name, etag, listed_md5, target, download }
     }
 
-    /// The bytes that came are not the object's.
+    /// The error for bytes that fail their checksum.
     pub(super) fn damaged(&self, times: u32, how: &str) -> Error {
         let name = shown(&self.object.name, 200);
         Error::new(
@@ -66,7 +66,7 @@ impl RangeJob {
         )
     }
 
-    /// No checksum says whether the bytes are the object's.
+    /// The error for bytes that no checksum can prove.
     pub(super) fn unproved(&self, why: &str) -> Error {
         let name = shown(&self.object.name, 200);
         Error::new(
@@ -78,31 +78,31 @@ impl RangeJob {
         )
     }
 
-    /// As whom the object is read.
+    /// The client that reads the object.
     pub(super) fn reader(&self) -> Result<oci::ObjectStorage> {
-        self.visitor.demand().reader().ok_or_else(|| {
-            Error::internal(format!("nobody reads {}", shown(&self.object.name, 200)))
+        self.download.interest().reader().ok_or_else(|| {
+            Error::internal(format!("no client reads {}", shown(&self.object.name, 200)))
         })
     }
 
-    /// After a refusal: whether there is somebody else, who is `client` now.
-    pub(super) fn change_over(
+    /// Switches to another client after a refusal, if there is one, and stores it in `client`.
+    pub(super) fn switch_reader(
         &self,
         client: &mut oci::ObjectStorage,
         error: &oci::StorageError,
     ) -> Result<bool> {
-        // Another worker may have changed over meanwhile.
+        // Another worker may have switched meanwhile.
         let other = self.reader()?;
-        if other.is(client) && !self.visitor.demand().change_over(client) {
+        if other.is(client) && !self.download.interest().switch_reader(client) {
             return Ok(false);
         }
-        tracing::debug!(object = self.object.name, %error, "going on as another of those who ask");
+        tracing::debug!(object = self.object.name, %error, "reading as another requester");
         *client = self.reader()?;
         Ok(true)
     }
 }
 
-/// Whether another identity may be answered otherwise.
+/// Whether another identity may get another answer.
 pub(super) fn is_refusal(error: &oci::StorageError) -> bool {
     match error.kind() {
         oci::StorageErrorKind::Unauthenticated
@@ -114,7 +114,7 @@ pub(super) fn is_refusal(error: &oci::StorageError) -> bool {
     }
 }
 
-/// What is not there any more has changed: the listing had it.
+/// An object that is gone has changed: the listing had it.
 pub(super) fn gone(error: oci::StorageError) -> Error {
     let gone =
         matches!(error.kind(), oci::StorageErrorKind::Changed | oci::StorageErrorKind::NotFound);
@@ -122,8 +122,8 @@ pub(super) fn gone(error: oci::StorageError) -> Error {
     if gone { Error::new(ErrorKind::Changed, error.message()) } else { error }
 }
 
-/// Fetches the range, or the whole object without asking for a range; the head
-/// of a whole answer carries the object's checksums.
+/// Fetches the range, or the whole object without a range header; the head of
+/// a whole answer has the object's checksums.
 pub(super) async fn fetch(
     job: &RangeJob,
     range: Range<u64>,
@@ -137,21 +137,21 @@ pub(super) async fn fetch(
     loop {
         attempts += 1;
         let from = at;
-        let (gate, visitor) = (job.engine.gate(), &job.visitor);
-        let slot = gate.enter(visitor).await;
+        let (limiter, download) = (job.engine.limiter(), &job.download);
+        let slot = limiter.enter(download).await;
         let as_whole = whole && at == 0;
         let outcome = tokio::select! {
             biased;
             outcome = attempt(job, &client, &slot, &mut at, range.end, as_whole, &mut head) => {
                 Some(outcome)
             }
-            () = slot.asked_back() => None,
+            () = slot.preempted() => None,
         };
         let slow = slot.flow().is_slow();
         drop(slot);
         let error = match outcome {
             Some(Ok(())) => {
-                gate.succeeded(visitor);
+                limiter.succeeded(download);
                 return Ok(head);
             }
             Some(Err(RangeOutcome::Final(error))) => return Err(error),
@@ -172,9 +172,9 @@ pub(super) async fn fetch(
             }
         };
         if slow && error.is_transient() {
-            gate.slow(visitor);
+            limiter.slow(download);
         }
-        if is_refusal(&error) && job.change_over(&mut client, &error)? {
+        if is_refusal(&error) && job.switch_reader(&mut client, &error)? {
             continue;
         }
         failures = if at - from >= WORTHWHILE_BYTES { 1 } else { failures + 1 };
@@ -192,7 +192,7 @@ pub(super) async fn fetch(
             });
         }
         if is_throttling(&error) {
-            gate.throttled(visitor);
+            limiter.throttled(download);
         }
         let delay = job.engine.retry().delay(failures, error.retry_after());
         tracing::debug!(object = job.object.name, at, attempts, %error, ?delay, "range interrupted");
@@ -215,7 +215,7 @@ async fn attempt(
     head: &mut Option<oci::ObjectHead>,
 ) -> Result<(), RangeOutcome> {
     let range = (!whole).then_some(*at..end);
-    let (flow, demand) = (slot.flow(), job.visitor.demand());
+    let (flow, interest) = (slot.flow(), job.download.interest());
     let asked = client.get_object(&job.object, &job.etag, range);
     let mut body = flow.waiting(asked).await.map_err(RangeOutcome::Storage)?;
     let size = job.target.size();
@@ -240,16 +240,16 @@ async fn attempt(
         let chunk = match flow.waiting(body.chunk()).await {
             Ok(Some(chunk)) => chunk,
             Ok(None) => break,
-            // All is here, and only the end of the body was lost: a body in chunks
-            // may break off behind its last byte.
+            // All bytes are here, and only the end of the body was lost: a chunked
+            // body may break off behind its last byte.
             Err(_) if *at == end && body.received() == asked_for => break,
             Err(_) if *at == end => return Err(RangeOutcome::Final(longer(job))),
             Err(error) => return Err(RangeOutcome::Storage(error)),
         };
-        // Until the next one is asked for: the disk, and our own pacing.
-        let _own = demand.own_work();
+        // Until the next chunk is requested: the disk, and our own pacing.
+        let _own = interest.own_work();
         flow.arrived(chunk.len() as u64);
-        demand.received(chunk.len() as u64);
+        interest.received(chunk.len() as u64);
         let left = usize::try_from(end - *at).unwrap_or(usize::MAX);
         let chunk = &chunk[..chunk.len().min(left)];
         job.target.write(chunk, *at).map_err(disk)?;
@@ -265,12 +265,12 @@ async fn attempt(
         }
     }
     span.close().map_err(disk)?;
-    // The body has as many bytes as were asked for, or ended in an error.
+    // The body has as many bytes as were requested, or ended in an error.
     debug_assert_eq!(*at, end);
     Ok(())
 }
 
-/// The bytes since the last journal entry. Dropping it notes them too, so that
+/// The bytes since the last journal entry. Dropping it records them too, so that
 /// a cancelled download keeps every byte it wrote.
 struct OpenSpan<'a> {
     target: &'a DownloadTarget,
@@ -290,7 +290,7 @@ impl OpenSpan<'_> {
 impl Drop for OpenSpan<'_> {
     fn drop(&mut self) {
         if let Err(error) = self.close() {
-            tracing::warn!(%error, "could not note the last bytes of a download");
+            tracing::warn!(%error, "recording the last bytes of a download failed");
         }
     }
 }
@@ -309,11 +309,11 @@ fn trickles(job: &RangeJob, attempts: u32, spent: Duration) -> Error {
     Error::new(ErrorKind::Unavailable, text)
 }
 
-/// What is behind an object's end is not the object's, and what is before it may
+/// Bytes behind the end of an object are not the object's, and those before it may
 /// not be either.
 fn longer(job: &RangeJob) -> Error {
     let name = shown(&job.object.name, 200);
-    let text = format!("more bytes came of {name} than were asked for");
+    let text = format!("{name} returned more bytes than were requested");
     Error::new(ErrorKind::Changed, text)
 }
 

@@ -1,4 +1,4 @@
-//! Which bytes of a file are there, and their checksums.
+//! Which bytes of a file are present, and their checksums.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -21,8 +21,8 @@ impl Span {
     }
 }
 
-/// Spans without overlap; neighbours are merged, so that what is kept in
-/// memory is bounded by the number of gaps and not by the size of the file.
+/// Spans without overlap; neighbours are merged, so the memory they need is
+/// bounded by the number of gaps and not by the size of the file.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Spans {
     by_start: BTreeMap<u64, Span>,
@@ -55,7 +55,7 @@ impl Spans {
         self.bytes
     }
 
-    /// Whether every byte of the range is there.
+    /// Whether every byte of the range is present.
     pub(super) fn covers(&self, range: &Range<u64>) -> bool {
         range.is_empty()
             || self
@@ -65,7 +65,7 @@ impl Spans {
                 .is_some_and(|(_, span)| span.end() >= range.end)
     }
 
-    /// What is missing of a file of `size` bytes, in ascending order, in
+    /// The missing parts of a file of `size` bytes, in ascending order, in
     /// ranges that do not cross a multiple of `range_size`.
     pub(super) fn missing(&self, size: u64, range_size: u64) -> Vec<Range<u64>> {
         let mut ranges = Vec::new();
@@ -83,7 +83,7 @@ impl Spans {
         ranges
     }
 
-    /// CRC-32C of the whole file, when all of its `size` bytes are there.
+    /// CRC-32C of the whole file, when all of its `size` bytes are present.
     pub(super) fn whole(&self, size: u64) -> Option<u32> {
         if size == 0 {
             return Some(0);
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn the_planned_ranges_stop_at_the_grid_and_at_what_is_there() {
+    fn the_planned_ranges_stop_at_the_grid_and_at_present_bytes() {
         let mut spans = Spans::default();
         assert_eq!(spans.missing(0, 4), []);
         assert_eq!(spans.missing(1, 4), vec![Range { start: 0, end: 1 }]);

@@ -1,4 +1,4 @@
-//! The file that a download fills, and the record of what stands in it.
+//! The file that a download fills, and the record of what is in it.
 
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
@@ -35,25 +35,25 @@ pub(crate) struct DownloadTarget {
     head_start: Arc<HeadStart>,
 }
 
-/// Data on its way to the disk before its time.
+/// Data that is pushed to the disk early.
 #[derive(Debug, Default)]
 struct HeadStart {
     running: AtomicBool,
-    /// What the disk said when it failed.
+    /// The disk's error when it failed.
     errno: AtomicI32,
 }
 
 #[derive(Debug)]
 struct TargetRecord {
     spans: Spans,
-    /// `None` for a file that is only looked at.
+    /// `None` for a file that is only read.
     journal: Option<Journal>,
 }
 
 impl DownloadTarget {
-    /// Opens the staging file and its journal, believes what can be proved,
-    /// and makes room for the whole object. Blocks on the disk, and until
-    /// whoever was given up has let go of the file.
+    /// Opens the staging file and its journal, keeps the spans whose checksums match,
+    /// and allocates the whole object. Blocks on the disk, and until an abandoned
+    /// download has released the file.
     pub(crate) fn open(
         data: &Path,
         journal: &Path,
@@ -65,17 +65,17 @@ impl DownloadTarget {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).mode(0o600);
         let file = loop {
-            let file = alone(&options, data)?;
+            let file = open_exclusive(&options, data)?;
             if is_at(&file, data)? {
                 break file;
             }
         };
-        let (mut journal, noted) = Journal::open(journal, size, etag)?;
-        let spans = journal::check(&file, noted.clone())?;
-        if !noted.is_empty() {
-            // Rewritten with what was found true: a wrong entry is believed by nobody again.
+        let (mut journal, entries) = Journal::open(journal, size, etag)?;
+        let spans = journal::check(&file, entries.clone())?;
+        if !entries.is_empty() {
+            // Rewritten with the verified spans, so that no wrong entry is read again.
             journal.restart()?;
-            for span in noted.into_iter().filter(|s| spans.covers(&(s.start..s.end()))) {
+            for span in entries.into_iter().filter(|s| spans.covers(&(s.start..s.end()))) {
                 journal.append(span)?;
             }
         }
@@ -95,7 +95,7 @@ impl DownloadTarget {
         })
     }
 
-    /// Reads a file that is there, to be verified and not to be changed.
+    /// Opens an existing file, to be verified and not to be changed.
     /// `None` when it has another size. Blocks on the disk.
     pub(crate) fn adopt(
         data: &Path,
@@ -137,8 +137,8 @@ impl DownloadTarget {
     /// Records a span whose bytes have been written.
     ///
     /// # Errors
-    /// Also those of bytes before it that did not reach the disk: then nothing
-    /// is recorded any more, since what memory still shows is on no disk.
+    /// Also those of earlier bytes that did not reach the disk: then nothing
+    /// is recorded any more, since the page cache shows what no disk has.
     pub(crate) fn record(&self, span: Span) -> io::Result<()> {
         let mut record = self.lock();
         self.head_start.check(&mut record)?;
@@ -155,7 +155,7 @@ impl DownloadTarget {
         Ok(())
     }
 
-    /// Whether the disk took what was pushed to it so far.
+    /// Checks that the disk accepted what was pushed to it so far.
     ///
     /// # Errors
     /// As [`DownloadTarget::record`].
@@ -163,7 +163,7 @@ impl DownloadTarget {
         self.head_start.check(&mut self.lock())
     }
 
-    /// Forgets all that was recorded.
+    /// Drops all that was recorded.
     pub(crate) fn restart(&self) -> io::Result<()> {
         self.lock().forget()?;
         self.progress.set_done(0);
@@ -183,7 +183,7 @@ impl DownloadTarget {
         loop {
             let completed = self.completed.notified();
             tokio::pin!(completed);
-            // Registered before the look, so that no record falls in between.
+            // Registered before the check, so that no record falls in between.
             completed.as_mut().enable();
             if self.lock().spans.covers(&range) {
                 return;
@@ -209,8 +209,8 @@ impl DownloadTarget {
 }
 
 impl HeadStart {
-    /// The sync after the publish is the one that counts. But an error may be
-    /// told only once, and it may have been here.
+    /// The sync after the publish is the one that counts. But the kernel may report
+    /// an error only once, and it may have been here.
     fn ended(&self, synced: &io::Result<()>) {
         if let Err(error) = synced {
             self.errno.store(error.raw_os_error().unwrap_or(libc::EIO), Ordering::Release);
@@ -236,10 +236,10 @@ impl TargetRecord {
     }
 }
 
-/// Opens a staging file when nobody else works on it, and keeps others from it
-/// for as long as the file is open. What was given up may go on for a moment:
-/// a thread that writes, or makes holes, cannot be stopped. Blocks.
-pub(super) fn alone(options: &OpenOptions, data: &Path) -> io::Result<File> {
+/// Opens a staging file when no other download works on it, and locks others out
+/// for as long as the file is open. An abandoned download may run for a moment
+/// longer: a thread that writes, or punches holes, cannot be stopped. Blocks.
+pub(super) fn open_exclusive(options: &OpenOptions, data: &Path) -> io::Result<File> {
     let file = options.open(data)?;
     file.lock()?;
     Ok(file)
@@ -256,7 +256,7 @@ pub(super) fn is_at(file: &File, path: &Path) -> io::Result<bool> {
     }
 }
 
-/// Takes the blocks now: no space is an error of the first second and not of the last.
+/// Allocates the blocks now, so that a full disk fails the download at its start.
 fn preallocate(file: &File, size: u64) -> io::Result<()> {
     let len = i64::try_from(size).map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge))?;
     if file.metadata()?.len() > size {
@@ -269,7 +269,7 @@ fn preallocate(file: &File, size: u64) -> io::Result<()> {
         match fallocate(file, FallocateFlags::empty(), 0, len) {
             Ok(()) => return Ok(()),
             Err(Errno::EINTR) => {}
-            // Some file systems cannot; there the length has to do.
+            // Some file systems cannot; there the length must do.
             Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => return file.set_len(size),
             Err(errno) => return Err(errno.into()),
         }
@@ -281,7 +281,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bytes_that_did_not_reach_the_disk_are_believed_by_nobody() {
+    fn bytes_that_did_not_reach_the_disk_are_not_believed() {
         let dir = tempfile::tempdir().unwrap();
         let open = || {
             let (data, journal) = (dir.path().join("part"), dir.path().join("journal"));

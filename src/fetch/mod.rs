@@ -165,7 +165,7 @@ async fn once(
     let mut work: Vec<(&ManifestFile, Arc<ObjectProgress>)> =
         manifest.files.iter().zip(parts).collect();
     let share = FairShare::urgent();
-    share.read_as(client);
+    share.add_reader(client);
     work.sort_by(|(a, _), (b, _)| (a.size, &a.path).cmp(&(b.size, &b.path)));
     let verified: Vec<Verified> = stream::iter(work)
         .map(|(file, part)| {

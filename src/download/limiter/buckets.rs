@@ -1,6 +1,6 @@
-//! How many requests may run at once in each bucket: as many as there are
-//! places, fewer after Object Storage throttled there, and more again while it
-//! does not. What one bucket's service does slows no other bucket.
+//! Limits how many requests run at once in each bucket: all that the limiter
+//! allows, fewer after Object Storage throttled there, and more again while it
+//! does not. Throttling in one bucket slows no other bucket.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,16 +13,16 @@ use crate::oci::Bucket;
 /// Requests that have to succeed before one more may run at once again.
 pub(super) const SUCCESSES_PER_STEP: usize = 32;
 
-/// How long a bucket whose requests got next to nothing counts as slow.
+/// How long a bucket counts as slow after a request received next to nothing.
 const SLOW_FOR: Duration = Duration::from_secs(30);
 
-/// How long a bucket without requests is remembered as throttled.
+/// How long an idle bucket is remembered as throttled.
 const REMEMBERED: Duration = Duration::from_secs(600);
 
-/// Buckets without requests that are remembered.
+/// The most idle buckets that are remembered.
 const KEPT: usize = 256;
 
-/// A bucket at its place: what is throttled together.
+/// A bucket at its location: the unit that is throttled together.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Origin {
     /// The region's name, or the endpoint's URL.
@@ -33,7 +33,7 @@ pub(crate) struct Origin {
 
 #[derive(Debug)]
 pub(super) struct Buckets {
-    /// Places in all.
+    /// Requests at once, over all buckets.
     most: usize,
     entries: HashMap<Arc<Origin>, BucketEntry>,
 }
@@ -41,8 +41,8 @@ pub(super) struct Buckets {
 #[derive(Debug)]
 struct BucketEntry {
     running: usize,
-    /// What may run at once, `1..=most`. `running` is above it until enough of
-    /// them came back.
+    /// Requests that may run at once, `1..=most`. `running` is above it until
+    /// enough of them have ended.
     limit: usize,
     successes: usize,
     slow_until: Option<Instant>,
@@ -60,19 +60,19 @@ impl Buckets {
         Self { most, entries: HashMap::new() }
     }
 
-    /// What slow buckets may have under way together: the others find places.
+    /// What slow buckets may have running together: the others find permits.
     pub(super) fn slow_limit(&self) -> usize {
         (self.most / 2).max(1)
     }
 
-    /// Whether one more request may run there, beside what runs and `more`.
+    /// Whether one more request may run there, in addition to what runs and `more`.
     pub(super) fn admits(&self, origin: &Origin, more: usize, now: Instant) -> bool {
         let Some(entry) = self.entries.get(origin) else { return true };
         entry.running + more < entry.limit
             && (!entry.is_slow(now) || self.slow_running(now) + more < self.slow_limit())
     }
 
-    /// Whether its requests got next to nothing lately.
+    /// Whether its requests received next to nothing lately.
     pub(super) fn is_slow(&self, origin: &Origin, now: Instant) -> bool {
         self.entries.get(origin).is_some_and(|entry| entry.is_slow(now))
     }
@@ -95,20 +95,20 @@ impl Buckets {
         }
     }
 
-    /// Object Storage said 429 or 503: half of what was allowed.
+    /// Halves the limit: Object Storage answered 429 or 503.
     pub(super) fn throttled(&mut self, origin: &Arc<Origin>) {
         let entry = self.entry(origin, Instant::now());
         entry.limit = (entry.limit / 2).max(1);
         entry.successes = 0;
     }
 
-    /// A request there got next to nothing while others waited.
+    /// Records that a request there received next to nothing while others waited.
     pub(super) fn slow(&mut self, origin: &Arc<Origin>, now: Instant) {
         self.throttled(origin);
         self.entry(origin, now).slow_until = Some(now + SLOW_FOR);
     }
 
-    /// A request succeeded; whether more may run now.
+    /// Records a request that succeeded; returns whether more may run now.
     pub(super) fn succeeded(&mut self, origin: &Origin) -> bool {
         let most = self.most;
         let Some(entry) = self.entries.get_mut(origin) else { return false };
@@ -124,7 +124,7 @@ impl Buckets {
         was_slow || step
     }
 
-    /// What may run at once there now.
+    /// The current limit there.
     #[cfg(test)]
     pub(super) fn limit(&self, origin: &Origin) -> usize {
         self.entries.get(origin).map_or(self.most, |entry| entry.limit)
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_remembered_of_buckets_is_bounded_in_number_and_time() {
+    async fn the_memory_of_buckets_is_bounded_in_number_and_time() {
         let mut buckets = Buckets::new(16);
         let busy = origin("busy");
         buckets.begin(&busy, Instant::now());
@@ -170,7 +170,7 @@ mod tests {
         assert_eq!(buckets.limit(&busy), 8, "remembered for a while");
         tokio::time::advance(REMEMBERED).await;
         buckets.begin(&busy, Instant::now());
-        assert_eq!(buckets.limit(&busy), 16, "and not for ever");
+        assert_eq!(buckets.limit(&busy), 16, "and not without end");
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,18 +1,18 @@
-//! When a request that runs has to give its slot to one that waits.
+//! Decides when a running request must give its permit to a waiting one.
 //!
-//! One that has waited for [`PATIENCE`] takes the place of one
+//! A request that has waited for [`PATIENCE`] preempts one
 //!
 //! - that is downloaded ahead, if a pod waits for the other;
 //! - of a tenant that has at least two requests more than the other's, or, in
-//!   the same tenant, of such a model: so each comes to its part soon, also where
-//!   ranges take minutes, and nothing goes back and forth;
-//! - that gets next to nothing, from a bucket that is not slow itself, while its
-//!   own tenant (in the same tenant its model) has fewer, or slow requests have more
-//!   than half of all places.
+//!   the same tenant, of such a model: so each gets its share soon, even where
+//!   ranges take minutes, and permits do not go back and forth;
+//! - that receives next to nothing, if its own bucket is not slow, while its
+//!   tenant (in the same tenant its model) has fewer, or slow requests hold more
+//!   than half of all permits.
 //!
-//! A request from a slow bucket takes the place of another slow one at most.
-//! A request that gives way because it is slow makes its bucket a slow one for a
-//! while, which has fewer requests at once then and comes after the others.
+//! A request from a slow bucket preempts only another slow one.
+//! A request that gives way because it is slow marks its bucket as slow for a
+//! while: that bucket then has fewer requests at once and comes after the others.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ use super::{LimiterState, LimiterTurns, ObjectQueue, PATIENCE, Rank};
 use crate::download::fair_share::FairShare;
 use crate::model::Tenant;
 
-/// A request that waits, and whose it is.
+/// A waiting request, and whose it is.
 struct PreemptionCandidate {
     line: u64,
     rank: Rank,
@@ -32,8 +32,8 @@ struct PreemptionCandidate {
 }
 
 impl LimiterState {
-    /// Asks requests to give way, some at a time.
-    pub(super) fn make_way(&mut self, now: Instant) {
+    /// Asks requests to give way, a few at a time.
+    pub(super) fn preempt(&mut self, now: Instant) {
         let mut after = self.standings.clone();
         let mut leaving = 0;
         for running in self.running.values().filter(|running| running.leaves) {
@@ -42,41 +42,41 @@ impl LimiterState {
         }
         let mut placed: HashMap<u64, usize> = HashMap::new();
         for _ in leaving..(self.most / 4).max(1) {
-            let mut patient = self.patient(&after, &placed, now).into_iter();
-            let found = patient.find_map(|next| Some((self.to_leave(&after, &next)?, next)));
+            let mut long_waiting = self.long_waiting(&after, &placed, now).into_iter();
+            let found = long_waiting.find_map(|next| Some((self.victim(&after, &next)?, next)));
             let Some((leaving, next)) = found else { return };
-            self.ask(leaving, &mut after, now);
+            self.ask_to_give_way(leaving, &mut after, now);
             after.begin(&next.share, &next.tenant);
             *placed.entry(next.line).or_default() += 1;
         }
     }
 
     /// Those that have waited long enough, the next one first.
-    fn patient(
+    fn long_waiting(
         &self,
         after: &LimiterTurns,
         placed: &HashMap<u64, usize>,
         now: Instant,
     ) -> Vec<PreemptionCandidate> {
         let slow = self.slow_origins();
-        let patient = |line: &&ObjectQueue| {
-            let placed = placed.get(&line.visitor.id).copied().unwrap_or_default();
+        let long_waiting = |line: &&ObjectQueue| {
+            let placed = placed.get(&line.download.id).copied().unwrap_or_default();
             let waiting = line.waiting.get(placed);
             waiting.is_some_and(|waiting| now - waiting.since >= PATIENCE)
-                && self.buckets.admits(&line.visitor.origin, placed, now)
+                && self.buckets.admits(&line.download.origin, placed, now)
         };
-        let candidates = self.lines.values().filter(patient).map(|line| {
-            let (rank, (share, tenant)) = self.rank(after, &line.visitor, &slow, now);
-            PreemptionCandidate { line: line.visitor.id, rank, share, tenant }
+        let candidates = self.lines.values().filter(long_waiting).map(|line| {
+            let (rank, (share, tenant)) = self.rank(after, &line.download, &slow, now);
+            PreemptionCandidate { line: line.download.id, rank, share, tenant }
         });
         let mut candidates: Vec<PreemptionCandidate> = candidates.collect();
         candidates.sort_by_key(|candidate| candidate.rank);
         candidates
     }
 
-    /// Which request gives its slot to `next`: a slow one first, then the last
+    /// The request that gives its permit to `next`: a slow one first, then the last
     /// one of the tenant and of the model that have the most.
-    fn to_leave(&self, after: &LimiterTurns, next: &PreemptionCandidate) -> Option<u64> {
+    fn victim(&self, after: &LimiterTurns, next: &PreemptionCandidate) -> Option<u64> {
         let (ahead, slow) = (next.rank.0, next.rank.1);
         let (their_tenant, their_share) = after.of(&next.share, &next.tenant);
         let slow_running = self.running.values().filter(|one| !one.leaves && one.flow.is_slow());
@@ -100,7 +100,7 @@ impl LimiterState {
         leaving.max().map(|(.., id)| id)
     }
 
-    fn ask(&mut self, id: u64, after: &mut LimiterTurns, now: Instant) {
+    fn ask_to_give_way(&mut self, id: u64, after: &mut LimiterTurns, now: Instant) {
         let Some(running) = self.running.get_mut(&id) else { return };
         running.leaves = true;
         running.asked.notify_one();
