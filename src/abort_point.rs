@@ -1,10 +1,10 @@
-//! Instants at which a test ends or halts the process: the numbered steps of
-//! the protocols.
+//! Points at which a test kills or stops the process: the numbered steps of
+//! the crash protocols.
 //!
 //! A build with debug assertions reads `OCI_MODEL_CSI_ABORT_AT`: `kill:STEP`
 //! sends the process SIGKILL when it reaches the step, `stop:STEP` SIGSTOP, and
-//! `kill:STEP:3` counts to the third time. In a build without them nothing of
-//! this is there, the names of the steps included.
+//! `kill:STEP:3` does so the third time. A build without them contains none of
+//! this, not even the names of the steps.
 
 #[cfg(debug_assertions)]
 use std::sync::LazyLock;
@@ -15,9 +15,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use nix::sys::signal::{Signal, raise};
 
 /// Every step that the code may name, in the order of a publish. `tests/it/kill_points.rs`
-/// compares this with the sources, and reaches each of them.
+/// compares this list with the sources, and reaches each step.
 pub const STEPS: &[&str] = &[
-    // Of any small file that appears by a rename: its temporary file is written.
+    // Any small file that appears by a rename: its temporary file is written.
     "write-1",
     // `download/engine.rs` and `download/target.rs`.
     "download-1",
@@ -38,12 +38,12 @@ pub const STEPS: &[&str] = &[
     "model-commit-3",
     "model-commit-4",
     "model-commit-5",
-    // `cache/durability.rs`: the file system is synced; the blobs' records say so.
+    // `cache/durability.rs`: the file system is synced; the records of the blobs say so.
     "durability-1",
     "durability-2",
     // `cache/leases.rs`: the lease is on the disk.
     "lease-1",
-    // `volume/publish.rs`: target made; leased; bound and not answered.
+    // `volume/publish.rs`: the target is made; leased; bound and not answered.
     "bind-1",
     "bind-2",
     "bind-3",
@@ -64,13 +64,13 @@ pub const STEPS: &[&str] = &[
     "import-4",
 ];
 
-/// Says that a step is done. Does not return when a test wants that.
+/// Marks a step as done. Does not return if a test stops the process here.
 #[cfg(not(debug_assertions))]
 #[inline(always)]
-#[allow(clippy::inline_always, reason = "nothing of it, its argument included, may be left")]
+#[allow(clippy::inline_always, reason = "neither the call nor its argument may remain")]
 pub(crate) fn reach(_step: &str) {}
 
-/// Says that a step is done. Does not return when a test wants that.
+/// Marks a step as done. Does not return if a test stops the process here.
 #[cfg(debug_assertions)]
 pub(crate) fn reach(step: &str) {
     static WANTED: LazyLock<Option<AbortRequest>> = LazyLock::new(AbortRequest::of_process);
@@ -79,13 +79,13 @@ pub(crate) fn reach(step: &str) {
     }
 }
 
-/// What a test wants of this process.
+/// The step at which a test stops this process.
 #[cfg(debug_assertions)]
 #[derive(Debug)]
 struct AbortRequest {
     signal: Signal,
     step: String,
-    /// Times that the step is still to be reached.
+    /// Times that the step must still be reached.
     left: AtomicU64,
 }
 
@@ -112,7 +112,7 @@ impl AbortRequest {
     }
 
     fn reach(&self, step: &str) {
-        debug_assert!(STEPS.contains(&step), "{step} is in no list");
+        debug_assert!(STEPS.contains(&step), "{step} is not in STEPS");
         if self.step == step && self.left.fetch_sub(1, Ordering::Relaxed) == 1 {
             // To this thread, so that it does not take another step.
             raise(self.signal).expect("a process may signal itself");
@@ -126,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_names_no_step_is_not_taken() {
+    fn only_known_steps_are_accepted() {
         for text in ["kill:lease-1", "stop:download-3", "kill:blob-commit-6:40"] {
             assert!(AbortRequest::parse(text).is_some(), "{text}");
         }

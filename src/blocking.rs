@@ -4,12 +4,12 @@ use crate::error::{Error, Result};
 
 /// Runs blocking work on a thread of its own and waits for it.
 ///
-/// The work is finished even when the caller goes away: what must not be left
-/// half done belongs in here.
+/// The work is finished even when the caller is dropped: put here what must not be
+/// left half done.
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
-    // What it says belongs to what its caller does.
+    // Its log lines belong to the caller's span.
     let span = tracing::Span::current();
     match tokio::task::spawn_blocking(move || span.in_scope(work)).await {
         Ok(result) => result,

@@ -1,9 +1,9 @@
-//! Memory in bytes: what may need much of it takes its part before it begins,
-//! or waits.
+//! Memory in bytes: work that may need much memory reserves its part before it
+//! begins, or waits.
 //!
-//! Two rules keep one tenant from the memory of all. Nobody has more than half
-//! of a budget, so that another always finds the other half free or in turn; and
-//! of those that wait, the tenant that has the least is next.
+//! Two rules protect the other tenants from one. No tenant holds more than half
+//! of a budget, so another one finds the other half free or gets it in turn; and
+//! among those that wait, the tenant that holds the least is next.
 
 mod sys;
 
@@ -18,19 +18,19 @@ use tokio::sync::oneshot;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Tenant, size_text};
 
-/// Where the limits of control groups are, of version 2 and of version 1.
+/// The files with the limits of control groups, of version 2 and of version 1.
 const LIMITS: [(&str, &str, &str); 2] = [
     ("/sys/fs/cgroup", "", "memory.max"),
     ("/sys/fs/cgroup/memory", "memory", "memory.limit_in_bytes"),
 ];
 
-/// What is taken as the limit where there is none.
+/// The limit that is assumed where there is none.
 const UNLIMITED: u64 = 4 << 30;
 
-/// What was worth this many bytes is given back to the system when it ends.
+/// A permit of at least this many bytes returns freed memory to the system when it ends.
 const LARGE: u64 = 1 << 20;
 
-/// How long after that.
+/// How long after the end of such a permit.
 const TRIM_AFTER: Duration = Duration::from_millis(200);
 
 /// A number of bytes that tenants share; cheap to clone.
@@ -58,7 +58,7 @@ struct PendingPermit {
     ready: oneshot::Sender<MemoryPermit>,
 }
 
-/// Bytes that were taken; given back when dropped.
+/// Reserved bytes; returned when dropped.
 #[derive(Debug)]
 pub(crate) struct MemoryPermit {
     budget: MemoryBudget,
@@ -67,22 +67,22 @@ pub(crate) struct MemoryPermit {
 }
 
 impl MemoryBudget {
-    /// So many bytes for `what`, which messages name.
+    /// Creates a budget of `total` bytes for `what`, which messages name.
     pub(crate) fn new(what: &'static str, total: u64) -> Self {
         let state = BudgetState { free: total, held: HashMap::new(), waiting: VecDeque::new() };
         Self(Arc::new(BudgetInner { what, total, state: Mutex::new(state) }))
     }
 
-    /// The most that one may take.
+    /// The most bytes that one tenant may hold.
     pub(crate) fn most(&self) -> u64 {
         self.0.total / 2
     }
 
-    /// Takes so many bytes, as soon as they are free and it is this tenant's turn.
+    /// Reserves bytes, as soon as they are free and it is this tenant's turn.
     /// Cancellation safe.
     ///
     /// # Errors
-    /// `Precondition` when that is more than anybody may have.
+    /// `Precondition` when that is more than one tenant may hold.
     pub(crate) async fn take(&self, tenant: &Tenant, bytes: u64) -> Result<MemoryPermit> {
         let BudgetInner { what, total, .. } = &*self.0;
         if bytes > self.most() {
@@ -104,17 +104,17 @@ impl MemoryBudget {
         permit.await.map_err(|_| Error::internal("a place in the queue for memory was lost"))
     }
 
-    /// What is taken, in bytes.
+    /// Reserved bytes.
     pub(crate) fn taken(&self) -> u64 {
         self.0.total - self.lock().free
     }
 
-    /// Gives what is free to those that wait, for as long as the next one fits.
+    /// Grants free bytes to those that wait, for as long as the next one fits.
     fn grant(&self) {
         loop {
             let Some(PendingPermit { tenant, bytes, ready }) = self.next() else { return };
             let permit = MemoryPermit { budget: self.clone(), tenant, bytes };
-            // Who went away gives it back at once; that is not done under the lock.
+            // The drop of a permit whose waiter has left takes the lock again: not under the lock.
             drop(ready.send(permit));
         }
     }
@@ -127,10 +127,10 @@ impl MemoryBudget {
         let may = state.waiting.iter().enumerate().filter(|(_, waiter)| {
             held(&state, &waiter.tenant).saturating_add(waiter.bytes) <= self.most()
         });
-        // Of those that have as little, who came first.
+        // Among those that hold equally little, the one that came first.
         let (at, _) = may.min_by_key(|(_, waiter)| held(&state, &waiter.tenant))?;
         let (bytes, tenant) = (state.waiting[at].bytes, state.waiting[at].tenant.clone());
-        // Others do not pass it: small ones would keep a large one waiting for ever.
+        // Others do not pass it: small ones would starve a large one.
         state.free = state.free.checked_sub(bytes)?;
         *state.held.entry(tenant).or_default() += bytes;
         state.waiting.remove(at)
@@ -155,7 +155,7 @@ impl MemoryBudget {
 }
 
 impl MemoryPermit {
-    /// Gives back what turned out not to be needed.
+    /// Returns the bytes that turned out not to be needed.
     pub(crate) fn shrink(&mut self, bytes: u64) {
         let more = self.bytes.saturating_sub(bytes);
         self.bytes -= more;
@@ -176,19 +176,19 @@ impl Drop for MemoryPermit {
     }
 }
 
-/// Limits what the allocator keeps for itself. To be called first of all.
+/// Limits what the allocator keeps for itself. Call it before anything else.
 pub(crate) fn limit_arenas() {
     sys::limit_arenas();
 }
 
-/// Gives memory that was freed in many small pieces back to the system.
+/// Returns memory that was freed in many small pieces to the system.
 pub(crate) fn trim_soon() {
     static UNDER_WAY: AtomicBool = AtomicBool::new(false);
     if UNDER_WAY.swap(true, Ordering::AcqRel) {
         return;
     }
     let trimming = std::thread::Builder::new().name("trim".to_owned()).spawn(|| {
-        // What it was taken for is freed right after, and others may follow.
+        // The caller frees the memory right after the permit, and others may follow.
         std::thread::sleep(TRIM_AFTER);
         UNDER_WAY.store(false, Ordering::Release);
         sys::trim();
@@ -198,13 +198,13 @@ pub(crate) fn trim_soon() {
     }
 }
 
-/// What this process may have of memory: its control group's limit, or the
-/// machine's memory, or what is enough. Blocks for a moment.
+/// The memory limit of this process: that of its control group, or the
+/// machine's memory, or [`UNLIMITED`]. Blocks for a moment.
 pub(crate) fn memory_limit() -> u64 {
     let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let of_group = LIMITS.iter().flat_map(|(root, controller, file)| {
         let own = group_of(&groups, controller).unwrap_or("/").trim_start_matches('/').to_owned();
-        // In a container the group's own root is what is mounted.
+        // In a container the root of the group is what is mounted.
         [Path::new(root).join(own).join(file), Path::new(root).join(file)]
     });
     let read = |path: std::path::PathBuf| std::fs::read_to_string(path).ok()?.trim().parse().ok();
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_can_never_fit_is_refused_with_the_limit() {
+    async fn a_request_that_can_never_fit_is_refused_with_the_limit() {
         let budget = MemoryBudget::new("a test", 100 << 20);
         let error = budget.take(&tenant("a"), 51 << 20).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Precondition);
@@ -262,7 +262,7 @@ mod tests {
         let blocker = budget.take(&tenant("c"), 50).await.unwrap();
         let mut greedy = Box::pin(async { budget.take(&a, 10).await });
         let mut late = Box::pin(async { budget.take(&b, 50).await });
-        // The first of the greedy one fits, and is not passed by anybody yet.
+        // The first request of the greedy tenant fits, and none passes it yet.
         let first = futures_util::poll!(&mut greedy);
         assert!(first.is_ready() && is_waiting(&mut late).await);
         drop((held, first));
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_goes_away_takes_nothing_with_it() {
+    async fn a_waiter_that_is_dropped_reserves_nothing() {
         let budget = MemoryBudget::new("a test", 100);
         let held = budget.take(&tenant("a"), 50).await.unwrap();
         let mut gone = Box::pin(async { budget.take(&tenant("a"), 50).await });

@@ -1,30 +1,30 @@
-//! The one error of the library: a meaning, and a sentence for people.
+//! The one error type of the library: a meaning, and a sentence for people.
 //!
-//! A reader can write the gRPC mapping from the names of the meanings alone;
-//! `csi::status` does, and nothing else knows gRPC codes.
+//! The names of the meanings are enough to write the gRPC mapping, which
+//! `csi::status` does; nothing else knows gRPC codes.
 
 use std::fmt;
 
 use nix::errno::Errno;
 
-/// What went wrong, as far as a caller can act on it.
+/// What went wrong, in the terms in which a caller can act on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub enum ErrorKind {
-    /// Work goes on; ask again (a download, a slot, another call on the same target).
+    /// Work continues; ask again (a download, a slot, another call on the same target).
     InProgress,
-    /// A service that is needed cannot be reached or is not ready; ask again.
+    /// A required service cannot be reached or is not ready; ask again.
     Unavailable,
     /// Not enough bytes or inodes.
     NoSpace,
     /// The request itself is wrong.
     Invalid,
-    /// The bucket, the prefix, the volume or the cached revision is not there, or may not be seen.
+    /// The bucket, the prefix, the volume or the cached revision does not exist, or is not visible.
     NotFound,
     /// Credentials were refused (401).
     Unauthenticated,
-    /// Credentials are good, and the answer is no (403, or our policy).
+    /// The credentials are good, and the request is not allowed (403, or a policy rule).
     Denied,
-    /// The model cannot be used as it is: unsafe names, archived, revision mismatch, ever changing.
+    /// The model cannot be used as it is: unsafe names, archived, revision mismatch, always changing.
     Precondition,
     /// The object is no longer the version that was listed: resolve again.
     Changed,
@@ -34,13 +34,13 @@ pub enum ErrorKind {
     OutOfRange,
     /// Bytes failed their checksum again and again.
     Corrupt,
-    /// A disk of the node fails. [`crate::mount::on_disk`] says which, and what to do.
+    /// A disk of the node fails. [`crate::mount::on_disk`] adds which one, and what to do.
     Disk,
-    /// A bug of ours, or a kernel that refuses what it should not.
+    /// A bug of the driver, or a kernel that refuses what it should not.
     Internal,
 }
 
-/// An error that is told to people: what was attempted, on what, how often, what to do next.
+/// An error for people: what was attempted, on what, how often, what to do next.
 ///
 /// Cheap to clone, since every waiter of a download gets the same cause.
 #[derive(Clone, PartialEq, Eq)]
@@ -52,14 +52,14 @@ pub struct Error {
 /// The library's result.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-const OWN_DESCRIPTORS: &str = "; the driver has all the descriptors open that it may have \
-     (RLIMIT_NOFILE) for the moment; it is tried again";
-const ALL_DESCRIPTORS: &str = "; the node has all the files open that it may have (fs.file-max) \
-     for the moment; it is tried again";
-const MEMORY: &str = "; the node is short of memory for the moment; it is tried again";
+const OWN_DESCRIPTORS: &str = "; the driver has reached its limit of open files \
+     (RLIMIT_NOFILE) for the moment; it will be tried again";
+const ALL_DESCRIPTORS: &str = "; the node has reached its limit of open files (fs.file-max) \
+     for the moment; it will be tried again";
+const MEMORY: &str = "; the node is short of memory for the moment; it will be tried again";
 
-/// What a disk or its file system answers that does not work any more, or that
-/// the kernel has made read-only because of that.
+/// The answers of a disk or file system that has failed, or that the kernel has made
+/// read-only because of that.
 const FAILING_DISK: [Errno; 11] = [
     Errno::EIO,
     Errno::EROFS,
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn space_and_shortage_and_a_failing_disk_are_told_apart_from_bugs() {
+    fn full_disks_shortages_and_failing_disks_are_no_bugs() {
         for (errno, kind) in [
             (Errno::ENOSPC, ErrorKind::NoSpace),
             (Errno::EDQUOT, ErrorKind::NoSpace),
@@ -190,8 +190,8 @@ mod tests {
         ] {
             let error = Error::io("writing", &errno.into());
             assert_eq!(error.kind(), kind, "{errno}");
-            let goes_on = error.message().ends_with("it is tried again");
-            assert_eq!(goes_on, kind == ErrorKind::Unavailable, "{error}");
+            let transient = error.message().ends_with("it will be tried again");
+            assert_eq!(transient, kind == ErrorKind::Unavailable, "{error}");
         }
     }
 }

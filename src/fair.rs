@@ -1,4 +1,4 @@
-//! Fairness: places for work that are shared out by turns, so that no tenant
+//! Fairness: permits for work are shared in turns, so that no tenant
 //! waits for the queue of another.
 
 use std::collections::{BTreeMap, HashMap};
@@ -9,18 +9,18 @@ use tokio::sync::oneshot;
 
 use crate::model::Tenant;
 
-/// Accounts without anything under way that are remembered for their turn.
+/// Accounts without running work whose last turn is remembered.
 const REMEMBERED: usize = 1024;
 
-/// What each account has under way, and when its last turn was.
+/// What each account has running, and when its last turn was.
 #[derive(Debug, Clone)]
 pub(crate) struct Turns<K> {
     count: u64,
     accounts: HashMap<K, TurnOrder>,
 }
 
-/// The order in which accounts get their turns: the one with the least under
-/// way first, and of equals the one whose last turn was longest ago.
+/// The order in which accounts get their turns: the one with the least running
+/// work first, and among equals the one whose last turn was longest ago.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct TurnOrder {
     pub(crate) running: usize,
@@ -34,17 +34,17 @@ impl<K> Default for Turns<K> {
 }
 
 impl<K: Clone + Eq + Hash> Turns<K> {
-    /// Where an account stands; the least comes next.
+    /// When the turn of an account comes; the least is next.
     pub(crate) fn standing(&self, account: &K) -> TurnOrder {
         self.accounts.get(account).copied().unwrap_or_default()
     }
 
-    /// What an account has under way.
+    /// How much work of an account is running.
     pub(crate) fn running(&self, account: &K) -> usize {
         self.standing(account).running
     }
 
-    /// Something of this account begins.
+    /// Records that work of this account begins.
     pub(crate) fn begin(&mut self, account: &K) {
         if self.accounts.len() >= REMEMBERED {
             self.accounts.retain(|_, standing| standing.running > 0);
@@ -55,7 +55,7 @@ impl<K: Clone + Eq + Hash> Turns<K> {
         standing.last_turn = self.count;
     }
 
-    /// Something of this account has ended.
+    /// Records that work of this account has ended.
     pub(crate) fn end(&mut self, account: &K) {
         if let Some(standing) = self.accounts.get_mut(account) {
             standing.running = standing.running.saturating_sub(1);
@@ -63,20 +63,20 @@ impl<K: Clone + Eq + Hash> Turns<K> {
     }
 }
 
-/// A number of places for one kind of work; clones are the same places.
+/// A number of permits for one kind of work; clones share the same permits.
 ///
-/// The next free place goes to the tenant that has the fewest, and of several
-/// to the one whose last turn was longest ago. Within a tenant the order is
-/// that of arrival. A tenant has half of the places at most, rounded up: what
-/// is done at a place is not interrupted and may take long, and so another tenant
-/// finds one free.
+/// The next free permit goes to the tenant that holds the fewest, and among
+/// equals to the one whose last turn was longest ago. Within a tenant the order
+/// is that of arrival. A tenant holds at most half of the permits, rounded up:
+/// work that holds one is not interrupted and may take long, so another tenant
+/// must still find one free.
 #[derive(Debug, Clone)]
 pub(crate) struct FairSemaphore(Arc<Mutex<SemaphoreState>>);
 
 #[derive(Debug)]
 struct SemaphoreState {
     free: usize,
-    /// What one tenant may have.
+    /// The most permits that one tenant may hold.
     most: usize,
     arrivals: u64,
     turns: Turns<Tenant>,
@@ -84,7 +84,7 @@ struct SemaphoreState {
     waiting: BTreeMap<u64, (Tenant, oneshot::Sender<FairPermit>)>,
 }
 
-/// One place; free again when dropped.
+/// One permit; returned when dropped.
 #[derive(Debug)]
 pub(crate) struct FairPermit(Option<(FairSemaphore, Tenant)>);
 
@@ -100,7 +100,7 @@ impl FairSemaphore {
         })))
     }
 
-    /// Waits for a place. Cancellation safe: a caller that goes away loses its turn.
+    /// Waits for a permit. Cancellation safe: a caller that leaves loses its turn.
     pub(crate) async fn enter(&self, tenant: &Tenant) -> FairPermit {
         let (grant, granted) = oneshot::channel();
         {
@@ -120,8 +120,8 @@ impl FairSemaphore {
             state.free -= 1;
             state.turns.begin(&tenant);
             if let Err(mut refused) = grant.send(FairPermit(Some((self.clone(), tenant)))) {
-                // Its caller went away just now. Taken apart here, since its
-                // drop would lock the places once more.
+                // Its caller has just left. Taken apart here, since its
+                // drop would lock the state once more.
                 if let Some((_, tenant)) = refused.0.take() {
                     state.leave(&tenant);
                 }
@@ -229,13 +229,13 @@ mod tests {
                 // Its place is dropped at once, for the next one.
                 wait.as_mut().now_or_never().is_some()
             });
-            order.push(waits.remove(next.expect("somebody is next")).0);
+            order.push(waits.remove(next.expect("one of them is next")).0);
         }
         assert_eq!(order, ["b", "c", "a", "b", "a", "a"]);
     }
 
     #[tokio::test]
-    async fn a_waiter_that_goes_away_takes_no_place_along() {
+    async fn a_waiter_that_is_dropped_keeps_no_permit() {
         let places = FairSemaphore::new(1);
         let held = places.enter(&tenant("a")).await;
         let b = tenant("b");
@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_remembered_of_tenants_is_bounded() {
+    fn the_memory_of_tenants_is_bounded() {
         let mut turns = Turns::default();
         turns.begin(&0);
         for account in 1..REMEMBERED * 3 {

@@ -2,9 +2,9 @@
 
 use std::hash::{BuildHasher as _, RandomState};
 
-/// Eight random hexadecimal digits: enough to tell apart what happens on one node in some days.
+/// Returns eight random hexadecimal digits: enough to distinguish the events of one node over days.
 pub(crate) fn id() -> String {
-    // Seeded anew by the operating system, and counted on, in each process.
+    // Each process seeds it from the operating system, and counts on from there.
     format!("{:08x}", RandomState::new().hash_one(()) >> 32)
 }
 

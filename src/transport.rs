@@ -1,5 +1,5 @@
 //! HTTP/1.1 over hyper and rustls: no redirects, no decompression, no proxies.
-//! The one place that opens connections; it knows nobody's API.
+//! The one place that opens connections. It knows nothing of the APIs above it.
 
 use std::error::Error as StdError;
 use std::path::Path;
@@ -22,31 +22,31 @@ use tokio::time::Instant;
 use crate::model::shown;
 use crate::text::{self, pem};
 
-/// What one read of a connection may take. Chunks are that long where the network keeps up, and at
+/// Size of one read from a connection. Chunks have this length where the network keeps up, and at
 /// most twice that: 128 to 512 KiB measured best when they go straight to positional writes.
 const READ_BUFFER: usize = 256 * 1024;
 
-/// More than the workers of one node's downloads use.
+/// Idle connections kept per host: more than the workers of one node's downloads use.
 const IDLE_CONNECTIONS: usize = 64;
 
-/// Interim answers (`100 Continue`, `103 Early Hints`) before the one that was asked for.
+/// Interim answers (`100 Continue`, `103 Early Hints`) that are skipped before the final one.
 const INTERIM_ANSWERS: usize = 16;
 
-/// Bytes that a body has to bring in [`WINDOW`]: 2 KiB/s for each request, which a node on a slow
+/// Bytes that a body must deliver in [`WINDOW`]: 2 KiB/s for each request, which a node on a slow
 /// line reaches with all its requests side by side.
 const MINIMUM: u64 = 64 * 1024;
 
-/// Time spent waiting for the network, after which a body has to have brought [`MINIMUM`].
+/// Time spent waiting for the network after which a body must have delivered [`MINIMUM`].
 const WINDOW: Duration = Duration::from_secs(30);
 
-/// How a request went wrong before an answer's head or within its body.
+/// How a request failed: before the head of its answer, or within its body.
 #[derive(Debug)]
 pub(crate) struct TransportFailure {
     pub(crate) what: String,
     pub(crate) remedy: Option<&'static str>,
 }
 
-/// How long is waited for what. There is no limit on a whole body, but a minimum
+/// How long each step may take. There is no limit on a whole body, only a minimum
 /// progress ([`MinimumProgress`]): a slow transfer is not a stalled one.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct TransportTimeouts {
@@ -58,7 +58,7 @@ pub(crate) struct TransportTimeouts {
     pub(crate) body_idle: Duration,
 }
 
-/// Why no connection could ever be opened: a fault of the configuration.
+/// Why no connection can ever be opened: a fault of the configuration.
 #[derive(Debug)]
 pub(crate) struct Unusable {
     pub(crate) attempted: String,
@@ -107,8 +107,8 @@ impl Transport {
         Ok(Self { client, response_head: waits.response_head, body_idle: waits.body_idle })
     }
 
-    /// Sends, and waits for the head of the answer. Interim answers (1xx) are
-    /// skipped, and too many of them are an answer that never comes.
+    /// Sends a request and waits for the head of the answer. Interim answers (1xx) are
+    /// skipped; too many of them count as no answer.
     pub(crate) async fn send(
         &self,
         mut request: Request<Full<Bytes>>,
@@ -136,12 +136,12 @@ impl Transport {
         }
     }
 
-    /// The progress that a body of this transport has to make.
+    /// The minimum progress that a body of this transport must make.
     pub(crate) fn body_idle(&self) -> MinimumProgress {
         MinimumProgress::new(self.body_idle)
     }
 
-    /// The whole of a body that is expected to be small.
+    /// Reads the whole of a body that is expected to be small.
     pub(crate) async fn read(
         &self,
         body: Incoming,
@@ -154,7 +154,7 @@ impl Transport {
         self.read_short(body, limit).await?.ok_or_else(too_long)
     }
 
-    /// The whole of a body; `None` when it is longer than `limit` bytes.
+    /// Reads the whole of a body; `None` when it is longer than `limit` bytes.
     pub(crate) async fn read_short(
         &self,
         mut body: Incoming,
@@ -187,7 +187,7 @@ impl MinimumProgress {
         Self { idle, waited: Duration::ZERO, arrived: 0 }
     }
 
-    /// Counts a wait and what it brought.
+    /// Counts a wait and the bytes that it delivered.
     fn progressed(&mut self, waited: Duration, bytes: usize) -> Result<(), TransportFailure> {
         self.waited += waited;
         self.arrived += u64::try_from(bytes).unwrap_or(u64::MAX);
@@ -203,7 +203,7 @@ impl MinimumProgress {
     }
 }
 
-/// The next piece of a body; `None` at its end.
+/// Returns the next piece of a body; `None` at its end.
 ///
 /// Cancel safe: a chunk is either returned or still in the body.
 pub(crate) async fn next_chunk(
@@ -241,7 +241,7 @@ fn roots(ca_file: Option<&Path>) -> Result<rustls::RootCertStore, Unusable> {
     for error in &system.errors {
         tracing::warn!(%error, "reading the system's CA certificates");
     }
-    // Systems carry certificates that rustls refuses; the others are what counts.
+    // Systems have certificates that rustls refuses; the others are enough.
     roots.add_parsable_certificates(system.certs);
     if let Some(path) = ca_file {
         trust(&mut roots, path).map_err(|why| Unusable {
@@ -253,7 +253,7 @@ fn roots(ca_file: Option<&Path>) -> Result<rustls::RootCertStore, Unusable> {
     Ok(roots)
 }
 
-/// Trusts all certificates of a PEM bundle, or says which part of it is none.
+/// Trusts all certificates of a PEM bundle, or says which block of it is not a certificate.
 fn trust(roots: &mut rustls::RootCertStore, path: &Path) -> Result<(), String> {
     let bytes = std::fs::read(path).map_err(|error| error.to_string())?;
     // The tag of a SEQUENCE: no text begins with it.
@@ -303,7 +303,7 @@ fn describe(error: &hyper_util::client::legacy::Error) -> TransportFailure {
     TransportFailure { what, remedy }
 }
 
-/// What lies below the library's own wrapper, innermost last.
+/// The causes below the library's own wrapper, innermost last.
 fn causes(error: &dyn StdError) -> String {
     let mut texts: Vec<String> = Vec::new();
     let mut next = error.source();
@@ -322,7 +322,7 @@ fn causes(error: &dyn StdError) -> String {
 mod tests {
     use super::*;
 
-    /// How many chunks of a body pass that come in these intervals.
+    /// How many chunks of a body pass when they arrive in these intervals.
     fn passed(chunk: usize, every: Duration) -> usize {
         let mut patience = MinimumProgress::new(Duration::from_secs(30));
         (0..1000).take_while(|_| patience.progressed(every, chunk).is_ok()).count()
@@ -351,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bundle_as_windows_tools_save_it_is_taken_whole() {
+    fn a_bundle_as_windows_tools_save_it_is_read_whole() {
         let one = certificate();
         let crlf = one.replace('\n', "\r\n");
         for (content, certificates) in [

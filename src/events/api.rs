@@ -8,10 +8,10 @@ use serde_json::json;
 use super::Event;
 use crate::kubernetes::{self, ApiFailure, Patch};
 
-/// Events of one pod and reason that are counted up instead of made anew.
+/// Events of one pod and reason that are counted up instead of created again.
 const REMEMBERED: usize = 4096;
 
-/// What became of an event.
+/// The outcome of posting an event.
 #[derive(Debug)]
 pub(super) enum Posted {
     Done,
@@ -23,8 +23,8 @@ pub(super) struct EventsApi {
     server: kubernetes::ApiServer,
     driver: String,
     node: String,
-    /// Name and count of the event that stands for a pod and reason.
-    standing: HashMap<(String, &'static str), (String, u32)>,
+    /// Name and count of the current event for a pod and reason.
+    current: HashMap<(String, &'static str), (String, u32)>,
     next: u64,
 }
 
@@ -34,15 +34,15 @@ impl EventsApi {
             server,
             driver: driver.to_owned(),
             node: node.to_owned(),
-            standing: HashMap::new(),
+            current: HashMap::new(),
             next: 0,
         }
     }
 
-    /// Posts an event, or counts up the one that stands.
+    /// Posts an event, or counts up the current one of its pod and reason.
     pub(super) async fn post(&mut self, event: &Event) -> Posted {
         let key = (event.subject.uid.clone(), event.reason.name());
-        if let Some((name, count)) = self.standing.get(&key).cloned() {
+        if let Some((name, count)) = self.current.get(&key).cloned() {
             let count = count.saturating_add(1);
             let body = json!({
                 "count": count, "message": event.note, "lastTimestamp": now(),
@@ -50,12 +50,12 @@ impl EventsApi {
             let path = format!("{}/{name}", path(event));
             match self.server.patch(&path, &Patch::Merge(body)).await {
                 Ok(_) => {
-                    self.standing.insert(key, (name, count));
+                    self.current.insert(key, (name, count));
                     return Posted::Done;
                 }
                 Err(failure) if failure.is_not_found() => {
-                    // It lived for an hour, as events do.
-                    self.standing.remove(&key);
+                    // It expired after an hour, as events do.
+                    self.current.remove(&key);
                 }
                 Err(failure) => return failed(&failure),
             }
@@ -66,7 +66,7 @@ impl EventsApi {
     async fn create(&mut self, event: &Event, key: (String, &'static str)) -> Posted {
         self.next += 1;
         let started = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        // As client-go names them: unique, and sorted by when.
+        // Named as client-go does: unique, and sorted by time.
         let unique = format!("{:x}", started.as_nanos().wrapping_add(u128::from(self.next)));
         let most = 253 - unique.len() - 1;
         let subject: String = event.subject.name.chars().take(most).collect();
@@ -95,10 +95,10 @@ impl EventsApi {
         });
         match self.server.post(&path(event), &body).await {
             Ok(_) => {
-                if self.standing.len() >= REMEMBERED {
-                    self.standing.clear();
+                if self.current.len() >= REMEMBERED {
+                    self.current.clear();
                 }
-                self.standing.insert(key, (name, 1));
+                self.current.insert(key, (name, 1));
                 Posted::Done
             }
             Err(failure) => failed(&failure),

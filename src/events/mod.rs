@@ -1,11 +1,11 @@
 //! Kubernetes Events about pods and claims: what `kubectl describe` shows
 //! besides kubelet's own and external-provisioner's.
 //!
-//! Telling never waits and never fails: events go through a bounded queue to
+//! Recording never waits and never fails: events go through a bounded queue to
 //! one task, which posts them at a bounded rate. A pod's repeated event of one
 //! reason becomes a count and a newer text on the first one. Where the API
-//! server cannot be reached they are dropped; where it says 403, nothing is
-//! sent for a while, unless it is only that the pod's namespace is being deleted.
+//! server cannot be reached, events are dropped; after a 403, nothing is sent
+//! for a while, unless the only reason is that the pod's namespace is being deleted.
 
 mod api;
 mod recent;
@@ -24,19 +24,19 @@ use recent::RecentEvents;
 use crate::kubernetes;
 use crate::model::{PodIdentity, shown};
 
-/// Events that wait to be posted; more are dropped.
+/// Events that wait to be posted; further ones are dropped.
 const QUEUE: usize = 1000;
 
-/// Between two posts. kube-apiserver's own limit for a client is above that.
+/// Between two posts. kube-apiserver's own limit for a client is higher.
 const PACE: Duration = Duration::from_millis(50);
 
-/// After a 403, until it is tried again: a role may be mended.
+/// Pause after a 403: an administrator may have to extend a role.
 const FORBIDDEN: Duration = Duration::from_secs(10 * 60);
 
 /// The longest note that the API server accepts, in bytes.
 const NOTE: usize = 1000;
 
-/// Why a pod or a claim is told something; the names are the contract's.
+/// The reason of an event about a pod or a claim; the names are part of the API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Reason {
     /// Its model is being downloaded.
@@ -45,15 +45,15 @@ pub enum Reason {
     Pulled,
     /// Its model was in the cache.
     CacheHit,
-    /// It got an older revision, since Object Storage could not be asked.
+    /// It got an older revision, since Object Storage could not be reached.
     ServedStale,
-    /// Its model could not be brought, or a claim's volume not be made of it.
+    /// Its model could not be downloaded, or the volume of a claim could not be provisioned.
     PullFailed,
     /// Its model is damaged on the node's disk.
     Damaged,
     /// Its model was mounted, and no checksum could prove the content of some file.
     Unverified,
-    /// Its model is mounted, and something about it should be looked at.
+    /// Its model was mounted, and something about it is suspect.
     Suspect,
 }
 
@@ -79,12 +79,12 @@ impl Reason {
     }
 }
 
-/// What kind of object is told something.
+/// The kind of object that an event is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ObjectKind {
     /// A pod, about its volume.
     Pod,
-    /// A PersistentVolumeClaim, about the volume that is to be made for it.
+    /// A PersistentVolumeClaim, about the volume that is provisioned for it.
     Claim,
 }
 
@@ -97,7 +97,7 @@ impl ObjectKind {
     }
 }
 
-/// Which pod, or which claim.
+/// The pod or claim that an event is about.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct InvolvedObject {
     /// What it is.
@@ -117,7 +117,7 @@ impl From<&PodIdentity> for InvolvedObject {
     }
 }
 
-/// One thing to tell.
+/// One event to post.
 #[derive(Debug, Clone)]
 struct Event {
     subject: InvolvedObject,
@@ -125,7 +125,8 @@ struct Event {
     note: String,
 }
 
-/// Tells pods; cheap to clone. The default tells nobody: there is no API server.
+/// Records events about pods and claims; cheap to clone. The default drops them: there is no
+/// API server.
 #[derive(Debug, Clone, Default)]
 pub struct Events(Option<Arc<EventsInner>>);
 
@@ -136,8 +137,8 @@ struct EventsInner {
 }
 
 impl Events {
-    /// Events to this API server, told by `driver` on `node`; the task that posts
-    /// them ends at `shutdown`, with what is queued by then.
+    /// Posts events to this API server, as `driver` on `node`. The task that posts
+    /// them ends at `shutdown`, and drops what is still queued.
     pub fn to(
         server: kubernetes::ApiServer,
         driver: &str,
@@ -151,8 +152,8 @@ impl Events {
         Self(Some(Arc::new(EventsInner { queue, recent: Mutex::default() })))
     }
 
-    /// Tells a pod or a claim, unless it was told the same a moment ago.
-    pub fn tell(&self, subject: impl Into<InvolvedObject>, reason: Reason, note: &str) {
+    /// Records an event, unless the same one was recorded a moment ago.
+    pub fn record(&self, subject: impl Into<InvolvedObject>, reason: Reason, note: &str) {
         let Some(inner) = &self.0 else { return };
         let subject = subject.into();
         if subject.uid.is_empty() || subject.name.is_empty() || subject.namespace.is_empty() {
@@ -162,10 +163,10 @@ impl Events {
         if !recent.unwrap_or_else(PoisonError::into_inner).admits(&subject, reason, note) {
             return;
         }
-        // Bytes are what is limited; four of them make the longest character.
+        // The limit is in bytes; the longest character has four.
         let event = Event { subject, reason, note: shown(note, NOTE / 4 * 3) };
         if inner.queue.try_send(event).is_err() {
-            tracing::debug!(reason = reason.name(), "an event was dropped: too many wait");
+            tracing::debug!(reason = reason.name(), "event dropped: the queue is full");
         }
     }
 }
@@ -193,12 +194,12 @@ async fn post(mut api: EventsApi, mut inbox: mpsc::Receiver<Event>, shutdown: Ca
             Posted::Forbidden => {
                 tracing::warn!(
                     "the API server does not let the driver write events (create and patch events \
-                     in the namespaces of pods and claims); they are not told for a while"
+                     in the namespaces of pods and claims); no events are sent for a while"
                 );
                 silent_until = Some(Instant::now() + FORBIDDEN);
             }
             Posted::Failed(error) => {
-                tracing::debug!(error, reason = event.reason.name(), "an event was not posted");
+                tracing::debug!(error, reason = event.reason.name(), "posting an event failed");
             }
         }
         tokio::time::sleep(PACE).await;

@@ -22,7 +22,7 @@ type Seen = Arc<Mutex<Vec<(Method, String, String, Value)>>>;
 struct EventsServer {
     seen: Seen,
     status: Arc<AtomicU16>,
-    /// What the next answers say.
+    /// The next answers.
     says: Arc<Mutex<Value>>,
     events: Events,
     _account: tempfile::TempDir,
@@ -108,7 +108,7 @@ fn pod(name: &str) -> InvolvedObject {
 #[tokio::test]
 async fn an_event_names_its_pod_so_that_kubectl_describe_shows_it() {
     let server = server().await;
-    server.events.tell(pod("vllm-0"), Reason::PullFailed, "no such bucket");
+    server.events.record(pod("vllm-0"), Reason::PullFailed, "no such bucket");
     let seen = server.until_seen(1).await;
     let (method, path, bearer, body) = &seen[0];
     assert_eq!((method, path.as_str()), (&Method::POST, "/api/v1/namespaces/team-a/events"));
@@ -124,15 +124,15 @@ async fn an_event_names_its_pod_so_that_kubectl_describe_shows_it() {
 }
 
 #[tokio::test]
-async fn the_same_news_is_told_once_and_other_news_counts_up() {
+async fn the_same_news_is_recorded_once_and_other_news_counts_up() {
     let server = server().await;
     for _ in 0..20 {
-        server.events.tell(pod("a"), Reason::PullFailed, "no space");
-        server.events.tell(pod("a"), Reason::Pulling, "1 %");
-        server.events.tell(pod("a"), Reason::Pulling, "2 %");
+        server.events.record(pod("a"), Reason::PullFailed, "no space");
+        server.events.record(pod("a"), Reason::Pulling, "1 %");
+        server.events.record(pod("a"), Reason::Pulling, "2 %");
     }
-    server.events.tell(pod("a"), Reason::PullFailed, "no bucket");
-    server.events.tell(pod("b"), Reason::PullFailed, "no space");
+    server.events.record(pod("a"), Reason::PullFailed, "no bucket");
+    server.events.record(pod("b"), Reason::PullFailed, "no space");
     let seen = server.until_seen(4).await;
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert_eq!(server.seen.lock().unwrap().len(), 4, "{seen:?}");
@@ -144,12 +144,12 @@ async fn the_same_news_is_told_once_and_other_news_counts_up() {
 }
 
 #[tokio::test]
-async fn an_event_that_expired_is_made_anew() {
+async fn an_event_that_expired_is_created_again() {
     let server = server().await;
-    server.events.tell(pod("a"), Reason::PullFailed, "one");
+    server.events.record(pod("a"), Reason::PullFailed, "one");
     server.until_seen(1).await;
     server.status.store(404, Ordering::Relaxed);
-    server.events.tell(pod("a"), Reason::PullFailed, "two");
+    server.events.record(pod("a"), Reason::PullFailed, "two");
     let seen = server.until_seen(3).await;
     let methods: Vec<_> = seen.iter().map(|one| one.0.clone()).collect();
     assert_eq!(methods, [Method::POST, Method::PATCH, Method::POST]);
@@ -160,7 +160,7 @@ async fn a_driver_that_may_not_write_events_does_not_keep_trying() {
     let server = server().await;
     server.status.store(403, Ordering::Relaxed);
     for n in 0..10 {
-        server.events.tell(pod(&n.to_string()), Reason::CacheHit, "hit");
+        server.events.record(pod(&n.to_string()), Reason::CacheHit, "hit");
     }
     server.until_seen(1).await;
     tokio::time::sleep(Duration::from_millis(700)).await;
@@ -181,25 +181,25 @@ async fn a_namespace_that_is_being_deleted_silences_no_other() {
             "message": "namespace team-a is being terminated",
         }]},
     });
-    server.events.tell(pod("a"), Reason::Pulling, "1 %");
+    server.events.record(pod("a"), Reason::Pulling, "1 %");
     server.until_seen(1).await;
     server.status.store(201, Ordering::Relaxed);
-    server.events.tell(pod("b"), Reason::CacheHit, "hit");
+    server.events.record(pod("b"), Reason::CacheHit, "hit");
     let seen = server.until_seen(2).await;
     assert_eq!(seen[1].3["involvedObject"]["name"], "b");
 }
 
 #[tokio::test]
-async fn telling_never_waits_however_many_events_there_are_and_whoever_listens() {
+async fn recording_never_waits_however_many_events_there_are() {
     let tasks = TaskTracker::new();
     let shutdown = CancellationToken::new();
     let cluster = Cluster::at("http://127.0.0.1:9".to_owned(), Path::new("/nonexistent"));
     let api = kubernetes::ApiServer::new(&cluster).unwrap();
     let events = Events::to(api, "d", "n", &tasks, &shutdown);
     for n in 0..10_000 {
-        events.tell(pod(&n.to_string()), Reason::Damaged, "damaged");
+        events.record(pod(&n.to_string()), Reason::Damaged, "damaged");
     }
-    Events::default().tell(pod("a"), Reason::Damaged, "damaged");
+    Events::default().record(pod("a"), Reason::Damaged, "damaged");
     shutdown.cancel();
     tasks.close();
     tasks.wait().await;

@@ -1,5 +1,5 @@
 //! A small client of the Kubernetes API: JSON requests of a service account to
-//! one API server, with bounded answers and waits. What they are for, its users know.
+//! one API server, with bounded answers and timeouts. Its callers know the objects.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -15,33 +15,33 @@ use crate::error::{Error, Result};
 use crate::model::shown;
 use crate::transport::{Transport, TransportTimeouts};
 
-/// The API server is near; what is asked of it is small.
+/// The API server is near, and requests to it are small.
 const WAITS: TransportTimeouts = TransportTimeouts {
     connect: Duration::from_secs(5),
     response_head: Duration::from_secs(10),
     body_idle: Duration::from_secs(5),
 };
 
-/// A whole exchange, however slowly its body comes.
+/// The longest duration of a whole exchange, however slow its body.
 const EXCHANGE: Duration = Duration::from_secs(30);
 
-/// The longest answer that is read. etcd keeps no object that is longer than 1.5 MiB.
+/// The longest answer that is read. etcd stores no object longer than 1.5 MiB.
 const ANSWER: usize = 4 << 20;
 
-/// The longest text of the API server that is passed on, in characters.
+/// The longest text of the API server that messages quote, in characters.
 const MESSAGE: usize = 300;
 
-/// Names in a path, as the API server takes them.
+/// Names in a path, as the API server expects them.
 const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// An API server, and who asks it.
+/// An API server, and the credentials for it.
 #[derive(Debug, Clone)]
 pub struct Cluster {
     /// `https://host:port`.
     pub url: String,
-    /// The bearer token, read anew for each request: kubelet rotates it.
+    /// The bearer token, read again for each request: kubelet rotates it.
     pub token_file: PathBuf,
-    /// Its CA, besides the system's.
+    /// Its CA, in addition to the system's.
     pub ca_file: Option<PathBuf>,
 }
 
@@ -55,26 +55,26 @@ impl Cluster {
         Some(format!("https://{host}:{port}"))
     }
 
-    /// The API server at this URL; the directory has `token` and perhaps `ca.crt`.
+    /// The API server at this URL. The directory has `token`, and `ca.crt` if the server needs one.
     pub fn at(url: String, service_account: &Path) -> Self {
         let ca_file = Some(service_account.join("ca.crt")).filter(|file| file.exists());
         Self { url, token_file: service_account.join("token"), ca_file }
     }
 }
 
-/// Why a request did not do what it asked for.
+/// Why a request failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ApiFailure {
-    /// The API server said no.
+    /// The API server refused it.
     Answered {
         /// The HTTP status, outside 200 to 299.
         status: StatusCode,
         /// `message` of its `Status`, shortened; empty when it sent none.
         message: String,
-        /// Whether it is only since the object's namespace is being deleted.
+        /// Whether the only reason is that the object's namespace is being deleted.
         ending: bool,
     },
-    /// No answer, or none that can be read: why.
+    /// There was no answer, or an unreadable one: why.
     Unanswered(String),
 }
 
@@ -87,15 +87,15 @@ impl ApiFailure {
         }
     }
 
-    /// Whether asking again is in vain until somebody changes a role: 401 and 403,
-    /// but not the 403 of a namespace that is being deleted, which is no role's.
+    /// Whether asking again is useless until an administrator changes a role: 401 and 403,
+    /// but not the 403 of a namespace that is being deleted.
     pub fn is_forbidden(&self) -> bool {
         let ending = matches!(self, Self::Answered { ending: true, .. });
         let refused = [Some(StatusCode::FORBIDDEN), Some(StatusCode::UNAUTHORIZED)];
         refused.contains(&self.status()) && !ending
     }
 
-    /// Whether the object is not there.
+    /// Whether the object does not exist.
     pub fn is_not_found(&self) -> bool {
         self.status() == Some(StatusCode::NOT_FOUND)
     }
@@ -118,13 +118,13 @@ impl fmt::Display for ApiFailure {
 /// How a change of an object is written.
 #[derive(Debug, Clone)]
 pub enum Patch {
-    /// RFC 7386: what is named is replaced, `null` removes.
+    /// RFC 7386: named fields are replaced, `null` removes.
     Merge(Value),
-    /// RFC 6902: a list of operations, which `test` can make depend on what is there.
+    /// RFC 6902: a list of operations, which `test` can make conditional.
     Json(Value),
 }
 
-/// The path of these names, each encoded: `/api/v1/namespaces/NAME/events`.
+/// Builds a path from names, each encoded: `/api/v1/namespaces/NAME/events`.
 pub fn path<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
     use std::fmt::Write as _;
     let mut path = String::new();
@@ -134,7 +134,7 @@ pub fn path<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
     path
 }
 
-/// Requests to one API server in the name of one service account; cheap to clone.
+/// A client of one API server with one service account; cheap to clone.
 #[derive(Clone)]
 pub struct ApiServer {
     transport: Transport,
@@ -143,7 +143,7 @@ pub struct ApiServer {
 }
 
 impl ApiServer {
-    /// Requests to this cluster.
+    /// Creates a client of this cluster.
     ///
     /// # Errors
     /// When its CA cannot be read.
@@ -158,17 +158,17 @@ impl ApiServer {
         Ok(Self { transport, url, token_file: cluster.token_file.clone() })
     }
 
-    /// The object at a path, such as [`path`] makes.
+    /// Gets the object at a path, as [`path`] builds it.
     pub async fn get(&self, path: &str) -> Result<Value, ApiFailure> {
         self.exchange(Method::GET, path, None).await
     }
 
-    /// Makes an object of the kind at a path, and returns what was made.
+    /// Creates an object of the kind at a path, and returns what was created.
     pub async fn post(&self, path: &str, object: &Value) -> Result<Value, ApiFailure> {
         self.exchange(Method::POST, path, Some(("application/json", object))).await
     }
 
-    /// Changes the object at a path, and returns what it is now.
+    /// Patches the object at a path, and returns the result.
     pub async fn patch(&self, path: &str, patch: &Patch) -> Result<Value, ApiFailure> {
         let body = match patch {
             Patch::Merge(body) => ("application/merge-patch+json", body),
@@ -187,7 +187,7 @@ impl ApiServer {
         let answer = async {
             let response = self.transport.send(request).await?;
             let status = response.status();
-            // Read to its end, the connection serves the next request.
+            // A connection whose body was read to its end serves the next request.
             Ok((status, self.transport.read(response.into_body(), ANSWER).await))
         };
         let (status, body) = match tokio::time::timeout(EXCHANGE, answer).await {
@@ -209,7 +209,7 @@ impl ApiServer {
         }
         let body = body.map_err(|failure| ApiFailure::Unanswered(failure.what))?;
         serde_json::from_slice(&body)
-            .map_err(|error| ApiFailure::Unanswered(format!("the answer is no JSON: {error}")))
+            .map_err(|error| ApiFailure::Unanswered(format!("the answer is not JSON: {error}")))
     }
 
     async fn request(
@@ -245,13 +245,13 @@ impl fmt::Debug for ApiServer {
     }
 }
 
-/// What a `metav1.Status` says.
+/// The message of a `metav1.Status`.
 fn message(status: &Value) -> String {
     shown(status["message"].as_str().unwrap_or_default(), MESSAGE)
 }
 
-/// Whether a `metav1.Status` has the cause that the API server gives to whoever
-/// makes something in a namespace that is being deleted.
+/// Whether a `metav1.Status` has the cause that the API server gives when an
+/// object is created in a namespace that is being deleted.
 fn is_of_an_ending_namespace(status: &Value) -> bool {
     let causes = status["details"]["causes"].as_array();
     causes.is_some_and(|causes| causes.iter().any(|one| one["reason"] == "NamespaceTerminating"))

@@ -8,7 +8,7 @@ use tokio::net::TcpListener;
 
 use super::*;
 
-/// Answers each connection once, with the next of these; keeps what it was sent.
+/// Answers each connection once, with the next of these answers; keeps the requests.
 struct ApiServerStub {
     url: String,
     sent: Arc<Mutex<Vec<String>>>,
@@ -37,7 +37,7 @@ async fn server(answers: Vec<(u16, String)>) -> ApiServerStub {
                 "HTTP/1.1 {status} Whatever\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
                 body.len()
             );
-            // One that finds the answer too long hangs up.
+            // A client that finds the answer too long hangs up.
             let _ = stream.write_all((head + &body).as_bytes()).await;
         }
     });
@@ -72,7 +72,7 @@ fn ok(body: &str) -> (u16, String) {
 }
 
 #[tokio::test]
-async fn each_request_carries_the_token_that_the_file_has_then() {
+async fn each_request_carries_the_token_that_is_in_the_file_at_that_time() {
     let server = server(vec![ok("{}"), ok("{}")]).await;
     let api = server.api();
     api.get("/api/v1/nodes/a").await.unwrap();
@@ -125,10 +125,10 @@ async fn a_refusal_says_what_the_api_server_says() {
 }
 
 #[tokio::test]
-async fn an_answer_that_is_too_long_or_no_json_is_none() {
+async fn an_answer_that_is_too_long_or_not_json_is_refused() {
     let server = server(vec![ok(&" ".repeat(5 << 20)), ok("<html>")]).await;
     let api = server.api();
-    for part in ["longer than 4194304 bytes", "no JSON"] {
+    for part in ["longer than 4194304 bytes", "not JSON"] {
         let failure = api.get("/x").await.unwrap_err();
         assert!(matches!(failure, ApiFailure::Unanswered(_)), "{failure:?}");
         assert!(failure.to_string().contains(part), "{failure}");
@@ -136,7 +136,7 @@ async fn an_answer_that_is_too_long_or_no_json_is_none() {
 }
 
 #[tokio::test]
-async fn nobody_there_and_no_token_are_told_apart() {
+async fn an_absent_server_and_an_absent_token_have_different_errors() {
     let account = tempfile::tempdir().unwrap();
     let cluster = Cluster::at("http://127.0.0.1:9".to_owned(), account.path());
     let api = ApiServer::new(&cluster).unwrap();

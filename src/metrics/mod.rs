@@ -1,4 +1,4 @@
-//! What the driver counts, under the prefix `oci_model_csi_`. No label ever
+//! The driver's metrics, under the prefix `oci_model_csi_`. No label ever
 //! names a pod, a model or an object.
 
 mod plain;
@@ -55,17 +55,17 @@ type RpcSeconds = Family<RpcLabels, Histogram, fn() -> Histogram>;
 /// All metrics of one process.
 pub struct Metrics {
     registry: Registry,
-    /// Bytes that arrived from Object Storage, repeated ones included.
+    /// Bytes received from Object Storage, repeated ones included.
     pub download_bytes: Counter,
-    /// Seconds that downloads of models took which came to a good end.
+    /// Duration of successful model downloads in seconds.
     pub download_duration: Histogram,
-    /// Downloads of models that run now.
+    /// Model downloads that are running.
     pub downloads_in_flight: Gauge,
-    /// 429 and 503 answers during downloads.
+    /// Answers 429 and 503 during downloads.
     pub object_storage_throttled: Counter,
-    /// Leases that stand now.
+    /// Current leases.
     pub leases: Gauge,
-    /// Bytes that the cache may take at most.
+    /// The most bytes that the cache may use.
     pub cache_limit: Gauge,
     /// 1 where the cache shares its file system with the node's root or kubelet.
     pub cache_shared_file_system: Gauge,
@@ -74,11 +74,11 @@ pub struct Metrics {
     credential_refresh_failures: Counter,
     credential_expiry: Gauge,
     credential: OnceLock<Box<dyn Fn() -> CredentialState + Send + Sync>>,
-    /// 1 while the configuration's file is usable as it is now.
+    /// 1 while the configuration file is valid as it is now.
     pub config_valid: Gauge,
-    /// When the configuration that is in use was read, in seconds since 1970.
+    /// When the configuration in use was read, in seconds since 1970.
     pub config_read: Gauge,
-    /// Rules of the policy in force; 0 allows every pod what the driver can read.
+    /// Policy rules in force; with 0 every pod may mount what the driver can read.
     pub policy_rules: Gauge,
     cache_size: Family<StateLabel, Gauge>,
     cache_models: Family<StateLabel, Gauge>,
@@ -86,32 +86,32 @@ pub struct Metrics {
     requests: Family<RequestLabels, Counter>,
     verify: Family<VerifyLabels, Counter>,
     publish: Family<ResultLabel, Counter>,
-    suspect: Family<ReasonLabel, Counter>,
+    model_warning: Family<ReasonLabel, Counter>,
     publish_duration: Seconds,
     rpc_duration: RpcSeconds,
 }
 
-/// How it stands with the driver's own credential.
+/// The state of the driver's own credential.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct CredentialState {
-    /// Times that a new one could not be had.
+    /// Times that getting a new one failed.
     pub refresh_failures: u64,
-    /// When the current one ends; `None` where it does not, or there is none yet.
+    /// When the current one expires; `None` where it does not, or there is none yet.
     pub expires_at: Option<SystemTime>,
 }
 
-/// How a publish came to its model: the label of `publish_total`.
+/// How a publish got its model: the label of `publish_total`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PublishResult {
-    /// It stood in the cache.
+    /// The model was in the cache.
     Hit,
-    /// A download that already ran was joined.
+    /// It joined a download that was already running.
     Joined,
-    /// It was downloaded.
+    /// The model was downloaded.
     Downloaded,
-    /// An older revision, since Object Storage could not be asked.
+    /// An older revision was mounted, since Object Storage could not be reached.
     Stale,
-    /// Not published.
+    /// The publish failed.
     Failed,
 }
 
@@ -131,17 +131,17 @@ impl PublishResult {
 /// Why a model was evicted: the label of `cache_evictions_total`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EvictionReason {
-    /// A model that was asked for needed its space.
+    /// A requested model needed its space.
     Space,
     /// The file system ran full.
     Watermark,
     /// The cache was over its own limit.
     Limit,
-    /// Nobody used it for `cache.idleTTL`.
+    /// It was unused for `cache.idleTTL`.
     Idle,
-    /// A newer revision took its place.
+    /// A newer revision replaced it.
     Superseded,
-    /// The administrator said so.
+    /// The administrator asked for it.
     Command,
 }
 
@@ -195,7 +195,7 @@ impl Default for Metrics {
             requests: Family::default(),
             verify: Family::default(),
             publish: Family::default(),
-            suspect: Family::default(),
+            model_warning: Family::default(),
             publish_duration: Family::new_with_constructor(publish_buckets),
             rpc_duration: Family::new_with_constructor(short_buckets),
             registry: Registry::default(),
@@ -209,12 +209,12 @@ impl Default for Metrics {
         );
         r.register(
             "download_duration_seconds",
-            "Duration of downloads of models that came to a good end",
+            "Duration of successful model downloads in seconds",
             m.download_duration.clone(),
         );
         r.register(
             "downloads_in_flight",
-            "Downloads of models that run now",
+            "Model downloads that are running",
             m.downloads_in_flight.clone(),
         );
         r.register(
@@ -224,55 +224,51 @@ impl Default for Metrics {
         );
         r.register(
             "object_storage_requests",
-            "Requests to Object Storage, by operation and HTTP status; none without an answer",
+            "Requests to Object Storage, by operation and HTTP status; status none means no answer",
             m.requests.clone(),
         );
         r.register(
             "credential_refresh_failures",
-            "Times that the driver could not get a new credential for itself",
+            "Failed attempts of the driver to renew its own credential",
             m.credential_refresh_failures.clone(),
         );
         r.register(
             "credential_expiry_timestamp_seconds",
-            "When the driver's credential ends, in seconds since 1970; 0 where it does not end",
+            "Expiry of the driver's credential in seconds since 1970; 0 where it does not expire",
             m.credential_expiry.clone(),
         );
         r.register(
             "config_valid",
-            "1 while the configuration's file is usable as it is now; 0 while the last good one is \
-             used",
+            "1 while the configuration file is valid; 0 while the last good configuration is used \
+             instead",
             m.config_valid.clone(),
         );
         r.register(
             "config_last_reload_success_timestamp_seconds",
-            "When the configuration that is in use was read",
+            "Time at which the configuration in use was read, in seconds since 1970",
             m.config_read.clone(),
         );
         r.register(
             "policy_rules",
-            "Rules of the policy in force; with 0 every pod may mount what the driver can read",
+            "Policy rules in force; with 0 every pod may mount what the driver can read",
             m.policy_rules.clone(),
         );
-        r.register("leases", "Volumes that hold a model", m.leases.clone());
+        r.register("leases", "Volumes that use a model", m.leases.clone());
         r.register(
             "cache_size_bytes",
-            "Bytes that the cache takes on the disk, by what they are for",
+            "Disk usage of the cache in bytes, by purpose",
             m.cache_size.clone(),
         );
         r.register(
             "cache_limit_bytes",
-            "Bytes that the cache may take at most (cache.maxSize, cache.minFree)",
+            "Maximum size of the cache in bytes (cache.maxSize, cache.minFree)",
             m.cache_limit.clone(),
         );
         r.register("cache_models", "Models in the cache, by state", m.cache_models.clone());
-        r.register(
-            "cache_evictions",
-            "Models that were evicted, by reason",
-            m.cache_evictions.clone(),
-        );
+        r.register("cache_evictions", "Evicted models, by reason", m.cache_evictions.clone());
         r.register(
             "cache_damaged",
-            "Times that content of the cache was found damaged and put aside",
+            "Blobs and models found damaged in the cache and put aside",
             m.cache_damaged.clone(),
         );
         r.register(
@@ -282,24 +278,24 @@ impl Default for Metrics {
         );
         r.register(
             "verify",
-            "Checks of downloaded content, by the checksum that was compared; size_etag means \
-             that the object carries none",
+            "Verifications of downloaded content, by the checksum compared; size_etag means \
+             that the object has none",
             m.verify.clone(),
         );
         r.register(
             "model_suspect",
-            "Warnings about models that were mounted all the same, by reason",
-            m.suspect.clone(),
+            "Warnings about models that were mounted anyway, by reason",
+            m.model_warning.clone(),
         );
-        r.register("publish", "Answers to NodePublishVolume, by outcome", m.publish.clone());
+        r.register("publish", "NodePublishVolume calls answered, by outcome", m.publish.clone());
         r.register(
             "publish_duration_seconds",
-            "Duration of answered NodePublishVolume calls, by outcome",
+            "Duration of answered NodePublishVolume calls in seconds, by outcome",
             m.publish_duration.clone(),
         );
         r.register(
             "rpc_duration_seconds",
-            "Duration of CSI calls, by method and gRPC code",
+            "Duration of CSI calls in seconds, by method and gRPC code",
             m.rpc_duration.clone(),
         );
         let version = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
@@ -320,7 +316,7 @@ impl Metrics {
         self.cache_evictions.get_or_create(&ReasonLabel { reason: reason.label() }).inc();
     }
 
-    /// Sets what the cache takes for this.
+    /// Sets the disk usage of the cache for this purpose.
     pub fn cache_size(&self, state: &'static str, bytes: u64) {
         let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
         self.cache_size.get_or_create(&StateLabel { state }).set(bytes);
@@ -341,16 +337,16 @@ impl Metrics {
         self.requests.get_or_create(&RequestLabels { operation, status }).inc();
     }
 
-    /// Counts an answered publish and the seconds it took.
+    /// Counts an answered publish and its duration.
     pub fn published(&self, result: PublishResult, seconds: f64) {
         let label = ResultLabel { result: result.label() };
         self.publish.get_or_create(&label).inc();
         self.publish_duration.get_or_create(&label).observe(seconds);
     }
 
-    /// Counts a warning about a model that was published all the same.
-    pub fn suspect(&self, reason: &'static str) {
-        self.suspect.get_or_create(&ReasonLabel { reason }).inc();
+    /// Counts a warning about a model that was mounted anyway.
+    pub fn model_warning(&self, reason: &'static str) {
+        self.model_warning.get_or_create(&ReasonLabel { reason }).inc();
     }
 
     /// Counts a CSI call.
@@ -358,17 +354,18 @@ impl Metrics {
         self.rpc_duration.get_or_create(&RpcLabels { method, code }).observe(seconds);
     }
 
-    /// Has the credential looked at whenever metrics are read; the first one who asks.
+    /// Registers the reader of the credential's state, which runs whenever metrics are read.
+    /// Later calls are ignored.
     pub fn watch_credential(&self, state: impl Fn() -> CredentialState + Send + Sync + 'static) {
         let _ = self.credential.set(Box::new(state));
     }
 
-    /// The metrics in Prometheus' older text format, which every reader knows.
+    /// Encodes the metrics in Prometheus' older text format, which every reader knows.
     pub fn to_plain_text(&self) -> String {
         plain::of(&self.to_text())
     }
 
-    /// The metrics in the OpenMetrics text format.
+    /// Encodes the metrics in the OpenMetrics text format.
     pub fn to_text(&self) -> String {
         if let Some(look) = self.credential.get() {
             let CredentialState { refresh_failures, expires_at } = look();
@@ -389,7 +386,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_counted_can_be_read_with_its_help() {
+    fn metrics_are_exported_with_their_help() {
         let metrics = Metrics::default();
         metrics.verified("size_etag", true);
         metrics.published(PublishResult::Hit, 0.01);

@@ -1,11 +1,11 @@
-//! Prometheus' older text format (0.0.4), made of the newer one.
+//! Prometheus' older text format (0.0.4), derived from OpenMetrics.
 //!
-//! OpenMetrics names a counter without its `_total`, has a type for what is only
-//! information, and ends with a mark; the older format names each as it is read.
+//! OpenMetrics names a counter without its `_total`, has an `info` type, and
+//! ends with a mark; the older format names each metric as it is read.
 
 use std::fmt::Write as _;
 
-/// The same metrics in the older format.
+/// Converts OpenMetrics text to the older format.
 pub(super) fn of(openmetrics: &str) -> String {
     let mut text = String::with_capacity(openmetrics.len());
     let mut help = None;

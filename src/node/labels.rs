@@ -1,9 +1,9 @@
-//! Labels of the node that name the models in its cache, for pods that would
-//! rather run where theirs is.
+//! Labels of the node that name the models in its cache, for pods that prefer
+//! a node that has theirs.
 //!
 //! `DRIVER/model.NAME.HASH: REVISION`, where the part behind the slash is
 //! [`node_label`] and the value the first digits of the revision. All labels
-//! that begin with `DRIVER/model.` are the driver's, and no other is touched.
+//! that begin with `DRIVER/model.` belong to the driver; it touches no others.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
@@ -17,10 +17,10 @@ use crate::error::Result;
 use crate::kubernetes::{ApiFailure, ApiServer, Patch};
 use crate::model::{LABEL_START, node_label};
 
-/// Between two looks whether models came or went, so also between two patches.
-const LOOK: Duration = Duration::from_secs(10);
+/// Between two checks for new or removed models, so also between two patches.
+const POLL: Duration = Duration::from_secs(10);
 
-/// The node is compared anew so often: somebody may have edited its labels.
+/// The labels are compared again this often: an administrator may have edited them.
 const COMPARE: Duration = Duration::from_secs(10 * 60);
 
 /// Digits of the revision in a label's value.
@@ -28,59 +28,59 @@ const DIGITS: usize = 12;
 
 type Labels = BTreeMap<String, String>;
 
-/// Keeps at most `most` labels in step with the cache, for ever.
-pub(super) async fn keep_in_step(
+/// Keeps at most `most` labels in sync with the cache. Never returns.
+pub(super) async fn sync_labels(
     api: &ApiServer,
     node: &str,
     driver: &str,
     most: usize,
     cache: &Cache,
 ) {
-    let mut trouble = RetryState::default();
+    let mut retry = RetryState::default();
     let mut seen = None;
     let mut compared = tokio::time::Instant::now();
     loop {
         let changed = cache_changed(cache).await;
         if seen.is_none() || changed != seen || compared.elapsed() > COMPARE {
-            let wanted = match wanted(cache, driver, most).await {
+            let wanted = match wanted_labels(cache, driver, most).await {
                 Ok(wanted) => wanted,
                 Err(error) => {
-                    tracing::debug!(%error, "the cache could not be looked at for labels");
-                    tokio::time::sleep(LOOK).await;
+                    tracing::debug!(%error, "the cache could not be listed for labels");
+                    tokio::time::sleep(POLL).await;
                     continue;
                 }
             };
-            match bring_in_step(api, node, driver, &wanted).await {
+            match patch_labels(api, node, driver, &wanted).await {
                 Ok(()) => {
-                    trouble.over();
+                    retry.reset();
                     seen = changed;
                     compared = tokio::time::Instant::now();
                 }
                 Err(failure) => {
                     let needs = "get and patch of nodes; or switch it off with --model-labels=0";
-                    let pause = trouble.met(&failure, "labelling the node", needs);
+                    let pause = retry.failed(&failure, "labelling the node", needs);
                     tokio::time::sleep(pause).await;
                 }
             }
         }
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(POLL).await;
     }
 }
 
-/// Changes whenever a model comes into the directory of models or leaves it.
+/// Changes whenever a model enters or leaves the directory of models.
 async fn cache_changed(cache: &Cache) -> Option<SystemTime> {
     let models = tokio::fs::metadata(cache.layout().models()).await;
     models.and_then(|metadata| metadata.modified()).ok()
 }
 
-async fn wanted(cache: &Cache, driver: &str, most: usize) -> Result<Labels> {
+async fn wanted_labels(cache: &Cache, driver: &str, most: usize) -> Result<Labels> {
     let cache = cache.clone();
     let models = blocking(move || cache.report()).await?.models;
     Ok(labels(&models, driver, most))
 }
 
-/// The labels for the models that were used last. Only those count that stand
-/// complete and that every pod may have.
+/// The labels for the models that were used last. Only complete models that
+/// every pod may mount count.
 fn labels(models: &[ModelReport], driver: &str, most: usize) -> Labels {
     let mut labels = Labels::new();
     for model in models {
@@ -101,7 +101,7 @@ fn labels(models: &[ModelReport], driver: &str, most: usize) -> Labels {
     labels
 }
 
-async fn bring_in_step(
+async fn patch_labels(
     api: &ApiServer,
     node: &str,
     driver: &str,
@@ -116,7 +116,7 @@ async fn bring_in_step(
     Ok(())
 }
 
-/// What a merge patch has to set, and with `null` remove; `None` if nothing.
+/// What a merge patch must set, and with `null` remove; `None` if nothing.
 fn changes(node: &Value, driver: &str, wanted: &Labels) -> Option<Value> {
     let start = format!("{driver}/{LABEL_START}");
     let mut changes = serde_json::Map::new();
@@ -140,7 +140,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_is_ours_and_has_changed_is_patched() {
+    fn only_our_own_labels_that_changed_are_patched() {
         let wanted: Labels = [("d/model.a.1", "r1"), ("d/model.b.2", "r2"), ("d/model.c.3", "r3")]
             .map(|(key, value)| (key.to_owned(), value.to_owned()))
             .into();

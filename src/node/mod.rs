@@ -1,9 +1,9 @@
-//! What the driver says of its node in the Kubernetes API: that pods may come,
-//! by taking a startup taint away, and which models stand in its cache, by labels.
+//! What the driver writes to its node in the Kubernetes API: it removes the startup
+//! taint once pods may come, and labels the node with the models in its cache.
 //!
-//! Both are looked after by tasks of their own that nothing waits for. An API
-//! server that cannot be reached, or a role that lacks a right, costs a warning
-//! and no publish.
+//! Tasks of their own do both, and nothing waits for them. An API server that
+//! cannot be reached, or a role that lacks a right, costs a warning and no
+//! publish.
 
 mod labels;
 mod taint;
@@ -18,28 +18,28 @@ use tokio_util::task::TaskTracker;
 use crate::cache::Cache;
 use crate::kubernetes::{ApiFailure, ApiServer, path};
 
-/// After a 403, until it is tried again: a role may be mended.
+/// Pause after a 403: an administrator may have to extend a role.
 const FORBIDDEN: Duration = Duration::from_secs(10 * 60);
 
-/// The longest pause between tries that failed.
+/// The longest pause between failed attempts.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
-/// What is said of which node.
+/// What to write to which node.
 #[derive(Debug, Clone)]
 pub struct NodeState {
     /// The Node object.
     pub node: String,
     /// The CSI driver, as CSINode objects and labels name it.
     pub driver: String,
-    /// Key of the taint that goes once kubelet knows the driver; `None` leaves taints alone.
+    /// Key of the taint to remove once kubelet knows the driver; `None` leaves taints alone.
     pub startup_taint: Option<String>,
-    /// Labels for cached models at most; 0 writes none.
+    /// The most labels for cached models; 0 writes none.
     pub model_labels: usize,
 }
 
 impl NodeState {
-    /// Starts what is wanted; to be called once the driver is ready.
-    /// `registered` is told whenever kubelet has asked the driver for its node.
+    /// Starts the tasks that are configured. Call it once the driver is ready.
+    /// `registered` is notified whenever kubelet has asked the driver for its node.
     pub fn follow(
         self,
         api: &ApiServer,
@@ -61,13 +61,13 @@ impl NodeState {
             let (api, registered) = (api.clone(), Arc::clone(registered));
             let (node, driver) = (self.node.clone(), self.driver.clone());
             until(Box::pin(async move {
-                taint::keep_off(&api, &node, &driver, &taint, &registered).await;
+                taint::remove_taint(&api, &node, &driver, &taint, &registered).await;
             }));
         }
         if self.model_labels > 0 {
             let (api, cache) = (api.clone(), cache.clone());
             until(Box::pin(async move {
-                labels::keep_in_step(&api, &self.node, &self.driver, self.model_labels, &cache)
+                labels::sync_labels(&api, &self.node, &self.driver, self.model_labels, &cache)
                     .await;
             }));
         }
@@ -78,31 +78,31 @@ fn node_path(node: &str) -> String {
     path(["api", "v1", "nodes", node])
 }
 
-/// Tries that fail: when the next one is, and what of it is worth a line.
+/// The state of failed attempts: when to try again, and whether to log it.
 #[derive(Debug, Default)]
 struct RetryState {
     failed: u32,
-    /// The last line was about this: forbidden or not.
-    told: Option<bool>,
+    /// What the last line was about: forbidden or not.
+    logged: Option<bool>,
 }
 
 impl RetryState {
-    /// Notes that a try did what it should.
-    fn over(&mut self) {
+    /// Records that an attempt succeeded.
+    fn reset(&mut self) {
         *self = Self::default();
     }
 
-    /// Tells of a failure, once for each kind of it, and says how long to wait.
-    fn met(&mut self, failure: &ApiFailure, what: &str, needs: &str) -> Duration {
+    /// Logs a failure, once for each kind of it, and returns how long to wait.
+    fn failed(&mut self, failure: &ApiFailure, what: &str, needs: &str) -> Duration {
         let forbidden = failure.is_forbidden();
-        if self.told == Some(forbidden) {
+        if self.logged == Some(forbidden) {
             tracing::debug!(%failure, "{what} failed again");
         } else if forbidden {
-            tracing::warn!(%failure, "{what} is not allowed: the role has to have {needs}");
+            tracing::warn!(%failure, "{what} is not allowed: the role needs {needs}");
         } else {
-            tracing::warn!(%failure, "{what} failed; it is tried again");
+            tracing::warn!(%failure, "{what} failed; it will be tried again");
         }
-        self.told = Some(forbidden);
+        self.logged = Some(forbidden);
         if forbidden {
             return FORBIDDEN;
         }
@@ -118,19 +118,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tries_that_fail_come_less_and_less_often() {
-        let mut trouble = RetryState::default();
+    fn failed_attempts_are_repeated_less_and_less_often() {
+        let mut retry = RetryState::default();
         let gone = ApiFailure::Unanswered("no connection".to_owned());
         let pauses: Vec<_> =
-            (0..7).map(|_| trouble.met(&gone, "looking", "get").as_secs()).collect();
+            (0..7).map(|_| retry.failed(&gone, "looking", "get").as_secs()).collect();
         assert_eq!(pauses, [2, 4, 8, 16, 30, 30, 30]);
-        trouble.over();
-        assert_eq!(trouble.met(&gone, "looking", "get").as_secs(), 2);
+        retry.reset();
+        assert_eq!(retry.failed(&gone, "looking", "get").as_secs(), 2);
         let no = ApiFailure::Answered {
             status: StatusCode::FORBIDDEN,
             message: String::new(),
             ending: false,
         };
-        assert_eq!(trouble.met(&no, "looking", "get"), FORBIDDEN);
+        assert_eq!(retry.failed(&no, "looking", "get"), FORBIDDEN);
     }
 }

@@ -1,10 +1,10 @@
-//! The startup taint: what keeps pods off a node until kubelet knows the driver.
+//! The startup taint, which keeps pods off a node until kubelet knows the driver.
 //!
-//! Who sets it is the node pool; the driver only takes it away. Two things have
-//! to be true before: the driver is ready, and the node's CSINode object names
-//! it, which kubelet sees to when it registers the driver. The look is repeated
-//! after each registration, and now and then, since a Node object that is made
-//! anew has the taint again.
+//! The node pool sets it; the driver only removes it, once two conditions hold:
+//! the driver is ready, and the node's CSINode object names it, which kubelet
+//! writes when it registers the driver. The check is repeated after each
+//! registration, and every few minutes, since a Node object that is created
+//! again has the taint again.
 
 use std::time::Duration;
 
@@ -15,35 +15,35 @@ use tokio::sync::Notify;
 use super::{RetryState, node_path};
 use crate::kubernetes::{ApiFailure, ApiServer, Patch, path};
 
-/// Between two looks at a node whose taint is gone.
+/// Between two checks of a node whose taint is gone.
 const AGAIN: Duration = Duration::from_secs(5 * 60);
 
-/// Between two looks at a CSINode that does not name the driver yet.
+/// Between two checks of a CSINode that does not name the driver yet.
 const REGISTERS: Duration = Duration::from_secs(2);
 
-/// Times that others may change the node's taints between look and patch.
+/// Times that others may change the node's taints between check and patch.
 const ROUNDS: u32 = 5;
 
-/// Takes the taint away whenever it is there and may go, for ever.
-pub(super) async fn keep_off(
+/// Removes the taint whenever the node has it and kubelet knows the driver. Never returns.
+pub(super) async fn remove_taint(
     api: &ApiServer,
     node: &str,
     driver: &str,
     taint: &str,
     registered: &Notify,
 ) {
-    let mut trouble = RetryState::default();
+    let mut retry = RetryState::default();
     loop {
-        let pause = match look(api, node, driver, taint).await {
+        let pause = match try_remove(api, node, driver, taint).await {
             Ok(true) => {
-                trouble.over();
+                retry.reset();
                 AGAIN
             }
             Ok(false) => REGISTERS,
             Err(failure) => {
                 let needs = "get and patch of nodes, get of csinodes; or switch it off with \
                              --startup-taint=";
-                trouble.met(&failure, "taking the startup taint off the node", needs)
+                retry.failed(&failure, "removing the startup taint from the node", needs)
             }
         };
         tokio::select! {
@@ -53,8 +53,14 @@ pub(super) async fn keep_off(
     }
 }
 
-/// Whether the node is free of the taint; `false` while kubelet does not know the driver.
-async fn look(api: &ApiServer, node: &str, driver: &str, taint: &str) -> Result<bool, ApiFailure> {
+/// Removes the taint if it may go. `true` when the node is free of it; `false` while kubelet
+/// does not know the driver.
+async fn try_remove(
+    api: &ApiServer,
+    node: &str,
+    driver: &str,
+    taint: &str,
+) -> Result<bool, ApiFailure> {
     let csinode = path(["apis", "storage.k8s.io", "v1", "csinodes", node]);
     match api.get(&csinode).await {
         Ok(found) if names_driver(&found, driver) => {}
@@ -67,7 +73,7 @@ async fn look(api: &ApiServer, node: &str, driver: &str, taint: &str) -> Result<
         let Some(patch) = without(&found, taint) else { return Ok(true) };
         match api.patch(&node_path(node), &Patch::Json(patch)).await {
             Ok(_) => {
-                tracing::info!(node, taint, "kubelet knows the driver: the startup taint is off");
+                tracing::info!(node, taint, "kubelet knows the driver: startup taint removed");
                 return Ok(true);
             }
             // Others changed the taints meanwhile: 409, or 422 for a failed `test`.
@@ -88,12 +94,12 @@ fn names_driver(csinode: &Value, driver: &str) -> bool {
     drivers.is_some_and(|drivers| drivers.iter().any(|one| one["name"] == driver))
 }
 
-/// The JSON patch that takes this key's taints and no other out of a node, if
-/// what stands there is still what was seen; `None` where there is none.
+/// The JSON patch that removes exactly this key's taints from a node, if they
+/// are still as they were seen; `None` where there are none.
 fn without(node: &Value, key: &str) -> Option<Value> {
     let taints = node["spec"]["taints"].as_array()?;
     let ours = taints.iter().enumerate().filter(|(_, taint)| taint["key"] == key);
-    // From the end, so that the places before it stay what they were.
+    // From the end, so that the indexes before it stay valid.
     let steps = ours.rev().flat_map(|(at, taint)| {
         let place = format!("/spec/taints/{at}");
         [
@@ -112,7 +118,7 @@ mod tests {
     const OURS: &str = "startup-taint.cluster-autoscaler.kubernetes.io/oci-model-csi.dev-not-ready";
 
     #[test]
-    fn only_the_taints_of_one_key_go_and_only_if_they_are_as_seen() {
+    fn only_the_taints_of_one_key_are_removed_and_only_if_they_are_as_seen() {
         let gpu = json!({"key": "nvidia.com/gpu", "effect": "NoSchedule"});
         let ours = json!({"key": OURS, "effect": "NoSchedule"});
         let hard = json!({"key": OURS, "effect": "NoExecute", "value": "true"});

@@ -6,14 +6,14 @@ pub(crate) mod pem;
 
 use std::path::Path;
 
-/// What Windows' editors put before UTF-8.
+/// The byte order mark that Windows' editors put before UTF-8.
 const MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// The text of these bytes, without a byte order mark.
+/// Decodes text and removes a byte order mark.
 ///
 /// # Errors
-/// For UTF-16, which PowerShell's `>` and Notepad's "Unicode" write, and for what
-/// is not UTF-8, with the line. The bytes are not quoted: they may be a secret.
+/// For UTF-16, which PowerShell's `>` and Notepad's "Unicode" write, and for bytes
+/// that are not UTF-8, with the line. The bytes are not quoted: they may be a secret.
 pub(crate) fn decode(bytes: Vec<u8>) -> Result<String, String> {
     let has_nul = bytes.iter().take(64).any(|byte| *byte == 0);
     if bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") || has_nul {
@@ -48,14 +48,14 @@ mod tests {
     }
 
     #[test]
-    fn a_byte_order_mark_is_left_out_and_line_ends_stay() {
+    fn a_byte_order_mark_is_removed_and_line_ends_stay() {
         assert_eq!(decode(b"\xef\xbb\xbfa\r\nb".to_vec()).unwrap(), "a\r\nb");
         assert_eq!(decode("ä\n".into()).unwrap(), "ä\n");
         assert_eq!(decode(Vec::new()).unwrap(), "");
     }
 
     #[test]
-    fn what_is_not_utf_8_is_refused_with_what_to_do_and_not_quoted() {
+    fn other_encodings_are_refused_with_a_remedy_and_not_quoted() {
         for bytes in [utf16("key", b"\xff\xfe"), utf16("key", b""), b"\xfe\xff\0k".to_vec()] {
             let error = decode(bytes).unwrap_err();
             assert!(error.contains("UTF-16") && error.contains("save it as UTF-8"), "{error}");

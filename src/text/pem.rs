@@ -9,10 +9,10 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
-/// What stands between `-----BEGIN LABEL-----` and `-----END LABEL-----`.
+/// The text between `-----BEGIN LABEL-----` and `-----END LABEL-----`.
 pub(crate) struct Block<'a> {
     pub(crate) label: &'a str,
-    /// Of its first marker, from 1 on.
+    /// The line of its first marker, from 1 on.
     pub(crate) line: usize,
     /// `Name: value` lines before the base64.
     pub(crate) headers: Vec<(&'a str, &'a str)>,
@@ -21,7 +21,7 @@ pub(crate) struct Block<'a> {
 }
 
 impl Block<'_> {
-    /// The bytes, or why there are none.
+    /// Decodes the bytes, or says why that fails.
     pub(crate) fn der(&self) -> Result<Vec<u8>, String> {
         BASE64
             .decode(&self.base64)
@@ -33,7 +33,7 @@ impl Block<'_> {
     }
 }
 
-/// All complete blocks, in order; what is not complete is ignored.
+/// All complete blocks, in order; incomplete ones are ignored.
 pub(crate) fn blocks(text: &str) -> Vec<Block<'_>> {
     scan(text).0
 }
@@ -41,7 +41,7 @@ pub(crate) fn blocks(text: &str) -> Vec<Block<'_>> {
 /// All blocks, in order.
 ///
 /// # Errors
-/// The first one that is not complete, with its line.
+/// The first one that is incomplete, with its line.
 pub(crate) fn all_blocks(text: &str) -> Result<Vec<Block<'_>>, String> {
     match scan(text) {
         (blocks, None) => Ok(blocks),
@@ -49,7 +49,7 @@ pub(crate) fn all_blocks(text: &str) -> Result<Vec<Block<'_>>, String> {
     }
 }
 
-/// The complete blocks, and the first that is not.
+/// The complete blocks, and the error of the first incomplete one.
 fn scan(text: &str) -> (Vec<Block<'_>>, Option<String>) {
     let (mut blocks, mut problem) = (Vec::new(), None);
     let mut open: Option<Block<'_>> = None;
@@ -81,8 +81,8 @@ fn scan(text: &str) -> (Vec<Block<'_>>, Option<String>) {
     (blocks, problem.or(last))
 }
 
-/// Lines without what is invisible at their ends, each with its number; two
-/// markers on one line are two.
+/// Lines without invisible characters at their ends, each with its number; two
+/// markers on one line become two lines.
 fn lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
     const JOINED: &str = "----------BEGIN ";
     text.lines().enumerate().flat_map(|(index, line)| {
@@ -102,7 +102,7 @@ fn marker<'a>(line: &'a str, begin: &str) -> Option<&'a str> {
     line.strip_prefix(begin)?.strip_suffix("-----")
 }
 
-/// The PEM text of these bytes.
+/// Encodes bytes as PEM.
 #[cfg(any(test, feature = "oci-rust-sdk"))]
 pub(crate) fn encode(label: &str, der: &[u8]) -> String {
     let base64 = BASE64.encode(der);
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_encoded_is_read_again() {
+    fn encoded_text_is_decoded_again() {
         let der: Vec<u8> = (0..200).collect();
         let text = encode("X Y", &der);
         let found = blocks(&text);
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn a_block_that_is_not_complete_is_named_with_its_line() {
+    fn an_incomplete_block_is_named_with_its_line() {
         for (text, said) in [
             ("x\n-----BEGIN A-----\nYQ==\n", "the A that begins in line 2 has no end marker"),
             (

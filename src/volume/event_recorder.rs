@@ -23,7 +23,7 @@ impl<'a> EventRecorder<'a> {
 
     fn tell(&self, reason: Reason, note: &str) {
         if let Some(pod) = self.pod {
-            self.events.tell(pod, reason, note);
+            self.events.record(pod, reason, note);
         }
     }
 
@@ -79,7 +79,7 @@ impl<'a> EventRecorder<'a> {
     pub(super) fn suspect(&self, warnings: &[Warning], title: &str, metrics: &Metrics) {
         for Warning { kind, text } in warnings {
             let reason = kind.label();
-            metrics.suspect(reason);
+            metrics.model_warning(reason);
             tracing::warn!(model = title, reason, warning = text, "published with a warning");
         }
         if !warnings.is_empty() {
@@ -107,7 +107,7 @@ pub(super) fn not_made(events: &Events, claim: Option<ClaimName<'_>>, volume: &s
         let (namespace, name) = (namespace.to_owned(), name.to_owned());
         let claim =
             InvolvedObject { kind: ObjectKind::Claim, namespace, name, uid: uid.to_owned() };
-        events.tell(claim, Reason::PullFailed, error.message());
+        events.record(claim, Reason::PullFailed, error.message());
     }
 }
 
@@ -129,7 +129,7 @@ pub(super) fn damaged(events: &Events, damage: &Damage) {
                  have it downloaded again",
                 damage.what, damage.why
             );
-            events.tell(pod, Reason::Damaged, &note);
+            events.record(pod, Reason::Damaged, &note);
         }
     }
 }

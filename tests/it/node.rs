@@ -114,7 +114,7 @@ fn without_the_right_there_is_one_warning_and_publishes_go_on() {
         api.forbid(true);
         let driver = driver(scratch, &store, &api, &["--model-labels=4"]).await;
         driver.kubelet().inline("1", &PHI3).publish().await.unwrap();
-        let warned = "is not allowed: the role has to have";
+        let warned = "is not allowed: the role needs";
         eventually("both are told", SOON, async || {
             (driver.log().matches(warned).count() == 2).then_some(())
         })
@@ -122,7 +122,7 @@ fn without_the_right_there_is_one_warning_and_publishes_go_on() {
         for _ in 0..5 {
             register(&driver.setup.socket).await;
         }
-        eventually("it is tried again", SOON, async || (looks(&api) >= 2).then_some(())).await;
+        eventually("it will be tried again", SOON, async || (looks(&api) >= 2).then_some(())).await;
         assert_eq!(driver.log().matches(warned).count(), 2, "{}", driver.log());
         assert_eq!(taints(&api), [TAINT]);
     });
