@@ -1,4 +1,50 @@
 //! OCI Object Storage models as shared, verified, read-only volumes.
+//!
+//! A pod names a model, which is a prefix of objects in a bucket. The driver downloads the
+//! model into a cache that all pods of the node share, verifies it, and mounts it read-only.
+//! `ARCHITECTURE.md` has the table of modules with the arrows between them, the protocols and
+//! the tests that hold each promise. This page follows one request, from kubelet to the disk.
+//!
+//! # The journey of a `NodePublishVolume`
+//!
+//! 1. [`cli`] parses the flags, [`config`] the administrator's file. `cli` builds every part
+//!    with its options and starts the servers; it is the only module that names `config`.
+//! 2. [`csi`] accepts kubelet's call on a Unix socket, checks it, and turns protobuf into
+//!    types of [`model`]: names, patterns, the pull policy. It is the only code that knows
+//!    protobuf and gRPC codes.
+//! 3. [`volume`] runs the use case. It locks the target, asks [`policy`] whether this pod may
+//!    mount this model, and resolves the prefix to a revision: the exact set of object versions.
+//! 4. [`oci`] lists the bucket for that. It is the only code that knows Oracle: endpoints,
+//!    signatures, credentials. Its requests go through `transport`, the only code that opens
+//!    connections.
+//! 5. [`cache`] looks the revision up. On a miss it reserves space, evicts models that no
+//!    volume uses, and starts a flight, which all callers for the same revision share. The flight
+//!    outlives the call: when kubelet's deadline is near, the call ends with the progress,
+//!    and kubelet's next call joins the flight.
+//! 6. [`download`] turns one object into one file: ranges, retries, a journal, checksums. `fair`
+//!    shares its connections between tenants.
+//! 7. Once all blobs are there, `cache` builds the tree of hard links, renames it into place,
+//!    and writes a lease for the volume.
+//! 8. [`mount`] binds the tree to the pod's target, read-only, and reads mountinfo to prove it.
+//! 9. [`events`] reports the outcome to the pod's users, [`metrics`] counts it, and `csi` maps the
+//!    [`ErrorKind`] of a failure to a gRPC code.
+//!
+//! `NodeUnpublishVolume` goes the other way: unmount, remove the target, drop the lease. The
+//! model stays in the cache until `cache` needs its space.
+//!
+//! # Other entrances
+//!
+//! - [`manage`] runs the administrator's commands on the cache and the prefetch list; they
+//!   arrive through [`admin`], which also serves `/metrics`, `/healthz` and `/readyz`.
+//! - [`node`] removes the startup taint and labels the node with its models, through the
+//!   API client of [`kubernetes`].
+//! - [`fetch`] downloads a model into a plain directory, without a cluster.
+//!
+//! # Errors
+//!
+//! Every module returns the same [`Error`]: a kind that a caller can act on, and one sentence
+//! that says what failed, on what, why, and what to do. [`abort_point`] marks the steps at which
+//! the crash tests stop the process.
 
 pub mod abort_point;
 pub mod admin;
