@@ -1,4 +1,4 @@
-//! What Object Storage answers, read into types.
+//! Parses the answers of Object Storage.
 
 use std::fmt;
 use std::ops::Range;
@@ -17,11 +17,11 @@ use super::error::excerpt;
 pub struct ObjectSummary {
     /// The full name.
     pub name: String,
-    /// In bytes.
+    /// Size in bytes.
     pub size: u64,
     /// Opaque and unquoted.
     pub etag: String,
-    /// Base64 of the MD5; of the parts' MD5s and `-N` behind it for a multipart object.
+    /// Base64 of the MD5; for a multipart object that of the parts' MD5s, followed by `-N`.
     pub md5: Option<String>,
     /// RFC 3339.
     pub time_modified: Option<String>,
@@ -34,7 +34,7 @@ pub struct ObjectSummary {
 /// The objects under a prefix, in byte order of their names.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct PrefixListing {
-    /// At most as many as were asked for.
+    /// At most as many as were requested.
     pub objects: Vec<ObjectSummary>,
     /// Whether there are more.
     pub truncated: bool,
@@ -45,12 +45,12 @@ pub struct PrefixListing {
 pub struct MultipartMd5 {
     /// The outer digest.
     pub digest: [u8; 16],
-    /// How many parts, where the value has the suffix `-N`.
+    /// The number of parts, where the value has the suffix `-N`.
     pub parts: Option<u32>,
 }
 
 impl MultipartMd5 {
-    /// Base64 of 16 bytes, with or without `-N`.
+    /// Parses base64 of 16 bytes, with or without `-N`.
     pub fn parse(text: &str) -> Option<Self> {
         let (digest, parts) = match text.trim().rsplit_once('-') {
             Some((digest, parts)) => (digest, Some(parts.parse().ok().filter(|parts| *parts > 0)?)),
@@ -70,19 +70,19 @@ pub enum ListedMd5 {
 }
 
 impl ListedMd5 {
-    /// Base64 of 16 bytes; with `-N` it is the digest of N parts.
+    /// Parses base64 of 16 bytes; with `-N` it is the digest of N parts.
     pub fn parse(text: &str) -> Option<Self> {
         let md5 = MultipartMd5::parse(text)?;
         Some(if md5.parts.is_some() { Self::Parts(md5) } else { Self::Whole(md5.digest) })
     }
 }
 
-/// What the head of an answer says of one object.
+/// The headers of an answer about one object.
 ///
 /// The service sends checksums with HEAD and with whole objects, never with ranges.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ObjectHead {
-    /// Of the whole object, in bytes, where the answer says it.
+    /// Size of the whole object in bytes, where the answer has it.
     pub size: Option<u64>,
     /// Opaque and unquoted; empty where the answer has none.
     pub etag: String,
@@ -90,7 +90,7 @@ pub struct ObjectHead {
     pub content_md5: Option<[u8; 16]>,
     /// Multipart objects only.
     pub multipart_md5: Option<MultipartMd5>,
-    /// CRC-32C of the bytes, also of multipart objects.
+    /// CRC-32C of the bytes, for multipart objects too.
     pub crc32c: Option<u32>,
     /// MD5 of the bytes as the uploader recorded it (`opc-meta-md5chksum`, rclone).
     pub recorded_md5: Option<[u8; 16]>,
@@ -101,11 +101,11 @@ pub struct ObjectHead {
 }
 
 impl ObjectHead {
-    /// Of a HEAD or a whole GET, whose length is the object's.
+    /// Parses the headers of a HEAD or a whole GET, whose length is the object's.
     ///
     /// # Errors
-    /// Which checksum cannot be read. It is there, so the object counts as one
-    /// that has a checksum, and this answer is of no use.
+    /// Names the checksum that cannot be parsed. The object does have a checksum, so
+    /// this answer cannot be used.
     pub(crate) fn whole(headers: &HeaderMap, size: Option<u64>) -> Result<Self, String> {
         let read_crc32c = |text: &str| {
             let bytes: [u8; 4] = BASE64.decode(text).ok()?.try_into().ok()?;
@@ -115,13 +115,13 @@ impl ObjectHead {
             content_md5: checksum(headers, "content-md5", parse_digest)?,
             multipart_md5: checksum(headers, "opc-multipart-md5", MultipartMd5::parse)?,
             crc32c: checksum(headers, "opc-content-crc32c", read_crc32c)?,
-            // The uploader's own note, which may be anything.
+            // Written by the uploader, so it may be anything.
             recorded_md5: text(headers, "opc-meta-md5chksum").and_then(parse_digest),
             ..Self::part(headers, size)
         })
     }
 
-    /// Of a range, which has no checksums: those of the whole may not be taken for the part's.
+    /// Parses the headers of a range. It has no checksums: those of the whole object are not the part's.
     pub(crate) fn part(headers: &HeaderMap, size: Option<u64>) -> Self {
         Self {
             size,
@@ -133,7 +133,7 @@ impl ObjectHead {
     }
 }
 
-/// A checksum, `None` where the header is absent or blank.
+/// Parses a checksum; `None` where the header is absent or blank.
 fn checksum<T: PartialEq>(
     headers: &HeaderMap,
     name: &str,
@@ -165,7 +165,7 @@ pub(crate) fn length(headers: &HeaderMap) -> Option<u64> {
     text(headers, "content-length")?.parse().ok()
 }
 
-/// The range and the whole size of `content-range: bytes a-b/total`; a proxy
+/// Parses the range and the whole size of `content-range: bytes a-b/total`; a proxy
 /// that does not know the size writes `*`.
 pub(crate) fn content_range(headers: &HeaderMap) -> Option<(Range<u64>, Option<u64>)> {
     let (unit, rest) = text(headers, "content-range")?.split_once(' ')?;
@@ -178,18 +178,18 @@ pub(crate) fn content_range(headers: &HeaderMap) -> Option<(Range<u64>, Option<u
     (unit.eq_ignore_ascii_case("bytes") && possible).then_some((first..end, total))
 }
 
-/// `retry-after`, in seconds or as a date.
+/// Parses `retry-after`, in seconds or as a date.
 pub(crate) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let value = text(headers, "retry-after")?;
     if let Ok(seconds) = value.parse() {
         return Some(Duration::from_secs(seconds));
     }
-    // A date that has passed asks for nothing.
+    // A date in the past means no delay.
     Some(httpdate::parse_http_date(value).ok()?.duration_since(now).unwrap_or_default())
 }
 
-/// ETags are unquoted in this API; a quoted one means the same, and so does one
-/// that a proxy marked as weak: the bytes are proved by checksums and lengths.
+/// Normalizes an ETag. They are unquoted in this API; a quoted one means the same, and so does
+/// one that a proxy marked as weak: checksums and lengths prove the bytes.
 pub(crate) fn opaque(etag: &str) -> &str {
     let etag = etag.strip_prefix("W/").filter(|rest| rest.starts_with('"')).unwrap_or(etag);
     etag.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(etag)
@@ -208,11 +208,11 @@ pub(crate) struct ErrorBody {
     pub(crate) message: Option<String>,
 }
 
-/// One page of a listing as it comes.
+/// One page of a listing as it arrives.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct RawPage {
-    /// Null or a list; what does not have it is not a listing, JSON or not.
+    /// Null or a list; an answer without it is not a listing, JSON or not.
     #[serde(deserialize_with = "Option::deserialize")]
     pub(crate) objects: Option<PageObjects>,
     #[serde(default)]
@@ -223,7 +223,7 @@ pub(crate) struct RawPage {
 pub(crate) const PAGE_LIMIT: usize = 1000;
 
 /// The objects of a page. The smallest takes three bytes of the answer and two
-/// hundred of memory, so that more than a page may have are not read at all.
+/// hundred of memory, so reading stops at the limit of a page.
 pub(crate) struct PageObjects(pub(crate) Vec<PageObject>);
 
 impl<'de> Deserialize<'de> for PageObjects {
@@ -252,7 +252,7 @@ impl<'de> Deserialize<'de> for PageObjects {
     }
 }
 
-/// Fields that were asked for may still be null or absent.
+/// Requested fields may still be null or absent.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct PageObject {
@@ -272,7 +272,7 @@ pub(crate) struct PageObject {
 }
 
 impl PageObject {
-    /// With the fields that nothing can be done without, or the name of the one that is missing.
+    /// Returns the object if it has the required fields, else the name of the missing one.
     pub(crate) fn complete(self) -> Result<ObjectSummary, String> {
         let missing = |field: &str| format!("the object {:?} is listed without {field}", self.name);
         let size = self.size.ok_or_else(|| missing("its size"))?;
@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn a_whole_answer_gives_its_checksums_and_a_range_none() {
+    fn a_whole_answer_has_its_checksums_and_a_range_none() {
         let headers = headers(&[
             ("etag", "\"e-1\""),
             ("content-md5", "1B2M2Y8AsgTpgAmY7PhCfg=="),
@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn a_checksum_that_cannot_be_read_is_not_a_missing_one() {
+    fn a_malformed_checksum_is_not_a_missing_one() {
         let md5 = "1B2M2Y8AsgTpgAmY7PhCfg==";
         for (name, value) in [
             ("opc-content-crc32c", "4waS"),
@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn multipart_digests_are_read_with_and_without_the_number_of_parts() {
+    fn multipart_digests_are_parsed_with_and_without_the_number_of_parts() {
         let plain = MultipartMd5::parse("1B2M2Y8AsgTpgAmY7PhCfg==").unwrap();
         assert_eq!(plain.parts, None);
         assert!(MultipartMd5::parse("1B2M2Y8AsgTpgAmY7PhCfg==-x").is_none());
@@ -352,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn the_md5_of_a_listing_is_that_of_the_whole_or_of_so_many_parts() {
+    fn the_md5_of_a_listing_is_that_of_the_whole_or_of_its_parts() {
         let text = "1B2M2Y8AsgTpgAmY7PhCfg==";
         assert!(matches!(ListedMd5::parse(text), Some(ListedMd5::Whole(_))));
         let parts = ListedMd5::parse(&format!("{text}-7"));
@@ -361,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn a_content_range_is_read_or_refused() {
+    fn a_content_range_is_parsed_or_refused() {
         let read = |value| content_range(&headers(&[("content-range", value)]));
         assert_eq!(read("bytes 0-9/10"), Some((0..10, Some(10))));
         assert_eq!(read("bytes 5-5/18446744073709551615"), Some((5..6, Some(u64::MAX))));
@@ -387,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn retry_after_is_read_as_seconds_and_as_a_date() {
+    fn retry_after_is_parsed_as_seconds_and_as_a_date() {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
         let read = |value: &str| retry_after(&headers(&[("retry-after", value)]), now);
         assert_eq!(read("7"), Some(Duration::from_secs(7)));
@@ -398,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_of_more_objects_than_the_service_gives_is_not_read() {
+    fn a_page_with_more_objects_than_the_limit_is_not_read() {
         let page = |objects: usize| {
             format!(r#"{{"objects":[{}]}}"#, vec!["{\"name\":\"a\"}"; objects].join(","))
         };
@@ -423,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn json_that_is_no_listing_is_not_an_empty_one() {
+    fn json_that_is_not_a_listing_is_not_an_empty_one() {
         for page in ["{}", r#"{"code":"Login","message":"first"}"#, r#"{"prefixes":[]}"#, "[]"] {
             assert!(serde_json::from_str::<RawPage>(page).is_err(), "{page}");
         }

@@ -9,10 +9,10 @@ use super::answer::ObjectHead;
 use super::error::{StorageError, StorageErrorKind};
 use crate::transport::{self, MinimumProgress};
 
-/// The body of a `GetObject`: exactly the bytes asked for, or an error, where
-/// the answer says how many there are.
+/// The body of a `GetObject`: exactly the requested bytes, or an error, where
+/// the answer has its length.
 pub struct ObjectBody {
-    /// What the answer says of the object.
+    /// The headers of the answer.
     pub head: ObjectHead,
     body: Incoming,
     length: Option<u64>,
@@ -32,14 +32,14 @@ impl ObjectBody {
         Self { head, body, length, received: 0, idle, attempted }
     }
 
-    /// How many bytes there will be in all; `None` for a whole object whose
-    /// answer does not say it, as proxies make them.
+    /// The number of bytes in all; `None` for a whole object whose
+    /// answer has no length, as proxies may cause.
     pub fn length(&self) -> Option<u64> {
         self.length
     }
 
-    /// Expects so many bytes where the answer does not say how many there are:
-    /// fewer, or more, are an error then.
+    /// Sets the expected length where the answer has none:
+    /// fewer or more bytes are an error then.
     pub fn expect_length(&mut self, length: u64) {
         self.length.get_or_insert(length);
     }
@@ -51,8 +51,8 @@ impl ObjectBody {
 
     /// The next bytes, up to 512 KiB of them; `None` once all have been returned.
     ///
-    /// An error is of kind [`Unavailable`](ErrorKind::Unavailable): what was
-    /// returned before is good, and the rest can be asked for again.
+    /// An error is of kind [`Unavailable`](ErrorKind::Unavailable): the bytes
+    /// returned before are good, and the rest can be requested again.
     ///
     /// Cancel safe: a chunk is either returned or comes with the next call.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, StorageError> {

@@ -4,17 +4,17 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-/// Where the time of day comes from.
+/// A source of the time of day.
 #[derive(Clone)]
 pub(crate) struct Clock(Arc<dyn Fn() -> SystemTime + Send + Sync>);
 
 impl Clock {
-    /// The system's.
+    /// The system's clock.
     pub(crate) fn system() -> Self {
         Self(Arc::new(SystemTime::now))
     }
 
-    /// One that starts now and goes with tokio's, which tests can pause.
+    /// A clock that starts now and follows tokio's, which tests can pause.
     #[cfg(test)]
     pub(crate) fn tokio() -> Self {
         let (wall, start) = (SystemTime::now(), tokio::time::Instant::now());
@@ -33,7 +33,7 @@ impl fmt::Debug for Clock {
 }
 
 /// The service refuses dates that are five minutes off; below four the clock is not to blame.
-const TELLING_SKEW: Duration = Duration::from_secs(4 * 60);
+const RELEVANT_SKEW: Duration = Duration::from_secs(4 * 60);
 
 /// "this node's clock is 7m12s ahead of Object Storage", where the answer's
 /// `Date` header shows that the clock explains a 401.
@@ -48,7 +48,7 @@ pub(crate) fn skew_remedy(
         Ok(ahead) => (ahead, "ahead of"),
         Err(behind) => (behind.duration(), "behind"),
     };
-    (skew >= TELLING_SKEW).then(|| {
+    (skew >= RELEVANT_SKEW).then(|| {
         let (minutes, seconds) = (skew.as_secs() / 60, skew.as_secs() % 60);
         format!(
             "this node's clock is {minutes}m{seconds:02}s {direction} {service}, which refuses \

@@ -20,14 +20,14 @@ pub(crate) struct ConfigFile {
 pub(crate) struct Profile(BTreeMap<String, String>);
 
 impl Profile {
-    /// A value that is there and not blank; keys are lower case.
+    /// A value that is present and not blank; keys are lower case.
     pub(crate) fn get(&self, key: &str) -> Option<&str> {
         self.0.get(key).map(String::as_str).filter(|value| !value.is_empty())
     }
 }
 
 impl ConfigFile {
-    /// Reads and parses. Errors name the file and the line, and never quote
+    /// Reads and parses the file. Errors name the file and the line, and never quote
     /// it, since any line may hold a passphrase.
     pub(crate) fn read(path: &Path) -> Result<Self, StorageError> {
         let text = text::read(path).map_err(|why| {
@@ -65,7 +65,7 @@ impl ConfigFile {
                     .split_once(']')
                     .ok_or_else(|| refuse("a profile's name needs a closing ]"))?;
                 if name != DEFAULT && profiles.contains_key(name) {
-                    return Err(refuse("this profile stands in the file already"));
+                    return Err(refuse("this profile is in the file already"));
                 }
                 profiles.entry(name.to_owned()).or_default();
                 (section, last_key) = (Some(name.to_owned()), None);
@@ -73,21 +73,21 @@ impl ConfigFile {
             }
             let section = section
                 .as_ref()
-                .ok_or_else(|| refuse("a value stands before the first [profile]"))?;
+                .ok_or_else(|| refuse("a value comes before the first [profile]"))?;
             let (key, value) = line
                 .split_once(['=', ':'])
                 .ok_or_else(|| refuse("expected [profile], key=value or a # comment"))?;
             let key = key.trim().to_ascii_lowercase();
             let values = profiles.entry(section.clone()).or_default();
             if values.insert(key.clone(), value.trim().to_owned()).is_some() {
-                return Err(refuse("this key stands in the profile already"));
+                return Err(refuse("this key is in the profile already"));
             }
             last_key = Some(key);
         }
         Ok(Self { path: path.to_owned(), profiles })
     }
 
-    /// The profile of this name over `[DEFAULT]`, or an error that names those there are.
+    /// The profile of this name with `[DEFAULT]`, or an error that lists the profiles.
     pub(crate) fn profile(&self, name: &str) -> Result<Profile, StorageError> {
         let own = self.profiles.get(name).ok_or_else(|| {
             let there: Vec<_> = self.profiles.keys().map(String::as_str).collect();
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_profile_is_told_with_those_there_are() {
+    fn a_missing_profile_is_reported_with_those_that_exist() {
         let error = parse("[a]\n[b]\n").unwrap().profile("c").err().unwrap().to_string();
         assert!(error.contains("profile c") && error.contains("a, b"), "{error}");
     }

@@ -15,7 +15,7 @@ pub(crate) struct Endpoint {
 }
 
 impl Endpoint {
-    /// Parses `text`, which `what` gave: user info, query and fragment are refused.
+    /// Parses `text`, which came from `what`: user info, query and fragment are refused.
     pub(crate) fn parse(text: &str, what: &str) -> Result<Self, StorageError> {
         let refuse = |why: &str| {
             Err(StorageError::config(format!("reading {what} {text:?}"), why)
@@ -35,7 +35,7 @@ impl Endpoint {
         if authority.as_str().contains('@') {
             return refuse("it must not contain user information");
         }
-        // What is signed is what the Host header says, which omits a default port.
+        // The signature covers the Host header, which omits a default port.
         let default_port = if scheme == Scheme::HTTPS { 443 } else { 80 };
         let host = authority.host().to_ascii_lowercase();
         let authority = match authority.port_u16() {
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_an_endpoint_is_refused_with_the_reason() {
+    fn an_invalid_endpoint_is_refused_with_the_reason() {
         for (text, why) in [
             ("objectstorage.example.com", "scheme"),
             ("ftp://x", "http or https"),

@@ -1,39 +1,39 @@
-//! What can go wrong between us and Oracle, told as one sentence.
+//! The errors of Oracle's services, each as one sentence.
 
 use crate::transport::Unusable;
 use std::fmt;
 use std::time::Duration;
 
-/// What a caller can do about an [`StorageError`].
+/// What a caller can do about a [`StorageError`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum StorageErrorKind {
-    /// 401: the signature, the key or the token was refused, also after a refresh.
+    /// 401: the signature, the key or the token was refused, even after a refresh.
     Unauthenticated,
-    /// 403: the credential is good, and the answer is no.
+    /// 403: the credential is good, and the request is not allowed.
     Forbidden,
-    /// 404: absent, or not to be seen with this credential; the service does not tell.
+    /// 404: absent, or not visible with this credential; the service does not distinguish the two.
     NotFound,
-    /// 409 `NotRestored`: in the archive tier, and nobody restored it.
+    /// 409 `NotRestored`: in the archive tier, and not restored.
     Archived,
-    /// 412: the object's ETag is no longer the one asked for.
+    /// 412: the object's ETag is no longer the requested one.
     Changed,
     /// 416: the range starts at or after the object's end.
     RangeNotSatisfiable,
     /// 429.
     Throttled,
-    /// 5xx, a conflict that passes, connecting, DNS, TLS, timeouts, a broken body.
+    /// 5xx, a temporary conflict, connecting, DNS, TLS, timeouts, a broken body.
     Unavailable,
-    /// An answer that breaks the API: a wrong `Content-Range`, JSON that is none.
+    /// An answer that breaks the API: a wrong `Content-Range`, invalid JSON.
     Protocol,
-    /// The other 4xx: asking again gives the same answer.
+    /// The other 4xx: the same request gets the same answer.
     Invalid,
     /// The settings, the config file or the key are wrong; nothing was sent.
     Config,
-    /// The metadata service or the federation endpoint cannot be reached; passes.
+    /// The metadata service or the federation endpoint cannot be reached; temporary.
     Identity,
 }
 
-/// An error of Oracle's services, or of what it takes to ask them.
+/// An error of Oracle's services, or of the path to them.
 ///
 /// `Display` is a complete sentence: what was attempted on what and where, the
 /// status, code and message of the service, its request id, how often and how
@@ -78,7 +78,7 @@ impl StorageError {
         }))
     }
 
-    /// Something that is written wrong, found before anything is sent.
+    /// A mistake in the configuration, found before anything is sent.
     pub(crate) fn config(attempted: impl Into<String>, cause: impl Into<String>) -> Self {
         Self::new(StorageErrorKind::Config, attempted, cause)
     }
@@ -114,13 +114,13 @@ impl StorageError {
         self
     }
 
-    /// Of a request for a credential, not of the one that needs it.
+    /// Marks an error of a request for a credential, not of the request that needs it.
     pub(crate) fn of_identity(mut self) -> Self {
         self.0.of_identity = true;
         self
     }
 
-    /// Says `attempted` in place of the call and what it was about. An error of
+    /// Replaces the description of the attempted call. An error of
     /// a request for a credential stays as it is.
     #[must_use]
     pub fn while_attempting(mut self, attempted: impl Into<String>) -> Self {
@@ -135,17 +135,17 @@ impl StorageError {
         self.0.kind
     }
 
-    /// The HTTP status, where an answer came.
+    /// The HTTP status, where there was an answer.
     pub fn status(&self) -> Option<u16> {
         self.0.status
     }
 
-    /// The service's own code, such as `BucketNotFound`; HEAD answers carry none.
+    /// The service's own code, such as `BucketNotFound`; HEAD answers have none.
     pub fn code(&self) -> Option<&str> {
         self.0.code.as_deref()
     }
 
-    /// How long the service asked to be left alone (`Retry-After`).
+    /// The pause that the service asked for (`Retry-After`).
     pub fn retry_after(&self) -> Option<Duration> {
         self.0.retry_after
     }
@@ -155,7 +155,7 @@ impl StorageError {
         self.0.attempts > 1
     }
 
-    /// Whether the same request may succeed later without anybody changing anything.
+    /// Whether the same request may succeed later without any change.
     pub fn is_transient(&self) -> bool {
         matches!(
             self.0.kind,
@@ -225,11 +225,11 @@ impl From<StorageError> for crate::Error {
             StorageErrorKind::Unauthenticated => Meaning::Unauthenticated,
             StorageErrorKind::Forbidden => Meaning::Denied,
             StorageErrorKind::NotFound => Meaning::NotFound,
-            // A driver that is configured wrong is not the fault of who asks.
+            // The requester is not at fault when the driver is misconfigured.
             StorageErrorKind::Archived | StorageErrorKind::Changed | StorageErrorKind::Config => {
                 Meaning::Precondition
             }
-            // An answer that is no answer comes from a proxy in between, and passes.
+            // An invalid answer comes from a proxy in between; it is temporary.
             StorageErrorKind::Throttled
             | StorageErrorKind::Unavailable
             | StorageErrorKind::Identity
@@ -241,7 +241,7 @@ impl From<StorageError> for crate::Error {
     }
 }
 
-/// The first `limit` characters of text that came from elsewhere, on one line.
+/// The first `limit` characters of text from elsewhere, on one line.
 pub(crate) fn excerpt(text: &str, limit: usize) -> String {
     let mut short: String = text
         .chars()

@@ -15,30 +15,30 @@ use md5::{Digest as _, Md5};
 use super::legacy_pem as legacy;
 use crate::text::pem;
 
-/// Why a key could not be used. Never says anything of the key itself.
+/// Why a key could not be used. Never reveals anything about the key itself.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
-    /// Only markers of something else, or none at all.
+    /// Other markers only, or none at all.
     #[error(
         "no private key in it: expected -----BEGIN PRIVATE KEY----- or a related marker{found}"
     )]
     Missing {
-        /// The markers that are there, for the reader.
+        /// The markers that were found, for the reader.
         found: String,
     },
-    /// The other half of the pair.
+    /// A public key.
     #[error("this is a public key: key_file must name the private key that belongs to it")]
     Public,
-    /// Encrypted, and nobody gave a passphrase.
+    /// Encrypted, and there is no passphrase.
     #[error(
         "the key is encrypted and no passphrase is given: set pass_phrase in the profile or \
              OCI_CLI_PASSPHRASE"
     )]
     PassphraseMissing,
-    /// Encrypted, and not with this passphrase.
+    /// Encrypted with another passphrase.
     #[error("the passphrase does not open the key: check pass_phrase or OCI_CLI_PASSPHRASE")]
     PassphraseWrong,
-    /// A form or cipher that is not read here.
+    /// A form or cipher that is not supported.
     #[error(
         "{what} is not supported; convert it: openssl pkcs8 -topk8 -v2 aes-256-cbc -in \
              OLD.pem -out NEW.pem"
@@ -47,15 +47,15 @@ pub enum KeyError {
         /// The form or cipher.
         what: String,
     },
-    /// Broken, or not RSA of 2048 to 8192 bits.
+    /// Malformed, or not RSA of 2048 to 8192 bits.
     #[error("the key cannot be read: {why}")]
     Malformed {
-        /// What the parser says.
+        /// The parser's message.
         why: String,
     },
 }
 
-/// An RSA key pair that signs; cheap to clone, and silent about itself.
+/// An RSA key pair that signs; cheap to clone, and `Debug` does not print it.
 #[derive(Clone)]
 pub struct KeyPair(Arc<RsaKeyPair>);
 
@@ -88,7 +88,7 @@ impl KeyPair {
         }
     }
 
-    /// A new pair of 2048 bits. Takes 60 ms and more of a core: not for async threads.
+    /// Generates a pair of 2048 bits. Takes at least 60 ms of a core: not for async threads.
     pub fn generate() -> Result<Self, KeyError> {
         RsaKeyPair::generate(KeySize::Rsa2048)
             .map(|pair| Self(Arc::new(pair)))
@@ -108,7 +108,7 @@ impl KeyPair {
         let unsupported = |cause: &dyn fmt::Display| KeyError::Unsupported {
             what: format!("the key's encryption ({cause})"),
         };
-        // Schemes older than PBES2 fail here already.
+        // Schemes older than PBES2 already fail here.
         let info = pkcs8::EncryptedPrivateKeyInfoRef::try_from(der)
             .map_err(|error| unsupported(&error))?;
         let plain = info.decrypt(passphrase).map_err(|error| match error {
@@ -155,7 +155,7 @@ impl KeyPair {
         Ok(der.as_ref().to_vec())
     }
 
-    /// What the console shows: MD5 of the public half, in hex with colons.
+    /// The fingerprint as the console shows it: MD5 of the public half, in hex with colons.
     pub fn fingerprint(&self) -> Result<String, KeyError> {
         Ok(hex_colons(&Md5::digest(self.public_der()?)))
     }
@@ -181,7 +181,7 @@ fn rejected(error: aws_lc_rs::error::KeyRejected) -> KeyError {
     KeyError::Malformed { why: format!("not an RSA key of 2048 to 8192 bits ({error})") }
 }
 
-/// `ab:cd:…` of these bytes.
+/// These bytes as `ab:cd:…`.
 pub(crate) fn hex_colons(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(":")
 }

@@ -58,7 +58,7 @@ fn a_wrong_or_missing_passphrase_is_named_in_the_error() {
 }
 
 #[test]
-fn what_is_no_private_key_is_told_apart() {
+fn text_without_a_private_key_has_a_distinct_error() {
     let error = |text: &str| KeyPair::from_pem(text, Some("hunter2")).unwrap_err();
     assert_eq!(error(&pem("public_key_spki")), KeyError::Public);
     assert!(matches!(error("no markers"), KeyError::Missing { .. }));
@@ -71,7 +71,7 @@ fn what_is_no_private_key_is_told_apart() {
 }
 
 #[test]
-fn an_encryption_that_is_not_read_here_is_told_with_the_command_that_converts_it() {
+fn an_unsupported_encryption_is_reported_with_the_command_that_converts_it() {
     let pbes1 = include_str!("../../tests/vectors/keys/pbes1-3des.pem");
     let rc2 = LEGACY[0].1.replace("AES-128-CBC", "RC2-CBC");
     for text in [pbes1, &rc2] {

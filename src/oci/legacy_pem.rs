@@ -1,8 +1,8 @@
 //! Keys that openssl encrypted before PKCS#8: `Proc-Type: 4,ENCRYPTED` and `DEK-Info`.
 //!
-//! The key comes from the passphrase by openssl's `EVP_BytesToKey` with MD5,
+//! The key is derived from the passphrase by openssl's `EVP_BytesToKey` with MD5,
 //! one iteration, and the first eight bytes of the IV as the salt. Weak, but
-//! what many API keys of today were written with.
+//! many of today's API keys were written this way.
 
 use aes::cipher::block_padding::Pkcs7;
 use aes::cipher::{BlockModeDecrypt, KeyIvInit};
@@ -12,7 +12,7 @@ use md5::{Digest, Md5};
 pub(crate) enum LegacyError {
     /// The padding is wrong, so the passphrase is.
     WrongPassphrase,
-    /// The header cannot be read, or names a cipher that is none of ours.
+    /// The header cannot be parsed, or names an unsupported cipher.
     Unsupported(String),
 }
 
@@ -35,7 +35,7 @@ pub(crate) fn decrypt(
     plain.ok_or_else(unsupported)?.map_err(|_| LegacyError::WrongPassphrase)
 }
 
-/// `None` where the IV has not the cipher's length.
+/// `None` where the IV does not have the cipher's length.
 fn cbc<Cipher: BlockModeDecrypt + KeyIvInit>(
     encrypted: &[u8],
     passphrase: &[u8],

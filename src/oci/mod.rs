@@ -1,15 +1,15 @@
 //! Everything that knows Oracle: endpoints, signing, identity, Object Storage.
 //!
-//! The way of a request, top to bottom:
+//! The path of a request, top to bottom:
 //!
 //! | step | module |
 //! |---|---|
-//! | what the administrator wrote, and the `oci` CLI's variables and file | `settings`, `config_file` |
+//! | the configuration, and the `oci` CLI's variables and file | `settings`, `config_file` |
 //! | the calls: list, head, get | `object_storage`, `answer`, `body` |
-//! | who asks: one immutable credential behind an atomic swap | [`identity`] |
+//! | the identity: one immutable credential behind an atomic swap | [`identity`] |
 //! | the signature, a pure function | [`sign`], [`key`], `legacy_pem` |
 //! | the host | [`region`], `endpoint` |
-//! | when it fails | [`StorageError`], [`RetryPolicy`] |
+//! | failures and repetition | [`StorageError`], [`RetryPolicy`] |
 //!
 //! Nothing outside this module builds a URL or a signature, and nothing in it
 //! knows of models, caches or CSI.

@@ -15,12 +15,12 @@ pub struct Bucket {
 }
 
 impl Bucket {
-    /// This bucket of this namespace.
+    /// The bucket of this name in a namespace.
     pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
         Self { namespace: namespace.into(), name: name.into() }
     }
 
-    /// This object of this bucket.
+    /// An object of this bucket.
     pub fn object(self: &Arc<Self>, name: impl Into<String>) -> ObjectName {
         ObjectName { bucket: Arc::clone(self), name: name.into() }
     }
@@ -32,17 +32,17 @@ impl fmt::Display for Bucket {
     }
 }
 
-/// An object by its full name, as it stands in listings (not encoded).
+/// An object by its full name, as listings have it (not encoded).
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ObjectName {
-    /// Where it is.
+    /// Its bucket.
     pub bucket: Arc<Bucket>,
     /// Any UTF-8 but CR, LF and NUL, 1 to 1024 bytes.
     pub name: String,
 }
 
 impl ObjectName {
-    /// This object of this bucket.
+    /// The object of this name in a bucket.
     pub fn new(bucket: Arc<Bucket>, name: impl Into<String>) -> Self {
         Self { bucket, name: name.into() }
     }

@@ -1,8 +1,8 @@
 //! The calls: namespace, list, head, get.
 //!
-//! Every call is one target string, which is signed and sent as the same
-//! bytes. A 401 is met by another credential and one repetition before the
-//! caller hears of it; what else fails is told or repeated as the policy says.
+//! Every call has one target string, which is signed and sent as the same
+//! bytes. After a 401 the call is repeated once with another credential before the
+//! caller gets an error; other failures are reported or repeated as the policy says.
 
 mod connect;
 mod exchange;
@@ -31,7 +31,7 @@ use super::retry::RetryPolicy;
 use super::settings::{AuthMethod, Environment, RequestObserver};
 use crate::transport::Transport;
 
-/// Object Storage at one place as one identity; cheap to clone.
+/// A client of Object Storage at one location with one identity; cheap to clone.
 #[derive(Clone)]
 pub struct ObjectStorage(Arc<ObjectStorageInner>);
 
@@ -42,9 +42,9 @@ struct ObjectStorageInner {
     transport: Transport,
     place: ServiceLocation,
     identity: Option<Identity>,
-    /// Whose identities there are where each request is a pod's.
+    /// The identities of pods, where each request is a pod's.
     workloads: Option<Workloads>,
-    /// The pod that asks.
+    /// The pod that sends the requests.
     workload: Option<Workload>,
     /// Whether the credential is on this machine, so that `connect` can check it.
     load_at_once: bool,
@@ -56,8 +56,8 @@ struct ObjectStorageInner {
 }
 
 impl ObjectStorage {
-    /// Where the objects are, in stable words for cache keys: the region's name,
-    /// or the endpoint's URL where one was chosen.
+    /// The location of the objects, in stable words for cache keys: the region's name,
+    /// or the endpoint's URL where one is configured.
     pub async fn location(&self) -> Result<String, StorageError> {
         self.0.place.location().await
     }
@@ -67,7 +67,7 @@ impl ObjectStorage {
         self.0.method
     }
 
-    /// Whether both ask as the same.
+    /// Whether both use the same identity.
     pub fn is(&self, other: &Self) -> bool {
         match (&self.0.identity, &other.0.identity) {
             (Some(identity), Some(other)) => identity.is(other),
@@ -75,12 +75,12 @@ impl ObjectStorage {
         }
     }
 
-    /// Whether nothing can be asked but as a pod, with [`Self::as_pod`].
+    /// Whether only a pod may send requests, with [`Self::as_pod`].
     pub fn needs_pod(&self) -> bool {
         self.0.workloads.is_some() && self.0.identity.is_none()
     }
 
-    /// The same place, asked as a pod that has this service-account token. A
+    /// The same location, with the identity of a pod that has this service-account token. A
     /// client that needs no pod stays as it is.
     #[must_use]
     pub fn as_pod(&self, workload: &Workload, token: &str) -> Self {
@@ -94,12 +94,12 @@ impl ObjectStorage {
         }))
     }
 
-    /// The pod that this asks as.
+    /// The pod whose identity this client uses.
     pub fn workload(&self) -> Option<&Workload> {
         self.0.workload.as_ref()
     }
 
-    /// Who asks; `None` where requests are not signed.
+    /// The client's identity; `None` where requests are not signed.
     pub fn identity(&self) -> Option<&Identity> {
         self.0.identity.as_ref()
     }
@@ -109,7 +109,7 @@ impl ObjectStorage {
         &self.0.retry
     }
 
-    /// The namespace that was configured, else the tenancy's, asked for until it is known once.
+    /// The configured namespace, else the tenancy's, which is requested until it is known.
     pub async fn namespace(&self) -> Result<String, StorageError> {
         if let Some(configured) = &self.0.configured_namespace {
             return Ok(configured.clone());
@@ -117,7 +117,7 @@ impl ObjectStorage {
         self.0.namespace.get_or_try_init(|| self.get_namespace()).await.cloned()
     }
 
-    /// As [`namespace`](Self::namespace), without asking for it.
+    /// As [`namespace`](Self::namespace), without a request.
     pub fn known_namespace(&self) -> Option<&str> {
         self.0
             .configured_namespace
@@ -137,8 +137,8 @@ impl ObjectStorage {
             })
     }
 
-    /// The objects whose names begin with `prefix`, in the service's order: all
-    /// pages, or the first `max` objects and the news that there are more.
+    /// Lists the objects whose names begin with `prefix`, in the service's order: all
+    /// pages, or the first `max` objects and whether there are more.
     pub async fn list_objects(
         &self,
         bucket: &Bucket,
@@ -153,19 +153,19 @@ impl ObjectStorage {
         Ok(PrefixListing { objects, truncated: pages.truncated() })
     }
 
-    /// As [`list_objects`](Self::list_objects), page by page: whoever keeps less
-    /// of an object than a listing tells needs no memory for the rest.
+    /// As [`list_objects`](Self::list_objects), page by page: a caller that keeps only a
+    /// part of each object needs no memory for the rest.
     pub fn pages<'a>(&'a self, bucket: &'a Bucket, prefix: &'a str, max: usize) -> Pages<'a> {
         Pages::new(&self.0, bucket, prefix, max)
     }
 
-    /// Whether the bytes of an object may be read: asks for its first one, with
-    /// `if_match` of this version only. Objects of no bytes have no first one and
-    /// are asked for whole.
+    /// Checks whether the bytes of an object may be read: requests the first one, with
+    /// `if_match` of this version only. Empty objects have no first byte and
+    /// are requested whole.
     ///
     /// # Errors
-    /// `Changed` when it is another version; `RangeNotSatisfiable` when it has no
-    /// bytes, and was said to have some; `Protocol` for an answer without an ETag,
+    /// `Changed` when it is another version; `RangeNotSatisfiable` when it is
+    /// empty and should not be; `Protocol` for an answer without an ETag,
     /// which does not come from Object Storage.
     pub async fn may_read(
         &self,
@@ -191,21 +191,21 @@ impl ObjectStorage {
             (StatusCode::OK | StatusCode::PARTIAL_CONTENT, Some(asked))
                 if etag != answer::opaque(asked) =>
             {
-                let why = format!("version {asked} was asked for, and {etag} came");
+                let why = format!("version {asked} was requested, and {etag} was returned");
                 Err(call.error(StorageErrorKind::Changed, why))
             }
             (StatusCode::PARTIAL_CONTENT, _) => {
-                // Read to its end, the connection can be used again.
+                // A connection whose body was read to its end can be used again.
                 let _ = self.0.transport.read(body, 16).await;
                 Ok(())
             }
-            // A range was ignored, as it may be: the body is not waited for.
+            // The range was ignored, as it may be: the body is not read.
             (StatusCode::OK, _) => Ok(()),
             (status, _) => broken(&format!("unexpected status {status}")),
         }
     }
 
-    /// Whether the bucket is there and may be seen.
+    /// Checks whether the bucket exists and is visible.
     pub async fn head_bucket(&self, bucket: &Bucket) -> Result<(), StorageError> {
         let target = format!("/n/{}/b/{}", strict(&bucket.namespace), strict(&bucket.name));
         let call =
@@ -213,10 +213,10 @@ impl ObjectStorage {
         self.0.send_retrying(&call).await.map(drop)
     }
 
-    /// The object's size, ETag and checksums; with `if_match`, of this version only.
+    /// Gets the object's size, ETag and checksums; with `if_match`, of this version only.
     ///
-    /// An answer that cannot be relied on (no ETag although a version was asked
-    /// for, a checksum that is not one) is asked for again like one that did not come.
+    /// An answer that cannot be relied on (no ETag although a version was requested,
+    /// a malformed checksum) is requested again like a missing answer.
     pub async fn head_object(
         &self,
         object: &ObjectName,
@@ -242,13 +242,13 @@ impl ObjectStorage {
         }
     }
 
-    /// The bytes of this version of the object, all or a part of them.
+    /// Gets the bytes of this version of the object, all or a part of them.
     ///
-    /// One attempt, since callers resume where a body broke; only a 401 is met
-    /// by another credential inside. Status, range and length are checked here,
-    /// so that what [`ObjectBody::chunk`] gives can be written where it belongs.
-    /// A range must not be empty nor reach beyond the object's end; an empty
-    /// object is asked for whole.
+    /// One attempt, since callers resume where a body broke; only a 401 is repeated
+    /// inside, with another credential. Status, range and length are checked here,
+    /// so that what [`ObjectBody::chunk`] returns can be written where it belongs.
+    /// A range must be neither empty nor reach beyond the object's end; an empty
+    /// object is requested whole.
     pub async fn get_object(
         &self,
         object: &ObjectName,
@@ -259,7 +259,7 @@ impl ObjectStorage {
             .with_header(header::IF_MATCH, etag);
         if let Some(range) = &range {
             if range.is_empty() {
-                return Err(call.error(StorageErrorKind::Invalid, "an empty range was asked for"));
+                return Err(call.error(StorageErrorKind::Invalid, "the requested range is empty"));
             }
             let value = format!("bytes={}-{}", range.start, range.end - 1);
             call = call.with_header(header::RANGE, &value);
@@ -278,7 +278,7 @@ impl ObjectStorage {
                 let length = named.unwrap_or(wanted);
                 if given != *asked || length != wanted {
                     return Err(broken(format!(
-                        "bytes {}-{} were asked for, and {}-{} in a body of {length} came",
+                        "bytes {}-{} were requested, and {}-{} in a body of {length} were returned",
                         asked.start,
                         asked.end - 1,
                         given.start,
@@ -290,7 +290,9 @@ impl ObjectStorage {
                 (head, Some(length))
             }
             (Some(_), StatusCode::OK) => {
-                return Err(broken("a range was asked for, and the whole object came".into()));
+                return Err(broken(
+                    "a range was requested, and the whole object was returned".into(),
+                ));
             }
             (_, status) => return Err(broken(format!("unexpected status {status}"))),
         };
@@ -332,7 +334,7 @@ impl<'a> UnsignedRequest<'a> {
         self
     }
 
-    /// What an answer without a range says of the object.
+    /// Parses the headers of an answer without a range.
     fn head_of_whole(
         &self,
         headers: &HeaderMap,
@@ -346,25 +348,25 @@ impl<'a> UnsignedRequest<'a> {
         Ok(head)
     }
 
-    /// Whether the answer is of the version that was asked for. Without an ETag
-    /// nothing says that If-Match was looked at.
+    /// Checks that the answer has the requested version. Without an ETag
+    /// nothing proves that If-Match was considered.
     fn check_version(&self, head: &ObjectHead, etag: &str) -> Result<(), StorageError> {
         if head.etag.is_empty() {
             return Err(self.unusable("it has no ETag, so it may be of another version"));
         }
         if head.etag != answer::opaque(etag) {
             let came = excerpt(&head.etag, 80);
-            let why = format!("version {etag} was asked for, and {came} came");
+            let why = format!("version {etag} was requested, and {came} was returned");
             return Err(self.error(StorageErrorKind::Changed, why));
         }
         Ok(())
     }
 
-    /// An answer that lacks what makes it one; asking again may give another.
+    /// The error for an answer that is incomplete; another attempt may get a good one.
     fn unusable(&self, why: &str) -> StorageError {
         self.error(StorageErrorKind::Unavailable, format!("the answer cannot be relied on: {why}"))
             .with_remedy(
-                "if it stays so, a proxy on the way changes answers: let this node reach Object \
+                "if it persists, a proxy on the way alters answers: let this node reach Object \
                  Storage without it",
             )
     }

@@ -1,8 +1,8 @@
 //! Regions, realms, and the hosts that follow from them.
 //!
 //! The tables are those of the official Python SDK 2.189.0. New regions appear
-//! several times a year, so an unknown one is not an error: it is taken to be
-//! of realm oc1, with a warning.
+//! several times a year, so an unknown one is not an error: it is assumed to be
+//! in realm oc1, with a warning.
 
 use std::fmt;
 
@@ -77,7 +77,7 @@ const REGIONS: &[(&str, &str, &str)] = &[
     ("hnw", "sa-riodejaneiro-1", "oc52"),
 ];
 
-/// The domain of the first realm, which unknown regions are taken to be of.
+/// The domain of the first realm, which is assumed for unknown regions.
 const FIRST_REALM: &str = "oraclecloud.com";
 
 /// A region with the domain of its realm.
@@ -89,11 +89,11 @@ pub struct Region {
 }
 
 impl Region {
-    /// From a region's name or short code, in any case.
+    /// Resolves a region's name or short code, in any case.
     ///
-    /// What the table does not hold is looked for in `OCI_REGION_METADATA` (one
-    /// JSON object), then a value with a `.` is taken as the whole domain after
-    /// the service's label, then `OCI_DEFAULT_REALM` gives the domain, then oc1.
+    /// A region that is not in the table is looked up in `OCI_REGION_METADATA` (one
+    /// JSON object); then a value with a `.` is used as the whole domain after
+    /// the service's label; then `OCI_DEFAULT_REALM` gives the domain; then oc1.
     /// The order is that of the official SDKs.
     pub fn resolve(text: &str, environment: &Environment) -> Self {
         let wanted = text.trim().to_ascii_lowercase();
@@ -110,7 +110,7 @@ impl Region {
             return Self { suffix: wanted.clone(), name: wanted };
         }
         let domain = environment.get("OCI_DEFAULT_REALM").unwrap_or_else(|| {
-            tracing::warn!(region = wanted, "unknown region, taken to be of realm oc1");
+            tracing::warn!(region = wanted, "unknown region, assumed to be in realm oc1");
             FIRST_REALM
         });
         Self::of(&wanted, domain)
@@ -129,7 +129,7 @@ impl Region {
             .then(|| Self::of(&name.to_ascii_lowercase(), &domain.to_ascii_lowercase()))
     }
 
-    /// From the built-in table alone.
+    /// Looks a region up in the built-in table alone.
     pub fn known(text: &str) -> Option<Self> {
         let (_, name, realm) =
             REGIONS.iter().find(|(code, name, _)| *code == text || *name == text)?;
@@ -146,12 +146,12 @@ impl Region {
         &self.name
     }
 
-    /// Where Object Storage is.
+    /// The URL of Object Storage.
     pub fn object_storage_url(&self) -> String {
         format!("https://objectstorage.{}", self.suffix)
     }
 
-    /// Where an instance's certificate is exchanged for a token.
+    /// The URL that exchanges an instance's certificate for a token.
     pub fn federation_url(&self) -> String {
         format!("https://auth.{}/v1/x509", self.suffix)
     }

@@ -1,4 +1,4 @@
-//! How often a request is repeated, and how long is waited in between.
+//! How often a request is repeated, and the pauses in between.
 
 use std::time::Duration;
 
@@ -6,14 +6,14 @@ use tokio::time::Instant;
 
 use super::error::StorageError;
 
-/// A `Retry-After` beyond this is not waited for: the caller is told instead of kept.
+/// The longest `Retry-After` that is honoured: beyond it the caller gets the error.
 const RETRY_AFTER_CAP: Duration = Duration::from_secs(60);
 
 /// Exponential backoff with full jitter under a budget of attempts and time.
 ///
 /// Only transient errors are repeated ([`StorageError::is_transient`]); every request
 /// that is repeated here is idempotent. The official SDKs ignore `Retry-After`;
-/// here it is the least that is waited, up to one minute.
+/// here it is the shortest pause, up to one minute.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RetryPolicy {
     attempts: u32,
@@ -23,7 +23,7 @@ pub struct RetryPolicy {
 }
 
 impl RetryPolicy {
-    /// `attempts` in all (1 is no repetition), the first delay at most `initial`,
+    /// `attempts` in all (1 means no repetition), the first delay at most `initial`,
     /// each later one at most twice the one before and at most `max`; none
     /// that would end after `budget`, measured from the first attempt.
     pub fn new(
@@ -51,7 +51,7 @@ impl RetryPolicy {
         Self { attempts: 1, initial: second, max: second, budget: Duration::ZERO }
     }
 
-    /// How many attempts in all.
+    /// Attempts in all.
     pub fn attempts(&self) -> u32 {
         self.attempts
     }
@@ -63,8 +63,8 @@ impl RetryPolicy {
 
     /// The pause after attempt number `attempt` (from 1), drawn at random.
     ///
-    /// Full jitter spreads clients that failed together; with `retry_after`
-    /// (the service's word, capped at one minute) it comes on top of that.
+    /// Full jitter spreads clients that failed together; it is added to `retry_after`
+    /// (from the service, capped at one minute).
     pub fn delay(&self, attempt: u32, retry_after: Option<Duration>) -> Duration {
         let doublings = attempt.saturating_sub(1).min(31);
         let ceiling = self.initial.saturating_mul(1 << doublings).min(self.max);
@@ -102,11 +102,11 @@ pub struct Attempts {
 }
 
 impl Attempts {
-    /// After a failed attempt: sleeps and says `Ok` where another one is due,
-    /// else gives the error back with attempts and elapsed time in it.
+    /// After a failed attempt: sleeps and returns `Ok` where another one is due,
+    /// else returns the error with attempts and elapsed time in it.
     ///
-    /// An error that carries attempts already comes from below, where it was
-    /// repeated: a credential that a request waited for. It is given back as it
+    /// An error that has attempts already comes from below, where it was
+    /// repeated: a credential that a request waited for. It is returned as it
     /// is, since policies that repeat each other multiply.
     ///
     /// Cancel safe: dropped while it sleeps, it has only counted the attempt.
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_refused() {
+    fn invalid_settings_are_refused() {
         let (ms, s) = (Duration::from_millis(1), Duration::from_secs(1));
         assert!(RetryPolicy::new(0, ms, s, s).is_err());
         assert!(RetryPolicy::new(1, Duration::ZERO, s, s).is_err());
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_would_end_after_the_budget_is_not_begun() {
+    async fn an_attempt_that_would_end_after_the_budget_is_not_begun() {
         let mut attempts = policy(100, 5).start();
         let asked = transient().with_retry_after(Some(Duration::from_secs(6)));
         assert!(attempts.again(asked).await.is_err());
@@ -197,13 +197,13 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_was_repeated_below_is_not_repeated_again() {
+    async fn an_error_that_was_repeated_below_is_not_repeated_again() {
         let mut below = policy(2, 60).start();
         below.again(transient()).await.unwrap();
         let error = below.again(transient()).await.unwrap_err();
-        let told = error.to_string();
+        let text = error.to_string();
         let error = policy(8, 60).start().again(error).await.unwrap_err();
-        assert_eq!(error.to_string(), told);
+        assert_eq!(error.to_string(), text);
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,8 +1,8 @@
-//! Signing through oci-rust-sdk, with the off-by-default feature of that name.
+//! Signing through oci-rust-sdk, with the feature of that name, which is off by default.
 //!
-//! Only API keys come here: the crate fetches key id and key apart, so it
-//! cannot sign with a credential that changes. Its licence and its limits are
-//! told in docs/decisions/0001-oci-rust-sdk.md.
+//! Only API keys are signed here: the crate fetches key id and key separately, so it
+//! cannot sign with a credential that changes. docs/decisions/0001-oci-rust-sdk.md
+//! describes its licence and its limits.
 
 use std::sync::Arc;
 
@@ -45,9 +45,9 @@ impl SdkSigner {
         RequestSigner::new(Arc::new(provider)).map(Self).map_err(|error| refused(error.to_string()))
     }
 
-    /// Signs what our own signer would sign, the order of the headers aside.
+    /// Signs the same as our own signer, except for the order of the headers.
     pub(crate) fn sign(&self, request: &Request<'_>, origin: &str) -> Result<Signed, StorageError> {
-        // The URL's type is one of the crate's own dependencies: inferred, so that it is none of ours.
+        // The URL's type belongs to a dependency of the crate: inferred, so that this crate needs none.
         let url = format!("{origin}{}", request.target)
             .parse()
             .map_err(|_| refused(format!("{origin}{} is not a URL", request.target)))?;

@@ -1,4 +1,4 @@
-//! What the administrator chose, before it is resolved against the oci CLI's variables and file.
+//! The administrator's settings, before they are resolved against the oci CLI's variables and file.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,7 +12,7 @@ use super::region::Region;
 use super::retry::RetryPolicy;
 use crate::transport::TransportTimeouts;
 
-/// Who asks: the oci CLI's `--auth` values, and two more.
+/// The authentication methods: the oci CLI's `--auth` values, and two more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum AuthMethod {
     /// `OCI_CLI_AUTH`, else an API key where one is configured, else the instance principal.
@@ -49,7 +49,7 @@ impl AuthMethod {
             .iter()
             .find(|(_, method)| *method == self)
             .map(|(name, _)| *name)
-            .expect("every method stands in the table, which a test checks")
+            .expect("every method is in the table, which a test checks")
     }
 }
 
@@ -75,8 +75,8 @@ impl FromStr for AuthMethod {
     }
 }
 
-/// How long is waited for what. There is no limit on a whole body: a slow
-/// transfer is none that hangs.
+/// How long each step may take. There is no limit on a whole body: a slow
+/// transfer is not a stalled one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Timeouts {
     /// For a TCP connection.
@@ -107,7 +107,7 @@ impl From<&Timeouts> for TransportTimeouts {
     }
 }
 
-/// The process environment, as far as Oracle's tools give it a meaning; injectable.
+/// The variables of the process environment that Oracle's tools define; injectable.
 ///
 /// Values may be secrets (`OCI_CLI_PASSPHRASE`), so `Debug` shows names only.
 #[derive(Clone, Default)]
@@ -140,7 +140,7 @@ impl Environment {
         self.0.get(name).map(String::as_str).filter(|value| !value.is_empty())
     }
 
-    /// `~` and `~/…` below `HOME`; anything else as it is.
+    /// Expands `~` and `~/…` with `HOME`; anything else as it is.
     pub(crate) fn expand(&self, path: &str) -> PathBuf {
         match (path.strip_prefix('~'), self.get("HOME")) {
             (Some(""), Some(home)) => PathBuf::from(home),
@@ -167,14 +167,14 @@ impl fmt::Debug for Environment {
 /// Called once per answered or failed request: operation (`GetObject`), status where one came.
 pub type RequestObserver = Arc<dyn Fn(&'static str, Option<u16>) + Send + Sync>;
 
-/// How Object Storage is to be reached and as whom.
+/// How to reach Object Storage, and with which identity.
 ///
-/// What is `None` here is taken from the oci CLI's variables (`OCI_CLI_REGION`,
+/// What is `None` here comes from the oci CLI's variables (`OCI_CLI_REGION`,
 /// `OCI_CLI_ENDPOINT`, …), then from the profile; flags, `OCI_MODEL_CSI_*` and
-/// `--config` come already resolved in these fields.
+/// `--config` are already resolved in these fields.
 #[derive(Clone)]
 pub struct Settings {
-    /// Who asks.
+    /// The authentication method.
     pub auth: AuthMethod,
     /// A region's name or short code. The instance principal asks the metadata service.
     pub region: Option<String>,
@@ -182,7 +182,7 @@ pub struct Settings {
     pub endpoint: Option<String>,
     /// The Object Storage namespace instead of the tenancy's own.
     pub namespace: Option<String>,
-    /// A PEM bundle that is trusted besides the system's roots.
+    /// A PEM bundle to trust in addition to the system's roots.
     pub ca_file: Option<PathBuf>,
     /// The oci CLI's config file instead of `~/.oci/config`.
     pub config_file: Option<PathBuf>,
@@ -190,7 +190,7 @@ pub struct Settings {
     pub profile: Option<String>,
     /// For everything but `get_object`, which its callers resume themselves.
     pub retry: RetryPolicy,
-    /// How long is waited for what.
+    /// How long each step may take.
     pub timeouts: Timeouts,
     /// The metadata service instead of `http://169.254.169.254/opc/v2`.
     pub metadata_base: Option<String>,
@@ -241,7 +241,7 @@ impl Settings {
         self.ca_file.clone().or_else(variable)
     }
 
-    /// The chosen value, else the variable's; blank is absent in both.
+    /// The configured value, else the variable's; blank counts as absent in both.
     pub(crate) fn or_variable(&self, chosen: Option<&String>, variable: &str) -> Option<String> {
         chosen
             .map(|text| text.trim())
@@ -276,7 +276,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_method_has_the_name_it_is_read_by() {
+    fn every_method_is_parsed_by_its_name() {
         for (name, method) in AuthMethod::NAMES {
             assert_eq!(name.parse::<AuthMethod>().unwrap(), method);
             assert_eq!(method.to_string(), name);
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tilde_is_the_home_directory_only_where_it_stands_alone() {
+    fn a_tilde_is_the_home_directory_only_on_its_own() {
         let environment: Environment = [("HOME", "/home/me")].into_iter().collect();
         assert_eq!(environment.expand("~/.oci/k.pem"), Path::new("/home/me/.oci/k.pem"));
         assert_eq!(environment.expand("~"), Path::new("/home/me"));
@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_chosen_wins_over_the_variable_and_blank_is_not_chosen() {
+    fn a_configured_value_wins_over_the_variable_and_a_blank_one_does_not() {
         let environment = [("OCI_CLI_REGION", "phx")].into_iter().collect();
         let settings = Settings { environment, ..Settings::default() };
         let resolve = |chosen: &str| {

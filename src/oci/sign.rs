@@ -12,7 +12,7 @@ use super::key::{KeyError, KeyPair, sha256};
 /// The content type of every body that is signed here.
 pub const JSON: &str = "application/json";
 
-/// Which header carries the date that is signed.
+/// Which header has the signed date.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum DateHeader {
     /// `date`.
@@ -22,21 +22,21 @@ pub enum DateHeader {
     XDate,
 }
 
-/// A body whose hash is signed. Object uploads are sent without.
+/// A body whose hash is signed. Object uploads are sent without one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Body<'a> {
     /// The value of `content-type`.
     pub content_type: &'a str,
-    /// The whole of it.
+    /// All of its bytes.
     pub bytes: &'a [u8],
 }
 
-/// What is signed of a request: the very values that are sent.
+/// The signed parts of a request: the very values that are sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Request<'a> {
     /// In any case.
     pub method: &'a str,
-    /// Path and query as they stand on the request line.
+    /// Path and query exactly as in the request line.
     pub target: &'a str,
     /// The `Host` header with its port, or `None` to leave it unsigned (federation).
     pub host: Option<&'a str>,
@@ -44,23 +44,23 @@ pub struct Request<'a> {
     pub date: &'a str,
     /// The date header's name.
     pub date_header: DateHeader,
-    /// Set for POST, also when it is empty.
+    /// Set for POST, even when it is empty.
     pub body: Option<Body<'a>>,
 }
 
-/// What the signature consists of, before the key.
+/// The input of the signature, before the key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SigningString {
     /// The names in order, separated by blanks.
     pub headers: String,
-    /// What is signed.
+    /// The signed text.
     pub text: String,
     /// The `x-content-sha256` header, where there is a body.
     pub content_sha256: Option<String>,
 }
 
 impl Request<'_> {
-    /// The names and the text that are signed.
+    /// Computes the names and the text to sign.
     pub fn signing_string(&self) -> SigningString {
         let date_header = match self.date_header {
             DateHeader::Date => "date",

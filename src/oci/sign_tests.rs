@@ -71,7 +71,7 @@ fn all_vectors_of_the_official_signer_are_reproduced_with_every_form_of_the_key(
 }
 
 #[test]
-fn whatever_is_changed_changes_the_signature() {
+fn every_change_changes_the_signature() {
     let file = vectors();
     let key = KeyPair::from_pem(file["private_key_pkcs8"].as_str().unwrap(), None).unwrap();
     let body = Body { content_type: JSON, bytes: b"{}" };

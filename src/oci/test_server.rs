@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
-/// A request as it came.
+/// A received request.
 #[derive(Debug, Clone)]
 pub(crate) struct Seen {
     pub(crate) method: String,
@@ -24,22 +24,22 @@ impl Seen {
     }
 }
 
-/// What to answer.
+/// An answer to send.
 pub(crate) struct ScriptedAnswer {
     status: u16,
     headers: String,
     body: Vec<u8>,
-    /// Send a `content-length` and so many bytes of the body only, then close or hang.
+    /// Send a `content-length` and only this many bytes of the body, then close or hang.
     cut: Option<(usize, AfterCut)>,
     framing: Framing,
 }
 
-/// How the end of a body is told.
+/// How the end of a body is marked.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Framing {
     Length,
     Chunks,
-    /// The connection is closed behind it.
+    /// The connection is closed after it.
     End,
 }
 
@@ -93,7 +93,7 @@ pub(crate) struct TestServer {
 }
 
 impl TestServer {
-    /// Answers each request with what `script` says to it and its number (from 0).
+    /// Answers each request with the result of `script` for it and its number (from 0).
     pub(crate) async fn start(
         script: impl Fn(usize, &Seen) -> ScriptedAnswer + Send + Sync + 'static,
     ) -> Self {

@@ -219,7 +219,7 @@ async fn a_key_that_is_refused_and_gone_from_disk_is_told_as_both() {
     store.faults().add(Rule::new(Action::status(401)));
     let error = client.head_bucket(&bucket(&store)).await.unwrap_err();
     assert_eq!((error.kind(), error.status()), (StorageErrorKind::Unauthenticated, Some(401)));
-    assert!(error.to_string().contains("no other credential could be had"), "{error}");
+    assert!(error.to_string().contains("no other credential is available"), "{error}");
 }
 
 #[tokio::test]

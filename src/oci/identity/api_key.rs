@@ -12,7 +12,7 @@ use crate::oci::key::KeyPair;
 use crate::oci::settings::{Environment, Settings};
 use crate::text;
 
-/// Where a profile is looked for, and which one.
+/// Where to find a profile, and which one.
 #[derive(Clone)]
 pub(crate) struct ProfileSource {
     config_file: Option<PathBuf>,
@@ -32,7 +32,7 @@ impl ProfileSource {
         Self { config_file, profile, environment: settings.environment.clone() }
     }
 
-    /// The file that was named, else the first that is there of those the oci CLI looks for.
+    /// The configured file, else the first existing one of those that the oci CLI tries.
     pub(crate) fn path(&self) -> PathBuf {
         if let Some(named) = &self.config_file {
             return named.clone();
@@ -54,7 +54,7 @@ impl ProfileSource {
         self.environment.get("OCI_CLI_USER").is_some() || self.path().exists()
     }
 
-    /// The profile; an empty one where no file is there and none was named.
+    /// The profile; an empty one if there is no file and none was configured.
     pub(crate) fn read(&self) -> Result<Profile, StorageError> {
         let path = self.path();
         let named = self.config_file.is_some() || self.profile.is_some();
@@ -101,7 +101,7 @@ impl ProfileSource {
             ))
             .with_remedy("correct fingerprint or key_file: they belong to different keys"));
         }
-        let credential = Credential::lasting(format!("{tenancy}/{user}/{fingerprint}"), key);
+        let credential = Credential::permanent(format!("{tenancy}/{user}/{fingerprint}"), key);
         #[cfg(feature = "oci-rust-sdk")]
         let credential = credential.through_sdk()?;
         Ok(credential)
@@ -138,7 +138,7 @@ impl ProfileSource {
 }
 
 impl CredentialSource for ProfileSource {
-    /// Reads the files again: a key that was replaced on disk is found after the next 401.
+    /// Reads the files again: after the next 401, a key that was replaced on disk is used.
     fn fetch(&self) -> BoxFuture<'_, Result<Credential, StorageError>> {
         let source = self.clone();
         async move {

@@ -113,7 +113,7 @@ fn variables_alone_are_enough() {
 }
 
 #[test]
-fn what_is_missing_is_named_with_the_place_where_it_is_missed() {
+fn a_missing_value_is_named_with_the_place_where_it_belongs() {
     let home = Home::new("[DEFAULT]\ntenancy=t\n");
     let error = home.load(&[]).unwrap_err().to_string();
     assert!(error.contains(".oci/config") && error.contains("add user="), "{error}");
@@ -130,15 +130,15 @@ fn what_is_missing_is_named_with_the_place_where_it_is_missed() {
 }
 
 #[test]
-fn a_file_or_profile_that_was_named_must_be_there_and_the_usual_ones_need_not() {
+fn a_configured_file_or_profile_must_exist_and_the_usual_ones_need_not() {
     let home = Home::new("");
     let mut settings = home.settings(&[("OCI_CLI_CONFIG_FILE", "~/elsewhere")]);
     let read = |settings: &Settings| ProfileSource::new(settings).read();
     let error = read(&settings).err().unwrap().to_string();
     assert!(error.contains("elsewhere"), "{error}");
     settings.config_file = Some(Path::new("~/.oci/config").into());
-    settings.profile = Some("nobody".into());
-    assert!(read(&settings).err().unwrap().to_string().contains("nobody"));
+    settings.profile = Some("absent".into());
+    assert!(read(&settings).err().unwrap().to_string().contains("absent"));
 
     let empty = tempfile::tempdir().unwrap();
     let home = ("HOME", empty.path().to_str().unwrap());

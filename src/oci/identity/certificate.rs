@@ -6,7 +6,7 @@ use x509_cert::der::{Decode as _, Encode as _};
 use crate::oci::key::{hex_colons, sha256};
 use crate::text::pem;
 
-/// One certificate out of PEM text.
+/// One certificate from PEM text.
 pub(crate) struct InstanceCertificate {
     der: Vec<u8>,
     base64: String,
@@ -14,7 +14,7 @@ pub(crate) struct InstanceCertificate {
 }
 
 impl InstanceCertificate {
-    /// The first certificate of `text`.
+    /// Parses the first certificate of `text`.
     pub(crate) fn from_pem(text: &str) -> Result<Self, String> {
         let blocks = pem::blocks(text);
         let block = blocks
@@ -27,7 +27,7 @@ impl InstanceCertificate {
         Ok(Self { der, base64: block.base64.clone(), parsed })
     }
 
-    /// Base64 of the DER, in one line, as the federation endpoint wants it.
+    /// Base64 of the DER, in one line, as the federation endpoint expects it.
     pub(crate) fn base64(&self) -> &str {
         &self.base64
     }
@@ -51,7 +51,7 @@ impl InstanceCertificate {
         })
     }
 
-    /// SubjectPublicKeyInfo DER, to be compared with the key's own.
+    /// SubjectPublicKeyInfo DER, to compare with that of the key.
     pub(crate) fn public_der(&self) -> Option<Vec<u8>> {
         self.parsed.tbs_certificate().subject_public_key_info().to_der().ok()
     }
@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_certificate_is_told() {
+    fn text_without_a_certificate_is_reported() {
         assert!(InstanceCertificate::from_pem("<html>").is_err());
         let garbage = pem::encode("CERTIFICATE", b"garbage");
         assert!(InstanceCertificate::from_pem(&garbage).is_err());

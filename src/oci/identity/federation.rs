@@ -20,7 +20,7 @@ use crate::transport::Transport;
 /// A token is a few kilobytes.
 const LONGEST_ANSWER: usize = 256 * 1024;
 
-/// What the metadata service says of the instance at one moment.
+/// The instance's documents, as read from the metadata service at one time.
 pub(crate) struct InstanceDocuments {
     pub(crate) leaf: InstanceCertificate,
     pub(crate) leaf_key: KeyPair,
@@ -28,7 +28,7 @@ pub(crate) struct InstanceDocuments {
     pub(crate) tenancy: String,
 }
 
-/// A token with the service's clock when it came.
+/// A token with the time of the service's clock when it was issued.
 pub(crate) struct SecurityToken {
     pub(crate) jwt: String,
     pub(crate) server_time: Option<SystemTime>,
@@ -56,7 +56,7 @@ struct ExchangeAnswer {
 }
 
 impl Federation {
-    /// A token for `session_key`, asked for in the name of the instance.
+    /// Requests a token for `session_key` as the instance.
     ///
     /// The form is the Go SDK's: SHA-256 fingerprint in the key id, `host` not signed.
     pub(crate) async fn exchange(

@@ -10,7 +10,7 @@ use crate::oci::retry::RetryPolicy;
 use crate::oci::settings::Settings;
 use crate::transport::{Transport, TransportTimeouts};
 
-/// Where every instance finds it; link-local, so never through a proxy.
+/// The address of the service on every instance; link-local, so never through a proxy.
 const DEFAULT_BASE: &str = "http://169.254.169.254/opc/v2";
 
 /// Certificates and keys are a few kilobytes.
@@ -37,9 +37,9 @@ impl Imds {
         })
     }
 
-    /// The text at `path`, which begins with a slash.
+    /// Gets the text at `path`, which begins with a slash.
     ///
-    /// A 404 is repeated too: the service answers so while it is starting.
+    /// A 404 is repeated too: the service returns it while it starts.
     pub(crate) async fn get(&self, path: &str) -> Result<String, StorageError> {
         let mut attempts = self.retry.start();
         loop {

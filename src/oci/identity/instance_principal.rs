@@ -1,8 +1,8 @@
-//! The compute instance as a principal: no key ever has to be put on a node.
+//! The compute instance as a principal: no key has to be stored on a node.
 //!
 //! The metadata service gives the instance a certificate that lives about two
 //! hours; the federation endpoint exchanges it for a token bound to a session
-//! key that is made here. All of it is read and made anew at every refresh.
+//! key that is generated here. Every refresh reads and generates all of it again.
 
 use std::sync::{Arc, OnceLock};
 
@@ -23,10 +23,10 @@ use crate::oci::region::Region;
 use crate::oci::settings::{Environment, Settings};
 use crate::transport::Transport;
 
-/// Certificate and key are two reads; a rotation in between is met by reading both again.
+/// Certificate and key are two reads; if a rotation comes in between, both are read again.
 const READS_UNTIL_THEY_MATCH: usize = 3;
 
-/// The region: chosen, or the instance's own, asked for once.
+/// The region: the configured one, or the instance's own, requested once.
 pub(crate) struct InstanceRegion {
     chosen: Option<String>,
     environment: Environment,
@@ -49,7 +49,7 @@ impl InstanceRegion {
                 if let Some(known) = Region::known(&text.trim().to_ascii_lowercase()) {
                     return Ok(known);
                 }
-                // Newer than our table: the instance knows its realm's domain.
+                // Newer than the built-in table: the instance knows its realm's domain.
                 let info = self.imds.get("/instance/regionInfo").await.ok();
                 Ok(info
                     .and_then(|json| Region::from_metadata(&json))
@@ -59,7 +59,7 @@ impl InstanceRegion {
     }
 }
 
-/// Makes credentials of the instance's certificate.
+/// Gets credentials for the instance's certificate.
 pub(crate) struct InstancePrincipal {
     imds: Arc<Imds>,
     region: Arc<InstanceRegion>,
@@ -153,7 +153,7 @@ impl CredentialSource for InstancePrincipal {
     fn fetch(&self) -> BoxFuture<'_, Result<Credential, StorageError>> {
         async {
             match self.exchange().await {
-                // The certificate may have been rotated away under the request.
+                // The certificate may have been rotated during the request.
                 Err(error) if error.kind() == StorageErrorKind::Unauthenticated => {
                     self.exchange().await
                 }

@@ -25,7 +25,7 @@ struct OracleServices {
 #[derive(Default)]
 struct World {
     tokens: AtomicU64,
-    /// The token that counts and the session key that was posted for it.
+    /// The valid token and the session key that was posted for it.
     valid: Mutex<(String, Vec<u8>)>,
     /// Answers that come before the regular ones, by path.
     first: Mutex<Vec<(&'static str, ScriptedAnswer)>>,
@@ -91,7 +91,7 @@ impl World {
     }
 }
 
-/// Panics in the server where the signature does not fit the request as it came.
+/// Panics in the server if the signature does not match the request.
 fn verify(seen: &Seen, public: &[u8]) {
     let parameters = parameters(seen.header("authorization").unwrap());
     let lines: Vec<_> = parameters["headers"]
@@ -160,7 +160,7 @@ async fn certificate_and_session_key_become_a_token_that_requests_are_signed_wit
 }
 
 #[tokio::test]
-async fn a_401_is_met_by_a_new_token_and_the_caller_hears_nothing_of_it() {
+async fn a_401_leads_to_a_new_token_and_the_caller_does_not_notice() {
     let oracle = OracleServices::start().await;
     let client = oracle.client().await;
     client.head_bucket(&bucket()).await.unwrap();
@@ -174,7 +174,7 @@ async fn a_401_is_met_by_a_new_token_and_the_caller_hears_nothing_of_it() {
 }
 
 #[tokio::test]
-async fn a_401_that_a_new_token_does_not_heal_is_told() {
+async fn a_401_that_a_new_token_does_not_fix_is_reported() {
     let oracle = OracleServices::start().await;
     let client = oracle.client().await;
     for _ in 0..2 {
@@ -213,7 +213,7 @@ async fn an_exchange_that_is_refused_is_repeated_once_with_documents_read_again(
 }
 
 #[tokio::test]
-async fn what_passes_is_waited_for_and_what_does_not_is_told_at_once() {
+async fn temporary_errors_are_repeated_and_permanent_ones_are_reported_at_once() {
     let oracle = OracleServices::start().await;
     oracle.first("/opc/v2/identity/cert.pem", ScriptedAnswer::new(404, "not yet"));
     oracle.first("/opc/v2/identity/key.pem", ScriptedAnswer::new(503, ""));
@@ -234,7 +234,7 @@ async fn an_instance_that_moves_to_another_tenancy_is_not_followed() {
     let file = vectors();
     let mut der = pem::blocks(file["leaf_certificate_pem"].as_str().unwrap())[0].der().unwrap();
     let tenancy = file["tenancy"].as_str().unwrap().as_bytes();
-    // The issuer's stands first.
+    // The issuer's certificate is first.
     let at = der.windows(tenancy.len()).rposition(|window| window == tenancy).unwrap();
     der[at + tenancy.len() - 1] = b'X';
     let moved = pem::encode("CERTIFICATE", &der);
@@ -246,7 +246,7 @@ async fn an_instance_that_moves_to_another_tenancy_is_not_followed() {
 }
 
 #[tokio::test]
-async fn where_no_metadata_service_is_the_error_says_that_this_is_no_instance() {
+async fn where_there_is_no_metadata_service_the_error_says_that_this_is_no_instance() {
     let gone = OracleServices::start().await.server.url.clone();
     let client = ObjectStorage::connect(settings(&gone)).await.unwrap();
     for error in [client.namespace().await.unwrap_err(), client.location().await.unwrap_err()] {
@@ -265,7 +265,7 @@ async fn a_metadata_service_that_refuses_is_not_asked_again() {
 }
 
 #[tokio::test]
-async fn the_region_is_the_instances_own_also_when_it_is_newer_than_the_table() {
+async fn the_region_is_the_instances_own_even_when_it_is_newer_than_the_table() {
     let oracle = OracleServices::start().await;
     let location = async || {
         ObjectStorage::connect(settings(&oracle.server.url)).await.unwrap().location().await

@@ -1,10 +1,10 @@
-//! Who asks: one immutable [`Credential`] behind an atomic swap.
+//! The identity of a client: one immutable [`Credential`] behind an atomic swap.
 //!
 //! A credential is key id and key together, so that no request is ever signed
-//! with the key of one token under the name of another. [`Identity`] hands out
-//! the current one, replaces it before it expires, and replaces it when the
-//! service refuses it; how a new one is made is the business of a source, one
-//! per authentication method.
+//! with the key of one token under the name of another. [`Identity`] returns
+//! the current one, and replaces it before it expires or when the
+//! service refuses it. A source, one per authentication method, fetches new
+//! credentials.
 
 pub(crate) mod api_key;
 pub(crate) mod certificate;
@@ -30,12 +30,12 @@ use super::key::KeyPair;
 use super::retry::RetryPolicy;
 use super::sign::{self, Signed};
 
-/// After a refresh that changed nothing, 401s do not cause another for this long:
-/// a clock that is off or a missing policy must not turn each request into three.
+/// After a refresh that changed nothing, 401s do not cause another one for this long:
+/// otherwise a wrong clock or a missing policy would turn each request into three.
 const FUTILE_PAUSE: Duration = Duration::from_secs(30);
 
-/// The refresher looks at the clock at least this often, since wall clocks jump.
-const LONGEST_NAP: Duration = Duration::from_secs(60);
+/// The refresher checks the clock at least this often, since wall clocks jump.
+const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 
 /// Key id and key, which belong together and never change.
 pub struct Credential {
@@ -47,8 +47,8 @@ pub struct Credential {
 }
 
 impl Credential {
-    /// One that does not expire.
-    pub(crate) fn lasting(key_id: String, key: KeyPair) -> Self {
+    /// Creates a credential that does not expire.
+    pub(crate) fn permanent(key_id: String, key: KeyPair) -> Self {
         Self {
             key_id,
             key,
@@ -58,19 +58,19 @@ impl Credential {
         }
     }
 
-    /// A token's.
+    /// Creates the credential of a token.
     pub(crate) fn expiring(key_id: String, key: KeyPair, lifetime: token::Lifetime) -> Self {
-        Self { lifetime: Some(lifetime), ..Self::lasting(key_id, key) }
+        Self { lifetime: Some(lifetime), ..Self::permanent(key_id, key) }
     }
 
-    /// Signs through oci-rust-sdk from here on.
+    /// Signs through oci-rust-sdk from now on.
     #[cfg(feature = "oci-rust-sdk")]
     pub(crate) fn through_sdk(mut self) -> Result<Self, StorageError> {
         self.sdk = Some(super::sdk_signer::SdkSigner::new(&self.key_id, &self.key)?);
         Ok(self)
     }
 
-    /// The headers that make `request` this credential's; `origin` is `scheme://host[:port]`.
+    /// Computes the headers that sign `request`; `origin` is `scheme://host[:port]`.
     pub(crate) fn sign(
         &self,
         request: &sign::Request<'_>,
@@ -99,18 +99,18 @@ impl fmt::Debug for Credential {
     }
 }
 
-/// Where credentials come from: one implementation per authentication method.
+/// A source of credentials: one implementation per authentication method.
 pub(crate) trait CredentialSource: Send + Sync + 'static {
-    /// A new credential; transient failures are repeated inside.
+    /// Fetches a new credential; transient failures are repeated inside.
     fn fetch(&self) -> BoxFuture<'_, Result<Credential, StorageError>>;
 
-    /// Whether a credential is replaced also while nobody asks for it.
+    /// Whether a credential is replaced even while no request needs it.
     fn is_renewed_ahead(&self) -> bool {
         true
     }
 }
 
-/// Hands out the current credential and keeps it current; cheap to clone.
+/// Returns the current credential and keeps it current; cheap to clone.
 #[derive(Clone)]
 pub struct Identity(Arc<CredentialInner>);
 
@@ -120,9 +120,9 @@ struct CredentialInner {
     source: Box<dyn CredentialSource>,
     clock: Clock,
     current: ArcSwapOption<Credential>,
-    /// The refresh that runs, if one does: the task that runs it owns this entry.
+    /// The running refresh, if there is one: the task that runs it owns this entry.
     flight: Mutex<Option<watch::Receiver<Outcome>>>,
-    /// The last time that a refresh on 401 did not help.
+    /// The last time that a refresh after a 401 did not help.
     futile: Mutex<Option<Instant>>,
     refresher: Mutex<Option<tokio::task::JoinHandle<()>>>,
     refreshes: AtomicU64,
@@ -145,7 +145,7 @@ impl Identity {
 
     /// The current credential; a new one where there is none or it has expired.
     ///
-    /// Cancel safe: a refresh that was begun goes on, and the next call joins it.
+    /// Cancel safe: a refresh that has begun continues, and the next call joins it.
     pub async fn credentials(&self) -> Result<Arc<Credential>, StorageError> {
         let current = self.0.current.load_full();
         match &current {
@@ -158,7 +158,7 @@ impl Identity {
     }
 
     /// After a 401 to a request signed with `seen`: another credential to repeat
-    /// it with, or `None` where there is no other and the refusal stands.
+    /// it with, or `None` where there is no other and the refusal is final.
     pub async fn invalidate(
         &self,
         seen: &Arc<Credential>,
@@ -184,17 +184,17 @@ impl Identity {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
-    /// To be told when also the repeated request was refused.
+    /// Records that the repeated request was refused too.
     pub fn repeat_was_futile(&self) {
         *lock(&self.0.futile) = Some(Instant::now());
     }
 
-    /// How many credentials were fetched.
+    /// Credentials fetched so far.
     pub fn refreshes(&self) -> u64 {
         self.0.refreshes.load(Ordering::Relaxed)
     }
 
-    /// How many times fetching one failed, its own repetitions not counted.
+    /// Failed fetches so far, repetitions inside a fetch not counted.
     pub fn refresh_failures(&self) -> u64 {
         self.0.failures.load(Ordering::Relaxed)
     }
@@ -216,7 +216,7 @@ impl CredentialInner {
         credential.expires_at().is_some_and(|end| end <= self.clock.now())
     }
 
-    /// One that is not `seen`: the current one, the running refresh's, or a new refresh's.
+    /// A credential other than `seen`: the current one, the running refresh's, or a new one.
     async fn refresh(
         self: &Arc<Self>,
         seen: Option<&Arc<Credential>>,
@@ -230,7 +230,7 @@ impl CredentialInner {
             }
             match &*slot {
                 Some(running) => running.clone(),
-                None => slot.insert(self.depart()).clone(),
+                None => slot.insert(self.start_refresh()).clone(),
             }
         };
         let outcome = flight.wait_for(Option::is_some).await;
@@ -244,16 +244,16 @@ impl CredentialInner {
         }
     }
 
-    /// Begins to replace a credential that is good yet and not watched over.
+    /// Begins to replace a credential that is still good and has no refresh loop.
     fn renew_if_due(self: &Arc<Self>, credential: &Credential) {
         let due = credential.lifetime.is_some_and(|life| life.refresh_at <= self.clock.now());
         if due && !self.source.is_renewed_ahead() {
-            lock(&self.flight).get_or_insert_with(|| self.depart());
+            lock(&self.flight).get_or_insert_with(|| self.start_refresh());
         }
     }
 
-    /// Starts a refresh that lives on when its callers do not.
-    fn depart(self: &Arc<Self>) -> watch::Receiver<Outcome> {
+    /// Starts a refresh that continues when its callers are dropped.
+    fn start_refresh(self: &Arc<Self>) -> watch::Receiver<Outcome> {
         let (announce, outcome) = watch::channel(None);
         let shared = Arc::clone(self);
         tokio::spawn(async move {
@@ -263,33 +263,33 @@ impl CredentialInner {
                 Ok(credential) => {
                     shared.current.store(Some(Arc::clone(credential)));
                     shared.refreshes.fetch_add(1, Ordering::Relaxed);
-                    shared.keep_fresh(credential);
+                    shared.ensure_refresh_loop(credential);
                 }
                 Err(_) => {
                     shared.failures.fetch_add(1, Ordering::Relaxed);
                 }
             }
-            // First the entry, then the news: who hears of a failure may start anew.
+            // First the entry, then the result: a caller that sees a failure may start another one.
             drop(entry);
             announce.send_replace(Some(result));
         });
         outcome
     }
 
-    /// Makes sure that one task watches over a credential that expires.
-    fn keep_fresh(self: &Arc<Self>, credential: &Credential) {
+    /// Ensures that one task refreshes a credential that expires.
+    fn ensure_refresh_loop(self: &Arc<Self>, credential: &Credential) {
         if credential.lifetime.is_none() || !self.source.is_renewed_ahead() {
             return;
         }
         let mut refresher = lock(&self.refresher);
-        // It ends with its runtime, which need not be this one.
+        // The task ends with its runtime, which may be another one than this.
         if refresher.as_ref().is_none_or(tokio::task::JoinHandle::is_finished) {
-            *refresher = Some(tokio::spawn(watch_over(Arc::downgrade(self))));
+            *refresher = Some(tokio::spawn(refresh_loop(Arc::downgrade(self))));
         }
     }
 }
 
-/// Takes the refresh out of the registry when its task ends, however it ends.
+/// Removes the refresh from the registry when its task ends, however it ends.
 struct FlightEntry<'a>(&'a CredentialInner);
 
 impl Drop for FlightEntry<'_> {
@@ -298,10 +298,10 @@ impl Drop for FlightEntry<'_> {
     }
 }
 
-/// Replaces the credential before it expires, for as long as somebody holds the identity.
+/// Replaces the credential before it expires, for as long as the identity is in use.
 ///
-/// A failed refresh leaves the old credential in its place, to be used until its end.
-async fn watch_over(identity: Weak<CredentialInner>) {
+/// A failed refresh keeps the old credential, which is used until it expires.
+async fn refresh_loop(identity: Weak<CredentialInner>) {
     let (initial, max) = (Duration::from_secs(1), Duration::from_secs(60));
     let backoff = RetryPolicy::new(u32::MAX, initial, max, Duration::MAX)
         .expect("these constants are a valid policy");
@@ -312,7 +312,7 @@ async fn watch_over(identity: Weak<CredentialInner>) {
             let Some(current) = shared.current.load_full() else { return };
             let Some(lifetime) = current.lifetime else { return };
             match lifetime.refresh_at.duration_since(shared.clock.now()) {
-                Ok(early) if !early.is_zero() => early.min(LONGEST_NAP),
+                Ok(early) if !early.is_zero() => early.min(LONGEST_SLEEP),
                 _ => match shared.refresh(Some(&current)).await {
                     Ok(_) => {
                         failed = 0;
@@ -330,7 +330,7 @@ async fn watch_over(identity: Weak<CredentialInner>) {
     }
 }
 
-/// The values behind these locks are whole at every instant, so a panic elsewhere does not spoil them.
+/// Locks a mutex. The values are consistent at every instant, so a panic elsewhere does no harm.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

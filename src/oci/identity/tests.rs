@@ -7,7 +7,7 @@ use super::token::Lifetime;
 use super::*;
 use crate::oci::sign::tests::vectors;
 
-/// Counts fetches; each takes a permit, fails while `broken`, and gives a new token.
+/// Counts fetches; each takes a permit, fails while `broken`, and returns a new token.
 struct Script {
     key: KeyPair,
     life: Duration,
@@ -102,7 +102,7 @@ async fn a_refresh_outlives_the_caller_that_began_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_credential_is_replaced_before_it_expires_without_anybody_asking() {
+async fn the_credential_is_replaced_before_it_expires_without_a_request() {
     let (identity, source) = identity(HOUR, PLENTY);
     let first = identity.credentials().await.unwrap();
     tokio::time::sleep(Duration::from_secs(2399)).await;
@@ -128,7 +128,7 @@ async fn a_failed_refresh_keeps_the_old_credential_and_is_tried_again_with_backo
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_expired_credential_is_not_handed_out() {
+async fn an_expired_credential_is_not_returned() {
     let (identity, source) = identity(HOUR, PLENTY);
     identity.credentials().await.unwrap();
     source.break_next(usize::MAX);
@@ -148,7 +148,7 @@ async fn after_a_401_all_callers_get_the_one_new_credential() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn refusals_that_no_credential_helps_do_not_refresh_again_and_again() {
+async fn refusals_that_no_credential_fixes_do_not_refresh_again_and_again() {
     let (identity, source) = identity(HOUR, PLENTY);
     let first = identity.credentials().await.unwrap();
     let second = identity.invalidate(&first).await.unwrap().unwrap();
@@ -169,7 +169,7 @@ async fn a_key_that_is_the_same_after_being_read_again_is_no_other_credential() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn nobody_watches_over_an_identity_that_is_gone() {
+async fn an_identity_that_is_dropped_is_no_longer_refreshed() {
     let (identity, source) = identity(HOUR, PLENTY);
     identity.credentials().await.unwrap();
     drop(identity);

@@ -1,6 +1,6 @@
-//! How long a token lives: its JWT claims, read without verifying them.
+//! The lifetime of a token: its JWT claims, read without verifying them.
 //!
-//! The service verifies; here they only say when to ask for the next one.
+//! The service verifies them; here they only say when to fetch the next token.
 
 use std::time::{Duration, SystemTime};
 
@@ -11,7 +11,7 @@ use serde::Deserialize;
 /// The longest time before its expiry that a token is replaced.
 const MARGIN: Duration = Duration::from_secs(5 * 60);
 
-/// When a token ends and when to replace it, by the local clock.
+/// When a token expires and when to replace it, by the local clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Lifetime {
     pub(crate) expires_at: SystemTime,
@@ -24,7 +24,7 @@ struct JwtClaims {
 }
 
 impl Lifetime {
-    /// The `exp` of a JWT; `None` of what is none.
+    /// The `exp` of a JWT; `None` for anything else.
     pub(crate) fn expiry(jwt: &str) -> Option<SystemTime> {
         let payload = jwt.split('.').nth(1)?;
         let json = URL_SAFE_NO_PAD.decode(payload.trim_end_matches('=')).ok()?;
@@ -32,13 +32,13 @@ impl Lifetime {
         SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(claims.exp))
     }
 
-    /// The same life, of which the second half is for finding a successor.
+    /// The same lifetime, whose second half is the time to get a successor.
     pub(crate) fn replaced_at_half(self, now: SystemTime) -> Self {
         let left = self.expires_at.duration_since(now).unwrap_or_default();
         Self { refresh_at: self.expires_at - left / 2, ..self }
     }
 
-    /// Of a JWT received at `now` from a service whose clock said `theirs`.
+    /// The lifetime of a JWT received at `now` from a service whose clock said `theirs`.
     ///
     /// `exp` is in the service's time, so a local clock that is off does not
     /// make every token look expired. It is replaced five minutes before its
@@ -57,7 +57,7 @@ impl Lifetime {
         let expiry = SystemTime::UNIX_EPOCH
             .checked_add(Duration::from_secs(claims.exp))
             .ok_or("the token's exp is beyond all time")?;
-        // A `Date` header leaves out the fraction: their clock may be almost a second further.
+        // A `Date` header omits the fraction: their clock may be almost a second further.
         let theirs = theirs.map_or(now, |theirs| theirs + Duration::from_secs(1));
         let left = expiry
             .duration_since(theirs)
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_living_token_is_refused() {
+    fn a_malformed_or_expired_token_is_refused() {
         for token in ["", "x", "e30.!!.x", &jwt("{}"), &jwt(r#"{"exp":1000}"#)] {
             assert!(Lifetime::of_jwt(token, at(1000), None).is_err(), "{token}");
         }

@@ -1,8 +1,8 @@
 //! A pod's service account as a principal, in an enhanced OKE cluster: its token
-//! is exchanged for a session token of a key that is made here.
+//! is exchanged for a session token of a key that is generated here.
 //!
-//! Each pod has a credential of its own, which nobody else gets. It is made when
-//! a request needs it, replaced when half of its life is over, and forgotten when
+//! Each pod has a credential of its own, which no other pod gets. It is fetched when
+//! a request needs it, replaced when half of its life is over, and dropped when
 //! the pod's requests have ended.
 
 use std::collections::HashMap;
@@ -32,7 +32,7 @@ use crate::oci::retry::RetryPolicy;
 use crate::oci::settings::Settings;
 use crate::transport::Transport;
 
-/// Where OKE's identity service listens in every cluster.
+/// The port of OKE's identity service in every cluster.
 const PORT: u16 = 12250;
 
 /// The cluster's CA, in every pod.
@@ -44,7 +44,7 @@ const LONGEST_ANSWER: usize = 256 * 1024;
 /// Pods whose credentials are kept at once.
 const KEPT: usize = 512;
 
-/// How long a credential is kept that nobody asks for: kubelet's own pauses
+/// How long an unused credential is kept: kubelet's own pauses
 /// reach two minutes.
 const IDLE: Duration = Duration::from_secs(10 * 60);
 
@@ -55,7 +55,7 @@ pub struct Workload {
     pub namespace: String,
     /// Name of the service account.
     pub service_account: String,
-    /// Its UID, where the token says it: a name may be another account's later.
+    /// Its UID, where the token has it: the name may belong to another account later.
     pub account_uid: Option<String>,
     /// The pod's UID.
     pub pod_uid: String,
@@ -111,7 +111,7 @@ impl Workloads {
         Ok(Self(Arc::new(WorkloadsInner { exchange: Arc::new(exchange), known: Mutex::default() })))
     }
 
-    /// The identity of a pod, which has this token from now on.
+    /// The identity of a pod; requests use this token from now on.
     pub(crate) fn of(&self, workload: &Workload, token: &str) -> Identity {
         let mut known = lock(&self.0.known);
         let begun = known.is_empty();
@@ -131,13 +131,13 @@ impl Workloads {
         let identity = entry.identity.clone();
         drop(known);
         if begun {
-            self.keep_tidy();
+            self.drop_idle_later();
         }
         identity
     }
 
-    /// Forgets credentials as they become idle, until none is left.
-    fn keep_tidy(&self) {
+    /// Drops credentials as they become idle, until none is left.
+    fn drop_idle_later(&self) {
         let shared = Arc::downgrade(&self.0);
         tokio::spawn(async move {
             loop {
@@ -153,7 +153,7 @@ impl Workloads {
     }
 }
 
-/// What is idle goes, and of the rest what was used longest ago, until at most
+/// Drops idle credentials, and of the rest the least recently used, until at most
 /// `most` others are left.
 fn forget(
     known: &mut MutexGuard<'_, HashMap<Workload, KnownIdentity>>,
@@ -172,7 +172,7 @@ fn forget(
 struct PodAccount {
     exchange: Arc<Exchange>,
     who: String,
-    /// As kubelet gave it last.
+    /// As kubelet last sent it.
     token: Mutex<String>,
 }
 
@@ -186,7 +186,7 @@ impl CredentialSource for Arc<PodAccount> {
     }
 
     fn is_renewed_ahead(&self) -> bool {
-        // Nobody may ask for it again, and its token ends.
+        // No request may need it again, and its token ends.
         false
     }
 }
@@ -209,7 +209,7 @@ impl Exchange {
         let host = self.endpoint.host();
         let attempted = format!("exchanging the token of {who} at {host}");
         let now = self.clock.now();
-        // What is no JWT is the service's to judge.
+        // A token that is not a JWT is left to the service.
         if Lifetime::expiry(token).is_some_and(|expiry| expiry <= now) {
             let why = "it has expired";
             return Err(StorageError::new(StorageErrorKind::Unauthenticated, attempted, why)
@@ -289,7 +289,7 @@ impl Exchange {
         };
         let ErrorBody { code, message } = serde_json::from_slice(&body).unwrap_or_default();
         let message = message.unwrap_or_else(|| "refused".to_owned());
-        // A service that quotes what it was sent must not put a token into our words.
+        // A service that quotes its input must not put a token into our messages.
         let message = if message.contains(token) { "refused" } else { &message };
         let error = StorageError::new(kind, attempted.to_owned(), excerpt(message, 200))
             .with_status(parts.status.as_u16())

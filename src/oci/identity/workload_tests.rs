@@ -10,7 +10,7 @@ fn pod(uid: &str) -> Workload {
     Workload { namespace, service_account, account_uid: None, pod_uid }
 }
 
-/// A JWT that lives so long from now on, told apart by its number.
+/// A JWT with this lifetime from now on, identified by its number.
 fn jwt(number: usize, seconds: i64) -> String {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
     let claims = json!({ "exp": now.saturating_add_signed(seconds), "n": number });
@@ -36,7 +36,7 @@ fn workloads(server: &TestServer) -> Workloads {
 }
 
 #[tokio::test]
-async fn a_pods_token_buys_a_credential_of_its_own_key_once() {
+async fn a_pods_token_is_exchanged_once_for_a_credential_with_its_own_key() {
     let server = TestServer::start(|number, _| answer(&jwt(number, 3600))).await;
     let workloads = workloads(&server);
     let token = jwt(0, 600);
@@ -70,7 +70,7 @@ async fn a_credential_is_replaced_in_the_second_half_of_its_life_while_it_is_use
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     assert_eq!(identity.refreshes(), 2);
-    // Nobody waited for the successor.
+    // No caller waited for the successor.
     assert!(used.iter().all(|one| one.key_id == first.key_id));
     assert_ne!(identity.credentials().await.unwrap().key_id, first.key_id);
 }
@@ -112,7 +112,7 @@ async fn a_token_that_has_expired_is_not_sent_and_the_next_one_is() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn credentials_are_bounded_and_forgotten_when_nobody_uses_them() {
+async fn credentials_are_bounded_and_dropped_when_they_are_unused() {
     let workloads = Workloads::new(&settings("http://127.0.0.1:1"), Clock::tokio()).unwrap();
     let kept = || lock(&workloads.0.known).len();
     for n in 0..KEPT + 10 {
@@ -131,7 +131,7 @@ async fn credentials_are_bounded_and_forgotten_when_nobody_uses_them() {
 }
 
 #[test]
-fn outside_a_cluster_the_endpoint_has_to_be_named() {
+fn outside_a_cluster_the_endpoint_must_be_named() {
     let nowhere = Settings { oke_endpoint: None, ..settings("") };
     let error = Workloads::new(&nowhere, Clock::system()).err().unwrap();
     assert!(error.to_string().contains("--oke-endpoint"), "{error}");

@@ -1,4 +1,4 @@
-//! From settings to a client: who asks, and where.
+//! From settings to a client: identity and location.
 
 use std::sync::Arc;
 
@@ -15,12 +15,12 @@ use crate::oci::region::Region;
 use crate::oci::settings::{AuthMethod, Settings};
 use crate::transport::Transport;
 
-/// Where Object Storage is.
+/// The location of Object Storage.
 #[derive(Clone)]
 pub(super) enum ServiceLocation {
     /// Known from the settings.
     Fixed { endpoint: Endpoint, location: String },
-    /// In the instance's own region, known once the metadata service was asked.
+    /// In the instance's own region, known after a request to the metadata service.
     Instance { region: Arc<InstanceRegion> },
 }
 
@@ -58,8 +58,8 @@ impl ServiceLocation {
 impl ObjectStorage {
     /// Checks everything that can be checked without the network.
     ///
-    /// An API key is loaded here; the instance principal asks its services at
-    /// the first request, so that a node plugin starts also while they are away.
+    /// An API key is loaded here; the instance principal contacts its services with
+    /// the first request, so that a node plugin starts even while they are unreachable.
     pub async fn connect(settings: Settings) -> Result<Self, StorageError> {
         // Reads the system's certificates, the CA file and the config file.
         let inner = tokio::task::spawn_blocking(move || prepare(settings, Clock::system()))
@@ -73,11 +73,11 @@ impl ObjectStorage {
 }
 
 impl ObjectStorage {
-    /// The same identity in another place: at `endpoint` where there is one,
-    /// else in `region`, else where it was.
+    /// The same identity at another location: at `endpoint` if there is one,
+    /// else in `region`, else unchanged.
     ///
     /// # Errors
-    /// `Config` when the endpoint is not one.
+    /// `Config` when the endpoint is invalid.
     pub fn at(&self, region: Option<&str>, endpoint: Option<&str>) -> Result<Self, StorageError> {
         let place = match (endpoint, region) {
             (Some(url), _) => ServiceLocation::chosen(url)?,
@@ -89,14 +89,14 @@ impl ObjectStorage {
         Ok(Self(Arc::new(ObjectStorageInner { place, ..ObjectStorageInner::clone(&self.0) })))
     }
 
-    /// The same identity in the place of `other`.
+    /// The same identity at the location of `other`.
     #[must_use]
     pub fn beside(&self, other: &Self) -> Self {
         let place = other.0.place.clone();
         Self(Arc::new(ObjectStorageInner { place, ..ObjectStorageInner::clone(&self.0) }))
     }
 
-    /// Whether `region`, a name or short code, is where this is.
+    /// Whether `region`, a name or short code, is this client's.
     pub async fn is_in(&self, region: &str) -> Result<bool, StorageError> {
         let named = Region::resolve(region, &self.0.environment);
         Ok(self.location().await? == named.name())

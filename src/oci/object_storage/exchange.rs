@@ -23,10 +23,10 @@ use crate::transport::TransportFailure;
 
 const USER_AGENT: &str = concat!("oci-model-csi/", env!("CARGO_PKG_VERSION"));
 
-/// Errors are short; what is longer is not one of the service's.
+/// Errors are short; a longer one is not one of the service's.
 const LONGEST_ERROR: usize = 64 * 1024;
 
-/// What is asked of whom, before it is signed.
+/// A request before it is signed.
 pub(super) struct UnsignedRequest<'a> {
     operation: &'static str,
     subject: String,
@@ -102,7 +102,7 @@ impl<'a> UnsignedRequest<'a> {
 }
 
 impl ObjectStorageInner {
-    /// One attempt, 401 and its repetition included; any status but 2xx is an error.
+    /// Sends a request once, and again after a 401; any status but 2xx is an error.
     pub(super) async fn send(
         &self,
         call: &UnsignedRequest<'_>,
@@ -125,14 +125,14 @@ impl ObjectStorageInner {
             Ok(Some(other)) => other,
             Ok(None) => return self.succeeded(call, &endpoint, response).await,
             Err(error) if error.is_transient() => return Err(error.of_identity()),
-            // The refusal is what happened; why it could not be met belongs to it.
+            // The refusal is what happened; why there is no other credential belongs to it.
             Err(cause) => {
                 let refusal = self.succeeded(call, &endpoint, response).await;
-                let why = format!("no other credential could be had: {cause}");
+                let why = format!("no other credential is available: {cause}");
                 return refusal.map_err(|refusal| refusal.with_remedy(why));
             }
         };
-        // Read to its end, the connection can be used again.
+        // A connection whose body was read to its end can be used again.
         let _ = self.transport.read(response.into_body(), LONGEST_ERROR).await;
         let response = self.exchange(call, &endpoint, Some(&other)).await?;
         if response.status() == StatusCode::UNAUTHORIZED {
@@ -155,7 +155,7 @@ impl ObjectStorageInner {
         }
     }
 
-    /// The head and the whole body, repeated as the policy says also when the body breaks.
+    /// Returns the head and the whole body, repeated as the policy says even when the body breaks.
     pub(super) async fn read_retrying(
         &self,
         call: &UnsignedRequest<'_>,
@@ -224,7 +224,7 @@ impl ObjectStorageInner {
             return Ok(response);
         }
         let (parts, body) = response.into_parts();
-        // The status is what counts; a body that breaks off only has no words.
+        // The status is what counts; without the body only the message is missing.
         let body = self.transport.read(body, LONGEST_ERROR).await.unwrap_or_default();
         Err(self.refusal(call, endpoint, &parts, &body))
     }
@@ -242,7 +242,7 @@ impl ObjectStorageInner {
             .filter(|message| !message.is_empty())
             .or_else(|| parts.status.canonical_reason().map(str::to_owned))
             .unwrap_or_else(|| "refused".to_owned());
-        // The service's own answers have a code; others are of what lies between.
+        // The service's own answers have a code; others come from a server in between.
         let cause = match answer::text(&parts.headers, "via").filter(|_| code.is_none()) {
             Some(via) => format!("{} (from a proxy: Via: {})", cause.trim_end_matches('.'), via),
             None => cause,
@@ -288,12 +288,12 @@ impl ObjectStorageInner {
 /// 32 hex digits, by which Oracle's support finds the request in its logs.
 fn client_request_id() -> String {
     let mut bytes = [0; 16];
-    // Without randomness the id is of no use, and the request as good as before.
+    // Without randomness the id is useless, but the request is as good as before.
     let _ = aws_lc_rs::rand::fill(&mut bytes);
     format!("{:032X}", u128::from_be_bytes(bytes))
 }
 
-/// By status first; the code only tells conflicts apart.
+/// The kind of an error, by its status; the code only distinguishes conflicts.
 fn classify(status: StatusCode, code: Option<&str>) -> StorageErrorKind {
     match (status.as_u16(), code) {
         (401, _) => StorageErrorKind::Unauthenticated,
@@ -309,13 +309,13 @@ fn classify(status: StatusCode, code: Option<&str>) -> StorageErrorKind {
         (501 | 100..=399, _) => StorageErrorKind::Protocol,
         _ if wants_login(status) => StorageErrorKind::Protocol,
         (500.., _) => StorageErrorKind::Unavailable,
-        // Without a code it is not the service that says so, but what is in between.
+        // Without a code the answer comes from a server in between.
         (_, None) => StorageErrorKind::Protocol,
         _ => StorageErrorKind::Invalid,
     }
 }
 
-/// Not an answer of the service: something on the way to it wants a login.
+/// Whether the answer is not the service's: a proxy asks for a login.
 fn wants_login(status: StatusCode) -> bool {
     matches!(
         status,
@@ -332,7 +332,7 @@ fn login_remedy(headers: &HeaderMap, host: &str) -> String {
     )
 }
 
-/// What lets the driver, or a pod, read a bucket: a policy for the kind of its
+/// The policy statement that lets the driver, or a pod, read a bucket, for the kind of its
 /// identity. Shown whole in errors, so that it can be copied.
 pub(crate) fn statement(bucket: &str, method: AuthMethod, workload: Option<&Workload>) -> String {
     match (workload, method) {
@@ -369,7 +369,7 @@ fn remedy(
     let who = workload.map_or_else(|| "the driver".to_owned(), Workload::to_string);
     let statement = statement(&bucket.name, method, workload);
     match kind {
-        // The bucket was seen, so the permission is there.
+        // The bucket was visible, so the permission exists.
         StorageErrorKind::NotFound if code == Some("ObjectNotFound") => None,
         StorageErrorKind::NotFound => {
             Some(format!("it does not exist, or {who} may not see it; to allow it: {statement}"))
@@ -388,7 +388,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_status_decides_and_the_code_tells_conflicts_apart() {
+    fn the_status_decides_and_the_code_distinguishes_conflicts() {
         for (status, code, kind) in [
             (400, Some("InvalidParameter"), StorageErrorKind::Invalid),
             (401, Some("NotAuthenticated"), StorageErrorKind::Unauthenticated),
@@ -415,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn a_404_names_the_missing_policy_unless_the_bucket_was_seen() {
+    fn a_404_names_the_missing_policy_unless_the_bucket_was_visible() {
         let bucket = Bucket::new("ns", "models");
         let not_found = |code| {
             let method = AuthMethod::InstancePrincipal;
@@ -427,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_has_the_policy_for_the_kind_of_identity_that_asked() {
+    fn a_refusal_has_the_policy_for_the_kind_of_identity() {
         for (method, remedy) in [
             (AuthMethod::InstancePrincipal, "Allow dynamic-group <the nodes' group> to read"),
             (AuthMethod::ApiKey, "Allow group <the user's group> to read objects in"),

@@ -9,15 +9,15 @@ use crate::oci::encode::strict;
 use crate::oci::error::{StorageError, StorageErrorKind, excerpt};
 use crate::oci::names::Bucket;
 
-/// The longest page that is read: what one listing takes in memory. Usual pages
+/// The longest page that is read: the memory of one listing. Usual pages
 /// of a thousand objects have a third of it.
 const LONGEST_PAGE: usize = 1024 * 1024;
 
-/// Objects of a page that is below this whatever their names are: 1 KiB each,
+/// Objects of a page that is below this limit whatever their names are: 1 KiB each,
 /// with each byte escaped.
 const SHORT_PAGE: usize = 125;
 
-/// A page may be empty and point further; so many in a row are a server that is stuck.
+/// A page may be empty and point further; after this many in a row the server is stuck.
 const EMPTY_PAGES: usize = 1000;
 
 const LISTED_FIELDS: &str = "name,size,etag,md5,timeModified,storageTier,archivalState";
@@ -51,7 +51,7 @@ impl<'a> Pages<'a> {
         Self { store, bucket, prefix, left: max, page, start, last, empty, is_over, truncated }
     }
 
-    /// Whether there are more objects than were asked for; known at the end.
+    /// Whether there are more objects than requested; known at the end.
     pub fn truncated(&self) -> bool {
         self.truncated
     }
@@ -98,7 +98,7 @@ impl<'a> Pages<'a> {
 
     /// The request of the next page.
     fn call(&self) -> UnsignedRequest<'a> {
-        // One more than may be kept tells whether there are more.
+        // One more than the limit shows whether there are more.
         let limit = self.left.saturating_add(1).min(self.page);
         let mut target = format!(
             "/n/{}/b/{}/o?fields={}&limit={limit}&prefix={}",

@@ -71,10 +71,10 @@ async fn a_range_is_read_whole_with_the_size_of_the_object() {
 }
 
 #[tokio::test]
-async fn an_answer_that_is_not_the_range_asked_for_is_refused_before_its_bytes() {
+async fn an_answer_that_is_not_the_requested_range_is_refused_before_its_bytes() {
     type Make = fn() -> ScriptedAnswer;
     let answers: [(Make, &str); 5] = [
-        (|| ScriptedAnswer::new(200, "abcdefghij"), "the whole object came"),
+        (|| ScriptedAnswer::new(200, "abcdefghij"), "the whole object was returned"),
         (|| ScriptedAnswer::new(206, "cde"), "no valid content-range"),
         (|| ScriptedAnswer::new(206, "cde").header("content-range", "bytes 3-5/10"), "3-5"),
         (|| ScriptedAnswer::new(206, "cd").header("content-range", "bytes 2-4/10"), "body of 2"),
@@ -90,7 +90,7 @@ async fn an_answer_that_is_not_the_range_asked_for_is_refused_before_its_bytes()
 }
 
 #[tokio::test]
-async fn another_version_than_the_one_asked_for_is_changed() {
+async fn another_version_than_the_requested_one_is_changed() {
     let server = TestServer::start(|number, _| match number {
         0 => ScriptedAnswer::new(200, "abc").header("etag", "other"),
         _ => ScriptedAnswer::refusal(412, "IfMatchFailed"),
@@ -104,7 +104,7 @@ async fn another_version_than_the_one_asked_for_is_changed() {
 }
 
 #[tokio::test]
-async fn an_answer_that_does_not_say_which_version_it_is_of_is_asked_for_again_and_never_used() {
+async fn an_answer_without_a_version_is_requested_again_and_never_used() {
     let server = TestServer::start(|number, seen| match (number, seen.header("range")) {
         (4, _) => ScriptedAnswer::new(200, "abc").header("etag", "e"),
         (_, None) => ScriptedAnswer::new(200, "abc"),
@@ -126,7 +126,7 @@ async fn an_answer_that_does_not_say_which_version_it_is_of_is_asked_for_again_a
 }
 
 #[tokio::test]
-async fn a_checksum_that_cannot_be_read_is_asked_for_again_as_often_as_the_policy_says() {
+async fn a_malformed_checksum_is_requested_again_as_often_as_the_policy_says() {
     let broken =
         |answer: ScriptedAnswer| answer.header("etag", "e").header("content-md5", "not-base64");
     let server = TestServer::start(move |number, _| match number {
@@ -181,7 +181,7 @@ async fn rare_forms_that_proxies_give_an_answer_are_read() {
 }
 
 #[tokio::test]
-async fn what_a_proxy_on_the_way_did_is_said_and_not_blamed_on_the_request() {
+async fn an_error_of_a_proxy_is_named_and_not_blamed_on_the_request() {
     let server = TestServer::start(|number, _| match number {
         0 => {
             ScriptedAnswer::new(407, "<html>").header("proxy-authenticate", "Basic realm=\"corp\"")
@@ -305,7 +305,7 @@ async fn head_object_is_repeated_and_reads_the_checksums() {
 }
 
 #[tokio::test]
-async fn what_stays_broken_is_told_with_attempts_and_what_is_refused_is_not_repeated() {
+async fn a_lasting_failure_is_reported_with_attempts_and_a_refusal_is_not_repeated() {
     let server = TestServer::start(|_, seen| {
         if seen.target.ends_with("archived") {
             ScriptedAnswer::refusal(409, "NotRestored")
@@ -410,7 +410,7 @@ async fn an_empty_page_that_points_further_is_followed() {
 }
 
 #[tokio::test]
-async fn a_page_of_the_longest_names_is_asked_for_again_with_fewer_objects() {
+async fn a_page_of_the_longest_names_is_requested_again_with_fewer_objects() {
     // JSON takes six bytes for each of these; encoded in a query they take three.
     let names: Vec<_> = (0..300).map(|n| format!("m/{n:03}{}", "\u{1}".repeat(1019))).collect();
     let server = TestServer::start(move |_, seen| {
@@ -430,7 +430,7 @@ async fn a_page_of_the_longest_names_is_asked_for_again_with_fewer_objects() {
 }
 
 #[tokio::test]
-async fn pages_that_are_too_long_whatever_is_asked_for_are_an_error_at_once() {
+async fn pages_that_stay_too_long_are_an_error_at_once() {
     let server = TestServer::start(|_, _| ScriptedAnswer::new(200, " ".repeat(2 << 20))).await;
     let error = client(&server).await.list_objects(&bucket(), "", 10).await.unwrap_err();
     assert_eq!((error.kind(), server.seen().len()), (StorageErrorKind::Protocol, 2));
@@ -438,7 +438,7 @@ async fn pages_that_are_too_long_whatever_is_asked_for_are_an_error_at_once() {
 }
 
 #[tokio::test]
-async fn a_listing_whose_body_breaks_is_asked_for_again() {
+async fn a_listing_whose_body_breaks_is_requested_again() {
     let server = TestServer::start(|number, _| {
         let page = ScriptedAnswer::new(200, r#"{"objects":[],"nextStartWith":null}"#);
         if number == 0 { page.cut(5, AfterCut::Close) } else { page }
@@ -449,7 +449,7 @@ async fn a_listing_whose_body_breaks_is_asked_for_again() {
 }
 
 #[tokio::test]
-async fn the_namespace_is_asked_for_once_and_not_at_all_when_it_is_configured() {
+async fn the_namespace_is_requested_once_and_not_at_all_when_it_is_configured() {
     let server = TestServer::start(|number, _| match number {
         0 => ScriptedAnswer::refusal(404, "NamespaceNotFound"),
         _ => ScriptedAnswer::new(200, "\"axaxnpcrorw5\""),
@@ -499,7 +499,7 @@ async fn a_server_that_is_not_there_is_unavailable_and_named() {
 }
 
 #[tokio::test]
-async fn what_is_not_supported_or_not_configured_is_told_before_anything_is_sent() {
+async fn an_unsupported_or_missing_setting_is_reported_before_anything_is_sent() {
     let settings = |auth| Settings { environment: Environment::empty(), ..Settings::new(auth) };
     let error = |settings| async { ObjectStorage::connect(settings).await.unwrap_err() };
     for method in [AuthMethod::SecurityToken, AuthMethod::ResourcePrincipal] {
@@ -515,7 +515,7 @@ async fn what_is_not_supported_or_not_configured_is_told_before_anything_is_sent
 }
 
 #[tokio::test]
-async fn the_location_is_the_region_or_the_endpoint_that_was_chosen() {
+async fn the_location_is_the_region_or_the_configured_endpoint() {
     let settings = |region: Option<&str>, endpoint: Option<&str>| Settings {
         region: region.map(str::to_owned),
         endpoint: endpoint.map(str::to_owned),
