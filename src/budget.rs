@@ -89,8 +89,8 @@ impl MemoryBudget {
             return Err(Error::new(
                 ErrorKind::Precondition,
                 format!(
-                    "it needs {} of memory for {what}, and {} is the most that one may have of the \
-                     {} for that: name a longer prefix, leave something out with `exclude`, or ask \
+                    "it needs {} of memory for {what}, and one namespace may use {} of the {} for \
+                     that: use a longer prefix, leave files out with `exclude`, or ask \
                      the administrator to raise the memory limit of the driver's container",
                     size_text(bytes),
                     size_text(self.most()),

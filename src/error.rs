@@ -100,7 +100,7 @@ impl Error {
     }
 
     /// An input/output error on something local: out of space, short of
-    /// descriptors or memory for the moment, and a disk that fails are told apart.
+    /// descriptors or memory for the moment, and a failing disk have different meanings.
     pub fn io(attempted: impl fmt::Display, error: &std::io::Error) -> Self {
         use std::io::ErrorKind as Io;
         let errno = error.raw_os_error().map(Errno::from_raw);

@@ -1,4 +1,4 @@
-//! The other end of the admin socket: commands for a driver that runs.
+//! The client of the admin socket: sends commands to a running driver.
 
 use std::io;
 use std::path::Path;
@@ -15,14 +15,14 @@ use super::commands::AnswerLine;
 use crate::error::{Error, ErrorKind, Result};
 use crate::manage::{CacheCommand, CommandAnswer, Tell};
 
-/// Has the driver behind this socket do a command. `None` when nobody listens
-/// there: then no driver runs.
+/// Sends a command to the driver behind this socket. `None` when no driver listens
+/// there.
 ///
-/// When the future is dropped, the driver stops doing it.
+/// Dropping the future cancels the command.
 ///
 /// # Errors
-/// The driver's own; `Denied` when this user may not ask it; `Unavailable`
-/// when it goes away meanwhile.
+/// The driver's own; `Denied` when this user may not use the socket; `Unavailable`
+/// when the driver ends meanwhile.
 pub async fn call(
     socket: &Path,
     command: &CacheCommand,
@@ -41,7 +41,7 @@ pub async fn call(
         },
     };
     let gone = |e: hyper::Error| {
-        let text = format!("the driver at {shown} went away meanwhile: {e}; ask again");
+        let text = format!("the driver at {shown} closed the connection: {e}; try again");
         Error::new(ErrorKind::Unavailable, text)
     };
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(gone)?;
@@ -68,7 +68,7 @@ pub async fn call(
     tokio::pin!(conversation);
     tokio::select! {
         answered = &mut conversation => answered.map(Some),
-        // The last line may be read already when the connection ends.
+        // The last line may have been read already when the connection ends.
         _ = connection => conversation.await.map(Some),
     }
 }
@@ -94,6 +94,6 @@ async fn lines(
             }
         }
     }
-    let text = "the driver ended before it had answered; ask again";
+    let text = "the driver ended before it answered; try again";
     Err(Error::new(ErrorKind::Unavailable, text))
 }

@@ -1,5 +1,5 @@
-//! `POST /cache`: a command as JSON in, and lines of JSON out while it is done:
-//! `{"progress": …}` some times a second, then `{"answer": …}` or
+//! `POST /cache`: a command as JSON in, and lines of JSON out while it runs:
+//! `{"progress": …}` a few times a second, then `{"answer": …}` or
 //! `{"error": {"kind": …, "message": …}}`.
 
 use std::convert::Infallible;
@@ -17,10 +17,10 @@ use super::{Admin, Body};
 use crate::error::{Error, ErrorKind, Result};
 use crate::manage::{CacheCommand, CommandAnswer, CommandProgress, Tell};
 
-/// A command is a few names; more is none.
+/// The longest command: one has only a few names.
 const MOST_BYTES: usize = 1 << 20;
 
-/// Lines that wait for a client that reads slowly; progress beyond is left out.
+/// Lines that wait for a slow client; further progress is dropped.
 const WAITING: usize = 16;
 
 pub(super) type Lines = StreamBody<ReceiverStream<Result<Frame<Bytes>, Infallible>>>;
@@ -51,7 +51,7 @@ impl From<Result<CommandAnswer>> for AnswerLine {
     }
 }
 
-/// Begins to do what the request says. It ends when the client goes away.
+/// Runs the command of a request. It is cancelled when the client disconnects.
 pub(super) async fn answer(admin: &Admin, request: Request<Incoming>) -> Response<Body> {
     let refused = |status: StatusCode, text: String| {
         let mut response = Response::new(Either::Left(Full::from(text)));
@@ -75,7 +75,7 @@ pub(super) async fn answer(admin: &Admin, request: Request<Incoming>) -> Respons
     tokio::spawn(async move {
         let listener = lines.clone();
         let tell: Tell = Arc::new(move |progress| {
-            // A client that is behind gets the next one.
+            // A slow client gets the next one.
             let _ = listener.try_send(Ok(AnswerLine::Progress(progress).frame()));
         });
         let result = tokio::select! {

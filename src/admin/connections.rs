@@ -1,9 +1,9 @@
-//! What one client, and all of them together, may take of an HTTP listener.
+//! Limits what one client, and all of them together, may use of an HTTP listener.
 //!
-//! Whoever can reach a pod can reach `--metrics-address`, so every connection
+//! Any pod of the cluster may reach `--metrics-address`, so every connection
 //! there is limited in number, header bytes and time. The admin socket belongs
-//! to the node's administrator: connections and headers are limited, and a
-//! command runs as long as it runs.
+//! to the node's administrator: connections and headers are limited, but a
+//! command may take as long as it needs.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
@@ -23,24 +23,23 @@ const MAX_HEADER_BYTES: usize = 16 << 10;
 /// Most fields of a header.
 const MAX_HEADERS: usize = 64;
 
-/// What a listener allows.
+/// The limits of a listener.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ConnectionLimits {
-    /// Open connections at once. A further one takes the place of the oldest one of the
-    /// address that has most, and is closed where its own address has as many.
+    /// Open connections at once. A further one displaces the oldest one of the address
+    /// that has most, and is closed if its own address has as many.
     pub(super) total: usize,
     /// Open connections of one client address. Further ones are closed as soon as they are
     /// accepted.
     pub(super) per_address: usize,
-    /// From accepting a connection to its end. Where it is set, a connection
-    /// serves one request.
+    /// The longest life of a connection. If it is set, a connection serves one request.
     pub(super) lifetime: Option<Duration>,
 }
 
 impl ConnectionLimits {
     /// For `--metrics-address`. A scrape and a probe take milliseconds; Prometheus gives
-    /// up after 10 s. Between addresses that take all that they can, kubelet's probe is
-    /// answered: it has no connection yet, and so gets the place of another.
+    /// up after 10 s. Even when some addresses take all they can, kubelet's probe is
+    /// answered: it has no connection yet, and so displaces another.
     pub(super) const METRICS: Self =
         Self { total: 64, per_address: 8, lifetime: Some(Duration::from_secs(15)) };
 
@@ -69,7 +68,7 @@ pub(super) struct Connections {
 
 #[derive(Debug, Default)]
 struct Open {
-    /// The oldest one first, without those that were told to close.
+    /// Oldest first, without those that were asked to close.
     all: VecDeque<ConnectionEntry>,
     of_address: HashMap<Option<IpAddr>, usize>,
     next: u64,
@@ -83,7 +82,7 @@ struct ConnectionEntry {
     ends: CloseHandle,
 }
 
-/// How a connection is told to close, and how it says that it has.
+/// Asks a connection to close, and reports when it has.
 #[derive(Debug, Clone, Default)]
 struct CloseHandle {
     closing: CancellationToken,
@@ -115,7 +114,7 @@ impl Open {
         Some(entry)
     }
 
-    /// Takes the place of the oldest connection of the address that has most, unless
+    /// Displaces the oldest connection of the address that has most, unless
     /// `address` has as many.
     fn displace_for(&mut self, address: Option<IpAddr>) -> Option<ConnectionEntry> {
         let most = self.of_address.values().copied().max().unwrap_or_default();
@@ -136,8 +135,8 @@ impl Connections {
         self.limits
     }
 
-    /// Counts a connection until the permit is dropped. `None` at a limit. Where another
-    /// connection makes room, waits until that is closed, so that no more are open.
+    /// Counts a connection until the permit is dropped. `None` at a limit. If another
+    /// connection is displaced, waits until that is closed, so that no more are open.
     pub(super) async fn admit(&self, address: Option<IpAddr>) -> Option<ConnectionPermit> {
         let (permit, displaced) = self.admit_now(address)?;
         if let Some(displaced) = displaced {
@@ -179,7 +178,7 @@ pub(super) struct ConnectionPermit {
 }
 
 impl ConnectionPermit {
-    /// Completes when another connection takes the place of this one.
+    /// Completes when another connection displaces this one.
     pub(super) async fn displaced(&self) {
         self.ends.closing.cancelled().await;
     }
@@ -223,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn a_newcomer_takes_the_oldest_place_of_whoever_has_most_and_equals_keep_theirs() {
+    fn a_newcomer_displaces_the_oldest_of_the_address_with_most_and_equals_keep_theirs() {
         let limits = ConnectionLimits { total: 4, per_address: 2, lifetime: None };
         let connections = Connections::new(limits);
         let held = ["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.2"]
@@ -251,7 +250,7 @@ mod tests {
         let mut newcomer = Box::pin(connections.admit(address));
         assert!(futures_util::poll!(&mut newcomer).is_pending());
         older.displaced().await;
-        assert!(futures_util::poll!(&mut newcomer).is_pending(), "it was only told to close");
+        assert!(futures_util::poll!(&mut newcomer).is_pending(), "it was only asked to close");
         drop(older);
         newcomer.await.unwrap();
     }

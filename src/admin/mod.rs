@@ -1,6 +1,6 @@
-//! What operators and probes ask over HTTP: `/metrics`, `/healthz` and
-//! `/readyz` on `--metrics-address`, and besides on the Unix socket of
-//! `--admin-endpoint` `/status`, which names models and pods, and `/cache`,
+//! The HTTP endpoints for operators and probes: `/metrics`, `/healthz` and
+//! `/readyz` on `--metrics-address`, and in addition, on the Unix socket of
+//! `--admin-endpoint`, `/status`, which names models and pods, and `/cache`,
 //! which takes commands.
 
 mod client;
@@ -33,7 +33,7 @@ use crate::metrics::Metrics;
 use commands::Lines;
 use connections::{ConnectionLimits, Connections};
 
-/// What is told.
+/// The state that the endpoints report.
 #[derive(Clone)]
 pub struct Admin {
     /// For `/metrics`.
@@ -46,10 +46,10 @@ pub struct Admin {
     pub manager: Option<Manager>,
 }
 
-/// A text, or the lines of a command as they come.
+/// A text, or the lines of a command as they arrive.
 type Body = Either<Full<Bytes>, Lines>;
 
-/// Where it is told.
+/// A listener of the endpoints.
 pub enum Listener {
     /// `--metrics-address`: open to the cluster, so it names no model and no pod.
     Tcp(TcpListener),
@@ -61,7 +61,7 @@ impl Listener {
     /// Binds `--metrics-address`.
     ///
     /// # Errors
-    /// When the address cannot be had.
+    /// When the address cannot be bound.
     pub async fn tcp(address: SocketAddr) -> Result<Self> {
         let bound = TcpListener::bind(address).await;
         bound
@@ -71,7 +71,7 @@ impl Listener {
 }
 
 impl Admin {
-    /// Answers until `shutdown`.
+    /// Serves requests until `shutdown`.
     pub async fn serve(self, listener: Listener, shutdown: CancellationToken) {
         let connections = Connections::new(match &listener {
             Listener::Tcp(_) => ConnectionLimits::METRICS,
@@ -83,8 +83,8 @@ impl Admin {
                 () = shutdown.cancelled() => return,
             };
             if let Err(error) = accepted {
-                tracing::warn!(%error, "could not accept a connection for metrics or status");
-                // Out of descriptors, most likely: others have to close some first.
+                tracing::warn!(%error, "accepting a connection for metrics or status failed");
+                // Out of descriptors, most likely: others must close some first.
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
@@ -178,7 +178,8 @@ impl Admin {
     }
 }
 
-/// Prometheus says that it does; others may know the older format only.
+/// Whether the client accepts OpenMetrics. Prometheus says so; others may know the older
+/// format only.
 fn takes_openmetrics(request: &Request<Incoming>) -> bool {
     let accepted = request.headers().get_all(header::ACCEPT).iter();
     accepted

@@ -1,4 +1,4 @@
-//! `/status`: what is downloaded now, and who holds what.
+//! `/status`: running downloads, and the leases.
 
 use serde_json::{Value, json};
 

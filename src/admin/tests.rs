@@ -1,11 +1,11 @@
-//! One connection at a time, on a clock that stands still.
+//! One connection at a time, on a paused clock.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::time::Instant;
 
 use super::*;
 
-/// What the kernel keeps between two ends that do not read.
+/// Bytes that the kernel buffers between two ends that do not read.
 const IN_TRANSIT: usize = 512;
 
 fn admin() -> Admin {
@@ -26,7 +26,7 @@ async fn connect(address: Option<&str>) -> DuplexStream {
     client
 }
 
-/// Sends as much as is taken, then reads to the end.
+/// Sends as much as is accepted, then reads to the end.
 async fn answer(mut client: DuplexStream, request: &str) -> String {
     let _closed_early = client.write_all(request.as_bytes()).await;
     let mut text = String::new();
@@ -56,7 +56,7 @@ async fn a_client_that_sends_a_byte_now_and_then_is_disconnected() {
     let mut client = connect(Some("10.0.0.1")).await;
     client.write_all(b"GET /metrics HTTP/1.1\r\nX: ").await.unwrap();
     while client.write_all(b"a").await.is_ok() {
-        assert!(started.elapsed() < Duration::from_secs(60), "it may go on for ever");
+        assert!(started.elapsed() < Duration::from_secs(60), "it is never disconnected");
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
     assert!(started.elapsed() <= Duration::from_secs(12), "{:?}", started.elapsed());

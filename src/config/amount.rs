@@ -43,17 +43,17 @@ impl FromStr for Percent {
     }
 }
 
-/// A part of a file system: so many bytes, or a share of it.
+/// A part of a file system: a number of bytes, or a share of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Amount {
-    /// So many bytes, whatever the size of the file system.
+    /// This many bytes, whatever the size of the file system.
     Bytes(ByteSize),
     /// A share of the file system's size.
     Percent(Percent),
 }
 
 impl Amount {
-    /// What it comes to on a file system of `total` bytes.
+    /// The amount in bytes on a file system of `total` bytes.
     pub fn resolve(self, total: ByteSize) -> ByteSize {
         match self {
             Self::Bytes(bytes) => bytes,
@@ -83,13 +83,13 @@ impl FromStr for Amount {
     }
 }
 
-/// What stays free on the file system of the cache.
+/// The space that stays free on the file system of the cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MinFree {
     /// 20 % where kubelet or the root file system live on the same file
     /// system, since kubelet evicts pods below 10 to 15 %; else 5 %.
     Auto,
-    /// As written.
+    /// A given amount.
     Amount(Amount),
 }
 
@@ -97,8 +97,8 @@ impl MinFree {
     const SHARED: Percent = Percent(20);
     const OWN: Percent = Percent(5);
 
-    /// What it comes to on a file system of `total` bytes; `shared` says
-    /// whether kubelet or the root file system live on it too.
+    /// The amount in bytes on a file system of `total` bytes; `shared` says
+    /// whether kubelet or the root file system use it too.
     pub fn resolve(self, total: ByteSize, shared: bool) -> ByteSize {
         let amount = match self {
             Self::Auto if shared => Amount::Percent(Self::SHARED),
@@ -126,7 +126,7 @@ impl FromStr for MinFree {
 /// the people who write them mean 16 MiB.
 ///
 /// # Errors
-/// With what would be right.
+/// The message says what would be right.
 pub fn parse_size(text: &str) -> Result<ByteSize, String> {
     let wrong = || {
         format!("`{text}` is not a size: a number of bytes, or a number with KiB, MiB, GiB or TiB")
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_size_is_refused() {
+    fn invalid_sizes_are_refused() {
         for text in [
             "", "MiB", "-1", "1.2.3GiB", "1.5", ".5GiB", "5.GiB", "1.5B", "16XiB", "1e9", "true",
             "16MiB!", "٣MiB", "1_000",

@@ -1,5 +1,5 @@
-//! How single values are read: each check is made where the parser still
-//! knows the line, and each message says what would have been right.
+//! Reads single values: each check runs where the parser still knows the line,
+//! and each message says what would be right.
 
 use std::fmt::Display;
 use std::ops::RangeInclusive;
@@ -38,7 +38,7 @@ where
     })
 }
 
-/// How many of something are at work at once.
+/// A number of concurrent workers.
 pub(super) fn workers<'de, D: Deserializer<'de>>(input: D) -> Result<u32, D::Error> {
     number(input, 1..=1024)
 }
@@ -55,7 +55,7 @@ pub(super) fn range_size<'de, D: Deserializer<'de>>(input: D) -> Result<ByteSize
     Ok(size)
 }
 
-/// A limit in bytes, where 0 is none.
+/// A limit in bytes; 0 means none.
 pub(super) fn limit<'de, D: Deserializer<'de>>(input: D) -> Result<Option<ByteSize>, D::Error> {
     let size = parse_size(&text(input)?).map_err(Error::custom)?;
     Ok(Some(size).filter(|size| size.as_u64() > 0))
@@ -148,7 +148,7 @@ pub(super) fn verify<'de, D: Deserializer<'de>>(input: D) -> Result<VerifySettin
     }
 }
 
-/// A word, or one of the booleans that it was once.
+/// A word, or one of the booleans of earlier versions.
 pub(super) fn check_safetensors<'de, D>(input: D) -> Result<CheckSafetensors, D::Error>
 where
     D: Deserializer<'de>,
@@ -157,7 +157,9 @@ where
         "refuse" | "true" => Ok(CheckSafetensors::Refuse),
         "warn" => Ok(CheckSafetensors::Warn),
         "ignore" | "false" => Ok(CheckSafetensors::Ignore),
-        other => Err(Error::custom(format!("`{other}` is none of `refuse`, `warn`, `ignore`"))),
+        other => Err(Error::custom(format!(
+            "`{other}` is invalid: expected `refuse`, `warn` or `ignore`"
+        ))),
     }
 }
 
@@ -190,7 +192,7 @@ where
     if text.is_empty() { Ok(None) } else { text.parse().map(Some).map_err(Error::custom) }
 }
 
-/// A bucket, namespace or region; none of Oracle's has anything else in it.
+/// A bucket, namespace or region; Oracle's names have no other characters.
 pub(super) fn name<'de, D: Deserializer<'de>>(input: D) -> Result<String, D::Error> {
     let text = text(input)?;
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
@@ -232,7 +234,7 @@ pub(super) fn endpoint<'de, D: Deserializer<'de>>(input: D) -> Result<Option<Str
     Ok(Some(text.trim_end_matches('/').to_owned()))
 }
 
-/// Buckets, each once: of two the second would mean nothing.
+/// Buckets, each once: a second entry for the same bucket would have no effect.
 pub(super) fn buckets<'de, D: Deserializer<'de>>(input: D) -> Result<Vec<BucketSection>, D::Error> {
     let buckets = Vec::<BucketSection>::deserialize(input)?;
     for (n, bucket) in buckets.iter().enumerate() {
@@ -242,7 +244,7 @@ pub(super) fn buckets<'de, D: Deserializer<'de>>(input: D) -> Result<Vec<BucketS
         if buckets[..n].iter().any(|other| same(&other)) {
             let namespace = bucket.namespace.as_deref().unwrap_or("the driver's own");
             return Err(Error::custom(format!(
-                "the bucket `{}` of namespace {namespace} stands there twice",
+                "the bucket `{}` of namespace {namespace} is listed twice",
                 bucket.name
             )));
         }

@@ -1,7 +1,6 @@
-//! What the administrator wrote (`--config`), parsed and validated once.
+//! The configuration file (`--config`), parsed and validated once.
 //!
-//! A configuration that exists is valid: every value is checked while its line
-//! is known.
+//! A `Config` is always valid: every value is checked while its line is known.
 
 mod amount;
 mod fields;
@@ -25,7 +24,7 @@ pub use whole::RecordedConfig;
 use crate::model::{ModelUri, nearest};
 use crate::{Error, Result, text};
 
-/// The driver's configuration. Everything left out has its default.
+/// The driver's configuration. Omitted keys have their defaults.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Config {
@@ -33,18 +32,18 @@ pub struct Config {
     pub cache: CacheSection,
     /// How models are downloaded and verified.
     pub download: Download,
-    /// What a single model may be.
+    /// The limits of a single model.
     pub limits: LimitsSection,
     /// Where models come from.
     pub object_storage: ObjectStorageSection,
     /// Who may mount what.
     pub policy: PolicySection,
-    /// Mount the newest cached revision when Object Storage cannot be asked.
+    /// Mount the newest cached revision when Object Storage cannot be reached.
     pub serve_stale_on_outage: bool,
-    /// What becomes of a model whose weights no loader could open.
+    /// What to do with a model whose weights no loader could open.
     #[serde(deserialize_with = "fields::check_safetensors")]
     pub check_safetensors: CheckSafetensors,
-    /// Models that every node brings in by itself; followed while the driver runs.
+    /// Models that every node downloads ahead; changes apply while the driver runs.
     #[serde(deserialize_with = "fields::models")]
     pub prefetch: Vec<ModelUri>,
 }
@@ -58,24 +57,24 @@ pub struct CacheSection {
     pub dir: PathBuf,
     /// Refuse to start unless `dir` is a mount point of its own.
     pub require_mount: bool,
-    /// The most the cache takes of its file system.
+    /// The most the cache uses of its file system.
     #[serde(deserialize_with = "fields::max_size")]
     pub max_size: Amount,
-    /// What stays free on its file system, whoever fills it.
+    /// What stays free on its file system, whatever else fills it.
     #[serde(deserialize_with = "fields::min_free")]
     pub min_free: MinFree,
     /// The share of inodes that stays free.
     #[serde(deserialize_with = "fields::min_free_inodes")]
     pub min_free_inodes: Percent,
-    /// Models that nobody used for so long are evicted; `None` (0) keeps them
+    /// Models unused for this long are evicted; `None` (0) keeps them
     /// while there is space.
     #[serde(rename = "idleTTL", deserialize_with = "fields::idle_ttl")]
     pub idle_ttl: Option<Duration>,
-    /// The driver reads the whole cache again once in so long, to find what
-    /// rotted; `None` (0) leaves that to `cache verify`.
+    /// The driver reads the whole cache again this often, to find bit rot;
+    /// `None` (0) leaves that to `cache verify`.
     #[serde(deserialize_with = "fields::scrub_interval")]
     pub scrub_interval: Option<Duration>,
-    /// Bytes a second that this reading takes of the disk; 1 MiB to 1 TiB.
+    /// Bytes per second that this scrub reads from the disk; 1 MiB to 1 TiB.
     #[serde(deserialize_with = "fields::scrub_rate")]
     pub scrub_rate: ByteSize,
 }
@@ -99,30 +98,30 @@ pub struct Download {
     /// Which checksums are computed.
     #[serde(deserialize_with = "fields::verify")]
     pub verify: VerifySetting,
-    /// A download that nobody has asked for during this time ends; 1 s to 24 h.
+    /// A download that no caller has asked for during this time ends; 1 s to 24 h.
     #[serde(deserialize_with = "fields::abandon_after")]
     pub abandon_after: Duration,
 }
 
-/// What becomes of a model whose weights no loader could open.
+/// What to do with a model whose weights no loader could open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CheckSafetensors {
-    /// It is not published.
+    /// Do not publish it.
     Refuse,
-    /// It is published, with a warning.
+    /// Publish it, with a warning.
     Warn,
-    /// It is not looked at.
+    /// Do not check it.
     Ignore,
 }
 
-/// Which checksums of an object are computed before its bytes are served.
+/// Which checksums of an object are compared before its bytes are served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum VerifySetting {
-    /// The best that the object carries.
+    /// The best one that the object has.
     Always,
     /// As `Always`, without MD5 where the object is over 1 GiB.
     Cheap,
-    /// As `Always`, and refuses objects that no checksum vouches for.
+    /// As `Always`, and refuses objects without a usable checksum.
     Strict,
 }
 
@@ -154,7 +153,7 @@ pub struct ObjectStorageSection {
     /// The namespace of buckets that name none.
     #[serde(deserialize_with = "fields::optional_name")]
     pub namespace: Option<String>,
-    /// Certificates to trust besides the system's; absolute.
+    /// Certificates to trust in addition to the system's; absolute.
     #[serde(deserialize_with = "fields::file")]
     pub ca_file: Option<PathBuf>,
     /// Buckets of other regions or tenancies that pods may name; each once.
@@ -162,7 +161,7 @@ pub struct ObjectStorageSection {
     pub buckets: Vec<BucketSection>,
 }
 
-/// A bucket that is reached in another way than the driver's own.
+/// A bucket with a route of its own.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct BucketSection {
@@ -192,7 +191,7 @@ pub struct PolicySection {
     pub rules: Vec<RuleSection>,
 }
 
-/// The name of a way to sign requests, spelled as the oci CLI's `--auth` spells it.
+/// The name of a way to sign requests, spelled as in the oci CLI's `--auth`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct AuthName(String);
 
@@ -233,7 +232,7 @@ impl fmt::Display for AuthName {
     }
 }
 
-/// The services' default; the commands for people have another.
+/// The services' default; the interactive commands have another.
 impl Default for AuthName {
     fn default() -> Self {
         Self("instance_principal".to_owned())
@@ -303,7 +302,7 @@ impl Config {
     /// Reads the file's text, for [`Config::parse`]. Blocks.
     ///
     /// # Errors
-    /// `Invalid`, with the file and the system's reason, or what the text is not.
+    /// `Invalid`, with the file and the system's reason, or how the text is malformed.
     pub fn read(path: &Path) -> Result<String> {
         text::read(path).map_err(|why| {
             Error::invalid(format!("reading the configuration {}: {why}", path.display()))

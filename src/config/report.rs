@@ -1,4 +1,4 @@
-//! What the parser's errors say to an administrator: file, line, key, remedy.
+//! Turns the parser's errors into messages for an administrator: file, line, key, remedy.
 
 use serde_saphyr::{Error as YamlError, MessageFormatter, UserMessageFormatter};
 
@@ -10,7 +10,7 @@ pub(super) fn explain(file: &str, text: &str, error: &YamlError) -> Error {
     let error = error.without_snippet();
     let said = match error {
         YamlError::SerdeUnknownField { field, expected, .. } => unknown_key(field, expected),
-        YamlError::DuplicateMappingKey { .. } => "the key is there twice".to_owned(),
+        YamlError::DuplicateMappingKey { .. } => "the key is set twice".to_owned(),
         YamlError::MultipleDocuments { .. } => {
             "a second YAML document begins here; the configuration is one".to_owned()
         }
@@ -56,8 +56,8 @@ fn unknown_key(field: &str, expected: &[&str]) -> String {
     format!("unknown key `{field}`; {hint}valid here: {}", expected.join(", "))
 }
 
-/// The key that a value at this place belongs to, or that stands there itself.
-/// The parser's errors know the place only.
+/// The key that a value at this position belongs to, or the key at the position
+/// itself. The parser's errors have only the position.
 fn key_at(text: &str, line: u64, column: u64) -> Option<&str> {
     let line = text.lines().nth(usize::try_from(line.checked_sub(1)?).ok()?)?;
     let column = usize::try_from(column.checked_sub(1)?).ok()?;
@@ -72,7 +72,7 @@ fn key_at(text: &str, line: u64, column: u64) -> Option<&str> {
     if !word.is_empty() && is_key {
         return Some(word);
     }
-    // The place of an absent value is the colon.
+    // The position of an absent value is the colon.
     let before = match before.trim_end_matches(['"', '\'', ' ']).strip_suffix(':') {
         Some(before) => before,
         None => from.starts_with(':').then_some(before)?,

@@ -4,7 +4,7 @@ use serde::de::{Deserialize, Deserializer, Error};
 
 use crate::model::{Pattern, Prefix};
 
-/// Who (all of the first two) gets what (all of the others), or does not.
+/// Allows or denies: subjects match the first two lists, objects all the others.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RuleSection {
@@ -12,22 +12,22 @@ pub struct RuleSection {
     #[serde(deserialize_with = "of_kubernetes")]
     pub namespaces: Vec<Pattern>,
     /// Patterns over the pod's service account; at least one.
-    #[serde(default = "everybody", deserialize_with = "of_kubernetes")]
+    #[serde(default = "any_service_account", deserialize_with = "of_kubernetes")]
     pub service_accounts: Vec<Pattern>,
-    /// Patterns over the Object Storage namespace; empty means the own tenancy's.
+    /// Patterns over the Object Storage namespace; empty means the tenancy's own.
     #[serde(default, deserialize_with = "any_of_oracle")]
     pub object_storage_namespaces: Vec<Pattern>,
     /// Patterns over the bucket's name; at least one.
     #[serde(deserialize_with = "of_oracle")]
     pub buckets: Vec<Pattern>,
-    /// Prefixes, which match at `/`; at least one.
+    /// Prefixes, which match up to a `/`; at least one.
     #[serde(deserialize_with = "prefixes")]
     pub prefixes: Vec<Prefix>,
     /// The decision.
     pub allow: bool,
 }
 
-fn everybody() -> Vec<Pattern> {
+fn any_service_account() -> Vec<Pattern> {
     Pattern::parse("*").into_iter().collect()
 }
 
@@ -67,8 +67,8 @@ impl ParsedPattern for Prefix {
     }
 }
 
-/// What no name can have matches nothing, and a rule that matches nothing is
-/// not what was meant.
+/// A pattern that no name can match is refused: a rule that matches nothing is
+/// a mistake.
 fn pattern(text: &str, known: impl Fn(u8) -> bool, what: &str) -> Result<Pattern, String> {
     if text.is_empty() || !text.bytes().all(|b| b == b'*' || known(b)) {
         return Err(format!("`{text}` matches no name: {what}, and `*` for any of them"));

@@ -92,7 +92,7 @@ fn every_default_is_the_documented_one() {
 }
 
 #[test]
-fn what_is_not_written_has_its_default_and_an_empty_document_is_refused() {
+fn omitted_keys_have_their_defaults_and_an_empty_document_is_refused() {
     for text in ["{}", "cache: {}\n", "---\ncache: {}\n...\n", "policy: {rules: []}", "policy: {}"]
     {
         assert_eq!(parse(text), Config::default(), "{text:?}");
@@ -144,7 +144,7 @@ fn a_rule_that_could_be_cut_short_is_refused_with_its_line() {
 }
 
 #[test]
-fn a_policy_without_a_list_of_rules_is_no_list_of_none() {
+fn a_policy_without_a_list_of_rules_does_not_mean_no_rules() {
     for text in
         ["policy:\n", "policy:\n  rules:\n", "policy:\n  rules: ~\n", "policy:\n  rules:\n  -\n"]
     {
@@ -272,7 +272,7 @@ prefetch: [oci://shared/models/a, oci://far@other/models/b/, oci://shared/models
 }
 
 #[test]
-fn what_was_a_boolean_is_still_taken() {
+fn the_booleans_of_earlier_versions_are_still_accepted() {
     for (value, expected) in [
         ("true", CheckSafetensors::Refuse),
         ("refuse", CheckSafetensors::Refuse),
@@ -284,7 +284,7 @@ fn what_was_a_boolean_is_still_taken() {
         assert_eq!(config.check_safetensors, expected, "{value}");
     }
     let error = Config::parse("checkSafetensors: off", "c.yaml").unwrap_err();
-    assert!(error.message().contains("none of `refuse`, `warn`, `ignore`"), "{error}");
+    assert!(error.message().contains("expected `refuse`, `warn` or `ignore`"), "{error}");
 }
 
 #[test]
@@ -404,7 +404,7 @@ fn a_rule_that_could_match_nothing_is_refused_with_its_line() {
 }
 
 #[test]
-fn what_is_not_yaml_of_this_shape_is_refused_with_its_place() {
+fn malformed_yaml_is_refused_with_its_position() {
     assert_all_in(&error("cache: [\n"), &["config.yaml, line "]);
     assert_all_in(&error("cache:\n"), &["line 1", "section"]);
     assert_all_in(&error("- cache\n"), &["line 1"]);
@@ -433,7 +433,7 @@ fn a_file_that_cannot_be_read_is_named() {
 }
 
 #[test]
-fn a_bucket_that_stands_there_twice_is_refused() {
+fn a_bucket_that_is_listed_twice_is_refused() {
     for twice in ["{name: a}, {name: a}", "{name: a, namespace: n}, {name: a, namespace: n}"] {
         let message = error(&format!("objectStorage: {{buckets: [{twice}]}}"));
         assert_all_in(&message, &["line 1", "`a`", "twice"]);

@@ -1,20 +1,20 @@
-//! A piece of a configuration is not taken for the whole.
+//! Protects against a truncated configuration file.
 //!
 //! A file that was cut off (a full disk, a copy that was interrupted, an editor
-//! that writes in place) is often still YAML. What is missing in it would have
-//! its default, and three defaults allow more than what was written: no rules,
-//! any service account, the driver's own identity. So that no beginning of a
-//! valid file allows more than the file:
+//! that writes in place) is often still valid YAML. What is missing would get
+//! its default, and three defaults allow more than was written: no rules,
+//! any service account, the driver's own identity. These rules ensure that no
+//! beginning of a valid file allows more than the file:
 //!
-//! - An empty document is refused; `{}` says that everything has its default.
+//! - An empty document is refused; `{}` means the default everywhere.
 //! - A rule without braces names `allow` last, so that a beginning of it has no
 //!   decision; or it names `allow` first, and the file ends with a line `...`,
 //!   which a beginning does not have. (Helm sorts keys.) Its decision is written
-//!   out: neither an alias nor a merge key (`<<`) gives it.
-//! - A list of rules that follows nothing more can only lose rules at its end,
+//!   out: neither an alias nor a merge key (`<<`) provides it.
+//! - A list of rules with nothing behind it can only lose rules at its end,
 //!   and what no rule allows is denied.
-//! - Rules that were in force are dropped by `policy: {rules: []}` only, and an
-//!   identity that was written is not replaced by a default; see [`RecordedConfig`].
+//! - Only `policy: {rules: []}` drops rules that were in force, and no default
+//!   replaces an identity that was written; see [`RecordedConfig`].
 
 use std::collections::BTreeMap;
 
@@ -25,10 +25,10 @@ use serde_saphyr::{Location, Spanned};
 use super::Config;
 use crate::{Error, Result};
 
-/// Says that a document is complete (YAML 1.2.2, 9.1.2).
+/// Marks the end of a document (YAML 1.2.2, 9.1.2).
 const END: &str = "...";
 
-/// Which of its keys a document has, and where; the values are parsed elsewhere.
+/// Which keys a document has, and where; the values are parsed elsewhere.
 #[derive(Deserialize)]
 struct WrittenKeys {
     policy: Option<WrittenPolicy>,
@@ -48,7 +48,7 @@ struct WrittenPolicy {
 
 type WrittenRule = BTreeMap<String, Spanned<IgnoredAny>>;
 
-/// Refuses a document with nothing in it.
+/// Refuses an empty document.
 pub(super) fn check_not_empty(text: &str, file: &str) -> Result<()> {
     let says_nothing = |line: &str| {
         let line = line.trim();
@@ -64,7 +64,7 @@ pub(super) fn check_not_empty(text: &str, file: &str) -> Result<()> {
     )))
 }
 
-/// Refuses a text that parses and need not be the whole of what was meant.
+/// Refuses a text that parses and may be a truncated one.
 pub(super) fn check_rules(text: &str, file: &str) -> Result<()> {
     let policy = written(text).and_then(|written| written.policy);
     let rules = policy.and_then(|policy| policy.rules).unwrap_or_default();
@@ -78,7 +78,7 @@ pub(super) fn check_rules(text: &str, file: &str) -> Result<()> {
     )))
 }
 
-/// What does not parse was refused before.
+/// The keys of a document. A text that does not parse was refused before.
 fn written(text: &str) -> Option<WrittenKeys> {
     serde_saphyr::from_str::<Option<WrittenKeys>>(text).ok().flatten()
 }
@@ -91,7 +91,7 @@ fn can_be_cut(rule: &Spanned<WrittenRule>, text: &str) -> bool {
     let place = |at: &Location| (at.line(), at.column());
     let Some(allow) = rule.value.get("allow") else { return true };
     // A decision from elsewhere may have been overridden, and the beginning of an
-    // alias may be another one.
+    // alias may be another alias.
     if allow.referenced != allow.defined {
         return false;
     }
@@ -103,7 +103,7 @@ fn can_be_cut(rule: &Spanned<WrittenRule>, text: &str) -> bool {
     !after || (!before && ends(text))
 }
 
-/// A flow mapping that was cut off is no YAML.
+/// Whether the rule is a flow mapping: a truncated one is not valid YAML.
 fn is_in_braces(text: &str, at: &Location) -> bool {
     let index = |number: u64| usize::try_from(number.saturating_sub(1)).ok();
     let line = index(at.line()).and_then(|line| text.lines().nth(line));
@@ -111,45 +111,45 @@ fn is_in_braces(text: &str, at: &Location) -> bool {
     first == Some('{')
 }
 
-/// Whether the last line that says anything is the end marker.
+/// Whether the last line with content is the end marker.
 fn ends(text: &str) -> bool {
     let said = |line: &&str| !line.trim().is_empty() && !line.trim_start().starts_with('#');
     let last = text.lines().rev().find(said).unwrap_or_default();
     last.strip_prefix(END).is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t']))
 }
 
-/// What is remembered of the configuration in use, so that the next one does
-/// not lose what this one restricted, also after a restart.
+/// A record of the configuration in use, so that the next one does
+/// not lose what this one restricted, not even across a restart.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RecordedConfig {
     /// How many rules there are.
     rules: usize,
-    /// The whole text. It holds no secret: an endpoint with a password is refused.
+    /// The whole text. It contains no secret: an endpoint with a password is refused.
     text: String,
 }
 
 impl RecordedConfig {
-    /// Of a configuration and the text that it was parsed from.
+    /// Records a configuration and the text that it was parsed from.
     pub fn new(config: &Config, text: &str) -> Self {
         Self { rules: config.policy.rules.len(), text: text.to_owned() }
     }
 
-    /// What the configuration was parsed from.
+    /// The text that the configuration was parsed from.
     pub fn text(&self) -> &str {
         &self.text
     }
 
-    /// Whether the next configuration could lose any of what this one restricts.
+    /// Whether a truncated file could lose any restriction of this configuration.
     pub fn restricts(&self) -> bool {
         self.rules > 0 || self.identities() != Config::default().object_storage
     }
 
-    /// Whether `next`, parsed from `text`, may take the place of this one; `file`
+    /// Checks that `next`, parsed from `text`, may replace this configuration; `file`
     /// is its name in errors. Without a file the text is empty.
     ///
     /// # Errors
     /// `Invalid` where it lacks the policy that is in force, or an identity without
-    /// saying that it is whole; with what to write if that is meant.
+    /// an end marker; the message says what to write if that is meant.
     pub fn check(&self, next: &Config, text: &str, file: &str) -> Result<()> {
         let written = written(text);
         let of_policy = written.as_ref().and_then(|it| it.policy.as_ref());
@@ -161,7 +161,7 @@ impl RecordedConfig {
                 self.rules
             )));
         }
-        // Without --config nothing can have been cut off.
+        // Without --config nothing can be truncated.
         let whole = text.is_empty() || ends(text);
         let of_store = written.as_ref().and_then(|it| it.object_storage.as_ref());
         let names_auth = of_store.is_some_and(|it| it.auth.is_some());
@@ -182,8 +182,8 @@ impl RecordedConfig {
         Ok(())
     }
 
-    /// Whose way to sign requests is not written any more, so that a default would
-    /// take its place.
+    /// The first section whose `auth` is no longer written, so that a default would
+    /// replace it.
     fn lost_auth(&self, next: &Config, names_auth: bool) -> Option<String> {
         let (now, next) = (self.identities(), &next.object_storage);
         if !names_auth && now.auth != next.auth {
@@ -200,8 +200,8 @@ impl RecordedConfig {
         lost.next().map(|one| format!("the bucket {}", one.name))
     }
 
-    /// As whom buckets are read. A text of another version may not parse; then
-    /// nothing is known of it.
+    /// The identities that read buckets. A text of another version may not parse; then
+    /// none are known.
     fn identities(&self) -> super::ObjectStorageSection {
         let config = serde_saphyr::from_str::<Config>(&self.text);
         config.map(|config| config.object_storage).unwrap_or_default()

@@ -76,7 +76,7 @@ pub(super) fn confine(target: &str, kubelet_dir: &Path) -> Result<ConfinedTarget
     let pod_uid = (*uid).to_owned();
     let path = PathBuf::from(target);
     if let Some(place) = OpenTarget::open(kubelet_dir, &path)?
-        && let TargetState::Other(kind @ "a symbolic link") = place.look()?
+        && let TargetState::Other(kind @ "a symbolic link") = place.inspect()?
     {
         return Err(Error::invalid(format!(
             "{target} is {kind}; no part of a target below kubelet's directory of pods may be one"
@@ -190,6 +190,6 @@ mod tests {
         fs::create_dir(dir.path().join("pods")).unwrap();
         fs::write(dir.path().join("pods/u"), "").unwrap();
         let target = dir.path().join("pods/u/mount");
-        assert!(refused(target.to_str().unwrap(), dir.path()).contains("no directory"));
+        assert!(refused(target.to_str().unwrap(), dir.path()).contains("not a directory"));
     }
 }

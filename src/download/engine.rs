@@ -104,7 +104,7 @@ impl Drop for EngineInner {
 }
 
 impl Engine {
-    /// Starts an engine; each download brings its own clients.
+    /// Starts an engine; each download has its own clients.
     ///
     /// # Errors
     /// `Internal` when the system starts no threads.
@@ -364,8 +364,8 @@ impl Engine {
                 ErrorKind::Unavailable,
                 format!(
                     "object {name} is listed with the MD5 \"{md5}\", which is not a checksum, and \
-                     has no other; the listing is asked for again. If it stays so, a proxy on the \
-                     way changes answers: let this node reach Object Storage without it"
+                     has no other; the listing is requested again. If it persists, a proxy on the \
+                     way alters answers: let this node reach Object Storage without it"
                 ),
             )
         })

@@ -72,7 +72,7 @@ impl RangeJob {
         Error::new(
             ErrorKind::Precondition,
             format!(
-                "nothing vouches for the content of object {name} ({why}), and download.verify is \
+                "no checksum proves the content of object {name} ({why}), and download.verify is \
                  strict; {REUPLOAD}"
             ),
         )

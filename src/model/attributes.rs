@@ -1,5 +1,5 @@
-//! The keys that users type: volume attributes of pods and volumes, and
-//! parameters of storage classes. Hostile input: every key is known or refused.
+//! Parses the keys that users type: volume attributes of pods and volumes, and
+//! parameters of storage classes. Hostile input: unknown keys are refused.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -9,7 +9,7 @@ use super::{
 };
 use crate::error::{Error, Result};
 
-/// Who wrote the attributes, and so which keys are theirs to write.
+/// The author of the attributes, which decides the keys that may be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AttributeSource {
     /// A pod's author, in an inline volume.
@@ -22,22 +22,22 @@ const FOR_ALL: &[&str] =
     &["bucket", "prefix", "namespace", "include", "exclude", "pullPolicy", "revision"];
 const FOR_ADMINISTRATORS: &[&str] = &["region", "auth", "cacheScope"];
 
-/// Keys that Kubernetes adds by itself.
+/// Prefixes of the keys that Kubernetes adds.
 const FROM_KUBERNETES: &[&str] = &["csi.storage.k8s.io/", "storage.kubernetes.io/"];
 
-/// Longest value taken. Object names end at 1024 bytes; filters are lists.
+/// Longest value that is accepted. Object names end at 1024 bytes; filters are lists.
 const VALUE_MAX: usize = 4096;
 
-/// Our own keys as they were written, which is what makes two requests the
-/// same: what Kubernetes adds, tokens among it, differs with each call.
+/// The driver's own keys as they were written. Two requests are the same if these
+/// are equal: what Kubernetes adds, tokens among it, differs with each call.
 pub fn own_attributes(attributes: &HashMap<String, String>) -> BTreeMap<String, String> {
     let own =
         attributes.iter().filter(|(key, _)| !FROM_KUBERNETES.iter().any(|k| key.starts_with(k)));
     own.map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 
-/// Attributes with one text for what means the same: a prefix with or without its
-/// slash is one directory. For digests; what is not valid stays as it is.
+/// Normalizes attributes for digests: a prefix with or without its slash is one
+/// directory. Invalid values stay as they are.
 pub fn plain_attributes(attributes: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     let mut plain = attributes.clone();
     if let Some(prefix) = plain.get_mut("prefix")
@@ -48,8 +48,8 @@ pub fn plain_attributes(attributes: &BTreeMap<String, String>) -> BTreeMap<Strin
     plain
 }
 
-/// Parses the attributes of a volume; returns the request and our own keys as
-/// they were written.
+/// Parses the attributes of a volume; returns the request and the driver's own keys
+/// as they were written.
 ///
 /// Unknown keys are `Invalid` and the message names the nearest valid one.
 pub fn parse_attributes(
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn the_example_of_the_contract_is_taken() {
+    fn the_documented_example_is_accepted() {
         let request = parse(
             &[
                 ("bucket", "ai-model-cache"),
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_may_not_choose_what_is_the_administrators() {
+    fn a_pod_may_not_set_the_administrators_attributes() {
         for key in FOR_ADMINISTRATORS {
             let pairs = [("bucket", "b"), ("prefix", "p"), (*key, "cluster")];
             let error = parse(&pairs, AttributeSource::Pod).unwrap_err();
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn our_own_keys_are_given_back_without_those_of_kubernetes() {
+    fn the_drivers_own_keys_are_returned_without_those_of_kubernetes() {
         let map = [("bucket", "b"), ("prefix", "p"), ("csi.storage.k8s.io/pod.uid", "u")]
             .map(|(k, v)| (k.to_owned(), v.to_owned()));
         let (_, ours) = parse_attributes(&map.into(), AttributeSource::Pod).unwrap();

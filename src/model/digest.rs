@@ -1,4 +1,4 @@
-//! What identifies things: revisions, blobs, models, requests. All are
+//! The ids of revisions, blobs, models and requests. All are
 //! SHA-256 over length-prefixed fields, so that no two field lists share one.
 
 use std::fmt;
@@ -9,14 +9,14 @@ use serde::{Deserialize, Serialize};
 use super::{BucketName, Filters, NamespaceName, Prefix};
 use crate::error::{Error, Result};
 
-/// Part of every cache id: ids of another layout can never be confused with ours.
+/// Part of every cache id: ids of different layouts never collide.
 const LAYOUT: &str = "1";
 
-/// The same place of a revision. Users write revisions into manifests, so this
-/// is never changed, whatever becomes of [`LAYOUT`].
+/// The same for a revision. Users write revisions into their manifests, so this
+/// never changes, whatever becomes of [`LAYOUT`].
 const REVISION_FORMAT: &str = "1";
 
-/// Where a model comes from: the place in Object Storage, without its version.
+/// The source of a model: its location in Object Storage, without a version.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelSource {
     /// Region or endpoint, as the client names it.
@@ -42,7 +42,7 @@ impl fmt::Display for ModelSource {
     }
 }
 
-/// 64 hexadecimal digits, in place: there may be hundreds of thousands.
+/// 64 hexadecimal digits, stored inline: there may be hundreds of thousands.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Hex([u8; 64]);
 
@@ -103,15 +103,15 @@ macro_rules! hex_id {
 }
 
 hex_id!(
-    /// One object version's bytes in the cache.
+    /// The id of one object version's bytes in the cache.
     BlobId
 );
 hex_id!(
-    /// One revision of one source in the cache: what is published and leased.
+    /// The key of one revision of one source in the cache: what is published and leased.
     ModelKey
 );
 hex_id!(
-    /// What a pod asked for, before it was resolved.
+    /// The digest of a request, before it is resolved.
     RequestDigest
 );
 
@@ -176,7 +176,7 @@ impl BlobId {
     }
 
     /// The id under which equal content of the same object name is found
-    /// again after a re-upload: by size and MD5 in place of the ETag.
+    /// again after a re-upload: by size and MD5 instead of the ETag.
     pub fn of_content(
         scope: &str,
         source: &ModelSource,
@@ -191,7 +191,7 @@ impl BlobId {
 }
 
 impl ModelKey {
-    /// The key of what is not known: no model has it.
+    /// A key that no model has, for unknown ones.
     pub fn unknown() -> Self {
         Self(Hex([b'0'; 64]))
     }
@@ -291,9 +291,9 @@ mod tests {
         );
     }
 
-    /// Made with another program: SHA-256 over `LENGTH:FIELD` lines.
+    /// Computed with another program: SHA-256 over `LENGTH:FIELD` lines.
     #[test]
-    fn revisions_are_those_that_users_have_pinned() {
+    fn revisions_match_those_that_users_have_pinned() {
         let files = [("sub/ä.safetensors", 5_368_709_120, "5ab1f3-2"), ("config.json", 2, "e-1")];
         assert_eq!(
             Revision::of(files.into_iter()).as_str(),
@@ -305,10 +305,10 @@ mod tests {
         );
     }
 
-    /// Of layout 1. A change of these takes a new layout: leases of running pods
-    /// and the newest revisions of requests are found by them after an upgrade.
+    /// Of layout 1. Changing these requires a new layout: after an upgrade, leases of
+    /// running pods and the newest revisions of requests are found by these ids.
     #[test]
-    fn ids_are_those_that_earlier_versions_wrote_to_the_disk() {
+    fn ids_match_those_that_earlier_versions_wrote_to_the_disk() {
         assert_eq!(LAYOUT, "1", "write those of the new layout here");
         let source = ModelSource {
             location: "us-ashburn-1".to_owned(),
@@ -355,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn only_whole_revisions_are_taken() {
+    fn only_complete_revisions_are_accepted() {
         let good = format!("sha256:{}", "0a".repeat(32));
         assert_eq!(Revision::parse(&good).unwrap().as_str(), good);
         for bad in ["", "sha256:", "sha256:abc", &good.to_uppercase(), &good[7..]] {

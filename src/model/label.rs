@@ -4,15 +4,15 @@ use aws_lc_rs::digest::{SHA256, digest};
 
 use super::ModelSource;
 
-/// What the names of all models begin with.
+/// Prefix of the names of all models.
 pub const LABEL_START: &str = "model.";
 
-/// Characters of the readable part: with the others the name has 63 at most.
+/// Characters of the readable part, so that the whole name has at most 63.
 const READABLE: usize = 48;
 
 /// `model.NAME.HASH`: the last segment of the prefix (of the whole bucket, its
 /// name) in the characters that a label may have, and the first 8 digits of the
-/// SHA-256 of `oci://BUCKET@NAMESPACE/PREFIX`, which tells models of one name apart.
+/// SHA-256 of `oci://BUCKET@NAMESPACE/PREFIX`, which distinguishes models of one name.
 pub fn node_label(source: &ModelSource) -> String {
     let (prefix, bucket) = (source.prefix.as_str(), source.bucket.as_str());
     let last = prefix.trim_end_matches('/').rsplit('/').next();
@@ -39,7 +39,7 @@ mod tests {
     }
 
     #[test]
-    fn a_label_can_be_told_from_the_uri() {
+    fn a_label_can_be_computed_from_the_uri() {
         // printf %s oci://ai-model-cache@mytenancy/models/phi3-mini/ | sha256sum | cut -c1-8
         assert_eq!(label("ai-model-cache", "models/phi3-mini/"), "model.phi3-mini.417203bd");
     }

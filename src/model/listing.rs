@@ -1,10 +1,10 @@
-//! The objects under a prefix, in little memory: a listing is shared by all who
-//! ask for the prefix, whatever their filters, and may have a hundred thousand.
+//! The objects under a prefix, stored compactly: all requests for the prefix share
+//! a listing, whatever their filters, and it may have a hundred thousand objects.
 
 use super::{ListedObject, Prefix};
 use crate::error::{Error, Result};
 
-/// What was listed under one prefix.
+/// The objects listed under one prefix.
 #[derive(Debug)]
 pub struct ObjectListing {
     prefix: Prefix,
@@ -13,7 +13,7 @@ pub struct ObjectListing {
     weight: u64,
 }
 
-/// The texts of a page in one, and where they end.
+/// The texts of a page in one string, and where each ends.
 #[derive(Debug)]
 struct ListingPage {
     text: Box<str>,
@@ -96,7 +96,7 @@ impl ObjectListing {
         self.objects == 0
     }
 
-    /// What it takes in memory, in bytes.
+    /// Its size in memory, in bytes.
     pub fn weight(&self) -> u64 {
         self.weight
     }

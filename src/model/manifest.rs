@@ -1,4 +1,4 @@
-//! The exact content of one model: which bytes stand at which path.
+//! The exact content of one model: which bytes are at which path.
 
 use std::collections::HashMap;
 use std::fmt::{self, Display};
@@ -17,14 +17,14 @@ use crate::error::{Error, Result};
 /// Version of the stored form.
 const FORMAT: u32 = 1;
 
-/// What a file takes in the stored form besides its path and ETag.
+/// Size of a file's entry in the stored form, without its path and ETag.
 const STORED_FILE: usize = 220;
 
-/// To what its size is rounded down.
+/// The unit to which the stored size is rounded down.
 const STORED_UNIT: usize = 64 * 1024;
 
-/// Most files of a model that share a blob. Each model that has them links the
-/// blob as often, and ext4 allows an inode 65,000 names.
+/// The most files of a model that share a blob. Each model links the blob once for
+/// each of them, and ext4 allows an inode 65,000 names.
 const NAMES_OF_A_BLOB: usize = 16;
 
 /// One file of a model.
@@ -40,7 +40,7 @@ pub struct ManifestFile {
     /// MD5 as the listing gave it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub md5: Option<String>,
-    /// Where the bytes stand in the cache.
+    /// The id of the blob with the bytes.
     pub blob: BlobId,
 }
 
@@ -52,26 +52,26 @@ pub struct Manifest {
     pub source: ModelSource,
     /// Which cached copies may be shared with whom; empty for the whole cluster.
     pub scope: String,
-    /// What exactly it is.
+    /// Its revision.
     pub revision: Revision,
     /// Files, sorted by path.
     pub files: Vec<ManifestFile>,
     /// Directories that only a marker names, without those that the files' paths
-    /// imply: of these there may be hundreds for each file.
+    /// imply: there may be hundreds of those for each file.
     pub directories: Vec<String>,
-    /// What whoever gets the model should look at. Those of the listing that it
-    /// was resolved from: they are not stored.
+    /// Warnings for users of the model, from the listing that it was
+    /// resolved from: they are not stored.
     pub warnings: Vec<Warning>,
     /// What it is accounted with.
     pub kept: Attachment,
 }
 
-/// Something that ends with what it is kept with, and is no part of it.
+/// A value that lives as long as its manifest, and is not part of it.
 #[derive(Clone, Default)]
 pub struct Attachment(Option<Arc<dyn Send + Sync>>);
 
 impl Attachment {
-    /// Keeps this.
+    /// Attaches this value.
     pub fn new(kept: impl Send + Sync + 'static) -> Self {
         Self(Some(Arc::new(kept)))
     }
@@ -91,14 +91,14 @@ impl PartialEq for Attachment {
 
 impl Eq for Attachment {}
 
-/// What of a model is asked for again and again, in a few hundred bytes.
+/// The parts of a model that are needed often, in a few hundred bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Summary {
     /// Where it comes from.
     pub source: ModelSource,
     /// Which cached copies may be shared with whom; empty for the whole cluster.
     pub scope: String,
-    /// What exactly it is.
+    /// Its revision.
     pub revision: Revision,
     /// Sum of the files' sizes, in bytes.
     pub bytes: u64,
@@ -106,7 +106,7 @@ pub struct Summary {
     pub inodes: u64,
 }
 
-/// What `manifest.json` holds.
+/// The content of `manifest.json`.
 #[derive(Serialize)]
 struct Stored<'a> {
     format: u32,
@@ -121,7 +121,7 @@ struct Stored<'a> {
     directories: &'a [String],
 }
 
-/// What stands beside it.
+/// The content of the summary next to it.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct StoredSummary {
@@ -155,7 +155,7 @@ impl Manifest {
     }
 
     /// Gives files of the same size and MD5 the same blob. They are in one listing,
-    /// so whoever makes the MD5s of two files meet changes only their own model.
+    /// so a user who constructs an MD5 collision changes only their own model.
     #[must_use]
     pub fn with_equal_bytes_once(mut self) -> Self {
         let mut first: HashMap<(u64, &str), (usize, usize)> = HashMap::new();
@@ -177,7 +177,7 @@ impl Manifest {
         self
     }
 
-    /// The same with a blob for each file, whatever their bytes are.
+    /// The same with a blob for each file, whatever its content.
     #[must_use]
     pub fn with_a_blob_for_each_file(mut self) -> Self {
         for at in 0..self.files.len() {
@@ -222,7 +222,7 @@ impl Manifest {
         all
     }
 
-    /// What the stored form takes on the disk, about, in bytes; small ones count
+    /// The approximate size of the stored form on disk, in bytes; small ones count
     /// as nothing.
     pub fn stored_bytes(&self) -> u64 {
         let texts = |file: &ManifestFile| file.path.len() + file.etag.len() + STORED_FILE;
@@ -230,7 +230,7 @@ impl Manifest {
         u64::try_from(all).unwrap_or(u64::MAX)
     }
 
-    /// What is told of it without it.
+    /// The summary of this manifest.
     pub fn summary(&self) -> Summary {
         let entries = self.files.len().saturating_add(self.all_directories().len());
         Summary {
@@ -242,7 +242,7 @@ impl Manifest {
         }
     }
 
-    /// Writes the stored form, without making a second one in memory.
+    /// Writes the stored form, without a second copy in memory.
     ///
     /// # Errors
     /// Those of the output.
@@ -264,7 +264,7 @@ impl Manifest {
         output.flush()
     }
 
-    /// Reads the stored form; anything that does not hold together is an error.
+    /// Reads the stored form; inconsistent content is an error.
     pub fn read(input: impl Read) -> Result<Self> {
         let (mut files, mut directories) = (Vec::new(), Vec::<String>::new());
         let head = scan(input, |part| match part {
@@ -291,13 +291,13 @@ impl Manifest {
 }
 
 impl Manifest {
-    /// Shows each file of a stored manifest, in memory that does not grow with it.
+    /// Visits each file of a stored manifest, in memory that does not grow with it.
     ///
     /// # Errors
     /// `Internal` when it is torn or of another format.
-    pub fn each_file(input: impl Read, mut see: impl FnMut(ManifestFile)) -> Result<()> {
+    pub fn each_file(input: impl Read, mut visit: impl FnMut(ManifestFile)) -> Result<()> {
         let head = scan(input, |part| match part {
-            ManifestPart::File(file) => see(file),
+            ManifestPart::File(file) => visit(file),
             ManifestPart::Directory(_) => {}
         });
         head.map(drop)
@@ -310,7 +310,7 @@ impl Summary {
         ModelKey::of(&self.scope, &self.source, &self.revision)
     }
 
-    /// The summary of a stored manifest, in memory that does not grow with it.
+    /// Reads the summary of a stored manifest, in memory that does not grow with it.
     ///
     /// # Errors
     /// `Internal` when it is torn or of another format.
@@ -326,12 +326,12 @@ impl Summary {
             }
             ManifestPart::Directory(_) => named = named.saturating_add(1),
         })?;
-        // Older manifests name all directories; others have a summary beside them.
+        // Older manifests name all directories; others have a summary next to them.
         let inodes = files.saturating_add(named.max(implied)).saturating_add(1);
         Ok(Self { inodes, ..head })
     }
 
-    /// The stored form.
+    /// Encodes the stored form.
     pub fn to_json(&self) -> Vec<u8> {
         let stored = StoredSummary {
             format: FORMAT,
@@ -371,8 +371,8 @@ impl Summary {
     }
 }
 
-/// The directories of a name that the one before it, in the order of bytes, does
-/// not have: so each is met once. A name that ends in a slash is in a directory
+/// The directories of a name that the name before it, in byte order, does not
+/// have: so each is visited once. A name that ends in a slash is in a directory
 /// of that name.
 pub(super) fn new_directories<'a>(before: &str, name: &'a str) -> impl Iterator<Item = &'a str> {
     let shared = before.bytes().zip(name.bytes()).take_while(|(a, b)| a == b).count();
@@ -389,11 +389,11 @@ enum ManifestPart {
     Directory(String),
 }
 
-/// Reads a stored manifest piece by piece; the summary that comes back counts
+/// Reads a stored manifest piece by piece; the returned summary counts
 /// no inodes.
-fn scan(input: impl Read, mut see: impl FnMut(ManifestPart)) -> Result<Summary> {
+fn scan(input: impl Read, mut visit: impl FnMut(ManifestPart)) -> Result<Summary> {
     let mut json = serde_json::Deserializer::from_reader(io::BufReader::new(input));
-    let head = json.deserialize_map(ManifestVisitor(&mut see)).map_err(broken)?;
+    let head = json.deserialize_map(ManifestVisitor(&mut visit)).map_err(broken)?;
     json.end().map_err(broken)?;
     let format = head.format.unwrap_or_default();
     if format != FORMAT {
@@ -414,7 +414,7 @@ fn scan(input: impl Read, mut see: impl FnMut(ManifestPart)) -> Result<Summary> 
     })
 }
 
-/// What was found of a manifest.
+/// What was read of a manifest.
 #[derive(Default)]
 struct ManifestHead {
     format: Option<u32>,
@@ -469,15 +469,15 @@ impl<'de, F: FnMut(ManifestPart)> Visitor<'de> for ManifestVisitor<'_, F> {
     }
 }
 
-/// Each element of a list, without the list.
+/// Visits each element of a list, without storing the list.
 struct EachElement<T, F> {
-    see: F,
+    visit: F,
     of: PhantomData<T>,
 }
 
 impl<T, F> EachElement<T, F> {
-    fn new(see: F) -> Self {
-        Self { see, of: PhantomData }
+    fn new(visit: F) -> Self {
+        Self { visit, of: PhantomData }
     }
 }
 
@@ -498,7 +498,7 @@ impl<'de, T: Deserialize<'de>, F: FnMut(T)> Visitor<'de> for EachElement<T, F> {
 
     fn visit_seq<A: SeqAccess<'de>>(mut self, mut all: A) -> Result<(), A::Error> {
         while let Some(one) = all.next_element()? {
-            (self.see)(one);
+            (self.visit)(one);
         }
         Ok(())
     }

@@ -29,7 +29,7 @@ fn stored(manifest: &Manifest) -> Vec<u8> {
 }
 
 #[test]
-fn what_is_stored_is_read_back() {
+fn a_stored_manifest_is_read_back() {
     let manifest = manifest();
     assert_eq!(Manifest::read(&*stored(&manifest)).unwrap(), manifest);
     let summary = manifest.summary();

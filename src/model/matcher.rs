@@ -1,4 +1,4 @@
-//! Comparing names with patterns in linear time: all positions that a pattern
+//! Compares names with patterns in linear time: all positions that a pattern
 //! may have reached are bits of a few words, and each character of a name moves
 //! all of them at once. Nothing is tried twice, whatever stars, sets and
 //! question marks there are.
@@ -14,19 +14,19 @@ const ASCII: usize = 128;
 /// A pattern, ready to be compared with many names.
 #[derive(Debug)]
 pub(super) struct Matcher {
-    /// The first character of each class after the one that begins with NUL: all
-    /// characters of a class are taken by the same tokens.
+    /// The first character of each class after the one that begins with NUL: the
+    /// same tokens accept all characters of a class.
     borders: Vec<char>,
     /// The class of each ASCII character.
     ascii: Vec<u32>,
-    /// For each class, the tokens that take it; `words` for each.
+    /// For each class, the tokens that accept it; `words` for each.
     takes: Vec<u64>,
-    /// The tokens before which a star stands.
+    /// The tokens that follow a star.
     stays: Vec<u64>,
     words: usize,
-    /// The bit that is reached by the whole pattern.
+    /// The bit of the whole pattern.
     end: usize,
-    /// What is reached so far.
+    /// The positions reached so far.
     reached: Vec<u64>,
 }
 
@@ -63,8 +63,8 @@ impl Matcher {
         Self { borders, ascii, takes, stays, words, end, reached: vec![0; words] }
     }
 
-    /// Whether the whole name matches, in at most `left` steps, which are taken
-    /// off; `None` when that does not do. A step is a word for a character.
+    /// Whether the whole name matches, in at most `left` steps, which are
+    /// subtracted; `None` when they do not suffice. A step is one word for one character.
     pub(super) fn compare(&mut self, name: &str, left: &mut u64) -> Option<bool> {
         self.reached.fill(0);
         self.reached[0] = 1;
@@ -78,7 +78,7 @@ impl Matcher {
         Some(self.reached[self.end / WORD] >> (self.end % WORD) & 1 == 1)
     }
 
-    /// Whether anything is reached with this character.
+    /// Advances by one character; returns whether any position is left.
     fn step(&mut self, c: char) -> bool {
         let class = match self.ascii.get(c as usize) {
             Some(class) => *class as usize,
@@ -96,7 +96,7 @@ impl Matcher {
     }
 }
 
-/// Where the classes of characters change with this range.
+/// The borders between character classes that this range adds.
 fn borders_of((low, high): (char, char)) -> impl Iterator<Item = char> {
     let after = (high..=char::MAX).nth(1);
     std::iter::once(low).chain(after)

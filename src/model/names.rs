@@ -1,4 +1,4 @@
-//! Names as Object Storage and our contract allow them.
+//! Names as Object Storage and the driver allow them.
 
 use std::fmt;
 
@@ -20,7 +20,7 @@ pub struct NamespaceName(String);
 pub struct Prefix(String);
 
 impl BucketName {
-    /// Parses a bucket name; what is wrong is `Invalid`.
+    /// Parses a bucket name; an invalid one is `Invalid`.
     pub fn parse(text: &str) -> Result<Self> {
         // `.` and `..` would be directories in a URL path.
         let good = (1..=256).contains(&text.len())
@@ -44,7 +44,7 @@ impl BucketName {
 }
 
 impl NamespaceName {
-    /// Parses a namespace; what is wrong is `Invalid`.
+    /// Parses a namespace; an invalid one is `Invalid`.
     pub fn parse(text: &str) -> Result<Self> {
         let good = (1..=256).contains(&text.len())
             && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'));
@@ -95,7 +95,7 @@ impl Prefix {
         Ok(Self(format!("{body}/")))
     }
 
-    /// What object names start with: empty, or ending in `/`.
+    /// The prefix of object names: empty, or ending in `/`.
     pub fn as_str(&self) -> &str {
         &self.0
     }

@@ -1,4 +1,4 @@
-//! What a misspelled name most likely meant.
+//! Suggests the name that a misspelled one most likely means.
 
 /// The candidate that `word` is most likely a misspelling of; `None` when it
 /// resembles none.
@@ -8,7 +8,7 @@ pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) ->
     let distance = |candidate: &str| {
         let candidate = candidate.to_lowercase();
         let typos = strsim::damerau_levenshtein(&plain, &candidate);
-        // `bucketName` is far from `bucket`, and yet means it.
+        // `bucketName` is far from `bucket`, and still means it.
         let within = plain.len() >= 3 && (plain.contains(&candidate) || candidate.contains(&plain));
         if within { typos.min(2) } else { typos }
     };

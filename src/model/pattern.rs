@@ -7,16 +7,16 @@ use super::matcher::Matcher;
 use super::{Warning, WarningKind, shown};
 use crate::error::{Error, Result, is_invisible};
 
-/// Longest pattern, in bytes, as the longest object name.
+/// The longest pattern in bytes: as the longest object name.
 const LONGEST: usize = 1024;
 
-/// Patterns of one list.
+/// The most patterns in one list.
 const MOST: usize = 32;
 
-/// Patterns that one warning names.
+/// The most patterns that one warning names.
 const MOST_NAMED: usize = 3;
 
-/// Steps of comparing that one request may take: about a second of one core. 32
+/// The most steps of comparing for one request: about a second of one core. 32
 /// plain patterns over 100,000 names of usual length take a third.
 const STEPS: u64 = 1_000_000_000;
 
@@ -35,7 +35,7 @@ pub(super) enum PatternToken {
     Set { negated: bool, ranges: Vec<(char, char)> },
 }
 
-/// Which relative names a model selects: any `include` (all names when there
+/// The filters of a model: any `include` (all names when there
 /// is none), and no `exclude`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Filters {
@@ -44,8 +44,8 @@ pub struct Filters {
 }
 
 impl Pattern {
-    /// Parses a pattern; an empty one, braces, an unclosed set, and what can
-    /// match no name are `Invalid`.
+    /// Parses a pattern; an empty one, braces, an unclosed set, and a pattern that
+    /// matches no name are `Invalid`.
     pub fn parse(text: &str) -> Result<Self> {
         let refuse = |why: &str| {
             let text = shown(text, 100);
@@ -106,7 +106,7 @@ impl Pattern {
     }
 
     /// A pattern that matches this name, whatever characters it has, and few
-    /// others: what a message advises for `exclude`. `None` for a name that is
+    /// others: messages suggest it for `exclude`. `None` for a name that is
     /// too long for a message.
     pub fn advised_for(name: &str) -> Option<String> {
         const MOST_SHOWN: usize = 80;
@@ -133,7 +133,7 @@ impl Pattern {
         Matcher::new(&self.tokens).compare(name, &mut endless).unwrap_or(false)
     }
 
-    /// What whoever wrote a pattern that matches nothing may have meant.
+    /// What the author of a pattern that matches nothing may have meant.
     fn hint(&self) -> Option<&'static str> {
         if self.text.contains(char::is_whitespace) {
             return Some("patterns are separated by commas, not by spaces");
@@ -174,7 +174,7 @@ fn matches_no_name(text: &str) -> Option<&'static str> {
 }
 
 impl PatternToken {
-    /// The characters that it tells from others.
+    /// The ranges of characters that the token distinguishes.
     pub(super) fn ranges(&self) -> Vec<(char, char)> {
         match self {
             Self::Literal(c) => vec![(*c, *c)],
@@ -213,7 +213,7 @@ impl Filters {
         Ok(Self { include: list("include", include)?, exclude: list("exclude", exclude)? })
     }
 
-    /// For the names of one request.
+    /// Starts selecting the names of one request.
     pub fn selection(&self) -> NameSelection {
         let ready = |patterns: &[Pattern]| -> Vec<Matcher> {
             patterns.iter().map(|pattern| Matcher::new(&pattern.tokens)).collect()
@@ -224,7 +224,7 @@ impl Filters {
     }
 
     /// A warning that names the patterns which matched none of the names that
-    /// this selection was asked about.
+    /// were passed to this selection.
     pub fn unmatched(&self, selection: &NameSelection) -> Option<Warning> {
         let keys = self.include.iter().map(|one| (one, "include"));
         let keys = keys.chain(self.exclude.iter().map(|one| (one, "exclude")));
@@ -238,7 +238,7 @@ impl Filters {
             more => format!(" and {more} more"),
         };
         let hint = unmatched.iter().find_map(|(one, _)| one.hint()).unwrap_or(
-            "a pattern is compared with the whole name below the prefix, of which `*` crosses `/`",
+            "a pattern is compared with the whole name below the prefix, and `*` matches `/` too",
         );
         let text = format!("no name matches the pattern {named}{more}: {hint}");
         (!unmatched.is_empty()).then(|| Warning::new(WarningKind::Pattern, text))
@@ -249,10 +249,10 @@ impl Filters {
         self.include.is_empty() && self.exclude.is_empty()
     }
 
-    /// One text for equal filters, for digests, and another for any others.
+    /// A text for digests: equal filters have the same text, others a different one.
     pub fn canonical(&self) -> String {
         let list = |patterns: &[Pattern]| {
-            // `d/` was the name `d/` alone once, and is what `d/*` is.
+            // In earlier versions `d/` matched only the name `d/`; now it means `d/*`.
             let text = |pattern: &Pattern| match pattern.text.ends_with('/') {
                 true => format!("{}*", pattern.text),
                 false => pattern.text.clone(),
@@ -264,7 +264,7 @@ impl Filters {
         };
         let (include, exclude) = (list(&self.include), list(&self.exclude));
         let separates = |text: &String| text.contains([',', '\n']);
-        // The complement of a set once, and `^` or what follows it now.
+        // In earlier versions `^` was the complement of a set; now it is literal.
         let is_other = |text: &String| text.contains("[^");
         if !include.iter().chain(&exclude).any(|text| separates(text) || is_other(text)) {
             // The form of earlier versions, which has exactly one line break.
@@ -283,7 +283,7 @@ fn check_list(text: &str) -> Result<()> {
     let (text, quotes) = (text.trim(), ['"', '\'']);
     let quoted =
         quotes.iter().any(|q| text.len() > 1 && text.starts_with(*q) && text.ends_with(*q));
-    // `'*.bin','*.onnx'` is told by its first pattern.
+    // The first pattern of `'*.bin','*.onnx'` has its own message.
     if quoted && text.matches(quotes).count() == 2 && text.contains(',') {
         let text = shown(text, 100);
         return Err(Error::invalid(format!(
@@ -294,13 +294,13 @@ fn check_list(text: &str) -> Result<()> {
     Ok(())
 }
 
-/// What filters select of one listing. Whoever writes the patterns may have
+/// What filters select of one listing. The author of the patterns may have
 /// written the names too, and must not keep a core busy for hours.
 #[derive(Debug)]
 pub struct NameSelection {
     include: Vec<Matcher>,
     exclude: Vec<Matcher>,
-    /// Which patterns matched a name so far, those of `include` first.
+    /// Which patterns have matched a name so far, those of `include` first.
     matched: Vec<bool>,
     left: u64,
 }
@@ -328,7 +328,7 @@ impl NameSelection {
         let mut any = |patterns: &mut [Matcher], matched: &mut [bool]| {
             let mut any = false;
             for (pattern, matched) in patterns.iter_mut().zip(matched) {
-                // One that matched nothing yet is compared, even if it decides nothing.
+                // A pattern that has matched nothing yet is compared, even if it decides nothing.
                 if (!any || !*matched) && pattern.compare(name, left)? {
                     (any, *matched) = (true, true);
                 }

@@ -90,7 +90,7 @@ fn a_pattern_that_matched_nothing_is_a_warning_with_what_was_meant() {
     let names = ["config.json", "original/w.pth", "w.bin"];
     assert_eq!(warned(Some("*.json, *"), Some("*.pth"), &names), None);
     assert_eq!(warned(None, None, &names), None);
-    // One that another one hides has matched all the same.
+    // A pattern that another one hides has matched anyway.
     assert_eq!(warned(Some("*,config.json"), Some("*.bin,w.bin"), &names), None);
     for (pattern, hint) in [
         ("*.bin *.onnx", "separated by commas"),
@@ -158,7 +158,7 @@ fn patterns_and_names_that_are_made_for_it_take_linear_time() {
 }
 
 #[test]
-fn what_takes_too_long_all_the_same_is_refused() {
+fn a_comparison_that_still_takes_too_long_is_refused() {
     let run = "a".repeat(1000);
     let list = vec![format!("*{}b", "?".repeat(1000)); MOST].join(",");
     let filters = Filters::parse(None, Some(&list)).unwrap();
@@ -169,7 +169,7 @@ fn what_takes_too_long_all_the_same_is_refused() {
 }
 
 #[test]
-fn what_people_write_is_far_from_taking_too_long() {
+fn usual_patterns_are_far_from_taking_too_long() {
     let written = vec!["*model-[0-9]*of-*.safetensors"; MOST].join(",");
     let filters = Filters::parse(None, Some(&written)).unwrap();
     let mut selection = filters.selection();

@@ -1,17 +1,17 @@
-//! What a pod, a claim or a command asks for.
+//! What a pod, a claim or a command requests.
 
 use super::{BucketName, Filters, NamespaceName, Prefix, RequestDigest, Revision, shown};
 use crate::error::{Error, Result};
 
-/// When Object Storage is asked which revision is current.
+/// When to check in Object Storage which revision is current.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum PullPolicy {
-    /// On every publish; what changed is downloaded.
+    /// On every publish; changed objects are downloaded.
     #[default]
     Always,
     /// Only when no complete revision of the same request is cached.
     IfNotPresent,
-    /// Never: what is not cached is `NotFound`.
+    /// Never: an uncached model is `NotFound`.
     Never,
 }
 
@@ -23,14 +23,14 @@ impl PullPolicy {
             "IfNotPresent" => Ok(Self::IfNotPresent),
             "Never" => Ok(Self::Never),
             _ => Err(Error::invalid(format!(
-                "pullPolicy {:?} is none of Always, IfNotPresent, Never",
+                "pullPolicy {:?} is invalid: expected Always, IfNotPresent or Never",
                 shown(text, 50)
             ))),
         }
     }
 }
 
-/// With whom cached bytes are shared.
+/// Which pods share cached bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum CacheScope {
     /// With every pod of the node.
@@ -47,14 +47,14 @@ impl CacheScope {
             "cluster" => Ok(Self::Cluster),
             "namespace" => Ok(Self::Namespace),
             _ => Err(Error::invalid(format!(
-                "cacheScope {:?} is none of cluster, namespace",
+                "cacheScope {:?} is invalid: expected cluster or namespace",
                 shown(text, 50)
             ))),
         }
     }
 }
 
-/// Who asks, as kubelet says it (`podInfoOnMount`).
+/// The pod of a request, as kubelet describes it (`podInfoOnMount`).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PodIdentity {
     /// Kubernetes namespace.
@@ -67,7 +67,7 @@ pub struct PodIdentity {
     pub service_account: String,
 }
 
-/// One model, as it was asked for and before it is resolved.
+/// One model, as requested and before it is resolved.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelRequest {
     /// Object Storage namespace; `None`: the driver's own tenancy's.
@@ -76,9 +76,9 @@ pub struct ModelRequest {
     pub bucket: BucketName,
     /// Prefix.
     pub prefix: Prefix,
-    /// What of it.
+    /// The filters.
     pub filters: Filters,
-    /// When to ask Object Storage.
+    /// When to check Object Storage.
     pub pull_policy: PullPolicy,
     /// This exact revision or nothing.
     pub revision: Option<Revision>,
@@ -86,7 +86,7 @@ pub struct ModelRequest {
     pub region: Option<String>,
     /// Identity to read it with (administrators only).
     pub auth: Option<String>,
-    /// With whom the cached bytes are shared (administrators only).
+    /// Which pods share the cached bytes (administrators only).
     pub scope: CacheScope,
 }
 
@@ -108,8 +108,8 @@ impl ModelRequest {
 
     /// The scope's part of every cache id: empty for the whole cluster.
     ///
-    /// A namespace scope without a trusted pod namespace is `Invalid`: sharing
-    /// among the unknown is what the administrator ruled out.
+    /// A namespace scope without a trusted pod namespace is `Invalid`: the
+    /// administrator excluded sharing between unknown namespaces.
     pub fn scope_id(&self, pod: Option<&PodIdentity>) -> Result<String> {
         match (self.scope, pod) {
             (CacheScope::Cluster, _) => Ok(String::new()),
@@ -123,7 +123,7 @@ impl ModelRequest {
         }
     }
 
-    /// The digest that "the same request" means, for pull policies.
+    /// The digest that defines "the same request" for pull policies.
     pub fn digest(&self, scope: &str, location: &str) -> RequestDigest {
         RequestDigest::of(
             scope,
@@ -135,15 +135,15 @@ impl ModelRequest {
         )
     }
 
-    /// How messages name the model: `models/phi3/ from ai-model-cache`.
-    /// A long prefix is shortened, so that it does not push out what to do.
+    /// The name of the model in messages: `models/phi3/ from ai-model-cache`.
+    /// A long prefix is shortened, so that it does not push out the remedy.
     pub fn title(&self) -> String {
         title(&self.prefix, &self.bucket)
     }
 }
 
-/// A Kubernetes namespace as it is; of anything else what separates the parts of
-/// a scope is escaped, so that no two names make one scope.
+/// A Kubernetes namespace as it is; in any other text the separators of a
+/// scope's parts are escaped, so that no two names make one scope.
 fn escaped(namespace: &str) -> String {
     let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.".contains(&b);
     let bytes = namespace.bytes();

@@ -1,15 +1,15 @@
-//! Whether a loader could open a `.safetensors` file, by its header alone.
+//! Checks whether a loader could open a `.safetensors` file, by its header alone.
 //!
 //! The format: eight bytes that hold the length of the header (little-endian),
 //! the header as JSON, then the tensors' bytes. Each tensor's `data_offsets`
 //! count from the header's end; together they cover the rest of the file, one
-//! behind the other. What a loader refuses is refused here for the same
+//! after the other. What a loader refuses is refused here for the same
 //! reasons, minutes earlier. An index (`*.safetensors.index.json`) says in its
 //! `weight_map` which file holds which tensor.
 //!
-//! Headers come from strangers, so what one takes in memory is limited whatever
-//! it holds (some 20 MB at worst): it is read as a stream, adjacent tensors are
-//! merged, and a header with longer strings or more pieces than any writer makes
+//! Headers come from untrusted sources, so the memory for one is limited whatever
+//! it contains (some 20 MB at worst): it is read as a stream, adjacent tensors are
+//! merged, and a header with longer strings or more pieces than any writer produces
 //! is left to the loader, unchecked.
 
 use std::collections::BTreeSet;
@@ -26,7 +26,7 @@ const PREFIX: u64 = 8;
 /// The longest header that loaders read (`MAX_HEADER_SIZE` of the safetensors crate).
 pub const MAX_HEADER: u64 = 100_000_000;
 
-/// The longest index that is looked into; real ones have a few MB.
+/// The longest index that is read; real ones have a few MB.
 pub const MAX_INDEX: u64 = 16 << 20;
 
 /// The longest string in a header or an index that is read, in bytes: names are
@@ -37,20 +37,20 @@ const MAX_STRING: usize = 4 << 20;
 /// in the order of their bytes; the largest models have some 100,000 tensors.
 const MAX_PIECES: usize = 500_000;
 
-/// Different files that one index may name: more than a model has.
+/// The most files that one index may name: more than a model has.
 const MAX_SHARDS: usize = 100_000;
 
 /// The longest name of an object, in bytes.
 const NAME_MAX: usize = 1024;
 
-/// What a large file is in a repository whose content was not fetched.
+/// The beginning of a Git LFS pointer, which a repository has instead of a file that was not fetched.
 const LFS_POINTER: &[u8; 8] = b"version ";
 
 /// Reads the header of a file of tensors that is `size` bytes long; `Ok(Err)`
-/// says in words for people why no loader takes it.
+/// says in words for people why no loader accepts it.
 ///
 /// # Errors
-/// When `file` cannot be read. One that ends early is not that: it is a flaw.
+/// When `file` cannot be read. A file that ends early is a flaw instead.
 pub fn check(mut file: impl Read, size: u64) -> io::Result<Result<(), String>> {
     if size < PREFIX {
         return Ok(Err(match size {
@@ -87,7 +87,7 @@ pub fn check(mut file: impl Read, size: u64) -> io::Result<Result<(), String>> {
     }
 }
 
-/// The files that an index names, or in words for people why it is none.
+/// The files that an index names, or in words for people why it is not an index.
 /// `None`: this JSON has no `weight_map`, so it is not an index of this kind.
 ///
 /// # Errors
@@ -125,7 +125,7 @@ fn buffered(json: impl Read) -> impl Read {
     BufReader::new(ShortStrings { json, string: None, escaped: false })
 }
 
-/// `Ok` when the error is only that a string is too long to be read here.
+/// Returns `Ok` when the only error is that a string is too long to be read here.
 fn unless_too_long(error: io::Error) -> io::Result<()> {
     match error.get_ref() {
         Some(inner) if inner.is::<TooLong>() => Ok(()),
@@ -149,7 +149,7 @@ impl<R: Read> Read for ShortStrings<R> {
     }
 }
 
-/// Where a file that an index names stands, relative to the same root as the
+/// The path of a file that an index names, relative to the same root as the
 /// index. `None` when that is outside of the root.
 pub fn shard_path(index: &str, shard: &str) -> Option<String> {
     let directory = index.rsplit_once('/').map_or("", |(directory, _)| directory);
@@ -168,12 +168,12 @@ fn ended(size: u64) -> String {
     format!("it ended before the {size} bytes that it should have")
 }
 
-/// A parser's words, which may quote the file.
+/// A parser's message, which may quote the file.
 fn said(error: &serde_json::Error) -> String {
     shown(&error.to_string(), 120)
 }
 
-/// Whether the tensors' places follow each other from 0 to the end.
+/// Checks that the tensors follow each other from 0 to the end.
 fn covers(mut places: Vec<(u64, u64)>, data: u64) -> Result<(), String> {
     places.sort_unstable();
     let mut at = 0;
@@ -189,18 +189,18 @@ fn covers(mut places: Vec<(u64, u64)>, data: u64) -> Result<(), String> {
     let (has, needs) = (size_text(data), size_text(at));
     match at {
         end if end > data => Err(format!(
-            "its header speaks of {needs} ({at} bytes) of tensors, and {has} ({data} bytes) are \
-             there: it was cut short"
+            "its header lists {needs} ({at} bytes) of tensors, and the file has {has} ({data} \
+             bytes): it was cut short"
         )),
         end if end < data => Err(format!(
-            "its header speaks of {needs} ({at} bytes) of tensors, and {has} ({data} bytes) are \
-             there: it is longer than it should be"
+            "its header lists {needs} ({at} bytes) of tensors, and the file has {has} ({data} \
+             bytes): it is longer than it should be"
         )),
         _ => Ok(()),
     }
 }
 
-/// The pieces of a file that the tensors of a header take, adjacent ones merged;
+/// The pieces of a file that the tensors of a header cover, adjacent ones merged;
 /// `None` when they are too many.
 struct Tensors(Option<Vec<(u64, u64)>>);
 
@@ -233,7 +233,7 @@ impl<'de> Visitor<'de> for TensorsVisitor {
             }
             let (start, end) = map.next_value::<Tensor>()?.data_offsets;
             if start == end {
-                // It takes no bytes, and may lie between two that were merged.
+                // It has no bytes, and may lie between two that were merged.
                 continue;
             }
             let count = pieces.len();
@@ -331,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_loader_takes_is_good() {
+    fn what_a_loader_accepts_is_accepted() {
         for tensors in [&[][..], &[0], &[16], &[5, 0, 0, 7, 1]] {
             assert_eq!(checked(&file(tensors)), Ok(()), "{tensors:?}");
         }
@@ -371,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_shorter_than_was_said_is_a_flaw() {
+    fn a_file_that_is_shorter_than_announced_is_a_flaw() {
         assert!(check(&b"123"[..], 100).unwrap().unwrap_err().contains("ended before"));
         let good = file(&[10]);
         assert!(check(&good[..20], good.len() as u64).unwrap().is_err());
@@ -467,7 +467,7 @@ mod tests {
     }
 
     #[test]
-    fn files_of_an_index_stand_beside_it() {
+    fn files_of_an_index_are_in_its_directory() {
         let index = "unet/diffusion.safetensors.index.json";
         for (shard, expected) in [
             ("m.safetensors", Some("unet/m.safetensors")),

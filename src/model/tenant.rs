@@ -1,5 +1,5 @@
 //! The unit of accounting: slots, listings, memory, events and failures are
-//! counted for a tenant, so that the trouble of one stays with that one.
+//! counted per tenant, so that the problems of one stay with that one.
 
 use std::fmt;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ pub enum Tenant {
 }
 
 impl Tenant {
-    /// The tenant of a pod, as far as kubelet describes it.
+    /// The tenant of a pod, as kubelet describes it.
     pub fn of_pod(pod: Option<&PodIdentity>) -> Self {
         pod.map_or(Self::Unknown, |pod| Self::of_namespace(&pod.namespace))
     }

@@ -1,4 +1,4 @@
-//! What kubelet says of a pod's service account.
+//! The tokens of a pod's service account, from kubelet.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,7 +11,7 @@ use super::PodIdentity;
 use crate::error::{Error, ErrorKind, Result};
 
 /// The tokens of a pod's service account, as kubelet sends them (`tokenRequests`
-/// of the CSIDriver object). They are shown nowhere.
+/// of the CSIDriver object). `Debug` does not print them.
 #[derive(Clone, PartialEq, Eq)]
 pub struct PodTokens(String);
 
@@ -20,7 +20,7 @@ struct TokenEntry {
     token: String,
 }
 
-/// What a token says of itself, which the cluster's identity service verifies.
+/// The claims of a token, which the cluster's identity service verifies.
 #[derive(Deserialize)]
 struct PodTokenClaims {
     sub: String,
@@ -50,8 +50,8 @@ impl PodTokens {
     /// The token for the cluster's own audience, `""`, or the only one.
     ///
     /// # Errors
-    /// `Invalid` when this is not what kubelet writes, or a token is not this
-    /// pod's: then a pod's author has written it. `Precondition` when there are
+    /// `Invalid` when this is not what kubelet writes, or a token belongs to another
+    /// pod: then a pod's author has written it. `Precondition` when there are
     /// several and none of them is for the cluster's own audience.
     pub fn of(&self, pod: &PodIdentity) -> Result<String> {
         let entries: BTreeMap<String, TokenEntry> =
@@ -71,7 +71,7 @@ impl PodTokens {
                 ),
             ));
         };
-        // What is no JWT is the identity service's to judge.
+        // A token that is not a JWT is left to the identity service.
         match claims(token) {
             Some(claims) if !claims.are_of(pod) => Err(Error::invalid(
                 "the service account's token is another pod's; the attribute \
@@ -84,7 +84,7 @@ impl PodTokens {
 }
 
 /// The UID of the service account that a token is bound to: a name can be given
-/// to another account, a UID never is. `None` where the token does not say.
+/// to another account, a UID cannot. `None` where the token does not say.
 pub fn account_uid(token: &str) -> Option<String> {
     let uid = claims(token)?.kubernetes.serviceaccount?.uid;
     (!uid.is_empty()).then_some(uid)
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn the_clusters_own_audience_is_taken_or_the_only_one() {
+    fn the_token_for_the_clusters_own_audience_is_used_or_the_only_one() {
         assert_eq!(of(&[("", "a"), ("vault", "b")]).unwrap(), "a");
         assert_eq!(of(&[("vault", "b")]).unwrap(), "b");
         let error = of(&[("vault", "b"), ("other", "c")]).unwrap_err();
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_says_the_uid_of_its_account_or_nothing_is_believed() {
+    fn the_uid_of_a_tokens_account_is_read_or_unknown() {
         let of = |kubernetes: serde_json::Value| {
             let claims = serde_json::json!({"sub": "s", "kubernetes.io": kubernetes});
             account_uid(&format!("e30.{}.c2ln", URL_SAFE_NO_PAD.encode(claims.to_string())))
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn what_kubelet_does_not_write_is_refused_and_not_repeated() {
+    fn text_that_kubelet_does_not_write_is_refused_and_not_repeated() {
         for text in ["", "secret", "[]", "{\"\": \"secret\"}"] {
             let error = PodTokens::new(text).of(&pod()).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Invalid);

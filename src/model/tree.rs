@@ -1,6 +1,6 @@
-//! From a listing of objects to a tree of files, or a refusal that names the
-//! object. Object names are hostile input: what could leave the tree, collide
-//! in it or not exist on a file system is refused before a byte is asked for.
+//! Turns a listing of objects into a tree of files, or a refusal that names the
+//! object. Object names are hostile input: names that could leave the tree, collide
+//! in it or not exist on a file system are refused before any byte is requested.
 
 use super::listing::Listed;
 use super::manifest::new_directories;
@@ -11,19 +11,19 @@ use crate::error::{Error, ErrorKind, Result};
 /// Longest file name of Linux file systems, in bytes.
 const NAME_MAX: usize = 255;
 
-/// Longest object name of Object Storage, in bytes: what is longer is none of its.
+/// Longest object name of Object Storage, in bytes.
 const LONGEST_NAME: usize = 1024;
 
 /// Largest object of Object Storage, in bytes.
 const LARGEST_OBJECT: u64 = 10 << 40;
 
-/// What a directory takes on the disk, in bytes.
+/// Size of a directory on disk, in bytes.
 const BLOCK: u64 = 4096;
 
-/// What a file takes in a manifest in memory besides its texts, in bytes.
+/// Size of a file's entry in a manifest in memory, without its texts, in bytes.
 const FILE_WEIGHT: usize = 240;
 
-/// One object of a listing, as far as the tree needs it.
+/// One object of a listing, with the fields that the tree needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListedObject {
     /// Full object name.
@@ -51,21 +51,21 @@ pub struct TreeFile {
     pub md5: Option<String>,
 }
 
-/// What a volume of this model shows.
+/// The content of a volume of this model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tree {
-    /// The revision: what is selected, by name, size and `ETag`.
+    /// The revision: a digest of the selected names, sizes and `ETag`s.
     pub revision: Revision,
     /// Files, sorted by path.
     pub files: Vec<TreeFile>,
     /// Directories that only a marker names. Those that the files' paths imply
     /// are not listed.
     pub directories: Vec<String>,
-    /// What whoever gets the model should look at.
+    /// Warnings for users of the model.
     pub warnings: Vec<Warning>,
 }
 
-/// What is too much for one tree.
+/// The limits of one tree.
 #[derive(Debug, Clone, Copy)]
 pub struct TreeLimits {
     /// Directories, in number.
@@ -80,14 +80,14 @@ impl Default for TreeLimits {
     }
 }
 
-/// What of a listing is selected, checked and counted; nothing of it is built.
+/// The selected part of a listing, checked and counted; no tree is built yet.
 #[derive(Debug)]
 pub struct Selected<'a> {
     /// In the order of their names, each once.
     objects: Vec<Listed<'a>>,
     directories: usize,
     bytes: u64,
-    /// Of patterns that matched nothing.
+    /// Warnings about patterns that matched nothing.
     unmatched: Option<Warning>,
 }
 
@@ -119,7 +119,7 @@ impl<'a> Selected<'a> {
         if objects.is_empty() {
             return Ok(None);
         }
-        // The service lists in this order; of two of a name the later one counts.
+        // The service lists in this order; of two entries of one name the later one counts.
         if !objects.is_sorted_by(|a, b| a.name < b.name) {
             objects.reverse();
             objects.sort_by_key(|object| object.name);
@@ -131,7 +131,7 @@ impl<'a> Selected<'a> {
         Ok(Some(found))
     }
 
-    /// Counts directories and bytes, and looks for files of a directory's name.
+    /// Counts directories and bytes, and refuses files that have a directory's name.
     fn count(&mut self, prefix: &str, limits: &TreeLimits) -> Result<()> {
         let (mut before, mut directories, mut bytes) = ("", 0_usize, 0_u64);
         for object in &self.objects {
@@ -167,7 +167,7 @@ impl<'a> Selected<'a> {
         Ok(())
     }
 
-    /// What the manifest of it will take in memory, in bytes.
+    /// The size of its manifest in memory, in bytes.
     pub fn weight(&self) -> u64 {
         let text = |object: &Listed<'_>| object.name.len() + object.etag.len() + object.md5.len();
         let all = self.objects.iter().map(|object| text(object) + FILE_WEIGHT).sum::<usize>();
@@ -179,7 +179,7 @@ impl<'a> Selected<'a> {
         self.bytes
     }
 
-    /// Arranges it.
+    /// Builds the tree.
     pub fn tree(&self) -> Tree {
         let is_file = |object: &&Listed<'_>| !object.name.ends_with('/');
         let lines = self.objects.iter().map(|object| (object.name, object.size, object.etag));
@@ -191,7 +191,7 @@ impl<'a> Selected<'a> {
             etag: object.etag.to_owned(),
             md5: (!object.md5.is_empty()).then(|| object.md5.to_owned()),
         }));
-        // What is below a marker comes right after it.
+        // Whatever is below a marker comes right after it.
         let next = self.objects.iter().skip(1).map(|object| object.name).chain([""]);
         let alone =
             self.objects.iter().zip(next).filter(|(object, next)| {
@@ -206,7 +206,7 @@ impl<'a> Selected<'a> {
 }
 
 impl Tree {
-    /// Selects from a listing under `prefix` and arranges it, as [`Selected::of`].
+    /// Selects from a listing under `prefix` and builds the tree, as [`Selected::of`].
     pub fn arrange(
         objects: impl IntoIterator<Item = ListedObject>,
         prefix: &Prefix,
@@ -224,7 +224,7 @@ impl Tree {
     }
 }
 
-/// What of a listing no file system can show, or nobody can read.
+/// Refuses an object that no file system can show, or that cannot be read.
 fn check(prefix: &str, object: &Listed<'_>) -> Result<()> {
     let name = format!("{prefix}{}", object.name);
     check_name(&name, object.name)?;
@@ -266,7 +266,7 @@ fn check_name(name: &str, relative: &str) -> Result<()> {
     if relative.contains('\0') {
         return Err(refuse(name, relative, "contains a NUL, which no file name can"));
     }
-    // The one slash that a directory's marker ends with is no empty segment.
+    // The one slash at the end of a directory's marker is not an empty segment.
     let path = relative.strip_suffix('/').unwrap_or(relative);
     for segment in path.split('/') {
         let why = match segment {
@@ -283,7 +283,7 @@ fn check_name(name: &str, relative: &str) -> Result<()> {
 fn too_much(prefix: &str, why: &str) -> Error {
     let place = shown(if prefix.is_empty() { "/" } else { prefix }, 200);
     let text = format!(
-        "{place} {why}: name a longer prefix, leave something out with `exclude`, or ask the \
+        "{place} {why}: use a longer prefix, leave files out with `exclude`, or ask the \
          administrator to raise the limit"
     );
     Error::new(ErrorKind::Precondition, text)
@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn zero_byte_markers_are_directories_and_the_own_marker_is_nothing() {
+    fn zero_byte_markers_are_directories_and_the_prefixs_own_marker_is_ignored() {
         assert_eq!(arrange(&[object("m/", 0)]).unwrap(), None);
         assert_eq!(arrange(&[object("m/", 1)]).unwrap(), None);
         let with_bytes = arrange(&[object("m/", 7), object("m/a", 1)]).unwrap();
@@ -396,7 +396,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_filters_leave_out_cannot_refuse_the_model() {
+    fn excluded_objects_cannot_refuse_the_model() {
         let filters = Filters::parse(None, Some("bad*")).unwrap();
         let prefix = Prefix::parse("m").unwrap();
         let bad = ListedObject { archived: true, ..object("m/bad//x", 1) };
@@ -405,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_user_should_look_at_is_a_warning_of_the_tree() {
+    fn suspicious_names_and_patterns_are_warnings_of_the_tree() {
         let prefix = Prefix::parse("m").unwrap();
         let filters = Filters::parse(Some("*.bin, *.onnx, d/"), Some("original,x.bin")).unwrap();
         let objects = ["m/w.bin", "m/W.bin", "m/original/w", "m/x.bin", "m/d/"];
@@ -420,7 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn leaving_out_what_a_refusal_names_as_it_says_works() {
+    fn the_exclude_that_a_refusal_suggests_works() {
         let prefix = Prefix::parse("m").unwrap();
         for bad in ["m/a//b", "m//a", "m/./x", "m/../x", "m/d//", "m/a\0b", "m/'q'", "m/x,{y}"] {
             let objects = [object("m/w", 1), ListedObject { archived: true, ..object(bad, 0) }];
@@ -454,7 +454,7 @@ mod tests {
     }
 
     #[test]
-    fn a_listing_out_of_order_is_the_same_tree_and_the_later_of_a_name_counts() {
+    fn a_listing_out_of_order_gives_the_same_tree_and_the_later_entry_of_a_name_counts() {
         let objects = [object("m/b", 1), object("m/a-b", 2), object("m/a/c", 3), object("m/d/", 0)];
         let tree = arrange(&objects).unwrap().unwrap();
         let mut sorted = objects.to_vec();

@@ -1,5 +1,5 @@
 //! Names of one directory that differ only in case or in Unicode form: two files
-//! here, and one file for tools and file systems that fold names (macOS,
+//! here, but one file for tools and file systems that fold names (macOS,
 //! Windows, archives made there).
 
 use std::collections::HashMap;
@@ -10,14 +10,14 @@ use unicode_normalization::UnicodeNormalization;
 
 use super::{Warning, WarningKind, shown};
 
-/// Pairs that the warning names.
+/// The most pairs that the warning names.
 const NAMED: usize = 2;
 
 /// A warning that names such pairs, if there are any among these paths. Memory
 /// grows with the entries of the directories between the root and one path.
 pub(super) fn twins<'a>(paths: impl IntoIterator<Item = &'a str>) -> Option<Warning> {
     let mut paths: Vec<&str> = paths.into_iter().collect();
-    // All that is below a directory follows each other.
+    // Everything below a directory is listed together.
     paths.sort_unstable();
     let hasher = RandomState::new();
     let mut found = TwinNames::default();
@@ -48,7 +48,7 @@ pub(super) fn twins<'a>(paths: impl IntoIterator<Item = &'a str>) -> Option<Warn
 struct Siblings<'a> {
     /// With its slash; empty for the root.
     path: &'a str,
-    /// Names by the hash of what they are folded to.
+    /// Names by the hash of their folded form.
     names: HashMap<u64, &'a str>,
 }
 
@@ -98,7 +98,7 @@ impl TwinNames {
     }
 }
 
-/// What a name is for those who ignore case and Unicode form.
+/// Folds case and Unicode form.
 fn folded(name: &str) -> String {
     if name.is_ascii() {
         return name.to_ascii_lowercase();
@@ -106,7 +106,7 @@ fn folded(name: &str) -> String {
     name.nfd().flat_map(char::to_lowercase).nfd().collect()
 }
 
-/// With numbers in place of characters that look alike.
+/// Replaces characters that look alike by their code points.
 fn visibly(text: &str) -> String {
     let mut visible = String::new();
     for c in text.chars() {
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_in_two_directories_or_differs_in_letters_is_no_pair() {
+    fn names_in_two_directories_or_of_different_letters_are_no_pair() {
         assert_eq!(warning(&[]), None);
         assert_eq!(warning(&["a/Config.json", "b/config.json", "a", "a/b"]), None);
         assert_eq!(warning(&["a/x", "a-x", "a.x", "a/y/z", "a/y/x", "b"]), None);

@@ -7,9 +7,9 @@ use crate::error::is_invisible;
 const UNITS: &[(&str, u64)] =
     &[("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
 
-/// Text that others wrote, for a message: at most `most` characters, on one
-/// line, without what a terminal would act on, what changes the direction of
-/// reading, and what cannot be seen: such characters are shown as `\u{202e}`.
+/// Prepares text from elsewhere for a message: at most `most` characters, on one
+/// line. Characters that a terminal would act on, that change the direction of
+/// reading or that are invisible are shown as `\u{202e}`.
 pub fn shown(text: &str, most: usize) -> String {
     let (mut short, mut length) = (String::new(), 0);
     for c in text.chars() {
@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_cannot_be_seen_or_changes_the_direction_is_shown_as_its_number() {
+    fn invisible_and_bidirectional_characters_are_shown_as_code_points() {
         let hostile =
             "a\u{202e}gpj.\u{2066}b\u{200b}\u{feff}\u{ad}\u{e0041}\u{2028}\u{1b}[2J\n\u{fe0f}";
         let text = shown(hostile, 100);
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_read_as_in_the_contract() {
+    fn sizes_read_as_documented() {
         assert_eq!(size_text(0), "0 B");
         assert_eq!(size_text(1 << 20), "1 MiB");
         assert_eq!(size_text(1_181_116_007), "1.1 GiB");
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn durations_read_as_in_the_contract() {
+    fn durations_read_as_documented() {
         assert_eq!(duration_text(Duration::from_secs(90)), "1m30s");
         assert_eq!(duration_text(Duration::from_secs(9)), "9s");
         assert_eq!(duration_text(Duration::from_secs(7500)), "2h05m");

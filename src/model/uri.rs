@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_model_uri_is_refused() {
+    fn invalid_model_uris_are_refused() {
         for bad in ["", "s3://b/p", "oci://", "oci:///p", "oci://b@/p", "oci://b@n@x/p", "b/p"] {
             assert!(ModelUri::parse(bad).is_err(), "{bad:?} was taken");
         }

@@ -1,10 +1,10 @@
-//! What users should look at in a model that is mounted all the same.
+//! Warnings about a model that is mounted anyway.
 
 /// Why a model is suspect: the label of `model_suspect_total`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WarningKind {
-    /// Weights that could not be loaded, which loaders do not open or
-    /// `checkSafetensors: warn` lets pass.
+    /// Weights that could not be loaded, but that loaders do not open or
+    /// `checkSafetensors: warn` allows.
     Weights,
     /// A pattern of `include` or `exclude` that matched nothing.
     Pattern,
@@ -23,20 +23,20 @@ impl WarningKind {
     }
 }
 
-/// A warning about a model, found when it was resolved or checked. Whoever gives
-/// the model to somebody passes it on: as an event, in the log, in a metric, in
-/// the output of a command.
+/// A warning about a model, found when it was resolved or checked. The code that
+/// mounts or fetches the model passes it on: as an event, in the log, in a metric,
+/// in the output of a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Warning {
-    /// Why.
+    /// The kind.
     pub kind: WarningKind,
-    /// What was found, and what to do. What others wrote is in it as
-    /// [`super::shown`] gives it.
+    /// What was found, and what to do. Text from elsewhere is quoted with
+    /// [`super::shown`].
     pub text: String,
 }
 
 impl Warning {
-    /// A warning of this kind.
+    /// Creates a warning of this kind.
     pub fn new(kind: WarningKind, text: impl Into<String>) -> Self {
         Self { kind, text: text.into() }
     }

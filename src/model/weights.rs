@@ -1,39 +1,39 @@
-//! Which files of a model loaders open, by their names: only those can make a
-//! model one that cannot be loaded.
+//! Determines which files of a model loaders open, by their names: only those can
+//! make a model unusable.
 //!
 //! The choice is that of transformers, diffusers and vLLM, for each directory: a
 //! single `model.safetensors`, else what `model.safetensors.index.json` names,
 //! else all `*.safetensors`; without any of those `pytorch_model.bin`, else what
 //! its index names, else all `*.bin` at the root. `consolidated*.safetensors` and
-//! `adapter_model.*` have loaders of their own. A GGUF file is named by whoever
-//! starts llama.cpp, so one that is whole is enough. What is hidden (a segment of
-//! its path begins with a dot) is opened by nobody.
+//! `adapter_model.*` have their own loaders. The user who starts llama.cpp names
+//! the GGUF file, so one complete file is enough. No loader opens hidden files
+//! (a segment of the path begins with a dot).
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::Read;
 
 use super::safetensors::shard_path;
 
-/// Names without their ending that loaders ask for first, in each directory.
+/// Names without their ending that loaders try first, in each directory.
 const STANDARD: &[&str] = &["model", "diffusion_pytorch_model", "pytorch_model"];
 
-/// The same of what has loaders of its own.
+/// The same for files with their own loaders.
 const OWN_LOADERS: &[&str] = &["adapter_model"];
 const CONSOLIDATED: &str = "consolidated";
 
-/// `*.bin` that trainers leave, and vLLM passes over.
+/// `*.bin` files that trainers leave and vLLM ignores.
 const OF_TRAINERS: &[&str] = &["training_args.bin", "optimizer.bin"];
 
-/// What is wrong with the pointer to a large file.
-pub const POINTER: &str = "it is a Git LFS pointer and not the file that it stands for (`git lfs \
+/// The flaw of a Git LFS pointer.
+pub const POINTER: &str = "it is a Git LFS pointer instead of the file itself (`git lfs \
                            pull` before the upload)";
 
-/// What a pointer begins with, and the most bytes that one has (Git LFS
+/// The beginning of a pointer, and its greatest length (Git LFS
 /// specification, "The Pointer").
 const POINTER_START: &[u8] = b"version https://git-lfs.github.com/spec/";
 const POINTER_MOST: u64 = 1024;
 
-/// What a GGUF file begins with, and what its fixed fields take (GGUF
+/// The beginning of a GGUF file, and the size of its fixed fields (GGUF
 /// specification, `gguf_header_t`).
 const GGUF_START: &[u8] = b"GGUF";
 const GGUF_HEADER: u64 = 24;
@@ -45,11 +45,11 @@ pub enum Format {
     Safetensors,
     /// `.gguf`
     Gguf,
-    /// `.bin`: whatever its program writes.
+    /// `.bin`: any format that its program writes.
     Bin,
 }
 
-/// What a file is, by its name.
+/// The kind of a file, by its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileKind {
     /// Weights.
@@ -58,7 +58,7 @@ pub enum FileKind {
     Index(Format),
 }
 
-/// What loaders make of a file.
+/// What loaders do with a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
     /// It is opened.
@@ -71,7 +71,7 @@ pub enum Role {
     Unused,
 }
 
-/// The kind of a file; `None` for what is no weights.
+/// The kind of a file; `None` for a file without weights.
 pub fn kind(path: &str) -> Option<FileKind> {
     let indexed = path.strip_suffix(".index.json");
     let (path, of): (&str, fn(Format) -> FileKind) = match indexed {
@@ -155,7 +155,7 @@ impl<'a> DirectoryWeights<'a> {
         self.names.insert(split(path).1);
     }
 
-    /// Whether it has weights of a name that loaders ask for.
+    /// Whether it has weights of a name that loaders try first.
     fn has_standard(&self, ending: &str) -> bool {
         STANDARD.iter().any(|stem| {
             self.names.contains(format!("{stem}{ending}").as_str())
@@ -205,8 +205,8 @@ fn split(path: &str) -> (&str, &str) {
     path.rsplit_once('/').unwrap_or(("", path))
 }
 
-/// Which directories are below one of those that loaders look into. Each is looked
-/// up once: of a model's directories, thousands may have the same hundreds above them.
+/// Which directories are below one that loaders use. Each is looked
+/// up once: thousands of a model's directories may share hundreds of parents.
 struct Beneath<'a> {
     standard: HashSet<&'a str>,
     known: HashMap<&'a str, bool>,
@@ -245,7 +245,7 @@ pub fn gguf_set(path: &str) -> &str {
     parts.unwrap_or(stem)
 }
 
-/// Whether a GGUF file begins as one; `Ok(Err)` says in words for people why not.
+/// Checks the beginning of a GGUF file; `Ok(Err)` says in words for people what is wrong.
 ///
 /// # Errors
 /// When `file` cannot be read.
@@ -264,13 +264,13 @@ pub fn check_gguf(file: impl Read, size: u64) -> std::io::Result<Result<(), Stri
     })
 }
 
-/// Whether a file of this size can be a pointer, or is empty: no other flaw of a
-/// `.bin` file is looked for.
+/// Whether a file of this size can be a pointer, or is empty: the only flaws of a
+/// `.bin` file that are checked.
 pub fn can_be_pointer(size: u64) -> bool {
     size <= POINTER_MOST
 }
 
-/// Whether a `.bin` file is more than a pointer; as [`check_gguf`].
+/// Checks that a `.bin` file is more than a pointer; as [`check_gguf`].
 ///
 /// # Errors
 /// When `file` cannot be read.
@@ -289,7 +289,7 @@ fn start(file: impl Read) -> std::io::Result<Vec<u8>> {
     Ok(start)
 }
 
-/// The paths that an index names, each with what is there of it.
+/// The paths that an index names, each with the file of that path, if any.
 pub fn named_by<'a>(
     index: &str,
     shards: impl IntoIterator<Item = String>,
@@ -353,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_hidden_decides_nothing() {
+    fn hidden_files_decide_nothing() {
         use Role::{Hidden, Opened};
         assert_roles(&[
             ("model.safetensors", Opened),
@@ -434,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn pointers_and_files_that_are_cut_are_told() {
+    fn pointers_and_truncated_files_are_reported() {
         let pointer = &b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n"[..];
         let gguf = |bytes: &[u8]| check_gguf(bytes, bytes.len() as u64).unwrap();
         assert_eq!(gguf(b"GGUF\x03\0\0\0 and so on, 24 bytes at least"), Ok(()));

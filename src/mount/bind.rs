@@ -16,7 +16,7 @@ use super::open_target::{OpenTarget, TargetState};
 use super::{DirId, HARDENED, Mounted, disk, fd_path, mount_id, open_directory, sys};
 use crate::{Error, Result};
 
-/// What a mount has beside read-only, nosuid and nodev, which every mount has.
+/// Options of a mount in addition to read-only, nosuid and nodev, which every mount has.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct BindOptions {
     /// Nothing in the volume can be executed or mapped executable.
@@ -28,19 +28,19 @@ pub struct BindOptions {
 }
 
 impl OpenTarget {
-    /// Shows the directory `source` at this place: read-only, nosuid, nodev.
+    /// Binds the directory `source` to this target: read-only, nosuid, nodev.
     ///
-    /// The place is an existing empty directory. On a kernel with
+    /// The target is an existing empty directory. On a kernel with
     /// mount_setattr(2), Linux 5.12, there is no instant at which the volume is
     /// writable; on others, or where a sandbox refuses the call, see
-    /// [`OpenTarget::bind_read_only_by_remount`]. When this returns, no descriptor
+    /// [`OpenTarget::bind_read_only_by_remount`]. After this call no descriptor
     /// of the process refers to the mount.
     ///
     /// # Errors
-    /// `Invalid` when the place is missing, a symbolic link or no directory;
+    /// `Invalid` when the target is missing, a symbolic link or not a directory;
     /// `Conflict` when it is not empty or a mount point already; `Internal`
-    /// when the kernel refuses, or shows afterwards less than what was asked
-    /// for. After any error nothing of this call is mounted.
+    /// when the kernel refuses, or afterwards shows less than was requested.
+    /// After any error nothing of this call is mounted.
     pub fn bind_read_only(&self, source: &Path, options: BindOptions) -> Result<Mounted> {
         let ends = BindEnds::open(source, self)?;
         let id = match attach_by_mount_api(&ends, options) {
@@ -59,7 +59,7 @@ impl OpenTarget {
     /// remount that makes it read-only.
     ///
     /// The volume is writable between the two steps, and a process killed there
-    /// leaves it so; [`Mounted::hardened`] tells.
+    /// leaves it so; [`Mounted::hardened`] shows it.
     ///
     /// # Errors
     /// As [`OpenTarget::bind_read_only`].
@@ -101,7 +101,9 @@ impl<'a> BindEnds<'a> {
         let target_dir = match place.open_name(OFlag::O_DIRECTORY) {
             Ok(target_dir) => target_dir,
             Err(Errno::ENOENT) => return Err(unusable("it does not exist")),
-            Err(Errno::ENOTDIR) => return Err(unusable("it is a symbolic link or no directory")),
+            Err(Errno::ENOTDIR) => {
+                return Err(unusable("it is a symbolic link or not a directory"));
+            }
             Err(errno) => {
                 let opening = format!("opening the target {}", place.path().display());
                 return Err(disk::named(Error::io(opening, &errno.into()), place.path()));
@@ -114,7 +116,7 @@ impl<'a> BindEnds<'a> {
 
     fn check_target_is_free(&self) -> Result<()> {
         let place = self.place;
-        let looking = |error| super::looking(place.path(), &error);
+        let looking = |error| super::lookup_failed(place.path(), &error);
         if mount_id(&place.parent).map_err(looking)?
             != mount_id(&self.target_dir).map_err(looking)?
         {
@@ -143,14 +145,14 @@ impl<'a> BindEnds<'a> {
     }
 }
 
-/// The kernel is too old, or a sandbox (seccomp answers EPERM) hides the call.
-/// Where EPERM means that mounting is not allowed at all, mount(2) says it again.
+/// Whether the kernel is too old, or a sandbox (seccomp answers EPERM) hides the call.
+/// If EPERM means that mounting is not allowed at all, mount(2) fails the same way.
 fn is_unsupported(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM | libc::EOPNOTSUPP))
 }
 
-/// Clone the source's mount, make the clone read-only, then attach it. The
-/// clone keeps what the source's mount has, so flags that a parent user
+/// Clones the source's mount, makes the clone read-only, then attaches it. The
+/// clone keeps the flags of the source's mount, so flags that a parent user
 /// namespace locked stay as they are.
 ///
 /// The id is that of the mount before and after it is attached.
@@ -194,10 +196,10 @@ fn attach_by_remount(ends: &BindEnds<'_>, options: BindOptions) -> Result<()> {
     })
 }
 
-/// A remount clears the flags it does not name, which in a user namespace is
-/// refused for those that are locked. Access times are kept when none is named.
+/// A remount clears the flags that it does not name, and in a user namespace the kernel
+/// refuses to clear locked ones. Access times are kept when none is named.
 fn flags_to_keep(ends: &BindEnds<'_>) -> Result<MsFlags> {
-    let looking = |error| super::looking(&ends.source, &error);
+    let looking = |error| super::lookup_failed(&ends.source, &error);
     let id = mount_id(&ends.source_dir).map_err(looking)?;
     let table = MountTable::read()?;
     let noexec = table.by_id(id).is_some_and(|entry| entry.options.has("noexec"));
@@ -209,7 +211,7 @@ fn remount_read_only(
     options: BindOptions,
     inherited: MsFlags,
 ) -> io::Result<()> {
-    // The descriptor from before the bind is on the directory below the mount.
+    // The descriptor from before the bind refers to the directory below the mount.
     let mounted = ends.place.open_name(OFlag::O_DIRECTORY)?;
     let mut flags = MsFlags::MS_REMOUNT
         | MsFlags::MS_BIND
@@ -229,9 +231,9 @@ fn remount_read_only(
     remount(flags).map_err(io::Error::from)
 }
 
-/// Asks the kernel whether the mount is what was promised; less is unmounted and an error.
+/// Checks that the kernel shows the mount as requested; otherwise it is unmounted.
 ///
-/// `id` is that of the mount, where it is known without looking at the place.
+/// `id` is that of the mount, where it is known without inspecting the target.
 fn prove(ends: BindEnds<'_>, id: Option<u64>, options: BindOptions) -> Result<Mounted> {
     let BindEnds { source, place, root, .. } = ends;
     let (shown, shortfall) = match inspect(place) {
@@ -291,9 +293,9 @@ fn shortfall(
     ))
 }
 
-/// Unmounts what was just mounted, and hands the error on with what became of it.
+/// Unmounts what was just mounted, and returns the error with the outcome of that.
 fn undo(place: &OpenTarget, (id, root): (Option<u64>, DirId), error: Error) -> Error {
-    let unmounted = match place.look() {
+    let unmounted = match place.inspect() {
         Ok(TargetState::Mount(mounted)) if is_of_call(&mounted, id, root) => {
             place.unmount(&mounted)
         }
@@ -310,8 +312,8 @@ fn undo(place: &OpenTarget, (id, root): (Option<u64>, DirId), error: Error) -> E
     }
 }
 
-/// Whether this is the mount that a call made: another one of the same directory
-/// is another pod's, which an exchange of names has brought here.
+/// Whether this is the mount that a call made. Another mount of the same directory is
+/// another pod's, which is here after names were exchanged.
 fn is_of_call(found: &Mounted, id: Option<u64>, root: DirId) -> bool {
     found.root == root && id.is_none_or(|id| id == found.id)
 }
@@ -365,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_bind_takes_off_its_own_mount_and_no_other_of_the_same_directory() {
+    fn a_failed_bind_unmounts_its_own_mount_and_no_other_of_the_same_directory() {
         let line = "9 1 8:1 /m /pods/a ro - ext4 /dev/vda rw\n";
         let table = MountTable::parse(line.as_bytes()).unwrap();
         let found = Mounted::new(table.by_id(9).unwrap(), SHOWN);

@@ -1,18 +1,18 @@
-//! Which disk a path is on, for people: what to look at when it fails.
+//! Which disk a path is on, so that messages about a failure name it.
 
 use std::path::Path;
 
 use super::mountinfo::{MountEntry, MountTable};
 use crate::{Error, ErrorKind};
 
-/// Says of a failed disk which one it is and what to do about it. An error
-/// that is about something else stays as it is.
+/// Adds the name of the failed disk and what to do about it. An error
+/// about anything else is returned unchanged.
 #[must_use]
 pub fn named(error: Error, path: &Path) -> Error {
     if error.kind() != ErrorKind::Disk {
         return error;
     }
-    // The names of the disk are not asked for: only the table of mounts is read.
+    // The disk itself is not asked for its name: only the table of mounts is read.
     let table = MountTable::read().unwrap_or_default();
     let disk = around(&table, path).map_or_else(
         || format!("the disk of {}", path.display()),
@@ -30,7 +30,7 @@ pub fn named(error: Error, path: &Path) -> Error {
         ErrorKind::Unavailable,
         format!(
             "{error}; {disk} does not do what it should: read the node's kernel log (dmesg) and \
-             repair or replace that disk; it is tried again"
+             repair or replace that disk; it will be tried again"
         ),
     )
 }

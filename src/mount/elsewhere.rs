@@ -4,23 +4,24 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use super::mountinfo::{MountEntry, MountTable};
-use super::{is_whole, looking, mount_id, open_path};
+use super::{is_whole, lookup_failed, mount_id, open_path};
 use crate::Result;
 
 /// Whether two open files are reached through one mount: only then can one be
-/// renamed to the other's place, also within one file system.
+/// renamed to the other's name, even within one file system.
 pub fn on_one_mount(one: &File, other: &File) -> Result<bool> {
-    let id = |file| mount_id(file).map_err(|error| looking(Path::new("an open file"), &error));
+    let id =
+        |file| mount_id(file).map_err(|error| lookup_failed(Path::new("an open file"), &error));
     Ok(id(one)? == id(other)?)
 }
 
-/// Where else `dir`, something in it, or a directory around it is mounted, as
-/// far as this process sees. `dir` is absolute and free of symbolic links.
+/// Another mount that shows `dir`, something in it, or a directory around it, if
+/// this process can see one. `dir` is absolute and free of symbolic links.
 ///
 /// Mounts of whole file systems and of btrfs subvolumes do not count: they are
-/// how disks are reached.
+/// the normal way to reach a disk.
 pub fn shown_elsewhere(dir: &Path) -> Result<Option<PathBuf>> {
-    let doing = |error| looking(dir, &error);
+    let doing = |error| lookup_failed(dir, &error);
     let id = mount_id(&open_path(dir, 0).map_err(doing)?).map_err(doing)?;
     let table = MountTable::read()?;
     let Some(own) = table.by_id(id) else { return Ok(None) };

@@ -1,11 +1,11 @@
-//! Kernel mounts: bind read-only, unmount, and ask the kernel what is mounted.
+//! Kernel mounts: bind read-only, unmount, and list what is mounted.
 //!
-//! What is published to a pod is an ordinary bind mount. It belongs to the
+//! A published volume is an ordinary bind mount. It belongs to the
 //! kernel, not to this process: pods do not notice when the driver stops.
 //!
 //! All functions block, and none waits longer than a fraction of a second;
-//! async callers run them on a blocking thread. None takes a lock: two calls
-//! for one target at the same time are the caller's to prevent.
+//! async callers run them on a blocking thread. None takes a lock: the caller
+//! must prevent two concurrent calls for one target.
 
 mod bind;
 mod disk;
@@ -32,10 +32,10 @@ pub use uses::{Use, uses_of};
 
 use crate::{Error, Result};
 
-/// Which directory or file: device and inode, which no rename changes.
+/// The identity of a directory or file: device and inode, which no rename changes.
 ///
 /// Two paths with one identity show the same thing, through whatever mounts.
-/// An identity says nothing after its last name and mount are gone: inode
+/// An identity is meaningless once its last name and mount are gone: inode
 /// numbers are used again.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
@@ -67,7 +67,7 @@ pub struct Mounted {
     /// The path of that within its file system, as the kernel knows it today.
     pub root_path: PathBuf,
     /// Whether it is read-only, nosuid and nodev. A driver that was killed
-    /// between the two steps of the fallback leaves a mount that is not.
+    /// between the two steps of the fallback leaves a mount without them.
     pub hardened: bool,
 }
 
@@ -87,11 +87,11 @@ impl Mounted {
 /// The options that every mount of ours has, as mountinfo spells them.
 const HARDENED: [&str; 3] = ["ro", "nosuid", "nodev"];
 
-/// Which directory or file is at `path`; a symbolic link is not followed.
+/// The identity of the directory or file at `path`; a symbolic link is not followed.
 pub fn identity(path: &Path) -> Result<DirId> {
     fs::symlink_metadata(path)
         .map(|metadata| DirId::from(&metadata))
-        .map_err(|error| Error::io(format_args!("looking at {}", path.display()), &error))
+        .map_err(|error| Error::io(format_args!("lookup_failed at {}", path.display()), &error))
 }
 
 /// The mount with this id, wherever it is.
@@ -101,11 +101,11 @@ pub fn mounted_with_id(id: u64) -> Result<Option<Mounted>> {
     match fs::symlink_metadata(&entry.mount_point) {
         Ok(metadata) => Ok(Some(Mounted::new(entry, DirId::from(&metadata)))),
         Err(error) if is_absent(&error) => Ok(None),
-        Err(error) => Err(looking(&entry.mount_point, &error)),
+        Err(error) => Err(lookup_failed(&entry.mount_point, &error)),
     }
 }
 
-/// The mounts below one, at the same place, topmost first. What they show
+/// The mounts below one at the same target, topmost first. What they show
 /// cannot be seen, so [`Mounted::root`] is that of the mount on top.
 pub fn stack_below(top: &Mounted) -> Result<Vec<Mounted>> {
     let table = MountTable::read()?;
@@ -118,8 +118,8 @@ pub fn stack_below(top: &Mounted) -> Result<Vec<Mounted>> {
     Ok(below)
 }
 
-/// Where the file system that `dir` is on is mounted, without looking at any
-/// of those places: one that a dead network file system covers would not answer.
+/// Where the file system of `dir` is mounted, without accessing any of those
+/// mount points: one that a dead network file system covers would not answer.
 pub fn mount_points_of_file_system(dir: &Path) -> Result<Vec<PathBuf>> {
     let (table, device) = home(dir)?;
     Ok(table.on_device(device).map(|entry| entry.mount_point.clone()).collect())
@@ -133,18 +133,18 @@ pub fn is_on_whole_file_system(dir: &Path) -> Result<bool> {
 }
 
 /// Whether `dir` is the mount point of such a mount. In a container every
-/// hostPath is a mount point, so that alone says nothing.
+/// hostPath is a mount point, so being one proves nothing.
 pub fn is_own_file_system(dir: &Path) -> Result<bool> {
-    let doing = |error| looking(dir, &error);
+    let doing = |error| lookup_failed(dir, &error);
     let here = resolve(dir).map_err(doing)?;
     Ok(mount_of(dir)?
         .1
         .is_some_and(|entry| Some(&entry.mount_point) == here.as_ref() && is_whole(&entry)))
 }
 
-/// Whether two directories take their space from one file system. Subvolumes
-/// of one btrfs do, and differ in what `stat` says of their device; so the
-/// kernel's device of the mount is compared. `None` when one cannot be asked.
+/// Whether two directories share the space of one file system. Subvolumes
+/// of one btrfs do, although `stat` reports different devices for them, so
+/// the kernel's device of the mount is compared. `None` when a lookup fails.
 pub fn same_file_system(one: &Path, other: &Path) -> Option<bool> {
     let device = |dir: &Path| mount_of(dir).ok()?.1.map(|entry| entry.device);
     Some(device(one)? == device(other)?)
@@ -160,10 +160,10 @@ fn is_whole(entry: &MountEntry) -> bool {
     entry.root == Path::new("/") || entry.fs_type == "btrfs" && has_root_of_subvolume()
 }
 
-/// The mounts of now, and the one that `dir` is on.
+/// The current mounts, and the one that `dir` is on.
 fn mount_of(dir: &Path) -> Result<(MountTable, Option<MountEntry>)> {
-    let doing = |error| looking(dir, &error);
-    // A link in the path is followed: what is asked is where the files are.
+    let doing = |error| lookup_failed(dir, &error);
+    // A link in the path is followed: the question is where the files are.
     let dir = fs::canonicalize(dir).map_err(doing)?;
     let id = mount_id(&open_path(&dir, 0).map_err(doing)?).map_err(doing)?;
     let table = MountTable::read()?;
@@ -171,7 +171,7 @@ fn mount_of(dir: &Path) -> Result<(MountTable, Option<MountEntry>)> {
     Ok((table, entry))
 }
 
-/// The mounts of now, and the device of the mount that `dir` is on.
+/// The current mounts, and the device of the mount that `dir` is on.
 fn home(dir: &Path) -> Result<(MountTable, mountinfo::Device)> {
     let (table, entry) = mount_of(dir)?;
     let device = entry.map(|entry| entry.device).ok_or_else(|| {
@@ -182,30 +182,29 @@ fn home(dir: &Path) -> Result<(MountTable, mountinfo::Device)> {
 
 /// Every visible mount of the file system that `dir` is on, with the identity of what it shows.
 ///
-/// This finds the bind mounts of a cache however they came about: ours, those
-/// of an earlier process, and what kubelet made of them (`subPath`). Mount
-/// points of other file systems are not touched, since one dead NFS server
-/// would stop the caller.
+/// This finds the bind mounts of a cache whatever made them: this process, an
+/// earlier one, or kubelet (`subPath`). Mount points of other file systems are
+/// not accessed, since one dead NFS server would block the caller.
 pub fn mounts_of_file_system(dir: &Path) -> Result<Vec<Mounted>> {
     let (table, device) = home(dir)?;
     let mut found = Vec::new();
     for entry in table.on_device(device) {
         match fs::symlink_metadata(&entry.mount_point) {
             Ok(metadata) => found.push(Mounted::new(entry, DirId::from(&metadata))),
-            // Unmounted since the table was read, or out of sight below another mount.
+            // Unmounted since the table was read, or hidden below another mount.
             Err(error) if is_absent(&error) => {}
-            Err(error) => return Err(looking(&entry.mount_point, &error)),
+            Err(error) => return Err(lookup_failed(&entry.mount_point, &error)),
         }
     }
     Ok(found)
 }
 
-fn looking(path: &Path, error: &io::Error) -> Error {
-    on_disk(Error::io(format_args!("looking for a mount at {}", path.display()), error), path)
+fn lookup_failed(path: &Path, error: &io::Error) -> Error {
+    on_disk(Error::io(format_args!("lookup_failed for a mount at {}", path.display()), error), path)
 }
 
-/// A path as mountinfo spells it: kubelet's own directory may be a link. As it is
-/// where that cannot be said.
+/// A path as mountinfo spells it: kubelet's own directory may be a link. Returned
+/// unchanged where it cannot be resolved.
 pub fn spelled(path: &Path) -> PathBuf {
     resolve(path).ok().flatten().unwrap_or_else(|| path.to_owned())
 }
@@ -228,7 +227,7 @@ fn is_absent(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
-/// A handle on the place itself, without opening what is there for reading.
+/// Opens a handle on the name itself, without opening what is there for reading.
 ///
 /// While it is open, the mount it is on answers EBUSY to a plain unmount.
 fn open_path(path: &Path, flags: libc::c_int) -> io::Result<File> {

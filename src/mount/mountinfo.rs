@@ -1,4 +1,4 @@
-//! What the kernel says is mounted: `/proc/self/mountinfo`.
+//! The kernel's list of mounts: `/proc/self/mountinfo`.
 //!
 //! The format is that of proc_pid_mountinfo(5). Names are bytes, not text: the
 //! kernel writes space, tab, newline, backslash and `#` as three octal digits,
@@ -61,7 +61,7 @@ pub struct MountEntry {
     pub optional: Vec<OsString>,
     /// The file system type (`ext4`, `fuse.sshfs`).
     pub fs_type: OsString,
-    /// What is mounted, as the file system tells it; may be empty.
+    /// The mount's source, as the file system reports it; may be empty.
     pub source: OsString,
     /// Options of the file system, shared by all its mounts.
     pub super_options: MountOptions,
@@ -84,8 +84,8 @@ impl MountTable {
     /// Parses the content of a mountinfo file.
     ///
     /// # Errors
-    /// Names the first line that is not of the documented form. A line that is
-    /// not understood is never skipped: it could be the mount somebody asks for.
+    /// Names the first line that is not of the documented form. A line that cannot
+    /// be parsed is never skipped: it could be the mount that the caller needs.
     pub fn parse(bytes: &[u8]) -> Result<Self> {
         let lines = bytes.strip_suffix(b"\n").unwrap_or(bytes);
         if lines.is_empty() {
@@ -116,7 +116,7 @@ impl MountTable {
 
     /// The mount that a lookup of `mount_point` reaches: the topmost of a stack.
     ///
-    /// The path is compared as it stands, so it must be absolute and free of symbolic links.
+    /// The path is compared as given, so it must be absolute and free of symbolic links.
     pub fn at(&self, mount_point: &Path) -> Option<&MountEntry> {
         let here: Vec<_> =
             self.entries.iter().filter(|entry| entry.mount_point == mount_point).collect();
@@ -184,7 +184,7 @@ fn number(field: &[u8]) -> Option<u64> {
     std::str::from_utf8(field).ok()?.parse().ok()
 }
 
-/// Undoes the kernel's octal escapes; a backslash that starts none is itself.
+/// Decodes the kernel's octal escapes; a backslash that starts none is itself.
 fn unescape(field: &[u8]) -> OsString {
     let mut plain = Vec::with_capacity(field.len());
     let mut rest = field;
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_is_not_understood_is_an_error_that_shows_it() {
+    fn a_line_that_cannot_be_parsed_is_an_error_that_quotes_it() {
         let cut = b"28 1 254:0 / / rw - ext4 /dev/vda rw\n29 28 0:5 / /proc rw,nosuid\n";
         let error = MountTable::parse(cut).unwrap_err();
         assert!(error.message().contains("line 2"), "{error}");
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn the_running_kernel_is_understood() {
+    fn the_running_kernels_table_is_parsed() {
         let table = MountTable::read().unwrap();
         assert!(table.at(Path::new("/proc")).is_some());
         assert_eq!(table.at(Path::new("/proc")).unwrap().fs_type, "proc");

@@ -1,15 +1,15 @@
-//! The place where a volume appears: a name in a directory that is held open.
+//! The target of a volume: a name in a directory that is held open.
 //!
-//! Names below kubelet's directory of pods can be exchanged while a call is at
-//! work (renameat2(2)). A path that was checked may lead to another pod's
-//! volume when it is used. So the directory that the target is in is opened
+//! Names below kubelet's directory of pods can be exchanged during a call
+//! (renameat2(2)). A path that was checked may lead to another pod's
+//! volume when it is used. So the directory of the target is opened
 //! once, through no symbolic link, and everything is done in it by descriptor.
-//! Symbolic links in kubelet's own directory and above are the administrator's
+//! Symbolic links in kubelet's own directory and above belong to the administrator
 //! and are followed.
 //!
-//! What remains to those who can rename there: a mount point itself can be
+//! One race remains for a process that can rename there: a mount point itself can be
 //! exchanged from another mount namespace between the last comparison and
-//! umount2(2), which takes no descriptor of a mount that it is to end.
+//! umount2(2), which takes no descriptor of the mount to unmount.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
@@ -30,7 +30,7 @@ use super::mountinfo::MountTable;
 use super::{DirId, Mounted, disk, fd_path, mount_id};
 use crate::{Error, ErrorKind, Result};
 
-/// How often a busy mount is tried, and how long between: a process that only
+/// How often a busy mount is tried, and the pause between: a process that only
 /// passes by (statfs, a directory walk) is gone after this.
 const BUSY_TRIES: u32 = 5;
 const BUSY_PAUSE: Duration = Duration::from_millis(20);
@@ -44,25 +44,25 @@ pub struct OpenTarget {
     path: PathBuf,
 }
 
-/// What is at a place.
+/// What is at a target.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TargetState {
-    /// Nothing has the name.
+    /// The name does not exist.
     Nothing,
-    /// A directory that is no mount point.
+    /// A directory that is not a mount point.
     Directory,
     /// A mount, the topmost of a stack.
     Mount(Mounted),
-    /// Something that is neither, in words: "a regular file".
+    /// Something else, in words: "a regular file".
     Other(&'static str),
 }
 
 impl OpenTarget {
-    /// Opens the directory that `target` is in; `None` when it does not exist.
+    /// Opens the directory of `target`; `None` when it does not exist.
     ///
     /// # Errors
     /// `Invalid` when the target is not below `pods/<uid>/` of `kubelet`, or a
-    /// part of it below `kubelet` is a symbolic link or no directory.
+    /// part of it below `kubelet` is a symbolic link or not a directory.
     pub fn open(kubelet: &Path, target: &Path) -> Result<Option<Self>> {
         let below = target.strip_prefix(kubelet.join("pods")).ok().and_then(|below| {
             // At least the pod's directory and a name in it.
@@ -89,7 +89,7 @@ impl OpenTarget {
         let opened = match openat2(&top, &parent, how) {
             Ok(opened) => opened,
             Err(Errno::ENOENT) => return Ok(None),
-            // Before Linux 5.6, or under a sandbox; or a link, which is to be named.
+            // Before Linux 5.6, or under a sandbox; or a link, which the error should name.
             Err(Errno::ENOSYS | Errno::EPERM | Errno::ELOOP | Errno::ENOTDIR) => {
                 match walk(top, kubelet, &parent, target)? {
                     Some(opened) => opened,
@@ -111,16 +111,16 @@ impl OpenTarget {
         &self.path
     }
 
-    /// Which directory the target is in, whatever its path is by now.
+    /// The identity of the target's directory, whatever its path is by now.
     pub fn directory(&self) -> DirId {
         self.id
     }
 
-    /// What is there now. No descriptor of it is left open: one would keep a mount busy.
+    /// Inspects the target. No descriptor of it stays open: one would keep a mount busy.
     ///
     /// # Errors
     /// When the kernel's answers cannot be read: then nothing is known.
-    pub fn look(&self) -> Result<TargetState> {
+    pub fn inspect(&self) -> Result<TargetState> {
         let doing = |error: io::Error| failing("looking for a mount at", &self.path, &error);
         let file = match self.open_name(OFlag::empty()) {
             Ok(file) => file,
@@ -148,24 +148,24 @@ impl OpenTarget {
         Ok(TargetState::Mount(Mounted::new(entry, DirId::from(&metadata))))
     }
 
-    /// The mount that is there, if it is one.
+    /// The mount at the target, if there is one.
     ///
     /// # Errors
-    /// As [`OpenTarget::look`].
+    /// As [`OpenTarget::inspect`].
     pub fn mounted(&self) -> Result<Option<Mounted>> {
-        Ok(match self.look()? {
+        Ok(match self.inspect()? {
             TargetState::Mount(mounted) => Some(mounted),
             _ => None,
         })
     }
 
-    /// Makes the directory that a volume will be mounted on, mode 0750.
+    /// Creates the directory for the mount, mode 0750.
     ///
-    /// A directory that is there already is taken as it is, if it is empty.
+    /// An existing directory is used, if it is empty.
     ///
     /// # Errors
-    /// `Invalid` when the directory that it is to be in is gone, or when
-    /// something else than a directory has the name, a symbolic link included;
+    /// `Invalid` when the parent directory is gone, or when anything but a
+    /// directory has the name, a symbolic link included;
     /// `Conflict` when the directory is not empty or a mount point.
     pub fn make(&self) -> Result<()> {
         let shown = self.path.display();
@@ -180,7 +180,7 @@ impl OpenTarget {
             }
             Err(errno) => return Err(failed("making the target directory", &self.path, errno)),
         }
-        match self.look()? {
+        match self.inspect()? {
             TargetState::Other(kind) => Err(Error::invalid(format!(
                 "target {shown} is {kind}; a volume is mounted only on a directory: remove it"
             ))),
@@ -196,13 +196,13 @@ impl OpenTarget {
         }
     }
 
-    /// Removes the empty directory; that it is gone already is fine.
+    /// Removes the empty directory; it is fine if it is gone already.
     ///
-    /// Never recursive: what a failed unmount would leave visible here are the
-    /// shared files of the cache.
+    /// Never recursive: after a failed unmount the files here would be the shared
+    /// files of the cache.
     ///
     /// # Errors
-    /// `Conflict` when the directory is not empty; `Precondition` when it is no
+    /// `Conflict` when the directory is not empty; `Precondition` when it is not a
     /// directory; `Unavailable` when something is mounted on it by now. Nothing
     /// is deleted then.
     pub fn remove(&self) -> Result<()> {
@@ -212,14 +212,14 @@ impl OpenTarget {
             Err(Errno::ENOTEMPTY | Errno::EEXIST) => Err(Error::new(
                 ErrorKind::Conflict,
                 format!(
-                    "target {shown} is not empty after unmounting; nothing in it was deleted; look \
-                     what wrote there and remove it by hand"
+                    "target {shown} is not empty after unmounting; nothing in it was deleted; find \
+                     out what wrote there and remove it by hand"
                 ),
             )),
             Err(Errno::ENOTDIR) => {
-                let kind = match self.look()? {
+                let kind = match self.inspect()? {
                     TargetState::Other(kind) => kind,
-                    _ => "no directory",
+                    _ => "not a directory",
                 };
                 Err(Error::new(
                     ErrorKind::Precondition,
@@ -234,13 +234,13 @@ impl OpenTarget {
         }
     }
 
-    /// Unmounts what [`OpenTarget::mounted`] found, if it is still that.
+    /// Unmounts the mount that [`OpenTarget::mounted`] found, if it is still there.
     ///
-    /// The mount's id and its root are compared once more, and nothing is ever
+    /// The mount's id and its root are compared once more, and a mount is never
     /// detached while it is in use.
     ///
     /// # Errors
-    /// `Unavailable` while it is in use, or when something else is there by
+    /// `Unavailable` while it is in use, or when another mount is there by
     /// now; `Precondition` when something is mounted on top of it or in it;
     /// `Internal` when the kernel refuses. It then stays mounted.
     pub fn unmount(&self, found: &Mounted) -> Result<()> {
@@ -249,14 +249,14 @@ impl OpenTarget {
             if attempt > 0 {
                 thread::sleep(BUSY_PAUSE);
             }
-            match self.look()? {
+            match self.inspect()? {
                 TargetState::Mount(now) if (now.id, now.root) == (found.id, found.root) => {}
                 TargetState::Nothing | TargetState::Directory => return Ok(()),
                 _ => return Err(self.changed()),
             }
             match umount2(&path, MntFlags::UMOUNT_NOFOLLOW) {
                 Ok(()) => return Ok(()),
-                // Not a mount point any more, or one that may not be unmounted.
+                // No longer a mount point, or one that may not be unmounted.
                 Err(errno @ (Errno::EBUSY | Errno::EINVAL | Errno::ENOENT))
                     if attempt + 1 < BUSY_TRIES =>
                 {
@@ -296,19 +296,19 @@ impl OpenTarget {
                 ErrorKind::Unavailable,
                 format!(
                     "unmounting {shown}: a process of the node uses it (`fuser -vm {shown}` names \
-                     it); it is tried again and never torn from under its reader"
+                     it); it will be tried again and is never detached while in use"
                 ),
             ),
         }
     }
 
-    /// What was looked at is not what is there now.
+    /// The error for a target that changed since it was inspected.
     fn changed(&self) -> Error {
         Error::new(
             ErrorKind::Unavailable,
             format!(
-                "{} is exchanged or mounted over by something else while it is worked on; it was \
-                 left as it is and is tried again",
+                "{} is exchanged or mounted over by something else during the call; it was \
+                 left as it is and will be tried again",
                 self.path.display()
             ),
         )
@@ -332,7 +332,7 @@ impl OpenTarget {
     }
 }
 
-/// The directory `relative` below `top`, one name after the other: where
+/// Opens the directory `relative` below `top`, one name after the other: where
 /// openat2(2) is missing, and to name what it refuses.
 fn walk(top: OwnedFd, kubelet: &Path, relative: &Path, target: &Path) -> Result<Option<OwnedFd>> {
     let (mut directory, mut path) = (top, kubelet.to_owned());
@@ -354,7 +354,7 @@ fn walk(top: OwnedFd, kubelet: &Path, relative: &Path, target: &Path) -> Result<
         }
         if !kind.is_dir() {
             return Err(Error::invalid(format!(
-                "a parent of {} is no directory (target_path {})",
+                "a parent of {} is not a directory (target_path {})",
                 path.display(),
                 target.display()
             )));

@@ -1,7 +1,7 @@
 use super::*;
 use std::os::unix::fs::{PermissionsExt, symlink};
 
-/// A place of a pod in a kubelet directory of its own, whose parent exists.
+/// A target of a pod in a kubelet directory of its own, whose parent exists.
 fn place(dir: &Path) -> OpenTarget {
     fs::create_dir_all(dir.join("pods/u")).unwrap();
     OpenTarget::open(dir, &dir.join("pods/u/mount")).unwrap().unwrap()
@@ -15,7 +15,7 @@ fn a_target_is_made_private_to_the_group_and_made_again() {
     let mode = fs::metadata(place.path()).unwrap().permissions().mode();
     assert_eq!(mode & 0o7027, 0, "{mode:o}");
     place.make().unwrap();
-    assert_eq!(place.look().unwrap(), TargetState::Directory);
+    assert_eq!(place.inspect().unwrap(), TargetState::Directory);
 }
 
 #[test]
@@ -46,7 +46,7 @@ fn a_target_with_content_is_refused_and_left_alone() {
 }
 
 #[test]
-fn a_symbolic_link_or_a_file_is_no_target_and_is_named() {
+fn a_symbolic_link_or_a_file_is_refused_as_a_target_and_named() {
     for (kind, is_link) in [("a symbolic link", true), ("a regular file", false)] {
         let dir = tempfile::tempdir().unwrap();
         let place = place(dir.path());
@@ -55,7 +55,7 @@ fn a_symbolic_link_or_a_file_is_no_target_and_is_named() {
         } else {
             fs::write(place.path(), "data").unwrap();
         }
-        assert_eq!(place.look().unwrap(), TargetState::Other(kind));
+        assert_eq!(place.inspect().unwrap(), TargetState::Other(kind));
         let error = place.make().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Invalid);
         assert!(error.message().contains(kind), "{error}");
@@ -67,19 +67,19 @@ fn a_symbolic_link_or_a_file_is_no_target_and_is_named() {
 }
 
 #[test]
-fn removing_what_is_gone_is_fine() {
+fn removing_a_target_that_is_gone_succeeds() {
     let dir = tempfile::tempdir().unwrap();
     let place = place(dir.path());
     place.remove().unwrap();
     place.make().unwrap();
     place.remove().unwrap();
-    assert_eq!(place.look().unwrap(), TargetState::Nothing);
+    assert_eq!(place.inspect().unwrap(), TargetState::Nothing);
     fs::remove_dir(dir.path().join("pods/u")).unwrap();
     place.remove().unwrap();
 }
 
 #[test]
-fn the_walk_that_stands_in_for_openat2_refuses_the_same() {
+fn the_fallback_of_openat2_refuses_the_same() {
     let dir = tempfile::tempdir().unwrap();
     fs::create_dir_all(dir.path().join("pods/u/volumes")).unwrap();
     symlink("u", dir.path().join("pods/link")).unwrap();
@@ -91,7 +91,7 @@ fn the_walk_that_stands_in_for_openat2_refuses_the_same() {
     };
     assert!(walk("u/volumes").unwrap().is_some());
     assert!(walk("u/nothing").unwrap().is_none());
-    for (relative, why) in [("link/volumes", "symbolic link"), ("file/x", "no directory")] {
+    for (relative, why) in [("link/volumes", "symbolic link"), ("file/x", "not a directory")] {
         let stepwise = walk(relative).unwrap_err();
         assert_eq!(stepwise.kind(), ErrorKind::Invalid);
         assert!(stepwise.message().contains(why), "{stepwise}");
@@ -101,7 +101,7 @@ fn the_walk_that_stands_in_for_openat2_refuses_the_same() {
 }
 
 #[test]
-fn a_place_is_the_directory_that_was_opened_whatever_its_name_is_by_now() {
+fn a_target_is_in_the_directory_that_was_opened_whatever_its_name_is_by_now() {
     let dir = tempfile::tempdir().unwrap();
     let place = place(dir.path());
     fs::rename(dir.path().join("pods/u"), dir.path().join("pods/moved")).unwrap();

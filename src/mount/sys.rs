@@ -6,7 +6,7 @@
 //!
 //! JUSTIFICATION: a read-only bind mount that was never writable needs a mount
 //! that is changed before it is attached. `mount(2)` cannot do this, and nix
-//! has no wrappers for the calls that can. It holds nothing but the calls.
+//! has no wrappers for the calls that can. This module holds only the calls.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -28,7 +28,7 @@ pub(super) fn open_tree(dir: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let result =
         unsafe { libc::syscall(libc::SYS_open_tree, dir.as_raw_fd(), c"".as_ptr(), flags) };
     let fd = RawFd::try_from(check(result)?).map_err(io::Error::other)?;
-    // SAFETY: the kernel has just made this descriptor for us, so nobody else owns it.
+    // SAFETY: the kernel has just created this descriptor for this call, so nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 

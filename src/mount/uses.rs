@@ -1,9 +1,9 @@
-//! Who shows a part of a directory, however the mount came about.
+//! The mounts that show a part of a directory, whatever made them.
 
 use std::path::{Path, PathBuf};
 
 use super::mountinfo::MountTable;
-use super::{looking, mount_id, open_path, resolve};
+use super::{lookup_failed, mount_id, open_path, resolve};
 use crate::{Error, Result};
 
 /// A mount whose root is a directory, or something below it.
@@ -11,25 +11,24 @@ use crate::{Error, Result};
 pub struct Use {
     /// The mount's id in mountinfo.
     pub id: u64,
-    /// The mount's root, relative to the directory that was asked about.
+    /// The mount's root, relative to the directory in question.
     pub root: PathBuf,
     /// Where it is mounted.
     pub target: PathBuf,
 }
 
-/// The mounts that show `dir` or a part of it: our binds, those of an earlier
-/// process, and what others made of them (kubelet's `subPath` binds show a
-/// directory or a single file of a tree). Roots follow renames, and what has
-/// no name any more cannot be told and is left out. The mount that `dir` is
-/// reached by is no use of it.
+/// The mounts that show `dir` or a part of it: binds of this process, of an earlier
+/// one, and of others (kubelet's `subPath` binds show a directory or a single
+/// file of a tree). Roots follow renames; a root without a name cannot be
+/// assigned and is left out. The mount through which `dir` is reached does not count.
 ///
-/// Only the table is read: a mount point that does not answer stops nobody.
+/// Only the table is read: a mount point that does not answer blocks no caller.
 ///
 /// # Errors
 /// When the kernel's answers cannot be read: then nothing is known, and
-/// everything has to be taken as in use.
+/// everything must be treated as in use.
 pub fn uses_of(dir: &Path) -> Result<Vec<Use>> {
-    let doing = |error| looking(dir, &error);
+    let doing = |error| lookup_failed(dir, &error);
     let id = mount_id(&open_path(dir, 0).map_err(doing)?).map_err(doing)?;
     let Some(here) = resolve(dir).map_err(doing)? else { return Ok(Vec::new()) };
     let table = MountTable::read()?;

@@ -114,7 +114,7 @@ impl VolumesInner {
             check_is_nowhere(lease.as_ref())?;
             return self.cache.release(target);
         };
-        let found = place.look()?;
+        let found = place.inspect()?;
         let stood = lease.is_some() || matches!(found, TargetState::Mount(_));
         if let TargetState::Mount(mounted) = &found {
             self.check_is_ours(&place, mounted, lease.as_ref())?;

@@ -228,7 +228,7 @@ fn unmounting_what_is_gone_already_is_no_error() {
         target.unmount(&mounted).unwrap();
         target.remove().unwrap();
         target.unmount(&mounted).unwrap();
-        assert_eq!(target.look().unwrap(), TargetState::Nothing);
+        assert_eq!(target.inspect().unwrap(), TargetState::Nothing);
     });
 }
 
@@ -239,7 +239,7 @@ fn a_symbolic_link_to_a_mount_is_no_mount() {
         let mounted = target.bind_read_only(&model(scratch, "phi"), BindOptions::default());
         let link = place(scratch, "link");
         symlink(target.path(), link.path()).unwrap();
-        assert_eq!(link.look().unwrap(), TargetState::Other("a symbolic link"));
+        assert_eq!(link.inspect().unwrap(), TargetState::Other("a symbolic link"));
         link.unmount(&mounted.unwrap()).unwrap_err();
         assert_eq!(number_of_mounts_at(target.path()), 1);
     });
