@@ -132,7 +132,7 @@ def test_events_that_the_api_server_does_not_take_delay_no_pod(team, store, helm
     store.put("models", "tiny/config.json", "{}")
     for name, change, said in (
             ("unreachable", {"node": {"env": [{"name": "OCI_MODEL_CSI_KUBERNETES_API", "value": f"https://{ADDRESS}:1"}]}},
-             "an event was not posted"),
+             "posting an event failed"),
             # The annotation restarts the driver, which else were silent for minutes once it may write again.
             ("forbidden", {"rbac": {"create": False}, "controller": {"enabled": False},
                            "node": {"podAnnotations": {"e2e.example/test": "forbidden"}}},

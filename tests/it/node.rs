@@ -85,7 +85,7 @@ fn the_startup_taint_goes_when_kubelet_knows_the_driver_and_no_other_does() {
         api.put(NODE, tainted(&[TAINT]));
         register(&driver.setup.socket).await;
         until_untainted(&api).await;
-        assert_eq!(driver.log().matches("the startup taint is off").count(), 2);
+        assert_eq!(driver.log().matches("startup taint removed").count(), 2);
     });
 }
 
