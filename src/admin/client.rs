@@ -13,7 +13,7 @@ use tokio::net::UnixStream;
 
 use super::commands::AnswerLine;
 use crate::error::{Error, ErrorKind, Result};
-use crate::manage::{CacheCommand, CommandAnswer, Tell};
+use crate::manage::{CacheCommand, CommandAnswer, ProgressCallback};
 
 /// Sends a command to the driver behind this socket. `None` when no driver listens
 /// there.
@@ -26,7 +26,7 @@ use crate::manage::{CacheCommand, CommandAnswer, Tell};
 pub async fn call(
     socket: &Path,
     command: &CacheCommand,
-    tell: &Tell,
+    tell: &ProgressCallback,
 ) -> Result<Option<CommandAnswer>> {
     let shown = socket.display();
     let stream = match UnixStream::connect(socket).await {
@@ -75,7 +75,7 @@ pub async fn call(
 
 async fn lines(
     mut body: Incoming,
-    tell: &Tell,
+    tell: &ProgressCallback,
     gone: impl Fn(hyper::Error) -> Error,
 ) -> Result<CommandAnswer> {
     let mut buffer = BytesMut::new();

@@ -15,7 +15,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::{Admin, Body};
 use crate::error::{Error, ErrorKind, Result};
-use crate::manage::{CacheCommand, CommandAnswer, CommandProgress, Tell};
+use crate::manage::{CacheCommand, CommandAnswer, CommandProgress, ProgressCallback};
 
 /// The longest command: one has only a few names.
 const MOST_BYTES: usize = 1 << 20;
@@ -74,7 +74,7 @@ pub(super) async fn answer(admin: &Admin, request: Request<Incoming>) -> Respons
     let admin = admin.clone();
     tokio::spawn(async move {
         let listener = lines.clone();
-        let tell: Tell = Arc::new(move |progress| {
+        let tell: ProgressCallback = Arc::new(move |progress| {
             // A slow client gets the next one.
             let _ = listener.try_send(Ok(AnswerLine::Progress(progress).frame()));
         });
@@ -90,7 +90,11 @@ pub(super) async fn answer(admin: &Admin, request: Request<Incoming>) -> Respons
     response
 }
 
-async fn execute(admin: &Admin, command: CacheCommand, tell: &Tell) -> Result<CommandAnswer> {
+async fn execute(
+    admin: &Admin,
+    command: CacheCommand,
+    tell: &ProgressCallback,
+) -> Result<CommandAnswer> {
     let manager = admin.manager.as_ref().ok_or_else(|| {
         Error::new(ErrorKind::Precondition, "this process has no cache: ask the node plugin")
     })?;

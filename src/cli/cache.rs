@@ -1,5 +1,5 @@
-//! `oci-model-csi cache …`: the node's cache, through the driver that runs, or
-//! through its directory where none does.
+//! `oci-model-csi cache …`: manages the node's cache through the running driver,
+//! or, without one, directly in its directory.
 
 mod bars;
 mod local;
@@ -22,7 +22,7 @@ use crate::admin;
 use crate::config::{Config, parse_size};
 use crate::csi::server::SocketEndpoint;
 use crate::error::{Error, ErrorKind, Result};
-use crate::manage::{CacheCommand, CollectionScope, CommandAnswer, ModelSpec, Tell};
+use crate::manage::{CacheCommand, CollectionScope, CommandAnswer, ModelSpec, ProgressCallback};
 use bars::Bars;
 
 const AFTER_HELP: &str = "\
@@ -32,8 +32,9 @@ Examples:
   oci-model-csi cache import /data/phi3 oci://ai-model-cache/models/phi3-mini/ --move
   oci-model-csi cache gc --free 100GiB --dry-run
 
-A MODEL is a key as `ls` shows it, or its beginning, or oci://BUCKET@NAMESPACE/PREFIX. Where a driver
-runs on the node, it does what is asked; in a cluster: kubectl exec POD -- oci-model-csi cache ls";
+A MODEL is a key as `ls` shows it, the beginning of a key, or oci://BUCKET@NAMESPACE/PREFIX. If a
+driver runs on the node, it executes the command. In a cluster:
+  kubectl exec POD -- oci-model-csi cache ls";
 
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
@@ -44,37 +45,37 @@ pub(super) struct CacheArgs {
 
 #[derive(Debug, Subcommand)]
 enum Commands {
-    /// The models of the cache: size, last use, pods, state
+    /// List the models in the cache: size, last use, pods, state
     Ls {
         #[command(flatten)]
         common: Common,
     },
-    /// Everything about a model: files, pods, mounts
+    /// Show everything about a model: files, pods, mounts
     Inspect {
         /// Key or URI
         model: String,
         #[command(flatten)]
         common: Common,
     },
-    /// Read models again and compare them with what was downloaded; damage is put aside
+    /// Compare cached files with their checksums; damaged files go to quarantine
     Verify {
-        /// Keys or URIs [default: everything]
+        /// Keys or URIs [default: all models]
         models: Vec<String>,
-        /// Read at most so much in a second, such as 100MiB [default: no limit]
+        /// Bytes to read per second at most, such as 100MiB [default: no limit]
         #[arg(long, env = "OCI_MODEL_CSI_RATE", value_name = "SIZE", value_parser = size)]
         rate: Option<u64>,
         #[command(flatten)]
         common: Common,
     },
-    /// Remove what nobody uses, least recently used first [default: what the limits ask for]
+    /// Remove unused models, least recently used first [default: until the limits are met]
     Gc {
-        /// Only tell what would go
+        /// Only list what would be removed
         #[arg(long, env = "OCI_MODEL_CSI_DRY_RUN", value_parser = BoolishValueParser::new())]
         dry_run: bool,
-        /// Everything that no pod uses and nobody pinned
+        /// Remove every model that no pod uses and that is not pinned
         #[arg(long, env = "OCI_MODEL_CSI_ALL", value_parser = BoolishValueParser::new())]
         all: bool,
-        /// So much, such as 100GiB
+        /// Free this much, such as 100GiB
         #[arg(
             long,
             env = "OCI_MODEL_CSI_FREE",
@@ -86,28 +87,28 @@ enum Commands {
         #[command(flatten)]
         common: Common,
     },
-    /// Keep a model although nobody uses it
+    /// Keep a model in the cache even when no pod uses it
     Pin {
         /// Key or URI
         model: String,
         #[command(flatten)]
         common: Common,
     },
-    /// Let a pinned model go when space is needed
+    /// Allow the eviction of a pinned model
     Unpin {
         /// Key or URI
         model: String,
         #[command(flatten)]
         common: Common,
     },
-    /// Bring models in before a pod asks for them
+    /// Download models before a pod asks for them
     Prefetch {
         /// oci://BUCKET@NAMESPACE/PREFIX
         #[arg(value_name = "URI", required = true)]
         uris: Vec<String>,
         #[command(flatten)]
         filters: FilterArgs,
-        /// Do not wait; the driver goes on
+        /// Do not wait; the driver continues in the background
         #[arg(long, env = "OCI_MODEL_CSI_DETACH", value_parser = BoolishValueParser::new())]
         detach: bool,
         #[command(flatten)]
@@ -115,13 +116,13 @@ enum Commands {
         #[command(flatten)]
         storage: StorageArgs,
     },
-    /// Adopt a directory with a model's files: what is right is taken, the rest is downloaded
+    /// Import a model's files from a directory; what is missing or differs is downloaded
     Import {
-        /// The directory, as the driver sees it
+        /// Path of the directory, as the driver sees it
         dir: PathBuf,
         /// oci://BUCKET@NAMESPACE/PREFIX
         uri: String,
-        /// Take the files themselves and copy nothing
+        /// Move the files into the cache instead of copying them
         #[arg(long = "move", env = "OCI_MODEL_CSI_MOVE", value_parser = BoolishValueParser::new())]
         take: bool,
         #[command(flatten)]
@@ -133,7 +134,7 @@ enum Commands {
     },
     /// Remove the whole cache; refused while pods use it
     Purge {
-        /// Do not ask
+        /// Do not ask for confirmation
         #[arg(long, env = "OCI_MODEL_CSI_YES", value_parser = BoolishValueParser::new())]
         yes: bool,
         #[command(flatten)]
@@ -153,7 +154,7 @@ struct FilterArgs {
 
 #[derive(Debug, Args)]
 struct Common {
-    /// Form of the result on stdout
+    /// Format of the result on stdout
     #[arg(long, env = "OCI_MODEL_CSI_OUTPUT", value_enum, default_value = "text")]
     output: Output,
     /// The driver's configuration, YAML
@@ -170,7 +171,7 @@ struct Common {
         default_value = "/var/lib/kubelet"
     )]
     kubelet_dir: PathBuf,
-    /// Socket of the driver that runs [default: admin.sock in the cache]
+    /// Socket of the running driver [default: admin.sock in the cache]
     #[arg(long, env = "OCI_MODEL_CSI_ADMIN_ENDPOINT", value_name = "unix:///path")]
     admin_endpoint: Option<SocketEndpoint>,
 }
@@ -200,8 +201,9 @@ impl Commands {
         }
     }
 
-    /// The command, and where its models come from if it brings some in.
-    fn take_apart(self) -> Result<(CacheCommand, Common, Option<StorageArgs>)> {
+    /// Splits the arguments into the command, the common flags, and the storage
+    /// flags of commands that download.
+    fn into_parts(self) -> Result<(CacheCommand, Common, Option<StorageArgs>)> {
         let alone = |command, common| Ok((command, common, None));
         match self {
             Self::Ls { common } => alone(CacheCommand::Ls, common),
@@ -221,11 +223,11 @@ impl Commands {
             Self::Unpin { model, common } => alone(CacheCommand::Unpin { model }, common),
             Self::Prefetch { uris, filters, detach, common, storage } => {
                 let FilterArgs { include, exclude } = filters;
-                let wanted = |uri| {
+                let spec = |uri| {
                     let (include, exclude) = (include.clone(), exclude.clone());
                     FilterArgs { include, exclude }.of(uri)
                 };
-                let models = uris.into_iter().map(wanted).collect();
+                let models = uris.into_iter().map(spec).collect();
                 Ok((CacheCommand::Prefetch { models, detach }, common, Some(storage)))
             }
             Self::Import { dir, uri, take, filters, common, storage } => {
@@ -251,44 +253,45 @@ impl CacheArgs {
 
 pub(super) fn run(args: CacheArgs, runtime: Runtime) -> Result<ExitCode> {
     let json = args.wants_json();
-    let (command, common, storage) = args.command.take_apart()?;
+    let (command, common, storage) = args.command.into_parts()?;
     let bars = Arc::new(Bars::default());
-    let tell: Tell = {
+    let on_progress: ProgressCallback = {
         let bars = Arc::clone(&bars);
-        Arc::new(move |progress| bars.show(&progress))
+        Arc::new(move |progress| bars.update(&progress))
     };
     let answer = runtime.block_on(async {
         tokio::select! {
-            answer = execute(command, &common, storage.as_ref(), &tell) => answer,
+            answer = execute(command, &common, storage.as_ref(), &on_progress) => answer,
             interrupted = tokio::signal::ctrl_c() => Err(match interrupted {
                 Ok(()) => Error::new(
                     ErrorKind::Unavailable,
-                    "interrupted; what was brought in is kept, run the same command to go on",
+                    "interrupted; what was downloaded so far is kept; run the same command again to \
+                     resume",
                 ),
                 Err(e) => Error::io("waiting for an interrupt", &e),
             }),
         }
     });
     bars.clear();
-    // What reads on in the background is not waited for.
+    // Do not wait for background reads.
     runtime.shutdown_timeout(Duration::from_secs(1));
     let answer = answer?;
     let text = if json { show::json(&answer) } else { show::text(&answer) };
     writeln!(std::io::stdout(), "{}", text.trim_end())
         .map_err(|e| Error::io("writing the result", &e))?;
-    Ok(match shortcoming(&answer) {
-        // It stands in the answer; JSON is told once.
+    Ok(match failure_in(&answer) {
+        // The answer has it already, so JSON output does not repeat it.
         Some(error) => exit::report(&error, false),
         None => ExitCode::SUCCESS,
     })
 }
 
-/// Through the driver, or without one.
+/// Executes the command in the running driver, or in this process without one.
 async fn execute(
     command: CacheCommand,
     common: &Common,
     storage: Option<&StorageArgs>,
-    tell: &Tell,
+    on_progress: &ProgressCallback,
 ) -> Result<CommandAnswer> {
     let config = common.config.as_deref().map_or_else(|| Ok(Config::default()), Config::load)?;
     let dir = common.cache_dir.as_deref().unwrap_or(&config.cache.dir);
@@ -296,34 +299,33 @@ async fn execute(
         Some(endpoint) => Ok(endpoint.clone()),
         None => options::admin_endpoint(dir),
     };
-    let asked = match &socket {
-        Ok(socket) => admin::call(socket.path(), &command, tell).await?,
-        // Too long a path for a socket, so no driver has one there.
+    let answer = match &socket {
+        Ok(socket) => admin::call(socket.path(), &command, on_progress).await?,
+        // The path is too long for a socket, so no driver listens there.
         Err(_) => None,
     };
-    match (asked, &common.admin_endpoint) {
+    match (answer, &common.admin_endpoint) {
         (Some(answer), _) => Ok(answer),
         (None, Some(endpoint)) => Err(Error::new(
             ErrorKind::Unavailable,
             format!("no driver listens at {endpoint} (--admin-endpoint)"),
         )),
-        (None, None) => local::execute(command, &config, dir, common, storage, tell).await,
+        (None, None) => local::execute(command, &config, dir, common, storage, on_progress).await,
     }
 }
 
-/// What an answer says that has to be an exit code.
-fn shortcoming(answer: &CommandAnswer) -> Option<Error> {
+/// The failure in an answer that must become the exit code.
+fn failure_in(answer: &CommandAnswer) -> Option<Error> {
     match answer {
         CommandAnswer::Verify(found) if !found.damaged.is_empty() => Some(Error::new(
             ErrorKind::Corrupt,
             format!(
-                "{} damaged; what was damaged is put aside, and downloaded again when it is asked \
-                 for",
+                "{} files are damaged; they are in quarantine, and downloaded again at the next use",
                 found.damaged.len()
             ),
         )),
         CommandAnswer::Gc(collection) if !collection.reached => {
-            Some(Error::new(ErrorKind::NoSpace, "that is all that can be had"))
+            Some(Error::new(ErrorKind::NoSpace, "nothing more can be evicted"))
         }
         CommandAnswer::Prefetch(models) => models.iter().find_map(|one| {
             let kind = one.kind?;
@@ -351,7 +353,7 @@ fn confirm(yes: bool) -> Result<()> {
     }
 }
 
-/// Whether this directory holds a cache.
+/// Reports whether this directory holds a cache.
 fn is_cache(dir: &Path) -> bool {
     dir.join("VERSION").exists()
 }

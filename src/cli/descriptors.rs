@@ -1,4 +1,4 @@
-//! The limit on open descriptors, raised at the start of the driver.
+//! Raises the limit on open file descriptors when the driver starts.
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 /// programs that use select(2), which the driver does not.
 ///
 /// # Errors
-/// `Internal` when the kernel refuses, which it has no reason to.
+/// `Internal` if the kernel refuses.
 pub(super) fn raise_limit() -> Result<()> {
     let failed = |step: &str, errno: nix::Error| {
         Error::io(format!("raising the limit on open descriptors: {step}"), &errno.into())

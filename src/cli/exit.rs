@@ -1,4 +1,4 @@
-//! Errors as the shell sees them.
+//! Exit codes and error output.
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -6,9 +6,9 @@ use std::process::ExitCode;
 use crate::error::{Error, ErrorKind};
 
 /// Prints the error on stderr, and for `--output json` as an object on
-/// stdout; returns the exit code that its meaning has.
+/// stdout. Returns the exit code of its kind.
 pub(super) fn report(error: &Error, json: bool) -> ExitCode {
-    // Nobody is left to tell when the streams are closed.
+    // With closed streams there is no way left to report anything.
     if json {
         let object = serde_json::json!({
             "error": error.message(), "kind": format!("{:?}", error.kind())
@@ -42,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_exit_codes_are_the_contracts() {
+    fn every_error_kind_has_its_documented_exit_code() {
         for (kind, expected) in [
             (ErrorKind::Internal, 1),
             (ErrorKind::Unavailable, 1),

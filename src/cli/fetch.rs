@@ -28,7 +28,7 @@ Examples:
   oci-model-csi fetch oci://ai-model-cache@mytenancy/models/phi3-mini ./phi3 --include '*.json'
   oci-model-csi fetch oci://public-models@mytenancy/tiny ./tiny --auth none --region us-ashburn-1
 
-An interrupted fetch goes on where it was when it is run again.";
+Run an interrupted fetch again to resume it.";
 
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
@@ -36,7 +36,7 @@ pub(super) struct FetchArgs {
     /// oci://BUCKET@NAMESPACE/PREFIX, or oci://BUCKET/PREFIX in the tenancy's namespace
     #[arg(value_name = "URI")]
     uri: String,
-    /// Directory that gets the content of the prefix; absent, empty, or of an earlier fetch
+    /// Directory for the content of the prefix; absent, empty, or from an earlier fetch
     #[arg(value_name = "DIR")]
     dir: PathBuf,
     /// Only names that match one of these patterns, comma-separated: * (crosses /), ?, [...]
@@ -45,10 +45,10 @@ pub(super) struct FetchArgs {
     /// No names that match one of these patterns
     #[arg(long, env = "OCI_MODEL_CSI_EXCLUDE", value_name = "PATTERNS")]
     exclude: Option<String>,
-    /// This revision (sha256:…) or nothing
+    /// Fail unless the model is at this revision (sha256:…)
     #[arg(long, env = "OCI_MODEL_CSI_REVISION")]
     revision: Option<String>,
-    /// Requests at once
+    /// Number of concurrent requests
     #[arg(
         long,
         env = "OCI_MODEL_CSI_CONCURRENCY",
@@ -56,7 +56,7 @@ pub(super) struct FetchArgs {
         value_parser = clap::value_parser!(u32).range(1..=1024)
     )]
     concurrency: u32,
-    /// Form of the result on stdout
+    /// Format of the result on stdout
     #[arg(long, env = "OCI_MODEL_CSI_OUTPUT", value_enum, default_value = "text")]
     output: Output,
     #[command(flatten)]
@@ -102,7 +102,8 @@ pub(super) fn run(args: &FetchArgs, runtime: &Runtime) -> Result<()> {
             interrupted = tokio::signal::ctrl_c() => Err(match interrupted {
                 Ok(()) => Error::new(
                     ErrorKind::Unavailable,
-                    "interrupted; what was downloaded is kept, run the same command to go on",
+                    "interrupted; what was downloaded so far is kept; run the same command again to \
+                     resume",
                 ),
                 Err(e) => Error::io("waiting for an interrupt", &e),
             }),
@@ -117,7 +118,7 @@ pub(super) fn run(args: &FetchArgs, runtime: &Runtime) -> Result<()> {
     print(args, &report)
 }
 
-/// Draws the progress until it is dropped; nothing without a terminal.
+/// Draws a progress bar until the future is dropped. Draws nothing without a terminal.
 async fn draw(progress: &FetchProgress) {
     if !std::io::stderr().is_terminal() {
         return std::future::pending().await;
@@ -128,7 +129,7 @@ async fn draw(progress: &FetchProgress) {
     if let Ok(style) = ProgressStyle::with_template(style) {
         bar.set_style(style);
     }
-    let _finished = scopeguard(&bar);
+    let _guard = clear_on_drop(&bar);
     let mut tick = tokio::time::interval(Duration::from_millis(200));
     loop {
         tick.tick().await;
@@ -140,8 +141,8 @@ async fn draw(progress: &FetchProgress) {
     }
 }
 
-/// Clears the bar when the drawing is dropped, so that the result stands alone.
-fn scopeguard(bar: &ProgressBar) -> impl Drop + use<> {
+/// Returns a guard that clears the bar, so that only the result remains.
+fn clear_on_drop(bar: &ProgressBar) -> impl Drop + use<> {
     struct Clear(ProgressBar);
     impl Drop for Clear {
         fn drop(&mut self) {

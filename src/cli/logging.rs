@@ -1,4 +1,4 @@
-//! Logs go to stderr, as text or JSON.
+//! Log output: to stderr, as text or JSON.
 
 use std::io::IsTerminal;
 
@@ -7,7 +7,7 @@ use tracing_subscriber::EnvFilter;
 
 #[derive(Debug, Args)]
 pub(super) struct LogArgs {
-    /// Form of the log lines on stderr
+    /// Format of the log lines on stderr
     #[arg(
         long,
         env = "OCI_MODEL_CSI_LOG_FORMAT",
@@ -46,6 +46,6 @@ pub(super) fn start(args: &LogArgs, default: &str) {
         }
     }
     if let Some(error) = unusable {
-        tracing::warn!(level, error, "--log-level is not usable; the default is used");
+        tracing::warn!(level, error, "--log-level is invalid; using the default");
     }
 }

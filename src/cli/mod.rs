@@ -24,10 +24,10 @@ const ABOUT: &str = "Kubernetes CSI driver: AI models from OCI Object Storage as
 
 const AFTER_HELP: &str = "\
 Every flag can be given by an environment variable: --cache-dir is OCI_MODEL_CSI_CACHE_DIR.
-Where a value is given several times, the first of these wins: flag, OCI_MODEL_CSI_*, --config,
+If a value is given several times, the first of these wins: flag, OCI_MODEL_CSI_*, --config,
 OCI_CLI_*, the oci CLI's profile.
 
-Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 not allowed, 5 failed verification.";
+Exit codes: 0 success, 1 failure, 2 usage error, 3 not found, 4 not allowed, 5 verification failed.";
 
 #[derive(Debug, Parser)]
 #[command(name = "oci-model-csi", version, about = ABOUT, after_help = AFTER_HELP)]
@@ -46,9 +46,9 @@ enum Command {
     Controller(services::ServiceArgs),
     /// Serve all CSI services from one process
     All(services::ServiceArgs),
-    /// Bring a model into a directory, without a cluster: verified and resumable
+    /// Download a model into a directory, without a cluster: verified and resumable
     Fetch(fetch::FetchArgs),
-    /// See and manage the models that this node has cached
+    /// Inspect and manage the models in this node's cache
     Cache(cache::CacheArgs),
 }
 
@@ -66,7 +66,7 @@ pub fn run() -> ExitCode {
             (runtime().and_then(|runtime| fetch::run(&args, &runtime)), json)
         }
         Command::Cache(args) => {
-            // What a driver would warn of is not what was asked.
+            // Warnings of the driver would drown the answer.
             logging::start(&cli.log, "error");
             let json = args.wants_json();
             match runtime().and_then(|runtime| cache::run(args, runtime)) {
@@ -85,13 +85,13 @@ fn serve(log: &LogArgs, args: services::ServiceArgs, mode: services::Mode) -> Re
     logging::start(log, "info");
     let runtime = runtime()?;
     let result = services::run(args, mode, &runtime);
-    // A sync of the disk may be running; whatever it does not reach is checked
+    // A sync of the disk may still run; files that it does not reach are checked
     // at the next start.
     runtime.shutdown_timeout(Duration::from_secs(2));
     result
 }
 
-/// The runtime of everything but the downloads, which have their own.
+/// Builds the runtime of everything but the downloads, which have their own.
 fn runtime() -> Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()

@@ -1,4 +1,4 @@
-//! From the administrator's configuration to the parts' options.
+//! Translates the administrator's configuration into the options of each part.
 
 use std::path::Path;
 
@@ -15,7 +15,7 @@ use crate::oci::RetryPolicy;
 use crate::policy::{Policy, Rule};
 use crate::resolve::ResolveLimits;
 
-/// How the engine works under this configuration.
+/// Options of the download engine.
 pub(super) fn engine(config: &config::Download, write_back: bool) -> EngineOptions {
     EngineOptions {
         concurrency: usize::try_from(config.concurrency).unwrap_or(usize::MAX),
@@ -31,7 +31,7 @@ pub(super) fn engine(config: &config::Download, write_back: bool) -> EngineOptio
     }
 }
 
-/// What a model may be under this configuration.
+/// Limits on the size of a model.
 pub(super) fn limits(config: &config::LimitsSection) -> ResolveLimits {
     ResolveLimits {
         max_objects: usize::try_from(config.max_objects).unwrap_or(usize::MAX),
@@ -39,7 +39,7 @@ pub(super) fn limits(config: &config::LimitsSection) -> ResolveLimits {
     }
 }
 
-/// Who may mount what under this configuration.
+/// The policy: who may mount what.
 pub(super) fn policy(config: &config::PolicySection) -> Policy {
     let rule = |rule: &config::RuleSection| Rule {
         namespaces: rule.namespaces.clone(),
@@ -52,7 +52,7 @@ pub(super) fn policy(config: &config::PolicySection) -> Policy {
     Policy::new(config.rules.iter().map(rule).collect())
 }
 
-/// The cache under this configuration; `dir` wins over the configured one.
+/// Options of the cache; `dir` overrides the configured directory.
 pub(super) fn cache(
     config: &Config,
     dir: Option<&Path>,
@@ -61,21 +61,22 @@ pub(super) fn cache(
 ) -> Result<CacheOptions> {
     let dir = dir.unwrap_or(&config.cache.dir).to_owned();
     // The directory may not exist yet; its file system does.
-    let standing = dir.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
-    let fs = FileSystem::of(standing)?;
+    let existing = dir.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    let fs = FileSystem::of(existing)?;
     let pods = kubelet.join("pods");
-    let shared = FileSystem::is_shared(standing, &[Path::new("/"), kubelet, &pods])?;
+    let shared = FileSystem::is_shared(existing, &[Path::new("/"), kubelet, &pods])?;
     metrics.cache_shared_file_system.set(i64::from(shared));
     if shared {
         tracing::warn!(
             cache = %dir.display(),
             "the cache shares its file system with the node's root or with kubelet: cache.minFree \
-             keeps it above kubelet's eviction thresholds; a file system of its own is better"
+             keeps it above kubelet's eviction thresholds; give the cache its own file system if \
+             you can"
         );
     }
     let total = ByteSize::b(fs.total_bytes);
     let min_free = config.cache.min_free.resolve(total, shared).as_u64();
-    let is_kubelets = [kubelet, &pods].iter().any(|dir| FileSystem::is_same(standing, dir));
+    let is_kubelets = [kubelet, &pods].iter().any(|dir| FileSystem::is_same(existing, dir));
     if let Some(warning) =
         below_kubelets_threshold(min_free, fs.total_bytes).filter(|_| is_kubelets)
     {
@@ -101,33 +102,32 @@ pub(super) fn cache(
     })
 }
 
-/// What is free of a disk, in percent, when kubelet begins to evict pods:
-/// `imagefs.available`, the higher of its defaults (Kubernetes' documentation
-/// of node-pressure eviction).
+/// The free space of a disk, in percent, below which kubelet evicts pods:
+/// `imagefs.available`, the higher of its defaults (Kubernetes documentation,
+/// "Node-pressure Eviction").
 const KUBELET_EVICTS_AT: u64 = 15;
 
-/// What is wrong with a reserve on kubelet's disk that is below what kubelet itself asks for.
+/// Warns of a `min_free` below kubelet's own eviction threshold on kubelet's disk.
 fn below_kubelets_threshold(min_free: u64, total: u64) -> Option<String> {
     let threshold = total / 100 * KUBELET_EVICTS_AT;
     (min_free < threshold).then(|| {
         format!(
-            "cache.minFree keeps {} free of the disk that kubelet is on, and kubelet evicts pods \
-             when less than {KUBELET_EVICTS_AT} % of it, {}, is free (imagefs.available; \
-             nodefs.available at 10 %): set cache.minFree above that, or give the cache a disk of \
-             its own",
+            "cache.minFree keeps {} free on kubelet's disk, and kubelet evicts pods when less than \
+             {KUBELET_EVICTS_AT} % of it, {}, is free (imagefs.available; nodefs.available at \
+             10 %): set cache.minFree above that, or give the cache its own disk",
             size_text(min_free),
             size_text(threshold)
         )
     })
 }
 
-/// Where the driver of this cache takes commands unless it is told otherwise.
+/// The default endpoint at which the driver of this cache takes commands.
 ///
 /// # Errors
-/// `Invalid` when the directory's path is too long for a socket in it.
+/// `Invalid` if the path of the directory is too long for a socket in it.
 pub(super) fn admin_endpoint(cache: &Path) -> Result<SocketEndpoint> {
     let parsed = format!("unix://{}/admin.sock", cache.display()).parse::<SocketEndpoint>();
-    parsed.map_err(|error| error.context("a socket for commands in the cache"))
+    parsed.map_err(|error| error.context("the socket for commands in the cache"))
 }
 
 #[cfg(test)]
@@ -135,7 +135,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_reserve_below_kubelets_threshold_is_named_with_both_numbers() {
+    fn a_min_free_below_kubelets_threshold_is_reported_with_both_numbers() {
         let total = 200 << 30;
         assert_eq!(below_kubelets_threshold(40 << 30, total), None, "auto: 20 %");
         let warning = below_kubelets_threshold(10 << 30, total).unwrap();

@@ -1,10 +1,10 @@
-//! Following the configuration file while the driver runs: the policy, and the
-//! list of models to be fetched ahead. The rest is read at the start.
+//! Reloads the configuration file while the driver runs: the policy and the
+//! prefetch list. All other settings are read at the start.
 //!
-//! What restricts pods is not lost by accident, neither while the driver runs
-//! nor over a restart: see [`RecordedConfig`]. A ConfigMap changes by a link that is
-//! exchanged; the file is opened once for each look, so a look sees one version
-//! of it. Nothing but a file that is written in place can be seen half written.
+//! Rules that restrict pods are never lost by accident, neither while the driver
+//! runs nor across a restart: see [`RecordedConfig`]. A ConfigMap changes by
+//! replacing a symbolic link. Each poll opens the file once, so it reads one
+//! version of it. Only a file that is written in place can be read half written.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,28 +22,28 @@ use crate::metrics::Metrics;
 use crate::model::ModelUri;
 use crate::policy::Policy;
 
-/// Between two looks at the file. A ConfigMap's file changes by a link that is
-/// exchanged, which watching the file would not notice.
-const LOOK: Duration = Duration::from_secs(2);
+/// How often the file is read. Watching the file would miss a ConfigMap's change,
+/// which replaces a symbolic link.
+const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
-/// What is followed: each is replaced as a whole, or not at all.
+/// Publishes the settings that can change. Each is replaced as a whole, or not at all.
 pub(super) struct ConfigWatcher {
     policy: watch::Sender<Policy>,
     prefetch: watch::Sender<Vec<ModelUri>>,
     metrics: Arc<Metrics>,
     in_force: RecordedConfig,
-    /// Where that is remembered; the Controller has no disk.
+    /// Where the configuration is recorded; `None` in the Controller, which has no disk.
     cache: Option<Cache>,
 }
 
-/// What changes under those who use it.
+/// The settings that can change, for the parts that use them.
 pub(super) struct ConfigUpdates {
     pub(super) policy: watch::Receiver<Policy>,
     pub(super) prefetch: watch::Receiver<Vec<ModelUri>>,
 }
 
 impl ConfigWatcher {
-    /// As the start has read it, from this text.
+    /// Creates a watcher of the configuration that the start read from `text`.
     pub(super) fn new(
         config: &Config,
         text: &str,
@@ -53,17 +53,17 @@ impl ConfigWatcher {
         let (prefetch, prefetch_now) = watch::channel(config.prefetch.clone());
         let metrics = Arc::clone(metrics);
         let in_force = RecordedConfig::new(config, text);
-        let followed = Self { policy, prefetch, metrics, in_force, cache: None };
-        followed.in_use();
-        (followed, ConfigUpdates { policy: policy_now, prefetch: prefetch_now })
+        let watcher = Self { policy, prefetch, metrics, in_force, cache: None };
+        watcher.update_metrics();
+        (watcher, ConfigUpdates { policy: policy_now, prefetch: prefetch_now })
     }
 
-    /// Compares what the start has read with what was in force before it, and
-    /// remembers it in the cache. Before anything is served.
+    /// Compares the configuration with the one that was in force before this start,
+    /// and records it in the cache. Must run before anything is served.
     ///
     /// # Errors
-    /// Those of [`RecordedConfig::check`], so that the driver does not start.
-    pub(super) async fn compare(
+    /// Those of [`RecordedConfig::check`]; the driver must not start then.
+    pub(super) async fn check_against_recorded(
         &mut self,
         cache: Option<Cache>,
         config: &Config,
@@ -75,17 +75,17 @@ impl ConfigWatcher {
             None => "the start without --config".to_owned(),
         };
         let (reading, now, config) = (cache.clone(), self.in_force.clone(), config.clone());
-        blocking(move || match recall(&reading)? {
+        blocking(move || match read_recorded(&reading)? {
             Some(before) => before.check(&config, now.text(), &name),
             None => Ok(()),
         })
         .await?;
         self.cache = Some(cache);
-        self.remember(None).await;
+        self.record(None).await;
         Ok(())
     }
 
-    fn in_use(&self) {
+    fn update_metrics(&self) {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         self.metrics.config_valid.set(1);
         self.metrics.config_read.set(i64::try_from(now.as_secs()).unwrap_or(i64::MAX));
@@ -93,9 +93,9 @@ impl ConfigWatcher {
         self.metrics.policy_rules.set(rules);
     }
 
-    /// Remembers what is in force now, where that or what was `before` restricts
-    /// anything. A disk that does not take it changes nothing in what is in force.
-    async fn remember(&self, before: Option<&RecordedConfig>) {
+    /// Records the configuration in force if it, or the one `before`, restricts pods.
+    /// A failed write is logged and changes nothing in force.
+    async fn record(&self, before: Option<&RecordedConfig>) {
         let (cache, now) = (self.cache.clone(), self.in_force.clone());
         let Some(cache) = cache else { return };
         let needed = now.restricts() || before.is_some_and(RecordedConfig::restricts);
@@ -103,7 +103,7 @@ impl ConfigWatcher {
             let json = serde_json::to_vec(&now)
                 .map_err(|e| Error::internal(format!("writing the configuration in force: {e}")))?;
             match cache.config_in_force()? {
-                Some(there) if there == json => Ok(()),
+                Some(recorded) if recorded == json => Ok(()),
                 None if !needed => Ok(()),
                 _ => cache.set_config_in_force(&json),
             }
@@ -111,17 +111,17 @@ impl ConfigWatcher {
         if let Err(error) = written.await {
             tracing::error!(
                 %error,
-                "that policy.rules are in force could not be remembered; until it is, a restart \
-                 with a configuration that was cut off may lose them"
+                "the policy.rules in force could not be recorded; until they are, a restart with a \
+                 truncated configuration may lose them"
             );
         }
     }
 
-    /// Takes over what is followed; the rest waits for the next start.
+    /// Applies the policy and the prefetch list; the rest waits for the next start.
     ///
     /// # Errors
-    /// Those of [`RecordedConfig::check`]; then nothing is taken over.
-    async fn take(
+    /// Those of [`RecordedConfig::check`]; nothing is applied then.
+    async fn apply(
         &mut self,
         mut config: Config,
         text: &str,
@@ -130,8 +130,8 @@ impl ConfigWatcher {
     ) -> Result<()> {
         self.in_force.check(&config, text, file)?;
         let before = std::mem::replace(&mut self.in_force, RecordedConfig::new(&config, text));
-        // Rules are remembered before they hold.
-        self.remember(Some(&before)).await;
+        // Rules are recorded before they apply.
+        self.record(Some(&before)).await;
         let policy = options::policy(&config.policy);
         if replace(&self.policy, policy) {
             match self.policy.borrow().rules() {
@@ -150,51 +150,51 @@ impl ConfigWatcher {
         config.prefetch.clone_from(&started.prefetch);
         if config != *started {
             tracing::warn!(
-                "the configuration changed; all but the policy and the prefetch list is used from \
-                 the next start on"
+                "the configuration changed; all settings but the policy and the prefetch list \
+                 apply at the next start"
             );
         }
-        self.in_use();
+        self.update_metrics();
         Ok(())
     }
 }
 
-/// What was in force before this start. Blocks.
-fn recall(cache: &Cache) -> Result<Option<RecordedConfig>> {
+/// Reads the configuration that was in force before this start. Blocks.
+fn read_recorded(cache: &Cache) -> Result<Option<RecordedConfig>> {
     let Some(bytes) = cache.config_in_force()? else { return Ok(None) };
     let parsed = serde_json::from_slice(&bytes);
     parsed.map(Some).map_err(|error| {
         Error::invalid(format!(
-            "config-in-force.json of the cache cannot be read ({error}), so it is not known \
-             whether this configuration loses rules; compare it with what was meant, then remove \
-             that file"
+            "config-in-force.json in the cache cannot be read ({error}), so the driver cannot know \
+             whether this configuration loses rules; check that the configuration is as intended, \
+             then remove that file"
         ))
     })
 }
 
-fn replace<T: PartialEq>(place: &watch::Sender<T>, value: T) -> bool {
-    place.send_if_modified(|now| {
+fn replace<T: PartialEq>(sender: &watch::Sender<T>, value: T) -> bool {
+    sender.send_if_modified(|now| {
         let changed = *now != value;
         *now = value;
         changed
     })
 }
 
-/// Takes over what the file has whenever it changes, until `shutdown`. A file
-/// that is not usable or not there is logged once, and the last good one stays.
-pub(super) async fn follow(
+/// Applies the file whenever it changes, until `shutdown`. A file that is invalid
+/// or missing is logged once, and the last good configuration stays in force.
+pub(super) async fn watch_file(
     file: PathBuf,
     started: Config,
-    mut followed: ConfigWatcher,
+    mut watcher: ConfigWatcher,
     shutdown: CancellationToken,
 ) {
     let name = file.display().to_string();
-    // The first look compares with what the start has read.
+    // The first poll compares the file with the configuration of the start.
     let mut seen = None;
-    let mut turns = tokio::time::interval(LOOK);
+    let mut polls = tokio::time::interval(POLL_INTERVAL);
     loop {
         tokio::select! {
-            _ = turns.tick() => {}
+            _ = polls.tick() => {}
             () = shutdown.cancelled() => return,
         }
         let reading = file.clone();
@@ -202,17 +202,17 @@ pub(super) async fn follow(
         if seen.as_ref() == Some(&now) {
             continue;
         }
-        let taken = match &now {
+        let applied = match &now {
             Ok(text) => match Config::parse(text, &name) {
-                Ok(config) => followed.take(config, text, &name, &started).await,
+                Ok(config) => watcher.apply(config, text, &name, &started).await,
                 Err(error) => Err(error),
             },
             Err(error) => Err(error.clone()),
         };
         seen = Some(now);
-        if let Err(error) = taken {
-            followed.metrics.config_valid.set(0);
-            tracing::error!(%error, "the configuration changed and is not usable; the driver goes on as before");
+        if let Err(error) = applied {
+            watcher.metrics.config_valid.set(0);
+            tracing::error!(%error, "the changed configuration is invalid; keeping the previous one");
         }
     }
 }

@@ -2,7 +2,7 @@ use super::*;
 use crate::model::{BucketName, ModelRequest, NamespaceName, PodIdentity, Prefix};
 use crate::policy::{PolicyDecision, Subject};
 
-/// Rules in braces, in each place of a file.
+/// Rules in braces, at every position in a file.
 const IN_BRACES: &str = r#"cache: {dir: /var/lib/oci-model-csi}
 policy:
   rules:
@@ -22,7 +22,7 @@ serveStaleOnOutage: true
 ...
 "#;
 
-/// Without braces, and with lists of their own lines; the last rule is the file's end.
+/// Without braces, with lists on separate lines; the file ends with the last rule.
 const LAST_KEY: &str = "\
 objectStorage:
   auth: api_key
@@ -83,7 +83,7 @@ const JSON: &str = r#"{"policy": {"rules": [{"allow": true, "namespaces": ["team
 "objectStorage": {"auth": "api_key"}}
 "#;
 
-/// A decision that a merge key or an alias gives as long as the rest is missing.
+/// A decision that a merge key supplies while the rest of the rule is missing.
 const MERGED: &str = "\
 policy:
   rules:
@@ -101,7 +101,7 @@ policy:
     allow: false
 ";
 
-/// As [`MERGED`], in braces, where an alias may stand.
+/// Like [`MERGED`], in braces, where an alias is allowed.
 const ALIASED: &str = "\
 policy:
   rules:
@@ -110,7 +110,8 @@ policy:
   - {namespaces: [all], buckets: [models], prefixes: [m/open/], allow: *no}
 ";
 
-/// What a policy allows of questions that tell the rules above from any cut of them.
+/// The allowed queries among those that distinguish the rules above from any
+/// truncation of them.
 fn allowed(config: &Config) -> Vec<String> {
     let policy = options::policy(&config.policy);
     let own = NamespaceName::parse("mytenancy").unwrap();
@@ -147,19 +148,19 @@ fn allowed(config: &Config) -> Vec<String> {
     allowed
 }
 
-/// How many beginnings of this file are taken after it, each of which was
-/// found to allow no more than the whole.
-fn beginnings_taken(whole: &str) -> usize {
+/// Counts the beginnings of this file that are accepted after it. Asserts that
+/// none of them allows more than the whole file.
+fn accepted_beginnings(whole: &str) -> usize {
     let config = Config::parse(whole, "whole").unwrap();
     let in_force = RecordedConfig::new(&config, whole);
     in_force.check(&config, whole, "whole").unwrap();
     let may = allowed(&config);
     assert!(!may.is_empty());
-    let mut taken = 0;
+    let mut accepted = 0;
     for at in 0..whole.len() {
         let part = &whole[..at];
         let Ok(of_part) = Config::parse(part, "part") else { continue };
-        // Rules alone hold, whatever was in force before: a new file is cut, too.
+        // Rules must hold whatever was in force before: a new file can be truncated, too.
         let new = of_part.policy.rules.is_empty();
         if new && in_force.check(&of_part, part, "part").is_err() {
             continue;
@@ -169,10 +170,10 @@ fn beginnings_taken(whole: &str) -> usize {
         }
         if in_force.check(&of_part, part, "part").is_ok() {
             assert_eq!(of_part.object_storage, config.object_storage, "of {at} bytes:\n{part}");
-            taken += 1;
+            accepted += 1;
         }
     }
-    taken
+    accepted
 }
 
 #[test]
@@ -180,8 +181,8 @@ fn no_beginning_of_a_valid_file_allows_more_than_the_whole() {
     let files = [(IN_BRACES, 0), (LAST_KEY, 2), (SORTED, 0), (JSON, 1), (MERGED, 0), (ALIASED, 1)];
     for (whole, least) in files {
         for text in [whole.to_owned(), whole.replace('\n', "\r\n")] {
-            let taken = beginnings_taken(&text);
-            assert!(taken >= least, "{taken} beginnings of:\n{text}");
+            let accepted = accepted_beginnings(&text);
+            assert!(accepted >= least, "{accepted} beginnings of:\n{text}");
         }
     }
 }

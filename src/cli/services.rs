@@ -1,5 +1,5 @@
-//! `oci-model-csi node|controller|all`: where everything is built, in the order
-//! in which it depends on each other, and ended in the reverse order.
+//! `oci-model-csi node|controller|all`: builds all parts in the order of their
+//! dependencies, and stops them in the reverse order.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -39,14 +39,14 @@ use crate::policy::Policy;
 use crate::resolve::{Resolver, RevisionSelector};
 use crate::volume::{ClaimReader, Provisioner, Volumes};
 
-/// How long background work may take to end once the calls have.
+/// How long background work may take to stop after the last call has ended.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// What cluster-autoscaler takes for a node that is still starting, and leaves
-/// out when it thinks about new ones (its utils/taints/taints.go, since 1.29).
+/// Prefix of taints by which cluster-autoscaler recognizes a node that is still
+/// starting. It ignores them in its simulations (its utils/taints/taints.go, since 1.29).
 const STARTUP_TAINT: &str = "startup-taint.cluster-autoscaler.kubernetes.io/";
 
-/// Which services stand on the socket.
+/// The services on the socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Mode {
     Node,
@@ -62,7 +62,7 @@ pub(super) struct ServiceArgs {
     /// Name of the CSI driver, as in the CSIDriver object
     #[arg(long, env = "OCI_MODEL_CSI_DRIVER_NAME", default_value = "oci-model-csi.dev")]
     driver_name: String,
-    /// Name of this node, as Kubernetes has it [default: the host name]
+    /// Kubernetes name of this node [default: the host name]
     #[arg(long, env = "OCI_MODEL_CSI_NODE_ID")]
     node_id: Option<String>,
     /// The driver's configuration, YAML
@@ -83,11 +83,11 @@ pub(super) struct ServiceArgs {
     /// cache; none for controller]
     #[arg(long, env = "OCI_MODEL_CSI_ADMIN_ENDPOINT", value_name = "unix:///path")]
     admin_endpoint: Option<SocketEndpoint>,
-    /// API server that events are written to, and the node's taint and labels, and where claims are
-    /// read [default: that of the cluster the driver runs in]
+    /// API server for events, claims, and the node's taint and labels [default: the API server of
+    /// the cluster that the driver runs in]
     #[arg(long, env = "OCI_MODEL_CSI_KUBERNETES_API", value_name = "URL")]
     kubernetes_api: Option<String>,
-    /// Directory of the driver's service account: token and ca.crt
+    /// Directory of the driver's service account, with token and ca.crt
     #[arg(
         long,
         env = "OCI_MODEL_CSI_SERVICE_ACCOUNT_DIR",
@@ -95,11 +95,11 @@ pub(super) struct ServiceArgs {
         default_value = "/var/run/secrets/kubernetes.io/serviceaccount"
     )]
     service_account_dir: PathBuf,
-    /// Taint that is taken off this node once kubelet knows the driver; empty leaves taints alone
-    /// [default: startup-taint.cluster-autoscaler.kubernetes.io/DRIVER-not-ready]
+    /// Taint to remove from this node once the driver is registered with kubelet; an empty value
+    /// leaves taints alone [default: startup-taint.cluster-autoscaler.kubernetes.io/DRIVER-not-ready]
     #[arg(long, env = "OCI_MODEL_CSI_STARTUP_TAINT", value_name = "KEY")]
     startup_taint: Option<String>,
-    /// Labels of this node that name models in its cache, at most; 0 writes none
+    /// Maximum number of node labels that name cached models; 0 writes none
     #[arg(long, env = "OCI_MODEL_CSI_MODEL_LABELS", value_name = "NUMBER", default_value_t = 0)]
     model_labels: usize,
     /// Address of /metrics, /healthz and /readyz, such as 0.0.0.0:9090 [default: none]
@@ -112,7 +112,7 @@ pub(super) struct ServiceArgs {
 }
 
 impl ServiceArgs {
-    /// The API server that was named, or that of the cluster this process runs in.
+    /// The API server of `--kubernetes-api`, or of the cluster that this process runs in.
     fn kubernetes(&self) -> Result<Option<kubernetes::ApiServer>> {
         let url = self.kubernetes_api.clone().or_else(Cluster::own_url);
         url.map(|url| kubernetes::ApiServer::new(&Cluster::at(url, &self.service_account_dir)))
@@ -151,7 +151,7 @@ pub(super) fn run(args: ServiceArgs, mode: Mode, runtime: &Runtime) -> Result<()
         "starting"
     );
     if let Err(error) = descriptors::raise_limit() {
-        tracing::warn!(%error, "the driver may run out of descriptors under load");
+        tracing::warn!(%error, "the driver may run out of file descriptors under load");
     }
     runtime.block_on(start(args, &config, &text, mode))
 }
@@ -162,29 +162,29 @@ async fn start(args: ServiceArgs, config: &Config, text: &str, mode: Mode) -> Re
     let metrics = Arc::new(Metrics::default());
     let readiness = Readiness::not_ready("opening the cache");
 
-    // The socket first: kubelet's registrar gives it a second.
+    // The socket comes first: kubelet's registrar waits for it only one second.
     let (listener, socket) = server::bind(&args.csi_endpoint).await?;
 
     let default_auth = AuthMethod::InstancePrincipal;
     let mut settings =
         args.storage.settings(Some(&config.object_storage), default_auth, &metrics)?;
-    args.oke.settle(&mut settings, &args.service_account_dir);
-    let stores = storage::stores(settings, &config.object_storage.buckets).await?;
-    if let Some(identity) = stores.identity().cloned() {
+    args.oke.apply(&mut settings, &args.service_account_dir);
+    let pool = storage::client_pool(settings, &config.object_storage.buckets).await?;
+    if let Some(identity) = pool.identity().cloned() {
         metrics.watch_credential(move || CredentialState {
             refresh_failures: identity.refresh_failures(),
             expires_at: identity.expires_at(),
         });
     }
-    let (mut followed, changing) = ConfigWatcher::new(config, text, &metrics);
+    let (mut watcher, updates) = ConfigWatcher::new(config, text, &metrics);
     let limits = options::limits(&config.limits);
-    let resolver = Resolver::new(stores, limits, &tasks, &shutdown);
+    let resolver = Resolver::new(pool, limits, &tasks, &shutdown);
     let kubernetes = args.kubernetes()?;
     let events = kubernetes.clone().map_or_else(Events::default, |server| {
         Events::to(server, &args.driver_name, &args.node_name(), &tasks, &shutdown)
     });
     let shared = ServiceContext {
-        policy: changing.policy,
+        policy: updates.policy,
         kubernetes,
         events,
         metrics: Arc::clone(&metrics),
@@ -197,7 +197,7 @@ async fn start(args: ServiceArgs, config: &Config, text: &str, mode: Mode) -> Re
     };
 
     let cache = node.as_ref().map(|node| node.cache.clone());
-    followed.compare(cache, config, args.config.as_deref()).await?;
+    watcher.check_against_recorded(cache, config, args.config.as_deref()).await?;
 
     let admin_socket = admin_socket(&args, node.as_ref()).await?;
     let admin = Admin {
@@ -242,23 +242,23 @@ async fn start(args: ServiceArgs, config: &Config, text: &str, mode: Mode) -> Re
 
     stop_at_signals(&tasks, &shutdown)?;
     if let Some(file) = args.config.clone() {
-        tasks.spawn(reload::follow(file, config.clone(), followed, shutdown.clone()));
+        tasks.spawn(reload::watch_file(file, config.clone(), watcher, shutdown.clone()));
     }
-    let (node_now, list) = (node.clone(), changing.prefetch);
-    let recovery = recover(node_now, &args, config, list, &readiness, &tasks, &shutdown);
+    let (recovering, list) = (node.clone(), updates.prefetch);
+    let recovery = recover(recovering, &args, config, list, &readiness, &tasks, &shutdown);
     let (served, recovered) = tokio::join!(serve(listener, services, shutdown.clone()), recovery);
 
-    // Calls have ended; now what they left running, then what that stood on.
+    // Calls have ended. Stop their background work first, then what that work uses.
     tracing::info!("stopping");
     shutdown.cancel();
     tasks.close();
     if tokio::time::timeout(GRACE, tasks.wait()).await.is_err() {
-        tracing::warn!("background work is still running; it is left, its journals stand");
+        tracing::warn!("background work is still running; exiting without it, journals are kept");
     }
     if let Some(node) = node {
         if tokio::time::timeout(GRACE, node.cache.wait_until_synced()).await.is_err() {
             tracing::warn!(
-                "the disk is slow; what it has not taken yet is read again at the next start"
+                "the disk is slow; files that are not durable yet are checked at the next start"
             );
         }
         let engine = node.engine;
@@ -272,7 +272,7 @@ async fn start(args: ServiceArgs, config: &Config, text: &str, mode: Mode) -> Re
     served.and(recovered)
 }
 
-/// What all services stand on.
+/// What all services share.
 struct ServiceContext {
     policy: watch::Receiver<Policy>,
     kubernetes: Option<kubernetes::ApiServer>,
@@ -282,7 +282,7 @@ struct ServiceContext {
     shutdown: CancellationToken,
 }
 
-/// What only a node has.
+/// The parts that only a node plugin has.
 #[derive(Clone)]
 struct Node {
     cache: Cache,
@@ -305,12 +305,12 @@ impl Node {
             options::cache(config, args.cache_dir.as_deref(), &args.kubelet_dir, metrics)?;
         let cache = Cache::open(options, Arc::clone(metrics), tasks, shutdown)?;
         let engine = Engine::new(options::engine(&config.download, true), Arc::clone(metrics))?;
-        let chooser = RevisionSelector::new(resolver.clone(), config.serve_stale_on_outage);
+        let selector = RevisionSelector::new(resolver.clone(), config.serve_stale_on_outage);
         let volumes = Volumes::new(
             cache.clone(),
             args.kubelet_dir.clone(),
             engine.clone(),
-            chooser,
+            selector,
             shared.policy.clone(),
             shared.events.clone(),
             Arc::clone(metrics),
@@ -322,8 +322,8 @@ impl Node {
     }
 }
 
-/// The socket for commands: the one that is asked for, or for a node one in
-/// its cache, where commands look first.
+/// Binds the socket for commands: the one of `--admin-endpoint`, or for a node the
+/// one in its cache, which is the default of the commands.
 async fn admin_socket(
     args: &ServiceArgs,
     node: Option<&Node>,
@@ -336,11 +336,13 @@ async fn admin_socket(
         Ok(endpoint) => server::bind(&endpoint).await,
         Err(error) => Err(error),
     };
-    // Nobody asked for it, so nothing ends for want of it.
-    Ok(bound.inspect_err(|error| tracing::warn!(%error, "no socket for commands")).ok())
+    // The default socket is optional: the driver serves without it.
+    let warn = |error: &Error| tracing::warn!(%error, "the socket for commands is not available");
+    Ok(bound.inspect_err(warn).ok())
 }
 
-/// Puts the cache in order while the socket answers already, then says ready.
+/// Recovers the cache while the socket already answers, then marks the driver ready
+/// and starts the background tasks.
 async fn recover(
     node: Option<Node>,
     args: &ServiceArgs,
@@ -354,11 +356,11 @@ async fn recover(
         readiness.ready();
         return Ok(());
     };
-    readiness.doing("recovering the cache");
+    readiness.set_activity("recovering the cache");
     let started = std::time::Instant::now();
     let pods = args.kubelet_dir.join("pods");
-    let (recovering, there) = (cache.clone(), pods.clone());
-    match blocking(move || recovering.recover(&there)).await {
+    let (recovering, pods_dir) = (cache.clone(), pods.clone());
+    match blocking(move || recovering.recover(&pods_dir)).await {
         Ok(found) => {
             readiness.ready();
             if let Some(api) = kubernetes {
@@ -366,7 +368,7 @@ async fn recover(
             }
             let ends = shutdown.clone();
             tasks.spawn(async move { cache.run_maintenance(&pods, &ends).await });
-            tasks.spawn(async move { manager.keep_warm(list).await });
+            tasks.spawn(async move { manager.run_prefetch(list).await });
             if let Some(every) = config.cache.scrub_interval {
                 let (rate, ends) = (config.cache.scrub_rate.as_u64(), shutdown.clone());
                 tasks.spawn(async move { volumes.scrub(every, rate, &ends).await });

@@ -1,4 +1,4 @@
-//! The flags that say how Object Storage is reached, shared by all commands.
+//! Flags for the access to Object Storage, shared by all commands.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::resolve::{ClientPool, ListedBucket};
 #[command(next_help_heading = "Object Storage")]
 pub(super) struct StorageArgs {
     /// Identity, by the oci CLI's names: auto, api_key, instance_principal, none, and for services
-    /// oke_workload_identity; security_token and resource_principal come with a later version
+    /// oke_workload_identity; security_token and resource_principal are not supported yet
     /// [default: api_key for commands, instance_principal for services]
     #[arg(long, env = "OCI_MODEL_CSI_AUTH", value_name = "METHOD")]
     auth: Option<String>,
@@ -28,10 +28,10 @@ pub(super) struct StorageArgs {
     /// Region, such as us-ashburn-1 or iad [default: the instance's, or the profile's]
     #[arg(long, env = "OCI_MODEL_CSI_REGION")]
     region: Option<String>,
-    /// Object Storage endpoint in place of the region's
+    /// Object Storage endpoint to use instead of the region's
     #[arg(long, env = "OCI_MODEL_CSI_OCI_ENDPOINT", value_name = "URL")]
     oci_endpoint: Option<String>,
-    /// PEM certificates to trust besides the system's
+    /// PEM certificates to trust in addition to the system's
     #[arg(long, env = "OCI_MODEL_CSI_CA_FILE", value_name = "FILE")]
     ca_file: Option<PathBuf>,
 }
@@ -48,17 +48,17 @@ pub(super) struct OkeArgs {
 }
 
 impl OkeArgs {
-    /// Where pods' tokens are exchanged, for clients that do.
-    pub(super) fn settle(&self, settings: &mut Settings, service_account: &Path) {
+    /// Sets the service at which clients exchange the tokens of pods.
+    pub(super) fn apply(&self, settings: &mut Settings, service_account: &Path) {
         settings.oke_endpoint.clone_from(&self.oke_endpoint);
         let given = || Some(service_account.join("ca.crt")).filter(|file| file.exists());
         settings.oke_ca_file = self.oke_ca_file.clone().or_else(given);
     }
 }
 
-/// Connects the driver's own identity and place; those of other buckets are
-/// tried when somebody asks for them.
-pub(super) async fn stores(
+/// Connects the driver's own client. The clients of other buckets are connected
+/// at their first use.
+pub(super) async fn client_pool(
     settings: Settings,
     listed: &[config::BucketSection],
 ) -> Result<ClientPool> {
@@ -66,18 +66,18 @@ pub(super) async fn stores(
         let auth = bucket.auth.as_ref().map(|auth| auth.as_str().parse()).transpose();
         let (name, namespace) = (bucket.name.clone(), bucket.namespace.clone());
         let (region, endpoint) = (bucket.region.clone(), bucket.endpoint.clone());
-        Ok(ListedBucket { name, namespace, region, endpoint, auth: auth.map_err(told)? })
+        Ok(ListedBucket { name, namespace, region, endpoint, auth: auth.map_err(as_invalid)? })
     });
     let listed = listed.collect::<Result<_>>()?;
-    ClientPool::connect(settings, listed).await.map_err(told)
+    ClientPool::connect(settings, listed).await.map_err(as_invalid)
 }
 
-/// Connects; what is configured wrong is the fault of who started the program.
+/// Connects one client. A configuration error is `Invalid`.
 pub(super) async fn connect(settings: Settings) -> Result<ObjectStorage> {
-    ObjectStorage::connect(settings).await.map_err(told)
+    ObjectStorage::connect(settings).await.map_err(as_invalid)
 }
 
-fn told(error: oci::StorageError) -> Error {
+fn as_invalid(error: oci::StorageError) -> Error {
     match error.kind() {
         oci::StorageErrorKind::Config => Error::invalid(error.to_string()),
         _ => error.into(),
@@ -92,7 +92,7 @@ impl StorageArgs {
         default_auth: AuthMethod,
         metrics: &Arc<Metrics>,
     ) -> Result<Settings> {
-        let parse = |name: &str| name.parse::<AuthMethod>().map_err(told);
+        let parse = |name: &str| name.parse::<AuthMethod>().map_err(as_invalid);
         let auth = match (&self.auth, config) {
             (Some(flag), _) => parse(flag)?,
             (None, Some(config)) => parse(config.auth.as_str())?,

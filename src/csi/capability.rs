@@ -1,4 +1,4 @@
-//! Which access a volume gives: a read-only directory, for readers anywhere.
+//! Access to a volume: a read-only directory, on any number of nodes.
 
 use std::collections::BTreeSet;
 
@@ -7,19 +7,19 @@ use super::proto::volume_capability::{AccessType, access_mode::Mode};
 use crate::error::{Error, Result};
 use crate::mount::BindOptions;
 
-/// Mount flags that an administrator may write (`mountOptions`). The first
-/// three are true of every volume.
+/// Mount flags that an administrator may set (`mountOptions`). The first three
+/// apply to every volume.
 const FLAGS: [&str; 5] = ["ro", "nosuid", "nodev", "noexec", "noatime"];
 
-/// A capability that this driver has.
+/// A capability that this driver supports.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Capability {
-    /// Mount flags as they were written, each once.
+    /// The mount flags, without duplicates.
     pub(super) flags: BTreeSet<&'static str>,
 }
 
 impl Capability {
-    /// What the flags say beyond what every mount has.
+    /// The options beyond those that every mount has.
     pub(super) fn options(&self) -> BindOptions {
         BindOptions {
             noexec: self.flags.contains("noexec"),
@@ -28,10 +28,10 @@ impl Capability {
     }
 }
 
-/// Parses one capability; `fs_type` is ignored, since nothing is formatted.
+/// Parses one capability. Ignores `fs_type`, since nothing is formatted.
 ///
 /// # Errors
-/// `Invalid` for what this driver does not give.
+/// `Invalid` for a capability that this driver does not support.
 pub(super) fn parse(capability: Option<&VolumeCapability>) -> Result<Capability> {
     let Some(capability) = capability else {
         return Err(Error::invalid("volume_capability is missing"));
@@ -43,7 +43,7 @@ pub(super) fn parse(capability: Option<&VolumeCapability>) -> Result<Capability>
                 "a model is a directory of files, not a block device: use volumeMode: Filesystem",
             ));
         }
-        None => return Err(Error::invalid("volume_capability has no access_type; it is mount")),
+        None => return Err(Error::invalid("volume_capability has no access_type; use mount")),
     };
     let mode = capability.access_mode.map(|mode| mode.mode);
     match mode.map(Mode::try_from) {
@@ -66,8 +66,8 @@ pub(super) fn parse(capability: Option<&VolumeCapability>) -> Result<Capability>
         let Some(known) = FLAGS.iter().find(|known| *known == flag) else {
             let shown: String = flag.chars().take(100).collect();
             return Err(Error::invalid(format!(
-                "mount option {shown:?} is none of {}: correct mountOptions of the StorageClass \
-                 or PersistentVolume",
+                "mount option {shown:?} is invalid: expected one of {}; correct mountOptions of \
+                 the StorageClass or PersistentVolume",
                 FLAGS.join(", ")
             )));
         };
@@ -76,7 +76,7 @@ pub(super) fn parse(capability: Option<&VolumeCapability>) -> Result<Capability>
     Ok(Capability { flags })
 }
 
-/// The mount flags of a capability that is not judged yet, each once.
+/// The mount flags of a capability that is not validated yet, without duplicates.
 pub(super) fn flags_as_written(capability: Option<&VolumeCapability>) -> BTreeSet<&str> {
     match capability.and_then(|capability| capability.access_type.as_ref()) {
         Some(AccessType::Mount(mount)) => mount.mount_flags.iter().map(String::as_str).collect(),
@@ -84,7 +84,7 @@ pub(super) fn flags_as_written(capability: Option<&VolumeCapability>) -> BTreeSe
     }
 }
 
-/// Checks the capabilities that a volume is to have all of.
+/// Checks that all of these capabilities are supported.
 pub(super) fn check_all(capabilities: &[VolumeCapability]) -> Result<()> {
     capabilities.iter().try_for_each(|capability| parse(Some(capability)).map(drop))
 }
@@ -122,7 +122,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn readers_and_the_single_writer_that_kubelet_sends_are_served() {
+    fn reader_modes_and_the_single_writer_mode_of_kubelet_are_accepted() {
         for mode in [Mode::SingleNodeWriter, Mode::SingleNodeReaderOnly, Mode::MultiNodeReaderOnly]
         {
             let mut capability = mount_capability(mode, &[]);
@@ -166,7 +166,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn mount_flags_are_of_the_five_that_are_allowed() {
+    fn only_the_five_allowed_mount_flags_are_accepted() {
         let all = mount_capability(Mode::SingleNodeWriter, &FLAGS);
         let capability = parse(Some(&all)).unwrap();
         assert_eq!(capability.options(), BindOptions { noexec: true, noatime: true });

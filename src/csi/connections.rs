@@ -1,8 +1,8 @@
-//! The connections of the CSI socket: how many there are at once.
+//! The connections of the CSI socket, limited in number.
 //!
 //! kubelet opens a connection for each call, and a publish may last minutes. So
-//! nothing here ends by time, and a connection beyond the limit waits in the
-//! socket's backlog until another one ends.
+//! connections have no time limit, and a connection beyond the maximum number waits
+//! in the socket's backlog until another one ends.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -17,23 +17,23 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::transport::server::{Connected, UdsConnectInfo};
 use tracing::warn;
 
-/// Between two attempts to accept, when accepting fails.
+/// The pause after a failed accept(2).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// The connections of `listener`, at most `max` at once.
+/// The connections of `listener`, at most `max` at a time.
 ///
-/// An error of accept(2), such as too many open descriptors, is logged and
-/// tried again: it must not end the driver.
+/// An error of accept(2), such as too many open descriptors, is logged and the call
+/// retried: it must not stop the driver.
 pub(super) fn incoming(
     listener: UnixListener,
     max: usize,
 ) -> impl Stream<Item = io::Result<Connection>> {
-    let places = Arc::new(Semaphore::new(max));
-    stream::unfold((listener, places), async |(listener, places)| {
-        // Nobody closes the semaphore; if it were closed, there would be no more connections.
-        let place = Arc::clone(&places).acquire_owned().await.ok()?;
+    let permits = Arc::new(Semaphore::new(max));
+    stream::unfold((listener, permits), async |(listener, permits)| {
+        // The semaphore is never closed; closing it would end the stream.
+        let permit = Arc::clone(&permits).acquire_owned().await.ok()?;
         let stream = accept(&listener).await;
-        Some((Ok(Connection { stream, _place: place }), (listener, places)))
+        Some((Ok(Connection { stream, _permit: permit }), (listener, permits)))
     })
 }
 
@@ -42,7 +42,7 @@ async fn accept(listener: &UnixListener) -> UnixStream {
         match listener.accept().await {
             Ok((stream, _)) => return stream,
             Err(error) => {
-                warn!(%error, "could not accept a connection on the CSI socket; trying again");
+                warn!(%error, "accepting a connection on the CSI socket failed; retrying");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
@@ -53,7 +53,7 @@ async fn accept(listener: &UnixListener) -> UnixStream {
 #[derive(Debug)]
 pub(super) struct Connection {
     stream: UnixStream,
-    _place: OwnedSemaphorePermit,
+    _permit: OwnedSemaphorePermit,
 }
 
 impl Connected for Connection {

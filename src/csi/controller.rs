@@ -1,5 +1,5 @@
-//! The Controller service: volumes of StorageClasses. Nothing is stored
-//! outside the answers, and no call ever changes an object.
+//! The Controller service: volumes of StorageClasses. It stores nothing outside
+//! its answers, and no call ever changes an object.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -30,7 +30,7 @@ pub struct ControllerService {
 }
 
 impl ControllerService {
-    /// The service over `provisioner`.
+    /// Creates the service on top of `provisioner`.
     pub fn new(provisioner: Provisioner, readiness: Readiness, metrics: Arc<Metrics>) -> Self {
         Self { provisioner, readiness, metrics }
     }
@@ -39,15 +39,15 @@ impl ControllerService {
         self.readiness.check()?;
         let wait = deadline::wait(request.metadata());
         let request = request.get_ref();
-        let wanted = request::provision(request).inspect_err(|error| {
-            self.provisioner.tell_refused(&request.parameters, &request.name, error);
+        let provision_request = request::provision(request).inspect_err(|error| {
+            self.provisioner.record_refusal(&request.parameters, &request.name, error);
         })?;
-        let made = tokio::time::timeout(wait, self.provisioner.create(wanted)).await;
-        let volume = made.unwrap_or_else(|_| {
+        let created = tokio::time::timeout(wait, self.provisioner.create(provision_request)).await;
+        let volume = created.unwrap_or_else(|_| {
             Err(Error::new(
                 ErrorKind::InProgress,
-                "looking up the model in Object Storage takes long; it goes on, and will be asked \
-                 for again",
+                "looking up the model in Object Storage takes long; the lookup continues, and the \
+                 call will be retried",
             ))
         })?;
         let volume = Volume {
@@ -172,6 +172,6 @@ impl Controller for ControllerService {
             "the Kubernetes API knows the volumes";
         controller_modify_volume, "ControllerModifyVolume",
             ControllerModifyVolumeRequest => ControllerModifyVolumeResponse:
-            "a volume's parameters are fixed when it is made";
+            "a volume's parameters are fixed when it is created";
     }
 }

@@ -1,22 +1,21 @@
 //! How long a call may wait before it answers Aborted with the progress.
 //!
-//! kubelet gives up on every call after two minutes, and its next attempt
-//! finds nothing to read in a call that was cut off. So the answer has to be
-//! on its way before the caller stops listening; and not long before, since
-//! the pauses between attempts grow to two minutes.
+//! kubelet gives up on every call after two minutes, and then the user sees no
+//! message. So the answer must be sent before the deadline, but not long before it:
+//! the pauses between kubelet's attempts grow to two minutes.
 
 use std::time::Duration;
 
 use tonic::metadata::MetadataMap;
 
-/// The longest wait, and the wait of a caller that says no deadline.
+/// The longest wait, and the wait of a caller without a deadline.
 const LONGEST: Duration = Duration::from_secs(110);
 
-/// What is left of a deadline for the answer's way back.
+/// The part of a deadline that is reserved for sending the answer.
 const MARGIN: Duration = Duration::from_secs(5);
 
-/// min(110 s, max(deadline − 5 s, deadline / 2)) of the caller's
-/// `grpc-timeout`; 110 s without one, or with one that cannot be read.
+/// Computes min(110 s, max(deadline − 5 s, deadline / 2)) from the caller's
+/// `grpc-timeout`; 110 s without a valid one.
 pub(super) fn wait(metadata: &MetadataMap) -> Duration {
     let deadline = metadata.get("grpc-timeout").and_then(|value| value.to_str().ok());
     match deadline.and_then(parse) {
@@ -25,7 +24,7 @@ pub(super) fn wait(metadata: &MetadataMap) -> Duration {
     }
 }
 
-/// At most eight digits and a unit (gRPC over HTTP/2, "Timeout").
+/// Parses at most eight digits and a unit (gRPC over HTTP/2, "Timeout").
 fn parse(text: &str) -> Option<Duration> {
     let unit = text.chars().next_back()?;
     let digits = text.strip_suffix(unit)?;
@@ -55,7 +54,7 @@ mod tests {
     }
 
     #[test]
-    fn every_unit_of_grpc_is_understood() {
+    fn every_grpc_time_unit_is_parsed() {
         for (text, millis) in [
             ("1H", 3_600_000),
             ("2M", 120_000),
@@ -70,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn the_answer_leaves_before_the_caller_does() {
+    fn the_answer_is_sent_before_the_callers_deadline() {
         for (timeout, seconds) in [
             ("2M", 110.0),
             ("119998m", 110.0),
@@ -90,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn no_deadline_and_a_broken_one_are_the_longest_wait() {
+    fn a_missing_or_malformed_deadline_means_the_longest_wait() {
         assert_eq!(wait(&MetadataMap::new()), LONGEST);
         for broken in ["", "S", "5", "5s", "5 S", "-5S", "+5S", "123456789S", "5x"] {
             assert_eq!(wait_of(broken), LONGEST, "{broken:?}");

@@ -1,4 +1,4 @@
-//! The Identity service: answers always, also while the driver recovers.
+//! The Identity service. It answers at any time, even while the driver recovers.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use super::readiness::Readiness;
 use super::rpc::RpcCall;
 use crate::metrics::Metrics;
 
-/// Who the driver is and whether it is ready.
+/// Reports the driver's name, its capabilities, and whether it is ready.
 pub struct IdentityService {
     driver_name: String,
     serves_controller: bool,
@@ -24,8 +24,8 @@ pub struct IdentityService {
 }
 
 impl IdentityService {
-    /// The identity of a driver of this name; `serves_controller` says whether
-    /// the Controller service stands on the same socket.
+    /// Creates the service for a driver of this name. `serves_controller` is whether
+    /// the Controller service is on the same socket.
     pub fn new(
         driver_name: impl Into<String>,
         serves_controller: bool,

@@ -1,19 +1,19 @@
 //! The CSI services: the only code that knows protobuf and gRPC codes.
 //!
-//! A handler parses, delegates and maps; nothing downloads, mounts or waits
-//! for a disk in it. The way of a call, top to bottom:
+//! A handler parses, delegates and maps. It never downloads, mounts or waits for
+//! a disk itself. The path of a call, top to bottom:
 //!
 //! | step | module |
 //! |---|---|
 //! | the socket, and who may connect | [`server`] |
-//! | how many connections there are at once | `connections` |
-//! | the services on it, and their end | [`services`](Services) |
-//! | one method each | `identity`, `node`, `controller` |
-//! | measured, logged, refused | `rpc` |
-//! | not before recovery is done | [`Readiness`] |
+//! | the limit on connections | `connections` |
+//! | the services on the socket, and their shutdown | [`services`](Services) |
+//! | one function per method | `identity`, `node`, `controller` |
+//! | metrics and logs of each call | `rpc` |
+//! | refusal until recovery is done | [`Readiness`] |
 //! | from protobuf to validated types | `request`, `target`, `capability` |
-//! | how long a caller waits | `deadline` |
-//! | from meanings to gRPC codes | [`status`] |
+//! | how long a call may wait | `deadline` |
+//! | from error kinds to gRPC codes | [`status`] |
 
 mod capability;
 mod connections;
@@ -36,7 +36,7 @@ pub use readiness::Readiness;
 pub use services::{Services, serve};
 
 /// CSI v1.12.0, generated from `proto/csi.proto` by `make proto`. Requests that carry
-/// secrets have no `Debug`, so that nothing can print them.
+/// secrets have no `Debug`, so they cannot be printed.
 pub mod proto {
     #![allow(
         missing_docs,

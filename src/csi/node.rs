@@ -1,4 +1,4 @@
-//! The Node service: what kubelet asks for volumes of pods on this node.
+//! The Node service: kubelet's calls for the volumes of pods on this node.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -26,14 +26,14 @@ use crate::model::shown;
 use crate::trace;
 use crate::volume::{VolumeStats, Volumes};
 
-/// What the administrator says about this node.
+/// The administrator's settings for this node.
 #[derive(Debug, Clone)]
 pub struct NodeOptions {
     /// `--node-id`: the Kubernetes name of the node.
     pub node_id: String,
     /// `--kubelet-dir`: kubelet's root directory; `pods` is below it.
     pub kubelet_dir: PathBuf,
-    /// Told whenever kubelet asks for the node, as it does when it registers the driver.
+    /// Notified by every NodeGetInfo, which kubelet calls when it registers the driver.
     pub registered: Arc<Notify>,
 }
 
@@ -43,18 +43,18 @@ pub struct NodeService {
     options: NodeOptions,
     readiness: Readiness,
     metrics: Arc<Metrics>,
-    told: RefusalLog,
+    refusals: RefusalLog,
 }
 
 impl NodeService {
-    /// The service of this node over `volumes`.
+    /// Creates the service of this node on top of `volumes`.
     pub fn new(
         volumes: Volumes,
         options: NodeOptions,
         readiness: Readiness,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { volumes, options, readiness, metrics, told: RefusalLog::default() }
+        Self { volumes, options, readiness, metrics, refusals: RefusalLog::default() }
     }
 
     async fn publish(
@@ -65,15 +65,15 @@ impl NodeService {
         let wait = deadline::wait(request.metadata());
         let request = Arc::new(request.into_inner());
         let first = Arc::clone(&request);
-        let key = self.looking(move |kubelet| request::publish_key(&first, kubelet)).await?;
+        let key = self.parse_blocking(move |kubelet| request::publish_key(&first, kubelet)).await?;
         if self.volumes.is_published(&key).await.unwrap_or(false) {
             return Ok(NodePublishVolumeResponse {});
         }
         let second = Arc::clone(&request);
-        let parsed = self.looking(move |kubelet| request::publish(&second, kubelet)).await;
+        let parsed = self.parse_blocking(move |kubelet| request::publish(&second, kubelet)).await;
         if let Err(error) = &parsed {
-            let pod = self.looking(move |kubelet| Ok(request::pod(&request, kubelet))).await;
-            self.volumes.tell_refused(pod.ok().flatten().as_ref(), error);
+            let pod = self.parse_blocking(move |kubelet| Ok(request::pod(&request, kubelet))).await;
+            self.volumes.record_refusal(pod.ok().flatten().as_ref(), error);
         }
         self.volumes.publish(parsed?, wait).await?;
         Ok(NodePublishVolumeResponse {})
@@ -86,7 +86,7 @@ impl NodeService {
         self.readiness.check()?;
         request::volume_id(&request.volume_id)?;
         let path = request.target_path;
-        let target = self.looking(move |kubelet| target::confine(&path, kubelet)).await?;
+        let target = self.parse_blocking(move |kubelet| target::confine(&path, kubelet)).await?;
         self.volumes.unpublish(&request.volume_id, &target.path).await?;
         Ok(NodeUnpublishVolumeResponse {})
     }
@@ -98,15 +98,15 @@ impl NodeService {
         self.readiness.check()?;
         let volume_id = request::volume_id(&request.volume_id)?;
         if request.volume_path.is_empty() {
-            return Err(Error::invalid("volume_path is missing: say where the volume appears"));
+            return Err(Error::invalid("volume_path is missing: set it to the volume's path"));
         }
-        // Any other path is one where nothing is published: NotFound.
+        // Nothing is published at any other path: NotFound.
         let stats = self.volumes.stats(volume_id, Path::new(&request.volume_path)).await?;
         Ok(stats_response(stats))
     }
 
-    /// Parses what needs a look at the disk, off the reactor.
-    async fn looking<T: Send + 'static>(
+    /// Runs a parser that accesses the disk, off the reactor.
+    async fn parse_blocking<T: Send + 'static>(
         &self,
         parse: impl FnOnce(&Path) -> Result<T> + Send + 'static,
     ) -> Result<T> {
@@ -118,7 +118,7 @@ impl NodeService {
     }
 }
 
-/// Everything is used and nothing is available: a model cannot grow.
+/// Reports all bytes and inodes as used and none as available: a model cannot grow.
 fn stats_response(stats: VolumeStats) -> NodeGetVolumeStatsResponse {
     let usage = |amount: u64, unit: Unit| {
         let total = i64::try_from(amount).unwrap_or(i64::MAX);
@@ -150,7 +150,7 @@ impl Node for NodeService {
         let publish = async {
             let call = RpcCall::begin(&self.metrics, "NodePublishVolume", &volume_id);
             let result = self.publish(request).await.map_err(Status::from);
-            call.answer_unless_told(result, &self.told)
+            call.answer_logged_once(result, &self.refusals)
         };
         publish.instrument(span).await.map_err(|status| status::for_event(&status))
     }
@@ -171,7 +171,7 @@ impl Node for NodeService {
         let unpublish = async {
             let call = RpcCall::begin(&self.metrics, "NodeUnpublishVolume", &volume_id);
             let result = self.unpublish(request).await.map_err(Status::from);
-            call.answer_unless_told(result, &self.told)
+            call.answer_logged_once(result, &self.refusals)
         };
         unpublish.instrument(span).await
     }
@@ -206,7 +206,7 @@ impl Node for NodeService {
         self.options.registered.notify_one();
         call.answer(Ok(NodeGetInfoResponse {
             node_id: self.options.node_id.clone(),
-            // No limit, and every node reaches every bucket.
+            // No limit on volumes, and every node can reach every bucket.
             max_volumes_per_node: 0,
             accessible_topology: None,
         }))
@@ -230,14 +230,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_model_uses_all_it_has_in_bytes_and_inodes() {
+    fn all_bytes_and_inodes_of_a_model_are_reported_as_used() {
         let response = stats_response(VolumeStats { bytes: 7, inodes: 3, abnormal: None });
-        let told: Vec<_> = response
+        let reported: Vec<_> = response
             .usage
             .iter()
             .map(|usage| (usage.unit(), usage.total, usage.used, usage.available))
             .collect();
-        assert_eq!(told, [(Unit::Bytes, 7, 7, 0), (Unit::Inodes, 3, 3, 0)]);
+        assert_eq!(reported, [(Unit::Bytes, 7, 7, 0), (Unit::Inodes, 3, 3, 0)]);
         assert!(!response.volume_condition.unwrap().abnormal);
 
         let broken =

@@ -1,7 +1,7 @@
-//! From protobuf to the validated types of the use cases.
+//! Parses protobuf requests into the validated types of the use cases.
 //!
-//! Everything here is hostile until it is parsed. Nothing here is ever logged:
-//! requests carry secrets and tokens.
+//! All input is hostile until it is parsed. Never log it: requests carry secrets
+//! and tokens.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
@@ -16,23 +16,23 @@ use crate::model::{
 };
 use crate::volume::{Capacity, ProvisionRequest, PublishKey, PublishRequest};
 
-/// Longest volume id taken: twice what the specification asks of us.
+/// The longest accepted volume id, in bytes: twice the minimum of the specification.
 const ID_BYTES: usize = 256;
 
-/// Longest volume name taken (CSI specification, "Size Limits").
+/// The longest accepted volume name, in bytes (CSI specification, "Size Limits").
 const NAME_BYTES: usize = 128;
 
-/// Set by kubelet: `true` for an inline volume, `false` for one of a PV.
+/// Set by kubelet: `true` for an inline volume, `false` for a PersistentVolume.
 const EPHEMERAL: &str = "csi.storage.k8s.io/ephemeral";
 
-/// Set by kubelet where the CSIDriver object has `tokenRequests`: in the secrets
-/// with `serviceAccountTokenInSecrets`, else in the context.
+/// Set by kubelet if the CSIDriver object has `tokenRequests`: in the secrets with
+/// `serviceAccountTokenInSecrets`, otherwise in the context.
 const TOKENS: &str = "csi.storage.k8s.io/serviceAccount.tokens";
 
-/// A volume id as it came.
+/// Validates a volume id.
 ///
 /// # Errors
-/// `Invalid` when it is missing, longer than 256 bytes, or has control characters.
+/// `Invalid` if it is missing, longer than 256 bytes, or has control characters.
 pub(super) fn volume_id(id: &str) -> Result<&str> {
     plain("volume_id", id, ID_BYTES)
 }
@@ -43,7 +43,9 @@ fn plain<'a>(field: &str, text: &'a str, most: usize) -> Result<&'a str> {
     }
     if text.len() > most {
         let length = text.len();
-        return Err(Error::invalid(format!("{field} is {length} bytes long; {most} is the most")));
+        return Err(Error::invalid(format!(
+            "{field} is {length} bytes long; the maximum is {most}"
+        )));
     }
     if text.chars().any(char::is_control) {
         return Err(Error::invalid(format!("{field} contains a control character")));
@@ -51,12 +53,12 @@ fn plain<'a>(field: &str, text: &'a str, most: usize) -> Result<&'a str> {
     Ok(text)
 }
 
-/// Which publish this is, before it is judged: kubelet asks again for every
-/// running pod, and today's schema must not refuse what runs. Blocks, to look
-/// for symbolic links.
+/// Parses only the identity of a publish: kubelet repeats the call for every running
+/// pod, and a stricter schema of today must not refuse those. Blocks, to check for
+/// symbolic links.
 ///
 /// # Errors
-/// `Invalid` when the volume id or the target path cannot be ours.
+/// `Invalid` if the volume id or the target path cannot be this driver's.
 pub(super) fn publish_key(
     request: &NodePublishVolumeRequest,
     kubelet_dir: &Path,
@@ -75,10 +77,10 @@ fn key(request: &NodePublishVolumeRequest, target: ConfinedTarget) -> Result<Pub
     Ok(PublishKey { volume_id, target: target.path, digest, as_written })
 }
 
-/// A publish, parsed. Blocks, to look for symbolic links.
+/// Parses a publish. Blocks, to check for symbolic links.
 ///
 /// # Errors
-/// `Invalid`, saying what to write instead.
+/// `Invalid`, with what to write instead.
 pub(super) fn publish(
     request: &NodePublishVolumeRequest,
     kubelet_dir: &Path,
@@ -91,12 +93,12 @@ pub(super) fn publish(
     let pod = pod_identity(context, &target)?;
     if inline && !request.readonly {
         return Err(Error::invalid(
-            "an inline volume of this driver needs readOnly: true beside its driver: line \
-             (without it, the container runtime would relabel files that other pods share)",
+            "an inline volume of this driver needs readOnly: true next to its driver: line \
+             (otherwise the container runtime would relabel files that other pods share)",
         ));
     }
     if inline && !capability.flags.is_empty() {
-        return Err(Error::invalid("an inline volume may not choose mount options"));
+        return Err(Error::invalid("an inline volume may not set mount options"));
     }
     let source = source(inline, pod.as_ref());
     let (model, _) = parse_attributes(context, source).map_err(|error| {
@@ -104,8 +106,8 @@ pub(super) fn publish(
             return error;
         }
         error.context(
-            "kubelet does not say whose volume this is (podInfoOnMount: true in the CSIDriver \
-             object makes it), so only the attributes of pods count",
+            "kubelet does not send the pod's identity (set podInfoOnMount: true in the CSIDriver \
+             object), so only the attributes that pods may use are allowed",
         )
     })?;
     let tokens = request.secrets.get(TOKENS).or_else(|| context.get(TOKENS));
@@ -114,15 +116,15 @@ pub(super) fn publish(
     Ok(PublishRequest { key: key(request, target)?, model, pod, tokens, options })
 }
 
-/// Whom a publish that was refused is for, where kubelet says it.
+/// The pod of a refused publish, if kubelet sends its identity.
 pub(super) fn pod(request: &NodePublishVolumeRequest, kubelet_dir: &Path) -> Option<PodIdentity> {
     let target = target::confine(&request.target_path, kubelet_dir).ok()?;
     pod_identity(&request.volume_context, &target).ok()?
 }
 
-/// Whose keys count. Without pod information that is proven to be kubelet's,
+/// Who wrote the attributes. Without pod information that is proven to be kubelet's,
 /// the mark of an inline volume could be missing, so a pod's author may have
-/// written this.
+/// written them.
 fn source(inline: bool, pod: Option<&PodIdentity>) -> AttributeSource {
     match pod {
         Some(_) if !inline => AttributeSource::Administrator,
@@ -130,8 +132,8 @@ fn source(inline: bool, pod: Option<&PodIdentity>) -> AttributeSource {
     }
 }
 
-/// The pod, when kubelet's word on it can be trusted: a pod's author can write
-/// these keys where kubelet does not, but cannot know the UID of the path.
+/// The pod, if kubelet's information can be trusted: a pod's author can write these
+/// keys if kubelet does not, but cannot know the UID in the path.
 fn pod_identity(
     context: &HashMap<String, String>,
     target: &ConfinedTarget,
@@ -140,8 +142,8 @@ fn pod_identity(
     let Some(uid) = get("csi.storage.k8s.io/pod.uid") else { return Ok(None) };
     if uid != target.pod_uid {
         return Err(Error::invalid(format!(
-            "the volume is said to be of pod {:?}, but target_path is a place of pod {:?}; the \
-             attribute csi.storage.k8s.io/pod.uid is kubelet's to write",
+            "csi.storage.k8s.io/pod.uid is {:?}, but target_path belongs to pod {:?}; only kubelet \
+             may set this attribute",
             uid.chars().take(100).collect::<String>(),
             target.pod_uid
         )));
@@ -153,8 +155,8 @@ fn pod_identity(
     Ok(Some(PodIdentity { namespace, name, uid, service_account }))
 }
 
-/// What makes two publishes of a target the same. Our own keys only: tokens
-/// and the pod's keys differ with each call.
+/// The digest by which two publishes of a target are the same. It covers the driver's
+/// own keys only: tokens and the pod's keys differ with each call.
 fn digest(
     attributes: &BTreeMap<String, String>,
     flags: &BTreeSet<&str>,
@@ -167,10 +169,10 @@ fn digest(
     RequestDigest::of_fields("oci-model-csi publish", fields.chain([kind]))
 }
 
-/// A CreateVolume, parsed.
+/// Parses a CreateVolume.
 ///
 /// # Errors
-/// `Invalid`, saying what to write instead.
+/// `Invalid`, with what to write instead.
 pub(super) fn provision(request: &CreateVolumeRequest) -> Result<ProvisionRequest> {
     let name = plain("name", &request.name, NAME_BYTES)?.to_owned();
     if request.volume_capabilities.is_empty() {
@@ -179,7 +181,7 @@ pub(super) fn provision(request: &CreateVolumeRequest) -> Result<ProvisionReques
     capability::check_all(&request.volume_capabilities)?;
     if request.volume_content_source.is_some() {
         return Err(Error::invalid(
-            "a volume's content is what is in the bucket; it cannot be made from a snapshot or \
+            "a volume's content comes from the bucket; it cannot be created from a snapshot or \
              another volume: remove dataSource from the claim",
         ));
     }

@@ -1,4 +1,4 @@
-//! What is taken, what is refused, and what makes two requests the same.
+//! Which requests are accepted, which are refused, and which are the same.
 
 use super::super::capability::tests::mount_capability;
 use super::super::proto::volume_capability::access_mode::Mode;
@@ -51,7 +51,7 @@ fn refused(request: &NodePublishVolumeRequest) -> String {
 }
 
 #[test]
-fn an_inline_volume_as_kubelet_sends_it_is_taken() {
+fn an_inline_volume_of_kubelet_is_accepted() {
     let parsed = parse(&from_kubelet("true", &[])).unwrap();
     assert_eq!(parsed.model.title(), "models/phi3-mini/ from ai-model-cache");
     assert_eq!(parsed.key.target, Path::new(&target_of(UID)));
@@ -61,7 +61,7 @@ fn an_inline_volume_as_kubelet_sends_it_is_taken() {
 }
 
 #[test]
-fn an_inline_volume_without_read_only_is_told_the_fix() {
+fn an_inline_volume_without_read_only_is_refused_with_the_fix() {
     let mut request = from_kubelet("true", &[]);
     request.readonly = false;
     assert!(refused(&request).contains("readOnly: true"));
@@ -71,7 +71,7 @@ fn an_inline_volume_without_read_only_is_told_the_fix() {
 }
 
 #[test]
-fn an_inline_volume_may_not_choose_what_is_the_administrators() {
+fn an_inline_volume_may_not_set_administrator_attributes_or_mount_options() {
     for key in ["region", "auth", "cacheScope"] {
         let message = refused(&from_kubelet("true", &[(key, "cluster")]));
         assert!(message.contains("administrators only"), "{message}");
@@ -82,7 +82,7 @@ fn an_inline_volume_may_not_choose_what_is_the_administrators() {
 }
 
 #[test]
-fn a_volume_of_a_pv_may_carry_the_administrators_keys_and_mount_options() {
+fn a_persistent_volume_may_set_administrator_attributes_and_mount_options() {
     let mut request = from_kubelet("false", &[("cacheScope", "namespace")]);
     request.volume_capability = Some(mount_capability(Mode::SingleNodeWriter, &["noexec"]));
     let parsed = parse(&request).unwrap();
@@ -91,20 +91,20 @@ fn a_volume_of_a_pv_may_carry_the_administrators_keys_and_mount_options() {
 }
 
 #[test]
-fn without_trusted_pod_information_only_the_keys_of_pods_count() {
+fn without_trusted_pod_information_only_pod_attributes_are_allowed() {
     let mut request = from_kubelet("false", &[("cacheScope", "cluster")]);
     request.volume_context.remove("csi.storage.k8s.io/pod.uid");
     let message = refused(&request);
     assert!(message.contains("podInfoOnMount"), "{message}");
 
     request.volume_context.remove("cacheScope");
-    assert_eq!(parse(&request).unwrap().pod, None, "name and namespace alone are nobody's word");
+    assert_eq!(parse(&request).unwrap().pod, None, "name and namespace alone prove nothing");
     request.volume_context.retain(|key, _| !key.starts_with("csi.storage.k8s.io/"));
     assert_eq!(parse(&request).unwrap().pod, None);
 }
 
 #[test]
-fn a_pod_uid_that_is_not_the_paths_is_refused_and_both_are_named() {
+fn a_pod_uid_that_differs_from_the_path_is_refused_and_both_are_named() {
     let mut request = from_kubelet("false", &[]);
     request.target_path = target_of("another-pod");
     let message = refused(&request);
@@ -154,7 +154,7 @@ fn bad_values_of_attributes_are_refused() {
 }
 
 #[test]
-fn the_digest_is_of_our_own_keys_options_and_kind_only() {
+fn the_digest_covers_only_the_drivers_keys_options_and_kind() {
     let digest = |request: &NodePublishVolumeRequest| parse(request).unwrap().key.digest;
     let base = from_kubelet("false", &[]);
     let with_token = from_kubelet(
@@ -195,7 +195,7 @@ fn create() -> CreateVolumeRequest {
 }
 
 #[test]
-fn a_volume_is_provisioned_with_any_limit_of_zero_meaning_none() {
+fn a_capacity_limit_of_zero_means_no_limit() {
     let parsed = provision(&create()).unwrap();
     assert_eq!(parsed.name, "pvc-1");
     assert_eq!(parsed.capacity, Capacity { required_bytes: 5, limit_bytes: None });
@@ -208,7 +208,7 @@ fn a_volume_is_provisioned_with_any_limit_of_zero_meaning_none() {
 }
 
 #[test]
-fn missing_and_unsupported_wishes_for_a_new_volume_are_refused() {
+fn missing_and_unsupported_fields_of_a_new_volume_are_refused() {
     type Break = fn(&mut CreateVolumeRequest);
     let range = |required_bytes, limit_bytes| Some(CapacityRange { required_bytes, limit_bytes });
     let cases: [(Break, &str); 7] = [
@@ -250,7 +250,7 @@ fn missing_and_unsupported_wishes_for_a_new_volume_are_refused() {
 }
 
 #[test]
-fn a_pods_tokens_are_taken_from_the_secrets_or_from_the_context_and_shown_nowhere() {
+fn tokens_come_from_the_secrets_or_the_context_and_are_never_printed() {
     let mut request = from_kubelet("true", &[]);
     assert_eq!(parse(&request).unwrap().tokens, None);
     request.volume_context.insert(TOKENS.to_owned(), "of the context".to_owned());
@@ -259,6 +259,6 @@ fn a_pods_tokens_are_taken_from_the_secrets_or_from_the_context_and_shown_nowher
     request.secrets.insert(TOKENS.to_owned(), "of the secrets".to_owned());
     let with_both = parse(&request).unwrap();
     assert_eq!(with_both.tokens, Some(PodTokens::new("of the secrets")));
-    assert_eq!(with_both.key, parsed.key, "tokens make no other request");
+    assert_eq!(with_both.key, parsed.key, "tokens do not change the request");
     assert!(!format!("{with_both:?}").contains("of the"));
 }

@@ -1,4 +1,4 @@
-//! What all methods have in common: each is measured, and told in one line.
+//! What all methods have in common: metrics and one log line per call.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,14 +11,14 @@ use tracing::{debug, info, warn};
 use super::status;
 use crate::metrics::Metrics;
 
-/// The same answer for a volume is told again after this long.
-const SAME: Duration = Duration::from_secs(5 * 60);
+/// How long the same refusal of a volume is not logged again.
+const REPEAT_AFTER: Duration = Duration::from_secs(5 * 60);
 
-/// Volumes whose last refusal is remembered.
+/// How many volumes' last refusals are remembered.
 const REMEMBERED: usize = 4096;
 
-/// A call at work. Dropping it unanswered is what tonic does when the
-/// caller's deadline passes, and is counted as that.
+/// A running call. tonic drops it unanswered when the caller's deadline passes, so
+/// that is counted as DeadlineExceeded.
 pub(super) struct RpcCall {
     metrics: Arc<Metrics>,
     method: &'static str,
@@ -28,7 +28,7 @@ pub(super) struct RpcCall {
 }
 
 impl RpcCall {
-    /// A call that begins now. Of the request only the volume's id or name is kept.
+    /// Begins a call. Of the request, only the volume's id or name is kept.
     pub(super) fn begin(metrics: &Arc<Metrics>, method: &'static str, volume_id: &str) -> Self {
         Self {
             metrics: Arc::clone(metrics),
@@ -39,23 +39,23 @@ impl RpcCall {
         }
     }
 
-    /// As [`RpcCall::answer`], but what this volume was told a moment ago is no news:
-    /// kubelet asks again and again, for every pod.
-    pub(super) fn answer_unless_told<T>(
+    /// As [`RpcCall::answer`], but logs a refusal that repeats the volume's last one
+    /// at debug level only: kubelet retries every call for every pod.
+    pub(super) fn answer_logged_once<T>(
         self,
         result: Result<T, Status>,
-        told: &RefusalLog,
+        refusals: &RefusalLog,
     ) -> Result<Response<T>, Status> {
-        let news = result.as_ref().err().is_none_or(|status| told.is_news(&self, status));
-        self.finish(result, news)
+        let is_new = result.as_ref().err().is_none_or(|status| refusals.record(&self, status));
+        self.finish(result, is_new)
     }
 
-    /// Counts and tells the answer, and gives it on.
+    /// Counts and logs the answer, and returns it.
     pub(super) fn answer<T>(self, result: Result<T, Status>) -> Result<Response<T>, Status> {
         self.finish(result, true)
     }
 
-    fn finish<T>(mut self, result: Result<T, Status>, news: bool) -> Result<Response<T>, Status> {
+    fn finish<T>(mut self, result: Result<T, Status>, is_new: bool) -> Result<Response<T>, Status> {
         self.answered = true;
         let seconds = self.started.elapsed().as_secs_f64();
         let (method, volume_id) = (self.method, self.volume_id.as_str());
@@ -67,10 +67,10 @@ impl RpcCall {
         self.metrics.rpc(method, name, seconds);
         match &result {
             Ok(_) => debug!(method, volume_id, code = name, seconds, "answered"),
-            Err(status) if !news => {
-                debug!(method, volume_id, code = name, seconds, "again: {}", status.message());
+            Err(status) if !is_new => {
+                debug!(method, volume_id, code = name, seconds, "repeated: {}", status.message());
             }
-            // Asked for by tools that try out what a driver can do.
+            // Tools call these methods to find out what a driver can do.
             Err(status) if code == Code::Unimplemented => {
                 debug!(method, volume_id, code = name, seconds, "{}", status.message());
             }
@@ -92,12 +92,12 @@ impl Drop for RpcCall {
             let (method, volume_id) = (self.method, self.volume_id.as_str());
             let code = status::name(Code::DeadlineExceeded);
             self.metrics.rpc(method, code, seconds);
-            info!(method, volume_id, code, seconds, "the caller did not wait for the answer");
+            info!(method, volume_id, code, seconds, "the caller gave up before the answer");
         }
     }
 }
 
-/// The last refusal of each volume and method, and when it was told.
+/// The last refusal of each volume and method, and when it was logged.
 #[derive(Debug, Default)]
 pub(super) struct RefusalLog(Mutex<HashMap<(&'static str, String), Refusal>>);
 
@@ -109,31 +109,32 @@ struct Refusal {
 }
 
 impl RefusalLog {
-    fn is_news(&self, call: &RpcCall, status: &Status) -> bool {
+    /// Records a refusal; returns whether it must be logged.
+    fn record(&self, call: &RpcCall, status: &Status) -> bool {
         let now = Instant::now();
-        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut refusals = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (call.method, call.volume_id.clone());
-        if let Some(Refusal { code, message, at }) = told.get(&key) {
+        if let Some(Refusal { code, message, at }) = refusals.get(&key) {
             let same = *code == status.code() && *message == status.message();
-            if same && now - *at < SAME {
+            if same && now - *at < REPEAT_AFTER {
                 return false;
             }
         }
-        if told.len() >= REMEMBERED {
-            told.retain(|_, refusal| now - refusal.at < SAME);
-            if told.len() >= REMEMBERED {
-                told.clear();
+        if refusals.len() >= REMEMBERED {
+            refusals.retain(|_, refusal| now - refusal.at < REPEAT_AFTER);
+            if refusals.len() >= REMEMBERED {
+                refusals.clear();
             }
         }
         let message = status.message().to_owned();
-        told.insert(key, Refusal { code: status.code(), message, at: now });
+        refusals.insert(key, Refusal { code: status.code(), message, at: now });
         true
     }
 }
 
-/// Methods that answer Unimplemented, each with its reason: a table in place
-/// of a page of equal functions. The signatures are those that
-/// `#[tonic::async_trait]` makes of `async fn`.
+/// Defines methods that answer Unimplemented, each with its reason: a table instead
+/// of a page of identical functions. The signatures are those that
+/// `#[tonic::async_trait]` generates for `async fn`.
 macro_rules! not_served {
     ($($rpc:ident, $method:literal, $request:ident => $response:ident: $why:literal;)*) => {$(
         fn $rpc<'life0, 'async_trait>(
@@ -177,28 +178,28 @@ mod tests {
     }
 
     #[test]
-    fn a_call_that_was_cut_off_is_counted_too() {
+    fn a_call_that_its_caller_gave_up_is_counted_too() {
         let metrics = Arc::new(Metrics::default());
         drop(RpcCall::begin(&metrics, "Probe", ""));
         assert_eq!(count_of(&metrics, "DeadlineExceeded"), 1);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_same_refusal_of_a_volume_is_told_once_in_a_while() {
-        let (metrics, told) = (Arc::new(Metrics::default()), RefusalLog::default());
-        let is_news = |volume: &str, text: &str| {
+    async fn the_same_refusal_of_a_volume_is_logged_once_in_five_minutes() {
+        let (metrics, refusals) = (Arc::new(Metrics::default()), RefusalLog::default());
+        let is_logged = |volume: &str, text: &str| {
             let call = RpcCall::begin(&metrics, "NodePublishVolume", volume);
-            told.is_news(&call, &Status::not_found(text))
+            refusals.record(&call, &Status::not_found(text))
         };
-        assert!(is_news("a", "no bucket"));
-        assert!(!is_news("a", "no bucket"));
-        assert!(is_news("b", "no bucket"));
-        assert!(is_news("a", "no prefix"));
-        tokio::time::advance(SAME).await;
-        assert!(is_news("a", "no prefix"));
+        assert!(is_logged("a", "no bucket"));
+        assert!(!is_logged("a", "no bucket"));
+        assert!(is_logged("b", "no bucket"));
+        assert!(is_logged("a", "no prefix"));
+        tokio::time::advance(REPEAT_AFTER).await;
+        assert!(is_logged("a", "no prefix"));
         for n in 0..2 * REMEMBERED {
-            assert!(is_news(&n.to_string(), "no bucket"));
+            assert!(is_logged(&n.to_string(), "no bucket"));
         }
-        assert!(told.0.lock().unwrap().len() <= REMEMBERED);
+        assert!(refusals.0.lock().unwrap().len() <= REMEMBERED);
     }
 }

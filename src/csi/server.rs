@@ -1,8 +1,8 @@
 //! The Unix socket that kubelet and the sidecars connect to.
 //!
-//! A socket file outlives its process, so one that is there says nothing:
-//! connecting tells. What nobody answers on is replaced; a driver that lives
-//! is never robbed of its clients.
+//! A socket file outlives its process, so its existence proves nothing; only a
+//! connection does. A stale socket is replaced. The socket of a running driver is
+//! never taken over.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -20,13 +20,13 @@ use tracing::{debug, warn};
 use crate::mount::{DirId, identity};
 use crate::{Error, ErrorKind, Result};
 
-/// The longest path that connect(2) takes: `sun_path` less its terminating NUL.
+/// The longest path that connect(2) accepts: `sun_path` without its terminating NUL.
 const MAX_PATH_BYTES: usize = 107;
 
-/// Where a service listens: the path of a Unix socket.
+/// The endpoint of a service: the path of a Unix socket.
 ///
-/// Spelled `unix:///path`, `unix:/path`, `unix://path` or `/path`, which are
-/// the spellings of the CSI sidecars and of gRPC.
+/// Written as `unix:///path`, `unix:/path`, `unix://path` or `/path`, like the
+/// endpoints of the CSI sidecars and of gRPC.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SocketEndpoint(PathBuf);
 
@@ -79,15 +79,15 @@ impl fmt::Display for SocketEndpoint {
     }
 }
 
-/// Owns the name of a bound socket: keeps other drivers off it, and removes it when dropped.
+/// Owns the name of a bound socket: keeps other drivers from binding it, and removes it when
+/// dropped.
 ///
-/// A guard that was not dropped, since the process was killed, leaves a stale
-/// file, which the next [`bind`] replaces.
+/// A process that was killed leaves a stale file, which the next [`bind`] replaces.
 #[derive(Debug)]
 pub struct SocketGuard {
     path: PathBuf,
     bound: DirId,
-    /// Released by the kernel when the process ends, however it ends.
+    /// Released by the kernel when the process ends, for any reason.
     _lock: File,
 }
 
@@ -105,26 +105,26 @@ impl Drop for SocketGuard {
         match identity(&self.path) {
             Ok(found) if found == self.bound => match fs::remove_file(&self.path) {
                 Ok(()) => debug!(%path, "removed the socket"),
-                Err(error) => warn!(%path, %error, "the socket file could not be removed"),
+                Err(error) => warn!(%path, %error, "removing the socket file failed"),
             },
-            _ => warn!(%path, "the socket file is not the one that was bound; leaving it alone"),
+            _ => warn!(%path, "another socket file has replaced the bound one; not removing it"),
         }
     }
 }
 
-/// Listens on `endpoint`. From the first instant only this user can connect: mode 0600.
+/// Listens on `endpoint`. From the first moment on, only this user can connect (mode 0600).
 ///
-/// Two drivers cannot both win one name: who listens holds a lock on a file
-/// beside the socket, `.NAME.lock`, which stays there when it stops. Removing
-/// it on the way out would let a third one lock another file of the same name.
+/// Two drivers cannot both bind one name: the listener holds a lock on a file
+/// beside the socket, `.NAME.lock`, which remains when it stops. Removing that file
+/// would let a third driver lock another file of the same name.
 ///
-/// The listener is to be closed before the guard is dropped. Blocks the thread
-/// for a few file operations, once at the start.
+/// Close the listener before dropping the guard. Blocks the thread for a few file
+/// operations, once at the start.
 ///
 /// # Errors
-/// `Conflict` when another process listens there or is about to, or when the
-/// name is taken by something that is no socket, which is left alone;
-/// `Invalid` when the parent directory does not exist; else `Internal`.
+/// `Conflict` if another process listens there or is about to, or if the name
+/// belongs to something that is not a socket, which is not changed; `Invalid` if
+/// the parent directory does not exist; otherwise `Internal`.
 pub async fn bind(endpoint: &SocketEndpoint) -> Result<(UnixListener, SocketGuard)> {
     let path = endpoint.path();
     let failed = |step: &str, error: &io::Error| {
@@ -153,7 +153,7 @@ pub async fn bind(endpoint: &SocketEndpoint) -> Result<(UnixListener, SocketGuar
     Ok((listener, guard))
 }
 
-/// `.NAME.suffix`, beside the socket.
+/// The path `.NAME.suffix` beside the socket.
 fn beside(path: &Path, parent: &Path, suffix: &str) -> PathBuf {
     let mut name = OsString::from(".");
     name.push(path.file_name().unwrap_or(OsStr::new("socket")));
@@ -194,12 +194,12 @@ fn in_use(path: &Path) -> Error {
     )
 }
 
-/// A refused connection is the proof that nobody listens; any other answer is not.
+/// Refuses a name that is in use. Only a refused connection proves that no process listens.
 async fn refuse_unless_free_or_stale(path: &Path) -> Result<()> {
     let failed = |error| {
         Error::io(
             format_args!(
-                "listening on {}: finding out whether another driver listens there",
+                "listening on {}: checking whether another driver listens there",
                 path.display()
             ),
             &error,
@@ -213,55 +213,55 @@ async fn refuse_unless_free_or_stale(path: &Path) -> Result<()> {
             return Err(Error::new(
                 ErrorKind::Conflict,
                 format!(
-                    "listening on {}: something that is no socket has this name; it was left \
-                     alone; move it away, or choose another endpoint",
+                    "listening on {}: something that is not a socket has this name; it was not \
+                     changed; move it away, or choose another endpoint",
                     path.display()
                 ),
             ));
         }
     }
-    // Never blocks: where the backlog is full, the kernel says so.
+    // Never blocks: the kernel reports a full backlog.
     match UnixStream::connect(path).await {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            debug!(path = %path.display(), "replacing a socket that nobody listens on");
+            debug!(path = %path.display(), "replacing a stale socket");
             Ok(())
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Ok(_) => Err(in_use(path)),
-        // A full backlog: somebody listens, if slowly.
+        // A full backlog: another process listens, if slowly.
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(in_use(path)),
         Err(error) => Err(failed(error)),
     }
 }
 
 /// Binds in a private directory, sets the mode there, and renames the socket
-/// into place. bind(2) makes the file with the umask's mode, and the umask
-/// belongs to the whole process; so nobody may reach the file until its mode is set.
+/// into place. bind(2) creates the file with the umask's mode, and the umask
+/// belongs to the whole process; so the file must be unreachable until its mode is set.
 fn place(path: &Path, parent: &Path) -> io::Result<StdUnixListener> {
-    let workshop = beside(path, parent, ".new");
-    clear(&workshop)?;
-    DirBuilder::new().mode(0o700).create(&workshop)?;
+    let private_dir = beside(path, parent, ".new");
+    clear(&private_dir)?;
+    DirBuilder::new().mode(0o700).create(&private_dir)?;
     let placed = (|| {
         // Through the descriptor, since the path may be too long for a socket's address.
-        let directory = File::open(&workshop)?;
+        let directory = File::open(&private_dir)?;
         let socket = PathBuf::from(format!("/proc/self/fd/{}/s", directory.as_raw_fd()));
         let listener = StdUnixListener::bind(&socket)?;
         fs::set_permissions(&socket, Permissions::from_mode(0o600))?;
         fs::rename(&socket, path)?;
         Ok(listener)
     })();
-    let cleared = clear(&workshop);
+    let cleared = clear(&private_dir);
     placed.and_then(|listener| cleared.map(|()| listener))
 }
 
-/// Removes what a driver that was killed in [`place`] has left; the lock keeps others out of it.
-fn clear(workshop: &Path) -> io::Result<()> {
+/// Removes what a driver that was killed in [`place`] left; the lock excludes other drivers.
+fn clear(private_dir: &Path) -> io::Result<()> {
     let gone = |result: io::Result<()>| match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
     };
-    gone(fs::remove_file(workshop.join("s")))?;
-    gone(fs::remove_dir(workshop))
+    gone(fs::remove_file(private_dir.join("s")))?;
+    gone(fs::remove_dir(private_dir))
 }
 
 #[cfg(test)]
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn every_spelling_of_a_unix_endpoint_is_understood() {
+    fn every_spelling_of_a_unix_endpoint_is_parsed() {
         for (text, path) in [
             ("unix:///csi/csi.sock", "/csi/csi.sock"),
             ("unix:/csi/csi.sock", "/csi/csi.sock"),
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_else_is_refused_with_the_right_spelling() {
+    fn anything_else_is_refused_with_the_expected_spelling() {
         let long = format!("unix:///{}", "x".repeat(MAX_PATH_BYTES));
         for text in [
             "",
@@ -369,7 +369,7 @@ mod tests {
     async fn a_live_socket_is_never_taken_over() {
         let dir = tempfile::tempdir().unwrap();
         let endpoint = in_dir(&dir);
-        // Of a program that knows nothing of the lock.
+        // A program that does not use the lock.
         let other = StdUnixListener::bind(endpoint.path()).unwrap();
         let before = identity(endpoint.path()).unwrap();
         assert!(refused(&endpoint, ErrorKind::Conflict).await.contains("stop it first"));
@@ -391,7 +391,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn of_drivers_that_start_together_exactly_one_wins() {
+    async fn exactly_one_of_several_drivers_that_start_together_binds() {
         let dir = tempfile::tempdir().unwrap();
         let endpoint = in_dir(&dir);
         leave_a_stale_socket(&endpoint);
@@ -410,11 +410,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_no_socket_is_left_alone() {
+    async fn a_file_that_is_not_a_socket_is_not_changed() {
         let dir = tempfile::tempdir().unwrap();
         let endpoint = in_dir(&dir);
         fs::write(endpoint.path(), "data").unwrap();
-        assert!(refused(&endpoint, ErrorKind::Conflict).await.contains("no socket"));
+        assert!(refused(&endpoint, ErrorKind::Conflict).await.contains("not a socket"));
         assert_eq!(fs::read_to_string(endpoint.path()).unwrap(), "data");
 
         fs::remove_file(endpoint.path()).unwrap();
@@ -435,7 +435,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_socket_file_goes_with_its_guard() {
+    async fn dropping_the_guard_removes_the_socket_file() {
         let dir = tempfile::tempdir().unwrap();
         let endpoint = in_dir(&dir);
         let (listener, guard) = bind(&endpoint).await.unwrap();
@@ -447,11 +447,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_socket_file_of_somebody_else_stays() {
+    async fn a_socket_file_of_another_process_is_not_removed() {
         let dir = tempfile::tempdir().unwrap();
         let endpoint = in_dir(&dir);
         let (listener, guard) = bind(&endpoint).await.unwrap();
-        // Made before the first one's inode is free, so that its number differs.
+        // Created before the first one's inode is free, so that its number differs.
         let other = dir.path().join("other.sock");
         let _other = StdUnixListener::bind(&other).unwrap();
         fs::rename(&other, endpoint.path()).unwrap();
@@ -461,19 +461,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_leftovers_of_a_killed_start_do_not_stop_the_next() {
+    async fn leftovers_of_a_killed_driver_do_not_block_the_next_start() {
         let dir = tempfile::tempdir().unwrap();
         let endpoint = in_dir(&dir);
-        let workshop = dir.path().join(".csi.sock.new");
-        fs::create_dir(&workshop).unwrap();
-        drop(StdUnixListener::bind(workshop.join("s")).unwrap());
+        let private_dir = dir.path().join(".csi.sock.new");
+        fs::create_dir(&private_dir).unwrap();
+        drop(StdUnixListener::bind(private_dir.join("s")).unwrap());
         fs::write(dir.path().join(".csi.sock.lock"), "").unwrap();
         bind(&endpoint).await.unwrap();
-        assert!(!workshop.exists());
+        assert!(!private_dir.exists());
     }
 
     #[tokio::test]
-    async fn the_longest_path_that_clients_can_use_is_served() {
+    async fn the_longest_path_that_clients_can_use_works() {
         let dir = tempfile::tempdir().unwrap();
         let room = MAX_PATH_BYTES - dir.path().as_os_str().len() - 1;
         let path = dir.path().join("s".repeat(room));

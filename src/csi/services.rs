@@ -1,4 +1,4 @@
-//! The services on one socket, and how they end.
+//! Serves the services on one socket, and shuts them down.
 
 use std::time::Duration;
 
@@ -16,48 +16,49 @@ use super::proto::identity_server::IdentityServer;
 use super::proto::node_server::NodeServer;
 use crate::error::{Error, Result};
 
-/// How long calls may take to end after the shutdown began. Downloads end by
-/// themselves then, and their callers are told to come again; a Kubernetes
-/// pod has 30 seconds in all.
+/// How long calls may take to end after the shutdown began. Downloads stop then,
+/// and their callers get an answer that makes them retry. A Kubernetes pod has 30
+/// seconds in total.
 const GRACE: Duration = Duration::from_secs(12);
 
-/// Connections at once. kubelet has one for each call that runs, so this is far above the
-/// volumes that start together on a node.
+/// The maximum number of connections. kubelet opens one per call, so this is far above the
+/// number of volumes that start together on a node.
 const MAX_CONNECTIONS: usize = 1024;
 
-/// Calls at once on one connection. csi-provisioner has one connection and 100 workers.
+/// Concurrent calls on one connection. csi-provisioner has one connection and 100 workers.
 const MAX_CALLS_OF_CONNECTION: u32 = 256;
 
-/// Header bytes of a call. A call of kubelet has less than 1 KiB.
+/// The maximum size of a call's headers in bytes. kubelet sends less than 1 KiB.
 const MAX_HEADER_BYTES: u32 = 16 << 10;
 
-/// Bytes of a request: a Secret may have 1 MiB, and a PersistentVolume's attributes as much.
+/// The maximum size of a request in bytes: a Secret may have 1 MiB, and a PersistentVolume's
+/// attributes as much.
 const MAX_MESSAGE_BYTES: usize = 4 << 20;
 
-/// What tests make smaller.
+/// Limits that tests lower.
 #[derive(Debug, Clone, Copy)]
 struct Bounds {
     grace: Duration,
     connections: usize,
 }
 
-/// What is served on a socket.
+/// The services on a socket.
 pub struct Services {
-    /// Always.
+    /// Served in all modes.
     pub identity: IdentityService,
-    /// In the modes `node` and `all`.
+    /// Served in the modes `node` and `all`.
     pub node: Option<NodeService>,
-    /// In the modes `controller` and `all`.
+    /// Served in the modes `controller` and `all`.
     pub controller: Option<ControllerService>,
 }
 
-/// Serves until `shutdown`, then lets running calls end, for 12 s at most.
+/// Serves until `shutdown`, then waits at most 12 s for running calls to end.
 ///
-/// A client's deadline ends its call: the handler's future is dropped. Nothing else does:
-/// connections, headers and messages are limited in number and size, not in time.
+/// A client's deadline ends its call: the handler's future is dropped. Nothing else has a time
+/// limit; connections, headers and messages are limited in number and size only.
 ///
 /// # Errors
-/// `Internal` when the socket fails.
+/// `Internal` if the socket fails.
 pub async fn serve(
     listener: UnixListener,
     services: Services,
@@ -98,7 +99,7 @@ async fn serve_within(
         }
         () = too_long => {
             let seconds = grace.as_secs();
-            warn!(seconds, "calls are still running after the shutdown began; leaving them");
+            warn!(seconds, "calls are still running after the grace period; abandoning them");
             Ok(())
         }
     }

@@ -1,4 +1,4 @@
-//! The services over a real socket, as kubelet and the sidecars meet them.
+//! The services over a real socket, as kubelet and the sidecars use them.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -128,10 +128,10 @@ async fn volumes(
     let cache = Cache::open(options, Arc::clone(metrics), &TaskTracker::new(), shutdown).unwrap();
     cache.recover(&dir.join("kubelet/pods")).unwrap();
     let engine = Engine::new(engine, Arc::clone(metrics)).unwrap();
-    let chooser = RevisionSelector::new(store.resolver().await, false);
+    let selector = RevisionSelector::new(store.resolver().await, false);
     let policy = watch::channel(Policy::default()).1;
     let kubelet = dir.join("kubelet");
-    Volumes::new(cache, kubelet, engine, chooser, policy, Events::default(), Arc::clone(metrics))
+    Volumes::new(cache, kubelet, engine, selector, policy, Events::default(), Arc::clone(metrics))
 }
 
 fn publish_request(driver: &Driver) -> NodePublishVolumeRequest {
@@ -163,7 +163,7 @@ fn code<T>(answer: Result<tonic::Response<T>, Status>) -> Code {
 }
 
 #[tokio::test]
-async fn until_recovery_is_done_only_what_describes_the_driver_is_answered() {
+async fn until_recovery_is_done_only_calls_that_describe_the_driver_succeed() {
     let driver = Driver::start(GRACE).await;
     let channel = driver.channel().await;
     let mut identity = IdentityClient::new(channel.clone());
@@ -204,7 +204,7 @@ async fn until_recovery_is_done_only_what_describes_the_driver_is_answered() {
 }
 
 #[tokio::test]
-async fn only_what_is_served_is_announced() {
+async fn only_implemented_capabilities_are_announced() {
     let driver = Driver::ready().await;
     let channel = driver.channel().await;
     let plugin = IdentityClient::new(channel.clone())
@@ -223,15 +223,15 @@ async fn only_what_is_served_is_announced() {
         .await
         .unwrap()
         .into_inner();
-    let told = node.capabilities.iter().filter_map(|capability| {
+    let announced = node.capabilities.iter().filter_map(|capability| {
         capability.r#type.map(|node_service_capability::Type::Rpc(rpc)| rpc.r#type())
     });
-    assert_eq!(told.collect::<Vec<_>>(), [NodeRpc::GetVolumeStats, NodeRpc::VolumeCondition]);
+    assert_eq!(announced.collect::<Vec<_>>(), [NodeRpc::GetVolumeStats, NodeRpc::VolumeCondition]);
 
     let mut node = NodeClient::new(channel.clone());
     let status = node.node_stage_volume(NodeStageVolumeRequest::default()).await.unwrap_err();
     assert_eq!(status.code(), Code::Unimplemented);
-    assert!(status.message().contains("NodeStageVolume is not served: "), "{status}");
+    assert!(status.message().contains("NodeStageVolume is not implemented: "), "{status}");
     let mut controller = ControllerClient::new(channel);
     for refused in [
         code(controller.list_volumes(ListVolumesRequest::default()).await),
@@ -246,7 +246,7 @@ async fn only_what_is_served_is_announced() {
 }
 
 #[tokio::test]
-async fn unpublishing_and_stats_name_what_is_wrong() {
+async fn unpublish_and_stats_answer_wrong_requests_with_the_right_code() {
     let driver = Driver::ready().await;
     let mut node = NodeClient::new(driver.channel().await);
     let unpublish = |volume_id: &str, target_path: &str| NodeUnpublishVolumeRequest {
@@ -277,7 +277,7 @@ async fn unpublishing_and_stats_name_what_is_wrong() {
 }
 
 #[tokio::test]
-async fn a_publish_waits_as_long_as_its_caller_and_answers_before_that() {
+async fn a_publish_waits_and_answers_before_its_callers_deadline() {
     let driver = Driver::ready().await;
     driver.store.set_open(false);
     let mut node = NodeClient::new(driver.channel().await);
@@ -290,7 +290,7 @@ async fn a_publish_waits_as_long_as_its_caller_and_answers_before_that() {
 }
 
 #[tokio::test]
-async fn a_volume_is_made_validated_and_deleted() {
+async fn a_volume_is_created_validated_and_deleted() {
     let driver = Driver::ready().await;
     let mut controller = ControllerClient::new(driver.channel().await);
     let volume = controller.create_volume(create_request("pvc-1")).await.unwrap().into_inner();
@@ -333,7 +333,7 @@ async fn a_volume_is_made_validated_and_deleted() {
 }
 
 #[tokio::test]
-async fn a_slow_store_aborts_the_creation_of_a_volume_before_the_caller_leaves() {
+async fn a_slow_store_aborts_create_volume_before_the_callers_deadline() {
     let driver = Driver::ready().await;
     driver.store.set_open(false);
     let mut controller = ControllerClient::new(driver.channel().await);
@@ -345,7 +345,7 @@ async fn a_slow_store_aborts_the_creation_of_a_volume_before_the_caller_leaves()
 }
 
 #[tokio::test]
-async fn a_shutdown_lets_running_calls_end_and_then_ends_the_service() {
+async fn a_shutdown_waits_for_running_calls_and_then_stops_serving() {
     let driver = Driver::ready().await;
     driver.store.set_open(false);
     let mut controller = ControllerClient::new(driver.channel().await);
@@ -358,7 +358,7 @@ async fn a_shutdown_lets_running_calls_end_and_then_ends_the_service() {
 }
 
 #[tokio::test]
-async fn a_call_that_does_not_end_does_not_keep_the_driver() {
+async fn a_call_that_never_ends_does_not_keep_the_driver_running() {
     let driver = Driver::start(Duration::from_millis(50)).await;
     driver.readiness.ready();
     driver.store.set_open(false);
@@ -372,7 +372,7 @@ async fn a_call_that_does_not_end_does_not_keep_the_driver() {
 }
 
 #[tokio::test]
-async fn a_connection_beyond_the_limit_waits_for_a_place_and_no_call_is_cut() {
+async fn a_connection_beyond_the_limit_waits_and_running_calls_are_not_cut() {
     let driver = Driver::start_within(Bounds { grace: GRACE, connections: 2 }).await;
     driver.readiness.ready();
     driver.store.set_open(false);
@@ -385,13 +385,13 @@ async fn a_connection_beyond_the_limit_waits_for_a_place_and_no_call_is_cut() {
 
     let mut waiting = IdentityClient::new(driver.channel().await);
     let mut probe = Box::pin(waiting.probe(ProbeRequest {}));
-    // The idle connection is answered as often as it asks, and the third one is not.
+    // Every call on the idle connection is answered, and the third connection waits.
     for _ in 0..20 {
         idle.probe(ProbeRequest {}).await.unwrap();
         assert!(futures_util::poll!(&mut probe).is_pending());
     }
     drop(idle);
-    tokio::time::timeout(BOUND, probe).await.expect("a place was free").unwrap();
+    tokio::time::timeout(BOUND, probe).await.expect("a permit was free").unwrap();
     driver.store.set_open(true);
     call.await.unwrap().unwrap();
 }
@@ -416,7 +416,7 @@ async fn messages_and_headers_beyond_their_size_are_refused_and_the_largest_secr
     request.metadata_mut().insert("x-long", long.parse().unwrap());
     let mut identity = IdentityClient::new(driver.channel().await);
     identity.probe(request).await.unwrap_err();
-    // The connection, and the driver, go on.
+    // The connection and the driver still work.
     identity.probe(ProbeRequest {}).await.unwrap();
 }
 

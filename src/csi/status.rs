@@ -1,12 +1,12 @@
-//! From meanings to gRPC codes: the only place where a [`Status`] is made.
+//! Maps error kinds to gRPC codes: the only place that creates a [`Status`].
 //!
-//! kubelet takes a code as **final** or not (`isFinalError` in its CSI
-//! client). Not final are Canceled, DeadlineExceeded, Unavailable,
-//! ResourceExhausted and Aborted: the volume may be half made, so kubelet keeps
-//! its directory, asks again, and is sure to call NodeUnpublishVolume. Every
-//! other code is final: kubelet removes the directory and may never call
-//! NodeUnpublishVolume, so nothing may be left behind by such an answer, and no
-//! such answer may be given while work goes on. It asks again in both cases.
+//! kubelet treats a code as **final** or not (`isFinalError` in its CSI client).
+//! Canceled, DeadlineExceeded, Unavailable, ResourceExhausted and Aborted are not
+//! final: the volume may be half mounted, so kubelet keeps its directory, retries,
+//! and is sure to call NodeUnpublishVolume. Every other code is final: kubelet
+//! removes the directory and may never call NodeUnpublishVolume. So a final answer
+//! must leave nothing behind, and must not be given while work continues. kubelet
+//! retries in both cases.
 
 use tonic::{Code, Status};
 
@@ -15,13 +15,13 @@ use crate::error::{Error, ErrorKind};
 /// The longest message, in characters: it ends up in events and `kubectl describe`.
 pub const MESSAGE_MAX: usize = 800;
 
-/// What stands where the middle was.
+/// Replaces the middle of a long message.
 const CUT: &str = " […] ";
 
-/// Characters that stay at the end.
+/// How many characters to keep at the end.
 const TAIL: usize = 300;
 
-/// The code of a meaning.
+/// The gRPC code of an error kind.
 pub fn code(kind: ErrorKind) -> Code {
     match kind {
         ErrorKind::InProgress => Code::Aborted,
@@ -39,7 +39,7 @@ pub fn code(kind: ErrorKind) -> Code {
     }
 }
 
-/// Whether kubelet takes this code as the end of the matter.
+/// Whether kubelet treats this code as final.
 pub fn is_final(code: Code) -> bool {
     !matches!(
         code,
@@ -51,7 +51,7 @@ pub fn is_final(code: Code) -> bool {
     )
 }
 
-/// The code as other CSI components spell it in logs and metrics.
+/// The name of a code, spelled as in the logs and metrics of other CSI components.
 pub fn name(code: Code) -> &'static str {
     match code {
         Code::Ok => "OK",
@@ -80,30 +80,30 @@ impl From<Error> for Status {
     }
 }
 
-/// The answer to NodePublishVolume. kubelet makes an event of its message and
-/// takes it for a format while doing so (`Eventf(…, err.Error())`), so that
-/// `(29 %)` would be read as `(29 %!)(MISSING)`. `%%` is read as `%`. The limit
-/// holds for what is sent, and no pair is cut.
+/// Escapes the message of an answer to NodePublishVolume. kubelet uses it as the
+/// format of an event (`Eventf(…, err.Error())`), which would turn `(29 %)` into
+/// `(29 %!)(MISSING)`; `%%` becomes `%`. The length limit applies to the escaped
+/// message, and no pair is cut.
 pub(super) fn for_event(status: &Status) -> Status {
     let message: Vec<char> = status.message().chars().collect();
     let shortened = shorten(&message, |c| if c == '%' { 2 } else { 1 });
     Status::new(status.code(), shortened.replace('%', "%%"))
 }
 
-/// The answer of a method that this driver does not serve, and why not.
+/// The answer of a method that this driver does not implement, with the reason.
 pub(super) fn unimplemented(method: &str, why: &str) -> Status {
-    Status::unimplemented(readable(&format!("{method} is not served: {why}")))
+    Status::unimplemented(readable(&format!("{method} is not implemented: {why}")))
 }
 
-/// One line of at most [`MESSAGE_MAX`] characters.
+/// Formats a message as one line of at most [`MESSAGE_MAX`] characters.
 fn readable(message: &str) -> String {
     let line: Vec<char> = message.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     shorten(&line, |_| 1)
 }
 
-/// At most [`MESSAGE_MAX`], where each character counts as its width. The
-/// beginning says what was attempted and the end what to do next, so the middle
-/// is what goes.
+/// Shortens a line to [`MESSAGE_MAX`], where each character counts as its width.
+/// The beginning says what was attempted and the end what to do next, so the
+/// middle is cut.
 fn shorten(line: &[char], width: impl Fn(char) -> usize) -> String {
     let fitting = |chars: &mut dyn Iterator<Item = &char>, most: usize| {
         let mut used = 0;
@@ -127,7 +127,7 @@ fn shorten(line: &[char], width: impl Fn(char) -> usize) -> String {
 mod tests {
     use super::*;
 
-    /// The contract's table: meaning, code, whether final for kubelet.
+    /// The contract's table: error kind, code, whether final for kubelet.
     const TABLE: [(ErrorKind, Code, bool); 14] = [
         (ErrorKind::InProgress, Code::Aborted, false),
         (ErrorKind::Unavailable, Code::Unavailable, false),
@@ -146,7 +146,7 @@ mod tests {
     ];
 
     #[test]
-    fn every_meaning_has_the_code_of_the_contract() {
+    fn every_error_kind_has_the_code_of_the_contract() {
         for (kind, code, last) in TABLE {
             let status = Status::from(Error::new(kind, "sentence"));
             assert_eq!((status.code(), status.message()), (code, "sentence"), "{kind:?}");
@@ -181,10 +181,10 @@ mod tests {
     }
 
     #[test]
-    fn kubelets_event_shows_a_percent_sign_as_it_is() {
+    fn a_percent_sign_survives_kubelets_event_format() {
         let status = for_event(&Status::aborted("half: 50 %, of \"100% sure\""));
         assert_eq!(status.code(), Code::Aborted);
-        // What Sprintf of kubelet makes of it: each pair is one sign.
+        // kubelet's Sprintf turns each pair into one sign.
         assert_eq!(status.message().replace("%%", "%"), "half: 50 %, of \"100% sure\"");
         assert_eq!(status.message().matches('%').count(), 4);
     }

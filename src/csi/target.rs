@@ -1,10 +1,9 @@
-//! The place where a volume is to appear: below kubelet's directory of pods,
-//! and nowhere else.
+//! Confines target paths to kubelet's directory of pods.
 //!
-//! Who can reach the socket is root already; this keeps a mistake (another
-//! kubelet directory, a link that a tool left) from mounting over the node.
-//! What is done there opens the place again, by descriptor ([`OpenTarget`]): what is
-//! found here is an early answer and no proof.
+//! Every client of the socket is root already. This check keeps a mistake (another
+//! kubelet directory, a link that a tool left) from mounting over the node. It is an
+//! early answer, not a proof: the operations open the target again, by descriptor
+//! ([`OpenTarget`]).
 
 use std::path::{Path, PathBuf};
 
@@ -20,27 +19,27 @@ const NAME_BYTES: usize = 255;
 /// A confined target path.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct ConfinedTarget {
-    /// Absolute, normal, below `<kubelet-dir>/pods/<uid>/`, without symbolic links.
+    /// Absolute, normalized, below `<kubelet-dir>/pods/<uid>/`, without symbolic links.
     pub(super) path: PathBuf,
     /// The pod that the path belongs to.
     pub(super) pod_uid: String,
 }
 
-/// Confines a target path. What of it does not exist (yet, or any more) is not
-/// looked at: kubelet makes the parent, and the mount says so if it did not.
+/// Confines a target path. Parts of it that do not exist are not checked: kubelet
+/// creates the parent directory, and otherwise the mount fails with its own error.
 ///
-/// A symbolic link in `kubelet_dir` itself is the administrator's and allowed.
+/// A symbolic link in `kubelet_dir` itself is the administrator's choice and allowed.
 /// Blocks.
 ///
 /// # Errors
-/// `Invalid` for every path that is not a place of kubelet's for a pod.
+/// `Invalid` for every path that is not below a pod's directory of kubelet.
 pub(super) fn confine(target: &str, kubelet_dir: &Path) -> Result<ConfinedTarget> {
     if target.is_empty() {
-        return Err(Error::invalid("target_path is missing: say where the volume is to appear"));
+        return Err(Error::invalid("target_path is missing: set it to the volume's path"));
     }
     if target.len() > PATH_BYTES {
         return Err(Error::invalid(format!(
-            "target_path is {} bytes long; a path has at most {PATH_BYTES}",
+            "target_path is {} bytes long; the maximum is {PATH_BYTES}",
             target.len()
         )));
     }
@@ -66,10 +65,10 @@ pub(super) fn confine(target: &str, kubelet_dir: &Path) -> Result<ConfinedTarget
         .strip_prefix(&pods)
         .ok()
         .map(|below| below.iter().filter_map(|component| component.to_str()).collect());
-    let Some([uid, _place, ..]) = below.as_deref() else {
+    let Some([uid, _rest, ..]) = below.as_deref() else {
         return refuse(format!(
-            "is not a place of a pod below {}/<uid>/; if kubelet's root directory is another one, \
-             set --kubelet-dir to it",
+            "is not below a pod's directory {}/<uid>/; if kubelet has another root directory, set \
+             --kubelet-dir to it",
             pods.display()
         ));
     };
@@ -102,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn kubelets_place_for_a_volume_is_taken_and_tells_the_pod() {
+    fn kubelets_target_path_is_accepted_and_names_the_pod() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("pods/uid-1").join(PLACE);
         let text = path.to_str().unwrap();
@@ -116,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_that_are_not_normal_are_refused() {
+    fn paths_that_are_not_normalized_are_refused() {
         let kubelet = Path::new("/var/lib/kubelet");
         for (bad, why) in [
             ("", "missing"),
@@ -133,11 +132,11 @@ mod tests {
         let long = format!("/var/lib/kubelet/pods/u/{}", "x".repeat(256));
         assert!(refused(&long, kubelet).contains("255 bytes"));
         let longer = format!("/var/lib/kubelet/pods/u{}", "/x".repeat(2048));
-        assert!(refused(&longer, kubelet).contains("at most 4095"));
+        assert!(refused(&longer, kubelet).contains("the maximum is 4095"));
     }
 
     #[test]
-    fn places_outside_kubelets_pods_are_refused_and_the_flag_is_named() {
+    fn paths_outside_kubelets_pods_are_refused_and_the_flag_is_named() {
         let kubelet = Path::new("/var/lib/kubelet");
         for outside in [
             "/",

@@ -1,4 +1,4 @@
-//! The directory that a fetch fills: what may be in it, and how it gets its files.
+//! The directory that a fetch fills: what it may contain, and how files get there.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File, TryLockError};
@@ -9,10 +9,10 @@ use crate::download::{Check, ObjectProgress, Verified, crc32c_of_file};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{BlobId, Manifest, ManifestFile};
 
-/// Our own directory in it, gone when the fetch is complete.
+/// The directory of the fetch's own state; removed when the fetch is complete.
 const STATE: &str = ".oci-model-csi";
 
-/// What `mkfs.ext4` makes in the root of a file system, and nobody has put there.
+/// Created by `mkfs.ext4` in the root of a file system, not by a user.
 const LOST_AND_FOUND: &str = "lost+found";
 
 /// The right to fill a directory, for one fetch at a time.
@@ -24,8 +24,8 @@ pub(super) struct DirectoryClaim {
 }
 
 impl DirectoryClaim {
-    /// Takes the directory, which may be absent. Nothing in it is touched but
-    /// our own state.
+    /// Claims the directory, which may be absent. Changes nothing in it but the
+    /// fetch's own state.
     pub(super) fn take(dir: &Path, manifest: &Manifest) -> Result<Self> {
         check(dir, manifest)?;
         let state = dir.join(STATE);
@@ -38,7 +38,7 @@ impl DirectoryClaim {
             Ok(()) => Ok(Self { dir: dir.to_owned(), state, _lock: file }),
             Err(TryLockError::WouldBlock) => Err(Error::new(
                 ErrorKind::Conflict,
-                format!("another fetch is at work in {}; wait for it", dir.display()),
+                format!("another fetch is running in {}; wait for it", dir.display()),
             )),
             Err(TryLockError::Error(e)) => {
                 Err(Error::io(format!("locking {}", lock.display()), &e))
@@ -47,19 +47,21 @@ impl DirectoryClaim {
     }
 }
 
-/// A directory that holds nothing but this model and our own state.
+/// A directory that holds nothing but this model and the fetch's own state.
 #[derive(Debug)]
 pub(super) struct FetchDirectory {
     dir: PathBuf,
     state: PathBuf,
-    /// What an earlier fetch finished and could not put into place.
+    /// Files that an earlier fetch finished but did not rename into place.
     finished: HashMap<BlobId, (PathBuf, Verified)>,
 }
 
 impl FetchDirectory {
-    /// The claimed directory, for this revision of the model; anything foreign
-    /// in it is a `Conflict`, and nothing is touched then.
-    pub(super) fn enter(claim: &DirectoryClaim, manifest: &Manifest) -> Result<Self> {
+    /// Opens the claimed directory for this revision of the model.
+    ///
+    /// # Errors
+    /// `Conflict` if it holds anything foreign; nothing is changed then.
+    pub(super) fn open(claim: &DirectoryClaim, manifest: &Manifest) -> Result<Self> {
         check(&claim.dir, manifest)?;
         let (dir, state) = (claim.dir.clone(), claim.state.clone());
         let finished = finished_in(&state)?;
@@ -74,14 +76,14 @@ impl FetchDirectory {
         self.state.join(format!("{id}.journal"))
     }
 
-    /// The path of a file that stands in the directory already.
+    /// The path of a file that is in the directory already.
     pub(super) fn in_place(&self, file: &ManifestFile) -> Option<PathBuf> {
         let path = self.dir.join(&file.path);
         path.is_file().then_some(path)
     }
 
-    /// A file that an earlier fetch finished and could not put into place: read
-    /// again and believed if its CRC is the one in its name. Blocks.
+    /// Finds a file that an earlier fetch finished but did not rename into place.
+    /// Reads it, and accepts it if its CRC is the one in its name. Blocks.
     pub(super) fn finished(
         &self,
         file: &ManifestFile,
@@ -101,7 +103,7 @@ impl FetchDirectory {
         Ok(Some(verified))
     }
 
-    /// Notes a verified part as finished. Blocks.
+    /// Marks a verified part as finished. Blocks.
     pub(super) fn finish(&self, file: &ManifestFile, verified: Verified) -> Result<()> {
         let part = self.part(&file.blob);
         let name = format!("{}.{:08x}.{}", file.blob, verified.crc32c, verified.check.label());
@@ -112,8 +114,8 @@ impl FetchDirectory {
             .map_err(|e| Error::io(format!("finishing {}", file.path), &e))
     }
 
-    /// Renames everything into place and removes our own state. Blocks.
-    pub(super) fn settle(&self, manifest: &Manifest) -> Result<()> {
+    /// Renames all files into place and removes the fetch's own state. Blocks.
+    pub(super) fn publish(&self, manifest: &Manifest) -> Result<()> {
         for directory in manifest.all_directories() {
             let path = self.dir.join(directory);
             fs::create_dir_all(&path)
@@ -130,7 +132,7 @@ impl FetchDirectory {
                     ));
                 }
                 fs::rename(from, &target)
-                    .map_err(|e| Error::io(format!("putting {} into place", file.path), &e))?;
+                    .map_err(|e| Error::io(format!("renaming {} into place", file.path), &e))?;
             }
         }
         fs::remove_dir_all(&self.state)
@@ -154,7 +156,7 @@ fn finished_in(state: &Path) -> Result<HashMap<BlobId, (PathBuf, Verified)>> {
     Ok(finished)
 }
 
-/// `.<crc32c>.<check>`, what follows the id in a finished file's name.
+/// Parses `.<crc32c>.<check>`, which follows the id in a finished file's name.
 fn parse_finished(rest: &str) -> Option<Verified> {
     let (crc, label) = rest.strip_prefix('.')?.split_once('.')?;
     let check = Check::ALL.into_iter().find(|check| check.label() == label)?;
@@ -162,18 +164,18 @@ fn parse_finished(rest: &str) -> Option<Verified> {
     Some(Verified { crc32c, check })
 }
 
-/// Only this model's files and our own state may be there, and nothing of the
-/// model may stand where our state is.
+/// Checks that the directory holds only this model's files and the fetch's own
+/// state, and that the model has no file where that state is.
 fn check(dir: &Path, manifest: &Manifest) -> Result<()> {
-    let of_ours = |path: &str| path == STATE || path.starts_with(&format!("{STATE}/"));
+    let is_state = |path: &str| path == STATE || path.starts_with(&format!("{STATE}/"));
     let directories = manifest.all_directories();
     let paths = manifest.files.iter().map(|f| f.path.as_str()).chain(directories.iter().copied());
-    if let Some(path) = paths.into_iter().find(|path| of_ours(path)) {
+    if let Some(path) = paths.into_iter().find(|path| is_state(path)) {
         return Err(Error::new(
             ErrorKind::Precondition,
             format!(
-                "the model holds {path}, where a fetch keeps its own state (an interrupted fetch \
-                 was uploaded?): leave it out with --exclude '{STATE}/*'"
+                "the model has {path}, where a fetch keeps its own state (was an interrupted fetch \
+                 uploaded?): leave it out with --exclude '{STATE}/*'"
             ),
         ));
     }
@@ -193,7 +195,7 @@ fn check(dir: &Path, manifest: &Manifest) -> Result<()> {
             let relative = if below.is_empty() { name } else { format!("{below}/{name}") };
             let kind = entry
                 .file_type()
-                .map_err(|e| Error::io(format!("looking at {}", entry.path().display()), &e))?;
+                .map_err(|e| Error::io(format!("inspecting {}", entry.path().display()), &e))?;
             let known = (kind.is_file() && files.contains(relative.as_str()))
                 || (kind.is_dir()
                     && (relative == STATE || directories.contains(relative.as_str())));

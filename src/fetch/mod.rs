@@ -1,10 +1,10 @@
-//! A model into a plain directory, without a cluster: the same engine, verified
-//! and resumable.
+//! Downloads a model into a plain directory, without a cluster, with the same
+//! engine: verified and resumable.
 //!
-//! Everything is downloaded into `DIR/.oci-model-csi/` first, under the id of
-//! its object version, and renamed into place when all of it is there: a
-//! directory never shows two revisions of a model. Nothing that was in the
-//! directory before is ever deleted or overwritten.
+//! All files are downloaded into `DIR/.oci-model-csi/` first, under the ids of
+//! their object versions, and renamed into directory once all of them are complete: a
+//! directory never mixes two revisions of a model. Files that were in the directory
+//! before are never deleted or overwritten.
 
 mod directory;
 
@@ -25,39 +25,39 @@ use crate::oci::{Bucket, ObjectName, ObjectStorage};
 use crate::resolve::Resolver;
 use directory::{DirectoryClaim, FetchDirectory};
 
-/// Objects that download side by side.
+/// How many objects are downloaded concurrently.
 const OBJECTS_AT_ONCE: usize = 64;
 
-/// Times that a model may change under a fetch.
+/// How often a model may change during a fetch before that is an error.
 const RESOLVES: u32 = 3;
 
-/// What a fetch did.
+/// Result of a fetch.
 #[derive(Debug, Clone)]
 pub struct FetchReport {
-    /// The revision that stands in the directory.
+    /// The revision in the directory.
     pub revision: Revision,
-    /// Its files.
+    /// Number of its files.
     pub files: usize,
-    /// Its bytes.
+    /// Total size of its files in bytes.
     pub bytes: u64,
-    /// Bytes that came over the network.
+    /// Bytes received over the network.
     pub received: u64,
-    /// Files by the checksum that proved them.
+    /// Number of files per kind of check that verified them.
     pub checks: BTreeMap<&'static str, usize>,
-    /// From the first request to the last rename.
+    /// Time from the first request to the last rename.
     pub elapsed: Duration,
-    /// What should be looked at in the model.
+    /// Warnings about the model.
     pub warnings: Vec<String>,
 }
 
-/// How far a fetch is, for a progress bar.
+/// Progress of a fetch, for a progress bar.
 #[derive(Debug, Default)]
 pub struct FetchProgress {
     parts: std::sync::Mutex<(u64, Vec<Arc<ObjectProgress>>)>,
 }
 
 impl FetchProgress {
-    /// Bytes that are there, and bytes of the model (0 while it is not known).
+    /// Bytes done, and size of the model in bytes (0 while unknown).
     pub fn now(&self) -> (u64, u64) {
         let parts = self.lock();
         (parts.1.iter().map(|part| part.done()).sum(), parts.0)
@@ -77,10 +77,10 @@ impl FetchProgress {
 }
 
 /// Fetches a model into `dir`. Dropping the future keeps what was downloaded;
-/// the next fetch into the same directory goes on with it.
+/// the next fetch into the same directory resumes it.
 ///
 /// # Errors
-/// `Conflict` when the directory holds anything that is not this model's;
+/// `Conflict` if the directory holds anything that does not belong to the model;
 /// otherwise those of resolving and downloading.
 pub async fn fetch(
     resolver: &Resolver,
@@ -96,14 +96,14 @@ pub async fn fetch(
     for _ in 0..RESOLVES {
         let route = resolver.route(request, "").await?;
         let manifest = resolver.resolve(request, &route).await?;
-        // Each file is renamed into its place.
+        // Each file is renamed into its directory.
         let manifest = Arc::new(Manifest::clone(&manifest).with_a_blob_for_each_file());
         check_revision(request, &manifest)?;
         let claim = match &claim {
             Some(claim) => claim,
             None => claim.insert(DirectoryClaim::take(dir, &manifest)?),
         };
-        let outcome = once(engine, route.client(), &manifest, claim, progress).await;
+        let outcome = fetch_revision(engine, route.client(), &manifest, claim, progress).await;
         received += progress.received();
         match outcome {
             Ok(checks) => {
@@ -118,7 +118,7 @@ pub async fn fetch(
                 });
             }
             Err(error) if error.kind() == ErrorKind::Changed => {
-                tracing::warn!(%error, "the model changed; looking again which revision is current");
+                tracing::warn!(%error, "the model changed; resolving it again");
                 last = Some(error);
             }
             Err(error) => return Err(error),
@@ -140,7 +140,7 @@ fn check_revision(request: &ModelRequest, manifest: &Manifest) -> Result<()> {
         Some(wanted) if *wanted != manifest.revision => Err(Error::new(
             ErrorKind::Precondition,
             format!(
-                "{} is at revision {}, and {wanted} was asked for",
+                "{} is at revision {}, and {wanted} was requested",
                 request.title(),
                 manifest.revision
             ),
@@ -149,15 +149,15 @@ fn check_revision(request: &ModelRequest, manifest: &Manifest) -> Result<()> {
     }
 }
 
-/// One try with one revision; returns what proved the files.
-async fn once(
+/// Fetches one revision. Returns the number of files per kind of check.
+async fn fetch_revision(
     engine: &Engine,
     client: &ObjectStorage,
     manifest: &Arc<Manifest>,
     claim: &DirectoryClaim,
     progress: &FetchProgress,
 ) -> Result<BTreeMap<&'static str, usize>> {
-    let place = Arc::new(FetchDirectory::enter(claim, manifest)?);
+    let directory = Arc::new(FetchDirectory::open(claim, manifest)?);
     let parts: Vec<Arc<ObjectProgress>> = manifest.files.iter().map(|_| Arc::default()).collect();
     progress.start(manifest.bytes(), parts.clone());
     let source = &manifest.source;
@@ -175,7 +175,7 @@ async fn once(
                 etag: file.etag.clone(),
                 md5: file.md5.clone(),
             };
-            bring(engine, client, &place, file, object, &share, part)
+            fetch_file(engine, client, &directory, file, object, &share, part)
         })
         .buffer_unordered(OBJECTS_AT_ONCE)
         .try_collect()
@@ -185,47 +185,50 @@ async fn once(
         *checks.entry(check.label()).or_default() += 1;
     }
     let manifest = Arc::clone(manifest);
-    blocking(move || place.settle(&manifest)).await?;
+    blocking(move || directory.publish(&manifest)).await?;
     Ok(checks)
 }
 
-/// One file: found in place, found finished by an earlier fetch, or downloaded.
-async fn bring(
+/// Fetches one file: finds it finished by an earlier fetch, verifies it in directory,
+/// or downloads it.
+async fn fetch_file(
     engine: &Engine,
     client: &ObjectStorage,
-    place: &Arc<FetchDirectory>,
+    directory: &Arc<FetchDirectory>,
     file: &ManifestFile,
     object: ObjectVersion,
     share: &FairShare,
     progress: Arc<ObjectProgress>,
 ) -> Result<Verified> {
-    let (place_, file_, progress_) = (Arc::clone(place), file.clone(), Arc::clone(&progress));
-    let finished = blocking(move || place_.finished(&file_, &progress_)).await?;
+    let (directory_, file_, progress_) =
+        (Arc::clone(directory), file.clone(), Arc::clone(&progress));
+    let finished = blocking(move || directory_.finished(&file_, &progress_)).await?;
     if let Some(verified) = finished {
         return Ok(verified);
     }
-    if let Some(path) = place.in_place(file) {
+    if let Some(path) = directory.in_place(file) {
         let verified = engine.verify(client, object, &path, progress).await?;
         return verified.ok_or_else(|| {
             Error::new(
                 ErrorKind::Conflict,
                 format!(
-                    "{} is there already and cannot be proved to be what the object holds; it was \
-                     left as it is: move it away, or fetch into an empty directory",
+                    "{} exists already and cannot be verified against the object; it was not \
+                     changed: move it away, or fetch into an empty directory",
                     path.display()
                 ),
             )
         });
     }
-    let staging = Staging { data: place.part(&file.blob), journal: place.journal(&file.blob) };
+    let staging =
+        Staging { data: directory.part(&file.blob), journal: directory.journal(&file.blob) };
     let demand = Interest::of(share.clone());
     let verified = engine.download(object, staging, demand, progress).await?;
-    let (place, file) = (Arc::clone(place), file.clone());
-    blocking(move || place.finish(&file, verified)).await?;
+    let (directory, file) = (Arc::clone(directory), file.clone());
+    blocking(move || directory.finish(&file, verified)).await?;
     Ok(verified)
 }
 
-/// The names under which checks are reported, for texts.
+/// Describes in a text how many files each kind of check verified.
 pub fn describe_checks(checks: &BTreeMap<&'static str, usize>) -> String {
     let unproved = [
         (Check::SizeAndEtag, "the objects carry no usable checksum"),

@@ -1,4 +1,4 @@
-//! What the commands answer: on the wire, and with `--output json`.
+//! The answers of the commands, on the socket and with `--output json`.
 
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
@@ -27,7 +27,7 @@ pub enum CommandAnswer {
     Gc(Collection),
     /// Of `pin` and `unpin`.
     Pin(Pins),
-    /// Of `prefetch`, in the order in which they were asked for.
+    /// Of `prefetch`, in the order of the request.
     Prefetch(Vec<PrefetchResult>),
     /// Of `import`.
     Import(Import),
@@ -35,18 +35,18 @@ pub enum CommandAnswer {
     Purge(Removal),
 }
 
-/// The cache.
+/// The cache and its models.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CacheListing {
-    /// What it takes.
+    /// Its disk usage.
     pub cache: CacheState,
     /// Its models, most recently used first.
     pub models: Vec<ModelEntry>,
     /// Caches of older layouts that an upgrade set aside.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub set_aside: Vec<SetAsideEntry>,
-    /// What the configuration has fetched ahead, in its order.
+    /// The prefetch list, in the order of the configuration.
     pub prefetch: Vec<PrefetchEntry>,
 }
 
@@ -56,38 +56,38 @@ pub struct CacheListing {
 pub struct SetAsideEntry {
     /// Its directory in the cache.
     pub name: String,
-    /// What it takes on the disk.
+    /// Its size on the disk.
     pub bytes: u64,
-    /// Where something of it is mounted.
+    /// Mount points of its models.
     pub mounts: Vec<PathBuf>,
 }
 
-/// What the cache takes, in bytes.
+/// Disk usage of the cache, in bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CacheState {
     /// Its directory.
     pub directory: PathBuf,
-    /// Everything in it.
+    /// Size of everything in it.
     pub total_bytes: u64,
-    /// Inodes of everything.
+    /// Inodes in use.
     pub inodes: u64,
-    /// What could be evicted now.
+    /// Size of what could be evicted now.
     pub evictable_bytes: u64,
-    /// Downloads that run or were interrupted.
+    /// Size of running and interrupted downloads.
     pub staging_bytes: u64,
-    /// Evicted, and not deleted yet.
+    /// Size of what is evicted and not deleted yet.
     pub trash_bytes: u64,
-    /// Damaged, and kept for people to look at.
+    /// Size of damaged files, which are kept for analysis.
     pub quarantine_bytes: u64,
-    /// Caches of older layouts.
+    /// Size of set-aside caches.
     #[serde(default)]
     pub set_aside_bytes: u64,
-    /// What it may take at most.
+    /// Its maximum size.
     pub limit_bytes: u64,
-    /// Free on its file system.
+    /// Free space on its file system.
     pub free_bytes: u64,
-    /// What has to stay free there.
+    /// Free space to keep there.
     pub min_free_bytes: u64,
 }
 
@@ -97,40 +97,40 @@ pub struct CacheState {
 pub struct ModelEntry {
     /// Its key.
     pub key: ModelKey,
-    /// `oci://BUCKET@NAMESPACE/PREFIX`; `None` when that cannot be told.
+    /// `oci://BUCKET@NAMESPACE/PREFIX`; `None` if unknown.
     pub uri: Option<String>,
     /// Region or endpoint.
     pub location: Option<String>,
     /// Its revision.
     pub revision: Option<Revision>,
-    /// The part of the node's label for it that stands behind the driver's name.
+    /// The name part of its node label, after the driver's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node_label: Option<String>,
-    /// With whom it is shared: empty for the whole cluster.
+    /// Its scope; empty if the whole cluster shares it.
     pub scope: String,
     /// `complete`, `unchecked`, `downloading`, `waiting` or `damaged`.
     pub state: String,
-    /// Bytes that are there, while it is on its way.
+    /// Bytes downloaded so far, during its download.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub done_bytes: Option<u64>,
-    /// Bytes per second, while it is on its way.
+    /// Bytes per second, during its download.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes_per_second: Option<u64>,
-    /// Bytes of its files.
+    /// Total size of its files.
     pub bytes: u64,
-    /// Bytes that it takes on the disk, shared ones included.
+    /// Its size on the disk, including shared blobs.
     pub allocated_bytes: u64,
-    /// Of those, bytes that other models have too.
+    /// Size of its blobs that other models share.
     pub shared_bytes: u64,
-    /// When a pod last began or ended to use it, RFC 3339.
+    /// When a pod last started or stopped using it, RFC 3339.
     pub last_used: String,
-    /// Whether it stays although nobody uses it.
+    /// Whether it is pinned.
     pub pinned: bool,
-    /// Who holds it.
+    /// The volumes that hold it.
     pub holders: Vec<HolderEntry>,
-    /// Mount points of it that no volume of ours explains.
+    /// Mount points that belong to no volume of this driver.
     pub mounts: Vec<PathBuf>,
-    /// Its files; with `inspect` only.
+    /// Its files; only with `inspect`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub files: Vec<FileEntry>,
 }
@@ -139,13 +139,13 @@ pub struct ModelEntry {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct HolderEntry {
-    /// `namespace/name`, when kubelet said it.
+    /// `namespace/name`, if kubelet sent them.
     pub pod: Option<String>,
     /// CSI volume id.
     pub volume_id: String,
-    /// Where it is mounted.
+    /// Its mount point.
     pub target: PathBuf,
-    /// Since when, RFC 3339.
+    /// When it was published, RFC 3339.
     pub since: String,
 }
 
@@ -159,11 +159,11 @@ pub struct FileEntry {
     pub bytes: u64,
     /// ETag of the object version.
     pub etag: String,
-    /// Where its bytes are, in `blobs/`.
+    /// The blob in `blobs/` with its content.
     pub blob: BlobId,
 }
 
-/// What a verification found.
+/// Result of a verification.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct VerifyReport {
@@ -173,41 +173,41 @@ pub struct VerifyReport {
     pub blobs: usize,
     /// Bytes that were read.
     pub bytes: u64,
-    /// What was wrong; it was put aside.
+    /// Damaged content; it was moved to the quarantine.
     pub damaged: Vec<DamageEntry>,
 }
 
-/// Something that was wrong.
+/// One damaged object or file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DamageEntry {
     /// The object, or the path in the model's tree.
     pub what: String,
-    /// How it was noticed.
+    /// How the damage was detected.
     pub why: String,
-    /// URIs of the models that had it.
+    /// URIs of the affected models.
     pub models: Vec<String>,
-    /// The volumes that show it.
+    /// The affected volumes.
     pub volumes: Vec<HolderEntry>,
 }
 
-/// What a garbage collection removed, or would remove.
+/// Result of a garbage collection, or of its dry run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Collection {
-    /// Nothing was done.
+    /// Whether nothing was removed.
     pub dry_run: bool,
-    /// Which models, in their order.
+    /// The models, in the order of their removal.
     pub models: Vec<RemovedModel>,
-    /// Bytes that become free.
+    /// Bytes freed.
     pub bytes: u64,
-    /// Inodes that become free.
+    /// Inodes freed.
     pub inodes: u64,
-    /// Whether that is as much as was asked for.
+    /// Whether the requested amount was reached.
     pub reached: bool,
 }
 
-/// A model that goes.
+/// A removed model.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RemovedModel {
@@ -215,7 +215,7 @@ pub struct RemovedModel {
     pub key: ModelKey,
     /// Its URI, if known.
     pub uri: Option<String>,
-    /// When it was used last, RFC 3339.
+    /// When it was last used, RFC 3339.
     pub last_used: String,
 }
 
@@ -223,17 +223,17 @@ pub struct RemovedModel {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Pins {
-    /// Whether they stay now.
+    /// Whether they are pinned now.
     pub pinned: bool,
-    /// Which.
+    /// The keys of the models.
     pub keys: Vec<ModelKey>,
 }
 
-/// What became of one prefetch.
+/// Result of one prefetch.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PrefetchResult {
-    /// As it was asked for.
+    /// The URI, as requested.
     pub uri: String,
     /// `cached`, `downloaded`, `started` or `failed`.
     pub result: String,
@@ -241,48 +241,48 @@ pub struct PrefetchResult {
     pub key: Option<ModelKey>,
     /// Its revision.
     pub revision: Option<Revision>,
-    /// Bytes of its files.
+    /// Total size of its files.
     pub bytes: u64,
-    /// The meaning of the failure.
+    /// The kind of the failure.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kind: Option<ErrorKind>,
-    /// The failure.
+    /// The message of the failure.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// What should be looked at in the model.
+    /// Warnings about the model.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
 }
 
-/// What became of an import.
+/// Result of an import.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Import {
-    /// The model that stands in the cache now.
+    /// The model that is in the cache now.
     pub key: ModelKey,
     /// Its revision.
     pub revision: Revision,
-    /// How it came there.
+    /// How its files were obtained.
     #[serde(flatten)]
     pub imported: Imported,
-    /// What should be looked at in the model.
+    /// Warnings about the model.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
 }
 
-/// What a purge removed.
+/// Result of a purge.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Removal {
-    /// Models.
+    /// Number of removed models.
     pub models: usize,
-    /// Bytes.
+    /// Bytes freed.
     pub bytes: u64,
 }
 
 impl CommandAnswer {
-    /// The models that stand in the cache because of the command.
-    pub fn brought_in(&self) -> Vec<&ModelKey> {
+    /// The models that the command added to the cache, or found in it.
+    pub fn added_models(&self) -> Vec<&ModelKey> {
         match self {
             Self::Prefetch(models) => models.iter().filter_map(|one| one.key.as_ref()).collect(),
             Self::Import(import) => vec![&import.key],

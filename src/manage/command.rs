@@ -1,4 +1,4 @@
-//! What can be asked for, as it goes over the admin socket.
+//! The commands, in their form on the admin socket.
 
 use std::path::PathBuf;
 
@@ -11,73 +11,73 @@ use crate::model::{Filters, ModelRequest, ModelUri, progress_text};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum CacheCommand {
-    /// All models.
+    /// List all models.
     Ls,
-    /// Everything about some.
+    /// Show everything about some models.
     Inspect {
         /// Key, its beginning, or URI.
         model: String,
     },
-    /// Read models again, and put aside what is damaged.
+    /// Compare cached files with their checksums, and quarantine damaged ones.
     Verify {
-        /// Keys, their beginnings, or URIs; none of them means everything.
+        /// Keys, their beginnings, or URIs; an empty list means all models.
         models: Vec<String>,
-        /// Bytes per second at most.
+        /// Maximum rate in bytes per second.
         rate: Option<u64>,
     },
-    /// Evict what nobody uses.
+    /// Evict unused models.
     Gc {
-        /// Only tell what would go.
+        /// Only list what would be removed.
         dry_run: bool,
-        /// How much.
+        /// How much to remove.
         selection: CollectionScope,
     },
-    /// Keep a model although nobody uses it.
+    /// Keep a model in the cache even when no pod uses it.
     Pin {
         /// Key, its beginning, or the URI of a single revision.
         model: String,
     },
-    /// Let it go again.
+    /// Allow the eviction of a pinned model.
     Unpin {
         /// Key, its beginning, or URI.
         model: String,
     },
-    /// Bring models in before a pod asks for them.
+    /// Download models before a pod asks for them.
     Prefetch {
-        /// Which.
+        /// Which models.
         models: Vec<ModelSpec>,
-        /// Do not wait for them.
+        /// Do not wait for the downloads.
         detach: bool,
     },
-    /// Bring a model in from a directory.
+    /// Import a model from a directory.
     Import {
         /// The directory.
         dir: PathBuf,
-        /// What it is a copy of.
+        /// The model that the directory is a copy of.
         model: ModelSpec,
-        /// Take the files themselves.
+        /// Move the files instead of copying them.
         take: bool,
     },
     /// Remove the whole cache.
     Purge,
 }
 
-/// How much a garbage collection is to remove.
+/// How much a garbage collection should remove.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "what", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum CollectionScope {
     /// What the limits of the configuration ask for.
     Limits,
-    /// Everything that nobody uses and nobody pinned.
+    /// Every model that no pod uses and that is not pinned.
     All,
-    /// So much.
+    /// Enough to free this many bytes.
     Free {
-        /// Bytes.
+        /// Bytes to free.
         bytes: u64,
     },
 }
 
-/// A model in Object Storage, as a person names it.
+/// A model in Object Storage, as the user names it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelSpec {
@@ -95,7 +95,7 @@ impl ModelSpec {
     /// The request for its current revision.
     ///
     /// # Errors
-    /// `Invalid` when the URI or a pattern is none.
+    /// `Invalid` if the URI or a pattern is malformed.
     pub fn request(&self) -> Result<ModelRequest> {
         let ModelUri { namespace, bucket, prefix } = ModelUri::parse(&self.uri)?;
         let mut request = ModelRequest::of(namespace, bucket, prefix);
@@ -104,21 +104,21 @@ impl ModelSpec {
     }
 }
 
-/// How far a command is.
+/// Progress of a command.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CommandProgress {
-    /// What is being done; progress of one thing has one subject.
+    /// What the progress is about, the same for all reports on one task.
     pub subject: String,
-    /// For people.
+    /// Text for people.
     pub text: String,
-    /// Bytes that are done.
+    /// Bytes done.
     pub done: u64,
-    /// Bytes altogether; 0 while that is not known.
+    /// Bytes in total; 0 while unknown.
     pub total: u64,
 }
 
 impl CommandProgress {
-    /// Some of all bytes.
+    /// Progress in bytes.
     pub(super) fn of_bytes(subject: &str, done: u64, total: u64) -> Self {
         let text = format!("{subject}: {}", progress_text(done, total));
         Self { subject: subject.to_owned(), text, done, total }
@@ -130,15 +130,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn commands_go_over_the_wire_and_unknown_ones_do_not() {
-        let wanted =
+    fn commands_survive_serialization_and_unknown_ones_are_refused() {
+        let model =
             ModelSpec { uri: "oci://b/p".into(), include: None, exclude: Some("*.x".into()) };
         for command in [
             CacheCommand::Ls,
             CacheCommand::Verify { models: vec!["ab".into()], rate: Some(1) },
             CacheCommand::Gc { dry_run: true, selection: CollectionScope::Free { bytes: 5 } },
-            CacheCommand::Prefetch { models: vec![wanted.clone()], detach: true },
-            CacheCommand::Import { dir: "/d".into(), model: wanted, take: true },
+            CacheCommand::Prefetch { models: vec![model.clone()], detach: true },
+            CacheCommand::Import { dir: "/d".into(), model, take: true },
             CacheCommand::Purge,
         ] {
             let json = serde_json::to_string(&command).unwrap();

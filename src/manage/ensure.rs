@@ -1,4 +1,4 @@
-//! Bringing models in without a pod: `prefetch` and `import`.
+//! Adds models to the cache without a pod: `prefetch` and `import`.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use futures_util::{StreamExt, stream};
 
 use super::answer::{CommandAnswer, Import, PrefetchResult};
 use super::command::{CommandProgress, ModelSpec};
-use super::{Manager, Remote, Tell, silent, telling};
+use super::{Manager, ProgressCallback, Remote, ignore_progress, report_progress};
 use crate::blocking::blocking;
 use crate::cache::{
     CachedModel, FillProgress, ImportOptions, ImportProgress, ImportSnapshot, Phase, Priority,
@@ -16,32 +16,31 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::model::{ModelRequest, Warning};
 use crate::resolve::{Route, newest};
 
-/// Times that a model may change under a download before that is the answer.
+/// How often a model may change during a download before that is an error.
 const RESOLVES: u32 = 3;
 
-/// Models of one command that are brought in side by side.
+/// How many models of one command are downloaded concurrently.
 const AT_ONCE: usize = 4;
 
-/// How a model came.
+/// How a model got into the cache.
 pub(super) enum EnsureOutcome {
-    /// It was there.
+    /// It was cached already.
     Cached(CachedModel),
     Downloaded(CachedModel),
 }
 
-/// How often a model was found to have changed.
+/// Counts how often a model changed during its download.
 #[derive(Default)]
 struct Changes {
     seen: u32,
 }
 
 impl Changes {
-    /// Whether to resolve again.
+    /// Returns if the caller should resolve again.
     ///
     /// # Errors
-    /// `error` itself unless it says that the model changed; `Precondition`
-    /// when that has been so too often.
-    fn again(&mut self, title: &str, error: Error) -> Result<()> {
+    /// `error` itself unless it is `Changed`; `Precondition` after too many changes.
+    fn retry(&mut self, title: &str, error: Error) -> Result<()> {
         if error.kind() != ErrorKind::Changed {
             return Err(error);
         }
@@ -64,39 +63,42 @@ impl Manager {
         &self,
         models: Vec<ModelSpec>,
         detach: bool,
-        tell: &Tell,
+        on_progress: &ProgressCallback,
     ) -> Result<CommandAnswer> {
-        // All are understood before the first one is begun.
+        // Parse all of them before starting the first one.
         let mut requests = Vec::new();
-        for wanted in models {
-            let request = wanted.request()?;
-            requests.push((wanted.uri, request));
+        for spec in models {
+            let request = spec.request()?;
+            requests.push((spec.uri, request));
         }
-        let brought = requests.into_iter().map(|(uri, request)| {
-            let (manager, tell) = (self.clone(), Arc::clone(tell));
+        let results = requests.into_iter().map(|(uri, request)| {
+            let (manager, on_progress) = (self.clone(), Arc::clone(on_progress));
             async move {
-                let brought = match detach {
-                    true => manager.start(&uri, request).await,
-                    false => manager.bring(&request, &tell).await.map(|came| brought(&uri, came)),
+                let result = match detach {
+                    true => manager.start_prefetch(&uri, request).await,
+                    false => {
+                        let ensured = manager.ensure(&request, &on_progress).await;
+                        ensured.map(|ensured| prefetched(&uri, ensured))
+                    }
                 };
-                brought.unwrap_or_else(|error| PrefetchResult::failed(&uri, &error))
+                result.unwrap_or_else(|error| PrefetchResult::failed(&uri, &error))
             }
         });
-        Ok(CommandAnswer::Prefetch(stream::iter(brought).buffered(AT_ONCE).collect().await))
+        Ok(CommandAnswer::Prefetch(stream::iter(results).buffered(AT_ONCE).collect().await))
     }
 
-    /// Begins a prefetch that goes on by itself. What can be refused at once
-    /// is: the model is resolved first.
-    async fn start(&self, uri: &str, request: ModelRequest) -> Result<PrefetchResult> {
-        if !self.0.goes_on {
+    /// Starts a prefetch in the background. Resolves the model first, so that a
+    /// wrong request fails at once.
+    async fn start_prefetch(&self, uri: &str, request: ModelRequest) -> Result<PrefetchResult> {
+        if !self.0.in_driver {
             return Err(Error::invalid(
-                "no driver runs here that could go on with it: leave --detach out",
+                "no driver runs here to finish the prefetch: omit --detach",
             ));
         }
         let resolver = &self.remote()?.resolver;
         let route = resolver.route(&request, "").await?;
         let manifest = resolver.resolve(&request, &route).await?;
-        let brought = PrefetchResult {
+        let started = PrefetchResult {
             uri: uri.to_owned(),
             result: "started".to_owned(),
             key: Some(manifest.key()),
@@ -108,57 +110,57 @@ impl Manager {
         };
         let manager = self.clone();
         self.0.tasks.spawn(async move {
-            let (shutdown, nobody) = (manager.0.shutdown.clone(), silent());
-            let brought = tokio::select! {
-                brought = manager.bring(&request, &nobody) => brought,
+            let (shutdown, on_progress) = (manager.0.shutdown.clone(), ignore_progress());
+            let ensured = tokio::select! {
+                ensured = manager.ensure(&request, &on_progress) => ensured,
                 () = shutdown.cancelled() => return,
             };
-            match brought {
+            match ensured {
                 Ok((_, warnings)) => log_warnings(&request, &warnings),
                 Err(error) => {
-                    tracing::warn!(model = request.title(), %error, "a prefetch failed");
+                    tracing::warn!(model = request.title(), %error, "prefetch failed");
                 }
             }
         });
-        Ok(brought)
+        Ok(started)
     }
 
-    /// Brings the current revision in, or finds it there; with what should be
-    /// looked at in it.
+    /// Ensures that the current revision is cached: finds or downloads it. Also
+    /// returns the warnings about the model.
     ///
     /// # Errors
-    /// `NoSpace` when it does not fit now: only pods wait for space.
-    pub(super) async fn bring(
+    /// `NoSpace` if it does not fit now: only pods wait for space.
+    pub(super) async fn ensure(
         &self,
         request: &ModelRequest,
-        tell: &Tell,
+        on_progress: &ProgressCallback,
     ) -> Result<(EnsureOutcome, Vec<Warning>)> {
         let title = request.title();
         let mut changes = Changes::default();
         let Remote { engine, resolver } = self.remote()?;
         let route = resolver.route(request, "").await?;
-        let (came, mut warnings) = loop {
+        let (outcome, mut warnings) = loop {
             let manifest = resolver.resolve(request, &route).await?;
             if let Some(model) = self.0.cache.find(&manifest.key()).await? {
                 break (EnsureOutcome::Cached(model), manifest.warnings.clone());
             }
             let client = route.client();
-            let mut ticket =
+            let mut waiter =
                 self.0.cache.fill(engine, &manifest, &title, &Priority::Prefetch, client);
-            let progress = ticket.shared_progress();
-            let landing = async {
+            let progress = waiter.shared_progress();
+            let filling = async {
                 tokio::select! {
-                    completed = ticket.completed() => completed,
+                    completed = waiter.completed() => completed,
                     short = progress.short_of_space() => Err(short.error(&title)),
                 }
             };
-            match telling(tell, landing, || of_fill(&title, &progress)).await {
+            match report_progress(on_progress, filling, || fill_progress(&title, &progress)).await {
                 Ok(model) => break (EnsureOutcome::Downloaded(model), manifest.warnings.clone()),
-                Err(error) => changes.again(&title, error)?,
+                Err(error) => changes.retry(&title, error)?,
             }
         };
-        warnings.extend(self.settle(request, &route, came.model()).await?);
-        Ok((came, warnings))
+        warnings.extend(self.record_latest(request, &route, outcome.model()).await?);
+        Ok((outcome, warnings))
     }
 
     pub(super) async fn import(
@@ -166,7 +168,7 @@ impl Manager {
         dir: PathBuf,
         model: ModelSpec,
         take: bool,
-        tell: &Tell,
+        on_progress: &ProgressCallback,
     ) -> Result<CommandAnswer> {
         let request = model.request()?;
         let title = request.title();
@@ -179,18 +181,20 @@ impl Manager {
             let progress = ImportProgress::default();
             let (cache, client) = (&self.0.cache, route.client());
             let importing = cache.import(engine, client, &manifest, &title, options, &progress);
-            match telling(tell, importing, || of_import(&title, &progress)).await {
+            match report_progress(on_progress, importing, || import_progress(&title, &progress))
+                .await
+            {
                 Ok((model, imported)) => break (model, imported, manifest.warnings.clone()),
-                Err(error) => changes.again(&title, error)?,
+                Err(error) => changes.retry(&title, error)?,
             }
         };
-        warnings.extend(self.settle(&request, &route, &model).await?);
+        warnings.extend(self.record_latest(&request, &route, &model).await?);
         let (key, revision) = (model.key.clone(), model.summary.revision.clone());
         Ok(CommandAnswer::Import(Import { key, revision, imported, warnings: texts(warnings) }))
     }
 
-    /// What a publish does with a model that it brought.
-    async fn settle(
+    /// Checks an added model and records it as the newest revision, as a publish does.
+    async fn record_latest(
         &self,
         request: &ModelRequest,
         route: &Route,
@@ -204,7 +208,7 @@ impl Manager {
     }
 }
 
-/// Says in the log what should be looked at in a model that nobody waits for.
+/// Logs the warnings about a model that was prefetched in the background.
 pub(super) fn log_warnings(request: &ModelRequest, warnings: &[Warning]) {
     for Warning { kind, text } in warnings {
         let (model, reason) = (request.title(), kind.label());
@@ -230,11 +234,11 @@ impl EnsureOutcome {
     }
 }
 
-fn brought(uri: &str, (came, warnings): (EnsureOutcome, Vec<Warning>)) -> PrefetchResult {
-    let model = came.model();
+fn prefetched(uri: &str, (outcome, warnings): (EnsureOutcome, Vec<Warning>)) -> PrefetchResult {
+    let model = outcome.model();
     PrefetchResult {
         uri: uri.to_owned(),
-        result: came.label().to_owned(),
+        result: outcome.label().to_owned(),
         key: Some(model.key.clone()),
         revision: Some(model.summary.revision.clone()),
         bytes: model.summary.bytes,
@@ -244,13 +248,13 @@ fn brought(uri: &str, (came, warnings): (EnsureOutcome, Vec<Warning>)) -> Prefet
     }
 }
 
-fn of_fill(title: &str, progress: &FillProgress) -> CommandProgress {
+fn fill_progress(title: &str, progress: &FillProgress) -> CommandProgress {
     let now = progress.snapshot();
     let total = if now.phase == Phase::Downloading { now.total } else { 0 };
     CommandProgress { subject: title.to_owned(), text: now.text(title), done: now.done, total }
 }
 
-fn of_import(title: &str, progress: &ImportProgress) -> CommandProgress {
+fn import_progress(title: &str, progress: &ImportProgress) -> CommandProgress {
     let now = progress.snapshot();
     let (done, total) = match now {
         ImportSnapshot::Scanning => (0, 0),

@@ -12,9 +12,9 @@ impl Manager {
         blocking(move || cache.report()).await
     }
 
-    /// How the prefetch list of the configuration stands, in its order.
+    /// The state of each entry of the prefetch list, in the order of the configuration.
     pub fn prefetch_list(&self) -> Vec<PrefetchEntry> {
-        self.0.warmth.entries()
+        self.0.prefetch_queue.entries()
     }
 
     pub(super) async fn list(&self) -> Result<CacheListing> {

@@ -1,6 +1,6 @@
-//! What the node's administrator does with the cache: the commands, and what
-//! they answer. The same code runs in the driver, behind its admin socket, and
-//! in the command itself where no driver runs.
+//! The administrator's commands for the cache, and their answers. The same code
+//! runs in the driver, behind its admin socket, and in the command line tool when
+//! no driver runs.
 
 mod answer;
 mod command;
@@ -29,42 +29,42 @@ use crate::download::Engine;
 use crate::error::{Error, Result};
 use crate::resolve::Resolver;
 
-/// Between two words on how far something is.
-const TELL: Duration = Duration::from_millis(250);
+/// How often progress is reported.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Hears how far a command is, some times a second.
-pub type Tell = Arc<dyn Fn(CommandProgress) + Send + Sync>;
+/// Receives the progress of a command, a few times a second.
+pub type ProgressCallback = Arc<dyn Fn(CommandProgress) + Send + Sync>;
 
-/// Nobody listens.
-fn silent() -> Tell {
+/// A callback that ignores the progress.
+fn ignore_progress() -> ProgressCallback {
     Arc::new(|_| ())
 }
 
-/// What the commands need; cheap to clone.
+/// Executes commands on the cache; cheap to clone.
 #[derive(Clone)]
 pub struct Manager(Arc<ManagerInner>);
 
 struct ManagerInner {
     cache: Cache,
     remote: Option<Remote>,
-    /// Whether the cache is used on after it was purged.
-    goes_on: bool,
+    /// Whether this runs in a driver, which keeps using the cache after a purge.
+    in_driver: bool,
     tasks: TaskTracker,
     shutdown: CancellationToken,
-    warmth: PrefetchQueue,
+    prefetch_queue: PrefetchQueue,
 }
 
-/// What brings models in.
+/// Access to models in Object Storage.
 #[derive(Clone)]
 pub struct Remote {
-    /// Downloads.
+    /// Downloads models.
     pub engine: Engine,
-    /// Finds out what there is.
+    /// Resolves requests to revisions.
     pub resolver: Resolver,
 }
 
 impl Manager {
-    /// A manager of the cache of a driver. What goes on without its caller is
+    /// Creates the manager of a driver's cache. Work that outlives its caller is
     /// tracked by `tasks` and ends at `shutdown`.
     pub fn of_driver(
         cache: Cache,
@@ -75,8 +75,8 @@ impl Manager {
         Self::new(cache, Some(remote), true, tasks, shutdown)
     }
 
-    /// A manager of a cache that no driver uses, for one command. Without
-    /// `remote` it brings nothing in.
+    /// Creates the manager of a cache that no driver uses, for one command. It
+    /// downloads nothing without `remote`.
     pub fn of_directory(
         cache: Cache,
         remote: Option<Remote>,
@@ -89,43 +89,53 @@ impl Manager {
     fn new(
         cache: Cache,
         remote: Option<Remote>,
-        goes_on: bool,
+        in_driver: bool,
         tasks: &TaskTracker,
         shutdown: &CancellationToken,
     ) -> Self {
         let (tasks, shutdown) = (tasks.clone(), shutdown.clone());
-        let warmth = PrefetchQueue::default();
-        Self(Arc::new(ManagerInner { cache, remote, goes_on, tasks, shutdown, warmth }))
+        let prefetch_queue = PrefetchQueue::default();
+        Self(Arc::new(ManagerInner { cache, remote, in_driver, tasks, shutdown, prefetch_queue }))
     }
 
     fn remote(&self) -> Result<&Remote> {
-        self.0.remote.as_ref().ok_or_else(|| Error::internal("nothing brings models in here"))
+        self.0
+            .remote
+            .as_ref()
+            .ok_or_else(|| Error::internal("this manager has no access to Object Storage"))
     }
 
-    /// Does what a command says; `tell` hears how far it is, some times a second.
+    /// Executes a command; `on_progress` receives its progress a few times a second.
     ///
-    /// When the future is dropped, what is being read is read no further, and
-    /// downloads end after a while.
+    /// Dropping the future stops reads at once, and downloads after a grace period.
     ///
     /// # Errors
-    /// Those of the cache; `NotFound` and `Invalid` when a key or URI names no
-    /// model, or several where one is meant.
-    pub async fn execute(&self, command: CacheCommand, tell: &Tell) -> Result<CommandAnswer> {
+    /// Those of the cache; `NotFound` if a key or URI names no model; `Invalid` if
+    /// it names several where the command takes one.
+    pub async fn execute(
+        &self,
+        command: CacheCommand,
+        on_progress: &ProgressCallback,
+    ) -> Result<CommandAnswer> {
         match command {
             CacheCommand::Ls => self.list().await.map(CommandAnswer::Ls),
             CacheCommand::Inspect { model } => {
                 let found = self.inspect(model).await?;
                 Ok(CommandAnswer::Inspect(found))
             }
-            CacheCommand::Verify { models, rate } => self.verify(models, rate, tell).await,
+            CacheCommand::Verify { models, rate } => self.verify(models, rate, on_progress).await,
             CacheCommand::Gc { dry_run, selection } => self.collect(dry_run, selection).await,
             CacheCommand::Pin { model } => self.pin(model, true).await,
             CacheCommand::Unpin { model } => self.pin(model, false).await,
-            CacheCommand::Prefetch { models, detach } => self.prefetch(models, detach, tell).await,
-            CacheCommand::Import { dir, model, take } => self.import(dir, model, take, tell).await,
+            CacheCommand::Prefetch { models, detach } => {
+                self.prefetch(models, detach, on_progress).await
+            }
+            CacheCommand::Import { dir, model, take } => {
+                self.import(dir, model, take, on_progress).await
+            }
             CacheCommand::Purge => {
-                let (cache, goes_on) = (self.0.cache.clone(), self.0.goes_on);
-                let purged = blocking(move || cache.purge(goes_on)).await?;
+                let (cache, in_driver) = (self.0.cache.clone(), self.0.in_driver);
+                let purged = blocking(move || cache.purge(in_driver)).await?;
                 Ok(CommandAnswer::Purge(Removal { models: purged.models, bytes: purged.bytes }))
             }
         }
@@ -135,7 +145,7 @@ impl Manager {
         &self,
         models: Vec<String>,
         rate: Option<u64>,
-        tell: &Tell,
+        on_progress: &ProgressCallback,
     ) -> Result<CommandAnswer> {
         let keys = match models.is_empty() {
             true => None,
@@ -151,7 +161,7 @@ impl Manager {
         };
         let progress = Arc::new(VerifyProgress::default());
         let verifying = self.0.cache.verify(keys, rate, Arc::clone(&progress));
-        let found = telling(tell, verifying, || {
+        let found = report_progress(on_progress, verifying, || {
             let (done, total) = (progress.done(), progress.total());
             CommandProgress::of_bytes("verifying", done, total)
         })
@@ -174,7 +184,7 @@ impl Manager {
         let keys = blocking(move || {
             let inventory = cache.report()?;
             let found = match pinned {
-                // Pinning old revisions by accident would fill the disk.
+                // Pinning old revisions by accident could fill the disk.
                 true => vec![select::one(&inventory, &model)?],
                 false => select::all(&inventory, &model)?,
             };
@@ -189,21 +199,21 @@ impl Manager {
     }
 }
 
-/// Does `work`, and tells meanwhile how far it is.
-async fn telling<T>(
-    tell: &Tell,
+/// Runs `work` and reports its progress meanwhile.
+async fn report_progress<T>(
+    on_progress: &ProgressCallback,
     work: impl Future<Output = Result<T>>,
     now: impl Fn() -> CommandProgress,
 ) -> Result<T> {
     let ticking = async {
-        let mut ticks = tokio::time::interval(TELL);
+        let mut ticks = tokio::time::interval(PROGRESS_INTERVAL);
         loop {
             ticks.tick().await;
-            tell(now());
+            on_progress(now());
         }
     };
     tokio::select! {
         done = work => done,
-        () = ticking => Err(Error::internal("a clock stopped")),
+        () = ticking => Err(Error::internal("the progress timer stopped")),
     }
 }

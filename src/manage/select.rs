@@ -1,20 +1,20 @@
-//! From what a person types to models of the cache: a key, the beginning of
-//! one, or a URI.
+//! Finds the cached models that a user names by a key, the beginning of a key, or
+//! a URI.
 
 use crate::cache::{CacheReport, ModelReport};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{ModelSource, ModelUri};
 
-/// Fewer digits of a key name too many models by accident.
-const SHORTEST: usize = 4;
+/// The fewest digits of a key that are accepted; fewer match too many models by accident.
+const MIN_DIGITS: usize = 4;
 
-/// Digits of a key that are shown where it needs not be whole.
+/// Digits of a key to show where a short form is enough.
 pub(super) const SHOWN: usize = 12;
 
-/// Keys that a message lists.
+/// How many keys a message lists.
 const LISTED: usize = 5;
 
-/// All models that are meant; at least one.
+/// All models that `text` names; at least one.
 pub(super) fn all<'a>(inventory: &'a CacheReport, text: &str) -> Result<Vec<&'a ModelReport>> {
     let found: Vec<&ModelReport> = if text.starts_with("oci://") {
         let uri = ModelUri::parse(text)?;
@@ -23,26 +23,27 @@ pub(super) fn all<'a>(inventory: &'a CacheReport, text: &str) -> Result<Vec<&'a 
         };
         inventory.models.iter().filter(meant).collect()
     } else {
-        if text.len() < SHORTEST || !text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+        if text.len() < MIN_DIGITS || !text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+        {
             return Err(Error::invalid(format!(
-                "{text:?} names no model: give a URI, or at least {SHORTEST} digits of a key as \
+                "{text:?} is not a model: give a URI, or at least {MIN_DIGITS} digits of a key as \
                  `cache ls` shows it"
             )));
         }
         inventory.models.iter().filter(|report| report.key.as_str().starts_with(text)).collect()
     };
     if found.is_empty() {
-        let text = format!("{text} is not in the cache; `cache ls` shows what is");
+        let text = format!("{text} is not in the cache; `cache ls` lists what is");
         return Err(Error::new(ErrorKind::NotFound, text));
     }
     Ok(found)
 }
 
-/// The one model that is meant.
+/// The only model that `text` names.
 pub(super) fn one<'a>(inventory: &'a CacheReport, text: &str) -> Result<&'a ModelReport> {
     let found = all(inventory, text)?;
     let first = &found[0].key;
-    // One model may be listed twice: damaged, and standing again.
+    // One model may be listed twice: damaged, and downloaded again.
     if found.iter().any(|report| report.key != *first) {
         let keys = found.iter().take(LISTED).map(|report| &report.key.as_str()[..SHOWN]);
         let more = if found.len() > LISTED { ", …" } else { "" };
@@ -119,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn what_names_nothing_or_too_much_is_refused() {
+    fn a_name_of_no_model_or_of_several_is_refused() {
         for absent in ["oci://b@other/m/a", "oci://b/m", "0000"] {
             assert_eq!(keys(absent).unwrap_err().kind(), ErrorKind::NotFound, "{absent}");
         }

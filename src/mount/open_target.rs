@@ -174,8 +174,8 @@ impl OpenTarget {
             Err(Errno::EEXIST) => {}
             Err(Errno::ENOENT) => {
                 return Err(Error::invalid(format!(
-                    "target {shown} cannot be made: its parent directory does not exist; kubelet \
-                     makes it before it asks"
+                    "target {shown} cannot be created: its parent directory does not exist; \
+                     kubelet creates it before the call"
                 )));
             }
             Err(errno) => return Err(failed("making the target directory", &self.path, errno)),

@@ -1,10 +1,10 @@
-//! Who may mount what: pure, so that the same question always has the same
-//! answer, whoever asks it and whether the model is cached or not.
+//! Who may mount what. Pure functions: the same question always has the same
+//! answer, whether the model is cached or not.
 //!
-//! A rule says something of every object under its prefixes. The first rule
-//! that matches an object decides about it, and a model may be mounted if all
-//! objects that could stand under its prefix may be read. So a rule that denies
-//! `models/secret/` denies `models/` too, unless a rule before it allows that.
+//! A rule applies to every object under its prefixes. The first rule that matches
+//! an object decides about it. A model may be mounted if every possible object
+//! under its prefix may be read. So a rule that denies `models/secret/` denies
+//! `models/` too, unless an earlier rule allows it.
 
 mod refusal;
 
@@ -18,14 +18,14 @@ use crate::model::{ModelRequest, NamespaceName, Pattern, PodIdentity, Prefix};
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Policy(Arc<[Rule]>);
 
-/// Who gets what, or does not. All of the lists have to match.
+/// One rule. It matches if all of its lists match.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rule {
     /// Kubernetes namespaces.
     pub namespaces: Vec<Pattern>,
     /// Service accounts in them.
     pub service_accounts: Vec<Pattern>,
-    /// Object Storage namespaces; empty means the own tenancy's.
+    /// Object Storage namespaces; empty means that of the driver's own tenancy.
     pub object_storage_namespaces: Vec<Pattern>,
     /// Buckets.
     pub buckets: Vec<Pattern>,
@@ -35,62 +35,63 @@ pub struct Rule {
     pub allow: bool,
 }
 
-/// On whose behalf a model is asked for.
+/// On whose behalf a model is requested.
 #[derive(Debug, Clone, Copy)]
 pub enum Subject<'a> {
-    /// A pod, or one that kubelet says nothing of that can be trusted.
+    /// A pod; `None` if kubelet sends no trustworthy identity.
     Pod(Option<&'a PodIdentity>),
-    /// A claim in this Kubernetes namespace, if external-provisioner tells it.
-    /// Which service accounts will use it is not known yet.
+    /// A claim in this Kubernetes namespace; `None` if external-provisioner does
+    /// not send it. The service accounts that will use the claim are not known yet.
     Claim(Option<&'a str>),
 }
 
-/// What the rules say, when they do not refuse.
+/// The decision of the rules, unless they refuse.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PolicyDecision {
-    /// It may be mounted.
+    /// The model may be mounted.
     Allowed,
-    /// It depends on the name of the own tenancy's Object Storage namespace.
+    /// The decision depends on the Object Storage namespace of the driver's own tenancy.
     NeedsOwnNamespace,
 }
 
-/// What decides about an object.
+/// The decision about one object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ObjectDecision {
     Allowed,
-    /// By the rule of this index, or by none.
+    /// By the rule of this index, or because no rule matches.
     Refused(Option<usize>),
     Unknown,
 }
 
-/// A question with everything that rules look at but the prefix.
+/// Everything that rules match, except the prefix.
 struct PolicyQuery<'a> {
     namespace: &'a str,
-    /// `None`: any that the namespace may have.
+    /// `None`: any service account of the namespace.
     service_account: Option<&'a str>,
     request: &'a ModelRequest,
     own: Option<&'a NamespaceName>,
 }
 
 impl Policy {
-    /// These rules, in the order of evaluation.
+    /// Creates a policy of these rules, in the order of evaluation.
     pub fn new(rules: Vec<Rule>) -> Self {
         Self(rules.into())
     }
 
-    /// How many rules there are; without any everything is allowed.
+    /// The number of rules; without rules everything is allowed.
     pub fn rules(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether `who` may read this model. Asked for a cache hit as for a miss.
+    /// Decides whether `who` may read this model, for a cache hit as for a miss.
     ///
-    /// `own` is the Object Storage namespace of requests that name none; where
-    /// the answer depends on it and it is not given, the verdict says so. Of a
-    /// claim it is asked whether any service account of its namespace may.
+    /// `own` is the Object Storage namespace of requests that name none. If it is
+    /// `None` and the decision depends on it, the answer is `NeedsOwnNamespace`. A
+    /// claim is allowed if any service account of its namespace is.
     ///
     /// # Errors
-    /// `Denied`, naming who, what, and the rule that would allow it.
+    /// `Denied`; the message names the subject, the model, and the rule that would
+    /// allow it.
     pub fn check(
         &self,
         who: Subject<'_>,
@@ -104,21 +105,23 @@ impl Policy {
             Subject::Pod(Some(pod)) if !pod.service_account.is_empty() => {
                 (pod.namespace.as_str(), Some(pod.service_account.as_str()))
             }
-            Subject::Pod(_) => return Err(refusal::of_nobody(request)),
+            Subject::Pod(_) => return Err(refusal::unknown_pod(request)),
             Subject::Claim(Some(namespace)) => (namespace, None),
-            Subject::Claim(None) => return Err(refusal::of_no_claim(request)),
+            Subject::Claim(None) => return Err(refusal::unknown_claim(request)),
         };
-        let asked = PolicyQuery { namespace, service_account, request, own };
+        let query = PolicyQuery { namespace, service_account, request, own };
         let numbered = self.0.iter().enumerate();
-        let rules: Vec<_> = numbered.filter(|(_, rule)| rule.speaks_of(&asked)).collect();
+        let rules: Vec<_> = numbered.filter(|(_, rule)| rule.applies_to(&query)).collect();
         let wanted = request.prefix.as_str();
         let named = rules.iter().flat_map(|(_, rule)| &rule.prefixes).map(Prefix::as_str);
         let within: BTreeSet<&str> = named.filter(|part| part.starts_with(wanted)).collect();
-        // What lies deeper than all of these is decided as they are.
+        // Deeper directories have the decision of the nearest of these.
         for part in [wanted].into_iter().chain(within) {
-            match decide(&rules, &asked, part) {
+            match decide(&rules, &query, part) {
                 ObjectDecision::Allowed => {}
-                ObjectDecision::Refused(by) => return Err(refusal::of(&asked, part != wanted, by)),
+                ObjectDecision::Refused(by) => {
+                    return Err(refusal::denied(&query, part != wanted, by));
+                }
                 ObjectDecision::Unknown => return Ok(PolicyDecision::NeedsOwnNamespace),
             }
         }
@@ -126,14 +129,14 @@ impl Policy {
     }
 }
 
-/// What decides about an object that stands in this directory, and in no
-/// deeper one that a rule names.
-fn decide(rules: &[(usize, &Rule)], asked: &PolicyQuery<'_>, directory: &str) -> ObjectDecision {
+/// Decides about the objects of this directory, outside deeper directories that
+/// a rule names.
+fn decide(rules: &[(usize, &Rule)], query: &PolicyQuery<'_>, directory: &str) -> ObjectDecision {
     for (index, rule) in rules {
         if !rule.prefixes.iter().any(|prefix| directory.starts_with(prefix.as_str())) {
             continue;
         }
-        match rule.reaches(asked) {
+        match rule.matches_tenancy(query) {
             None => return ObjectDecision::Unknown,
             Some(false) => {}
             Some(true) if rule.allow => return ObjectDecision::Allowed,
@@ -144,27 +147,28 @@ fn decide(rules: &[(usize, &Rule)], asked: &PolicyQuery<'_>, directory: &str) ->
 }
 
 impl Rule {
-    /// Whether this asker and bucket are meant.
-    fn speaks_of(&self, asked: &PolicyQuery<'_>) -> bool {
-        matches(&self.namespaces, asked.namespace)
-            && match asked.service_account {
+    /// Whether the rule applies to this subject and bucket.
+    fn applies_to(&self, query: &PolicyQuery<'_>) -> bool {
+        matches(&self.namespaces, query.namespace)
+            && match query.service_account {
                 Some(name) => matches(&self.service_accounts, name),
-                // To deny some service accounts is not to deny all.
+                // A rule that denies some service accounts does not deny the claim.
                 None => self.allow || self.service_accounts.iter().any(is_everything),
             }
-            && matches(&self.buckets, asked.request.bucket.as_str())
+            && matches(&self.buckets, query.request.bucket.as_str())
     }
 
-    /// Whether the tenancy is meant; `None` where that depends on its own name.
-    fn reaches(&self, asked: &PolicyQuery<'_>) -> Option<bool> {
-        let named = asked.request.namespace.as_ref();
+    /// Whether the rule applies to this tenancy; `None` if that depends on the
+    /// unknown own namespace.
+    fn matches_tenancy(&self, query: &PolicyQuery<'_>) -> Option<bool> {
+        let named = query.request.namespace.as_ref();
         if self.object_storage_namespaces.is_empty() {
-            return named.map_or(Some(true), |named| Some(asked.own? == named));
+            return named.map_or(Some(true), |named| Some(query.own? == named));
         }
         if self.object_storage_namespaces.iter().any(is_everything) {
             return Some(true);
         }
-        let name = named.or(asked.own)?;
+        let name = named.or(query.own)?;
         Some(matches(&self.object_storage_namespaces, name.as_str()))
     }
 }

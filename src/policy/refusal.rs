@@ -1,5 +1,5 @@
-//! What somebody reads who may not mount a model: who, what, and the rule that
-//! the administrator would have to add.
+//! The messages of refusals: who may not mount what, and the rule that the
+//! administrator would have to add.
 
 use std::fmt::Write as _;
 
@@ -7,18 +7,18 @@ use super::PolicyQuery;
 use crate::error::{Error, ErrorKind};
 use crate::model::{ModelRequest, shown};
 
-/// A longer prefix does not fit into a message together with its rule.
+/// The longest prefix that fits into a message together with its rule.
 const PREFIX: usize = 120;
 
-/// Refused by the rule of this index, or by none; `inside` when what is refused
-/// is a directory below the model's prefix. It is not named: that a rule speaks
-/// of it is for those to know who may read the rules.
-pub(super) fn of(asked: &PolicyQuery<'_>, inside: bool, by: Option<usize>) -> Error {
-    let mut text = format!("Kubernetes namespace {}", shown(asked.namespace, 63));
-    if let Some(name) = asked.service_account {
+/// A refusal by the rule of this index, or because no rule matches. `inside` means
+/// that a directory below the model's prefix is refused. The message does not name
+/// it: only readers of the rules may learn that a rule names it.
+pub(super) fn denied(query: &PolicyQuery<'_>, inside: bool, by: Option<usize>) -> Error {
+    let mut text = format!("Kubernetes namespace {}", shown(query.namespace, 63));
+    if let Some(name) = query.service_account {
         let _ = write!(text, ", service account {}", shown(name, 100));
     }
-    let _ = write!(text, ", may not mount {}: ", place(asked.request));
+    let _ = write!(text, ", may not mount {}: ", place(query.request));
     let what = if inside { "a part of it" } else { "it" };
     let (cause, position) = match by {
         Some(index) => {
@@ -37,31 +37,30 @@ pub(super) fn of(asked: &PolicyQuery<'_>, inside: bool, by: Option<usize>) -> Er
     let _ = write!(
         text,
         " to allow it, the administrator adds {position} the driver's policy.rules: {}",
-        rule(asked)
+        rule(query)
     );
     Error::new(ErrorKind::Denied, text)
 }
 
-/// A pod that kubelet says nothing of.
-pub(super) fn of_nobody(request: &ModelRequest) -> Error {
+/// The refusal of a pod whose identity kubelet does not send.
+pub(super) fn unknown_pod(request: &ModelRequest) -> Error {
     Error::new(
         ErrorKind::Denied,
         format!(
-            "nobody may mount {} as long as kubelet does not say which pod it is for: the \
-             administrator has set policy.rules, and they need podInfoOnMount: true in the \
-             CSIDriver object",
+            "an unknown pod may not mount {}: the administrator has set policy.rules, and kubelet \
+             does not send the pod's identity; set podInfoOnMount: true in the CSIDriver object",
             place(request)
         ),
     )
 }
 
-/// A claim that external-provisioner says nothing of.
-pub(super) fn of_no_claim(request: &ModelRequest) -> Error {
+/// The refusal of a claim whose namespace external-provisioner does not send.
+pub(super) fn unknown_claim(request: &ModelRequest) -> Error {
     Error::new(
         ErrorKind::Denied,
         format!(
-            "no volume is made of {} as long as the claim's namespace is not known: the \
-             administrator has set policy.rules, and they need external-provisioner to run with \
+            "an unknown claim may not get a volume of {}: the administrator has set policy.rules, \
+             and external-provisioner does not send the claim's namespace; run it with \
              --extra-create-metadata",
             place(request)
         ),
@@ -80,10 +79,10 @@ fn place(request: &ModelRequest) -> String {
     place
 }
 
-/// The rule that allows just this, as a line to paste.
-fn rule(asked: &PolicyQuery<'_>) -> String {
-    let request = asked.request;
-    let elsewhere = request.namespace.as_ref().filter(|named| asked.own != Some(named));
+/// The rule that allows exactly this request, as a line to paste.
+fn rule(query: &PolicyQuery<'_>) -> String {
+    let request = query.request;
+    let elsewhere = request.namespace.as_ref().filter(|named| query.own != Some(named));
     let prefix = match request.prefix.as_str() {
         long if long.len() > PREFIX => "<the prefix>",
         prefix => prefix,
@@ -93,8 +92,8 @@ fn rule(asked: &PolicyQuery<'_>) -> String {
     format!(
         "- {{namespaces: [{}], serviceAccounts: [{}], objectStorageNamespaces: [{}], buckets: \
          [{}], prefixes: [{}], allow: true}}",
-        quoted(asked.namespace),
-        quoted(asked.service_account.unwrap_or("*")),
+        quoted(query.namespace),
+        quoted(query.service_account.unwrap_or("*")),
         elsewhere.map(|named| quoted(named.as_str())).unwrap_or_default(),
         quoted(request.bucket.as_str()),
         quoted(prefix),

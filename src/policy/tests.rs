@@ -12,7 +12,7 @@ fn prefixes(texts: &[&str]) -> Vec<Prefix> {
     texts.iter().map(|text| Prefix::parse(text).unwrap()).collect()
 }
 
-/// A rule for everybody and the bucket `b` of the own tenancy.
+/// A rule for all pods and the bucket `b` of the driver's own tenancy.
 fn rule(of: &[&str], allow: bool) -> Rule {
     Rule {
         namespaces: patterns(&["*"]),
@@ -63,7 +63,7 @@ fn refused(rules: Vec<Rule>, who: Subject<'_>, request: &ModelRequest) -> Error 
 }
 
 #[test]
-fn without_rules_everything_is_allowed_also_to_the_unknown() {
+fn without_rules_everything_is_allowed_even_to_unknown_pods_and_claims() {
     for who in [Subject::Pod(None), Subject::Claim(None), Subject::Pod(Some(&pod("a", "s")))] {
         let verdict = Policy::default().check(who, &of_namespace("other"), None).unwrap();
         assert_eq!(verdict, PolicyDecision::Allowed);
@@ -71,7 +71,7 @@ fn without_rules_everything_is_allowed_also_to_the_unknown() {
 }
 
 #[test]
-fn any_rule_refuses_those_that_nobody_vouches_for() {
+fn any_rule_refuses_pods_and_claims_of_unknown_identity() {
     let rules = vec![rule(&[""], true)];
     for (who, remedy) in [
         (Subject::Pod(None), "podInfoOnMount: true"),
@@ -115,7 +115,7 @@ fn the_first_rule_that_matches_decides() {
 }
 
 #[test]
-fn what_holds_something_denied_is_denied() {
+fn a_prefix_that_contains_a_denied_directory_is_denied() {
     let identity = pod("a", "s");
     let who = Subject::Pod(Some(&identity));
     let rules = [rule(&["m/secret/"], false), rule(&[""], true)];
@@ -179,11 +179,11 @@ fn the_own_namespace_is_needed_only_where_the_answer_depends_on_it() {
     assert_eq!(verdict(&[&other], &of_namespace("other")), allowed);
     assert_eq!(verdict(&[&other, &own], &request("m/")), needed);
     assert_eq!(verdict(&[&own], &of_namespace("other")), needed);
-    assert_eq!(verdict(&[&other], &request("n/")), None, "no rule is about it");
+    assert_eq!(verdict(&[&other], &request("n/")), None, "no rule matches it");
 }
 
 #[test]
-fn of_a_claim_it_is_asked_whether_any_service_account_may() {
+fn a_claim_is_allowed_if_any_service_account_is() {
     let of = |account: &str, allow| Rule {
         service_accounts: patterns(&[account]),
         namespaces: patterns(&["team-*"]),
@@ -313,12 +313,12 @@ proptest! {
         let check = |own| policy.check(Subject::Pod(Some(&identity)), &request, own);
         let answer = check(Some(&own));
         prop_assert_eq!(answer == Ok(PolicyDecision::Allowed), expected);
-        // What is answered without the own namespace is answered the same with it.
+        // An answer without the own namespace is the same as the answer with it.
         let early = check(None);
         if early != Ok(PolicyDecision::NeedsOwnNamespace) {
             prop_assert_eq!(early.is_ok(), expected);
         }
-        // A claim may what a pod of its namespace may.
+        // A claim may mount whatever a pod of its namespace may.
         if expected {
             let claim = policy.check(Subject::Claim(Some("a")), &request, Some(&own));
             prop_assert_eq!(claim, Ok(PolicyDecision::Allowed));

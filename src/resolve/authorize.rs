@@ -1,15 +1,14 @@
-//! Whether a pod's own identity may read the very objects of a revision.
+//! Checks whether a pod's own identity may read the objects of a revision.
 //!
-//! To list is not to read, and HEAD needs no more than to list: so the proof is
-//! a GET of one byte, of the largest file of each directory. Rules and conditions
-//! speak of names by their beginnings, so each directory may be one of its own. An
-//! object that was replaced is asked for by its name alone: the name is what
-//! permissions are about. An object that is gone proves nothing, and a revision
-//! with such an object counts as not cached: what is answered then is what would
-//! be if it had never been there.
+//! Permission to list is not permission to read, and HEAD needs only the former. So
+//! the proof is a GET of one byte, of the largest file of each directory: policies and
+//! conditions match names by their prefixes, so each directory may have its own. If an
+//! object was replaced, its name alone is requested, because permissions are about
+//! names. An object that is gone proves nothing, and a revision with such an object
+//! counts as not cached: the answer is the same as if it had never been cached.
 //!
-//! Whoever may not read gets one text, whether anything is there, was there, or
-//! is in the cache.
+//! An identity without permission always gets the same message, whether objects
+//! exist, existed, or are cached.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,46 +22,45 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Manifest, ManifestFile, ModelKey, ModelSource, shown};
 use crate::oci::{self, Bucket, ObjectName, ObjectSummary, Workload};
 
-/// Directories with files that one model may have where permission is asked for
-/// each of them: as much work for the service as a listing of 100,000 objects, and
-/// no more for one publish.
+/// The maximum number of directories with files in a model whose permissions are
+/// checked: as much work for the service as a listing of 100,000 objects.
 const MOST_DIRECTORIES: usize = 256;
 
-/// Requests of one proof that are under way at once.
+/// Concurrent requests of one proof.
 const AT_ONCE: usize = 8;
 
-/// A longer prefix is shortened in messages, which have to hold a statement too.
+/// The longest prefix in a message, which must also hold a policy statement.
 const PREFIX: usize = 120;
 
-/// What a pod's own identity may do with a revision.
+/// Whether a pod's own identity may read a revision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Permission {
-    /// Read it.
+    /// It may.
     Granted,
-    /// That cannot be shown any more: objects of it are gone, or it has no files.
+    /// It can no longer be proved: objects are gone, or the revision has no files.
     Unprovable,
 }
 
-/// What asking for one object has shown.
+/// The result of a probe of one object.
 enum Probe {
     Readable,
     Gone,
 }
 
-/// Asks whether pods may read revisions, and remembers who could.
+/// Checks whether pods may read revisions, and records the proofs.
 #[derive(Debug, Default)]
 pub(super) struct Authorizer {
     proofs: Proofs,
 }
 
 impl Authorizer {
-    /// Whether the route's own identity may read the revision. The driver's identity
-    /// needs no proof: what it may read is for the policy to share out.
+    /// Checks whether the route's identity may read the revision. The driver's identity
+    /// needs no proof: the policy decides who gets what it can read.
     ///
     /// # Errors
-    /// `NotFound`, with the text of [`unseen`], when an object may not be read;
-    /// `Precondition` for more directories than are asked about; what else Object
-    /// Storage and the identity service say.
+    /// `NotFound`, with the message of [`unseen`], if an object may not be read;
+    /// `Precondition` for too many directories; other errors of Object Storage and the
+    /// identity service.
     pub(super) async fn ask(
         &self,
         buckets: &KnownBuckets,
@@ -80,14 +78,14 @@ impl Authorizer {
         asked
     }
 
-    /// Whether this identity has shown within the hour that it may read the model.
-    /// The driver's own needs no proof.
+    /// Whether this identity has proved within the last hour that it may read the model.
+    /// The driver's own identity needs no proof.
     pub(super) fn was_granted(&self, route: &Route, model: &ModelKey) -> bool {
         route.workload().is_none_or(|workload| self.proofs.has(workload, model))
     }
 
-    /// Whether the route's own identity may read something of a listing: what is
-    /// wrong with the rest is only for those to know.
+    /// Checks whether the route's identity may read an object of a listing: only then
+    /// may it learn what is wrong with the listing.
     ///
     /// # Errors
     /// As [`Authorizer::ask`].
@@ -109,7 +107,7 @@ impl Authorizer {
         }
     }
 
-    /// What a failed listing means to a pod that asks with its own identity.
+    /// Translates the error of a failed listing for a pod with its own identity.
     pub(super) fn refusal(
         &self,
         route: &Route,
@@ -123,7 +121,7 @@ impl Authorizer {
         error
     }
 
-    /// A refusal is the end of all that was proved of the bucket; an outage is not.
+    /// Forgets all proofs for the bucket after a refusal, but not after an outage.
     fn forget_if_refused(&self, workload: &Workload, place: (&str, &str), error: &Error) {
         if matches!(
             error.kind(),
@@ -134,8 +132,8 @@ impl Authorizer {
     }
 }
 
-/// The one answer about a prefix of which a pod's own identity may read nothing:
-/// the same whether nothing is there, or it may not be seen, or it is cached.
+/// The answer about a prefix under which a pod's own identity may read nothing. It is
+/// the same whether the prefix is empty, unreadable, or cached.
 pub(super) fn unseen(source: &ModelSource, workload: &Workload) -> Error {
     Error::new(
         ErrorKind::NotFound,
@@ -154,10 +152,10 @@ pub(super) fn unseen(source: &ModelSource, workload: &Workload) -> Error {
     )
 }
 
-/// Leaves out which request it was: that would disclose what is cached.
+/// Translates an error without naming the request, which would disclose what is cached.
 fn refusal(error: oci::StorageError, source: &ModelSource, workload: &Workload) -> Error {
     if error.kind() == oci::StorageErrorKind::NotFound {
-        tracing::info!(%error, "refused to a pod's own identity");
+        tracing::info!(%error, "Object Storage refused a pod's own identity");
         return unseen(source, workload);
     }
     let attempted = format!(
@@ -195,13 +193,13 @@ async fn probe_all(
     match (readable, too_many) {
         (false, _) => Ok(Permission::Unprovable),
         (true, false) => Ok(Permission::Granted),
-        // Only whoever may read what was asked for learns how much there is.
+        // Only an identity that may read the requested objects may learn how many there are.
         (true, true) => Err(Error::new(
             ErrorKind::Precondition,
             format!(
-                "{} has files in more than {MOST_DIRECTORIES} directories, and permission is asked \
-                 for each of them where pods read with their own identities: name a longer prefix, \
-                 or leave some out with exclude",
+                "{} has files in more than {MOST_DIRECTORIES} directories, and permission is \
+                 checked for each of them if pods read with their own identities: name a longer \
+                 prefix, or leave some out with exclude",
                 source.title()
             ),
         )),
@@ -280,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn the_largest_file_of_each_directory_is_asked_for_and_the_largest_of_all_first() {
+    fn the_largest_file_of_each_directory_is_probed_largest_first() {
         let files = files(&[
             ("a", 3),
             ("b", 9),

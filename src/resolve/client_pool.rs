@@ -1,6 +1,6 @@
-//! Where the bucket of a request is, and as whom it is read: in the driver's
-//! own place and as the driver, unless the administrator lists the bucket, or a
-//! `StorageClass` names a region or an identity.
+//! Routes requests to buckets: where a bucket is, and as whom it is read. The
+//! default is the driver's own location and identity, unless the administrator lists
+//! the bucket, or a `StorageClass` names a region or an identity.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,43 +13,43 @@ use crate::model::{
 };
 use crate::oci::{self, AuthMethod, ObjectStorage, Settings, Workload};
 
-/// Clients kept for other places; beyond that they are made for each request.
+/// How many clients for other locations are kept; further ones are created per request.
 const KEPT: usize = 64;
 
-/// What begins an identity in a scope.
+/// The prefix of an identity in a scope.
 const APART: &str = "auth/";
 
-/// A bucket that is reached in another way than the driver's own.
+/// A bucket with another route than the driver's own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListedBucket {
     /// Its name.
     pub name: String,
-    /// Its Object Storage namespace; `None`: the driver's own tenancy's.
+    /// Its Object Storage namespace; `None` means that of the driver's own tenancy.
     pub namespace: Option<String>,
-    /// Its region; `None`: the driver's.
+    /// Its region; `None` means the driver's.
     pub region: Option<String>,
-    /// `http(s)://host[:port]` in place of the region's.
+    /// `http(s)://host[:port]` to use instead of the region's endpoint.
     pub endpoint: Option<String>,
-    /// How its requests are signed; `None`: as the driver's.
+    /// How its requests are signed; `None` means the driver's method.
     pub auth: Option<AuthMethod>,
 }
 
-/// All ways to buckets; cheap to clone.
+/// The clients for all routes; cheap to clone.
 #[derive(Clone)]
 pub struct ClientPool(Arc<ClientPoolInner>);
 
 struct ClientPoolInner {
     own: ObjectStorage,
-    /// What clients of other identities are made of.
+    /// The settings for clients of other identities.
     settings: Settings,
     listed: Vec<ListedBucket>,
-    /// One for each other identity, in the driver's own place. One that cannot
-    /// be made is tried again by the next request.
+    /// One client per other identity, in the driver's own location. The next request
+    /// retries a failed connection.
     others: Mutex<HashMap<AuthMethod, Arc<OnceCell<ObjectStorage>>>>,
     elsewhere: Mutex<HashMap<BucketLocation, ObjectStorage>>,
 }
 
-/// What an administrator chose of a way.
+/// The administrator's settings for a route.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 struct BucketLocation {
     region: Option<String>,
@@ -57,27 +57,27 @@ struct BucketLocation {
     auth: Option<AuthMethod>,
 }
 
-/// Who asks for a model.
+/// Who requests a model.
 #[derive(Debug, Clone, Copy)]
 pub enum Requester<'a> {
     /// The driver itself: a prefetch, a command.
     Driver,
     /// The Controller, for a claim.
     Claim {
-        /// The claim's Kubernetes namespace, where the provisioner sends it.
+        /// The claim's Kubernetes namespace, if the provisioner sends it.
         namespace: Option<&'a str>,
     },
-    /// A pod, as far as kubelet tells of it.
+    /// A pod.
     Pod {
-        /// Which one.
+        /// Its identity, if kubelet sends it.
         pod: Option<&'a PodIdentity>,
-        /// The tokens of its service account.
+        /// The tokens of its service account, if kubelet sends them.
         tokens: Option<&'a PodTokens>,
     },
 }
 
 impl Requester<'_> {
-    /// To whom the work for this caller is accounted.
+    /// The tenant to which the work for this requester is accounted.
     pub fn tenant(&self) -> Tenant {
         match self {
             Self::Driver => Tenant::Driver,
@@ -87,7 +87,8 @@ impl Requester<'_> {
     }
 }
 
-/// How one request is served: where, as whom, for whom, and apart from whom.
+/// How one request is served: the client and its location, the cache scope, and the
+/// tenant.
 #[derive(Debug, Clone)]
 pub struct Route {
     client: ObjectStorage,
@@ -97,7 +98,7 @@ pub struct Route {
 }
 
 impl Route {
-    /// Asks Object Storage.
+    /// The client for Object Storage.
     pub fn client(&self) -> &ObjectStorage {
         &self.client
     }
@@ -107,42 +108,42 @@ impl Route {
         &self.location
     }
 
-    /// To whom the request's work is accounted.
+    /// The tenant to which the request's work is accounted.
     pub fn tenant(&self) -> &Tenant {
         &self.tenant
     }
 
-    /// Which cached copies may be shared with whom.
+    /// The cache scope: which identities share a cached copy.
     pub fn scope(&self) -> &str {
         &self.scope
     }
 
-    /// The identity that a scope keeps apart, as [`ClientPool::route`] notes it.
+    /// The identity in a scope, as [`ClientPool::route`] writes it.
     pub(crate) fn auth_of_scope(scope: &str) -> Option<&str> {
         scope.split(' ').find_map(|part| part.strip_prefix(APART))
     }
 
-    /// The pod whose own identity asks, where it is not the driver's.
+    /// The pod whose own identity is used, or `None` for the driver's identity.
     pub fn workload(&self) -> Option<&Workload> {
         self.client.workload()
     }
 
-    /// The digest that "the same request" means on this way.
+    /// The digest by which requests on this route are the same.
     pub fn digest(&self, request: &ModelRequest) -> RequestDigest {
         request.digest(&self.scope, &self.location)
     }
 }
 
 impl ClientPool {
-    /// One client for every bucket. A request that wants another is refused
-    /// where that cannot be had from this client's settings.
+    /// Creates a pool of one client for every bucket. A request that needs another
+    /// client is refused if it cannot be created from this client's settings.
     pub fn alone(own: ObjectStorage) -> Self {
         let settings = Settings::new(own.method());
         Self::new(own, settings, Vec::new())
     }
 
-    /// The driver's own client, which is connected now, and what is listed,
-    /// which is connected when somebody asks for it.
+    /// Connects the driver's own client. The clients of listed buckets are connected
+    /// at their first use.
     ///
     /// # Errors
     /// Those of [`ObjectStorage::connect`] for the driver's own settings.
@@ -156,31 +157,33 @@ impl ClientPool {
         Self(Arc::new(ClientPoolInner { own, settings, listed, others, elsewhere }))
     }
 
-    /// The driver's own identity, where requests are signed.
+    /// The driver's own identity, if requests are signed.
     pub fn identity(&self) -> Option<&oci::identity::Identity> {
         self.0.own.identity()
     }
 
-    /// The namespace of buckets that name none: the driver's own tenancy's.
+    /// The namespace of buckets that name none: that of the driver's own tenancy.
     pub async fn own_namespace(&self, route: &Route) -> Result<NamespaceName> {
-        NamespaceName::parse(&self.who_knows(route).namespace().await?)
+        NamespaceName::parse(&self.namespace_client(route).namespace().await?)
     }
 
-    /// Whether that is known already to be another one.
+    /// Whether the own namespace is known and differs from this one.
     pub(super) fn is_another(&self, route: &Route, namespace: &NamespaceName) -> bool {
-        let known = self.who_knows(route).known_namespace();
+        let known = self.namespace_client(route).known_namespace();
         known.is_some_and(|known| known != namespace.as_str())
     }
 
-    /// Where pods ask with their own identities, the driver has none to ask with.
-    fn who_knows<'a>(&'a self, route: &'a Route) -> &'a ObjectStorage {
+    /// The client that knows the own namespace. If pods use their own identities, the
+    /// driver has none to ask with.
+    fn namespace_client<'a>(&'a self, route: &'a Route) -> &'a ObjectStorage {
         if self.0.own.needs_pod() { &route.client } else { &self.0.own }
     }
 
-    /// As [`ClientPool::own_namespace`], before the way is known.
+    /// As [`ClientPool::own_namespace`], before the route is known.
     ///
     /// # Errors
-    /// `Precondition` when only a pod can be told, and none asks.
+    /// `Precondition` if only a pod's identity can look it up, and the requester is
+    /// not a pod.
     pub async fn namespace_for(&self, caller: Requester<'_>) -> Result<NamespaceName> {
         NamespaceName::parse(&as_caller(self.0.own.clone(), caller)?.namespace().await?)
     }
@@ -193,13 +196,13 @@ impl ClientPool {
         Ok(self.client_of(request, Requester::Driver).await?.0.needs_pod())
     }
 
-    /// The way of a request in this cache scope.
+    /// The route of a request in this cache scope.
     ///
     /// # Errors
-    /// `Precondition` when a pod's own identity is needed, and no pod asks, or
-    /// kubelet sends no token of it. `Invalid` for an identity that is none; `Precondition` when the
-    /// administrator's settings for it cannot be used; `Unavailable` when it
-    /// takes a service to know the way, and that cannot be reached.
+    /// `Precondition` if a pod's own identity is needed and the requester is not a pod,
+    /// or kubelet sends no token of it. `Invalid` for an unknown identity. `Precondition`
+    /// if the administrator's settings for it cannot be used. `Unavailable` if a service
+    /// that is needed to find the route cannot be reached.
     pub async fn route(
         &self,
         request: &ModelRequest,
@@ -209,7 +212,7 @@ impl ClientPool {
         let (client, usual_method) = self.client_of(request, caller).await?;
         let client = as_caller(client, caller)?;
         let location = client.location().await?;
-        // What was brought as somebody else was not permitted to this one.
+        // This identity may not be allowed to read what another one downloaded.
         let scope = match client.method() {
             method if method == usual_method => scope.to_owned(),
             method if scope.is_empty() => format!("{APART}{method}"),
@@ -218,8 +221,8 @@ impl ClientPool {
         Ok(Route { client, location, scope, tenant: caller.tenant() })
     }
 
-    /// Who asks where, before a pod's own identity; and how such a bucket is
-    /// read usually.
+    /// The client of a request, without a pod's own identity, and the usual
+    /// authentication method of its bucket.
     async fn client_of(
         &self,
         request: &ModelRequest,
@@ -240,7 +243,7 @@ impl ClientPool {
         Ok((self.client(&place).await?, usual_method))
     }
 
-    /// What the administrator listed for the bucket.
+    /// The administrator's settings for the bucket.
     async fn usual(&self, request: &ModelRequest, caller: Requester<'_>) -> Result<BucketLocation> {
         for listed in self.0.listed.iter().filter(|one| one.name == request.bucket.as_str()) {
             let (theirs, wanted) = (listed.namespace.as_deref(), request.namespace.as_ref());
@@ -259,7 +262,7 @@ impl ClientPool {
         Ok(BucketLocation::default())
     }
 
-    /// Whether a place is in the region already.
+    /// Whether a location is in the region already.
     async fn is_in(&self, place: &BucketLocation, region: &str) -> Result<bool> {
         let settings = &self.0.settings;
         let here = place.region.is_none() && place.endpoint.is_none();
@@ -270,7 +273,7 @@ impl ClientPool {
         if configured.is_some_and(|configured| settings.same_region(configured, region)) {
             return Ok(true);
         }
-        // Also a region that the identity's services told.
+        // This includes a region that the identity's services reported.
         Ok(here && self.0.own.is_in(region).await?)
     }
 
@@ -288,13 +291,13 @@ impl ClientPool {
         let client = identity.at(place.region.as_deref(), place.endpoint.as_deref())?;
         let mut elsewhere = self.elsewhere();
         if elsewhere.len() < KEPT {
-            // Who was faster made the one that both use.
+            // A concurrent request may have inserted a client; both use that one.
             return Ok(elsewhere.entry(place.clone()).or_insert(client).clone());
         }
         Ok(client)
     }
 
-    /// Another identity, in the driver's own place.
+    /// The client of another identity, in the driver's own location.
     async fn other(&self, method: AuthMethod, place: &BucketLocation) -> Result<ObjectStorage> {
         let cell = {
             let mut others = self.0.others.lock().unwrap_or_else(PoisonError::into_inner);
@@ -302,7 +305,7 @@ impl ClientPool {
         };
         let connecting = || async {
             let mut settings = Settings { auth: method, ..self.0.settings.clone() };
-            // Any place will do to make it; where it asks is said below.
+            // Any location will do to create it; the caller sets the final one.
             settings.region = settings.region.or_else(|| place.region.clone());
             if method != AuthMethod::InstancePrincipal && settings.region.is_none() {
                 let location = self.0.own.location().await?;
@@ -324,8 +327,8 @@ impl ClientPool {
     }
 }
 
-/// The client as whom the caller asks: the pod's own identity, where that is
-/// what the administrator chose.
+/// The client with the identity of the requester: the pod's own identity, if the
+/// administrator chose that.
 fn as_caller(client: ObjectStorage, caller: Requester<'_>) -> Result<ObjectStorage> {
     if !client.needs_pod() {
         return Ok(client);
@@ -338,11 +341,11 @@ fn as_caller(client: ObjectStorage, caller: Requester<'_>) -> Result<ObjectStora
     };
     match caller {
         Requester::Driver | Requester::Claim { .. } => missing(
-            "no pod asks here: a bucket that the driver brings in by itself needs another auth in \
-             objectStorage.buckets",
+            "no pod requests it here: a bucket that the driver reads by itself needs another auth \
+             in objectStorage.buckets",
         ),
         Requester::Pod { pod: None, .. } => missing(
-            "kubelet does not say whose volume this is: set podInfoOnMount: true in the CSIDriver \
+            "kubelet does not send the pod's identity: set podInfoOnMount: true in the CSIDriver \
              object",
         ),
         Requester::Pod { tokens: None, .. } => missing(

@@ -14,7 +14,7 @@ use crate::oci::{AuthMethod, Environment, ObjectStorage, Settings};
 
 type Objects = Arc<Vec<(String, u64)>>;
 
-/// Lists its objects in any bucket; everything else is 404.
+/// A store that lists its objects in any bucket and answers 404 to everything else.
 pub(crate) struct FakeStore {
     endpoint: String,
     listings: Arc<AtomicUsize>,
@@ -22,7 +22,7 @@ pub(crate) struct FakeStore {
 }
 
 impl FakeStore {
-    /// A store of objects of these names and sizes, in the order of their names.
+    /// Starts a store of objects with these names and sizes, in the order of their names.
     pub(crate) async fn start(objects: &[(&str, u64)]) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
@@ -59,12 +59,12 @@ impl FakeStore {
         ObjectStorage::connect(settings).await.unwrap()
     }
 
-    /// Listings asked for until now.
+    /// The number of listings so far.
     pub(crate) fn listings(&self) -> usize {
         self.listings.load(Ordering::SeqCst)
     }
 
-    /// Whether requests are answered or kept waiting.
+    /// Answers requests, or keeps them waiting.
     pub(crate) fn set_open(&self, open: bool) {
         self.open.send_replace(open);
     }
@@ -100,7 +100,7 @@ async fn answer(
         "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\
          Connection: close\r\n\r\n{body}"
     );
-    // A client that went away is the test's doing.
+    // The test may have dropped the client.
     let _ = stream.write_all(answer.as_bytes()).await;
 }
 

@@ -1,9 +1,9 @@
-//! Buckets that have answered within the hour, against a service that is known
-//! to say 404 of such a bucket for moments.
+//! Buckets that have answered within the last hour. The service is known to answer
+//! 404 for an existing bucket at times; such an answer is retried.
 //!
-//! What counts is an answer to the same kind of request by the same identity: who
-//! may list need not be one who may read, and what one identity has seen is not
-//! for another to notice.
+//! Only an answer to the same kind of request by the same identity counts: an
+//! identity that may list may not be allowed to read, and one identity must not learn
+//! what another has seen.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -15,34 +15,35 @@ use super::Route;
 use super::proofs::AccountKey;
 use crate::oci::{self, AuthMethod, Bucket, StorageErrorKind};
 
-/// How long a bucket that answered is believed to exist, against a 404.
+/// How long a bucket that answered is assumed to exist despite a 404.
 const REMEMBERED: Duration = Duration::from_secs(60 * 60);
 
-/// Buckets that are remembered at once.
+/// The maximum number of remembered buckets.
 const KEPT: usize = 4096;
 
-/// The delays before asking again for a bucket that flickers.
-const FLICKER: [Duration; 3] =
+/// The delays before the retries of a request for a known bucket.
+const RETRY_DELAYS: [Duration; 3] =
     [Duration::from_millis(500), Duration::from_secs(1), Duration::from_secs(2)];
 
-/// What is asked of a bucket.
+/// The kind of a request for a bucket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum BucketOperation {
-    /// Which objects there are.
+    /// List objects.
     List,
-    /// Bytes of an object.
+    /// Read an object.
     Read,
 }
 
-/// What, where, and as whom.
+/// Operation, location, bucket and identity.
 type Key = (BucketOperation, String, Bucket, AuthMethod, Option<AccountKey>);
 
 #[derive(Debug, Default)]
 pub(super) struct KnownBuckets(Mutex<HashMap<Key, Instant>>);
 
 impl KnownBuckets {
-    /// Asks, and asks again when a bucket that answered this identity within the
-    /// hour in the same matter is said not to be there. That an object is not there is an answer.
+    /// Sends a request, and retries it if it says that the bucket does not exist although
+    /// the bucket answered this identity and operation within the last hour. A missing
+    /// object is an answer and is not retried.
     pub(super) async fn ask<T, F>(
         &self,
         asked: BucketOperation,
@@ -55,10 +56,10 @@ impl KnownBuckets {
         let account = route.workload().and_then(AccountKey::of);
         let method = route.client().method();
         let key = (asked, route.location().to_owned(), bucket.clone(), method, account);
-        for delay in FLICKER {
+        for delay in RETRY_DELAYS {
             match request().await {
                 Err(error) if is_of_bucket(&error) && self.knows(&key) => {
-                    tracing::warn!(%error, "a bucket that was there is said to be gone; asking again");
+                    tracing::warn!(%error, "Object Storage reports a known bucket as missing; retrying");
                     tokio::time::sleep(delay).await;
                 }
                 other => {

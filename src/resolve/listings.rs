@@ -1,5 +1,5 @@
-//! Listings: one for all who ask for a prefix as the same identity, whatever
-//! their filters, in memory that is taken before it is listed.
+//! Listings of prefixes. Requests with the same identity share one listing of a
+//! prefix, whatever their filters. Memory is reserved before the listing.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,21 +21,21 @@ use crate::flight::{Flights, Waiter};
 use crate::model::{ListedObject, ModelSource, ObjectListing, Tenant, size_text};
 use crate::oci::{self, Bucket, ObjectSummary, Workload};
 
-/// A listing goes on this long without a caller.
+/// How long a listing continues without a waiter.
 const GRACE: Duration = Duration::from_secs(30);
 
-/// What a listing may take before it needs a place among the large ones: some
-/// thousands of objects, and the answer that is read.
+/// The memory of a small listing in bytes: some thousands of objects, and the answer
+/// being read. A larger one needs a permit of the large listings.
 const SMALL: u64 = 1 << 20;
 
-/// What a manifest may take that needs no place: a thousand files.
+/// The memory of a manifest that needs no permit, in bytes: a thousand files.
 pub(super) const SMALL_MANIFEST: u64 = 256 << 10;
 
-/// How long memory is waited for before the caller is to come again: whoever
-/// waits holds what it has listed.
+/// How long to wait for memory before the caller must retry: a waiting listing holds
+/// the memory of what it has listed.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Tenants that one listing waits for memory with; others wait with these.
+/// How many tenants of one listing queue for memory; further ones wait for these.
 const TENANTS: usize = 64;
 
 /// A prefix as one identity sees it.
@@ -48,7 +48,7 @@ struct Key {
     prefix: String,
 }
 
-/// Who waits for a listing.
+/// The waiters of a listing.
 #[derive(Debug, Default)]
 pub(super) struct Waiters {
     pub(super) pulse: Arc<LastAnswer>,
@@ -66,8 +66,8 @@ impl Waiters {
         });
     }
 
-    /// Takes memory as soon as it is the turn of one of them, also of one that comes
-    /// meanwhile: what the first one has in use must not delay the others.
+    /// Takes memory as soon as it is the turn of one of the tenants, including those
+    /// that join meanwhile: memory that the first one already uses must not delay the others.
     async fn take(&self, budget: &MemoryBudget, bytes: u64) -> Result<MemoryPermit> {
         let mut tenants = self.tenants.subscribe();
         let mut taking = FuturesUnordered::new();
@@ -85,13 +85,13 @@ impl Waiters {
     }
 }
 
-/// A complete listing, and its memory.
+/// A complete listing with its memory permit.
 pub(super) struct HeldListing {
     pub(super) listing: ObjectListing,
     permit: MemoryPermit,
 }
 
-/// The listings under way, and the memory for them and what is made of them.
+/// The running listings, and the memory budgets for listings and manifests.
 #[derive(Clone)]
 pub(super) struct Listings(Arc<ListingsInner>);
 
@@ -113,7 +113,7 @@ impl Listings {
         buckets: &Arc<KnownBuckets>,
         authorizer: &Arc<Authorizer>,
     ) -> Self {
-        // Of the rest, downloads take the most.
+        // Downloads take most of the rest.
         let part = memory_limit() / 32;
         Self(Arc::new(ListingsInner {
             flights: Flights::new(GRACE, tasks.clone(), shutdown.clone()),
@@ -143,14 +143,14 @@ impl Listings {
         };
         let (inner, route_, title) = (Arc::clone(&self.0), route.clone(), title.to_owned());
         let source = source.clone();
-        let ticket = self.0.flights.join(key, Waiters::default(), move |waiters| async move {
+        let waiter = self.0.flights.join(key, Waiters::default(), move |waiters| async move {
             inner.list(&route_, &source, &bucket, &title, &waiters).await.map(Arc::new)
         });
-        ticket.progress().add(route.tenant());
-        ticket
+        waiter.progress().add(route.tenant());
+        waiter
     }
 
-    /// Memory for a manifest of this weight; none is needed for a small one.
+    /// Takes memory for a manifest of this weight; a small one needs none.
     pub(super) async fn for_manifest(
         &self,
         tenant: &Tenant,
@@ -180,7 +180,7 @@ impl ListingsInner {
         match self.buckets.ask(BucketOperation::List, (route, bucket), once).await {
             Ok(Ok(held)) => Ok(held),
             Ok(Err(ListingRefusal { error, largest })) => {
-                // Who may list need not be one who may read, and then hears of nothing else.
+                // An identity that may list may not be allowed to read; it must not learn anything else.
                 let largest = largest.filter(|_| route.workload().is_some());
                 self.authorizer.ask_for_one(&self.buckets, route, source, largest).await?;
                 Err(error)
@@ -189,7 +189,8 @@ impl ListingsInner {
         }
     }
 
-    /// What Object Storage said, and what that comes to.
+    /// Lists the prefix once. The outer result is Object Storage's, the inner one the
+    /// driver's limits.
     async fn list_once(
         &self,
         route: &Route,
@@ -228,7 +229,7 @@ impl ListingsInner {
         Ok(Ok(held))
     }
 
-    /// Adds a page, with a place among the large listings once it is one.
+    /// Adds a page; takes a permit of the large listings once the listing is large.
     async fn add(
         &self,
         held: &mut HeldListing,
@@ -252,21 +253,22 @@ impl ListingsInner {
     }
 }
 
-/// Why there is no listing, and whom it would tell.
+/// Why a listing failed, and its largest object: only an identity that can read that
+/// object may learn the reason.
 struct ListingRefusal {
     error: Error,
     largest: Option<ObjectSummary>,
 }
 
 impl HeldListing {
-    /// The largest object, whose bytes are worth the most.
+    /// The largest object.
     pub(super) fn largest(&self) -> Option<ObjectSummary> {
         let (name, size, etag) = self.listing.largest()?;
         Some(ObjectSummary { name, size, etag, ..ObjectSummary::default() })
     }
 }
 
-/// Takes memory, and says meanwhile that this is no outage.
+/// Waits for memory, and signals meanwhile that this is not an outage.
 async fn wait_for(
     budget: &MemoryBudget,
     taking: impl Future<Output = Result<MemoryPermit>>,
@@ -282,7 +284,8 @@ async fn wait_for(
         }
         if Instant::now() >= until {
             let text = format!(
-                "waiting for {} of memory: {} are in use by other large models; it is tried again",
+                "waiting for {} of memory: {} are in use by other large models; the call will be \
+                 retried",
                 size_text(bytes),
                 size_text(budget.taken())
             );
@@ -304,7 +307,7 @@ fn too_long(title: &str, most: u64) -> Error {
 }
 
 fn listed(object: ObjectSummary) -> ListedObject {
-    // "Restored" can be read; what is being restored cannot yet.
+    // A restored object can be read; one that is being restored cannot yet.
     let archived = match object.archival_state.as_deref() {
         Some(state) => !state.eq_ignore_ascii_case("restored"),
         None => object.storage_tier.as_deref().is_some_and(|t| t.eq_ignore_ascii_case("archive")),
@@ -321,9 +324,9 @@ mod tests {
     use crate::model::{BucketName, ModelRequest, Prefix};
 
     #[tokio::test]
-    async fn a_listing_waits_for_memory_no_longer_than_any_tenant_that_asks_for_it() {
+    async fn a_listing_waits_for_memory_no_longer_than_any_of_its_tenants() {
         let store = FakeStore::start(&[("m/w", 10)]).await;
-        let stores = ClientPool::alone(store.client().await);
+        let pool = ClientPool::alone(store.client().await);
         let listings = Listings::new(
             100,
             &TaskTracker::new(),
@@ -335,12 +338,12 @@ mod tests {
         let request = ModelRequest::of(None, BucketName::parse("b").unwrap(), prefix);
         let route = async |namespace| {
             let caller = Requester::Claim { namespace: Some(namespace) };
-            stores.route(&request, "", caller).await.unwrap()
+            pool.route(&request, "", caller).await.unwrap()
         };
         let (greedy, victim) = (route("greedy").await, route("victim").await);
         let source = ModelSource {
             location: victim.location().to_owned(),
-            namespace: stores.own_namespace(&victim).await.unwrap(),
+            namespace: pool.own_namespace(&victim).await.unwrap(),
             bucket: request.bucket.clone(),
             prefix: request.prefix.clone(),
         };

@@ -1,5 +1,5 @@
-//! The newest revision of a request in the cache. Leaving out the namespace of
-//! the driver's own tenancy and writing it are one request, so what either gets
+//! The newest cached revision of a request. A request without a namespace and one
+//! that names the namespace of the driver's own tenancy mean the same, so a result
 //! is recorded for both, and neither needs the network to find it.
 
 use std::time::Duration;
@@ -9,8 +9,8 @@ use crate::cache::{Cache, CachedModel};
 use crate::error::Result;
 use crate::model::{ModelKey, ModelRequest, NamespaceName};
 
-/// How long the own namespace may take, where only that can tell: a mount that
-/// waits for it during an outage is late by no more.
+/// How long to wait for the name of the own namespace if it is needed; this bounds
+/// the delay of a mount during an outage.
 const NAMESPACE: Duration = Duration::from_secs(1);
 
 /// The newest cached revision of a request, if it is complete.
@@ -21,7 +21,7 @@ pub(super) async fn find(
     route: &Route,
 ) -> Result<Option<CachedModel>> {
     let found = cache.latest(&route.digest(request)).await?;
-    // What was recorded without a namespace is of the own one of that time.
+    // A record without a namespace means the own namespace at that time.
     let is_meant = |model: &CachedModel| {
         request.namespace.is_some() || !resolver.is_another(route, &model.summary.source.namespace)
     };
@@ -29,7 +29,7 @@ pub(super) async fn find(
     if found.is_some() || request.namespace.is_some() || !cache.has_models().await? {
         return Ok(found);
     }
-    // Perhaps only requests that write the namespace were served until now.
+    // Perhaps only requests that name the namespace were served until now.
     match tokio::time::timeout(NAMESPACE, resolver.source(request, route)).await {
         Ok(Ok(source)) => {
             cache.latest(&route.digest(&naming(request, Some(&source.namespace)))).await
@@ -47,7 +47,7 @@ pub(crate) fn record(
 ) -> Result<()> {
     let source = &model.summary.source;
     let left_out = route.digest(&naming(request, None));
-    // What was recorded without a namespace is of the own one.
+    // A record without a namespace means the own one.
     let is_own = request.namespace.is_none()
         || cache
             .recorded_latest(&left_out)?

@@ -1,9 +1,9 @@
-//! When a service that does not answer is an outage, and what a call does then.
+//! Defines when an unresponsive service is an outage, and what a call does then.
 //!
-//! An outage has lasted since the first attempt that nothing answered, counted
-//! over all attempts of a volume: a new listing, a `Retry-After`, an answer that
-//! is none, and kubelet's next call for the volume begin no other count. What
-//! ends it is an answer: a page of a listing, or a refusal.
+//! An outage begins with the first unanswered attempt, counted over all attempts of
+//! a volume: a new listing, a `Retry-After`, an invalid answer, and kubelet's next
+//! call for the volume do not restart the count. An answer ends the outage: a page
+//! of a listing, or a refusal.
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -13,30 +13,30 @@ use tokio::time::Instant;
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// How long nothing has answered before an older revision is mounted.
+/// How long an outage must last before an older revision is mounted.
 pub(super) const OUTAGE: Duration = Duration::from_secs(10);
 
-/// Between two attempts during an outage.
+/// The pause between two attempts during an outage.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// How long a call of an outage that has lasted long enough still tries itself.
-const LOOK: Duration = Duration::from_secs(1);
+/// How long a call tries by itself when the outage has already lasted [`OUTAGE`].
+const OWN_ATTEMPT: Duration = Duration::from_secs(1);
 
-/// When an attempt was answered last: a long listing is no outage.
+/// The time of the last answer within an attempt: a long listing is not an outage.
 #[derive(Debug, Default)]
 pub(super) struct LastAnswer {
     own: Mutex<Option<Instant>>,
-    /// What it waits for.
+    /// The attempt that this one waits for.
     followed: OnceLock<Arc<LastAnswer>>,
 }
 
 impl LastAnswer {
-    /// Something that was asked for has come.
+    /// Records an answer now.
     pub(super) fn beat(&self) {
         *self.own.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 
-    /// Beats with another, too.
+    /// Counts the answers of another attempt, too.
     pub(super) fn follow(&self, other: Arc<Self>) {
         let _ = self.followed.set(other);
     }
@@ -47,18 +47,18 @@ impl LastAnswer {
     }
 }
 
-/// Since when nothing has answered for one volume; clones are the same.
+/// The time since which one volume has had no answer; clones share one state.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct UnansweredSince(Arc<Mutex<Option<Instant>>>);
 
 impl UnansweredSince {
-    /// Begins now, unless it lasts already; when it began.
+    /// Begins the silence now, unless it began before. Returns when it began.
     fn begin(&self) -> Instant {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(Instant::now)
     }
 
-    /// Something was answered at this time; since when nothing has been from then on.
-    fn broken_at(&self, answered: Option<Instant>) -> Instant {
+    /// Moves the beginning to the last answer, if there was one. Returns the beginning.
+    fn restart_at(&self, answered: Option<Instant>) -> Instant {
         let mut since = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let begun = *since.get_or_insert_with(Instant::now);
         *since.insert(answered.map_or(begun, |answered| answered.max(begun)))
@@ -69,28 +69,28 @@ impl UnansweredSince {
     }
 }
 
-/// One attempt to have something answered.
+/// One attempt to get an answer.
 pub(super) struct WatchedAttempt<'a, T> {
     /// Beats with each part of the answer.
     pub(super) pulse: Arc<LastAnswer>,
-    /// The answer; dropping it need not end what goes on.
+    /// The answer; dropping it does not necessarily stop the attempt.
     pub(super) answer: BoxFuture<'a, Result<T>>,
 }
 
-/// What came of asking.
+/// Outcome of an attempt.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum AttemptOutcome<T, F> {
     Answered(T),
-    /// There was an outage; this is instead of the answer.
+    /// There was an outage; this replaces the answer.
     Instead(F, Option<Error>),
 }
 
-/// Asks until there is an answer, or the outage has lasted [`OUTAGE`] and there is
-/// something to go on with instead.
+/// Retries until there is an answer, or until the outage has lasted [`OUTAGE`] and
+/// `instead` has a replacement.
 ///
 /// # Errors
-/// What is answered, at once; what was no answer, at once where there is nothing
-/// to go on with.
+/// An error that is an answer, at once. An error that is not an answer, at once if
+/// there is no replacement.
 pub(super) async fn ask<'a, T, F>(
     silence: &UnansweredSince,
     attempt: impl Fn() -> WatchedAttempt<'a, T>,
@@ -100,7 +100,7 @@ pub(super) async fn ask<'a, T, F>(
     let mut since = silence.begin();
     let mut current = attempt();
     loop {
-        let end = |since: Instant| (since + OUTAGE).max(begun + LOOK);
+        let end = |since: Instant| (since + OUTAGE).max(begun + OWN_ATTEMPT);
         let error = tokio::select! {
             answer = &mut current.answer => match answer {
                 Err(error) if error.kind() == ErrorKind::Unavailable => Some(error),
@@ -111,7 +111,7 @@ pub(super) async fn ask<'a, T, F>(
             },
             () = tokio::time::sleep_until(end(since)) => None,
         };
-        since = silence.broken_at(current.pulse.last());
+        since = silence.restart_at(current.pulse.last());
         let over = Instant::now() >= end(since);
         if error.is_none() && !over {
             continue;

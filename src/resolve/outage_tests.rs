@@ -1,6 +1,5 @@
-//! Outages in virtual time, over the flights and the retries of a real listing:
-//! what goes wrong is drawn at random, and how long a volume takes to its older
-//! revision is measured.
+//! Outages in virtual time, with the flights and retries of a real listing. The faults
+//! are random; the tests measure how long a volume waits for its older revision.
 
 use std::sync::Mutex;
 use std::time::SystemTime;
@@ -15,7 +14,7 @@ use crate::oci::{self, RetryPolicy};
 
 const TRIALS: u64 = 1000;
 
-/// Numbers that follow from a seed (splitmix64).
+/// A seeded generator of random numbers (splitmix64).
 #[derive(Clone)]
 struct Random(u64);
 
@@ -33,16 +32,16 @@ impl Random {
     }
 }
 
-/// What becomes of an attempt.
+/// How an attempt fails.
 #[derive(Debug, Clone, Copy)]
 enum AttemptFault {
-    /// No packet comes back: until the connection's, or the answer's time is over.
+    /// No packet comes back until a timeout after this many seconds.
     Silent(u64),
     Refused,
     Unavailable,
     /// With this `Retry-After`, in seconds.
     Throttled(u64),
-    /// A redirect, 501, or a proxy's page: not asked again by the client itself.
+    /// A redirect, 501, or a proxy's page, which the client itself does not retry.
     NoAnswer,
 }
 
@@ -74,14 +73,14 @@ async fn fails(fault: AttemptFault) -> oci::StorageError {
     error(kind).with_retry_after(after.map(Duration::from_secs))
 }
 
-/// A service that gives some pages and then goes away, for ever or not.
+/// A service that answers some pages and then fails, forever or for a while.
 struct Service {
     flights: Flights<(), LastAnswer, &'static str>,
     random: Arc<Mutex<Random>>,
     faults: Vec<AttemptFault>,
-    /// Pages that come, and the seconds that each of them takes.
+    /// The number of pages, and the seconds that each of them takes.
     pages: (u64, u64),
-    /// When it answers again.
+    /// When the service answers again.
     back: Option<Instant>,
 }
 
@@ -96,7 +95,7 @@ impl Service {
     fn attempt(&self) -> WatchedAttempt<'_, &'static str> {
         let (random, faults) = (Arc::clone(&self.random), self.faults.clone());
         let (pages, back) = (self.pages, self.back);
-        let mut ticket = self.flights.join((), LastAnswer::default(), move |pulse| async move {
+        let mut waiter = self.flights.join((), LastAnswer::default(), move |pulse| async move {
             for _ in 0..pages.0 {
                 tokio::time::sleep(Duration::from_secs(pages.1)).await;
                 pulse.beat();
@@ -113,8 +112,8 @@ impl Service {
                 attempts.again(fails(fault).await).await?;
             }
         });
-        let pulse = ticket.shared_progress();
-        WatchedAttempt { pulse, answer: async move { ticket.completed().await }.boxed() }
+        let pulse = waiter.shared_progress();
+        WatchedAttempt { pulse, answer: async move { waiter.completed().await }.boxed() }
     }
 
     async fn ask(
@@ -126,8 +125,8 @@ impl Service {
     }
 }
 
-/// One volume as kubelet asks for it, until it has its older revision; the time
-/// from the first attempt that nothing answered.
+/// Repeats kubelet's call for one volume until it gets its older revision. Returns the
+/// time since the first unanswered attempt.
 async fn time_to_stale(service: &Service, wait: Duration) -> Duration {
     let silence = UnansweredSince::default();
     let start = Instant::now();
@@ -154,14 +153,14 @@ async fn in_a_thousand_outages_an_older_revision_is_mounted_after_10_to_12_secon
     let mut random = Random(seed);
     let mut took = Vec::new();
     for trial in 0..TRIALS {
-        // One fault throughout, or each attempt another one.
+        // One fault for all attempts, or a random one per attempt.
         let faults = match trial % 3 {
             0 => FAULTS.to_vec(),
             _ => vec![random.pick(&FAULTS)],
         };
         let mut service = Service::new(Random(random.below(u64::MAX)), &faults);
         service.pages = random.pick(&[(0, 0), (0, 0), (1, 1), (5, 4), (3, 9)]);
-        // Each new listing gives its pages again, which is an answer.
+        // Each new listing returns its pages again, which count as answers.
         let wait = match service.pages.0 {
             0 => random.pick(&[4, 5, 9, 25, 110]),
             _ => 110,
@@ -180,7 +179,7 @@ async fn in_a_thousand_outages_an_older_revision_is_mounted_after_10_to_12_secon
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_listing_that_takes_long_page_by_page_is_no_outage() {
+async fn a_slow_listing_that_makes_progress_is_not_an_outage() {
     let mut service = Service::new(Random(1), &[]);
     service.pages = (30, 9);
     let start = Instant::now();
@@ -190,15 +189,15 @@ async fn a_listing_that_takes_long_page_by_page_is_no_outage() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_service_that_is_soon_back_is_asked_and_the_outage_is_over() {
+async fn a_service_that_recovers_soon_is_used_and_ends_the_outage() {
     for fault in [AttemptFault::Refused, AttemptFault::NoAnswer, AttemptFault::Throttled(1)] {
         let mut service = Service::new(Random(1), &[fault]);
-        // Later than this, the client's backoff may last until the ten seconds are over.
+        // With a later time, the client's backoff could exceed the ten seconds.
         service.back = Some(Instant::now() + Duration::from_millis(1500));
         let silence = UnansweredSince::default();
         let outcome = service.ask(&silence, true).await;
         assert_eq!(outcome, Ok(AttemptOutcome::Answered("current")), "{fault:?}");
-        // The next one counts its own seconds.
+        // The next outage starts a new count.
         service.back = None;
         tokio::time::sleep(Duration::from_secs(60)).await;
         let start = Instant::now();
@@ -215,7 +214,7 @@ async fn without_an_older_revision_an_unusable_answer_fails_at_once() {
     let error = service.ask(&UnansweredSince::default(), false).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     assert!(start.elapsed() < Duration::from_secs(1));
-    // And what a client repeats, when it has.
+    // A fault that the client retries fails after its last attempt.
     let service = Service::new(Random(1), &[AttemptFault::Unavailable]);
     let error = service.ask(&UnansweredSince::default(), false).await.unwrap_err();
     assert!(error.message().contains("8 attempts"), "{error}");

@@ -1,6 +1,6 @@
-//! Which service accounts have shown that they may read which revisions: what an
-//! outage of the services that could say so is bridged with. In memory, and for
-//! an hour at most: what was taken from an account meanwhile is not known here.
+//! Records which service accounts have proved that they may read which revisions.
+//! The records bridge an outage of the services that check permissions. They are in
+//! memory and valid for one hour, because a permission may be revoked meanwhile.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -11,13 +11,13 @@ use tokio::time::Instant;
 use crate::model::ModelKey;
 use crate::oci::Workload;
 
-/// How long a proof counts.
+/// How long a proof is valid.
 const LIFETIME: Duration = Duration::from_secs(60 * 60);
 
-/// Proofs that are remembered.
+/// The maximum number of proofs.
 const KEPT: usize = 4096;
 
-/// A service account, which another one of its name is not.
+/// A service account. A new account of the same name has another UID.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct AccountKey {
     namespace: String,
@@ -26,8 +26,7 @@ pub(super) struct AccountKey {
 }
 
 impl AccountKey {
-    /// `None` where the token did not say which account it is: then nothing is
-    /// remembered of it.
+    /// `None` if the token has no UID of the account; nothing is recorded then.
     pub(super) fn of(workload: &Workload) -> Option<Self> {
         let Workload { namespace, service_account: name, account_uid, .. } = workload.clone();
         Some(Self { namespace, name, uid: account_uid? })
@@ -45,7 +44,7 @@ struct Proof {
 pub(super) struct Proofs(Mutex<HashMap<(AccountKey, ModelKey), Proof>>);
 
 impl Proofs {
-    /// Remembers that the account could read the model; `place` is location and bucket.
+    /// Records that the account could read the model; `place` is location and bucket.
     pub(super) fn record(&self, workload: &Workload, model: ModelKey, place: (&str, &str)) {
         let Some(account) = AccountKey::of(workload) else { return };
         let mut proofs = self.lock();
@@ -53,14 +52,14 @@ impl Proofs {
         if proofs.len() >= KEPT && !proofs.contains_key(&key) {
             proofs.retain(|_, proof| proof.is_valid());
             if proofs.len() >= KEPT {
-                make_way(&mut proofs);
+                evict_one(&mut proofs);
             }
         }
         let (location, bucket) = (place.0.to_owned(), place.1.to_owned());
         proofs.insert(key, Proof { shown: Instant::now(), location, bucket });
     }
 
-    /// Ends all that the account has shown of the bucket.
+    /// Forgets all proofs of the account for the bucket.
     pub(super) fn forget(&self, workload: &Workload, place: (&str, &str)) {
         let Some(account) = AccountKey::of(workload) else { return };
         self.lock().retain(|(whose, _), proof| {
@@ -84,9 +83,9 @@ impl Proof {
     }
 }
 
-/// Removes the oldest proof of the namespace that has most, so that many proofs
-/// of one do not push out the few of another.
-fn make_way(proofs: &mut HashMap<(AccountKey, ModelKey), Proof>) {
+/// Removes the oldest proof of the namespace with the most proofs, so that one
+/// namespace cannot evict the proofs of another.
+fn evict_one(proofs: &mut HashMap<(AccountKey, ModelKey), Proof>) {
     let mut counts: HashMap<&str, usize> = HashMap::new();
     for (account, _) in proofs.keys() {
         *counts.entry(&account.namespace).or_default() += 1;
@@ -124,7 +123,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_proof_is_one_accounts_for_one_model_until_it_is_refused_or_an_hour_old() {
+    async fn a_proof_is_valid_for_one_account_and_model_until_a_refusal_or_for_an_hour() {
         let proofs = Proofs::default();
         let team_a = workload("team-a", "u-1", "1");
         proofs.record(&team_a, model("a"), PLACE);
@@ -145,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn of_an_account_whose_token_says_no_uid_nothing_is_remembered() {
+    fn nothing_is_recorded_for_an_account_without_a_uid() {
         let proofs = Proofs::default();
         let unknown = Workload { account_uid: None, ..workload("team-a", "", "1") };
         proofs.record(&unknown, model("a"), PLACE);
@@ -153,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_proof_of_whoever_has_most_makes_way() {
+    fn the_oldest_proof_of_the_largest_namespace_is_evicted() {
         let proofs = Proofs::default();
         let (few, many) = (workload("team-a", "u-1", "1"), workload("team-b", "u-2", "1"));
         proofs.record(&few, model("a"), PLACE);

@@ -1,4 +1,4 @@
-//! From a request to the exact set of object versions it means now.
+//! Resolves a request to the exact set of object versions that it means now.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,19 +21,20 @@ use crate::model::{
 };
 use crate::oci::{self, Bucket, Workload};
 
-/// Resolving goes on this long without a caller: long enough for the retry of
-/// one that gave up early.
+/// How long resolving continues without a waiter: long enough for the retry of a
+/// caller that gave up early.
 const GRACE: Duration = Duration::from_secs(30);
 
-/// Listings that are arranged at once, two of them of one tenant: patterns and names that are made for it take seconds.
+/// How many listings are arranged at once, at most two of them for one tenant: malicious patterns
+/// and names can take seconds.
 const ARRANGED_AT_ONCE: usize = 3;
 
-/// What is too much for one model.
+/// The limits of one model.
 #[derive(Debug, Clone, Copy)]
 pub struct ResolveLimits {
-    /// Objects under the prefix.
+    /// The maximum number of objects under the prefix.
     pub max_objects: usize,
-    /// Bytes of the model; `None` for no limit.
+    /// The maximum size of the model in bytes; `None` for no limit.
     pub max_bytes: Option<u64>,
 }
 
@@ -42,19 +43,19 @@ pub struct ResolveLimits {
 pub struct Resolver(Arc<ResolverInner>);
 
 struct ResolverInner {
-    stores: ClientPool,
+    pool: ClientPool,
     limits: ResolveLimits,
     buckets: Arc<KnownBuckets>,
     listings: Listings,
-    /// What a pod's own identity is answered is nobody else's.
-    /// Nor does a tenant wait for memory or a place in the queue of another.
+    /// An answer to a pod's own identity is never shared with another identity, and a
+    /// tenant never waits in the queue of another.
     flights: Flights<(RequestDigest, Option<Workload>, Tenant), LastAnswer, Arc<Manifest>>,
     authorizer: Arc<Authorizer>,
-    /// Shared by namespace.
+    /// Fair between tenants.
     arranging: FairSemaphore,
 }
 
-/// What came of a listing.
+/// The result of arranging a listing.
 enum ArrangedListing {
     Nothing,
     /// It needs memory of this weight first.
@@ -63,9 +64,9 @@ enum ArrangedListing {
 }
 
 impl Resolver {
-    /// A resolver that reads through `stores`.
+    /// Creates a resolver that reads through `pool`.
     pub fn new(
-        stores: ClientPool,
+        pool: ClientPool,
         limits: ResolveLimits,
         tasks: &TaskTracker,
         shutdown: &CancellationToken,
@@ -73,7 +74,7 @@ impl Resolver {
         let flights = Flights::new(GRACE, tasks.clone(), shutdown.clone());
         let (buckets, authorizer) = (Arc::default(), Arc::default());
         Self(Arc::new(ResolverInner {
-            stores,
+            pool,
             limits,
             listings: Listings::new(limits.max_objects, tasks, shutdown, &buckets, &authorizer),
             buckets,
@@ -83,22 +84,22 @@ impl Resolver {
         }))
     }
 
-    /// Where the request's model comes from.
+    /// The source of the request's model.
     pub async fn source(&self, request: &ModelRequest, route: &Route) -> Result<ModelSource> {
         self.0.source(request, route).await
     }
 
-    /// How a request is served in this cache scope; the same way is to be used
-    /// for all that is asked of it.
+    /// The route of a request of the driver in this cache scope. Use the same route for
+    /// all operations of the request.
     ///
     /// # Errors
     /// Those of [`ClientPool::route`].
     pub async fn route(&self, request: &ModelRequest, scope: &str) -> Result<Route> {
-        self.0.stores.route(request, scope, Requester::Driver).await
+        self.0.pool.route(request, scope, Requester::Driver).await
     }
 
-    /// As [`Resolver::route`], for somebody who asks with an identity of its own
-    /// where the administrator wants that.
+    /// As [`Resolver::route`], for any requester; with its own identity if the
+    /// administrator chose that.
     ///
     /// # Errors
     /// Those of [`ClientPool::route`].
@@ -108,7 +109,7 @@ impl Resolver {
         request: &ModelRequest,
         scope: &str,
     ) -> Result<Route> {
-        self.0.stores.route(request, scope, caller).await
+        self.0.pool.route(request, scope, caller).await
     }
 
     /// The Object Storage namespace of requests that name none.
@@ -116,13 +117,12 @@ impl Resolver {
     /// # Errors
     /// Those of [`ClientPool::namespace_for`].
     pub async fn own_namespace(&self, caller: Requester<'_>) -> Result<NamespaceName> {
-        self.0.stores.namespace_for(caller).await
+        self.0.pool.namespace_for(caller).await
     }
 
-    /// Whether this is known already to be another one than requests mean that name
-    /// none.
+    /// Whether the own namespace is known and differs from this one.
     pub(super) fn is_another(&self, route: &Route, namespace: &NamespaceName) -> bool {
-        self.0.stores.is_another(route, namespace)
+        self.0.pool.is_another(route, namespace)
     }
 
     /// Whether only a pod's own identity may read the request's bucket.
@@ -130,11 +130,11 @@ impl Resolver {
     /// # Errors
     /// Those of [`ClientPool::route`].
     pub async fn needs_pod(&self, request: &ModelRequest) -> Result<bool> {
-        self.0.stores.needs_pod(request).await
+        self.0.pool.needs_pod(request).await
     }
 
-    /// Whether the pod whose own identity this is may read this revision's own
-    /// objects; nothing is asked where the driver's identity is used.
+    /// Checks whether the pod of the route may read the objects of this revision. The
+    /// driver's own identity is not checked.
     ///
     /// # Errors
     /// Those of [`Authorizer::ask`].
@@ -142,24 +142,23 @@ impl Resolver {
         self.0.authorizer.ask(&self.0.buckets, route, manifest).await
     }
 
-    /// Whether this pod's service account has shown within the hour that it may
+    /// Whether the pod's service account has proved within the last hour that it may
     /// read the model. The driver's own identity needs no proof.
     pub(super) fn was_authorized(&self, route: &Route, model: &ModelKey) -> bool {
         self.0.authorizer.was_granted(route, model)
     }
 
-    /// The current revision. Callers that ask for the same at the same time
-    /// share one listing.
+    /// Resolves the current revision. Callers with the same request share one listing.
     ///
     /// # Errors
-    /// `NotFound` when nothing is selected (the message names both causes that
-    /// a 404 has); `Precondition` when what is selected cannot be a tree;
-    /// `Unavailable` when Object Storage cannot be asked.
+    /// `NotFound` if nothing is selected (the message names both causes of a 404);
+    /// `Precondition` if the selected objects cannot form a tree; `Unavailable` if
+    /// Object Storage cannot be reached.
     pub async fn resolve(&self, request: &ModelRequest, route: &Route) -> Result<Arc<Manifest>> {
         self.start(request, route).completed().await
     }
 
-    /// As [`Resolver::resolve`], for callers that watch how it goes on.
+    /// As [`Resolver::resolve`], for callers that watch the progress.
     pub(super) fn start(
         &self,
         request: &ModelRequest,
@@ -178,7 +177,7 @@ impl ResolverInner {
         let location = route.location().to_owned();
         let namespace = match &request.namespace {
             Some(namespace) => namespace.clone(),
-            None => self.stores.own_namespace(route).await?,
+            None => self.pool.own_namespace(route).await?,
         };
         let (bucket, prefix) = (request.bucket.clone(), request.prefix.clone());
         Ok(ModelSource { location, namespace, bucket, prefix })
@@ -195,13 +194,13 @@ impl ResolverInner {
         let mut listing = self.listings.start(route, &source, &request.title());
         pulse.follow(Arc::clone(&listing.progress().pulse));
         let held = listing.completed().await?;
-        // Only what is held counts from here on: it ends with its last user.
+        // From here on, only `held` keeps the listing's memory.
         drop(listing);
         let largest = held.largest().filter(|_| route.workload().is_some());
         let manifest = match self.arrange(held, request, route, &source, pulse).await {
             Ok(Some(manifest)) => manifest,
             Ok(None) => {
-                // What there is to be selected from is for those to know who may read it.
+                // Only an identity that may read the objects may learn which ones exist.
                 let may_know = route.workload().is_none() || largest.is_some();
                 self.authorizer.ask_for_one(&self.buckets, route, &source, largest).await?;
                 return Err(self.nothing(request, route, &source, &bucket, may_know).await);
@@ -211,8 +210,8 @@ impl ResolverInner {
                 return Err(error);
             }
         };
-        // Who may list need not be one who may read. Of a model without files the
-        // listing has shown everything.
+        // An identity that may list may not be allowed to read. A model without files has
+        // nothing beyond its listing.
         if let Some(workload) = route.workload().filter(|_| !manifest.files.is_empty())
             && self.authorizer.ask(&self.buckets, route, &manifest).await? != Permission::Granted
         {
@@ -221,7 +220,8 @@ impl ResolverInner {
         Ok(manifest)
     }
 
-    /// The manifest of what the request's filters select, off the reactor.
+    /// Builds the manifest of the objects that the request's filters select, off the
+    /// reactor.
     async fn arrange(
         &self,
         held: Arc<HeldListing>,
@@ -258,7 +258,7 @@ impl ResolverInner {
             match arranged.await? {
                 ArrangedListing::Nothing => return Ok(None),
                 ArrangedListing::Manifest(manifest) => return Ok(Some(*manifest)),
-                // Nothing is built before there is memory for it.
+                // Take the memory before building the manifest.
                 ArrangedListing::Large(weight) => {
                     let taken = self.listings.for_manifest(route.tenant(), weight, pulse).await?;
                     permit = Some((weight, taken));
@@ -267,8 +267,8 @@ impl ResolverInner {
         }
     }
 
-    /// Why nothing is selected, as far as it can be told: `may_know` is whether who
-    /// asks has shown to be one who may read what is there.
+    /// Explains why nothing is selected. `may_know` is whether the requester has proved
+    /// that it may read the objects.
     async fn nothing(
         &self,
         request: &ModelRequest,
@@ -281,8 +281,8 @@ impl ResolverInner {
         let not_found = |text: String| Error::new(ErrorKind::NotFound, text);
         if !request.filters.is_everything() && may_know {
             return not_found(format!(
-                "nothing under {:?} in {place} is selected by include and exclude, or nothing is \
-                 there; `oci os object list` with --prefix shows the names",
+                "no object under {:?} in {place} matches include and exclude, or the prefix is \
+                 empty; `oci os object list` with --prefix lists the names",
                 source.prefix.as_str()
             ));
         }
@@ -296,7 +296,7 @@ impl ResolverInner {
             if is_object {
                 return not_found(format!(
                     "prefix {name:?} in {place} is an object, not a directory of objects: name \
-                     the directory that holds it, with include for this object only"
+                     its directory, with include for this object only"
                 ));
             }
         }

@@ -1,4 +1,4 @@
-//! Which revision a request gets: the current one, or one that is cached.
+//! Selects the revision of a request: the current one, or a cached one.
 
 use std::sync::Arc;
 
@@ -12,14 +12,14 @@ use crate::cache::{Cache, CachedModel};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Manifest, ModelKey, ModelRequest, PullPolicy, Revision};
 
-/// What to mount.
+/// The selected revision.
 pub(crate) enum Selection {
-    /// This cached model; Object Storage was not asked.
+    /// This cached model, without a request to Object Storage.
     Cached(CachedModel),
-    /// This cached model, since Object Storage could not be asked.
+    /// This cached model, because Object Storage cannot be reached.
     Stale(CachedModel),
-    /// This revision, cached or not.
-    Wanted(Arc<Manifest>),
+    /// The current revision, cached or not.
+    Current(Arc<Manifest>),
 }
 
 /// Applies pull policy and revision to requests.
@@ -30,8 +30,8 @@ pub struct RevisionSelector {
 }
 
 impl RevisionSelector {
-    /// A chooser that asks `resolver`; `serve_stale` is the administrator's
-    /// `serveStaleOnOutage`.
+    /// Creates a selector that resolves through `resolver`; `serve_stale` is the
+    /// administrator's `serveStaleOnOutage`.
     pub fn new(resolver: Resolver, serve_stale: bool) -> Self {
         Self { resolver, serve_stale }
     }
@@ -40,9 +40,9 @@ impl RevisionSelector {
         &self.resolver
     }
 
-    /// What a request gets. `silence` is how long Object Storage has not answered
-    /// for its volume.
-    pub(crate) async fn choose(
+    /// Selects the revision of a request. `silence` is the time without an answer of
+    /// Object Storage for its volume.
+    pub(crate) async fn select(
         &self,
         cache: &Cache,
         request: &ModelRequest,
@@ -57,17 +57,17 @@ impl RevisionSelector {
         }
         let latest = self.latest(cache, request, route).await?;
         if let Some(model) = &latest
-            && let Some(choice) = self.cached(request, route, model, silence).await?
+            && let Some(selection) = self.cached(request, route, model, silence).await?
         {
-            return Ok(choice);
+            return Ok(selection);
         }
         match request.pull_policy {
             PullPolicy::Never => self.not_cached(request, route, latest).await,
-            _ => self.resolver.resolve(request, route).await.map(Selection::Wanted),
+            _ => self.resolver.resolve(request, route).await.map(Selection::Current),
         }
     }
 
-    /// This exact revision: a cached copy is as good as any, under any policy.
+    /// Selects an exact revision. A cached copy is always good enough, under any policy.
     async fn pinned(
         &self,
         cache: &Cache,
@@ -86,29 +86,29 @@ impl RevisionSelector {
             }
         };
         if let Some(model) = &model
-            && let Some(choice) = self.cached(request, route, model, silence).await?
+            && let Some(selection) = self.cached(request, route, model, silence).await?
         {
-            return Ok(choice);
+            return Ok(selection);
         }
         if request.pull_policy == PullPolicy::Never {
             return self.not_cached(request, route, model).await;
         }
         let manifest = self.resolver.resolve(request, route).await?;
         if manifest.revision == *revision {
-            return Ok(Selection::Wanted(manifest));
+            return Ok(Selection::Current(manifest));
         }
         Err(Error::new(
             ErrorKind::Precondition,
             format!(
-                "{} is at revision {}, and {revision} was asked for: upload that again, or ask \
-                 for the present one",
+                "{} is at revision {}, and {revision} was requested: upload that revision again, \
+                 or request the current one",
                 request.title(),
                 manifest.revision
             ),
         ))
     }
 
-    /// The current revision, or during an outage the newest one that is cached.
+    /// Selects the current revision, or during an outage the newest cached one.
     async fn current(
         &self,
         cache: &Cache,
@@ -117,12 +117,12 @@ impl RevisionSelector {
         silence: &UnansweredSince,
     ) -> Result<Selection> {
         if !self.serve_stale {
-            return self.resolver.resolve(request, route).await.map(Selection::Wanted);
+            return self.resolver.resolve(request, route).await.map(Selection::Current);
         }
         let attempt = || {
-            let mut ticket = self.resolver.start(request, route);
-            let pulse = ticket.shared_progress();
-            WatchedAttempt { pulse, answer: async move { ticket.completed().await }.boxed() }
+            let mut waiter = self.resolver.start(request, route);
+            let pulse = waiter.shared_progress();
+            WatchedAttempt { pulse, answer: async move { waiter.completed().await }.boxed() }
         };
         let instead = || {
             async {
@@ -132,22 +132,22 @@ impl RevisionSelector {
             .boxed()
         };
         Ok(match outage::ask(silence, attempt, instead).await? {
-            AttemptOutcome::Answered(manifest) => Selection::Wanted(manifest),
+            AttemptOutcome::Answered(manifest) => Selection::Current(manifest),
             AttemptOutcome::Instead(model, error) => {
                 tracing::warn!(
                     model = request.title(),
                     revision = model.summary.revision.as_str(),
                     error = error.map(|e| e.to_string()),
-                    "Object Storage cannot be asked; the newest cached revision is mounted"
+                    "Object Storage cannot be reached; mounting the newest cached revision"
                 );
                 Selection::Stale(model)
             }
         })
     }
 
-    /// A cached model, for those who may read its objects: that is asked also when
-    /// nothing else is. During an outage, who could read them within the hour still
-    /// may. `None` when its objects are gone, so that it cannot be shown.
+    /// Selects a cached model if the pod may read its objects, which is checked even
+    /// for a cache hit. During an outage, a permission within the last hour is enough.
+    /// `None` if objects are gone, so that the permission cannot be proved.
     async fn cached(
         &self,
         request: &ModelRequest,
@@ -185,15 +185,15 @@ impl RevisionSelector {
                 tracing::warn!(
                     model = request.title(),
                     error = error.map(|e| e.to_string()),
-                    "whether the pod may read the model cannot be asked; it could within the hour"
+                    "the pod's permission cannot be checked; it was granted within the last hour"
                 );
                 Some(Selection::Stale(model.clone()))
             }
         })
     }
 
-    /// Why `Never` gives nothing. Whoever asks with an identity of its own has to
-    /// be one who may read what is there: else the answer would disclose what is cached.
+    /// Explains why `Never` gives nothing. A pod with its own identity must be able to
+    /// read the model: otherwise the answer would disclose what is cached.
     async fn not_cached(
         &self,
         request: &ModelRequest,
@@ -202,7 +202,7 @@ impl RevisionSelector {
     ) -> Result<Selection> {
         if route.workload().is_some() {
             let manifest = self.resolver.resolve(request, route).await?;
-            // Without files, a listing shows all that there is to be shown.
+            // A model without files has nothing beyond its listing.
             if let Some(model) = cached.filter(|model| model.key == manifest.key()) {
                 return Ok(Selection::Cached(model));
             }
@@ -210,7 +210,7 @@ impl RevisionSelector {
         Err(Error::new(
             ErrorKind::NotFound,
             format!(
-                "{} is not in this node's cache, and pullPolicy Never forbids to download it; use \
+                "{} is not in this node's cache, and pullPolicy Never forbids the download; use \
                  IfNotPresent, or schedule the pod where it is cached",
                 request.title()
             ),

@@ -1,5 +1,5 @@
-//! What is remembered of a volume between kubelet's calls for it, until it is
-//! published or taken away.
+//! The state of a volume between kubelet's calls for it, until it is published or
+//! unpublished.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -11,14 +11,14 @@ use tokio::time::Instant;
 use super::PublishKey;
 use crate::resolve::UnansweredSince;
 
-/// A volume that is not asked for during this time is asked for no more: kubelet
-/// waits two minutes for an answer, and at most two before it asks again.
+/// A volume without a call for this long is forgotten: kubelet waits two minutes for
+/// an answer, and at most two more before its next call.
 const FORGOTTEN: Duration = Duration::from_secs(5 * 60);
 
-/// Volumes that are remembered at once.
+/// The maximum number of remembered volumes.
 const KEPT: usize = 4096;
 
-/// The publishes that have begun and are not through; clones are the same.
+/// The publishes that have begun and not ended; clones share one state.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Calls(Arc<Mutex<HashMap<PathBuf, PublishCall>>>);
 
@@ -26,7 +26,7 @@ pub(super) struct Calls(Arc<Mutex<HashMap<PathBuf, PublishCall>>>);
 #[derive(Debug, Clone)]
 pub(super) struct PublishCall {
     volume_id: String,
-    /// When the first call came.
+    /// The time of the first call.
     pub(super) first: Instant,
     last: Instant,
     /// Since when Object Storage has not answered for it.
@@ -34,7 +34,7 @@ pub(super) struct PublishCall {
 }
 
 impl Calls {
-    /// Notes a call for a volume, and says what is known from those before.
+    /// Records a call for a volume; returns its state, including earlier calls.
     pub(super) fn enter(&self, key: &PublishKey) -> PublishCall {
         let now = Instant::now();
         let mut calls = self.lock();
@@ -51,13 +51,13 @@ impl Calls {
             },
         };
         if calls.len() >= KEPT && !calls.contains_key(&key.target) {
-            make_way(&mut calls, now);
+            evict_oldest(&mut calls, now);
         }
         calls.insert(key.target.clone(), begun.clone());
         begun
     }
 
-    /// The volume is published, or gone.
+    /// Forgets a volume that is published, or gone.
     pub(super) fn end(&self, target: &Path) {
         self.lock().remove(target);
     }
@@ -67,7 +67,7 @@ impl Calls {
     }
 }
 
-fn make_way(calls: &mut HashMap<PathBuf, PublishCall>, now: Instant) {
+fn evict_oldest(calls: &mut HashMap<PathBuf, PublishCall>, now: Instant) {
     calls.retain(|_, begun| now.duration_since(begun.last) < FORGOTTEN);
     if calls.len() >= KEPT {
         let oldest = calls.iter().min_by_key(|(_, begun)| begun.last);

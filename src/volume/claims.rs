@@ -1,5 +1,5 @@
-//! The claims that volumes are made for, as the API server has them: one is
-//! read at a time, and only when a StorageClass asks for its annotations.
+//! Reads claims from the API server: one at a time, and only for a StorageClass that
+//! uses their annotations.
 
 use std::collections::HashMap;
 
@@ -13,7 +13,7 @@ use crate::model::shown;
 #[derive(Debug, Clone, Default)]
 pub struct ClaimReader(Option<ApiServer>);
 
-/// Which claim, by its names.
+/// The name of a claim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ClaimName<'a> {
     pub(super) namespace: &'a str,
@@ -21,7 +21,7 @@ pub(super) struct ClaimName<'a> {
 }
 
 impl ClaimReader {
-    /// Reads claims from this API server.
+    /// Creates a reader of claims from this API server.
     pub fn of(server: Option<ApiServer>) -> Self {
         Self(server)
     }
@@ -29,9 +29,9 @@ impl ClaimReader {
     /// The annotations of a claim.
     ///
     /// # Errors
-    /// `NotFound` when it is gone; `Denied` and `Unauthenticated` when the API
-    /// server refuses; `Unavailable` when it cannot be asked; `Invalid` when
-    /// there is none to ask.
+    /// `NotFound` if the claim is gone; `Denied` and `Unauthenticated` if the API
+    /// server refuses; `Unavailable` if it cannot be reached; `Invalid` if no API
+    /// server is configured.
     pub(super) async fn annotations(
         &self,
         claim: ClaimName<'_>,
@@ -60,8 +60,7 @@ impl std::fmt::Display for ClaimName<'_> {
 
 fn refusal(claim: ClaimName<'_>, failure: &ApiFailure) -> Error {
     if failure.is_not_found() {
-        let text =
-            format!("claim {claim}, whose annotation names the model, is not there any more");
+        let text = format!("claim {claim}, whose annotation names the model, no longer exists");
         return Error::new(ErrorKind::NotFound, text);
     }
     let (kind, remedy) = match failure.status().map(|status| status.as_u16()) {

@@ -1,4 +1,4 @@
-//! What the events of a pod, or of a claim, say of its model.
+//! The events of pods and claims about their models.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::events::{Events, InvolvedObject, ObjectKind, Reason};
 use crate::metrics::{Metrics, PublishResult};
 use crate::model::{PodIdentity, Warning, shown, size_text};
 
-/// Tells one pod; nobody when kubelet did not say which it is.
+/// Records events of one pod; none if kubelet did not send its identity.
 #[derive(Debug, Clone)]
 pub(super) struct EventRecorder<'a> {
     events: &'a Events,
@@ -21,48 +21,48 @@ impl<'a> EventRecorder<'a> {
         Self { events, pod }
     }
 
-    fn tell(&self, reason: Reason, note: &str) {
+    fn record(&self, reason: Reason, note: &str) {
         if let Some(pod) = self.pod {
             self.events.record(pod, reason, note);
         }
     }
 
-    /// Tells of a download as it goes on, for as long as this is polled.
+    /// Records the progress of a download for as long as this is polled.
     pub(super) async fn progress(&self, progress: &FillProgress, title: &str) {
         let mut second = tokio::time::interval(Duration::from_secs(1));
         loop {
             second.tick().await;
             let now = progress.snapshot();
             if now.phase == Phase::Downloading && now.done > 0 {
-                self.tell(Reason::Pulling, &now.text(title));
+                self.record(Reason::Pulling, &now.text(title));
             }
         }
     }
 
-    /// Tells how the pod came to its model.
+    /// Records how the pod got its model.
     pub(super) fn published(&self, how: PublishResult, model: &CachedModel, title: &str) {
         let (size, revision) = (size_text(model.summary.bytes), &model.summary.revision);
         match how {
             PublishResult::Hit => {
                 let note = format!("{title} ({size}) was in this node's cache");
-                self.tell(Reason::CacheHit, &note);
+                self.record(Reason::CacheHit, &note);
             }
             PublishResult::Joined | PublishResult::Downloaded => {
                 let note = format!("{title} ({size}) was downloaded and verified");
-                self.tell(Reason::Pulled, &note);
+                self.record(Reason::Pulled, &note);
             }
             PublishResult::Stale => {
                 let note = format!(
-                    "Object Storage could not be asked for {title}; the newest revision in this \
+                    "Object Storage cannot be reached for {title}; the newest revision in this \
                      node's cache, {revision}, was mounted (serveStaleOnOutage)"
                 );
-                self.tell(Reason::ServedStale, &note);
+                self.record(Reason::ServedStale, &note);
             }
             PublishResult::Failed => {}
         }
     }
 
-    /// Tells that no checksum could prove some files of the pod's model.
+    /// Records that some files of the pod's model could not be verified by a checksum.
     pub(super) fn unverified(&self, files: &Unverified, title: &str) {
         let (example, n) = (shown(&files.example, 200), files.files);
         let note = format!(
@@ -71,11 +71,11 @@ impl<'a> EventRecorder<'a> {
              unknown; upload them again with a CRC-32C checksum (oci os object put --force \
              --opc-checksum-algorithm CRC32C)"
         );
-        self.tell(Reason::Unverified, &note);
+        self.record(Reason::Unverified, &note);
     }
 
-    /// Records what should be looked at in a model that was published: in one
-    /// event, in the log, and in a metric.
+    /// Records the warnings about a published model: in one event, in the log, and in
+    /// a metric.
     pub(super) fn suspect(&self, warnings: &[Warning], title: &str, metrics: &Metrics) {
         for Warning { kind, text } in warnings {
             let reason = kind.label();
@@ -84,21 +84,26 @@ impl<'a> EventRecorder<'a> {
         }
         if !warnings.is_empty() {
             let texts: Vec<&str> = warnings.iter().map(|warning| warning.text.as_str()).collect();
-            self.tell(Reason::Suspect, &texts.join("; "));
+            self.record(Reason::Suspect, &texts.join("; "));
         }
     }
 
-    /// Tells why the pod waits for its model in vain.
+    /// Records why the pod does not get its model.
     pub(super) fn failed(&self, error: &Error) {
         if error.kind() != ErrorKind::InProgress {
-            self.tell(Reason::PullFailed, error.message());
+            self.record(Reason::PullFailed, error.message());
         }
     }
 }
 
-/// Tells a claim why no volume is made for it. Its UID stands in the volume's
-/// name, where external-provisioner puts it unless it is told otherwise.
-pub(super) fn not_made(events: &Events, claim: Option<ClaimName<'_>>, volume: &str, error: &Error) {
+/// Records in a claim's events why it gets no volume. The claim's UID comes from the
+/// volume's name, where external-provisioner puts it by default.
+pub(super) fn not_provisioned(
+    events: &Events,
+    claim: Option<ClaimName<'_>>,
+    volume: &str,
+    error: &Error,
+) {
     let Some(ClaimName { namespace, name }) = claim else { return };
     if error.kind() == ErrorKind::InProgress {
         return;
@@ -120,7 +125,7 @@ fn uid_in(volume: &str) -> Option<&str> {
     (lengths && hex).then_some(uid)
 }
 
-/// Tells every pod that shows damaged content.
+/// Records an event for every pod that mounts damaged content.
 pub(super) fn damaged(events: &Events, damage: &Damage) {
     for lease in &damage.volumes {
         if let Some(pod) = subject(lease) {
@@ -134,7 +139,7 @@ pub(super) fn damaged(events: &Events, damage: &Damage) {
     }
 }
 
-/// The pod of a lease: its name stands there, its UID in kubelet's path.
+/// The pod of a lease: its name is in the lease, its UID in kubelet's path.
 fn subject(lease: &LeaseRecord) -> Option<InvolvedObject> {
     let (namespace, name) = lease.pod.as_deref()?.split_once('/')?;
     let parts: Vec<_> = lease.target.iter().map(|part| part.to_string_lossy()).collect();
@@ -149,7 +154,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_claims_uid_stands_at_the_end_of_the_volumes_name() {
+    fn the_claims_uid_is_at_the_end_of_the_volumes_name() {
         let uid = "0f3c2a1e-7d55-4c0b-9a51-3f0c6f3e8f11";
         for volume in [format!("pvc-{uid}"), format!("models-{uid}"), uid.to_owned()] {
             assert_eq!(uid_in(&volume), Some(uid), "{volume}");

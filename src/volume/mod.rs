@@ -1,15 +1,15 @@
-//! The use cases: publish, unpublish, stats, and the provisioning of volumes.
-//! Each reads as the contract tells it; nothing here knows gRPC or Oracle.
+//! The use cases: publish, unpublish, stats, and the provisioning of volumes. They
+//! follow the contract and know neither gRPC nor Oracle.
 
 mod calls;
 mod claims;
 mod event_recorder;
+mod mounting;
 mod permit;
 mod provision;
 mod publish;
 mod records;
 mod scrub;
-mod show;
 mod targets;
 mod template;
 
@@ -22,41 +22,42 @@ pub use publish::Volumes;
 use crate::model::{ModelRequest, PodIdentity, PodTokens, RequestDigest};
 use crate::mount::BindOptions;
 
-/// What makes two publishes the same: known before anything else of a request.
+/// The identity of a publish: what makes two publishes the same. It is parsed before
+/// anything else of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PublishKey {
     /// CSI volume id.
     pub volume_id: String,
-    /// Absolute path below kubelet's directory of pods, free of symbolic links.
+    /// Absolute path below kubelet's directory of pods, without symbolic links.
     pub target: PathBuf,
-    /// Digest of our own keys and the mount options, by what they mean.
+    /// Digest of the driver's own keys and the mount options, by their meaning.
     pub digest: RequestDigest,
-    /// The same of the keys as they were written, which leases of earlier versions have.
+    /// The same digest of the keys as written, which leases of earlier versions have.
     pub as_written: RequestDigest,
 }
 
-/// A NodePublishVolume, parsed: every field is of a type that was validated.
+/// A parsed NodePublishVolume: every field has a validated type.
 #[derive(Debug, Clone)]
 pub struct PublishRequest {
-    /// Which volume, where, and which request.
+    /// The volume, its target, and the digest of the request.
     pub key: PublishKey,
-    /// What to show.
+    /// The model to mount.
     pub model: ModelRequest,
-    /// The pod, when kubelet's word on it can be trusted.
+    /// The pod, if kubelet's information on it can be trusted.
     pub pod: Option<PodIdentity>,
-    /// The tokens of the pod's service account, where kubelet sends them.
+    /// The tokens of the pod's service account, if kubelet sends them.
     pub tokens: Option<PodTokens>,
     /// Mount options beyond read-only, nosuid, nodev.
     pub options: BindOptions,
 }
 
-/// NodeGetVolumeStats: what the model takes, from its manifest.
+/// The answer to NodeGetVolumeStats, from the model's manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VolumeStats {
     /// Sum of the files' sizes.
     pub bytes: u64,
     /// Files and directories.
     pub inodes: u64,
-    /// What is wrong with the volume, if something is.
+    /// The volume's problem, if it has one.
     pub abnormal: Option<String>,
 }

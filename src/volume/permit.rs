@@ -1,4 +1,4 @@
-//! Whether the administrator's rules, as they are at this moment, allow a model.
+//! Checks a model against the administrator's current rules.
 
 use tokio::sync::watch;
 
@@ -7,11 +7,11 @@ use crate::model::ModelRequest;
 use crate::policy::{Policy, PolicyDecision, Subject};
 use crate::resolve::{Requester, Resolver};
 
-/// Allows, or says why not. Object Storage is asked for the own tenancy's
-/// namespace only where a rule depends on it and it was not asked before.
+/// Checks whether the rules allow the model. Asks Object Storage for the own
+/// tenancy's namespace only if a rule depends on it and it is not known yet.
 ///
 /// # Errors
-/// `Denied` by the rules; what [`Resolver::own_namespace`] says where it is needed.
+/// `Denied` by the rules; those of [`Resolver::own_namespace`] if it is needed.
 pub(super) async fn permit(
     policy: &watch::Receiver<Policy>,
     resolver: &Resolver,

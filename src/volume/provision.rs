@@ -1,5 +1,5 @@
-//! StorageClass volumes: a claim names a model, and the volume is that model's
-//! attributes. Nothing is made in Object Storage, so nothing is ever deleted.
+//! Volumes of StorageClasses: a claim names a model, and the volume consists of that
+//! model's attributes. Object Storage is never changed.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -20,21 +20,21 @@ use crate::policy::{Policy, Subject};
 use crate::resolve::Requester;
 use crate::resolve::Resolver;
 
-/// What every id of ours begins with; the digits tell the form's version.
+/// The prefix of every volume id, with the version of the form.
 const ID_FORM: &str = "ocimodel-v1-";
 
-/// Hex digits after it.
+/// The number of hex digits after the prefix.
 const ID_DIGITS: usize = 40;
 
-/// Volumes remembered, to tell a repeated call from one that differs.
+/// How many volumes are remembered, to distinguish a repeated call from one that differs.
 const RECORDS: usize = 10_000;
 
-/// How large a volume is to be, in bytes.
+/// The requested size of a volume, in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Capacity {
-    /// At least.
+    /// The minimum.
     pub required_bytes: u64,
-    /// At most; not less than `required_bytes`.
+    /// The maximum; not less than `required_bytes`.
     pub limit_bytes: Option<u64>,
 }
 
@@ -44,13 +44,13 @@ impl Capacity {
     }
 }
 
-/// A CreateVolume, parsed. No `Debug`: it is written by others.
+/// A parsed CreateVolume. It has no `Debug`, because its content is untrusted.
 pub struct ProvisionRequest {
-    /// Unique for a volume: the same name is the same volume.
+    /// The name of the volume: the same name means the same volume.
     pub name: String,
-    /// Of the StorageClass, with what external-provisioner adds.
+    /// The parameters of the StorageClass, and those that external-provisioner adds.
     pub parameters: HashMap<String, String>,
-    /// How large.
+    /// The requested size.
     pub capacity: Capacity,
 }
 
@@ -59,20 +59,20 @@ pub struct ProvisionRequest {
 pub struct NewVolume {
     /// CSI volume id; see [`is_volume_id`].
     pub id: String,
-    /// max(required, size of the model).
+    /// The size in bytes: max(required, size of the model).
     pub capacity_bytes: u64,
-    /// The attributes that a publish will carry; our own keys only.
+    /// The attributes that a publish will carry; the driver's own keys only.
     pub context: BTreeMap<String, String>,
 }
 
-/// Makes volumes of StorageClass parameters.
+/// Provisions volumes from StorageClass parameters.
 ///
-/// The id follows from the driver's and the volume's name alone. That the same
-/// name with other parameters or an incompatible capacity is refused comes
-/// from a record in memory of the last 10,000 volumes: after a restart, or
-/// beyond that number, such a request gets the same id and its own context.
-/// An annotation of the claim is read once, for the first call that makes the
-/// volume; what it says later is for other volumes.
+/// The id depends only on the names of the driver and the volume. A record in memory
+/// of the last 10,000 volumes makes the driver refuse the same name with other
+/// parameters or an incompatible capacity. After a restart, or beyond that number,
+/// such a request gets the same id with its own context. An annotation of the claim is
+/// read once, by the first call for the volume; a later change affects only other
+/// volumes.
 pub struct Provisioner {
     resolver: Resolver,
     policy: watch::Receiver<Policy>,
@@ -83,9 +83,9 @@ pub struct Provisioner {
 }
 
 impl Provisioner {
-    /// Asks Object Storage through `resolver` whether models exist that
-    /// `policy` allows; `claims` have the annotations that name them, and
-    /// `events` tell a claim why it gets none.
+    /// Creates a provisioner. It looks up models that `policy` allows through
+    /// `resolver`, reads annotations through `claims`, and records in `events` why a
+    /// claim gets no volume.
     pub fn new(
         resolver: Resolver,
         policy: watch::Receiver<Policy>,
@@ -97,50 +97,50 @@ impl Provisioner {
         Self { resolver, policy, claims, events, driver_name: driver_name.into(), records }
     }
 
-    /// The volume of this name; the model has to exist.
+    /// Creates the volume of this name; the model must exist.
     ///
-    /// Cancellation safe: a second call makes the same volume.
+    /// Cancellation safe: a second call creates the same volume.
     ///
     /// # Errors
-    /// `Invalid` for wrong parameters; `Denied` by the policy, also for a
-    /// volume that was made before; `InProgress` while another call is at
-    /// work on the name; `Conflict` when it was made of other parameters or
-    /// with a capacity that does not fit; `OutOfRange` when the model is
-    /// larger than the limit; `Precondition` when the pinned revision is not
-    /// the bucket's; what [`Resolver::resolve`] and the API server say.
+    /// `Invalid` for wrong parameters; `Denied` by the policy, even for a volume that
+    /// exists; `InProgress` while another call for the name runs; `Conflict` if the
+    /// volume was created with other parameters or an incompatible capacity;
+    /// `OutOfRange` if the model is larger than the limit; `Precondition` if the pinned
+    /// revision is not the current one; those of [`Resolver::resolve`] and of the API
+    /// server.
     pub async fn create(&self, request: ProvisionRequest) -> Result<NewVolume> {
-        let made = self.try_create(&request).await;
-        if let Err(error) = &made {
-            self.tell_refused(&request.parameters, &request.name, error);
+        let created = self.try_create(&request).await;
+        if let Err(error) = &created {
+            self.record_refusal(&request.parameters, &request.name, error);
         }
-        made
+        created
     }
 
-    /// Tells the claim of these parameters why no volume `name` is made for it.
-    pub fn tell_refused(&self, parameters: &HashMap<String, String>, name: &str, error: &Error) {
-        event_recorder::not_made(&self.events, template::claim(parameters), name, error);
+    /// Records in the events of the claim why it does not get the volume `name`.
+    pub fn record_refusal(&self, parameters: &HashMap<String, String>, name: &str, error: &Error) {
+        event_recorder::not_provisioned(&self.events, template::claim(parameters), name, error);
     }
 
     async fn try_create(&self, request: &ProvisionRequest) -> Result<NewVolume> {
         let parameters = &request.parameters;
-        // Whatever the claim says: the class has to be right.
+        // The class must be valid whatever the claim says.
         attributes(parameters, ClaimContext::Any)?;
         let id = self.id_of(&request.name);
-        let busy = self.records.enter(&id)?;
+        let lock = self.records.enter(&id)?;
         let asked = asked(parameters)?;
-        let made = self.records.get(&id);
-        if let Some(made) = made.as_ref().filter(|made| made.asked != asked) {
-            return Err(conflict(request, false, made.capacity_bytes));
+        let created = self.records.get(&id);
+        if let Some(created) = created.as_ref().filter(|created| created.asked != asked) {
+            return Err(conflict(request, false, created.capacity_bytes));
         }
-        let (model, context) = match &made {
-            Some(made) => with_prefix(parameters, made.prefix.clone())?,
+        let (model, context) = match &created {
+            Some(created) => with_prefix(parameters, created.prefix.clone())?,
             None => self.attributes(parameters).await?,
         };
         let namespace = template::namespace(parameters);
         let caller = Requester::Claim { namespace };
         let asking = (Subject::Claim(namespace), caller);
         permit(&self.policy, &self.resolver, asking, &model).await?;
-        if let Some(VolumeRecord { capacity_bytes, .. }) = made {
+        if let Some(VolumeRecord { capacity_bytes, .. }) = created {
             return match request.capacity.holds(capacity_bytes) {
                 true => Ok(NewVolume { id, capacity_bytes, context }),
                 false => Err(conflict(request, true, capacity_bytes)),
@@ -148,14 +148,14 @@ impl Provisioner {
         }
         let capacity_bytes = self.capacity(&model, caller, request.capacity).await?;
         let prefix = context.get("prefix").cloned().unwrap_or_default();
-        busy.remember(VolumeRecord { asked, digest: digest(&context), prefix, capacity_bytes });
+        lock.remember(VolumeRecord { asked, digest: digest(&context), prefix, capacity_bytes });
         Ok(NewVolume { id, capacity_bytes, context })
     }
 
-    /// What the parameters come to, with the claim's annotations where they ask for some.
+    /// Parses the parameters, with the claim's annotations if they use any.
     async fn attributes(&self, parameters: &HashMap<String, String>) -> Result<Attributes> {
-        let needy = parameters.get("prefix").filter(|prefix| template::needs_annotations(prefix));
-        if needy.is_none() {
+        let prefix = parameters.get("prefix");
+        if !prefix.is_some_and(|prefix| template::needs_annotations(prefix)) {
             return attributes(parameters, ClaimContext::Of(parameters));
         }
         let claim = template::claim(parameters)
@@ -171,11 +171,14 @@ impl Provisioner {
         wanted: Capacity,
     ) -> Result<u64> {
         if self.resolver.needs_pod(model).await? {
-            // Only the pod may look; it is told what is wrong when it starts.
-            tracing::info!(model = model.title(), "its pods' identities read it: not looked at");
+            // Only the pod's identity can check the model; errors appear when the pod starts.
+            tracing::info!(
+                model = model.title(),
+                "only the pods' identities can read the model: not checked"
+            );
             return Ok(wanted.required_bytes);
         }
-        // The scope names cached copies, of which there are none here.
+        // The Controller caches nothing, so the scope does not matter.
         let route = self.resolver.route_of(caller, model, "").await?;
         let manifest = self.resolver.resolve(model, &route).await?;
         if let Some(pinned) = model.revision.as_ref().filter(|&r| *r != manifest.revision) {
@@ -193,8 +196,8 @@ impl Provisioner {
             Some(limit) if bytes > limit => Err(Error::new(
                 ErrorKind::OutOfRange,
                 format!(
-                    "{} is {} ({bytes} bytes) large, more than the limit of {limit} bytes; raise \
-                     the claim's limit or leave it out",
+                    "{} has {} ({bytes} bytes), more than the limit of {limit} bytes; raise or \
+                     remove the claim's limit",
                     model.title(),
                     size_text(bytes)
                 ),
@@ -203,10 +206,10 @@ impl Provisioner {
         }
     }
 
-    /// Forgets a volume. Never touches an object; unknown ids are fine.
+    /// Forgets a volume. Never changes an object; accepts unknown ids.
     ///
     /// # Errors
-    /// `InProgress` while another call is at work on it.
+    /// `InProgress` while another call for the volume runs.
     pub fn delete(&self, id: &str) -> Result<()> {
         if is_volume_id(id) {
             self.records.enter(id)?.forget();
@@ -214,8 +217,8 @@ impl Provisioner {
         Ok(())
     }
 
-    /// Whether the id can be a volume's of this driver: the record in memory
-    /// ends with the process, so the form has to be enough.
+    /// Checks that the id can belong to a volume of this driver. Only its form is
+    /// checked, since the record in memory ends with the process.
     ///
     /// # Errors
     /// `NotFound` for an id of another form.
@@ -225,17 +228,17 @@ impl Provisioner {
         }
         let shown: String = id.chars().take(150).collect();
         let text = format!(
-            "volume {shown:?} is not one of {}: its ids are {ID_FORM} and {ID_DIGITS} digits",
+            "volume {shown:?} is not one of {}: its ids have the form {ID_FORM} and {ID_DIGITS} \
+             digits",
             self.driver_name
         );
         Err(Error::new(ErrorKind::NotFound, text))
     }
 
-    /// Whether these are parameters and a context that a volume can have.
-    /// Empty ones were not given.
+    /// Checks the parameters and the context of a volume; empty ones are not checked.
     ///
     /// # Errors
-    /// `Invalid`, saying what is wrong.
+    /// `Invalid`, with the reason.
     pub fn validate(
         &self,
         id: &str,
@@ -252,8 +255,8 @@ impl Provisioner {
         let (_, ours) = parse_attributes(context, AttributeSource::Administrator)
             .map_err(|error| error.context("volume_context"))?;
         match self.records.get(id) {
-            Some(made) if made.digest != digest(&ours) => Err(Error::invalid(format!(
-                "volume_context is not the one that {id} was made with"
+            Some(created) if created.digest != digest(&ours) => Err(Error::invalid(format!(
+                "volume_context differs from the one that {id} was created with"
             ))),
             _ => Ok(()),
         }
@@ -273,12 +276,12 @@ pub fn is_volume_id(id: &str) -> bool {
     })
 }
 
-/// A model, and what a publish will carry of it.
+/// A model, and the attributes that a publish will carry.
 type Attributes = (ModelRequest, BTreeMap<String, String>);
 
-/// The attributes that parameters mean for a claim.
+/// Parses the parameters of a StorageClass into attributes for a claim.
 fn attributes(parameters: &HashMap<String, String>, claim: ClaimContext<'_>) -> Result<Attributes> {
-    // Keys of Kubernetes have a slash, and their values are not ours to judge.
+    // Keys with a slash belong to Kubernetes; their values are not checked.
     let misplaced = parameters.iter().find(|(key, value)| {
         *key != "prefix" && !key.contains('/') && template::is_template(value)
     });
@@ -300,8 +303,8 @@ fn with_prefix(parameters: &HashMap<String, String>, prefix: String) -> Result<A
     parse_attributes(&expanded, AttributeSource::Administrator)
 }
 
-/// What makes two requests of a name the same. Annotations count as they are
-/// written in the class, together with the claim that has them.
+/// The digest by which two requests for a name are the same. Annotations count as
+/// written in the class, together with the name of the claim.
 fn asked(parameters: &HashMap<String, String>) -> Result<RequestDigest> {
     let mut ours = own_attributes(parameters);
     if let Some(prefix) = parameters.get("prefix") {
@@ -326,12 +329,12 @@ fn conflict(request: &ProvisionRequest, same_parameters: bool, capacity_bytes: u
         let Capacity { required_bytes, limit_bytes } = request.capacity;
         let limit = limit_bytes.map_or(String::new(), |limit| format!(" and at most {limit}"));
         format!(
-            "volume {name} was made with {capacity_bytes} bytes, which is not at least \
+            "volume {name} was created with {capacity_bytes} bytes, which is not at least \
              {required_bytes}{limit}; delete it first, or use another name"
         )
     } else {
         format!(
-            "volume {name} was made with other parameters; delete it first, or use another name"
+            "volume {name} was created with other parameters; delete it first, or use another name"
         )
     };
     Error::new(ErrorKind::Conflict, text)

@@ -1,4 +1,4 @@
-//! Provisioning over a store that answers.
+//! Provisioning with a fake store.
 
 use super::*;
 use crate::resolve::fake::FakeStore;
@@ -48,7 +48,7 @@ fn with_parameter(mut request: ProvisionRequest, key: &str, value: &str) -> Prov
 }
 
 #[tokio::test]
-async fn a_claims_name_is_the_model_and_nothing_of_kubernetes_is_kept() {
+async fn a_claims_name_selects_the_model_and_kubernetes_keys_are_dropped() {
     let provisioner = provisioner(&store().await).await;
     let volume = provisioner.create(claim("pvc-1", "llama3-8b")).await.unwrap();
     assert!(is_volume_id(&volume.id) && volume.id.len() <= 128, "{}", volume.id);
@@ -58,7 +58,7 @@ async fn a_claims_name_is_the_model_and_nothing_of_kubernetes_is_kept() {
 }
 
 #[tokio::test]
-async fn a_claim_may_be_larger_than_its_model_and_a_limit_may_not_be_smaller() {
+async fn a_claim_may_be_larger_than_its_model_but_its_limit_may_not_be_smaller() {
     let provisioner = provisioner(&store().await).await;
     let of = |name: &str| claim(name, "llama3-8b");
     let fifty = 50 << 30;
@@ -72,7 +72,7 @@ async fn a_claim_may_be_larger_than_its_model_and_a_limit_may_not_be_smaller() {
 }
 
 #[tokio::test]
-async fn the_same_name_again_is_the_same_volume_without_asking_again() {
+async fn a_repeated_name_gives_the_same_volume_without_another_listing() {
     let store = store().await;
     let provisioner = provisioner(&store).await;
     let first = provisioner.create(claim("pvc-1", "phi3")).await.unwrap();
@@ -89,11 +89,11 @@ async fn the_same_name_again_is_the_same_volume_without_asking_again() {
 #[tokio::test]
 async fn the_same_name_with_other_parameters_or_capacity_is_a_conflict() {
     let provisioner = provisioner(&store().await).await;
-    let made = with_capacity(claim("pvc-1", "phi3"), 100, Some(100));
-    let made = provisioner.create(made).await.unwrap();
+    let created = with_capacity(claim("pvc-1", "phi3"), 100, Some(100));
+    let created = provisioner.create(created).await.unwrap();
     for (different, says) in [
-        (with_capacity(claim("pvc-1", "phi3"), 200, Some(200)), "made with 100 bytes"),
-        (with_capacity(claim("pvc-1", "phi3"), 0, Some(99)), "made with 100 bytes"),
+        (with_capacity(claim("pvc-1", "phi3"), 200, Some(200)), "created with 100 bytes"),
+        (with_capacity(claim("pvc-1", "phi3"), 0, Some(99)), "created with 100 bytes"),
         (claim("pvc-1", "llama3-8b"), "other parameters"),
         (with_parameter(claim("pvc-1", "phi3"), "pullPolicy", "Never"), "other parameters"),
     ] {
@@ -102,16 +102,16 @@ async fn the_same_name_with_other_parameters_or_capacity_is_a_conflict() {
         assert!(error.message().contains(says), "{error}");
     }
     let fitting = with_capacity(claim("pvc-1", "phi3"), 50, None);
-    assert_eq!(provisioner.create(fitting).await.unwrap(), made);
+    assert_eq!(provisioner.create(fitting).await.unwrap(), created);
     let no_slash = with_parameter(claim("pvc-1", "phi3"), "prefix", "models/${pvc.name}");
-    assert_eq!(provisioner.create(no_slash).await.unwrap().id, made.id, "the same directory");
+    assert_eq!(provisioner.create(no_slash).await.unwrap().id, created.id, "the same directory");
 
-    provisioner.delete(&made.id).unwrap();
+    provisioner.delete(&created.id).unwrap();
     provisioner.create(claim("pvc-1", "llama3-8b")).await.unwrap();
 }
 
 #[tokio::test]
-async fn a_model_that_is_not_there_or_not_pinned_is_no_volume() {
+async fn a_missing_model_or_pinned_revision_gives_no_volume() {
     let provisioner = provisioner(&store().await).await;
     let error = provisioner.create(claim("pvc-1", "phi4")).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotFound);
@@ -127,7 +127,7 @@ async fn a_model_that_is_not_there_or_not_pinned_is_no_volume() {
 }
 
 #[tokio::test]
-async fn wrong_parameters_are_refused_before_anything_is_asked() {
+async fn wrong_parameters_are_refused_before_any_listing() {
     let store = store().await;
     let provisioner = provisioner(&store).await;
     for (key, value, says) in [
@@ -152,7 +152,7 @@ async fn wrong_parameters_are_refused_before_anything_is_asked() {
 }
 
 #[tokio::test]
-async fn a_second_call_for_a_name_at_work_is_told_to_come_again() {
+async fn a_second_call_for_a_name_is_in_progress() {
     let store = store().await;
     let provisioner = provisioner(&store).await;
     store.set_open(false);
@@ -162,12 +162,12 @@ async fn a_second_call_for_a_name_at_work_is_told_to_come_again() {
     let error = provisioner.create(claim("pvc-1", "phi3")).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InProgress);
     store.set_open(true);
-    let made = first.await.unwrap();
-    assert_eq!(provisioner.create(claim("pvc-1", "phi3")).await.unwrap(), made);
+    let created = first.await.unwrap();
+    assert_eq!(provisioner.create(claim("pvc-1", "phi3")).await.unwrap(), created);
 }
 
 #[tokio::test]
-async fn a_call_that_was_cut_off_leaves_nothing_in_the_way() {
+async fn a_cancelled_call_does_not_block_the_next_one() {
     let store = store().await;
     let provisioner = provisioner(&store).await;
     store.set_open(false);
@@ -181,7 +181,7 @@ async fn a_call_that_was_cut_off_leaves_nothing_in_the_way() {
 }
 
 #[tokio::test]
-async fn deleting_is_fine_for_every_id_and_asks_nothing() {
+async fn delete_accepts_every_id_without_a_listing() {
     let store = store().await;
     let provisioner = provisioner(&store).await;
     let own_form = format!("{ID_FORM}{}", "0".repeat(ID_DIGITS));
@@ -192,7 +192,7 @@ async fn deleting_is_fine_for_every_id_and_asks_nothing() {
 }
 
 #[test]
-fn ids_of_ours_are_told_from_others_by_their_form() {
+fn volume_ids_of_this_driver_are_recognized_by_their_form() {
     let digits = "0a".repeat(20);
     assert!(is_volume_id(&format!("ocimodel-v1-{digits}")));
     for other in [
@@ -208,32 +208,32 @@ fn ids_of_ours_are_told_from_others_by_their_form() {
 }
 
 #[tokio::test]
-async fn what_was_made_validates_and_what_cannot_be_does_not() {
+async fn the_context_of_a_created_volume_is_valid_and_an_impossible_one_is_not() {
     let provisioner = provisioner(&store().await).await;
     let request = claim("pvc-1", "phi3");
     let parameters = request.parameters.clone();
-    let made = provisioner.create(request).await.unwrap();
-    let context: HashMap<_, _> = made.context.clone().into_iter().collect();
+    let created = provisioner.create(request).await.unwrap();
+    let context: HashMap<_, _> = created.context.clone().into_iter().collect();
     let none = HashMap::new();
 
     assert_eq!(provisioner.find("foreign").unwrap_err().kind(), ErrorKind::NotFound);
-    provisioner.find(&made.id).unwrap();
-    provisioner.validate(&made.id, &parameters, &context).unwrap();
-    provisioner.validate(&made.id, &none, &none).unwrap();
-    // As a caller has them that knows nothing of the claim.
+    provisioner.find(&created.id).unwrap();
+    provisioner.validate(&created.id, &parameters, &context).unwrap();
+    provisioner.validate(&created.id, &none, &none).unwrap();
+    // Parameters of a caller that does not know the claim.
     let plain = map(&[("bucket", "b"), ("prefix", "models/${pvc.name}/")]);
-    provisioner.validate(&made.id, &plain, &none).unwrap();
+    provisioner.validate(&created.id, &plain, &none).unwrap();
 
     let other = map(&[("bucket", "b"), ("prefix", "x")]);
     for (parameters, context, says) in [
-        (&none, &other, "not the one"),
+        (&none, &other, "differs from the one"),
         (&none, &map(&[("bucket", "b")]), "volume_context: attribute prefix is missing"),
         (&map(&[("prefix", "${x}")]), &none, "parameters: unknown variable"),
     ] {
-        let error = provisioner.validate(&made.id, parameters, context).unwrap_err();
+        let error = provisioner.validate(&created.id, parameters, context).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Invalid);
         assert!(error.message().contains(says), "{error}");
     }
-    provisioner.delete(&made.id).unwrap();
-    provisioner.validate(&made.id, &none, &other).unwrap();
+    provisioner.delete(&created.id).unwrap();
+    provisioner.validate(&created.id, &none, &other).unwrap();
 }

@@ -26,7 +26,7 @@ use crate::resolve::UnansweredSince;
 use crate::resolve::{Requester, Route, newest};
 use crate::resolve::{RevisionSelector, Selection};
 
-/// Times that a model may change under a publish before that is the answer.
+/// How often a model may change during a publish before that is an error.
 const RESOLVES: u32 = 3;
 
 /// The volumes of this node; cheap to clone.
@@ -38,7 +38,7 @@ pub(super) struct VolumesInner {
     /// kubelet's root directory.
     pub(super) kubelet: PathBuf,
     engine: Engine,
-    chooser: RevisionSelector,
+    selector: RevisionSelector,
     policy: watch::Receiver<Policy>,
     targets: Targets,
     calls: Calls,
@@ -47,25 +47,26 @@ pub(super) struct VolumesInner {
 }
 
 impl Volumes {
-    /// The use cases over these parts; `kubelet` is kubelet's root directory. A
-    /// change of the policy holds from the next question on; what is mounted stays.
+    /// Creates the use cases on top of these parts; `kubelet` is kubelet's root
+    /// directory. A change of the policy applies from the next check on; mounted
+    /// models stay mounted.
     pub fn new(
         cache: Cache,
         kubelet: PathBuf,
         engine: Engine,
-        chooser: RevisionSelector,
+        selector: RevisionSelector,
         policy: watch::Receiver<Policy>,
         events: Events,
         metrics: Arc<Metrics>,
     ) -> Self {
         let (targets, calls) = (Targets::default(), Calls::default());
-        let told = events.clone();
-        cache.on_damage(move |damage| event_recorder::damaged(&told, damage));
+        let recorder = events.clone();
+        cache.on_damage(move |damage| event_recorder::damaged(&recorder, damage));
         let inner = VolumesInner {
             cache,
             kubelet,
             engine,
-            chooser,
+            selector,
             policy,
             targets,
             calls,
@@ -79,21 +80,21 @@ impl Volumes {
         &self.0.cache
     }
 
-    pub(super) fn chooser(&self) -> &RevisionSelector {
-        &self.0.chooser
+    pub(super) fn selector(&self) -> &RevisionSelector {
+        &self.0.selector
     }
 
     pub(super) fn engine(&self) -> &Engine {
         &self.0.engine
     }
 
-    /// Shows a model at the target path, read-only, or says why not.
+    /// Mounts a model read-only at the target path.
     ///
-    /// Waits for a download at most `wait`; then the answer is `InProgress`
-    /// with the progress, the download goes on, and the next call joins it.
+    /// Waits at most `wait` for a download. Then the answer is `InProgress` with the
+    /// progress, the download continues, and the next call joins it.
     ///
-    /// Cancellation safe: what must not be left half done (lease and mount) is
-    /// finished even when the caller goes away.
+    /// Cancellation safe: lease and mount, which must not be left half done, are
+    /// finished even if the caller goes away.
     pub async fn publish(&self, request: PublishRequest, wait: Duration) -> Result<()> {
         let started = Instant::now();
         let pod = request.pod.clone();
@@ -109,8 +110,8 @@ impl Volumes {
         }
         match &result {
             Ok(None) => {}
-            Ok(Some((how, first))) => {
-                self.0.metrics.published(*how, first.elapsed().as_secs_f64());
+            Ok(Some((result, first))) => {
+                self.0.metrics.published(*result, first.elapsed().as_secs_f64());
             }
             Err(error) if error.kind() == ErrorKind::InProgress => {}
             Err(_) => {
@@ -121,93 +122,96 @@ impl Volumes {
         result.map(|_| ())
     }
 
-    /// Tells a pod of a publish that is no request of ours, which nobody can carry out.
-    pub fn tell_refused(&self, pod: Option<&PodIdentity>, error: &Error) {
+    /// Records in the pod's events a publish that was refused as malformed.
+    pub fn record_refusal(&self, pod: Option<&PodIdentity>, error: &Error) {
         EventRecorder::new(&self.0.events, pod).failed(error);
     }
 
-    /// How it was published, and when the first call for the volume came; `None` when
-    /// it was published before.
+    /// Publishes the volume. Returns the result and the time of the first call for it,
+    /// or `None` if it was published before.
     async fn try_publish(
         &self,
         request: PublishRequest,
         deadline: Instant,
     ) -> Result<Option<(PublishResult, Instant)>> {
         let guard = self.0.targets.enter(&request.key.target)?;
-        // kubelet asks again for every running pod after its restart: no
-        // policy, network or limit of today may hurt those.
+        // kubelet repeats the call for every running pod after its restart: no
+        // policy, network or limit of today may break those.
         if self.is_published(&request.key).await? {
             return Ok(None);
         }
         let begun = self.0.calls.enter(&request.key);
         let title = request.model.title();
-        let bringing = async {
+        let ensuring = async {
             self.permit(&request).await?;
-            let brought = self.bring(&request, &title, deadline, &begun.silence).await?;
-            // That took a while, in which the rules may have changed.
-            self.permit(&request).await.map(|()| brought)
+            let ensured = self.ensure_cached(&request, &title, deadline, &begun.silence).await?;
+            // The rules may have changed during the download.
+            self.permit(&request).await.map(|()| ensured)
         };
-        let (model, how, warnings) = match tokio::time::timeout_at(deadline, bringing).await {
-            Ok(brought) => brought?,
+        let (model, how, warnings) = match tokio::time::timeout_at(deadline, ensuring).await {
+            Ok(ensured) => ensured?,
             Err(_) => {
-                let text = format!("looking up {title} in Object Storage; it goes on");
+                let text = format!("looking up {title} in Object Storage; the lookup continues");
                 return Err(Error::new(ErrorKind::InProgress, text));
             }
         };
         let (inner, revision) = (Arc::clone(&self.0), model.summary.revision.clone());
         let target = request.key.target.clone();
-        let (pod, shown) = (request.pod.clone(), model.clone());
-        blocking(move || inner.show(guard, request, model)).await?;
+        let (pod, mounted) = (request.pod.clone(), model.clone());
+        blocking(move || inner.mount(guard, request, model)).await?;
         self.0.calls.end(&target);
-        let teller = EventRecorder::new(&self.0.events, pod.as_ref());
-        teller.published(how, &shown, &title);
-        teller.suspect(&warnings, &title, &self.0.metrics);
+        let recorder = EventRecorder::new(&self.0.events, pod.as_ref());
+        recorder.published(how, &mounted, &title);
+        recorder.suspect(&warnings, &title, &self.0.metrics);
         let (target, result) = (target.display(), how.label());
         tracing::info!(%target, revision = revision.as_str(), result, "published");
         Ok(Some((how, begun.first)))
     }
 
-    /// Whether the target shows this volume's model already, for this request.
+    /// Whether this volume's model is mounted at the target already, for this request.
     ///
     /// # Errors
-    /// `Conflict` when it shows something else.
+    /// `Conflict` if something else is mounted there.
     pub async fn is_published(&self, key: &PublishKey) -> Result<bool> {
         let Some(lease) = self.0.cache.lease_of(&key.target) else { return Ok(false) };
         let same_volume = lease.volume_id == key.volume_id;
-        // A lease of an earlier version has the digest of the attributes as they are written.
+        // A lease of an earlier version has the digest of the attributes as written.
         let same_request = lease.request == key.digest || lease.request == key.as_written;
-        // A volume of an older layout is what it was made as.
+        // A volume of an older layout matches every request.
         if same_volume && (same_request || lease.older.is_some()) {
             let inner = Arc::clone(&self.0);
-            return blocking(move || inner.shows(&lease)).await;
+            return blocking(move || inner.is_mounted_as_leased(&lease)).await;
         }
         let (inner, target) = (Arc::clone(&self.0), key.target.clone());
         if !blocking(move || inner.is_mounted(&target)).await? {
             return Ok(false);
         }
-        let shown = key.target.display();
+        let target = key.target.display();
         Err(Error::new(
             ErrorKind::Conflict,
             if same_volume {
                 format!(
-                    "{shown} shows this volume with other attributes; a running volume does not \
-                     change: delete the pod to get the new ones"
+                    "this volume is mounted at {target} with other attributes; a mounted volume \
+                     does not change: delete the pod to get the new ones"
                 )
             } else {
-                format!("{shown} shows another volume, {}; unpublish that first", lease.volume_id)
+                format!(
+                    "another volume, {}, is mounted at {target}; unpublish it first",
+                    lease.volume_id
+                )
             },
         ))
     }
 
     async fn permit(&self, request: &PublishRequest) -> Result<()> {
-        let VolumesInner { policy, chooser, .. } = &*self.0;
+        let VolumesInner { policy, selector, .. } = &*self.0;
         let pod = request.pod.as_ref();
         let asking = (Subject::Pod(pod), Requester::Pod { pod, tokens: request.tokens.as_ref() });
-        permit(policy, chooser.resolver(), asking, &request.model).await
+        permit(policy, selector.resolver(), asking, &request.model).await
     }
 
-    /// The model, complete in the cache, and what should be looked at in it.
-    async fn bring(
+    /// Ensures that the model is cached. Also returns the warnings about it.
+    async fn ensure_cached(
         &self,
         request: &PublishRequest,
         title: &str,
@@ -216,18 +220,18 @@ impl Volumes {
     ) -> Result<(CachedModel, PublishResult, Vec<Warning>)> {
         let scope = request.model.scope_id(request.pod.as_ref())?;
         let caller = Requester::Pod { pod: request.pod.as_ref(), tokens: request.tokens.as_ref() };
-        let resolver = self.0.chooser.resolver();
+        let resolver = self.0.selector.resolver();
         let route = resolver.route_of(caller, &request.model, &scope).await?;
-        let teller = EventRecorder::new(&self.0.events, request.pod.as_ref());
+        let recorder = EventRecorder::new(&self.0.events, request.pod.as_ref());
         let mut changed = None;
         for _ in 0..RESOLVES {
-            let VolumesInner { cache, chooser, .. } = &*self.0;
-            let chosen = chooser.choose(cache, &request.model, &route, silence).await?;
-            let manifest = match chosen {
+            let VolumesInner { cache, selector, .. } = &*self.0;
+            let selection = selector.select(cache, &request.model, &route, silence).await?;
+            let manifest = match selection {
                 Selection::Cached(model) => {
                     let warnings =
                         self.0.cache.check_weights(&model, &request.model, route.tenant()).await?;
-                    self.note(request, &route, &model, false).await?;
+                    self.record_result(request, &route, &model, false).await?;
                     return Ok((model, PublishResult::Hit, warnings));
                 }
                 Selection::Stale(model) => {
@@ -235,28 +239,28 @@ impl Volumes {
                         self.0.cache.check_weights(&model, &request.model, route.tenant()).await?;
                     return Ok((model, PublishResult::Stale, warnings));
                 }
-                Selection::Wanted(manifest) => manifest,
+                Selection::Current(manifest) => manifest,
             };
             let (model, how) = match self.0.cache.find(&manifest.key()).await? {
                 Some(model) => (model, PublishResult::Hit),
                 None => {
                     let (engine, client) = (&self.0.engine, route.client());
-                    let asker = Priority::Pod(route.tenant().clone());
-                    let mut ticket = self.0.cache.fill(engine, &manifest, title, &asker, client);
-                    let how = match ticket.joined() {
+                    let priority = Priority::Pod(route.tenant().clone());
+                    let mut waiter = self.0.cache.fill(engine, &manifest, title, &priority, client);
+                    let how = match waiter.joined() {
                         true => PublishResult::Joined,
                         false => PublishResult::Downloaded,
                     };
-                    let progress = ticket.shared_progress();
+                    let progress = waiter.shared_progress();
                     Span::current().record("flight", progress.id());
-                    tracing::debug!(joined = ticket.joined(), "waiting for the model");
+                    tracing::debug!(joined = waiter.joined(), "waiting for the model");
                     let completed = tokio::select! {
-                        completed = ticket.completed() => completed,
+                        completed = waiter.completed() => completed,
                         short = progress.short_of_space() => {
                             let namespace = request.pod.as_ref().map(|pod| pod.namespace.as_str());
                             return Err(short.error_of_pod(title, namespace));
                         }
-                        () = teller.progress(&progress, title) => continue,
+                        () = recorder.progress(&progress, title) => continue,
                         () = tokio::time::sleep_until(deadline) => {
                             let text = progress.snapshot().text(title);
                             return Err(Error::new(ErrorKind::InProgress, text));
@@ -265,11 +269,11 @@ impl Volumes {
                     match completed {
                         Ok(model) => {
                             if let Some(files) = progress.unverified() {
-                                teller.unverified(&files, title);
+                                recorder.unverified(&files, title);
                             }
                             (model, how)
                         }
-                        // It was refused to those who began it, perhaps not to this one.
+                        // The callers that began the download were refused; this one may not be.
                         Err(error)
                             if how == PublishResult::Joined
                                 && route.workload().is_some()
@@ -280,7 +284,7 @@ impl Volumes {
                             continue;
                         }
                         Err(error) if error.kind() == ErrorKind::Changed => {
-                            tracing::info!(%error, "resolving again");
+                            tracing::info!(%error, "the model changed; resolving it again");
                             changed = Some(error);
                             continue;
                         }
@@ -290,7 +294,7 @@ impl Volumes {
             };
             let suspect =
                 self.0.cache.check_weights(&model, &request.model, route.tenant()).await?;
-            self.note(request, &route, &model, true).await?;
+            self.record_result(request, &route, &model, true).await?;
             let warnings = manifest.warnings.iter().cloned().chain(suspect).collect();
             return Ok((model, how, warnings));
         }
@@ -304,8 +308,8 @@ impl Volumes {
         ))
     }
 
-    /// Notes what a request got: the newest revision, or one that it names.
-    async fn note(
+    /// Records the model that a request got: the newest revision, or the one it names.
+    async fn record_result(
         &self,
         request: &PublishRequest,
         route: &Route,
@@ -327,47 +331,47 @@ impl Volumes {
         .await
     }
 
-    /// Takes a volume away: unmount, remove the empty directory, end the lease.
-    /// What is gone already is fine.
+    /// Unpublishes a volume: unmounts it, removes the empty directory, ends the lease.
+    /// Succeeds if the volume is not published.
     pub async fn unpublish(&self, volume_id: &str, target: &Path) -> Result<()> {
         let guard = self.0.targets.enter(target)?;
         self.0.calls.end(target);
         let (inner, volume_id) = (Arc::clone(&self.0), volume_id.to_owned());
         let target = target.to_owned();
-        let taken = blocking(move || {
+        let unmounted = blocking(move || {
             let _guard = guard;
-            inner.take_away(&volume_id, &target)
+            inner.unmount(&volume_id, &target)
         })
         .await;
-        taken.map_err(|error| self.on_disk(error))
+        unmounted.map_err(|error| self.on_disk(error))
     }
 
-    /// Names the cache's disk where that is what fails.
+    /// Names the cache's disk in an error of that disk.
     fn on_disk(&self, error: Error) -> Error {
         mount::on_disk(error, self.0.cache.layout().root())
     }
 
-    /// What a published volume takes, from its manifest.
+    /// The size of a published volume, from its manifest.
     ///
     /// # Errors
-    /// `NotFound` when this path does not show this volume.
+    /// `NotFound` if this volume is not published at this path.
     pub async fn stats(&self, volume_id: &str, path: &Path) -> Result<VolumeStats> {
         let unknown = || {
-            let shown = path.display();
-            let text = format!("volume {volume_id} is not published at {shown} by this driver");
+            let path = path.display();
+            let text = format!("volume {volume_id} is not published at {path} by this driver");
             Error::new(ErrorKind::NotFound, text)
         };
         let lease = self.0.cache.lease_of(path).filter(|lease| lease.volume_id == volume_id);
         let lease = lease.ok_or_else(unknown)?;
         let inner = Arc::clone(&self.0);
         let damaged = lease.damaged.clone();
-        let (summary, older, shown) = blocking(move || {
+        let (summary, older, mounted) = blocking(move || {
             let older = lease.older.as_ref().map(Older::usage);
-            Ok((inner.cache.summary(&lease.model)?, older, inner.shows(&lease)?))
+            Ok((inner.cache.summary(&lease.model)?, older, inner.is_mounted_as_leased(&lease)?))
         })
         .await
         .map_err(|error| self.on_disk(error))?;
-        let abnormal = match (&summary, shown) {
+        let abnormal = match (&summary, mounted) {
             _ if damaged.is_some() => damaged.map(|what| {
                 format!(
                     "{what} is damaged on this node's disk; restart the pod to have it downloaded \
@@ -386,7 +390,7 @@ impl Volumes {
     }
 }
 
-/// Whether another identity may be answered otherwise.
+/// Whether another identity may get a different answer.
 fn is_refusal(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::Unauthenticated | ErrorKind::Denied | ErrorKind::NotFound)
 }

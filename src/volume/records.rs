@@ -1,4 +1,4 @@
-//! What is remembered of provisioned volumes: a bounded record in memory.
+//! A bounded record of provisioned volumes, in memory.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -6,21 +6,21 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::RequestDigest;
 
-/// What a volume was made of.
+/// How a volume was provisioned.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct VolumeRecord {
-    /// Of what was asked for, before the claim's annotations were read: they
-    /// may change, and the volume does not.
+    /// Digest of the request, before the claim's annotations were read: they may
+    /// change, and the volume does not.
     pub(super) asked: RequestDigest,
-    /// Of its context.
+    /// Digest of its context.
     pub(super) digest: RequestDigest,
-    /// The prefix that the parameters came to.
+    /// The prefix after the expansion of variables.
     pub(super) prefix: String,
-    /// As it was answered.
+    /// The capacity in the answer.
     pub(super) capacity_bytes: u64,
 }
 
-/// The volumes made or asked for last, by their ids.
+/// The most recently used volumes, by their ids.
 #[derive(Clone)]
 pub(super) struct Records {
     most: usize,
@@ -30,34 +30,34 @@ pub(super) struct Records {
 #[derive(Default)]
 struct RecordsState {
     by_id: HashMap<String, (u64, VolumeRecord)>,
-    /// From the least recently used on.
+    /// The least recently used first.
     by_use: BTreeMap<u64, String>,
     uses: u64,
     busy: HashSet<String>,
 }
 
-/// The sole right to work on a volume; ends when dropped.
+/// The exclusive right to work on a volume; ends when dropped.
 pub(super) struct VolumeLock {
     records: Records,
     id: String,
 }
 
 impl Records {
-    /// A record of at most `most` volumes.
+    /// Creates a record of at most `most` volumes.
     pub(super) fn new(most: usize) -> Self {
         Self { most, state: Arc::default() }
     }
 
-    /// The right to work on a volume, or `InProgress` while another call has it.
+    /// Takes the right to work on a volume; `InProgress` while another call has it.
     pub(super) fn enter(&self, id: &str) -> Result<VolumeLock> {
         if self.lock().busy.insert(id.to_owned()) {
             return Ok(VolumeLock { records: self.clone(), id: id.to_owned() });
         }
-        let text = format!("another call is at work on volume {id}; it will be tried again");
+        let text = format!("another call is running for volume {id}; the call will be retried");
         Err(Error::new(ErrorKind::InProgress, text))
     }
 
-    /// What is remembered of a volume; it counts as used now.
+    /// The record of a volume, which counts as used now.
     pub(super) fn get(&self, id: &str) -> Option<VolumeRecord> {
         let mut state = self.lock();
         let record = state.by_id.get(id)?.1.clone();
@@ -71,7 +71,7 @@ impl Records {
 }
 
 impl VolumeLock {
-    /// Remembers the volume, and forgets the least recently used ones beyond the bound.
+    /// Records the volume, and forgets the least recently used ones beyond the limit.
     pub(super) fn remember(&self, record: VolumeRecord) {
         let mut state = self.records.lock();
         state.put(&self.id, record);
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn remembering_again_replaces_and_forgetting_forgets() {
+    fn a_new_record_replaces_the_old_one_and_can_be_forgotten() {
         let records = Records::new(2);
         let busy = records.enter("a").unwrap();
         for capacity in 0..10 {
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_call_on_a_volume_is_told_to_come_again() {
+    fn a_second_call_on_a_volume_is_in_progress() {
         let records = Records::new(2);
         let busy = records.enter("a").unwrap();
         let error = records.enter("a").map(drop).unwrap_err();

@@ -1,4 +1,4 @@
-//! Finding what rots on the disk before a pod reads it, and mending it.
+//! Finds damaged files on the disk before a pod reads them, and repairs them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,24 +12,24 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Manifest, ModelRequest};
 use crate::resolve::Route;
 
-/// Between two readings at least.
+/// The shortest pause between two scrubs.
 const PAUSE: Duration = Duration::from_secs(30);
 
 impl Volumes {
-    /// Reads the whole cache again once in `every`, at most `rate` bytes a
-    /// second, and brings what is damaged in again, until `shutdown`.
+    /// Reads the whole cache once per `every`, at most `rate` bytes a second, and
+    /// downloads damaged files again, until `shutdown`.
     pub async fn scrub(&self, every: Duration, rate: u64, shutdown: &CancellationToken) {
         loop {
             let cache = self.cache().clone();
             let due = blocking(move || cache.scrub_due(every)).await.unwrap_or(every);
             tokio::select! {
-                // So that what fails at once is not tried in a circle.
+                // Prevents a busy loop if scrubbing fails at once.
                 () = tokio::time::sleep(due.max(PAUSE)) => {}
                 () = shutdown.cancelled() => return,
             }
             match self.scrub_once(rate).await {
                 Err(error) if error.kind() == ErrorKind::InProgress => return,
-                Err(error) => tracing::warn!(%error, "reading the cache again failed"),
+                Err(error) => tracing::warn!(%error, "scrubbing the cache failed"),
                 Ok(()) => {}
             }
         }
@@ -43,7 +43,7 @@ impl Volumes {
             blobs = found.blobs,
             bytes = found.bytes,
             damaged = found.damaged.len(),
-            "read the cache again"
+            "scrubbed the cache"
         );
         let cache = self.cache().clone();
         blocking(move || cache.record_scrub()).await?;
@@ -53,46 +53,47 @@ impl Volumes {
         Ok(())
     }
 
-    /// Downloads what was damaged again, if Object Storage still has it.
+    /// Downloads damaged content again, if Object Storage still has it.
     pub async fn repair(&self, damage: &Damage) {
         for manifest in &damage.models {
             let title = manifest.source.to_string();
             let route = match self.route_to(manifest).await {
                 Ok(route) => route,
                 Err(error) => {
-                    tracing::warn!(model = title, %error, "could not repair a model");
+                    tracing::warn!(model = title, %error, "repairing a model failed");
                     continue;
                 }
             };
             let (engine, client) = (self.engine(), route.client());
-            let mut ticket =
+            let mut waiter =
                 self.cache().fill(engine, manifest, &title, &Priority::Prefetch, client);
-            let progress = ticket.shared_progress();
+            let progress = waiter.shared_progress();
             let completed = tokio::select! {
-                completed = ticket.completed() => completed,
+                completed = waiter.completed() => completed,
                 // Only pods wait for space.
                 short = progress.short_of_space() => Err(short.error(&title)),
             };
             match completed {
-                Ok(_) => tracing::info!(model = title, "repaired"),
-                Err(error) => tracing::warn!(model = title, %error, "could not repair a model"),
+                Ok(_) => tracing::info!(model = title, "repaired a model"),
+                Err(error) => tracing::warn!(model = title, %error, "repairing a model failed"),
             }
         }
     }
-    /// The way on which a cached model came.
+
+    /// The route by which a cached model was downloaded.
     async fn route_to(&self, manifest: &Manifest) -> Result<Route> {
         let source = manifest.source.clone();
         let namespace = Some(source.namespace);
         let mut request = ModelRequest::of(namespace, source.bucket, source.prefix);
         request.auth = Route::auth_of_scope(&manifest.scope).map(str::to_owned);
-        // An endpoint is the administrator's to list, and not in a request.
+        // Only the administrator can configure an endpoint; a request has none.
         let by_region = !source.location.contains("://");
         request.region = by_region.then(|| source.location.clone());
-        let route = self.chooser().resolver().route(&request, "").await?;
+        let route = self.selector().resolver().route(&request, "").await?;
         if route.location() == source.location {
             return Ok(route);
         }
-        let text = format!("its bucket is looked for at {} now", route.location());
+        let text = format!("its bucket is configured at {} now", route.location());
         Err(Error::new(ErrorKind::Precondition, text))
     }
 }

@@ -1,4 +1,4 @@
-//! One call at a time for a target path.
+//! Allows one call at a time for a target path.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -6,11 +6,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// The target paths that calls are at work on.
+/// The target paths of running calls.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Targets(Arc<Mutex<HashSet<PathBuf>>>);
 
-/// The sole right to work on a target; ends when dropped.
+/// The exclusive right to work on a target; ends when dropped.
 #[derive(Debug)]
 pub(super) struct TargetGuard {
     targets: Targets,
@@ -26,7 +26,10 @@ impl Targets {
         } else {
             Err(Error::new(
                 ErrorKind::InProgress,
-                format!("another call is at work on {}; it will be tried again", target.display()),
+                format!(
+                    "another call is running for {}; the call will be retried",
+                    target.display()
+                ),
             ))
         }
     }
@@ -47,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_second_call_on_a_target_is_told_to_come_again() {
+    fn a_second_call_on_a_target_is_in_progress() {
         let targets = Targets::default();
         let first = targets.enter(Path::new("/a")).unwrap();
         assert_eq!(targets.enter(Path::new("/a")).unwrap_err().kind(), ErrorKind::InProgress);

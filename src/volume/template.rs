@@ -1,4 +1,4 @@
-//! `${pvc.name}` and its like in a StorageClass's prefix.
+//! Expands variables such as `${pvc.name}` in the prefix of a StorageClass.
 
 use std::collections::HashMap;
 
@@ -6,51 +6,50 @@ use super::claims::ClaimName;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::shown;
 
-/// Where external-provisioner tells the claim's names.
+/// Parameters with the claim's names, set by external-provisioner.
 const NAME: &str = "csi.storage.k8s.io/pvc/name";
 const NAMESPACE: &str = "csi.storage.k8s.io/pvc/namespace";
 
-/// The variables that external-provisioner tells, and where.
+/// The variables, and the parameters of external-provisioner with their values.
 const VARIABLES: [(&str, &str); 3] =
     [("pvc.name", NAME), ("pvc.namespace", NAMESPACE), ("pv.name", "csi.storage.k8s.io/pv/name")];
 
-/// What the Controller asks the API server for.
+/// The variable whose value comes from the API server.
 const ANNOTATION: &str = "pvc.annotations['…']";
 
-/// What is known of the claim that asks.
+/// What is known about the claim of a request.
 #[derive(Clone, Copy)]
 pub(super) enum ClaimContext<'a> {
-    /// Any: only the form of the text is checked.
+    /// Nothing: only the form of the text is checked.
     Any,
-    /// The parameters as external-provisioner sends them. Annotations are left
-    /// as they are written.
+    /// The parameters from external-provisioner. Annotations are not expanded.
     Of(&'a HashMap<String, String>),
-    /// The same, and the claim's annotations.
+    /// The parameters and the claim's annotations.
     Read(&'a HashMap<String, String>, &'a HashMap<String, String>),
 }
 
-/// The claim that asks, if external-provisioner tells it.
+/// The claim of a request, if external-provisioner sends it.
 pub(super) fn claim(parameters: &HashMap<String, String>) -> Option<ClaimName<'_>> {
     let name = parameters.get(NAME).filter(|name| !name.is_empty())?;
     Some(ClaimName { namespace: namespace(parameters)?, name })
 }
 
-/// The namespace of the claim that asks, if it is told.
+/// The namespace of the claim of a request, if external-provisioner sends it.
 pub(super) fn namespace(parameters: &HashMap<String, String>) -> Option<&str> {
     parameters.get(NAMESPACE).map(String::as_str).filter(|name| !name.is_empty())
 }
 
-/// Whether a text asks for a substitution at all.
+/// Whether a text has variables.
 pub(super) fn is_template(text: &str) -> bool {
     text.contains("${")
 }
 
-/// Whether a text asks for annotations of the claim.
+/// Whether a text uses annotations of the claim.
 pub(super) fn needs_annotations(text: &str) -> bool {
     variables(text).any(|variable| annotation(variable).is_some())
 }
 
-/// The error of a template whose claim is not told.
+/// The error for a template whose claim is unknown.
 pub(super) fn unknown_claim(variable: &str) -> Error {
     Error::invalid(format!(
         "${{{variable}}} in prefix needs to know the claim: run external-provisioner with \
@@ -58,13 +57,13 @@ pub(super) fn unknown_claim(variable: &str) -> Error {
     ))
 }
 
-/// The text with its variables replaced.
+/// Replaces the variables in a text.
 ///
 /// # Errors
-/// `Invalid` for a variable that is not known, or whose value is not: the
-/// message names the provisioner's flag; and for a value that is not one segment
-/// of a path. `Precondition` for an annotation that the claim has not (yet): the
-/// message names both, and the command.
+/// `Invalid` for an unknown variable; for a variable without a value, with the
+/// provisioner's flag in the message; and for a value that is not one segment of a
+/// path. `Precondition` for an annotation that the claim does not have (yet), with
+/// the command that adds it.
 pub(super) fn expand(text: &str, of: ClaimContext<'_>) -> Result<String> {
     let mut expanded = String::with_capacity(text.len());
     let mut rest = text;
@@ -84,7 +83,7 @@ fn variables(text: &str) -> impl Iterator<Item = &str> {
     text.split("${").skip(1).filter_map(|after| after.split_once('}')).map(|(variable, _)| variable)
 }
 
-/// The key in `pvc.annotations['key']`, in either kind of quotes.
+/// Parses the key in `pvc.annotations['key']`, with single or double quotes.
 fn annotation(variable: &str) -> Option<&str> {
     let quoted = variable.strip_prefix("pvc.annotations[")?.strip_suffix(']')?;
     let within = |quote| quoted.strip_prefix(quote)?.strip_suffix(quote);
@@ -96,20 +95,20 @@ fn value_of(variable: &str, of: ClaimContext<'_>) -> Result<String> {
     let asked = annotation(variable);
     let known = VARIABLES.iter().find(|(known, _)| *known == variable);
     let value = match (of, asked, known) {
-        (_, None, None) => return Err(unknown(variable)),
+        (_, None, None) => return Err(unknown_variable(variable)),
         (ClaimContext::Any, ..) => return Ok("any".to_owned()),
         (ClaimContext::Of(_), Some(_), _) => return Ok(format!("${{{variable}}}")),
         (ClaimContext::Read(parameters, annotations), Some(key), _) => match annotations.get(key) {
             Some(value) => value,
-            None => return Err(without(key, claim(parameters), variable)),
+            None => return Err(missing_annotation(key, claim(parameters), variable)),
         },
         (
             ClaimContext::Of(parameters) | ClaimContext::Read(parameters, _),
             None,
             Some((_, key)),
         ) => {
-            let told = parameters.get(*key).filter(|value| !value.is_empty());
-            told.ok_or_else(|| unknown_claim(variable))?
+            let value = parameters.get(*key).filter(|value| !value.is_empty());
+            value.ok_or_else(|| unknown_claim(variable))?
         }
     };
     let segment = !matches!(&**value, "" | "." | "..")
@@ -130,11 +129,11 @@ fn value_of(variable: &str, of: ClaimContext<'_>) -> Result<String> {
     )))
 }
 
-fn without(key: &str, claim: Option<ClaimName<'_>>, variable: &str) -> Error {
+fn missing_annotation(key: &str, claim: Option<ClaimName<'_>>, variable: &str) -> Error {
     let Some(claim) = claim else { return unknown_claim(variable) };
     let ClaimName { namespace, name } = claim;
-    // Not `Invalid`: it is only not there yet, and external-provisioner asks
-    // again for that kind no sooner than in five minutes.
+    // Not `Invalid`: the annotation may still be added, and after `Invalid`
+    // external-provisioner waits at least five minutes before it retries.
     let text = format!(
         "claim {claim} has no annotation {key}, which names its model: kubectl annotate pvc -n \
          {} {} {key}=MODEL",
@@ -144,7 +143,7 @@ fn without(key: &str, claim: Option<ClaimName<'_>>, variable: &str) -> Error {
     Error::new(ErrorKind::Precondition, text)
 }
 
-fn unknown(variable: &str) -> Error {
+fn unknown_variable(variable: &str) -> Error {
     let names = VARIABLES.iter().map(|(name, _)| *name).chain([ANNOTATION]);
     let known: Vec<_> = names.map(|name| format!("${{{name}}}")).collect();
     Error::invalid(format!(

@@ -40,7 +40,7 @@ fn the_claim_names_the_model() {
 }
 
 #[test]
-fn an_annotation_of_the_claim_names_the_model_once_it_was_read() {
+fn an_annotation_of_the_claim_names_the_model_once_it_is_read() {
     let given = parameters("a-claim");
     let annotations = map(&[("oci-model-csi.dev/model", "phi3"), ("other", "x")]);
     assert!(needs_annotations(MODEL));
@@ -56,7 +56,11 @@ fn an_annotation_of_the_claim_names_the_model_once_it_was_read() {
 fn an_annotation_that_is_missing_is_named_with_its_claim_and_the_command() {
     let given = parameters("a-claim");
     let error = expand(MODEL, ClaimContext::Read(&given, &HashMap::new())).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Precondition, "it can come, and is asked for again soon");
+    assert_eq!(
+        error.kind(),
+        ErrorKind::Precondition,
+        "it may still be added, so the call is retried soon"
+    );
     let message = error.message();
     for part in [
         "claim team-a/a-claim has no annotation oci-model-csi.dev/model",
@@ -77,7 +81,7 @@ fn values_that_are_not_one_segment_are_refused() {
         let annotations = map(&[("oci-model-csi.dev/model", bad)]);
         let read = ClaimContext::Read(&given, &annotations);
         if bad.len() > 1000 {
-            // What is too long is for the prefix to refuse.
+            // The prefix refuses what is too long.
             assert!(expand(MODEL, read).is_ok());
             continue;
         }
@@ -88,7 +92,7 @@ fn values_that_are_not_one_segment_are_refused() {
 }
 
 #[test]
-fn a_provisioner_that_tells_nothing_is_told_its_flag() {
+fn without_claim_parameters_the_error_names_the_provisioners_flag() {
     for given in [HashMap::new(), parameters("")] {
         let message = refused("models/${pvc.name}/", ClaimContext::Of(&given));
         assert!(message.contains("--extra-create-metadata"), "{message}");
@@ -97,7 +101,7 @@ fn a_provisioner_that_tells_nothing_is_told_its_flag() {
 }
 
 #[test]
-fn unknown_variables_are_refused_and_the_known_named() {
+fn unknown_variables_are_refused_and_the_known_ones_listed() {
     let given = parameters("a");
     for text in [
         "${pvc.nam}",
@@ -123,7 +127,7 @@ fn unknown_variables_are_refused_and_the_known_named() {
 
 proptest! {
     #[test]
-    fn whatever_an_annotation_says_it_is_one_directory_or_refused(value in ".{0,12}|[a-z./$]{0,6}") {
+    fn any_annotation_is_one_directory_or_refused(value in ".{0,12}|[a-z./$]{0,6}") {
         let given = parameters("a-claim");
         let annotations = map(&[("oci-model-csi.dev/model", &value)]);
         if let Ok(prefix) = expand(MODEL, ClaimContext::Read(&given, &annotations)) {

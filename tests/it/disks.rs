@@ -103,7 +103,7 @@ fn a_btrfs_subvolume_is_a_mount_of_its_own_and_shares_the_space_of_its_pool() {
             }
             let driver = setup.start().await;
             assert_eq!(driver.metric(SHARED).await, 1, "{}", directory.display());
-            let warning = "minFree keeps 1 MiB free of the disk that kubelet is on";
+            let warning = "minFree keeps 1 MiB free on kubelet's disk";
             assert!(driver.log().contains(warning), "{}", driver.log());
             let volume = driver.kubelet().inline("1", &PHI3);
             volume.publish().await.unwrap();
@@ -214,7 +214,7 @@ fn pods_that_run_over_an_upgrade_of_the_layout_stay_known_and_its_space_comes_ba
         assert!(counted > 3 * MIB && listing["cache"]["totalBytes"].as_u64().unwrap() >= counted);
         assert_eq!(aside["mounts"][0], running.target().to_str().unwrap());
         let text = commands.text(&["ls"]).await;
-        assert!(text.contains("of an older layout, mounted at 1 places"), "{text}");
+        assert!(text.contains("in an older layout, 1 mounts"), "{text}");
         commands.text(&["gc", "--all"]).await;
         let purge = commands.run(&["purge", "--yes"]).await;
         assert_ne!(purge.code, 0, "a pod uses it");

@@ -71,7 +71,7 @@ async fn outcome(store: &LocalStore, volume: &Volume, prefix: &str) -> &'static 
             if message
                 == format!(
                     "{prefix} from {BUCKET} is not in this node's cache, and pullPolicy Never \
-                     forbids to download it; use IfNotPresent, or schedule the pod where it is \
+                     forbids the download; use IfNotPresent, or schedule the pod where it is \
                      cached"
                 ) =>
         {
@@ -79,7 +79,7 @@ async fn outcome(store: &LocalStore, volume: &Volume, prefix: &str) -> &'static 
         }
         Code::FailedPrecondition
             if message.starts_with(&format!("{prefix} from {BUCKET} is at revision sha256:"))
-                && message.contains(&format!("{ANOTHER} was asked for")) =>
+                && message.contains(&format!("{ANOTHER} was requested")) =>
         {
             "other"
         }
@@ -213,7 +213,7 @@ fn who_may_list_and_not_read_learns_nothing_from_filters_or_the_name_of_an_objec
             assert_eq!(message, unseen(&store, prefix, "list"), "{prefix} {include}");
         }
         let message = ask("both", "m/", "*.gguf").await;
-        assert!(message.contains("is selected by include and exclude"), "{message}");
+        assert!(message.contains("matches include and exclude"), "{message}");
         let message = ask("both", "m/config.json/", "").await;
         assert!(message.contains("is an object, not a directory of objects"), "{message}");
         let message = ask("both", "gone/", "*.gguf").await;

@@ -178,7 +178,7 @@ fn a_file_that_is_not_usable_leaves_the_last_good_policy_and_is_told() {
             let log = driver.log();
             let told = log.lines().find(|line| line.contains(said)).unwrap();
             assert!(told.contains("config.yaml, line 5, column "), "{told}");
-            assert!(told.contains("the driver goes on as before"), "{told}");
+            assert!(told.contains("keeping the previous one"), "{told}");
         }
         assert_eq!(driver.metric("config_valid").await, 0);
         pod_of(&kubelet, "team-a", "1", &[]).publish().await.unwrap();
@@ -219,7 +219,7 @@ fn a_configuration_that_lost_its_policy_is_refused_while_the_driver_runs_and_at_
             fs::write(scratch.join("config.new"), text).unwrap();
             fs::rename(scratch.join("config.new"), scratch.join("config.yaml")).unwrap();
             eventually("the loss is refused", BOUND, async || {
-                let refused = driver.log().matches("the driver goes on as before").count();
+                let refused = driver.log().matches("keeping the previous one").count();
                 (refused == number + 1).then_some(())
             })
             .await;

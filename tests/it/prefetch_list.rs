@@ -89,7 +89,7 @@ fn a_node_warms_itself_and_follows_the_file() {
 
         exchange(&file, 3, &format!("{rest}serveStaleOnOutage: false\n{}", list(&[OTHER])));
         until(&cache, &[(OTHER, "complete")]).await;
-        assert!(driver.log().contains("is used from the next start on"));
+        assert!(driver.log().contains("apply at the next start"));
         let listing = cache.json(&["ls"]).await;
         assert_eq!(listing["models"].as_array().unwrap().len(), 2, "what left the list stays");
         assert_eq!(driver.log().matches("is not a model URI").count(), 1, "told once");

@@ -247,7 +247,7 @@ fn a_second_call_on_a_target_at_work_is_told_to_come_again() {
         let (published, ((code, message), unpublish)) = tokio::join!(volume.publish(), busy);
         published.unwrap();
         assert_eq!((code, unpublish.code()), (Code::Aborted, Code::Aborted));
-        assert!(message.contains("another call is at work"), "{message}");
+        assert!(message.contains("another call is running"), "{message}");
         assert_eq!(driver.leases(), 1);
     });
 }

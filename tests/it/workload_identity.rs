@@ -275,7 +275,7 @@ fn a_listed_bucket_is_read_by_its_pods_over_tls_and_prefetched_by_nobody() {
         of_team(volume, &secured, "team-a").publish().await.unwrap();
         assert_eq!(callers(&secured, Operation::Get), [caller("team-a")]);
         eventually("the prefetch says why not", Duration::from_secs(30), async || {
-            driver.log().contains("no pod asks here").then_some(())
+            driver.log().contains("no pod requests it here").then_some(())
         })
         .await;
     });

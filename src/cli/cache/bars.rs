@@ -1,5 +1,4 @@
-//! Progress on stderr: a line for each thing that is being done. Nothing
-//! without a terminal.
+//! Progress bars on stderr, one line per task. None without a terminal.
 
 use std::collections::HashMap;
 use std::io::IsTerminal;
@@ -9,7 +8,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use crate::manage::CommandProgress;
 
-/// The lines.
+/// The progress bars of one command.
 #[derive(Default)]
 pub(super) struct Bars {
     screen: MultiProgress,
@@ -17,7 +16,7 @@ pub(super) struct Bars {
 }
 
 impl Bars {
-    pub(super) fn show(&self, progress: &CommandProgress) {
+    pub(super) fn update(&self, progress: &CommandProgress) {
         if !std::io::stderr().is_terminal() {
             return;
         }
@@ -29,19 +28,19 @@ impl Bars {
             }
             line
         });
-        // A bar without a length is an empty one.
+        // A bar without a length would be drawn full.
         line.set_length(progress.total.max(1));
         line.set_position(if progress.total == 0 { 0 } else { progress.done });
         line.set_message(progress.text.clone());
     }
 
-    /// Removes them, so that the result stands alone.
+    /// Removes the bars, so that only the result remains.
     pub(super) fn clear(&self) {
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         for (_, line) in lines.drain() {
             line.finish_and_clear();
         }
-        // The lines are gone in any case; only their places may be left.
+        // The bars are gone in any case; at worst, empty lines remain.
         let _ = self.screen.clear();
     }
 }

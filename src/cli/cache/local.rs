@@ -1,4 +1,4 @@
-//! A command on a cache that no driver uses: this process takes its lock.
+//! Executes a command on a cache that no driver uses. This process takes its lock.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -15,15 +15,15 @@ use crate::cli::storage::{self, StorageArgs};
 use crate::config::Config;
 use crate::download::Engine;
 use crate::error::{Error, ErrorKind, Result};
-use crate::manage::{CacheCommand, CommandAnswer, Manager, Remote, Tell};
+use crate::manage::{CacheCommand, CommandAnswer, Manager, ProgressCallback, Remote};
 use crate::metrics::Metrics;
 use crate::oci::AuthMethod;
 use crate::resolve::Resolver;
 
-/// How long to wait until what was brought in is on the disk.
+/// How long to wait until added models are durable.
 const SYNC: Duration = Duration::from_secs(300);
 
-/// How long background work may take to end.
+/// How long background work may take to stop.
 const GRACE: Duration = Duration::from_secs(5);
 
 pub(super) async fn execute(
@@ -32,15 +32,16 @@ pub(super) async fn execute(
     dir: &Path,
     common: &Common,
     storage: Option<&StorageArgs>,
-    tell: &Tell,
+    on_progress: &ProgressCallback,
 ) -> Result<CommandAnswer> {
-    let makes_one = matches!(command, CacheCommand::Prefetch { .. } | CacheCommand::Import { .. });
-    if !makes_one && !is_cache(dir) {
+    let creates_cache =
+        matches!(command, CacheCommand::Prefetch { .. } | CacheCommand::Import { .. });
+    if !creates_cache && !is_cache(dir) {
         return Err(Error::new(
             ErrorKind::NotFound,
             format!(
-                "{} is no cache, and no driver listens in it; name the cache with --cache-dir, or \
-                 run the command where the driver runs",
+                "{} is not a cache, and no driver listens in it; name the cache with --cache-dir, \
+                 or run the command where the driver runs",
                 dir.display()
             ),
         ));
@@ -56,12 +57,12 @@ pub(super) async fn execute(
         None => None,
     };
     let manager = Manager::of_directory(cache.clone(), remote.clone(), &tasks, &shutdown);
-    let answer = manager.execute(command, tell).await;
+    let answer = manager.execute(command, on_progress).await;
     if let Ok(answer) = &answer {
-        // Else the next process would read all of it before it serves it.
-        for key in answer.brought_in() {
+        // Otherwise the next process must read these models before it serves them.
+        for key in answer.added_models() {
             if !cache.wait_until_durable(key, SYNC).await {
-                tracing::warn!(model = key.as_str(), "the disk has not taken all of it yet");
+                tracing::warn!(model = key.as_str(), "the model is not durable on the disk yet");
             }
         }
     }
@@ -87,9 +88,9 @@ async fn connect(
 ) -> Result<Remote> {
     let object_storage = Some(&config.object_storage);
     let settings = storage.settings(object_storage, AuthMethod::InstancePrincipal, metrics)?;
-    let stores = storage::stores(settings, &config.object_storage.buckets).await?;
+    let pool = storage::client_pool(settings, &config.object_storage.buckets).await?;
     let limits = options::limits(&config.limits);
-    let resolver = Resolver::new(stores, limits, tasks, shutdown);
+    let resolver = Resolver::new(pool, limits, tasks, shutdown);
     let engine = Engine::new(options::engine(&config.download, true), Arc::clone(metrics))?;
     Ok(Remote { engine, resolver })
 }

@@ -1,4 +1,4 @@
-//! Answers on stdout: tables for people, and JSON.
+//! Output of the answers on stdout: tables for people, and JSON.
 
 use std::fmt::Write;
 use std::time::SystemTime;
@@ -13,7 +13,7 @@ use crate::model::{duration_text, shown, size_text};
 /// Digits of keys and revisions in tables.
 const DIGITS: usize = 12;
 
-/// The answer itself, without its name.
+/// The answer as JSON, without the name of the command.
 pub(super) fn json(answer: &CommandAnswer) -> String {
     let value = match answer {
         CommandAnswer::Ls(listing) => serde_json::to_value(listing),
@@ -39,7 +39,7 @@ pub(super) fn text(answer: &CommandAnswer) -> String {
             let lines = keys.iter().map(|key| format!("{} is {done}", short(key.as_str())));
             lines.collect::<Vec<_>>().join("\n")
         }
-        CommandAnswer::Prefetch(models) => models.iter().map(brought).collect(),
+        CommandAnswer::Prefetch(models) => models.iter().map(prefetched).collect(),
         CommandAnswer::Import(import) => {
             let revision = &import.revision;
             format!(
@@ -79,7 +79,7 @@ fn list(listing: &CacheListing) -> String {
     };
     let _ = writeln!(
         text,
-        "{} models, {} of at most {} in {}; {} of it can be evicted, {} are free",
+        "{} models, {} of at most {} in {}; {} can be evicted, {} free on the disk",
         listing.models.len(),
         size_text(cache.total_bytes),
         size_text(cache.limit_bytes),
@@ -89,11 +89,11 @@ fn list(listing: &CacheListing) -> String {
     );
     for aside in &listing.set_aside {
         let (name, size) = (shown(&aside.name, 100), size_text(aside.bytes));
-        let use_of_it = match aside.mounts.len() {
+        let usage = match aside.mounts.len() {
             0 => "unused: `cache gc --all` removes it".to_owned(),
-            mounts => format!("mounted at {mounts} places"),
+            mounts => format!("{mounts} mounts"),
         };
-        let _ = writeln!(text, "{name}: {size} of an older layout, {use_of_it}");
+        let _ = writeln!(text, "{name}: {size} in an older layout, {usage}");
     }
     if !listing.prefetch.is_empty() {
         text.push_str("prefetch list:\n");
@@ -175,7 +175,7 @@ fn verified(found: &VerifyReport) -> String {
         found.models,
         found.blobs,
         size_text(found.bytes),
-        if found.damaged.is_empty() { "all as downloaded" } else { "damage found" }
+        if found.damaged.is_empty() { "no damage found" } else { "damage found" }
     );
     for damage in &found.damaged {
         let _ =
@@ -185,7 +185,7 @@ fn verified(found: &VerifyReport) -> String {
         }
         for volume in &damage.volumes {
             let pod = volume.pod.as_deref().unwrap_or("an unknown pod");
-            let _ = writeln!(text, "  shown to {pod} at {}", volume.target.display());
+            let _ = writeln!(text, "  mounted in {pod} at {}", volume.target.display());
         }
     }
     text
@@ -204,7 +204,7 @@ fn collected(collection: &Collection) -> String {
     text
 }
 
-fn brought(model: &PrefetchResult) -> String {
+fn prefetched(model: &PrefetchResult) -> String {
     let uri = shown(&model.uri, 200);
     let text = match (&model.error, &model.revision) {
         (Some(error), _) => format!("failed: {uri}: {}\n", shown(error, 500)),
@@ -226,8 +226,7 @@ fn warned(warnings: &[String]) -> String {
 
 fn imported(import: &Imported) -> String {
     let mut text = format!(
-        "adopted {} files ({}), of which {} were copied; downloaded {} files ({}); {} files were \
-         in the cache\n",
+        "imported {} files ({}, {} of it copied); downloaded {} files ({}); {} files were cached\n",
         import.adopted_files,
         size_text(import.adopted_bytes),
         size_text(import.copied_bytes),
@@ -237,18 +236,18 @@ fn imported(import: &Imported) -> String {
     );
     for NotAdopted { path, why } in &import.not_adopted {
         let (path, why) = (shown(path, 200), shown(why, 400));
-        let _ = writeln!(text, "not adopted, downloaded instead: {path}: {why}");
+        let _ = writeln!(text, "not imported, downloaded instead: {path}: {why}");
     }
     let more = import.not_adopted_files.saturating_sub(import.not_adopted.len());
     if more > 0 {
-        let _ = writeln!(text, "not adopted, downloaded instead: {more} more files");
+        let _ = writeln!(text, "not imported, downloaded instead: {more} more files");
     }
     if import.left_files > 0 {
         let names: Vec<String> = import.left.iter().map(|name| shown(name, 100)).collect();
         let more = if import.left_files > names.len() { ", …" } else { "" };
         let _ = writeln!(
             text,
-            "{} files are left there: {}{more}",
+            "{} files remain in the directory: {}{more}",
             import.left_files,
             names.join(", ")
         );
@@ -272,7 +271,7 @@ fn state(model: &ModelEntry) -> String {
     text
 }
 
-/// The digits that are enough for people.
+/// The first digits of an id, which are enough for people.
 fn short(id: &str) -> &str {
     let digits = id.strip_prefix("sha256:").unwrap_or(id);
     digits.get(..DIGITS).unwrap_or(digits)
@@ -290,7 +289,7 @@ fn ago(time: &str) -> String {
     }
 }
 
-/// Columns as wide as their widest cell.
+/// Formats rows as columns, each as wide as its widest cell.
 fn table<const N: usize>(rows: &[[String; N]]) -> String {
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
     let widths: Vec<usize> = (0..N).map(|column| width(column).unwrap_or_default()).collect();

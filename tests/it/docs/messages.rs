@@ -98,7 +98,7 @@ const OTHER_LITERALS: [(&str, &str); 35] = [
     ("its size", "stands for the field's name"),
     ("its etag", "stands for the field's name"),
     ("an unknown number of", "stands for a number"),
-    ("a socket for commands in the cache", "stands before a message"),
+    ("the socket for commands in the cache", "stands before a message"),
     ("{name} has {len} bytes, and no object's name has so many", "never leaves the parser"),
 ];
 

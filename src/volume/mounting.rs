@@ -1,8 +1,8 @@
-//! The effects at a target: a lease and a mount together, or neither.
+//! Mounts and unmounts at a target: a lease and a mount together, or neither.
 //!
-//! Everything at a target goes through a [`OpenTarget`], so that a name that is
-//! exchanged meanwhile leads to no other volume. A mount is this volume's if
-//! it is the one that was made for it, in the directory that it was made in.
+//! All operations at a target go through an [`OpenTarget`], so a directory that is
+//! replaced meanwhile cannot lead to another volume. A mount belongs to this volume
+//! if it was made for it, in the directory in which it was made.
 
 use std::path::Path;
 
@@ -17,8 +17,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::mount::{self, Mounted, OpenTarget, TargetState};
 
 impl VolumesInner {
-    /// Lease, then bind; a failure leaves neither. Blocks.
-    pub(super) fn show(
+    /// Takes a lease and binds the model; a failure leaves neither. Blocks.
+    pub(super) fn mount(
         &self,
         _guard: TargetGuard,
         request: PublishRequest,
@@ -27,17 +27,17 @@ impl VolumesInner {
         let PublishKey { volume_id, target, digest, .. } = request.key;
         let place = self.place(&target)?.ok_or_else(|| {
             Error::invalid(format!(
-                "target {} cannot be made: its parent directory does not exist; kubelet makes it \
-                 before it asks",
+                "target {} cannot be created: its parent directory does not exist; kubelet creates \
+                 it before the call",
                 target.display()
             ))
         })?;
-        // A process that was killed between bind and answer left a mount that
-        // may be just what is wanted.
+        // A process that was killed between bind and answer left a mount, perhaps
+        // exactly this one.
         let before = place.mounted()?;
         match &before {
             Some(mounted) => {
-                self.check_is_wanted(&place, mounted, &model.tree)?;
+                self.check_is_expected(&place, mounted, &model.tree)?;
                 if !mounted.hardened {
                     place.unmount(mounted)?;
                 }
@@ -47,7 +47,7 @@ impl VolumesInner {
                 abort_point::reach("bind-1");
             }
         }
-        let standing = before.filter(|mounted| mounted.hardened);
+        let existing = before.filter(|mounted| mounted.hardened);
         let holder = LeaseHolder {
             volume_id,
             target: target.clone(),
@@ -57,16 +57,16 @@ impl VolumesInner {
         };
         let lease = match self.cache.lease(model, holder) {
             Ok(lease) => lease,
-            // Nothing of this call is there but an empty directory.
-            Err(error) if standing.is_some() => return Err(error),
+            // This call has left nothing but an empty directory.
+            Err(error) if existing.is_some() => return Err(error),
             Err(error) => return self.undo(&place, false, error),
         };
-        if let Some(mounted) = standing {
+        if let Some(mounted) = existing {
             self.cache.record_mount(&target, mounted.id);
             return Ok(());
         }
         abort_point::reach("bind-2");
-        // Only what is leased can be bound.
+        // Only a leased model can be bound.
         match place.bind_read_only(&lease.model.tree, request.options) {
             Ok(mounted) => {
                 self.cache.record_mount(&target, mounted.id);
@@ -77,36 +77,36 @@ impl VolumesInner {
         }
     }
 
-    /// Takes back what a failed publish made. While that is not possible, the
-    /// answer is not final: kubelet comes again, or unpublishes.
+    /// Undoes a failed publish. If that fails too, the answer is not final: kubelet
+    /// retries, or unpublishes.
     fn undo(&self, place: &OpenTarget, leased: bool, cause: Error) -> Result<()> {
-        // A failed bind has unmounted what it mounted; a mount point stays.
+        // A failed bind has unmounted what it mounted; only the mount point remains.
         let removed = place.remove();
         let undone =
             removed.and_then(|()| if leased { self.cache.release(place.path()) } else { Ok(()) });
         Err(match undone {
             Ok(()) => cause,
             Err(error) => {
-                let text = format!("{cause}; taking it back failed too: {error}");
+                let text = format!("{cause}; the cleanup failed too: {error}");
                 Error::new(ErrorKind::InProgress, text)
             }
         })
     }
 
-    /// Unmounts, removes the empty directory, ends the lease. What is gone
-    /// already is fine. Blocks.
-    pub(super) fn take_away(&self, volume_id: &str, target: &Path) -> Result<()> {
+    /// Unmounts the volume, removes the empty directory, ends the lease. Succeeds if
+    /// they are gone already. Blocks.
+    pub(super) fn unmount(&self, volume_id: &str, target: &Path) -> Result<()> {
         let lease = self.cache.lease_of(target);
         if let Some(lease) = &lease {
-            self.note(lease);
+            self.record_in_span(lease);
         }
         if let Some(other) = lease.as_ref().filter(|lease| lease.volume_id != volume_id) {
             return Err(Error::new(
                 ErrorKind::Conflict,
                 format!(
-                    "{} shows the volume {}, not {volume_id}; it was left as it is",
-                    target.display(),
-                    other.volume_id
+                    "volume {} is mounted at {}, not {volume_id}; it was not changed",
+                    other.volume_id,
+                    target.display()
                 ),
             ));
         }
@@ -115,7 +115,7 @@ impl VolumesInner {
             return self.cache.release(target);
         };
         let found = place.inspect()?;
-        let stood = lease.is_some() || matches!(found, TargetState::Mount(_));
+        let was_published = lease.is_some() || matches!(found, TargetState::Mount(_));
         if let TargetState::Mount(mounted) = &found {
             self.check_is_ours(&place, mounted, lease.as_ref())?;
             place.unmount(mounted)?;
@@ -127,15 +127,15 @@ impl VolumesInner {
         abort_point::reach("unbind-2");
         self.cache.release(target)?;
         abort_point::reach("unbind-3");
-        // Not again for a volume that was gone already: kubelet asks as often as it likes.
-        if stood {
+        // Do not log a volume that was gone already: kubelet may repeat the call any number of times.
+        if was_published {
             tracing::info!(target = %target.display(), "unpublished");
         }
         Ok(())
     }
 
-    /// Whether this lease's mount is at its target as it should be. Blocks.
-    pub(super) fn shows(&self, lease: &LeaseRecord) -> Result<bool> {
+    /// Whether the mount of this lease is in place at its target, and hardened. Blocks.
+    pub(super) fn is_mounted_as_leased(&self, lease: &LeaseRecord) -> Result<bool> {
         let Some(place) = self.place(&lease.target)? else { return Ok(false) };
         let Some(mounted) = place.mounted()? else { return Ok(false) };
         Ok(mounted.hardened && is_of(lease, &place, &mounted))
@@ -153,8 +153,8 @@ impl VolumesInner {
         OpenTarget::open(&self.kubelet, target)
     }
 
-    /// Says in the lines of this call whose volume it is.
-    fn note(&self, lease: &LeaseRecord) {
+    /// Adds the volume's pod and model to the log lines of this call.
+    fn record_in_span(&self, lease: &LeaseRecord) {
         let span = Span::current();
         span.record("pod", lease.pod.as_deref());
         if let Ok(Some(summary)) = self.cache.summary(&lease.model) {
@@ -162,26 +162,26 @@ impl VolumesInner {
         }
     }
 
-    /// Whether a mount that is there already is of the tree that is to be shown.
-    fn check_is_wanted(&self, place: &OpenTarget, mounted: &Mounted, tree: &Path) -> Result<()> {
-        if self.is_anothers(place, mounted) {
-            return Err(exchanged(place));
+    /// Checks that an existing mount is of the tree that is to be mounted.
+    fn check_is_expected(&self, place: &OpenTarget, mounted: &Mounted, tree: &Path) -> Result<()> {
+        if self.belongs_to_another(place, mounted) {
+            return Err(replaced(place));
         }
         if mount::identity(tree) == Ok(mounted.root) {
             return Ok(());
         }
-        let shown = place.path().display();
+        let path = place.path().display();
         let text = match self.is_covered(mounted, None)? {
             true => {
-                format!("something else was mounted on top of this volume at {shown}; unmount it")
+                format!("something else is mounted on top of this volume at {path}; unmount it")
             }
-            false => format!("something else is mounted at {shown} already; unpublish it first"),
+            false => format!("something else is mounted at {path} already; unpublish it first"),
         };
         Err(Error::new(ErrorKind::Conflict, text))
     }
 
-    /// Whether a mount may be taken off this place: with a lease only the one
-    /// that it is of, without one only a tree of the cache.
+    /// Checks that this driver may remove a mount: with a lease only the mount of the
+    /// lease, without one only a tree of the cache.
     fn check_is_ours(
         &self,
         place: &OpenTarget,
@@ -192,29 +192,30 @@ impl VolumesInner {
         let is_ours = match lease {
             Some(lease) => {
                 let is_known = lease.mount.is_some() || lease.directory.is_some();
-                is_of(lease, place, mounted) && (is_known || !self.is_anothers(place, mounted))
+                is_of(lease, place, mounted)
+                    && (is_known || !self.belongs_to_another(place, mounted))
             }
-            None => is_tree && !self.is_anothers(place, mounted),
+            None => is_tree && !self.belongs_to_another(place, mounted),
         };
         if is_ours {
             return Ok(());
         }
-        let shown = place.path().display();
+        let path = place.path().display();
         let text = if self.is_covered(mounted, lease)? {
             format!(
-                "something else was mounted on top of the volume at {shown}; both were left as they \
-                 are: unmount what is on top, then the volume is unpublished"
+                "something else is mounted on top of the volume at {path}; neither was changed: \
+                 unmount what is on top, then the volume is unpublished"
             )
         } else if is_tree {
-            return Err(exchanged(place));
+            return Err(replaced(place));
         } else {
-            format!("what is mounted at {shown} is not this driver's; it was left as it is")
+            format!("the mount at {path} is not this driver's; it was not changed")
         };
         Err(Error::new(ErrorKind::Precondition, text))
     }
 
-    /// Whether this is the mount of a lease of another target.
-    fn is_anothers(&self, place: &OpenTarget, mounted: &Mounted) -> bool {
+    /// Whether this mount belongs to the lease of another target.
+    fn belongs_to_another(&self, place: &OpenTarget, mounted: &Mounted) -> bool {
         let leases = self.cache.leases();
         let mut others = leases.iter().filter(|lease| lease.target != place.path());
         others.any(|other| {
@@ -224,7 +225,7 @@ impl VolumesInner {
         })
     }
 
-    /// Whether a mount of ours is below this one, at the same place.
+    /// Whether a mount of this driver is below this one, at the same path.
     fn is_covered(&self, mounted: &Mounted, lease: Option<&LeaseRecord>) -> Result<bool> {
         for below in mount::stack_below(mounted)? {
             let is_leased = lease.is_some_and(|lease| lease.mount == Some(below.id));
@@ -236,16 +237,16 @@ impl VolumesInner {
     }
 }
 
-/// Whether this is the mount that was made for a lease, as far as that is
-/// known: after a restart only by its root and by the directory that it is in.
+/// Whether this mount was made for the lease. After a restart only its root and its
+/// directory are known.
 fn is_of(lease: &LeaseRecord, place: &OpenTarget, mounted: &Mounted) -> bool {
     lease.root == mounted.root
         && lease.directory.is_none_or(|directory| directory == place.directory())
         && lease.mount.is_none_or(|id| id == mounted.id)
 }
 
-/// A lease whose mount is not at its target must not end while the mount is
-/// somewhere else: a directory around it was renamed.
+/// Checks that the mount of a lease does not exist elsewhere, which happens when a
+/// parent directory is renamed: the lease must not end then.
 fn check_is_nowhere(lease: Option<&LeaseRecord>) -> Result<()> {
     let Some(lease) = lease else { return Ok(()) };
     let Some(id) = lease.mount else { return Ok(()) };
@@ -253,8 +254,8 @@ fn check_is_nowhere(lease: Option<&LeaseRecord>) -> Result<()> {
         Some(mounted) if mounted.root == lease.root => Err(Error::new(
             ErrorKind::Unavailable,
             format!(
-                "the volume at {} is mounted at {} now, since a directory around it was renamed; \
-                 it was left as it is and is tried again",
+                "the volume at {} is now mounted at {}, because a parent directory was renamed; it \
+                 was not changed, and the call will be retried",
                 lease.target.display(),
                 mounted.target.display()
             ),
@@ -263,12 +264,12 @@ fn check_is_nowhere(lease: Option<&LeaseRecord>) -> Result<()> {
     }
 }
 
-fn exchanged(place: &OpenTarget) -> Error {
+fn replaced(place: &OpenTarget) -> Error {
     Error::new(
         ErrorKind::Unavailable,
         format!(
-            "{} leads to the volume of another pod, since a directory around it was exchanged; it \
-             was left as it is and is tried again",
+            "{} leads to the volume of another pod, because a parent directory was replaced; it was \
+             not changed, and the call will be retried",
             place.path().display()
         ),
     )
