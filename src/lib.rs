@@ -14,9 +14,9 @@
 //!    protobuf and gRPC codes.
 //! 3. [`volume`] runs the use case. It locks the target, asks [`policy`] whether this pod may
 //!    mount this model, and resolves the prefix to a revision: the exact set of object versions.
-//! 4. [`oci`] lists the bucket for that. It is the only code that knows Oracle: endpoints,
-//!    signatures, credentials. Its requests go through `transport`, the only code that opens
-//!    connections.
+//! 4. [`resolve`] lists the bucket for that, through the trait of [`source`]. [`oci`] implements
+//!    it, the only code that knows Oracle: endpoints, signatures, credentials. Its requests go
+//!    through `transport`, the only code that opens connections.
 //! 5. [`cache`] looks the revision up. On a miss it reserves space, evicts models that no
 //!    volume uses, and starts a flight, which all callers for the same revision share. The flight
 //!    outlives the call: when kubelet's deadline is near, the call ends with the progress,
@@ -69,6 +69,7 @@ pub mod node;
 pub mod oci;
 pub mod policy;
 pub mod resolve;
+pub mod source;
 mod text;
 mod trace;
 mod transport;

@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt as _;
+use futures_util::stream::{self, BoxStream};
 use http::{Request, Response};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
@@ -137,8 +139,19 @@ impl Transport {
     }
 
     /// The minimum progress that a body of this transport must make.
-    pub(crate) fn body_idle(&self) -> MinimumProgress {
+    fn minimum_progress(&self) -> MinimumProgress {
         MinimumProgress::new(self.body_idle)
+    }
+
+    /// The chunks of a body as they arrive, up to 512 KiB each, and why it broke off.
+    pub(crate) fn chunks(&self, body: Incoming) -> BoxStream<'static, Result<Bytes, String>> {
+        let start = (body, self.minimum_progress());
+        let next = |(mut body, mut patience)| async move {
+            let chunk = next_chunk(&mut body, &mut patience).await;
+            let chunk = chunk.map_err(|failure| failure.what).transpose()?;
+            Some((chunk, (body, patience)))
+        };
+        stream::unfold(start, next).boxed()
     }
 
     /// Reads the whole of a body that is expected to be small.
@@ -161,7 +174,7 @@ impl Transport {
         limit: usize,
     ) -> Result<Option<Bytes>, TransportFailure> {
         let mut whole = BytesMut::new();
-        let mut patience = self.body_idle();
+        let mut patience = self.minimum_progress();
         while let Some(chunk) = next_chunk(&mut body, &mut patience).await? {
             if whole.len() + chunk.len() > limit {
                 return Ok(None);
@@ -206,7 +219,7 @@ impl MinimumProgress {
 /// Returns the next piece of a body; `None` at its end.
 ///
 /// Cancel safe: a chunk is either returned or still in the body.
-pub(crate) async fn next_chunk(
+async fn next_chunk(
     body: &mut Incoming,
     patience: &mut MinimumProgress,
 ) -> Result<Option<Bytes>, TransportFailure> {

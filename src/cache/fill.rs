@@ -21,7 +21,7 @@ use crate::download::{Check, Engine, FairShare, ObjectVersion, Origin, Staging};
 use crate::error::{Error, ErrorKind, Result};
 use crate::flight::{MEMO, Waiter};
 use crate::model::{BlobId, Manifest, ManifestFile, progress_text, shown};
-use crate::oci::{Bucket, ObjectName};
+use crate::source::{Bucket, ObjectName};
 
 /// Blobs of one model that download concurrently. The engine limits requests; this
 /// only bounds the tasks of a model with many thousand files.

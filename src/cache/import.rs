@@ -54,7 +54,7 @@ use crate::blocking::blocking;
 use crate::download::{Engine, ObjectProgress};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{BlobId, Manifest, ManifestFile, progress_text};
-use crate::oci::ObjectStorage;
+use crate::source::ObjectSource;
 use adopt::{AdoptOutcome, Adopter};
 use source::{PathKind, SourceDirectory, SourceFile, check_movable};
 
@@ -193,7 +193,7 @@ impl Cache {
     pub async fn import(
         &self,
         engine: &Engine,
-        client: &ObjectStorage,
+        client: &Arc<dyn ObjectSource>,
         manifest: &Arc<Manifest>,
         title: &str,
         options: ImportOptions,

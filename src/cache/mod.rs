@@ -73,7 +73,7 @@ use crate::flight::{Flights, Waiter};
 use crate::metrics::Metrics;
 use crate::model::{BlobId, Manifest, ModelKey, RequestDigest, Revision, Summary};
 use crate::mount::{self, Mounted};
-use crate::oci::ObjectStorage;
+use crate::source::ObjectSource;
 use blobs::Blobs;
 use durability::{Syncer, Unsynced};
 use holds::Holds;
@@ -277,7 +277,7 @@ impl Cache {
         manifest: &Arc<Manifest>,
         title: &str,
         priority: &Priority,
-        client: &ObjectStorage,
+        client: &Arc<dyn ObjectSource>,
     ) -> Waiter<FillProgress, CachedModel> {
         let (inner, engine) = (Arc::clone(&self.0), engine.clone());
         let (manifest, title) = (Arc::clone(manifest), title.to_owned());

@@ -4,7 +4,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::*;
-use crate::oci::Bucket;
+use crate::source::Bucket;
 
 const BOUND: Duration = Duration::from_secs(20);
 

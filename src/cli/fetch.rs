@@ -19,8 +19,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::fetch::{FetchProgress, FetchReport, describe_checks, fetch};
 use crate::metrics::Metrics;
 use crate::model::{Filters, ModelRequest, ModelUri, Revision, duration_text, size_text};
-use crate::oci::AuthMethod;
 use crate::resolve::{ClientPool, Resolver};
+use crate::source::AuthMethod;
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -92,10 +92,10 @@ pub(super) fn run(args: &FetchArgs, runtime: &Runtime) -> Result<()> {
     config.download.concurrency = args.concurrency;
     let progress = FetchProgress::default();
     let report = runtime.block_on(async {
-        let client = storage::connect(settings).await?;
+        let connector = storage::connect(settings).await?;
         let engine = Engine::new(options::engine(&config.download, false), metrics)?;
         let limits = options::limits(&config.limits);
-        let resolver = Resolver::new(ClientPool::alone(client), limits, &tasks, &shutdown);
+        let resolver = Resolver::new(ClientPool::new(connector, Vec::new()), limits, &tasks, &shutdown);
         let work = fetch(&resolver, &engine, &request, &args.dir, &progress);
         let outcome = tokio::select! {
             outcome = work => outcome,

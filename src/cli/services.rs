@@ -34,9 +34,9 @@ use crate::manage::{Manager, Remote};
 use crate::metrics::{CredentialState, Metrics};
 use crate::model::ModelUri;
 use crate::node::NodeState;
-use crate::oci::AuthMethod;
 use crate::policy::Policy;
 use crate::resolve::{Resolver, RevisionSelector};
+use crate::source::AuthMethod;
 use crate::volume::{ClaimReader, Provisioner, Volumes};
 
 /// How long background work may take to stop after the last call has ended.
@@ -169,13 +169,14 @@ async fn start(args: ServiceArgs, config: &Config, text: &str, mode: Mode) -> Re
     let mut settings =
         args.storage.settings(Some(&config.object_storage), default_auth, &metrics)?;
     args.oke.apply(&mut settings, &args.service_account_dir);
-    let pool = storage::client_pool(settings, &config.object_storage.buckets).await?;
-    if let Some(identity) = pool.identity().cloned() {
+    let connector = storage::connect(settings).await?;
+    if let Some(identity) = connector.identity().cloned() {
         metrics.watch_credential(move || CredentialState {
             refresh_failures: identity.refresh_failures(),
             expires_at: identity.expires_at(),
         });
     }
+    let pool = storage::client_pool(connector, &config.object_storage.buckets)?;
     let (mut watcher, updates) = ConfigWatcher::new(config, text, &metrics);
     let limits = options::limits(&config.limits);
     let resolver = Resolver::new(pool, limits, &tasks, &shutdown);

@@ -8,8 +8,9 @@ use clap::Args;
 use crate::config;
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
-use crate::oci::{self, AuthMethod, ObjectStorage, Settings};
+use crate::oci::{Settings, StorageConnector};
 use crate::resolve::{ClientPool, ListedBucket};
+use crate::source::{AuthMethod, StorageError, StorageErrorKind};
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Object Storage")]
@@ -56,10 +57,9 @@ impl OkeArgs {
     }
 }
 
-/// Connects the driver's own client. The clients of other buckets are connected
-/// at their first use.
-pub(super) async fn client_pool(
-    settings: Settings,
+/// The routes to buckets: the driver's own, and those of the listed buckets.
+pub(super) fn client_pool(
+    connector: Arc<StorageConnector>,
     listed: &[config::BucketSection],
 ) -> Result<ClientPool> {
     let listed = listed.iter().map(|bucket| {
@@ -69,17 +69,18 @@ pub(super) async fn client_pool(
         Ok(ListedBucket { name, namespace, region, endpoint, auth: auth.map_err(as_invalid)? })
     });
     let listed = listed.collect::<Result<_>>()?;
-    ClientPool::connect(settings, listed).await.map_err(as_invalid)
+    Ok(ClientPool::new(connector, listed))
 }
 
-/// Connects one client. A configuration error is `Invalid`.
-pub(super) async fn connect(settings: Settings) -> Result<ObjectStorage> {
-    ObjectStorage::connect(settings).await.map_err(as_invalid)
+/// Connects the driver's own client; others are connected at their first use. A configuration
+/// error is `Invalid`.
+pub(super) async fn connect(settings: Settings) -> Result<Arc<StorageConnector>> {
+    Ok(Arc::new(StorageConnector::connect(settings).await.map_err(as_invalid)?))
 }
 
-fn as_invalid(error: oci::StorageError) -> Error {
+fn as_invalid(error: StorageError) -> Error {
     match error.kind() {
-        oci::StorageErrorKind::Config => Error::invalid(error.to_string()),
+        StorageErrorKind::Config => Error::invalid(error.to_string()),
         _ => error.into(),
     }
 }

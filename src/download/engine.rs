@@ -22,7 +22,8 @@ use crate::abort_point;
 use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::Metrics;
 use crate::model::shown;
-use crate::oci::{Bucket, ObjectHead, ObjectName, ObjectStorage, RetryPolicy};
+use crate::oci::RetryPolicy;
+use crate::source::{Bucket, ObjectHead, ObjectName, ObjectSource};
 
 /// Times that an object is downloaded before its bytes are reported as damaged.
 const ROUNDS: u32 = 3;
@@ -173,7 +174,7 @@ impl Engine {
     /// As [`Engine::download`], without `Corrupt`.
     pub async fn verify(
         &self,
-        client: &ObjectStorage,
+        client: &Arc<dyn ObjectSource>,
         object: ObjectVersion,
         path: &Path,
         progress: Arc<ObjectProgress>,
@@ -425,7 +426,7 @@ impl Engine {
     async fn head(&self, job: &RangeJob) -> Result<ObjectHead> {
         let mut client = job.reader()?;
         loop {
-            let error = match client.head_object(&job.object, Some(&job.etag)).await {
+            let error = match client.head(&job.object, Some(&job.etag)).await {
                 Ok(head) => return Ok(head),
                 Err(error) if range::is_refusal(&error) => error,
                 Err(error) => return Err(range::gone(error)),

@@ -3,7 +3,7 @@
 
 use super::md5::MultipartLayouts;
 use super::{Check, Verify};
-use crate::oci::{ListedMd5, ObjectHead};
+use crate::source::{ListedMd5, ObjectHead};
 
 /// Objects over this size are not read for their MD5 under `verify: cheap`.
 const CHEAP_MD5_BYTES: u64 = 1 << 30;
@@ -80,7 +80,7 @@ impl Expected {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::oci::MultipartMd5;
+    use crate::source::MultipartMd5;
 
     const SMALL: u64 = CHEAP_MD5_BYTES;
     const LARGE: u64 = CHEAP_MD5_BYTES + 1;

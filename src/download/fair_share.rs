@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::limiter::LimiterTurns;
 use crate::model::Tenant;
-use crate::oci::ObjectStorage;
+use crate::source::ObjectSource;
 
 /// Bytes that count as progress of a model.
 const PROGRESS: u64 = 64 << 10;
@@ -33,7 +33,7 @@ struct FairShareInner {
     tenants: Mutex<Vec<Tenant>>,
     activity: Mutex<Activity>,
     /// The clients that may read its objects; refused ones are removed.
-    readers: Mutex<Vec<ObjectStorage>>,
+    readers: Mutex<Vec<Arc<dyn ObjectSource>>>,
 }
 
 /// Whether the network delivers what a model requests.
@@ -176,14 +176,14 @@ impl FairShare {
     }
 
     /// Adds a client that may read its objects.
-    pub fn add_reader(&self, client: &ObjectStorage) {
+    pub fn add_reader(&self, client: &Arc<dyn ObjectSource>) {
         let mut readers = self.readers();
-        if !readers.iter().any(|reader| reader.is(client)) {
+        if !readers.iter().any(|reader| reader.is(&**client)) {
             readers.push(client.clone());
         }
     }
 
-    fn readers(&self) -> MutexGuard<'_, Vec<ObjectStorage>> {
+    fn readers(&self) -> MutexGuard<'_, Vec<Arc<dyn ObjectSource>>> {
         self.0.readers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -303,13 +303,13 @@ impl Interest {
     }
 
     /// The client that reads the object next; `None` when no share has one left.
-    pub(super) fn reader(&self) -> Option<ObjectStorage> {
+    pub(super) fn reader(&self) -> Option<Arc<dyn ObjectSource>> {
         let first = self.first.readers().first().cloned();
         first.or_else(|| self.others().iter().find_map(|share| share.readers().first().cloned()))
     }
 
     /// Drops this client if another one remains.
-    pub(super) fn switch_reader(&self, refused: &ObjectStorage) -> bool {
+    pub(super) fn switch_reader(&self, refused: &dyn ObjectSource) -> bool {
         let others = self.others();
         let shares = || std::iter::once(&self.first).chain(others.iter());
         let another =
@@ -328,7 +328,8 @@ impl Interest {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::oci::{AuthMethod, Environment, Settings};
+    use crate::oci::{Environment, ObjectStorage, Settings};
+    use crate::source::AuthMethod;
 
     #[test]
     fn an_object_that_a_pod_waits_for_is_downloaded_for_that_model() {
@@ -351,7 +352,8 @@ mod tests {
             let endpoint = Some("http://127.0.0.1:1".to_owned());
             let environment = Environment::empty();
             let settings = Settings { endpoint, environment, ..Settings::new(AuthMethod::None) };
-            ObjectStorage::connect(settings).await.unwrap()
+            let client = ObjectStorage::connect(settings).await.unwrap();
+            Arc::new(client) as Arc<dyn ObjectSource>
         };
         let (a, b, c) = (client().await, client().await, client().await);
         let (first, second) = (FairShare::urgent(), FairShare::urgent());
@@ -359,17 +361,17 @@ mod tests {
         assert!(interest.reader().is_none());
         interest.join(&second);
         second.add_reader(&b);
-        assert!(interest.reader().unwrap().is(&b));
+        assert!(interest.reader().unwrap().is(&*b));
         first.add_reader(&a);
         first.add_reader(&a.clone());
-        assert!(interest.reader().unwrap().is(&a));
-        assert!(interest.switch_reader(&a) && interest.reader().unwrap().is(&b));
+        assert!(interest.reader().unwrap().is(&*a));
+        assert!(interest.switch_reader(&*a) && interest.reader().unwrap().is(&*b));
         assert!(
-            !interest.switch_reader(&b) && interest.reader().unwrap().is(&b),
+            !interest.switch_reader(&*b) && interest.reader().unwrap().is(&*b),
             "no other is left"
         );
         second.add_reader(&c);
-        assert!(interest.switch_reader(&b) && interest.reader().unwrap().is(&c));
+        assert!(interest.switch_reader(&*b) && interest.reader().unwrap().is(&*c));
     }
 
     #[test]

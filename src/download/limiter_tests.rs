@@ -6,7 +6,7 @@ use tokio::task::JoinSet;
 
 use super::buckets::SUCCESSES_PER_STEP;
 use super::*;
-use crate::oci::Bucket;
+use crate::source::Bucket;
 
 const BOUND: Duration = Duration::from_secs(20);
 

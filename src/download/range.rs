@@ -11,7 +11,7 @@ use super::target::DownloadTarget;
 use super::{Engine, ObjectVersion};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::shown;
-use crate::oci;
+use crate::source::{ObjectHead, ObjectName, ObjectSource, StorageError, StorageErrorKind};
 
 /// The journal records a span at least this often: the most that a kill can cost.
 const SPAN_BYTES: u64 = 1 << 20;
@@ -35,7 +35,7 @@ const REUPLOAD: &str = "upload it again with a CRC-32C checksum (oci os object p
 #[derive(Clone)]
 pub(super) struct RangeJob {
     pub(super) engine: Engine,
-    pub(super) object: oci::ObjectName,
+    pub(super) object: ObjectName,
     pub(super) etag: Arc<str>,
     pub(super) listed_md5: Option<Arc<str>>,
     pub(super) target: Arc<DownloadTarget>,
@@ -79,7 +79,7 @@ impl RangeJob {
     }
 
     /// The client that reads the object.
-    pub(super) fn reader(&self) -> Result<oci::ObjectStorage> {
+    pub(super) fn reader(&self) -> Result<Arc<dyn ObjectSource>> {
         self.download.interest().reader().ok_or_else(|| {
             Error::internal(format!("no client reads {}", shown(&self.object.name, 200)))
         })
@@ -88,12 +88,12 @@ impl RangeJob {
     /// Switches to another client after a refusal, if there is one, and stores it in `client`.
     pub(super) fn switch_reader(
         &self,
-        client: &mut oci::ObjectStorage,
-        error: &oci::StorageError,
+        client: &mut Arc<dyn ObjectSource>,
+        error: &StorageError,
     ) -> Result<bool> {
         // Another worker may have switched meanwhile.
         let other = self.reader()?;
-        if other.is(client) && !self.download.interest().switch_reader(client) {
+        if other.is(&**client) && !self.download.interest().switch_reader(&**client) {
             return Ok(false);
         }
         tracing::debug!(object = self.object.name, %error, "reading as another requester");
@@ -103,21 +103,20 @@ impl RangeJob {
 }
 
 /// Whether another identity may get another answer.
-pub(super) fn is_refusal(error: &oci::StorageError) -> bool {
+pub(super) fn is_refusal(error: &StorageError) -> bool {
     match error.kind() {
-        oci::StorageErrorKind::Unauthenticated
-        | oci::StorageErrorKind::Forbidden
-        | oci::StorageErrorKind::Config
-        | oci::StorageErrorKind::Identity => true,
-        oci::StorageErrorKind::NotFound => error.code() != Some("ObjectNotFound"),
+        StorageErrorKind::Unauthenticated
+        | StorageErrorKind::Forbidden
+        | StorageErrorKind::Config
+        | StorageErrorKind::Identity => true,
+        StorageErrorKind::NotFound => error.code() != Some("ObjectNotFound"),
         _ => false,
     }
 }
 
 /// An object that is gone has changed: the listing had it.
-pub(super) fn gone(error: oci::StorageError) -> Error {
-    let gone =
-        matches!(error.kind(), oci::StorageErrorKind::Changed | oci::StorageErrorKind::NotFound);
+pub(super) fn gone(error: StorageError) -> Error {
+    let gone = matches!(error.kind(), StorageErrorKind::Changed | StorageErrorKind::NotFound);
     let error = Error::from(error);
     if gone { Error::new(ErrorKind::Changed, error.message()) } else { error }
 }
@@ -128,7 +127,7 @@ pub(super) async fn fetch(
     job: &RangeJob,
     range: Range<u64>,
     whole: bool,
-) -> Result<Option<oci::ObjectHead>> {
+) -> Result<Option<ObjectHead>> {
     let mut at = range.start;
     let mut head = None;
     let mut client = job.reader()?;
@@ -142,7 +141,7 @@ pub(super) async fn fetch(
         let as_whole = whole && at == 0;
         let outcome = tokio::select! {
             biased;
-            outcome = attempt(job, &client, &slot, &mut at, range.end, as_whole, &mut head) => {
+            outcome = attempt(job, &*client, &slot, &mut at, range.end, as_whole, &mut head) => {
                 Some(outcome)
             }
             () = slot.preempted() => None,
@@ -178,11 +177,11 @@ pub(super) async fn fetch(
             continue;
         }
         failures = if at - from >= WORTHWHILE_BYTES { 1 } else { failures + 1 };
-        let gone = error.kind() == oci::StorageErrorKind::NotFound;
-        if error.kind() == oci::StorageErrorKind::Changed || (gone && failures >= 3) {
+        let gone = error.kind() == StorageErrorKind::NotFound;
+        if error.kind() == StorageErrorKind::Changed || (gone && failures >= 3) {
             return Err(changed(job, &error));
         }
-        let again = error.is_transient() || gone || error.kind() == oci::StorageErrorKind::Protocol;
+        let again = error.is_transient() || gone || error.kind() == StorageErrorKind::Protocol;
         if !again || failures >= FAILURES_IN_A_ROW || attempts >= ATTEMPTS {
             let spent = started.elapsed().as_secs();
             let error = Error::from(error);
@@ -201,22 +200,22 @@ pub(super) async fn fetch(
 }
 
 enum RangeOutcome {
-    Storage(oci::StorageError),
+    Storage(StorageError),
     Final(Error),
 }
 
 async fn attempt(
     job: &RangeJob,
-    client: &oci::ObjectStorage,
+    client: &dyn ObjectSource,
     slot: &RequestPermit,
     at: &mut u64,
     end: u64,
     whole: bool,
-    head: &mut Option<oci::ObjectHead>,
+    head: &mut Option<ObjectHead>,
 ) -> Result<(), RangeOutcome> {
     let range = (!whole).then_some(*at..end);
     let (flow, interest) = (slot.flow(), job.download.interest());
-    let asked = client.get_object(&job.object, &job.etag, range);
+    let asked = client.get(&job.object, &job.etag, range);
     let mut body = flow.waiting(asked).await.map_err(RangeOutcome::Storage)?;
     let size = job.target.size();
     if let Some(other) = body.head.size.filter(|other| *other != size) {
@@ -295,8 +294,8 @@ impl Drop for OpenSpan<'_> {
     }
 }
 
-fn is_throttling(error: &oci::StorageError) -> bool {
-    error.kind() == oci::StorageErrorKind::Throttled || matches!(error.status(), Some(429 | 503))
+fn is_throttling(error: &StorageError) -> bool {
+    error.kind() == StorageErrorKind::Throttled || matches!(error.status(), Some(429 | 503))
 }
 
 fn trickles(job: &RangeJob, attempts: u32, spent: Duration) -> Error {
@@ -317,7 +316,7 @@ fn longer(job: &RangeJob) -> Error {
     Error::new(ErrorKind::Changed, text)
 }
 
-fn changed(job: &RangeJob, error: &oci::StorageError) -> Error {
+fn changed(job: &RangeJob, error: &StorageError) -> Error {
     let name = shown(&job.object.name, 200);
     Error::new(ErrorKind::Changed, format!("{name} changed while it was read: {error}"))
 }

@@ -21,8 +21,8 @@ use crate::download::{
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Manifest, ManifestFile, ModelRequest, Revision};
-use crate::oci::{Bucket, ObjectName, ObjectStorage};
 use crate::resolve::Resolver;
+use crate::source::{Bucket, ObjectName, ObjectSource};
 use directory::{DirectoryClaim, FetchDirectory};
 
 /// How many objects are downloaded concurrently.
@@ -152,7 +152,7 @@ fn check_revision(request: &ModelRequest, manifest: &Manifest) -> Result<()> {
 /// Fetches one revision. Returns the number of files per kind of check.
 async fn fetch_revision(
     engine: &Engine,
-    client: &ObjectStorage,
+    client: &Arc<dyn ObjectSource>,
     manifest: &Arc<Manifest>,
     claim: &DirectoryClaim,
     progress: &FetchProgress,
@@ -193,7 +193,7 @@ async fn fetch_revision(
 /// or downloads it.
 async fn fetch_file(
     engine: &Engine,
-    client: &ObjectStorage,
+    client: &Arc<dyn ObjectSource>,
     directory: &Arc<FetchDirectory>,
     file: &ManifestFile,
     object: ObjectVersion,

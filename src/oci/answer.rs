@@ -11,25 +11,7 @@ use serde::de::{self, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use super::error::excerpt;
-
-/// One object of a listing.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ObjectSummary {
-    /// The full name.
-    pub name: String,
-    /// Size in bytes.
-    pub size: u64,
-    /// Opaque and unquoted.
-    pub etag: String,
-    /// Base64 of the MD5; for a multipart object that of the parts' MD5s, followed by `-N`.
-    pub md5: Option<String>,
-    /// RFC 3339.
-    pub time_modified: Option<String>,
-    /// `Standard`, `InfrequentAccess` or `Archive`.
-    pub storage_tier: Option<String>,
-    /// `Archived`, `Restoring` or `Restored`; only in the archive tier.
-    pub archival_state: Option<String>,
-}
+use crate::source::{MultipartMd5, ObjectHead, ObjectSummary, parse_md5};
 
 /// The objects under a prefix, in byte order of their names.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -38,66 +20,6 @@ pub struct PrefixListing {
     pub objects: Vec<ObjectSummary>,
     /// Whether there are more.
     pub truncated: bool,
-}
-
-/// The MD5 of a multipart object: over the parts' binary MD5s in order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct MultipartMd5 {
-    /// The outer digest.
-    pub digest: [u8; 16],
-    /// The number of parts, where the value has the suffix `-N`.
-    pub parts: Option<u32>,
-}
-
-impl MultipartMd5 {
-    /// Parses base64 of 16 bytes, with or without `-N`.
-    pub fn parse(text: &str) -> Option<Self> {
-        let (digest, parts) = match text.trim().rsplit_once('-') {
-            Some((digest, parts)) => (digest, Some(parts.parse().ok().filter(|parts| *parts > 0)?)),
-            None => (text.trim(), None),
-        };
-        Some(Self { digest: parse_digest(digest)?, parts })
-    }
-}
-
-/// The `md5` of a listing, which has the form of either header.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ListedMd5 {
-    /// As `content-md5`.
-    Whole([u8; 16]),
-    /// As `opc-multipart-md5`, with its `-N`.
-    Parts(MultipartMd5),
-}
-
-impl ListedMd5 {
-    /// Parses base64 of 16 bytes; with `-N` it is the digest of N parts.
-    pub fn parse(text: &str) -> Option<Self> {
-        let md5 = MultipartMd5::parse(text)?;
-        Some(if md5.parts.is_some() { Self::Parts(md5) } else { Self::Whole(md5.digest) })
-    }
-}
-
-/// The headers of an answer about one object.
-///
-/// The service sends checksums with HEAD and with whole objects, never with ranges.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct ObjectHead {
-    /// Size of the whole object in bytes, where the answer has it.
-    pub size: Option<u64>,
-    /// Opaque and unquoted; empty where the answer has none.
-    pub etag: String,
-    /// MD5 of the bytes; single-part objects only.
-    pub content_md5: Option<[u8; 16]>,
-    /// Multipart objects only.
-    pub multipart_md5: Option<MultipartMd5>,
-    /// CRC-32C of the bytes, for multipart objects too.
-    pub crc32c: Option<u32>,
-    /// MD5 of the bytes as the uploader recorded it (`opc-meta-md5chksum`, rclone).
-    pub recorded_md5: Option<[u8; 16]>,
-    /// `Standard`, `InfrequentAccess` or `Archive`.
-    pub storage_tier: Option<String>,
-    /// `Archived`, `Restoring` or `Restored`; only in the archive tier.
-    pub archival_state: Option<String>,
 }
 
 impl ObjectHead {
@@ -112,11 +34,11 @@ impl ObjectHead {
             Some(u32::from_be_bytes(bytes))
         };
         Ok(Self {
-            content_md5: checksum(headers, "content-md5", parse_digest)?,
+            content_md5: checksum(headers, "content-md5", parse_md5)?,
             multipart_md5: checksum(headers, "opc-multipart-md5", MultipartMd5::parse)?,
             crc32c: checksum(headers, "opc-content-crc32c", read_crc32c)?,
             // Written by the uploader, so it may be anything.
-            recorded_md5: text(headers, "opc-meta-md5chksum").and_then(parse_digest),
+            recorded_md5: text(headers, "opc-meta-md5chksum").and_then(parse_md5),
             ..Self::part(headers, size)
         })
     }
@@ -193,10 +115,6 @@ pub(crate) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Durati
 pub(crate) fn opaque(etag: &str) -> &str {
     let etag = etag.strip_prefix("W/").filter(|rest| rest.starts_with('"')).unwrap_or(etag);
     etag.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(etag)
-}
-
-fn parse_digest(text: &str) -> Option<[u8; 16]> {
-    BASE64.decode(text).ok()?.try_into().ok()
 }
 
 /// The body of an error.
@@ -341,23 +259,6 @@ mod tests {
         let none = headers(&[("content-md5", " "), ("opc-meta-md5chksum", "whatever")]);
         let head = ObjectHead::whole(&none, None).unwrap();
         assert_eq!((head.content_md5, head.recorded_md5), (None, None));
-    }
-
-    #[test]
-    fn multipart_digests_are_parsed_with_and_without_the_number_of_parts() {
-        let plain = MultipartMd5::parse("1B2M2Y8AsgTpgAmY7PhCfg==").unwrap();
-        assert_eq!(plain.parts, None);
-        assert!(MultipartMd5::parse("1B2M2Y8AsgTpgAmY7PhCfg==-x").is_none());
-        assert!(MultipartMd5::parse("short").is_none());
-    }
-
-    #[test]
-    fn the_md5_of_a_listing_is_that_of_the_whole_or_of_its_parts() {
-        let text = "1B2M2Y8AsgTpgAmY7PhCfg==";
-        assert!(matches!(ListedMd5::parse(text), Some(ListedMd5::Whole(_))));
-        let parts = ListedMd5::parse(&format!("{text}-7"));
-        assert!(matches!(parts, Some(ListedMd5::Parts(MultipartMd5 { parts: Some(7), .. }))));
-        assert_eq!(ListedMd5::parse("d41d8cd98f00b204e9800998ecf8427e"), None);
     }
 
     #[test]

@@ -5,26 +5,25 @@
 //! | step | module |
 //! |---|---|
 //! | the configuration, and the `oci` CLI's variables and file | `settings`, `config_file` |
-//! | the calls: list, head, get | `object_storage`, `answer`, `body` |
+//! | the calls: list, head, get | `object_storage`, `answer` |
 //! | the identity: one immutable credential behind an atomic swap | [`identity`] |
 //! | the signature, a pure function | [`sign`], [`key`], `legacy_pem` |
 //! | the host | [`region`], `endpoint` |
-//! | failures and repetition | [`StorageError`], [`RetryPolicy`] |
+//! | failures and repetition | `error`, [`RetryPolicy`] |
 //!
 //! Nothing outside this module builds a URL or a signature, and nothing in it
 //! knows of models, caches or CSI.
 
 mod answer;
-mod body;
 mod clock;
 mod config_file;
+mod connector;
 mod encode;
 mod endpoint;
 mod error;
 pub mod identity;
 pub mod key;
 mod legacy_pem;
-mod names;
 mod object_storage;
 pub mod region;
 mod retry;
@@ -35,15 +34,8 @@ pub mod sign;
 #[cfg(test)]
 mod test_server;
 
-pub use answer::{ListedMd5, MultipartMd5, ObjectHead, ObjectSummary, PrefixListing};
-pub use body::ObjectBody;
-pub use error::{StorageError, StorageErrorKind};
-pub use identity::workload::Workload;
-pub use names::{Bucket, ObjectName};
-pub(crate) use object_storage::statement;
+pub use answer::PrefixListing;
+pub use connector::StorageConnector;
 pub use object_storage::{ObjectStorage, Pages};
 pub use retry::{Attempts, RetryPolicy};
-pub use settings::{AuthMethod, Environment, RequestObserver, Settings, Timeouts};
-
-/// This module's result.
-pub type Result<T, E = StorageError> = std::result::Result<T, E>;
+pub use settings::{Environment, RequestObserver, Settings, Timeouts};

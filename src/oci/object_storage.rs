@@ -7,6 +7,7 @@
 mod connect;
 mod exchange;
 mod pages;
+mod source;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -14,21 +15,18 @@ use std::sync::Arc;
 use http::{HeaderMap, HeaderName, Method, StatusCode, header};
 use tokio::sync::OnceCell;
 
-pub(crate) use self::exchange::statement;
-
 use self::connect::ServiceLocation;
 use self::exchange::UnsignedRequest;
 pub use self::pages::Pages;
-use super::answer::{self, ObjectHead, PrefixListing};
-use super::body::ObjectBody;
+use super::answer::{self, PrefixListing};
 use super::clock::Clock;
 use super::encode::strict;
 use super::error::{StorageError, StorageErrorKind, excerpt};
 use super::identity::Identity;
-use super::identity::workload::{Workload, Workloads};
-use super::names::{Bucket, ObjectName};
+use super::identity::workload::Workloads;
 use super::retry::RetryPolicy;
-use super::settings::{AuthMethod, Environment, RequestObserver};
+use super::settings::{Environment, RequestObserver};
+use crate::source::{AuthMethod, Bucket, ObjectBody, ObjectHead, ObjectName, Workload};
 use crate::transport::Transport;
 
 /// A client of Object Storage at one location with one identity; cheap to clone.
@@ -296,9 +294,8 @@ impl ObjectStorage {
             }
             (_, status) => return Err(broken(format!("unexpected status {status}"))),
         };
-        let idle = self.0.transport.body_idle();
-        let attempted = call.attempted();
-        Ok(ObjectBody::new(head, response.into_body(), length, idle, attempted))
+        let chunks = self.0.transport.chunks(response.into_body());
+        Ok(ObjectBody::new(head, chunks, length, call.attempted()))
     }
 }
 

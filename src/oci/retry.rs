@@ -142,7 +142,7 @@ fn random_fraction() -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::oci::StorageErrorKind;
+    use crate::source::StorageErrorKind;
 
     fn policy(attempts: u32, budget: u64) -> RetryPolicy {
         let (initial, max) = (Duration::from_millis(100), Duration::from_secs(1));

@@ -20,7 +20,7 @@ use super::known_buckets::{BucketOperation, KnownBuckets};
 use super::proofs::Proofs;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Manifest, ManifestFile, ModelKey, ModelSource, shown};
-use crate::oci::{self, Bucket, ObjectName, ObjectSummary, Workload};
+use crate::source::{Bucket, ObjectName, ObjectSummary, StorageError, StorageErrorKind, Workload};
 
 /// The maximum number of directories with files in a model whose permissions are
 /// checked: as much work for the service as a listing of 100,000 objects.
@@ -102,7 +102,7 @@ impl Authorizer {
         let object = ObjectName::new(Arc::new(bucket), name);
         match probe(buckets, route, object, &etag, size).await {
             Ok(Probe::Readable) => Ok(()),
-            Ok(Probe::Gone) => Err(unseen(source, workload)),
+            Ok(Probe::Gone) => Err(unseen(route, source, workload)),
             Err(error) => Err(self.refusal(route, source, error)),
         }
     }
@@ -112,10 +112,10 @@ impl Authorizer {
         &self,
         route: &Route,
         source: &ModelSource,
-        error: oci::StorageError,
+        error: StorageError,
     ) -> Error {
         let Some(workload) = route.workload() else { return error.into() };
-        let error = refusal(error, source, workload);
+        let error = refusal(error, route, source, workload);
         let place = (route.location(), source.bucket.as_str());
         self.forget_if_refused(workload, place, &error);
         error
@@ -134,7 +134,7 @@ impl Authorizer {
 
 /// The answer about a prefix under which a pod's own identity may read nothing. It is
 /// the same whether the prefix is empty, unreadable, or cached.
-pub(super) fn unseen(source: &ModelSource, workload: &Workload) -> Error {
+pub(super) fn unseen(route: &Route, source: &ModelSource, workload: &Workload) -> Error {
     Error::new(
         ErrorKind::NotFound,
         format!(
@@ -143,20 +143,16 @@ pub(super) fn unseen(source: &ModelSource, workload: &Workload) -> Error {
             shown(source.prefix.as_str(), PREFIX),
             source.bucket,
             source.namespace,
-            oci::statement(
-                source.bucket.as_str(),
-                oci::AuthMethod::OkeWorkloadIdentity,
-                Some(workload)
-            )
+            route.client().how_to_allow(source.bucket.as_str())
         ),
     )
 }
 
 /// Translates an error without naming the request, which would disclose what is cached.
-fn refusal(error: oci::StorageError, source: &ModelSource, workload: &Workload) -> Error {
-    if error.kind() == oci::StorageErrorKind::NotFound {
+fn refusal(error: StorageError, route: &Route, source: &ModelSource, workload: &Workload) -> Error {
+    if error.kind() == StorageErrorKind::NotFound {
         tracing::info!(%error, "Object Storage refused a pod's own identity");
-        return unseen(source, workload);
+        return unseen(route, source, workload);
     }
     let attempted = format!(
         "reading {:?} in bucket {} of namespace {} as {workload}",
@@ -189,7 +185,7 @@ async fn probe_all(
         .buffer_unordered(AT_ONCE)
         .try_all(async |probe| matches!(probe, Probe::Readable))
         .await
-        .map_err(|error| refusal(error, source, workload))?;
+        .map_err(|error| refusal(error, route, source, workload))?;
     match (readable, too_many) {
         (false, _) => Ok(Permission::Unprovable),
         (true, false) => Ok(Permission::Granted),
@@ -227,18 +223,18 @@ async fn probe(
     object: ObjectName,
     etag: &str,
     size: u64,
-) -> oci::Result<Probe> {
+) -> Result<Probe, StorageError> {
     let (client, bucket) = (route.client(), &*object.bucket);
     let (version, is_empty) = (Some(etag), size == 0);
     let mut asked = buckets
         .ask(BucketOperation::Read, (route, bucket), || client.may_read(&object, version, is_empty))
         .await;
-    if fails_as(&asked, oci::StorageErrorKind::Changed) {
+    if fails_as(&asked, StorageErrorKind::Changed) {
         asked = buckets
             .ask(BucketOperation::Read, (route, bucket), || client.may_read(&object, None, false))
             .await;
     }
-    if fails_as(&asked, oci::StorageErrorKind::RangeNotSatisfiable) {
+    if fails_as(&asked, StorageErrorKind::RangeNotSatisfiable) {
         asked = buckets
             .ask(BucketOperation::Read, (route, bucket), || client.may_read(&object, None, true))
             .await;
@@ -250,7 +246,7 @@ async fn probe(
     }
 }
 
-fn fails_as(asked: &oci::Result<()>, kind: oci::StorageErrorKind) -> bool {
+fn fails_as(asked: &Result<(), StorageError>, kind: StorageErrorKind) -> bool {
     asked.as_ref().is_err_and(|error| error.kind() == kind)
 }
 

@@ -2,19 +2,15 @@
 //! default is the driver's own location and identity, unless the administrator lists
 //! the bucket, or a `StorageClass` names a region or an identity.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
-
-use tokio::sync::OnceCell;
+use std::sync::Arc;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{
     ModelRequest, NamespaceName, PodIdentity, PodTokens, RequestDigest, Tenant, account_uid,
 };
-use crate::oci::{self, AuthMethod, ObjectStorage, Settings, Workload};
-
-/// How many clients for other locations are kept; further ones are created per request.
-const KEPT: usize = 64;
+use crate::source::{
+    AuthMethod, BucketLocation, ObjectSource, SourceConnector, StorageError, Workload,
+};
 
 /// The prefix of an identity in a scope.
 const APART: &str = "auth/";
@@ -39,22 +35,9 @@ pub struct ListedBucket {
 pub struct ClientPool(Arc<ClientPoolInner>);
 
 struct ClientPoolInner {
-    own: ObjectStorage,
-    /// The settings for clients of other identities.
-    settings: Settings,
+    own: Arc<dyn ObjectSource>,
+    connector: Arc<dyn SourceConnector>,
     listed: Vec<ListedBucket>,
-    /// One client per other identity, in the driver's own location. The next request
-    /// retries a failed connection.
-    others: Mutex<HashMap<AuthMethod, Arc<OnceCell<ObjectStorage>>>>,
-    elsewhere: Mutex<HashMap<BucketLocation, ObjectStorage>>,
-}
-
-/// The administrator's settings for a route.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
-struct BucketLocation {
-    region: Option<String>,
-    endpoint: Option<String>,
-    auth: Option<AuthMethod>,
 }
 
 /// Who requests a model.
@@ -91,15 +74,15 @@ impl Requester<'_> {
 /// tenant.
 #[derive(Debug, Clone)]
 pub struct Route {
-    client: ObjectStorage,
+    client: Arc<dyn ObjectSource>,
     location: String,
     scope: String,
     tenant: Tenant,
 }
 
 impl Route {
-    /// The client for Object Storage.
-    pub fn client(&self) -> &ObjectStorage {
+    /// The source of the objects.
+    pub fn client(&self) -> &Arc<dyn ObjectSource> {
         &self.client
     }
 
@@ -135,31 +118,9 @@ impl Route {
 }
 
 impl ClientPool {
-    /// Creates a pool of one client for every bucket. A request that needs another
-    /// client is refused if it cannot be created from this client's settings.
-    pub fn alone(own: ObjectStorage) -> Self {
-        let settings = Settings::new(own.method());
-        Self::new(own, settings, Vec::new())
-    }
-
-    /// Connects the driver's own client. The clients of listed buckets are connected
-    /// at their first use.
-    ///
-    /// # Errors
-    /// Those of [`ObjectStorage::connect`] for the driver's own settings.
-    pub async fn connect(settings: Settings, listed: Vec<ListedBucket>) -> oci::Result<Self> {
-        let own = ObjectStorage::connect(settings.clone()).await?;
-        Ok(Self::new(own, settings, listed))
-    }
-
-    fn new(own: ObjectStorage, settings: Settings, listed: Vec<ListedBucket>) -> Self {
-        let (others, elsewhere) = (Mutex::default(), Mutex::default());
-        Self(Arc::new(ClientPoolInner { own, settings, listed, others, elsewhere }))
-    }
-
-    /// The driver's own identity, if requests are signed.
-    pub fn identity(&self) -> Option<&oci::identity::Identity> {
-        self.0.own.identity()
+    /// A pool of the connector's sources, with the routes of the listed buckets.
+    pub fn new(connector: Arc<dyn SourceConnector>, listed: Vec<ListedBucket>) -> Self {
+        Self(Arc::new(ClientPoolInner { own: connector.own(), connector, listed }))
     }
 
     /// The namespace of buckets that name none: that of the driver's own tenancy.
@@ -175,8 +136,8 @@ impl ClientPool {
 
     /// The client that knows the own namespace. If pods use their own identities, the
     /// driver has none to ask with.
-    fn namespace_client<'a>(&'a self, route: &'a Route) -> &'a ObjectStorage {
-        if self.0.own.needs_pod() { &route.client } else { &self.0.own }
+    fn namespace_client<'a>(&'a self, route: &'a Route) -> &'a dyn ObjectSource {
+        if self.0.own.needs_pod() { &*route.client } else { &*self.0.own }
     }
 
     /// As [`ClientPool::own_namespace`], before the route is known.
@@ -185,7 +146,7 @@ impl ClientPool {
     /// `Precondition` if only a pod's identity can look it up, and the requester is
     /// not a pod.
     pub async fn namespace_for(&self, caller: Requester<'_>) -> Result<NamespaceName> {
-        NamespaceName::parse(&as_caller(self.0.own.clone(), caller)?.namespace().await?)
+        NamespaceName::parse(&as_caller(Arc::clone(&self.0.own), caller)?.namespace().await?)
     }
 
     /// Whether only a pod's own identity may read the request's bucket.
@@ -227,20 +188,20 @@ impl ClientPool {
         &self,
         request: &ModelRequest,
         caller: Requester<'_>,
-    ) -> Result<(ObjectStorage, AuthMethod)> {
+    ) -> Result<(Arc<dyn ObjectSource>, AuthMethod)> {
         let usual = self.usual(request, caller).await?;
         let usual_method = usual.auth.unwrap_or_else(|| self.0.own.method());
         let mut place = usual.clone();
         if let Some(auth) = &request.auth {
             place.auth =
-                Some(auth.parse().map_err(|e: oci::StorageError| Error::invalid(e.to_string()))?);
+                Some(auth.parse().map_err(|e: StorageError| Error::invalid(e.to_string()))?);
         }
         if let Some(region) = &request.region
-            && !self.is_in(&usual, region).await?
+            && !self.0.connector.is_in(&usual, region).await?
         {
             (place.region, place.endpoint) = (Some(region.clone()), None);
         }
-        Ok((self.client(&place).await?, usual_method))
+        Ok((self.0.connector.source(&place).await?, usual_method))
     }
 
     /// The administrator's settings for the bucket.
@@ -261,75 +222,14 @@ impl ClientPool {
         }
         Ok(BucketLocation::default())
     }
-
-    /// Whether a location is in the region already.
-    async fn is_in(&self, place: &BucketLocation, region: &str) -> Result<bool> {
-        let settings = &self.0.settings;
-        let here = place.region.is_none() && place.endpoint.is_none();
-        let configured = match here {
-            true => settings.region.as_ref(),
-            false => place.region.as_ref(),
-        };
-        if configured.is_some_and(|configured| settings.same_region(configured, region)) {
-            return Ok(true);
-        }
-        // This includes a region that the identity's services reported.
-        Ok(here && self.0.own.is_in(region).await?)
-    }
-
-    async fn client(&self, place: &BucketLocation) -> Result<ObjectStorage> {
-        if *place == BucketLocation::default() {
-            return Ok(self.0.own.clone());
-        }
-        if let Some(kept) = self.elsewhere().get(place) {
-            return Ok(kept.clone());
-        }
-        let identity = match place.auth {
-            Some(method) if method != self.0.own.method() => self.other(method, place).await?,
-            _ => self.0.own.clone(),
-        };
-        let client = identity.at(place.region.as_deref(), place.endpoint.as_deref())?;
-        let mut elsewhere = self.elsewhere();
-        if elsewhere.len() < KEPT {
-            // A concurrent request may have inserted a client; both use that one.
-            return Ok(elsewhere.entry(place.clone()).or_insert(client).clone());
-        }
-        Ok(client)
-    }
-
-    /// The client of another identity, in the driver's own location.
-    async fn other(&self, method: AuthMethod, place: &BucketLocation) -> Result<ObjectStorage> {
-        let cell = {
-            let mut others = self.0.others.lock().unwrap_or_else(PoisonError::into_inner);
-            Arc::clone(others.entry(method).or_default())
-        };
-        let connecting = || async {
-            let mut settings = Settings { auth: method, ..self.0.settings.clone() };
-            // Any location will do to create it; the caller sets the final one.
-            settings.region = settings.region.or_else(|| place.region.clone());
-            if method != AuthMethod::InstancePrincipal && settings.region.is_none() {
-                let location = self.0.own.location().await?;
-                match location.contains("://") {
-                    true => settings.endpoint = Some(location),
-                    false => settings.region = Some(location),
-                }
-            }
-            Ok::<_, oci::StorageError>(ObjectStorage::connect(settings).await?.beside(&self.0.own))
-        };
-        let connected = cell.get_or_try_init(connecting).await;
-        Ok(connected
-            .map_err(|error| Error::from(error).context(format!("reading as {method}")))?
-            .clone())
-    }
-
-    fn elsewhere(&self) -> std::sync::MutexGuard<'_, HashMap<BucketLocation, ObjectStorage>> {
-        self.0.elsewhere.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 /// The client with the identity of the requester: the pod's own identity, if the
 /// administrator chose that.
-fn as_caller(client: ObjectStorage, caller: Requester<'_>) -> Result<ObjectStorage> {
+fn as_caller(
+    client: Arc<dyn ObjectSource>,
+    caller: Requester<'_>,
+) -> Result<Arc<dyn ObjectSource>> {
     if !client.needs_pod() {
         return Ok(client);
     }
@@ -360,7 +260,7 @@ fn as_caller(client: ObjectStorage, caller: Requester<'_>) -> Result<ObjectStora
                 account_uid: account_uid(&token),
                 pod_uid: pod.uid.clone(),
             };
-            Ok(client.as_pod(&workload, &token))
+            Ok(client.as_pod(&workload, &token).unwrap_or(client))
         }
     }
 }

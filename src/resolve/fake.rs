@@ -10,7 +10,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::{ClientPool, ResolveLimits, Resolver};
-use crate::oci::{AuthMethod, Environment, ObjectStorage, Settings};
+use crate::oci::{Environment, Settings, StorageConnector};
+use crate::source::AuthMethod;
 
 type Objects = Arc<Vec<(String, u64)>>;
 
@@ -45,18 +46,18 @@ impl FakeStore {
     pub(crate) async fn resolver(&self) -> Resolver {
         let limits = ResolveLimits { max_objects: 100, max_bytes: None };
         let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
-        Resolver::new(ClientPool::alone(self.client().await), limits, &tasks, &shutdown)
+        Resolver::new(self.pool().await, limits, &tasks, &shutdown)
     }
 
-    /// A client of this store.
-    pub(crate) async fn client(&self) -> ObjectStorage {
+    /// The routes to this store.
+    pub(crate) async fn pool(&self) -> ClientPool {
         let settings = Settings {
             endpoint: Some(self.endpoint.clone()),
             namespace: Some("mytenancy".to_owned()),
             environment: Environment::empty(),
             ..Settings::new(AuthMethod::None)
         };
-        ObjectStorage::connect(settings).await.unwrap()
+        ClientPool::new(Arc::new(StorageConnector::connect(settings).await.unwrap()), Vec::new())
     }
 
     /// The number of listings so far.

@@ -13,7 +13,8 @@ use tokio::time::Instant;
 
 use super::Route;
 use super::proofs::AccountKey;
-use crate::oci::{self, AuthMethod, Bucket, StorageErrorKind};
+use crate::error::Result;
+use crate::source::{AuthMethod, Bucket, StorageError, StorageErrorKind};
 
 /// How long a bucket that answered is assumed to exist despite a 404.
 const REMEMBERED: Duration = Duration::from_secs(60 * 60);
@@ -49,9 +50,9 @@ impl KnownBuckets {
         asked: BucketOperation,
         (route, bucket): (&Route, &Bucket),
         mut request: impl FnMut() -> F,
-    ) -> oci::Result<T>
+    ) -> Result<T, StorageError>
     where
-        F: Future<Output = oci::Result<T>>,
+        F: Future<Output = Result<T, StorageError>>,
     {
         let account = route.workload().and_then(AccountKey::of);
         let method = route.client().method();
@@ -93,6 +94,6 @@ impl KnownBuckets {
     }
 }
 
-fn is_of_bucket(error: &oci::StorageError) -> bool {
+fn is_of_bucket(error: &StorageError) -> bool {
     error.kind() == StorageErrorKind::NotFound && error.code() != Some("ObjectNotFound")
 }

@@ -19,7 +19,7 @@ use crate::budget::{MemoryBudget, MemoryPermit, memory_limit};
 use crate::error::{Error, ErrorKind, Result};
 use crate::flight::{Flights, Waiter};
 use crate::model::{ListedObject, ModelSource, ObjectListing, Tenant, size_text};
-use crate::oci::{self, Bucket, ObjectSummary, Workload};
+use crate::source::{Bucket, ObjectSummary, StorageError, Workload};
 
 /// How long a listing continues without a waiter.
 const GRACE: Duration = Duration::from_secs(30);
@@ -198,7 +198,7 @@ impl ListingsInner {
         bucket: &Bucket,
         title: &str,
         waiters: &Waiters,
-    ) -> oci::Result<std::result::Result<HeldListing, ListingRefusal>> {
+    ) -> Result<Result<HeldListing, ListingRefusal>, StorageError> {
         let small = waiters.take(&self.small, SMALL);
         let mut held = match wait_for(&self.small, small, SMALL, &waiters.pulse).await {
             Ok(permit) => {
@@ -318,15 +318,15 @@ fn listed(object: ObjectSummary) -> ListedObject {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Requester;
     use super::super::fake::FakeStore;
-    use super::super::{ClientPool, Requester};
     use super::*;
     use crate::model::{BucketName, ModelRequest, Prefix};
 
     #[tokio::test]
     async fn a_listing_waits_for_memory_no_longer_than_any_of_its_tenants() {
         let store = FakeStore::start(&[("m/w", 10)]).await;
-        let pool = ClientPool::alone(store.client().await);
+        let pool = store.pool().await;
         let listings = Listings::new(
             100,
             &TaskTracker::new(),

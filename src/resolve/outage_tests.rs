@@ -10,7 +10,8 @@ use tokio_util::task::TaskTracker;
 
 use super::*;
 use crate::flight::Flights;
-use crate::oci::{self, RetryPolicy};
+use crate::oci::RetryPolicy;
+use crate::source::{StorageError, StorageErrorKind};
 
 const TRIALS: u64 = 1000;
 
@@ -56,18 +57,16 @@ const FAULTS: [AttemptFault; 8] = [
     AttemptFault::NoAnswer,
 ];
 
-async fn fails(fault: AttemptFault) -> oci::StorageError {
-    let error = |kind| oci::StorageError::new(kind, "listing", format!("{fault:?}"));
+async fn fails(fault: AttemptFault) -> StorageError {
+    let error = |kind| StorageError::new(kind, "listing", format!("{fault:?}"));
     let (kind, after) = match fault {
         AttemptFault::Silent(seconds) => {
             tokio::time::sleep(Duration::from_secs(seconds)).await;
-            (oci::StorageErrorKind::Unavailable, None)
+            (StorageErrorKind::Unavailable, None)
         }
-        AttemptFault::Refused | AttemptFault::Unavailable => {
-            (oci::StorageErrorKind::Unavailable, None)
-        }
-        AttemptFault::Throttled(seconds) => (oci::StorageErrorKind::Throttled, Some(seconds)),
-        AttemptFault::NoAnswer => (oci::StorageErrorKind::Protocol, None),
+        AttemptFault::Refused | AttemptFault::Unavailable => (StorageErrorKind::Unavailable, None),
+        AttemptFault::Throttled(seconds) => (StorageErrorKind::Throttled, Some(seconds)),
+        AttemptFault::NoAnswer => (StorageErrorKind::Protocol, None),
     };
     tokio::time::sleep(Duration::from_millis(20)).await;
     error(kind).with_retry_after(after.map(Duration::from_secs))

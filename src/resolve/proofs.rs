@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::model::ModelKey;
-use crate::oci::Workload;
+use crate::source::Workload;
 
 /// How long a proof is valid.
 const LIFETIME: Duration = Duration::from_secs(60 * 60);

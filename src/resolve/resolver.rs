@@ -19,7 +19,7 @@ use crate::model::{
     Attachment, Manifest, ModelKey, ModelRequest, ModelSource, NamespaceName, RequestDigest,
     Selected, Tenant, TreeLimits,
 };
-use crate::oci::{self, Bucket, Workload};
+use crate::source::{Bucket, ObjectName, Workload};
 
 /// How long resolving continues without a waiter: long enough for the retry of a
 /// caller that gave up early.
@@ -215,7 +215,7 @@ impl ResolverInner {
         if let Some(workload) = route.workload().filter(|_| !manifest.files.is_empty())
             && self.authorizer.ask(&self.buckets, route, &manifest).await? != Permission::Granted
         {
-            return Err(unseen(&manifest.source, workload));
+            return Err(unseen(route, &manifest.source, workload));
         }
         Ok(manifest)
     }
@@ -287,11 +287,11 @@ impl ResolverInner {
             ));
         }
         if let Some(name) = source.prefix.as_object_name() {
-            let object = oci::ObjectName::new(Arc::new(bucket.clone()), name);
+            let object = ObjectName::new(Arc::new(bucket.clone()), name);
             let client = route.client();
             let is_object = match route.workload() {
                 Some(_) => client.may_read(&object, None, false).await.is_ok(),
-                None => client.head_object(&object, None).await.is_ok(),
+                None => client.head(&object, None).await.is_ok(),
             };
             if is_object {
                 return not_found(format!(
@@ -301,12 +301,12 @@ impl ResolverInner {
             }
         }
         if let Some(workload) = route.workload() {
-            return unseen(source, workload);
+            return unseen(route, source, workload);
         }
         not_found(format!(
             "no object under {} in {place}, or the driver may not see it; to allow it: {}",
             if source.prefix.as_str().is_empty() { "/" } else { source.prefix.as_str() },
-            oci::statement(source.bucket.as_str(), route.client().method(), None)
+            route.client().how_to_allow(source.bucket.as_str())
         ))
     }
 }

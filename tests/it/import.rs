@@ -27,8 +27,9 @@ use oci_model_csi::cache::{
 use oci_model_csi::download::{Engine, EngineOptions, Verify};
 use oci_model_csi::metrics::Metrics;
 use oci_model_csi::model::{Manifest, ModelRequest, ModelUri};
-use oci_model_csi::oci::{AuthMethod, Environment, ObjectStorage, RetryPolicy, Settings};
+use oci_model_csi::oci::{Environment, RetryPolicy, Settings, StorageConnector};
 use oci_model_csi::resolve::{ClientPool, ResolveLimits, Resolver};
+use oci_model_csi::source::{AuthMethod, ObjectSource, SourceConnector as _};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -42,7 +43,7 @@ struct Node {
     cache: Cache,
     engine: Engine,
     resolver: Resolver,
-    client: ObjectStorage,
+    client: Arc<dyn ObjectSource>,
     store: LocalStore,
 }
 
@@ -56,7 +57,8 @@ impl Node {
             environment: Environment::empty(),
             ..Settings::new(AuthMethod::ApiKey)
         };
-        let client = ObjectStorage::connect(settings).await.unwrap();
+        let connector = Arc::new(StorageConnector::connect(settings).await.unwrap());
+        let client = connector.own();
         let options = EngineOptions {
             concurrency: 4,
             range_size: MIB,
@@ -67,7 +69,8 @@ impl Node {
         };
         let engine = Engine::new(options, Arc::clone(&metrics)).unwrap();
         let limits = ResolveLimits { max_objects: 100, max_bytes: None };
-        let resolver = Resolver::new(ClientPool::alone(client.clone()), limits, &tasks, &shutdown);
+        let resolver =
+            Resolver::new(ClientPool::new(connector, Vec::new()), limits, &tasks, &shutdown);
         let options = CacheOptions {
             dir: scratch.join("cache"),
             require_mount: false,

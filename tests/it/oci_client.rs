@@ -6,10 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use localstore::{Action, LocalStore, Operation, PublicAccess, PutOptions, Rule, Source};
-use oci_model_csi::oci::{
-    AuthMethod, Bucket, Environment, ObjectBody, ObjectStorage, RetryPolicy, Settings,
-    StorageError, StorageErrorKind, Timeouts,
-};
+use oci_model_csi::oci::{Environment, ObjectStorage, RetryPolicy, Settings, Timeouts};
+use oci_model_csi::source::{AuthMethod, Bucket, ObjectBody, StorageError, StorageErrorKind};
 
 const BUCKET: &str = "models";
 

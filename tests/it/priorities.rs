@@ -16,8 +16,9 @@ use oci_model_csi::download::{Engine, EngineOptions, Verify};
 use oci_model_csi::flight::Waiter;
 use oci_model_csi::metrics::Metrics;
 use oci_model_csi::model::{ModelRequest, ModelUri, Tenant};
-use oci_model_csi::oci::{AuthMethod, Environment, ObjectStorage, RetryPolicy, Settings};
+use oci_model_csi::oci::{Environment, RetryPolicy, Settings, StorageConnector};
 use oci_model_csi::resolve::{ClientPool, ResolveLimits, Resolver};
+use oci_model_csi::source::AuthMethod;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -144,7 +145,7 @@ impl Node {
             environment: Environment::empty(),
             ..Settings::new(AuthMethod::ApiKey)
         };
-        let client = ObjectStorage::connect(settings).await.unwrap();
+        let connector = Arc::new(StorageConnector::connect(settings).await.unwrap());
         let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
         let metrics = Arc::new(Metrics::default());
         let options = EngineOptions {
@@ -168,7 +169,8 @@ impl Node {
         let cache = Cache::open(options, metrics, &tasks, &shutdown).unwrap();
         cache.recover(Path::new("/nonexistent")).unwrap();
         let limits = ResolveLimits { max_objects: 1000, max_bytes: None };
-        let resolver = Resolver::new(ClientPool::alone(client), limits, &tasks, &shutdown);
+        let resolver =
+            Resolver::new(ClientPool::new(connector, Vec::new()), limits, &tasks, &shutdown);
         Self { cache, engine, resolver, _scratch: scratch }
     }
 

@@ -23,7 +23,7 @@ use crate::cache::sys::{ReadLease, reflink};
 use crate::download::{Engine, ObjectProgress, ObjectVersion, Verified};
 use crate::error::{Error, Result};
 use crate::model::{Manifest, ManifestFile};
-use crate::oci::{Bucket, ObjectName, ObjectStorage};
+use crate::source::{Bucket, ObjectName, ObjectSource};
 
 /// Bytes per copy operation.
 const CHUNK: u64 = 64 << 20;
@@ -47,7 +47,7 @@ pub(super) enum AdoptOutcome {
 pub(super) struct Adopter {
     pub(super) inner: Arc<CacheInner>,
     pub(super) engine: Engine,
-    pub(super) client: ObjectStorage,
+    pub(super) client: Arc<dyn ObjectSource>,
     pub(super) manifest: Arc<Manifest>,
     pub(super) source: Arc<SourceDirectory>,
     pub(super) take: bool,

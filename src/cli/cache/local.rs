@@ -17,8 +17,8 @@ use crate::download::Engine;
 use crate::error::{Error, ErrorKind, Result};
 use crate::manage::{CacheCommand, CommandAnswer, Manager, ProgressCallback, Remote};
 use crate::metrics::Metrics;
-use crate::oci::AuthMethod;
 use crate::resolve::Resolver;
+use crate::source::AuthMethod;
 
 /// How long to wait until added models are durable.
 const SYNC: Duration = Duration::from_secs(300);
@@ -88,7 +88,8 @@ async fn connect(
 ) -> Result<Remote> {
     let object_storage = Some(&config.object_storage);
     let settings = storage.settings(object_storage, AuthMethod::InstancePrincipal, metrics)?;
-    let pool = storage::client_pool(settings, &config.object_storage.buckets).await?;
+    let connector = storage::connect(settings).await?;
+    let pool = storage::client_pool(connector, &config.object_storage.buckets)?;
     let limits = options::limits(&config.limits);
     let resolver = Resolver::new(pool, limits, tasks, shutdown);
     let engine = Engine::new(options::engine(&config.download, true), Arc::clone(metrics))?;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::oci::Bucket;
+use crate::source::Bucket;
 
 /// Requests that have to succeed before one more may run at once again.
 pub(super) const SUCCESSES_PER_STEP: usize = 32;

@@ -2,7 +2,7 @@ use std::path::Path;
 
 use super::*;
 use crate::oci::sign::tests::vectors;
-use crate::oci::{AuthMethod, StorageError};
+use crate::source::{AuthMethod, StorageError};
 
 const PASSPHRASE: &str = "hunter2";
 

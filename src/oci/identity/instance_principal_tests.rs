@@ -10,7 +10,8 @@ use serde_json::Value;
 use super::*;
 use crate::oci::sign::tests::{parameters, vectors};
 use crate::oci::test_server::{ScriptedAnswer, Seen, TestServer};
-use crate::oci::{AuthMethod, Bucket, ObjectStorage, RetryPolicy};
+use crate::oci::{ObjectStorage, RetryPolicy};
+use crate::source::{AuthMethod, Bucket};
 use crate::text::pem;
 
 const RSA: &UnparsedParameters = &RSA_PKCS1_2048_8192_SHA256;

@@ -6,7 +6,6 @@
 //! the pod's requests have ended.
 
 use std::collections::HashMap;
-use std::fmt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
@@ -30,6 +29,7 @@ use crate::oci::error::{StorageError, StorageErrorKind, excerpt};
 use crate::oci::key::KeyPair;
 use crate::oci::retry::RetryPolicy;
 use crate::oci::settings::Settings;
+use crate::source::Workload;
 use crate::transport::Transport;
 
 /// The port of OKE's identity service in every cluster.
@@ -47,25 +47,6 @@ const KEPT: usize = 512;
 /// How long an unused credential is kept: kubelet's own pauses
 /// reach two minutes.
 const IDLE: Duration = Duration::from_secs(10 * 60);
-
-/// The service account of one pod.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Workload {
-    /// Kubernetes namespace.
-    pub namespace: String,
-    /// Name of the service account.
-    pub service_account: String,
-    /// Its UID, where the token has it: the name may belong to another account later.
-    pub account_uid: Option<String>,
-    /// The pod's UID.
-    pub pod_uid: String,
-}
-
-impl fmt::Display for Workload {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "service account {}/{}", self.namespace, self.service_account)
-    }
-}
 
 /// The identities of pods; cheap to clone.
 #[derive(Clone)]

@@ -2,8 +2,9 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::json;
 
 use super::*;
+use crate::oci::Environment;
 use crate::oci::test_server::{ScriptedAnswer, TestServer};
-use crate::oci::{AuthMethod, Environment};
+use crate::source::AuthMethod;
 
 fn pod(uid: &str) -> Workload {
     let [namespace, service_account, pod_uid] = ["team-a", "vllm", uid].map(str::to_owned);

@@ -12,7 +12,8 @@ use crate::oci::identity::imds::Imds;
 use crate::oci::identity::instance_principal::{InstancePrincipal, InstanceRegion};
 use crate::oci::identity::workload::Workloads;
 use crate::oci::region::Region;
-use crate::oci::settings::{AuthMethod, Settings};
+use crate::oci::settings::Settings;
+use crate::source::AuthMethod;
 use crate::transport::Transport;
 
 /// The location of Object Storage.

@@ -15,10 +15,8 @@ use crate::oci::clock::skew_remedy;
 use crate::oci::endpoint::Endpoint;
 use crate::oci::error::{StorageError, StorageErrorKind, excerpt};
 use crate::oci::identity::Credential;
-use crate::oci::identity::workload::Workload;
-use crate::oci::names::Bucket;
-use crate::oci::settings::AuthMethod;
 use crate::oci::sign;
+use crate::source::{AuthMethod, Bucket, Workload};
 use crate::transport::TransportFailure;
 
 const USER_AGENT: &str = concat!("oci-model-csi/", env!("CARGO_PKG_VERSION"));

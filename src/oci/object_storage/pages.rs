@@ -4,10 +4,10 @@ use http::Method;
 
 use super::ObjectStorageInner;
 use super::exchange::UnsignedRequest;
-use crate::oci::answer::{ObjectSummary, PAGE_LIMIT, RawPage};
+use crate::oci::answer::{PAGE_LIMIT, RawPage};
 use crate::oci::encode::strict;
 use crate::oci::error::{StorageError, StorageErrorKind, excerpt};
-use crate::oci::names::Bucket;
+use crate::source::{Bucket, ObjectSummary};
 
 /// The longest page that is read: the memory of one listing. Usual pages
 /// of a thousand objects have a third of it.

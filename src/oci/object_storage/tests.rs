@@ -6,7 +6,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::*;
 use crate::oci::test_server::{AfterCut, ScriptedAnswer, Seen, TestServer};
-use crate::oci::{AuthMethod, Environment, Settings, Timeouts};
+use crate::oci::{Environment, Settings, Timeouts};
+use crate::source::AuthMethod;
 
 fn settings(server: &TestServer) -> Settings {
     let (initial, max) = (Duration::from_millis(1), Duration::from_millis(5));

@@ -3,33 +3,35 @@
 use std::fmt;
 
 use bytes::Bytes;
-use hyper::body::Incoming;
+use futures_util::StreamExt as _;
+use futures_util::stream::BoxStream;
 
-use super::answer::ObjectHead;
-use super::error::{StorageError, StorageErrorKind};
-use crate::transport::{self, MinimumProgress};
+use super::{ObjectHead, StorageError, StorageErrorKind};
 
-/// The body of a `GetObject`: exactly the requested bytes, or an error, where
+/// The chunks of a body as the network delivers them, and why it broke off.
+pub type BodyChunks = BoxStream<'static, Result<Bytes, String>>;
+
+/// The body of an answer: exactly the requested bytes, or an error, where
 /// the answer has its length.
 pub struct ObjectBody {
-    /// The headers of the answer.
+    /// The head of the answer.
     pub head: ObjectHead,
-    body: Incoming,
+    chunks: BodyChunks,
     length: Option<u64>,
     received: u64,
-    idle: MinimumProgress,
     attempted: String,
 }
 
 impl ObjectBody {
-    pub(crate) fn new(
+    /// A body of `length` bytes, if the answer has its length; `attempted` describes the request
+    /// in errors.
+    pub fn new(
         head: ObjectHead,
-        body: Incoming,
+        chunks: BodyChunks,
         length: Option<u64>,
-        idle: MinimumProgress,
         attempted: String,
     ) -> Self {
-        Self { head, body, length, received: 0, idle, attempted }
+        Self { head, chunks, length, received: 0, attempted }
     }
 
     /// The number of bytes in all; `None` for a whole object whose
@@ -49,24 +51,24 @@ impl ObjectBody {
         self.received
     }
 
-    /// The next bytes, up to 512 KiB of them; `None` once all have been returned.
+    /// The next bytes, as many as arrived together; `None` once all have been returned.
     ///
-    /// An error is of kind [`Unavailable`](ErrorKind::Unavailable): the bytes
+    /// An error is of kind [`Unavailable`](StorageErrorKind::Unavailable): the bytes
     /// returned before are good, and the rest can be requested again.
     ///
     /// Cancel safe: a chunk is either returned or comes with the next call.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, StorageError> {
-        match transport::next_chunk(&mut self.body, &mut self.idle).await {
-            Ok(Some(chunk)) => {
+        match self.chunks.next().await {
+            Some(Ok(chunk)) => {
                 self.received += u64::try_from(chunk.len()).unwrap_or(u64::MAX);
                 if self.length.is_some_and(|length| self.received > length) {
                     return Err(self.broken("the body is longer than it should be"));
                 }
                 Ok(Some(chunk))
             }
-            Ok(None) if self.length.is_none_or(|length| self.received == length) => Ok(None),
-            Ok(None) => Err(self.broken("the body ended early")),
-            Err(failure) => Err(self.broken(&failure.what)),
+            None if self.length.is_none_or(|length| self.received == length) => Ok(None),
+            None => Err(self.broken("the body ended early")),
+            Some(Err(why)) => Err(self.broken(&why)),
         }
     }
 

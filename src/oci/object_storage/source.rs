@@ -1,0 +1,99 @@
+//! Object Storage as a source of objects.
+
+use std::any::Any;
+use std::ops::Range;
+use std::sync::Arc;
+
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+
+use super::exchange::statement;
+use super::{ObjectStorage, Pages};
+use crate::source::{
+    AuthMethod, Bucket, ListingPages, ObjectBody, ObjectHead, ObjectName, ObjectSource,
+    ObjectSummary, Result, Workload,
+};
+
+impl ObjectSource for ObjectStorage {
+    fn location(&self) -> BoxFuture<'_, Result<String>> {
+        self.location().boxed()
+    }
+
+    fn method(&self) -> AuthMethod {
+        self.method()
+    }
+
+    fn is(&self, other: &dyn ObjectSource) -> bool {
+        let other: &dyn Any = other;
+        other.downcast_ref::<Self>().is_some_and(|other| self.is(other))
+    }
+
+    fn namespace(&self) -> BoxFuture<'_, Result<String>> {
+        self.namespace().boxed()
+    }
+
+    fn known_namespace(&self) -> Option<&str> {
+        self.known_namespace()
+    }
+
+    fn pages<'a>(
+        &'a self,
+        bucket: &'a Bucket,
+        prefix: &'a str,
+        max: usize,
+    ) -> Box<dyn ListingPages + 'a> {
+        Box::new(self.pages(bucket, prefix, max))
+    }
+
+    fn head<'a>(
+        &'a self,
+        object: &'a ObjectName,
+        if_match: Option<&'a str>,
+    ) -> BoxFuture<'a, Result<ObjectHead>> {
+        self.head_object(object, if_match).boxed()
+    }
+
+    fn get<'a>(
+        &'a self,
+        object: &'a ObjectName,
+        etag: &'a str,
+        range: Option<Range<u64>>,
+    ) -> BoxFuture<'a, Result<ObjectBody>> {
+        self.get_object(object, etag, range).boxed()
+    }
+
+    fn may_read<'a>(
+        &'a self,
+        object: &'a ObjectName,
+        if_match: Option<&'a str>,
+        is_empty: bool,
+    ) -> BoxFuture<'a, Result<()>> {
+        self.may_read(object, if_match, is_empty).boxed()
+    }
+
+    fn how_to_allow(&self, bucket: &str) -> String {
+        statement(bucket, self.method(), self.workload())
+    }
+
+    fn needs_pod(&self) -> bool {
+        self.needs_pod()
+    }
+
+    fn as_pod(&self, workload: &Workload, token: &str) -> Option<Arc<dyn ObjectSource>> {
+        Some(Arc::new(self.as_pod(workload, token)))
+    }
+
+    fn workload(&self) -> Option<&Workload> {
+        self.workload()
+    }
+}
+
+impl ListingPages for Pages<'_> {
+    fn next(&mut self) -> BoxFuture<'_, Result<Option<Vec<ObjectSummary>>>> {
+        self.next().boxed()
+    }
+
+    fn truncated(&self) -> bool {
+        self.truncated()
+    }
+}
