@@ -21,6 +21,12 @@ help: ## Print this list
 demo: ## Try the driver on this machine, without Kubernetes and without an account
 	demo/run.sh
 
+.PHONY: check
+check: ## After a small change: formatting, clippy and the unit tests
+	cargo fmt --all --check
+	cargo clippy --locked --lib --tests --bins -- -D warnings
+	cargo test --locked --lib --bins
+
 .PHONY: test
 test: rust sanity clients ## Run rust, sanity and clients
 
