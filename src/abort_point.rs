@@ -25,23 +25,23 @@ pub const STEPS: &[&str] = &[
     "download-3",
     "download-4",
     "download-5",
-    // `cache/blobs.rs`; 6 comes after `durability-1`.
+    // `cache/store/blobs.rs`; 6 comes after `durability-1`.
     "blob-commit-1",
     "blob-commit-2",
     "blob-commit-3",
     "blob-commit-4",
     "blob-commit-5",
     "blob-commit-6",
-    // `cache/models.rs`; 5 comes after `durability-2`.
+    // `cache/store/models.rs`; 5 comes after `durability-2`.
     "model-commit-1",
     "model-commit-2",
     "model-commit-3",
     "model-commit-4",
     "model-commit-5",
-    // `cache/durability.rs`: the file system is synced; the records of the blobs say so.
+    // `cache/store/durability.rs`: the file system is synced; the records of the blobs say so.
     "durability-1",
     "durability-2",
-    // `cache/leases.rs`: the lease is on the disk.
+    // `cache/store/leases.rs`: the lease is on the disk.
     "lease-1",
     // `volume/publish.rs`: the target is made; leased; bound and not answered.
     "bind-1",
@@ -51,13 +51,13 @@ pub const STEPS: &[&str] = &[
     "unbind-1",
     "unbind-2",
     "unbind-3",
-    // `cache/evict.rs`.
+    // `cache/space/evict.rs`.
     "evict-1",
     "evict-2",
     "evict-3",
     "evict-4",
     "evict-5",
-    // `cache/import.rs`.
+    // `cache/fill/import.rs`.
     "import-1",
     "import-2",
     "import-3",

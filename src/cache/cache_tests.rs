@@ -10,9 +10,9 @@ use std::time::{Duration, SystemTime};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::disk_usage::DiskUsage;
-use super::policy::Space;
-use super::space::{SpaceRequest, Taken};
+use super::space::policy::Space;
+use super::space::reservations::{SpaceRequest, Taken};
+use super::store::disk_usage::DiskUsage;
 use super::*;
 use crate::download::{Check, Verified};
 use crate::error::ErrorKind;

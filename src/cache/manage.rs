@@ -4,11 +4,14 @@ use std::collections::HashSet;
 use std::sync::{Arc, PoisonError};
 use std::time::SystemTime;
 
-use super::layout::DIRECTORIES;
-use super::policy::{EvictionGoal, Space};
 use super::report::CacheReport;
-use super::trash::discard;
-use super::{Cache, CacheInner, files, foreign, pins};
+use super::space::policy::{EvictionGoal, Space};
+use super::store::files;
+use super::store::foreign;
+use super::store::layout::DIRECTORIES;
+use super::store::pins;
+use super::store::trash::discard;
+use super::{Cache, CacheInner};
 use crate::blocking::blocking;
 use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::EvictionReason;

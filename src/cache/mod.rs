@@ -5,40 +5,11 @@
 //! is the unit of publishing and leasing. A commit never copies: staging file,
 //! blob and tree entry are the same inode.
 
-mod admission;
-mod blobs;
-mod check;
-mod content;
-mod disk_usage;
-mod durability;
-mod evict;
-mod files;
 mod fill;
-mod foreign;
-mod holds;
-mod import;
-mod in_force;
-mod layout;
-mod leases;
-mod maintenance;
 mod manage;
-mod models;
-mod open;
-mod pins;
-mod policy;
-mod progress;
-mod quarantine;
-mod recover;
 mod report;
-mod reread;
-mod selinux;
-mod set_aside;
-mod shortfall;
-mod slots;
 mod space;
-mod sys;
-mod trash;
-mod verify;
+mod store;
 mod weights_check;
 
 use std::path::{Path, PathBuf};
@@ -51,20 +22,20 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
 
-pub use import::{ImportOptions, ImportProgress, ImportSnapshot, Imported, NotAdopted};
-pub use layout::Layout;
-pub use leases::{Lease, LeaseHolder, LeaseRecord};
+pub use fill::import::{ImportOptions, ImportProgress, ImportSnapshot, Imported, NotAdopted};
+pub use fill::progress::{FillProgress, Phase, Snapshot, Unverified};
+pub use fill::slots::Priority;
 pub use manage::{CollectOptions, Collected, EvictionRequest, Purged};
-pub use models::CachedModel;
-pub use progress::{FillProgress, Phase, Snapshot, Unverified};
-pub use quarantine::Damage;
-pub use recover::Recovered;
 pub use report::{CacheReport, ModelReport, ModelState, Usage};
-pub use set_aside::{Older, SetAside};
-pub use shortfall::Shortfall;
-pub use slots::Priority;
-pub use space::{CacheLimits, FileSystem};
-pub use verify::{Verification, VerifyProgress};
+pub use space::reservations::{CacheLimits, FileSystem};
+pub use space::shortfall::Shortfall;
+pub use store::layout::Layout;
+pub use store::leases::{Lease, LeaseHolder, LeaseRecord};
+pub use store::models::CachedModel;
+pub use store::quarantine::Damage;
+pub use store::recover::Recovered;
+pub use store::set_aside::{Older, SetAside};
+pub use store::verify::{Verification, VerifyProgress};
 
 use crate::blocking::blocking;
 use crate::download::Engine;
@@ -74,15 +45,16 @@ use crate::metrics::Metrics;
 use crate::model::{BlobId, Manifest, ModelKey, RequestDigest, Revision, Summary};
 use crate::mount::{self, Mounted};
 use crate::source::ObjectSource;
-use blobs::Blobs;
-use durability::{Syncer, Unsynced};
-use holds::Holds;
-use leases::Leases;
-use models::Models;
-use open::Ownership;
-use progress::BlobProgress;
-use slots::Slots;
-use space::Reservations;
+use fill::progress::BlobProgress;
+use fill::slots::Slots;
+use space::reservations::Reservations;
+use store::blobs::Blobs;
+use store::durability::{Syncer, Unsynced};
+use store::holds::Holds;
+use store::leases::Leases;
+use store::models::Models;
+use store::open::Ownership;
+use store::{disk_usage, files, layout, leases, open, recover};
 pub use weights_check::SafetensorsCheck;
 use weights_check::WeightsChecks;
 
@@ -287,7 +259,7 @@ impl Cache {
             // A root span, since the flight has many callers and outlives them.
             let flight = progress.id();
             let span = tracing::error_span!(parent: None, "download", flight, model = title);
-            fill::fill(inner, engine, manifest, title, progress).instrument(span)
+            fill::model_flight::fill(inner, engine, manifest, title, progress).instrument(span)
         });
         waiter.progress().share().add_reader(client);
         priority.apply_to(waiter.progress().share());

@@ -14,7 +14,7 @@ use std::fs::File;
 use std::io::ErrorKind as Io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::models::CachedModel;
+use super::store::models::CachedModel;
 use super::{Cache, CacheInner};
 use crate::blocking::blocking;
 use crate::error::{Error, ErrorKind, Result};

@@ -1,5 +1,5 @@
 use super::*;
-use crate::cache::holds::Holds;
+use crate::cache::store::holds::Holds;
 use crate::model::{
     BucketName, Filters, ListedObject, Manifest, ModelSource, NamespaceName, Prefix, Tree,
 };

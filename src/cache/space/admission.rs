@@ -1,0 +1,149 @@
+//! Admission: finds space for a model before its first byte, evicting unused
+//! models for it. A model that does not fit waits.
+
+use std::collections::HashSet;
+
+use tokio::time::Instant;
+
+use super::evict::{self, RetentionReasons};
+use super::policy::{self, EvictionGoal, RetentionReason, Space};
+use super::reservations::{MissingSpace, Reservation, SpaceRequest, Taken};
+use super::shortfall::{Shortfall, SpaceHolder};
+use crate::cache::CacheInner;
+use crate::cache::store::disk_usage::DiskUsage;
+use crate::error::Result;
+use crate::metrics::EvictionReason;
+use crate::model::Summary;
+
+/// Evictions for one admission. One may not be enough: another process may hold
+/// evicted files open, or fill the disk in the meantime.
+const MAX_EVICTIONS: u32 = 3;
+
+impl CacheInner {
+    /// Admits a model's missing blobs, evicting other models as needed, or returns
+    /// the shortfall. Blocks while files are deleted.
+    pub(in crate::cache) fn admit(
+        &self,
+        wanted: &SpaceRequest,
+    ) -> Result<Result<Reservation, Shortfall>> {
+        let gap = match self.reserve(wanted)? {
+            Ok(reservation) => return Ok(Ok(reservation)),
+            Err(gap) => gap,
+        };
+        // One admission at a time: two would each evict for themselves.
+        let _alone = self.admissions.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let own: HashSet<_> = wanted.missing.iter().map(|(id, _)| id.clone()).collect();
+        let mut gap = gap;
+        for attempt in 0..=MAX_EVICTIONS {
+            match attempt {
+                0 => {
+                    self.drop_leftovers(&own)?;
+                    self.trash_filled.notify_one();
+                }
+                _ => {
+                    let goal = EvictionGoal::Need(gap.deficit());
+                    if !self.evict(&goal, Some(EvictionReason::Space))?.reached {
+                        break;
+                    }
+                }
+            }
+            gap = match self.reserve_from_trash(wanted)? {
+                Ok(reservation) => return Ok(Ok(reservation)),
+                Err(gap) => gap,
+            };
+        }
+        self.shortfall(gap).map(Err)
+    }
+
+    /// Reserves space, deleting only as much of the trash as that needs. The rest
+    /// is deleted in the background.
+    fn reserve_from_trash(
+        &self,
+        wanted: &SpaceRequest,
+    ) -> Result<Result<Reservation, MissingSpace>> {
+        let mut more = true;
+        loop {
+            let gap = match self.reserve(wanted)? {
+                Ok(reservation) => return Ok(Ok(reservation)),
+                Err(gap) if more => gap,
+                Err(gap) => return Ok(Err(gap)),
+            };
+            // Each pass deletes something. After the last one, reserve once more:
+            // the background task may have deleted the rest.
+            more = self.free_from_trash(Some(gap.deficit()))? > 0;
+        }
+    }
+
+    fn reserve(&self, wanted: &SpaceRequest) -> Result<Result<Reservation, MissingSpace>> {
+        self.reservations.reserve(wanted, self.taken()?.as_ref())
+    }
+
+    /// The size of the cache, if it is limited. Otherwise `None`, since measuring
+    /// the whole cache costs time.
+    fn taken(&self) -> Result<Option<Taken>> {
+        if self.reservations.limits().max_size.is_none() {
+            return Ok(None);
+        }
+        let counting = self.reservations.count();
+        let usage = DiskUsage::read(&self.layout)?;
+        let stored = usage.total_without(&counting.arriving()).bytes;
+        Ok(Some(Taken::new(stored, counting)))
+    }
+
+    /// Describes the shortfall: what is missing, and which pods hold the rest.
+    pub(in crate::cache) fn shortfall(&self, gap: MissingSpace) -> Result<Shortfall> {
+        let taken = DiskUsage::read(&self.layout)?;
+        let kept = RetentionReasons::now(self)?;
+        let input = evict::eviction_input(&taken, &kept, &self.holds.held_blobs());
+        // What exceeds the limits already must go before anything fits.
+        let evictable = policy::evictable(&input).saturating_sub(gap.debt);
+        let bytes_of = |summary: &Option<Summary>| summary.as_ref().map_or(0, |all| all.bytes);
+        let pinned =
+            taken.models.iter().filter(|m| kept.why(&m.key) == Some(RetentionReason::Pinned));
+        let holders = self.leases.all().into_iter().map(|lease| {
+            let model = taken.models.iter().find(|model| model.key == lease.model);
+            let bytes = model.map_or(0, |model| bytes_of(&model.summary));
+            SpaceHolder { pod: lease.pod, bytes }
+        });
+        Ok(Shortfall {
+            needs: gap.needs,
+            available: gap.free.saturating_add(evictable),
+            evictable,
+            running: gap.running,
+            bound: gap.bound,
+            holders: holders.collect(),
+            pinned: pinned.map(|model| bytes_of(&model.summary)).fold(0, u64::saturating_add),
+            dir: self.layout.root().to_owned(),
+            cut_short: None,
+            at: Instant::now(),
+        })
+    }
+
+    /// Evicts unused models after the disk ran full although it reported free
+    /// space, as under a quota. Returns whether anything was evicted. Blocks.
+    pub(in crate::cache) fn evict_for_quota(&self, wanted: &SpaceRequest) -> Result<bool> {
+        let gap = self.reservations.assess(wanted, self.taken()?.as_ref())?;
+        // With a deficit, the next admission evicts. Without missing bytes, this
+        // model needs nothing from an eviction.
+        if gap.deficit() != Space::default() || gap.needs.bytes == 0 {
+            return Ok(false);
+        }
+        let goal = EvictionGoal::BestEffort(Space { bytes: gap.needs.bytes, inodes: 0 });
+        let evicted = self.evict(&goal, Some(EvictionReason::Space))?;
+        self.empty_trash()?;
+        Ok(!evicted.models.is_empty())
+    }
+
+    /// Describes the shortfall when the disk runs full in the middle of a download:
+    /// another process took space that had been admitted.
+    pub(in crate::cache) fn cut_short(
+        &self,
+        wanted: &SpaceRequest,
+        cause: String,
+    ) -> Result<Shortfall> {
+        let gap = self.reservations.assess(wanted, self.taken()?.as_ref())?;
+        let mut shortfall = self.shortfall(gap)?;
+        shortfall.cut_short = Some(cause);
+        Ok(shortfall)
+    }
+}

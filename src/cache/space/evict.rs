@@ -1,0 +1,317 @@
+//! Eviction: carries out what `policy` chooses.
+//!
+//! # How a model is evicted
+//!
+//! 1. It is chosen; it is not leased, mounted, pinned or held.
+//! 2. `models/<key>` is renamed into the trash: it can no longer be found.
+//! 3. Each blob that no other model refers to is renamed into the trash.
+//! 4. The blob's records are removed.
+//! 5. In the background, the trash is deleted.
+//!
+//! Killed after 2: the blobs are orphans; they serve the next download of the
+//! model, or are evicted first. After 3: a record without a blob means nothing, and
+//! is swept. A power loss may undo any of these steps: then the model is back, or
+//! it lacks blobs, which makes it incomplete and causes a rebuild.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::path::{Component, Path};
+use std::time::{Duration, SystemTime};
+
+use super::policy::{
+    self, Blob, EvictionCandidate, EvictionGoal, EvictionInput, RetentionReason, Space,
+};
+use crate::abort_point;
+use crate::cache::CacheInner;
+use crate::cache::store::disk_usage::{DiskUsage, StoredModel};
+use crate::cache::store::files;
+use crate::cache::store::pins;
+use crate::cache::store::trash::discard;
+use crate::error::Result;
+use crate::metrics::EvictionReason;
+use crate::model::{BlobId, ModelKey};
+use crate::mount;
+
+/// Manifests held open at once. For further models, the sweep removes the entries in
+/// the index of contents.
+const MAX_OPEN_MANIFESTS: usize = 64;
+
+/// The evicted models, by their index in [`DiskUsage::models`], with their manifests.
+type Gone = HashMap<usize, Option<File>>;
+
+/// The result of an eviction, real or simulated.
+#[derive(Debug, Default, Clone)]
+pub(in crate::cache) struct Evicted {
+    /// Least recently used first.
+    pub(in crate::cache) models: Vec<EvictedModel>,
+    /// All space that becomes free, including orphaned blobs.
+    pub(in crate::cache) freed: Space,
+    /// Whether the goal was reached.
+    pub(in crate::cache) reached: bool,
+}
+
+#[derive(Debug, Clone)]
+pub(in crate::cache) struct EvictedModel {
+    pub(in crate::cache) key: ModelKey,
+    /// Its location in Object Storage, if its manifest could be read.
+    pub(in crate::cache) source: Option<String>,
+    pub(in crate::cache) last_used: SystemTime,
+}
+
+/// The models that may not be evicted, by reason.
+#[derive(Debug, Default)]
+pub(in crate::cache) struct RetentionReasons {
+    leased: HashSet<ModelKey>,
+    mounted: HashSet<ModelKey>,
+    pinned: HashSet<ModelKey>,
+    busy: HashSet<ModelKey>,
+}
+
+impl RetentionReasons {
+    /// Collects the present leases, mounts, pins and holds.
+    pub(in crate::cache) fn now(inner: &CacheInner) -> Result<Self> {
+        let leased = inner.leases.all().into_iter().map(|lease| lease.model).collect();
+        let uses = mount::uses_of(inner.layout.root())?;
+        let mounted = uses.iter().filter_map(|one| model_of(&one.root)).collect();
+        let pinned = pins::all(&inner.layout)?;
+        Ok(Self { leased, mounted, pinned, busy: inner.holds.held_models() })
+    }
+
+    pub(in crate::cache) fn is_pinned(&self, key: &ModelKey) -> bool {
+        self.pinned.contains(key)
+    }
+
+    pub(in crate::cache) fn why(&self, key: &ModelKey) -> Option<RetentionReason> {
+        let reasons = [
+            (&self.leased, RetentionReason::Leased),
+            (&self.mounted, RetentionReason::Mounted),
+            (&self.busy, RetentionReason::Busy),
+            (&self.pinned, RetentionReason::Pinned),
+        ];
+        reasons.into_iter().find(|(keys, _)| keys.contains(key)).map(|(_, keep)| keep)
+    }
+}
+
+/// Returns the model that a path below the cache belongs to.
+fn model_of(below: &Path) -> Option<ModelKey> {
+    let mut parts = below.components();
+    match (parts.next()?, parts.next()?) {
+        (Component::Normal(models), Component::Normal(key)) if models == "models" => {
+            ModelKey::parse(key.to_str()?)
+        }
+        _ => None,
+    }
+}
+
+/// Builds the input of the eviction policy.
+pub(in crate::cache) fn eviction_input(
+    taken: &DiskUsage,
+    kept: &RetentionReasons,
+    busy_blobs: &HashSet<BlobId>,
+) -> EvictionInput {
+    let candidate = |model: &StoredModel| EvictionCandidate {
+        key: model.key.clone(),
+        last_used: model.last_used,
+        keep: kept.why(&model.key),
+        blobs: model.blobs.clone(),
+        own: model.own,
+    };
+    let blobs = taken.blobs.iter().map(|blob| Blob {
+        space: blob.space,
+        busy: blob.ids.iter().any(|id| busy_blobs.contains(id)),
+    });
+    EvictionInput { models: taken.models.iter().map(candidate).collect(), blobs: blobs.collect() }
+}
+
+impl CacheInner {
+    /// Evicts models that were idle too long, and more until the goal is reached.
+    /// With `reason: None` it only returns what it would evict. Blocks.
+    pub(in crate::cache) fn evict(
+        &self,
+        goal: &EvictionGoal,
+        reason: Option<EvictionReason>,
+    ) -> Result<Evicted> {
+        let alone = self.holds.lock_eviction();
+        // Before the scan: a flight that releases its blobs during the scan may
+        // have committed a model that the scan missed.
+        let busy = self.holds.held_blobs();
+        let taken = DiskUsage::read(&self.layout)?;
+        let kept = RetentionReasons::now(self)?;
+        let input = eviction_input(&taken, &kept, &busy);
+        let idle_before = self.idle_ttl.and_then(|ttl| SystemTime::now().checked_sub(ttl));
+        let choice = policy::choose(&input, goal, idle_before);
+        let mut evicted =
+            Evicted { models: Vec::new(), freed: choice.freed, reached: choice.reached };
+        let mut gone = Gone::new();
+        for at in choice.models {
+            let model = &taken.models[at];
+            let idle = idle_before.is_some_and(|before| model.last_used < before);
+            let reason = reason.map(|reason| if idle { EvictionReason::Idle } else { reason });
+            let manifest = match reason {
+                Some(_) if gone.len() < MAX_OPEN_MANIFESTS => {
+                    self.models.open_manifest(&model.key)?
+                }
+                _ => None,
+            };
+            if let Some(reason) = reason
+                && !self.evict_model(model, reason)?
+            {
+                evicted.reached = false;
+                continue;
+            }
+            gone.insert(at, manifest);
+            evicted.models.push(EvictedModel {
+                key: model.key.clone(),
+                source: model.summary.as_ref().map(|summary| summary.source.to_string()),
+                last_used: model.last_used,
+            });
+        }
+        if reason.is_some() {
+            self.evict_blobs(&taken, &gone, choice.blobs)?;
+        }
+        drop(alone);
+        Ok(evicted)
+    }
+
+    /// Evicts the blobs that only evicted models referenced. A model that was leased
+    /// meanwhile keeps its blobs.
+    fn evict_blobs(&self, taken: &DiskUsage, gone: &Gone, blobs: Vec<usize>) -> Result<()> {
+        let stay = taken.models.iter().enumerate().filter(|(at, _)| !gone.contains_key(at));
+        let needed: HashSet<usize> = stay.flat_map(|(_, model)| &model.blobs).copied().collect();
+        let mut left = HashSet::new();
+        for at in blobs.into_iter().filter(|at| !needed.contains(at)) {
+            for id in &taken.blobs[at].ids {
+                self.blobs.evict(id)?;
+                left.insert(id.clone());
+            }
+        }
+        for (at, manifest) in gone {
+            if let (Some(summary), Some(file)) = (&taken.models[*at].summary, manifest)
+                && !left.is_empty()
+            {
+                self.forget_contents(summary, file, &left);
+            }
+        }
+        // Deletions wake the models that wait for space, so do not wake the deleter
+        // for nothing.
+        if !gone.is_empty() || !left.is_empty() {
+            self.trash_filled.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Evicts superseded revisions that are not in use and that no request has as
+    /// its latest. Blocks.
+    pub(in crate::cache) fn evict_superseded(&self) -> Result<()> {
+        let superseded = self.models.superseded()?;
+        if superseded.is_empty() {
+            return Ok(());
+        }
+        // Pods may use theirs for months: avoid a scan of the cache for those.
+        let kept = RetentionReasons::now(self)?;
+        if superseded.iter().all(|key| kept.why(key).is_some()) {
+            return Ok(());
+        }
+        let _alone = self.holds.lock_eviction();
+        let busy = self.holds.held_blobs();
+        let taken = DiskUsage::read(&self.layout)?;
+        let kept = RetentionReasons::now(self)?;
+        // Again, under the lock: only a held model can become the latest of a
+        // request, and held models are kept.
+        let superseded = self.models.superseded()?;
+        let mut gone = Gone::new();
+        let mut blobs = HashSet::new();
+        for (at, model) in taken.models.iter().enumerate() {
+            let goes = superseded.contains(&model.key) && kept.why(&model.key).is_none();
+            if !goes {
+                continue;
+            }
+            let manifest = match gone.len() {
+                0..MAX_OPEN_MANIFESTS => self.models.open_manifest(&model.key)?,
+                _ => None,
+            };
+            if self.evict_model(model, EvictionReason::Superseded)? {
+                gone.insert(at, manifest);
+                blobs.extend(model.blobs.iter().copied());
+            }
+        }
+        let is_free = |at: &usize| !taken.blobs[*at].ids.iter().any(|id| busy.contains(id));
+        self.evict_blobs(&taken, &gone, blobs.into_iter().filter(is_free).collect())
+    }
+
+    /// Moves one model to the trash; `false` when it came into use meanwhile.
+    fn evict_model(&self, model: &StoredModel, reason: EvictionReason) -> Result<bool> {
+        let key = &model.key;
+        abort_point::reach("evict-1");
+        let moved = self.holds.unless_held(key, || {
+            if self.leases.all().iter().any(|lease| lease.model == *key) {
+                return Ok(false);
+            }
+            self.models.distrust(key);
+            discard(&self.layout, &self.layout.model(key)).map(|()| true)
+        });
+        if !moved.transpose()?.unwrap_or(false) {
+            return Ok(false);
+        }
+        abort_point::reach("evict-2");
+        self.metrics.evicted(reason);
+        tracing::info!(
+            model = key.as_str(),
+            source = model.summary.as_ref().map(|summary| summary.source.to_string()),
+            idle = ?SystemTime::now().duration_since(model.last_used).unwrap_or_default(),
+            reason = reason.label(),
+            "evicted a model"
+        );
+        Ok(true)
+    }
+
+    /// The blobs of running downloads, and of models that wait for space.
+    pub(in crate::cache) fn wanted_blobs(&self) -> HashSet<BlobId> {
+        let mut wanted = self.reservations.admitted();
+        wanted.extend(self.holds.held_blobs());
+        wanted.extend(self.blob_flights.running().into_iter().map(|(id, _)| id));
+        for (_, progress) in self.model_flights.running() {
+            let manifest = progress.manifest();
+            let files = manifest.iter().flat_map(|manifest| &manifest.files);
+            wanted.extend(files.map(|file| file.blob.clone()));
+        }
+        wanted
+    }
+
+    /// Moves what is least worth keeping to the trash: interrupted downloads that are
+    /// not being resumed, except those in `wanted`; what is in quarantine; and
+    /// set-aside caches that are not mounted. Blocks.
+    pub(in crate::cache) fn drop_leftovers(&self, wanted: &HashSet<BlobId>) -> Result<()> {
+        // Under the lock, no flight resumes one of them.
+        let alone = self.holds.lock_eviction();
+        let busy = self.wanted_blobs();
+        for name in files::names(&self.layout.staging())? {
+            let Some(id) = name.strip_suffix(".part").and_then(BlobId::parse) else {
+                continue;
+            };
+            if !busy.contains(&id) && !wanted.contains(&id) {
+                self.blobs.abandon(&id)?;
+            }
+        }
+        drop(alone);
+        self.drop_set_aside(false)?;
+        self.empty_quarantine(Duration::ZERO)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mount_of_any_part_of_a_model_is_a_use_of_the_model() {
+        let key = "a".repeat(64);
+        for below in ["tree", "tree/config.json", "tree/d/e", ""] {
+            let path = Path::new("models").join(&key).join(below);
+            assert_eq!(model_of(&path).unwrap().as_str(), key, "{below}");
+        }
+        for other in [format!("trash/{key}"), "models/x".to_owned(), "models".to_owned()] {
+            assert_eq!(model_of(Path::new(&other)), None, "{other}");
+        }
+    }
+}

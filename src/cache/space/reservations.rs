@@ -1,0 +1,452 @@
+//! Reservations: space is reserved before the first byte. Sizes are known from the
+//! listing, and space that running downloads will still take is counted.
+
+mod measure;
+
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use nix::sys::statvfs::statvfs;
+
+use self::measure::Measured;
+use super::policy::Space;
+use super::shortfall::ExhaustedLimit;
+use crate::cache::store::layout::Layout;
+use crate::error::{Error, Result};
+use crate::model::BlobId;
+use crate::mount;
+
+/// Bytes and inodes of a file system.
+#[derive(Debug, Clone, Copy)]
+pub struct FileSystem {
+    /// Total bytes.
+    pub total_bytes: u64,
+    /// Free bytes.
+    pub free_bytes: u64,
+    /// Total inodes; 0 where the file system creates them as needed.
+    pub total_inodes: u64,
+    /// Free inodes.
+    pub free_inodes: u64,
+}
+
+impl FileSystem {
+    /// Queries the file system that holds `path`.
+    pub fn of(path: &Path) -> Result<Self> {
+        let stat = statvfs(path).map_err(|e| {
+            Error::io(format!("querying the free space of {}", path.display()), &e.into())
+        })?;
+        let block = stat.fragment_size();
+        Ok(Self {
+            total_bytes: stat.blocks().saturating_mul(block),
+            free_bytes: stat.blocks_available().saturating_mul(block),
+            total_inodes: stat.files(),
+            free_inodes: stat.files_available(),
+        })
+    }
+
+    /// Whether two directories are known to be on one file system.
+    pub fn is_same(path: &Path, other: &Path) -> bool {
+        mount::same_file_system(path, other).unwrap_or(false)
+    }
+
+    /// Whether `path` shares, or may share, its file system with one of `others`. In a
+    /// container `/` is an overlay, and a cache on the node's root disk is a bind of
+    /// one of its directories. Subvolumes of a btrfs share one pool of space, so they
+    /// count as one file system.
+    pub fn is_shared(path: &Path, others: &[&Path]) -> Result<bool> {
+        Ok(others.iter().any(|other| Self::is_same(path, other))
+            || !mount::is_on_whole_file_system(path)?)
+    }
+}
+
+/// File sizes are rounded up to this many bytes.
+pub(in crate::cache) const BLOCK: u64 = 4096;
+
+/// Inodes of a blob: the file, its record, its entry in the index of contents, and its
+/// journal while it downloads.
+const INODES_PER_BLOB: u64 = 4;
+
+/// Limits of the cache's space.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CacheLimits {
+    /// Bytes to keep free on its file system.
+    pub min_free: u64,
+    /// Inodes to keep free.
+    pub min_free_inodes: u64,
+    /// Most bytes that the cache may take; `None` means no limit of its own.
+    pub max_size: Option<u64>,
+}
+
+/// Counts the space that running downloads will still take.
+#[derive(Debug, Clone)]
+pub(in crate::cache) struct Reservations {
+    layout: Layout,
+    limits: CacheLimits,
+    totals: Arc<Mutex<ReservationTotals>>,
+}
+
+#[derive(Debug, Default)]
+struct ReservationTotals {
+    pending: HashMap<BlobId, Pending>,
+    /// Bytes of the admitted trees.
+    trees: u64,
+    /// How many callers are measuring the cache now.
+    counting: usize,
+    /// Blobs whose reservation ended during a measurement, with their full sizes.
+    ended: HashMap<BlobId, u64>,
+}
+
+impl ReservationTotals {
+    /// Returns all blobs that were being downloaded at any time since the measurement
+    /// began, with their full sizes: meanwhile they grow, and are moved.
+    fn arriving(&self) -> HashMap<BlobId, u64> {
+        let pending = self.pending.iter().map(|(id, pending)| (id.clone(), pending.size));
+        pending.chain(self.ended.iter().map(|(id, size)| (id.clone(), *size))).collect()
+    }
+}
+
+#[derive(Debug)]
+struct Pending {
+    size: u64,
+    reservations: usize,
+}
+
+/// Space reserved for a model. Dropping it ends the reservation.
+#[derive(Debug)]
+pub(in crate::cache) struct Reservation {
+    reservations: Reservations,
+    blobs: Vec<BlobId>,
+    tree: u64,
+}
+
+/// The space that a model needs.
+#[derive(Debug, Clone)]
+pub(in crate::cache) struct SpaceRequest {
+    /// Missing blobs, and their sizes.
+    pub(in crate::cache) missing: Vec<(BlobId, u64)>,
+    /// The directories of the tree, and the files beside it.
+    pub(in crate::cache) tree: Space,
+}
+
+/// A measurement of the cache, from before the scan until the sum is used. It tracks
+/// downloads that begin and end in between, which the scan may miss.
+#[derive(Debug)]
+pub(in crate::cache) struct Counting(Reservations);
+
+impl Counting {
+    /// Returns the blobs downloaded since the measurement began, with their full sizes.
+    /// Called after the scan, these are the blobs that its sum must exclude.
+    pub(in crate::cache) fn arriving(&self) -> HashMap<BlobId, u64> {
+        self.0.lock().arriving()
+    }
+}
+
+impl Drop for Counting {
+    fn drop(&mut self) {
+        let mut totals = self.0.lock();
+        totals.counting -= 1;
+        if totals.counting == 0 {
+            totals.ended.clear();
+        }
+    }
+}
+
+/// The size of the cache, where it is limited.
+#[derive(Debug)]
+pub(in crate::cache) struct Taken {
+    stored: u64,
+    /// Kept until the sum was compared.
+    _counting: Counting,
+}
+
+impl Taken {
+    /// `stored` excludes the bytes of [`Counting::arriving`].
+    pub(in crate::cache) fn new(stored: u64, counting: Counting) -> Self {
+        Self { stored, _counting: counting }
+    }
+}
+
+/// The needed and the free space, in numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::cache) struct MissingSpace {
+    /// Space that the model still needs.
+    pub(in crate::cache) needs: Space,
+    /// Free space, minus the reservations of running downloads.
+    pub(in crate::cache) free: Space,
+    /// By how much the limits are already exceeded.
+    pub(in crate::cache) debt: Space,
+    /// Bytes that running downloads will still take.
+    pub(in crate::cache) running: u64,
+    pub(in crate::cache) bound: ExhaustedLimit,
+}
+
+impl MissingSpace {
+    /// The space that must be freed.
+    pub(in crate::cache) fn deficit(&self) -> Space {
+        self.needs.saturating_add(self.debt).saturating_sub(self.free)
+    }
+}
+
+impl Reservations {
+    pub(in crate::cache) fn new(layout: Layout, limits: CacheLimits) -> Self {
+        Self { layout, limits, totals: Arc::default() }
+    }
+
+    pub(in crate::cache) fn limits(&self) -> CacheLimits {
+        self.limits
+    }
+
+    /// Returns the blobs with a reservation.
+    pub(in crate::cache) fn admitted(&self) -> HashSet<BlobId> {
+        self.lock().pending.keys().cloned().collect()
+    }
+
+    /// Begins a measurement. Call it before the scan, and build a [`Taken`] with it.
+    pub(in crate::cache) fn count(&self) -> Counting {
+        self.lock().counting += 1;
+        Counting(self.clone())
+    }
+
+    /// Reserves space for the missing blobs of a model, or returns what is missing.
+    /// `taken` is required where the cache has a limit. Blocks on a few file system
+    /// calls.
+    pub(in crate::cache) fn reserve(
+        &self,
+        wanted: &SpaceRequest,
+        taken: Option<&Taken>,
+    ) -> Result<Result<Reservation, MissingSpace>> {
+        let measured = self.measure(wanted)?;
+        let mut totals = self.lock();
+        let gap = self.compare(&totals, &measured, wanted, taken);
+        if gap.deficit() != Space::default() {
+            return Ok(Err(gap));
+        }
+        for (id, size) in &wanted.missing {
+            let entry = totals.pending.entry(id.clone());
+            entry.or_insert(Pending { size: *size, reservations: 0 }).reservations += 1;
+        }
+        let blobs = wanted.missing.iter().map(|(id, _)| id.clone()).collect();
+        let tree = wanted.tree.bytes;
+        totals.trees = totals.trees.saturating_add(tree);
+        drop(totals);
+        Ok(Ok(Reservation { reservations: self.clone(), blobs, tree }))
+    }
+
+    /// Extends the reservation of a blob until its own download ends, which is a moment
+    /// after an abandoned model's.
+    pub(in crate::cache) fn extend(&self, id: &BlobId, size: u64) -> Reservation {
+        let mut totals = self.lock();
+        let entry = totals.pending.entry(id.clone());
+        entry.or_insert(Pending { size, reservations: 0 }).reservations += 1;
+        Reservation { reservations: self.clone(), blobs: vec![id.clone()], tree: 0 }
+    }
+
+    /// Compares the space that a model needs with the free space.
+    pub(in crate::cache) fn assess(
+        &self,
+        wanted: &SpaceRequest,
+        taken: Option<&Taken>,
+    ) -> Result<MissingSpace> {
+        let measured = self.measure(wanted)?;
+        Ok(self.compare(&self.lock(), &measured, wanted, taken))
+    }
+
+    fn compare(
+        &self,
+        totals: &ReservationTotals,
+        measured: &Measured,
+        wanted: &SpaceRequest,
+        taken: Option<&Taken>,
+    ) -> MissingSpace {
+        let (pending, fs) = (&totals.pending, &measured.fs);
+        // Blobs reserved since the measurement count with their full size; those that
+        // ended since count as measured.
+        let since = pending.iter().filter(|(id, _)| !measured.running.contains_key(id));
+        let since = since.map(|(_, p)| p.size.next_multiple_of(BLOCK));
+        let running = since.chain(measured.running.values().copied()).fold(0, u64::saturating_add);
+        // Trees are built last, so all of their space is still to come.
+        let running = running.saturating_add(totals.trees);
+        let counted = |id| pending.contains_key(id) || measured.running.contains_key(id);
+        let new = measured.wanted.iter().filter(|(id, _)| !counted(*id));
+        let bytes = new.map(|(_, to_come)| *to_come).fold(0, u64::saturating_add);
+        let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+        let inodes = count(wanted.missing.len())
+            .saturating_mul(INODES_PER_BLOB)
+            .saturating_add(measured.fans);
+        let needs = Space { bytes, inodes }.saturating_add(wanted.tree);
+        let ended = measured.running.keys().filter(|id| !pending.contains_key(*id)).count();
+        let new_inodes = count(pending.len() + ended).saturating_mul(INODES_PER_BLOB);
+        let kept = Space {
+            bytes: self.limits.min_free.saturating_add(running),
+            inodes: self.limits.min_free_inodes.saturating_add(new_inodes),
+        };
+        // A file system without a fixed number of inodes never runs out.
+        let free_inodes = if fs.total_inodes == 0 { u64::MAX } else { fs.free_inodes };
+        let available = Space { bytes: fs.free_bytes, inodes: free_inodes };
+        let (free, debt) = (available.saturating_sub(kept), kept.saturating_sub(available));
+        let on_disk = MissingSpace {
+            needs,
+            free,
+            debt,
+            running,
+            bound: match free.inodes < needs.inodes {
+                true => ExhaustedLimit::Inodes { inodes: self.limits.min_free_inodes },
+                false => {
+                    ExhaustedLimit::Reserve { bytes: self.limits.min_free, of: fs.total_bytes }
+                }
+            },
+        };
+        let within = self.limits.max_size.zip(taken).map(|(most, taken)| {
+            let arriving = totals.arriving().into_values().map(|size| size.next_multiple_of(BLOCK));
+            let taken = arriving.fold(taken.stored, u64::saturating_add);
+            MissingSpace {
+                free: Space { bytes: most.saturating_sub(taken), ..free },
+                debt: Space { bytes: taken.saturating_sub(most), ..debt },
+                bound: ExhaustedLimit::Limit { bytes: most },
+                ..on_disk
+            }
+        });
+        // The limit with the larger deficit decides.
+        match within {
+            Some(within) if within.deficit().bytes > on_disk.deficit().bytes => within,
+            _ => on_disk,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, ReservationTotals> {
+        self.totals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        let mut totals = self.reservations.lock();
+        totals.trees = totals.trees.saturating_sub(self.tree);
+        for id in &self.blobs {
+            let Some(entry) = totals.pending.get_mut(id) else { continue };
+            entry.reservations -= 1;
+            let (size, over) = (entry.size, entry.reservations == 0);
+            if over {
+                totals.pending.remove(id);
+            }
+            if over && totals.counting > 0 {
+                totals.ended.insert(id.clone(), size);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::store::files;
+
+    fn id(n: u8) -> BlobId {
+        BlobId::parse(&format!("{n:02x}").repeat(32)).unwrap()
+    }
+
+    fn reservations(dir: &Path, bytes: u64, max_size: Option<u64>) -> Reservations {
+        files::make_directory(&dir.join("staging"), 0o755).unwrap();
+        let free = FileSystem::of(dir).unwrap().free_bytes;
+        // Reserves all free space but `bytes`.
+        let min_free = free.saturating_sub(bytes);
+        Reservations::new(Layout::new(dir), CacheLimits { min_free, min_free_inodes: 0, max_size })
+    }
+
+    fn wanted(n: u8, size: u64) -> SpaceRequest {
+        SpaceRequest { missing: vec![(id(n), size)], tree: Space { bytes: 0, inodes: 3 } }
+    }
+
+    #[test]
+    fn a_model_that_does_not_fit_is_refused_with_the_numbers() {
+        let dir = tempfile::tempdir().unwrap();
+        let reservations = reservations(dir.path(), 1 << 30, None);
+        let gap = reservations.reserve(&wanted(1, 100 << 30), None).unwrap().unwrap_err();
+        assert_eq!(gap.needs, Space { bytes: 100 << 30, inodes: INODES_PER_BLOB + 1 + 3 });
+        assert!(matches!(gap.bound, ExhaustedLimit::Reserve { .. }));
+        assert!(gap.deficit().bytes > 98 << 30);
+        assert_eq!(gap.deficit().inodes, 0);
+    }
+
+    #[test]
+    fn running_downloads_count_once_and_until_they_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let reservations = reservations(dir.path(), 4 << 30, None);
+        let first = reservations.reserve(&wanted(1, 3 << 30), None).unwrap().unwrap();
+        let shared = reservations.reserve(&wanted(1, 3 << 30), None).unwrap().unwrap();
+        let gap = reservations.reserve(&wanted(2, 3 << 30), None).unwrap().unwrap_err();
+        assert_eq!(gap.running, 3 << 30);
+        drop(first);
+        assert!(reservations.reserve(&wanted(2, 3 << 30), None).unwrap().is_err(), "b still runs");
+        drop(shared);
+        reservations.reserve(&wanted(2, 3 << 30), None).unwrap().unwrap();
+    }
+
+    #[test]
+    fn the_limit_of_the_cache_counts_stored_and_arriving_blobs() {
+        let dir = tempfile::tempdir().unwrap();
+        let reservations = reservations(dir.path(), 1 << 40, Some(10 << 30));
+        let taken = |gib: u64| Taken::new(gib << 30, reservations.count());
+        let running = reservations.reserve(&wanted(1, 3 << 30), Some(&taken(4))).unwrap().unwrap();
+        let gap = reservations.reserve(&wanted(2, 4 << 30), Some(&taken(4))).unwrap().unwrap_err();
+        assert_eq!(gap.bound, ExhaustedLimit::Limit { bytes: 10 << 30 });
+        assert_eq!((gap.free.bytes, gap.deficit().bytes), (3 << 30, 1 << 30));
+        drop(running);
+        reservations.reserve(&wanted(2, 4 << 30), Some(&taken(4))).unwrap().unwrap();
+        let over =
+            reservations.reserve(&wanted(2, 4 << 30), Some(&taken(15))).unwrap().unwrap_err();
+        assert_eq!(over.deficit().bytes, 9 << 30, "the excess must go first");
+    }
+
+    #[test]
+    fn a_blob_that_arrives_during_a_measurement_counts_with_its_full_size() {
+        let dir = tempfile::tempdir().unwrap();
+        let reservations = reservations(dir.path(), 1 << 40, Some(10 << 30));
+        let before = Taken::new(4 << 30, reservations.count());
+        // Admitted or ended since the scan: the scan saw neither as stored.
+        let running = reservations.reserve(&wanted(1, 3 << 30), Some(&before)).unwrap().unwrap();
+        let gap = reservations.reserve(&wanted(2, 4 << 30), Some(&before)).unwrap().unwrap_err();
+        assert_eq!(gap.free.bytes, 3 << 30);
+        // Admitted and ended since the scan: the scan missed it.
+        drop(running);
+        let gap = reservations.reserve(&wanted(2, 4 << 30), Some(&before)).unwrap().unwrap_err();
+        assert_eq!(gap.free.bytes, 3 << 30);
+        drop(before);
+        let after = Taken::new(4 << 30, reservations.count());
+        reservations.reserve(&wanted(2, 4 << 30), Some(&after)).unwrap().unwrap();
+    }
+
+    #[test]
+    fn a_reservation_that_begins_or_ends_during_a_measurement_counts_in_full() {
+        let dir = tempfile::tempdir().unwrap();
+        let reservations = reservations(dir.path(), 4 << 30, None);
+        let second = wanted(2, 3 << 30);
+        let before = reservations.measure(&second).unwrap();
+        let compare =
+            |measured| reservations.compare(&reservations.lock(), measured, &second, None);
+        assert_eq!(compare(&before).deficit(), Space::default());
+        let first = reservations.reserve(&wanted(1, 3 << 30), None).unwrap().unwrap();
+        assert_eq!(compare(&before).running, 3 << 30);
+        let before = reservations.measure(&second).unwrap();
+        drop(first);
+        let gap = compare(&before);
+        assert_eq!(gap.running, 3 << 30, "the free space was measured before it took any");
+        assert!(gap.deficit().bytes > 0);
+    }
+
+    #[test]
+    fn inodes_are_reserved_too() {
+        let dir = tempfile::tempdir().unwrap();
+        files::make_directory(&dir.path().join("staging"), 0o755).unwrap();
+        let free = FileSystem::of(dir.path()).unwrap();
+        let limits = CacheLimits { min_free: 0, min_free_inodes: free.free_inodes, max_size: None };
+        let reservations = Reservations::new(Layout::new(dir.path()), limits);
+        let gap = reservations.reserve(&wanted(1, 1), None).unwrap();
+        // A file system without a fixed number of inodes never refuses.
+        assert_eq!(gap.is_err(), free.total_inodes > 0);
+        if let Err(gap) = gap {
+            assert!(matches!(gap.bound, ExhaustedLimit::Inodes { .. }));
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! The shortfall: what is missing when a model does not fit, and who holds the rest.
+
+use std::path::PathBuf;
+
+use tokio::time::Instant;
+
+use super::policy::Space;
+use crate::error::{Error, ErrorKind};
+use crate::model::size_text;
+
+/// Pods named in one message.
+const NAMED: usize = 3;
+
+/// The space that is missing for a model, and who holds the rest.
+#[derive(Debug, Clone)]
+pub struct Shortfall {
+    /// Space that the model still needs.
+    pub(in crate::cache) needs: Space,
+    /// Space that would be available after evicting everything evictable.
+    pub(in crate::cache) available: Space,
+    /// The evictable part of that.
+    pub(in crate::cache) evictable: Space,
+    /// Bytes that running downloads will still take. They are not available.
+    pub(in crate::cache) running: u64,
+    /// The limit that is exhausted: the reserve, or the cache's own limit.
+    pub(in crate::cache) bound: ExhaustedLimit,
+    /// The pods that hold the rest.
+    pub(in crate::cache) holders: Vec<SpaceHolder>,
+    /// Bytes of pinned models that are not in use.
+    pub(in crate::cache) pinned: u64,
+    /// The cache directory.
+    pub(in crate::cache) dir: PathBuf,
+    /// If the disk ran full in the middle of the download: the error, and what was
+    /// kept.
+    pub(in crate::cache) cut_short: Option<String>,
+    /// When the shortfall was found.
+    pub(in crate::cache) at: Instant,
+}
+
+/// The limit that keeps the cache from taking more space.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::cache) enum ExhaustedLimit {
+    /// `cache.minFree`: `bytes` of `of` stay free.
+    Reserve { bytes: u64, of: u64 },
+    /// `cache.minFreeInodes`.
+    Inodes { inodes: u64 },
+    /// `cache.maxSize`.
+    Limit { bytes: u64 },
+}
+
+/// A pod, or a volume whose pod is unknown, and the size of its model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::cache) struct SpaceHolder {
+    /// `namespace/name`.
+    pub(in crate::cache) pod: Option<String>,
+    pub(in crate::cache) bytes: u64,
+}
+
+impl Shortfall {
+    /// Returns the error for a pod in this Kubernetes namespace, whose download starts
+    /// when there is space. Pods of other namespaces are counted, but not named.
+    pub fn error_of_pod(&self, title: &str, namespace: Option<&str>) -> Error {
+        let remedy = "it starts by itself when there is space: end pods that hold models, or give \
+                      the cache a larger disk";
+        self.with_remedy(title, namespace, remedy)
+    }
+
+    /// Returns the error for callers that do not wait for space: commands, prefetches,
+    /// repairs.
+    pub fn error(&self, title: &str) -> Error {
+        let remedy = "only pods wait for space: end pods that hold models, or give the cache a \
+                      larger disk, and try again";
+        self.with_remedy(title, None, remedy)
+    }
+
+    fn with_remedy(&self, title: &str, namespace: Option<&str>, remedy: &str) -> Error {
+        let needs = match self.bound {
+            ExhaustedLimit::Inodes { .. } => format!(
+                "{title} needs {} inodes; {} available",
+                self.needs.inodes, self.available.inodes
+            ),
+            _ => format!(
+                "{title} needs {}; {} available",
+                size_text(self.needs.bytes),
+                size_text(self.available.bytes)
+            ),
+        };
+        let mut clauses = vec![format!("{needs} in {} ({})", self.dir.display(), self.parts())];
+        clauses.extend(self.held(namespace).map(|held| format!("held by {held}")));
+        clauses.extend((self.pinned > 0).then(|| format!("{} pinned", size_text(self.pinned))));
+        clauses.extend(self.cut_short.clone());
+        clauses.push(remedy.to_owned());
+        Error::new(ErrorKind::NoSpace, clauses.join("; "))
+    }
+
+    fn parts(&self) -> String {
+        let evictable = match self.bound {
+            ExhaustedLimit::Inodes { .. } => format!("{} evictable", self.evictable.inodes),
+            _ => format!("{} evictable", size_text(self.evictable.bytes)),
+        };
+        let free = self.available.saturating_sub(self.evictable);
+        let running = match self.running {
+            0 => String::new(),
+            bytes => format!(", running downloads take {} more", size_text(bytes)),
+        };
+        match self.bound {
+            ExhaustedLimit::Reserve { bytes, of } => {
+                // Rounded: a fifth of an odd number of bytes is 20 %.
+                let percent = bytes.saturating_mul(100).saturating_add(of / 2).checked_div(of);
+                let reserve = match percent {
+                    Some(percent) if percent > 0 => format!("{percent} %"),
+                    _ => size_text(bytes),
+                };
+                let free = size_text(free.bytes);
+                format!("{free} free above the {reserve} reserve, {evictable}{running}")
+            }
+            ExhaustedLimit::Inodes { inodes } => format!(
+                "{} free above the reserve of {inodes} inodes, {evictable}{running}",
+                free.inodes
+            ),
+            ExhaustedLimit::Limit { bytes } => format!(
+                "{} left of cache.maxSize {}, {evictable}{running}",
+                size_text(free.bytes),
+                size_text(bytes)
+            ),
+        }
+    }
+
+    fn held(&self, namespace: Option<&str>) -> Option<String> {
+        let own = |held: &&SpaceHolder| {
+            let pod = held.pod.as_deref().and_then(|pod| pod.split_once('/'));
+            pod.is_some_and(|(its, _)| Some(its) == namespace)
+        };
+        let mut named: Vec<&SpaceHolder> = self.holders.iter().filter(own).collect();
+        named.sort_by(|a, b| (b.bytes, &a.pod).cmp(&(a.bytes, &b.pod)));
+        let mut parts: Vec<String> = named
+            .iter()
+            .take(NAMED)
+            .map(|held| {
+                format!("{} ({})", held.pod.as_deref().unwrap_or_default(), size_text(held.bytes))
+            })
+            .collect();
+        if named.len() > NAMED {
+            parts.push(format!("{} more of this namespace", named.len() - NAMED));
+        }
+        match self.holders.len() - named.len() {
+            0 => {}
+            1 => parts.push("1 pod of another namespace".to_owned()),
+            n => parts.push(format!("{n} pods of other namespaces")),
+        }
+        (!parts.is_empty()).then(|| parts.join(" and "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GIB: u64 = 1 << 30;
+
+    fn shortfall() -> Shortfall {
+        let held = |pod: &str, gib| SpaceHolder { pod: Some(pod.to_owned()), bytes: gib * GIB };
+        Shortfall {
+            needs: Space { bytes: 140 * GIB, inodes: 30 },
+            available: Space { bytes: 96 * GIB, inodes: 1000 },
+            evictable: Space { bytes: 65 * GIB, inodes: 40 },
+            running: 0,
+            bound: ExhaustedLimit::Reserve { bytes: 200 * GIB, of: 1000 * GIB },
+            holders: vec![
+                held("team-a/vllm-0", 52),
+                held("b/x", 1),
+                held("b/y", 1),
+                held("c/z", 1),
+            ],
+            pinned: 0,
+            dir: "/var/lib/oci-model-csi".into(),
+            cut_short: None,
+            at: Instant::now(),
+        }
+    }
+
+    #[test]
+    fn the_message_has_the_numbers_and_the_holders() {
+        let error = shortfall().error_of_pod("models/llama3-70b/", Some("team-a"));
+        assert_eq!(error.kind(), ErrorKind::NoSpace);
+        assert!(
+            error.message().starts_with(
+                "models/llama3-70b/ needs 140 GiB; 96 GiB available in /var/lib/oci-model-csi \
+                 (31 GiB free above the 20 % reserve, 65 GiB evictable); held by team-a/vllm-0 \
+                 (52 GiB) and 3 pods of other namespaces"
+            ),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn pods_of_other_namespaces_are_not_named() {
+        for namespace in [None, Some("d"), Some("team")] {
+            let text = shortfall().error_of_pod("m", namespace).message().to_owned();
+            assert!(text.contains("held by 4 pods of other namespaces"), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_exhausted_limit_is_named_with_its_setting() {
+        let mut short = shortfall();
+        short.bound = ExhaustedLimit::Limit { bytes: 100 * GIB };
+        short.running = GIB;
+        let text = short.error_of_pod("m", None).message().to_owned();
+        assert!(text.contains("31 GiB left of cache.maxSize 100 GiB, 65 GiB evictable"), "{text}");
+        assert!(text.contains("running downloads take 1 GiB more"), "{text}");
+        short.bound = ExhaustedLimit::Inodes { inodes: 10 };
+        let text = short.error_of_pod("m", None).message().to_owned();
+        assert!(text.contains("needs 30 inodes; 1000 available"), "{text}");
+    }
+
+    #[test]
+    fn the_reserve_is_rounded_to_whole_percents() {
+        let mut short = shortfall();
+        // 20 % of this, in whole bytes, is a little less than a fifth.
+        short.bound = ExhaustedLimit::Reserve { bytes: 1003 / 5, of: 1003 };
+        let text = short.error("m").message().to_owned();
+        assert!(text.contains("free above the 20 % reserve"), "{text}");
+    }
+
+    #[test]
+    fn only_the_error_for_a_pod_says_that_its_download_starts_by_itself() {
+        let starts = |error: Error| error.message().contains("it starts by itself");
+        assert!(starts(shortfall().error_of_pod("m", None)));
+        assert!(!starts(shortfall().error("m")));
+    }
+
+    #[test]
+    fn a_message_stays_short_however_many_pods_hold() {
+        let mut short = shortfall();
+        let held = |n| SpaceHolder { pod: Some(format!("{}/{n:063}", "n".repeat(40))), bytes: GIB };
+        short.holders = (0..200).map(held).collect();
+        let text = short.error_of_pod("m", Some(&"n".repeat(40))).message().to_owned();
+        assert!(text.contains("197 more of this namespace"), "{text}");
+        assert!(text.chars().count() < 800, "{}", text.len());
+    }
+}

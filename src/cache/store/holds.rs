@@ -1,0 +1,202 @@
+//! Holds: they protect models and blobs that an operation of the driver uses from
+//! eviction. They are kept in memory, since they end with the process.
+
+use std::collections::{HashMap, HashSet};
+use std::hash::Hash;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use crate::model::{BlobId, ModelKey};
+
+/// Counts the holds of each model and blob. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub(in crate::cache) struct Holds(Arc<HoldTable>);
+
+#[derive(Debug, Default)]
+struct HoldTable {
+    counts: Mutex<Counts>,
+    /// Notified when the removal of a model has ended.
+    left: Condvar,
+    /// Locked by an eviction from its scan of the cache to its last rename, and
+    /// briefly to create a hold on blobs. So blobs that an eviction found idle
+    /// stay idle until it ends.
+    eviction: Mutex<()>,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    models: HashMap<ModelKey, usize>,
+    /// Models that are being evicted.
+    leaving: HashSet<ModelKey>,
+    blobs: HashMap<BlobId, usize>,
+}
+
+/// Keeps a model in the cache while this, or a clone of it, lives.
+#[derive(Debug, Clone)]
+pub(in crate::cache) struct ModelHold(
+    #[expect(dead_code, reason = "held for its end")] Arc<ModelGuard>,
+);
+
+#[derive(Debug)]
+struct ModelGuard {
+    holds: Holds,
+    key: ModelKey,
+}
+
+/// Keeps blobs in the cache while this lives.
+#[derive(Debug)]
+pub(in crate::cache) struct BlobHold {
+    holds: Holds,
+    ids: Vec<BlobId>,
+}
+
+impl Holds {
+    /// Holds a model, whether it exists or not: check after taking the hold. Waits
+    /// for a running eviction of this model. Blocks.
+    pub(in crate::cache) fn model(&self, key: &ModelKey) -> ModelHold {
+        let leaving = |counts: &mut Counts| counts.leaving.contains(key);
+        let counts = self.0.left.wait_while(self.lock(), leaving);
+        let mut counts = counts.unwrap_or_else(PoisonError::into_inner);
+        *counts.models.entry(key.clone()).or_default() += 1;
+        drop(counts);
+        ModelHold(Arc::new(ModelGuard { holds: self.clone(), key: key.clone() }))
+    }
+
+    /// Holds blobs, whether they exist or not. Waits for a running eviction. Blocks.
+    pub(in crate::cache) fn blobs(&self, ids: impl Iterator<Item = BlobId>) -> BlobHold {
+        let _no_eviction = self.lock_eviction();
+        let mut counts = self.lock();
+        let ids: Vec<_> = ids.collect();
+        for id in &ids {
+            *counts.blobs.entry(id.clone()).or_default() += 1;
+        }
+        BlobHold { holds: self.clone(), ids }
+    }
+
+    /// Locks eviction: one caller at a time, and no new hold on blobs meanwhile.
+    pub(in crate::cache) fn lock_eviction(&self) -> MutexGuard<'_, ()> {
+        self.0.eviction.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The models that are held now.
+    pub(in crate::cache) fn held_models(&self) -> HashSet<ModelKey> {
+        self.lock().models.keys().cloned().collect()
+    }
+
+    /// The blobs that are held now.
+    pub(in crate::cache) fn held_blobs(&self) -> HashSet<BlobId> {
+        self.lock().blobs.keys().cloned().collect()
+    }
+
+    /// Runs `act` unless the model is held. No new hold on it begins meanwhile. The
+    /// caller must have [`Holds::lock_eviction`]. The counts are not locked while
+    /// `act` uses the disk, since holds may end in async code. Blocks.
+    pub(in crate::cache) fn unless_held<T>(
+        &self,
+        key: &ModelKey,
+        act: impl FnOnce() -> T,
+    ) -> Option<T> {
+        let mut counts = self.lock();
+        if counts.models.contains_key(key) {
+            return None;
+        }
+        counts.leaving.insert(key.clone());
+        drop(counts);
+        let _leaving = RemovalGuard { holds: self, key };
+        Some(act())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Counts> {
+        self.0.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Ends the removal of a model, even if it panics.
+struct RemovalGuard<'a> {
+    holds: &'a Holds,
+    key: &'a ModelKey,
+}
+
+impl Drop for RemovalGuard<'_> {
+    fn drop(&mut self) {
+        self.holds.lock().leaving.remove(self.key);
+        self.holds.0.left.notify_all();
+    }
+}
+
+impl Drop for ModelGuard {
+    fn drop(&mut self) {
+        release(&mut self.holds.lock().models, &self.key);
+    }
+}
+
+impl Drop for BlobHold {
+    fn drop(&mut self) {
+        let mut counts = self.holds.lock();
+        for id in &self.ids {
+            release(&mut counts.blobs, id);
+        }
+    }
+}
+
+fn release<K: Eq + Hash>(counts: &mut HashMap<K, usize>, key: &K) {
+    if let Some(count) = counts.get_mut(key) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(key);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::thread;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_model_is_held_until_the_last_hold_ends() {
+        let holds = Holds::default();
+        let key = ModelKey::parse(&"a".repeat(64)).unwrap();
+        let (first, second) = (holds.model(&key), holds.model(&key));
+        let third = second.clone();
+        drop((first, second));
+        assert_eq!(holds.unless_held(&key, || ()), None);
+        drop(third);
+        assert_eq!(holds.unless_held(&key, || 7), Some(7));
+        assert!(holds.held_models().is_empty());
+    }
+
+    #[test]
+    fn only_a_hold_on_a_model_that_is_being_evicted_waits() {
+        let holds = Holds::default();
+        let [key, other] = ["a", "b"].map(|c| ModelKey::parse(&c.repeat(64)).unwrap());
+        let kept = holds.model(&other);
+        let (sender, held) = mpsc::channel();
+        let waits = holds.unless_held(&key, || {
+            // The end of a hold, in async code, does not wait for the disk either.
+            drop(kept);
+            drop(holds.model(&other));
+            let (holds, key) = (holds.clone(), key.clone());
+            thread::spawn(move || sender.send(holds.model(&key)));
+            held.recv_timeout(Duration::from_millis(200)).is_err()
+        });
+        assert_eq!(waits, Some(true));
+        let now_held = held.recv_timeout(Duration::from_secs(30)).unwrap();
+        assert_eq!(holds.held_models(), HashSet::from([key.clone()]));
+        drop(now_held);
+        assert_eq!(holds.unless_held(&key, || ()), Some(()));
+    }
+
+    #[test]
+    fn blobs_are_held_until_the_last_hold_ends() {
+        let holds = Holds::default();
+        let id = BlobId::parse(&"b".repeat(64)).unwrap();
+        let (a, b) = (holds.blobs([id.clone()].into_iter()), holds.blobs([id.clone()].into_iter()));
+        drop(a);
+        assert!(holds.held_blobs().contains(&id));
+        drop(b);
+        assert!(holds.held_blobs().is_empty());
+    }
+}

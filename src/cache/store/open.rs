@@ -1,0 +1,379 @@
+//! Opens a cache directory, for one process at a time.
+
+use std::collections::HashSet;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+use super::files;
+use super::layout::{CONFIG_IN_FORCE, DIRECTORIES, Layout, OLD_LAYOUT, VERSION, VERSION_STEM};
+use super::selinux;
+use crate::error::{Error, ErrorKind, Result};
+use crate::mount;
+
+/// Ownership of a cache directory, until dropped.
+#[derive(Debug)]
+pub(in crate::cache) struct Ownership {
+    _lock: File,
+}
+
+/// Makes the directory a cache or recognizes it as one, and locks it.
+///
+/// A directory of a newer layout, of another program, or in use by another driver
+/// is refused and left unchanged.
+pub(in crate::cache) fn take(layout: &Layout, require_mount: bool) -> Result<Ownership> {
+    let root = layout.root();
+    if !root.is_absolute() {
+        return Err(refused(root, "is not an absolute path; give one with --cache-dir"));
+    }
+    match std::fs::symlink_metadata(root) {
+        Ok(metadata) if metadata.is_dir() => {}
+        Ok(_) => {
+            return Err(refused(root, "is a file or a symbolic link; a cache must be a directory"));
+        }
+        Err(_) if require_mount => {
+            return Err(refused(root, "does not exist, and cache.requireMount is set: mount it"));
+        }
+        Err(_) => {
+            std::fs::create_dir_all(root)
+                .map_err(|e| Error::io(format!("creating the cache {}", root.display()), &e))?;
+            files::set_mode(root, 0o700)?;
+        }
+    }
+    if require_mount && !mount::is_own_file_system(root)? {
+        return Err(refused(
+            root,
+            "is not the mount point of a file system of its own, and cache.requireMount is set: \
+             its disk (or btrfs subvolume) is not mounted, and downloads would fill the one below",
+        ));
+    }
+    check_owner(root)?;
+    let lock = match files::read(&layout.version())? {
+        // A process may be using it: lock it first.
+        Some(version) if is_older(&version) => {
+            let lock = lock(layout)?;
+            claim(layout)?;
+            lock
+        }
+        _ => {
+            claim(layout)?;
+            lock(layout)?
+        }
+    };
+    let is_new = !layout.models().exists();
+    for name in DIRECTORIES {
+        files::make_directory(&layout.directory(name), 0o755)?;
+    }
+    let directories: Vec<_> = DIRECTORIES.iter().map(|name| layout.directory(name)).collect();
+    selinux::label(&selinux::Kernel::default(), root, &directories, is_new);
+    warn_of_foreign_files(layout)?;
+    Ok(Ownership { _lock: lock })
+}
+
+/// Recognizes the layout, or writes VERSION into an empty directory.
+fn claim(layout: &Layout) -> Result<()> {
+    let root = layout.root();
+    match files::read(&layout.version())? {
+        Some(version) if version == VERSION.as_bytes() => Ok(()),
+        Some(version) if is_older(&version) => {
+            check_hard_links(root)?;
+            set_aside(layout, &version)?;
+            files::write_durably(&layout.version(), VERSION.as_bytes(), 0o644)
+        }
+        Some(version) => {
+            let text = String::from_utf8_lossy(&version);
+            let shown: String = text.lines().next().unwrap_or("").chars().take(60).collect();
+            Err(refused(
+                root,
+                &match text.strip_prefix(VERSION_STEM) {
+                    Some(_) => format!(
+                        "has the layout {shown:?}; this version knows {:?}. It was left unchanged: \
+                         run the version that wrote it, or choose another --cache-dir",
+                        VERSION.trim_end()
+                    ),
+                    None => format!("belongs to another program (VERSION says {shown:?})"),
+                },
+            ))
+        }
+        None => {
+            // A start that was killed between setting an older layout aside and
+            // writing VERSION leaves only the set-aside cache.
+            let ours = |name: &str| is_expected(name) || is_set_aside(&root.join(name));
+            let foreign = files::names(root)?.into_iter().find(|name| !ours(name));
+            if let Some(name) = foreign {
+                return Err(refused(
+                    root,
+                    &format!(
+                        "is neither empty nor a cache of this driver (it holds {name:?}); choose \
+                         an empty directory with --cache-dir"
+                    ),
+                ));
+            }
+            check_hard_links(root)?;
+            // A torn VERSION would be taken for another program's ever after.
+            files::write_durably(&layout.version(), VERSION.as_bytes(), 0o644)
+        }
+    }
+}
+
+/// Parses the number of a layout of this driver.
+fn layout_number(version: &[u8]) -> Option<u32> {
+    std::str::from_utf8(version).ok()?.strip_prefix(VERSION_STEM)?.trim_end().parse().ok()
+}
+
+fn is_older(version: &[u8]) -> bool {
+    layout_number(version) < layout_number(VERSION.as_bytes()) && layout_number(version).is_some()
+}
+
+/// Moves a cache of an older layout into a directory inside the new one. Its models
+/// may still be mounted, so nothing of it is deleted.
+fn set_aside(layout: &Layout, version: &[u8]) -> Result<()> {
+    let root = layout.root();
+    let number = layout_number(version).unwrap_or_default();
+    let names: HashSet<String> = files::names(root)?.into_iter().collect();
+    let mut candidates = (0..=names.len()).map(|n| format!("{OLD_LAYOUT}{number}.{n}"));
+    // VERSION is moved last: a set-aside cache without it was begun by a start that
+    // was killed. It is completed, so that leases and models of a cache stay together.
+    let is_free =
+        |name: &String| !names.contains(name) || !root.join(name).join("VERSION").exists();
+    let free = candidates.find(is_free).unwrap_or_default();
+    let aside = root.join(&free);
+    files::make_directory(&aside, 0o700)?;
+    let stays = |name: &str| is_expected(name) || name.starts_with(OLD_LAYOUT);
+    let moved = names.iter().filter(|name| !stays(name) && *name != "VERSION");
+    for name in moved.map(String::as_str).chain(["VERSION"]) {
+        files::rename(&root.join(name), &aside.join(name))?;
+    }
+    tracing::warn!(
+        set_aside = %aside.display(),
+        "the cache has an older layout; it was set aside, and a new cache was created. Running pods \
+         keep their models; later requests download again. The old cache is removed when its space \
+         is needed and no pod uses it, or with `oci-model-csi cache gc --all`"
+    );
+    Ok(())
+}
+
+/// Whether this is a completely set-aside cache of an older layout.
+fn is_set_aside(path: &Path) -> bool {
+    let is_named =
+        path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(OLD_LAYOUT));
+    let version = files::read(&path.join("VERSION")).ok().flatten();
+    is_named && version.is_some_and(|version| is_older(&version))
+}
+
+/// Checks owner and mode: anyone who may write to the directory could change what
+/// every pod of the node reads.
+fn check_owner(root: &Path) -> Result<()> {
+    let metadata = std::fs::metadata(root)
+        .map_err(|e| Error::io(format!("looking at {}", root.display()), &e))?;
+    let (owner, mode) = (metadata.uid(), metadata.mode() & 0o7777);
+    if owner != nix::unistd::geteuid().as_raw() {
+        let why = format!(
+            "belongs to user {owner}, who could change the models that pods read; chown it to the \
+             driver's user, or choose another --cache-dir"
+        );
+        return Err(refused(root, &why));
+    }
+    // The sticky bit does not help: others could still add files.
+    if mode & 0o022 != 0 {
+        let why = format!(
+            "can be written to by others (mode {mode:04o}), who could change the models that pods \
+             read; chmod it to 0755 or less"
+        );
+        return Err(refused(root, &why));
+    }
+    Ok(())
+}
+
+/// Whether a directory that is not a cache yet may contain this name: files of a fresh
+/// file system, and of a start before it writes VERSION. These do not depend on the
+/// layout, so they stay when an older one is set aside.
+fn is_expected(name: &str) -> bool {
+    matches!(name, "lost+found" | "lock" | "admin.sock" | ".admin.sock.lock" | ".admin.sock.new")
+        || name == CONFIG_IN_FORCE
+        || files::is_unfinished(name)
+}
+
+fn lock(layout: &Layout) -> Result<File> {
+    let path = layout.lock();
+    let shown = path.display().to_string();
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .map_err(|e| Error::io(format!("opening {shown}"), &e))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(Error::new(
+            ErrorKind::Precondition,
+            format!(
+                "the cache {} is in use by another oci-model-csi process (it holds {shown}); one \
+                 process owns a cache",
+                layout.root().display()
+            ),
+        )),
+        Err(TryLockError::Error(e)) => Err(Error::io(format!("locking {shown}"), &e)),
+    }
+}
+
+/// Checks that the file system has hard links, which trees are made of.
+fn check_hard_links(root: &Path) -> Result<()> {
+    let name = |number| root.join(format!(".hard-link.{}.{number}.tmp", std::process::id()));
+    let (from, to) = (name(0), name(1));
+    files::remove(&to)?;
+    files::write_whole(&from, b"", 0o600)?;
+    let linked = std::fs::hard_link(&from, &to);
+    files::remove(&from)?;
+    files::remove(&to)?;
+    linked.map_err(|e| {
+        let why = format!("is on a file system without hard links ({e}); use ext4, xfs or btrfs");
+        refused(root, &why)
+    })
+}
+
+fn warn_of_foreign_files(layout: &Layout) -> Result<()> {
+    let ours = |name: &str| {
+        DIRECTORIES.contains(&name)
+            || matches!(name, "VERSION" | "scrubbed")
+            || is_expected(name)
+            || name.starts_with(OLD_LAYOUT)
+    };
+    for name in files::names(layout.root())?.iter().filter(|name| !ours(name)).take(10) {
+        tracing::warn!(
+            name,
+            cache = %layout.root().display(),
+            "the cache directory holds a file that is not the driver's; it is left alone"
+        );
+    }
+    Ok(())
+}
+
+fn refused(root: &Path, why: &str) -> Error {
+    Error::new(ErrorKind::Precondition, format!("the cache directory {} {why}", root.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(layout: &Layout) -> String {
+        take(layout, false).expect_err("was taken").message().to_owned()
+    }
+
+    #[test]
+    fn an_empty_directory_becomes_a_cache_and_is_recognized_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path().join("new/cache"));
+        drop(take(&layout, false).unwrap());
+        std::fs::write(layout.root().join("notes.txt"), "mine").unwrap();
+        drop(take(&layout, false).unwrap());
+        assert!(layout.root().join("notes.txt").exists(), "foreign files are left alone");
+    }
+
+    #[test]
+    fn a_foreign_directory_is_refused_and_left_unchanged() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path());
+        std::fs::write(dir.path().join("data"), "precious").unwrap();
+        assert!(refusal(&layout).contains("\"data\""));
+        std::fs::write(dir.path().join("VERSION"), "oci-model-csi cache 99\n").unwrap();
+        assert!(refusal(&layout).contains("cache 99"));
+        std::fs::write(dir.path().join("VERSION"), "something else").unwrap();
+        assert!(refusal(&layout).contains("another program"));
+        let mut names = files::names(dir.path()).unwrap();
+        names.sort();
+        assert_eq!(names, ["VERSION", "data"]);
+    }
+
+    #[test]
+    fn an_older_layout_is_set_aside_with_everything_in_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path());
+        for _ in 0..2 {
+            std::fs::write(layout.version(), "oci-model-csi cache 0\n").unwrap();
+            std::fs::create_dir_all(dir.path().join("entries/a")).unwrap();
+            std::fs::write(dir.path().join("entries/a/weights"), "precious").unwrap();
+            drop(take(&layout, false).unwrap());
+            assert!(!dir.path().join("entries").exists());
+        }
+        for aside in ["old-layout-0.0", "old-layout-0.1"] {
+            let kept = std::fs::read(dir.path().join(aside).join("entries/a/weights")).unwrap();
+            assert_eq!(kept, b"precious");
+        }
+        drop(take(&layout, false).unwrap());
+    }
+
+    #[test]
+    fn a_start_that_was_killed_while_it_set_a_layout_aside_is_completed() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path());
+        let aside = dir.path().join("old-layout-0.0");
+        let names = ["leases", "models", "VERSION"];
+        // It may have been killed after any number of moves.
+        for moved in 0..=names.len() {
+            std::fs::create_dir(&aside).unwrap();
+            for (n, name) in names.into_iter().enumerate() {
+                let place = if n < moved { &aside } else { dir.path() };
+                match name {
+                    "VERSION" => std::fs::write(place.join(name), "oci-model-csi cache 0\n"),
+                    _ => std::fs::create_dir(place.join(name)),
+                }
+                .unwrap();
+            }
+            drop(take(&layout, false).unwrap());
+            let mut found = files::names(&aside).unwrap();
+            found.sort();
+            assert_eq!(found, ["VERSION", "leases", "models"], "{moved} were moved");
+            assert!(!dir.path().join("old-layout-0.1").exists(), "{moved} were moved");
+            for name in files::names(dir.path()).unwrap() {
+                files::delete_tree(&dir.path().join(name)).unwrap();
+            }
+        }
+        // A directory that only has such a name is another program's.
+        std::fs::create_dir(&aside).unwrap();
+        assert!(refusal(&layout).contains("\"old-layout-0.0\""));
+    }
+
+    #[test]
+    fn a_directory_that_others_may_write_to_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path().join("cache"));
+        drop(take(&layout, false).unwrap());
+        for mode in [0o775, 0o757, 0o1777] {
+            files::set_mode(layout.root(), mode).unwrap();
+            assert!(refusal(&layout).contains("can be written to by others"), "{mode:o}");
+        }
+        files::set_mode(layout.root(), 0o755).unwrap();
+        drop(take(&layout, false).unwrap());
+    }
+
+    #[test]
+    fn a_file_and_a_symbolic_link_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("file"), "").unwrap();
+        std::os::unix::fs::symlink(dir.path(), dir.path().join("link")).unwrap();
+        for name in ["file", "link"] {
+            assert!(refusal(&Layout::new(dir.path().join(name))).contains("symbolic link"));
+        }
+    }
+
+    #[test]
+    fn a_second_process_is_refused_while_the_cache_is_in_use() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path());
+        let held = take(&layout, false).unwrap();
+        assert!(refusal(&layout).contains("in use by another"));
+        drop(held);
+        take(&layout, false).unwrap();
+    }
+
+    #[test]
+    fn a_required_mount_that_is_missing_stops_the_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = take(&Layout::new(dir.path()), true).unwrap_err();
+        assert!(error.message().contains("requireMount"), "{error}");
+        assert_eq!(files::names(dir.path()).unwrap(), [""; 0], "nothing was written");
+    }
+}
