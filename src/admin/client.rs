@@ -26,7 +26,7 @@ use crate::manage::{CacheCommand, CommandAnswer, ProgressCallback};
 pub async fn call(
     socket: &Path,
     command: &CacheCommand,
-    tell: &ProgressCallback,
+    report: &ProgressCallback,
 ) -> Result<Option<CommandAnswer>> {
     let shown = socket.display();
     let stream = match UnixStream::connect(socket).await {
@@ -63,7 +63,7 @@ pub async fn call(
                 "the driver at {shown} answers {status} ({said}); is it of another version?"
             )));
         }
-        lines(response.into_body(), tell, gone).await
+        lines(response.into_body(), report, gone).await
     };
     tokio::pin!(conversation);
     tokio::select! {
@@ -75,7 +75,7 @@ pub async fn call(
 
 async fn lines(
     mut body: Incoming,
-    tell: &ProgressCallback,
+    report: &ProgressCallback,
     gone: impl Fn(hyper::Error) -> Error,
 ) -> Result<CommandAnswer> {
     let mut buffer = BytesMut::new();
@@ -87,7 +87,7 @@ async fn lines(
             let line = buffer.split_to(end);
             buffer.advance(1);
             match serde_json::from_slice(&line) {
-                Ok(AnswerLine::Progress(progress)) => tell(progress),
+                Ok(AnswerLine::Progress(progress)) => report(progress),
                 Ok(AnswerLine::Answer(answer)) => return Ok(answer),
                 Ok(AnswerLine::Error { kind, message }) => return Err(Error::new(kind, message)),
                 Err(e) => return Err(Error::internal(format!("the driver's answer: {e}"))),

@@ -74,12 +74,12 @@ pub(super) async fn answer(admin: &Admin, request: Request<Incoming>) -> Respons
     let admin = admin.clone();
     tokio::spawn(async move {
         let listener = lines.clone();
-        let tell: ProgressCallback = Arc::new(move |progress| {
+        let report: ProgressCallback = Arc::new(move |progress| {
             // A slow client gets the next one.
             let _ = listener.try_send(Ok(AnswerLine::Progress(progress).frame()));
         });
         let result = tokio::select! {
-            result = execute(&admin, command, &tell) => result,
+            result = execute(&admin, command, &report) => result,
             () = lines.closed() => return,
         };
         let _ = lines.send(Ok(AnswerLine::from(result).frame())).await;
@@ -93,11 +93,11 @@ pub(super) async fn answer(admin: &Admin, request: Request<Incoming>) -> Respons
 async fn execute(
     admin: &Admin,
     command: CacheCommand,
-    tell: &ProgressCallback,
+    report: &ProgressCallback,
 ) -> Result<CommandAnswer> {
     let manager = admin.manager.as_ref().ok_or_else(|| {
         Error::new(ErrorKind::Precondition, "this process has no cache: ask the node plugin")
     })?;
     admin.readiness.check()?;
-    manager.execute(command, tell).await
+    manager.execute(command, report).await
 }

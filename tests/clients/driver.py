@@ -108,7 +108,7 @@ class Driver:
         return self.kubelet / "pods" / f"uid-of-{pod}" / "volumes/kubernetes.io~csi/model/mount"
 
     def publish(self, pod, **attributes):
-        """Publishes an inline volume; where it stands."""
+        """Publishes an inline volume and returns its target path."""
         target = self.target(pod)
         target.parent.mkdir(parents=True)
         capability = self.csi.VolumeCapability(

@@ -1,4 +1,4 @@
-"""What Prometheus reads of a driver that has something to tell."""
+"""What Prometheus reads from a driver whose metrics have values."""
 
 import os
 import subprocess
@@ -18,7 +18,7 @@ def scrape(driver, accept):
 
 
 @in_mount_namespace
-def test_promtool_finds_nothing_to_say_about_the_metrics(request):
+def test_promtool_accepts_the_metrics(request):
     assert PROMTOOL.exists(), "DEPLOY_TOOLS names no promtool: run `make clients`"
     store = request.getfixturevalue("store")
     directory = request.getfixturevalue("tmp_path")

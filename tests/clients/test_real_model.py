@@ -18,7 +18,7 @@ from wordllama.inference import WordLlamaInference
 
 from driver import INSIDE, Driver, in_mount_namespace
 
-NOBODY = 65534
+UNPRIVILEGED = 65534
 CAT, KITTEN, RATES = (
     "The cat sleeps on the sofa.",
     "A kitten is napping on the couch.",
@@ -46,11 +46,11 @@ def similarities(directory):
 
 
 def in_a_container(target, work):
-    """What `work(directory)` gives in another process that sees `target` as a
-    container does: bound to a place that everybody reaches, and not as root
+    """The result of `work(directory)` in another process that sees `target` as a
+    container does: bound to a directory that all users reach, and not as root
     where this is root. Forked, since that user may not reach this Python."""
-    # Below a user namespace of one user there is nobody else to be.
-    user = NOBODY if os.environ[INSIDE] == "root" else os.geteuid()
+    # A user namespace of one user has no other user.
+    user = UNPRIVILEGED if os.environ[INSIDE] == "root" else os.geteuid()
     place = Path(tempfile.mkdtemp(prefix="container-"))
     place.chmod(0o755)
     subprocess.run(["mount", "--bind", target, place], check=True)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes what a cluster is brought up from, and prints the directory that has it:
-# bin/ (Kubernetes, etcd, csi-provisioner, the sidecars' stand-in, helm,
+# Builds the programs that a cluster runs, and prints their directory:
+# bin/ (Kubernetes, etcd, csi-provisioner, the sidecars' replacement, helm,
 # kustomize), runtime/ (containerd, runc and CNI plugins, unpacked from Debian's
 # packages, not installed) and packages/.
 #

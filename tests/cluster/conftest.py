@@ -31,8 +31,8 @@ def pytest_configure(config):
         raise pytest.UsageError("no cluster to be in: run `make e2e`")
 
 
-# The long download of test_downloads goes on during what is before it, and
-# what is behind it restarts the driver.
+# The long download of test_downloads runs during the tests before it, and the
+# tests after it restart the driver.
 ORDER = ["volumes", "refusals", "model", "chart", "downloads", "space", "figures", "policy", "identity", "nodes", "lifecycle"]
 
 
@@ -78,7 +78,7 @@ NUMBERS = itertools.count(1)
 
 @pytest.fixture
 def team(helm, store, request):
-    """A namespace with nobody in it. Afterwards each of its volumes is unmounted."""
+    """An empty namespace. Afterwards each of its volumes is unmounted."""
     made = Team(f"team-{os.getpid()}-{next(NUMBERS)}")
     made.create()
     yield made

@@ -130,7 +130,7 @@ def python(output):
     layer.tree(library)
     layer.tree(packages, "packages")
     for path in (interpreter, *library.glob("lib-dynload/*.so"), *packages.rglob("*.so*")):
-        # Those that a package brings are found relative to it.
+        # Libraries inside a package are found relative to it.
         for needed in libraries(path):
             if not needed.startswith(str(packages)):
                 layer.file(needed)

@@ -203,7 +203,7 @@ def ctr(*arguments, seconds=120):
 
 
 class Node:
-    """All of it. Brings up what an earlier run has not."""
+    """The whole node. Starts the processes that an earlier run has not left running."""
 
     def __init__(self):
         for directory in (PKI, CONFIG, LOGS):

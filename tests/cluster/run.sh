@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Brings up a Kubernetes cluster of one node in namespaces of its own, installs
+# Starts a Kubernetes cluster of one node in namespaces of its own, installs
 # this driver into it and runs the scenarios:
 #
 #   tests/cluster/run.sh [pytest arguments]          (make e2e, make e2e-core)

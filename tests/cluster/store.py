@@ -61,7 +61,7 @@ class Store:
         shutil.copytree(directory, self.root / bucket / prefix, dirs_exist_ok=True)
 
     def synthetic(self, bucket, name, size):
-        """An object of so many bytes that stand nowhere."""
+        """Adds an object of this size whose bytes are generated when they are read."""
         self.admin("objects", {"bucket": bucket, "name": name, "size": size})
 
     def slow(self, prefix, bytes_per_second):

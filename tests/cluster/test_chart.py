@@ -29,13 +29,13 @@ def accepted(text):
 
 @pytest.mark.core
 @pytest.mark.parametrize("values", VALUES, ids=lambda path: path.stem)
-def test_the_api_server_takes_the_chart(helm, values):
+def test_the_api_server_accepts_the_chart(helm, values):
     accepted(run("helm", "template", RELEASE, CHART, "--namespace", RELEASE, "--kube-version", "1.35.4", "--values", values))
 
 
 @pytest.mark.core
 @pytest.mark.parametrize("directory", OVERLAYS, ids=lambda path: path.name)
-def test_the_api_server_takes_the_kustomization(helm, directory):
+def test_the_api_server_accepts_the_kustomization(helm, directory):
     accepted(run("kustomize", "build", directory))
 
 

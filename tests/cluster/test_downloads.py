@@ -46,27 +46,27 @@ def slow(request):
     return Slow(request.getfixturevalue("store"))
 
 
-def told(text):
+def event_table(text):
     """The table of events of a description."""
     return text[text.index("Events:"):].strip()
 
 
 def pulling(text):
-    """How far the driver's event says that the download is, in percent, and how often it was told."""
+    """The progress in the driver's event in percent, and how often the event was recorded."""
     [line] = [line for line in text.splitlines() if " ModelPulling " in line]
     times = re.search(r"\(x(\d+) over ", line)
     return int(re.search(r" \((\d+) %\)", line)[1]), int(times[1]) if times else 1
 
 
-def test_a_download_longer_than_kubelets_two_minutes_tells_how_far_it_is(slow, store):
+def test_a_download_longer_than_kubelets_two_minutes_reports_its_progress(slow, store):
     slow.reader.join(timeout=MOMENTS[-1] + 60)
     assert set(slow.texts) == set(MOMENTS)
     for moment in MOMENTS:
-        print(f"figure: kubectl describe pod, {moment} s after kubectl apply:\n{told(slow.texts[moment])}")
-    early, late = (told(slow.texts[moment]) for moment in MOMENTS)
+        print(f"figure: kubectl describe pod, {moment} s after kubectl apply:\n{event_table(slow.texts[moment])}")
+    early, late = (event_table(slow.texts[moment]) for moment in MOMENTS)
     assert f"downloading long/ from {slow.bucket}: " in early
     (begun, once), (far, times) = pulling(early), pulling(late)
-    assert begun < 40 and far > 60, "the event goes on with the download"
+    assert begun < 40 and far > 60, "the event follows the download"
     assert once == 1 and 2 <= times <= 4, "at once, and then about once a minute"
     # kubelet's own event: the answer to its first call.
     assert "FailedMount" in late and f"code = Aborted desc = downloading long/ from {slow.bucket}: " in late
@@ -78,7 +78,7 @@ def test_a_download_longer_than_kubelets_two_minutes_tells_how_far_it_is(slow, s
     slow.team.remove()
 
 
-WATCHED = test_a_download_longer_than_kubelets_two_minutes_tells_how_far_it_is.__name__
+WATCHED = test_a_download_longer_than_kubelets_two_minutes_reports_its_progress.__name__
 
 
 @pytest.mark.core

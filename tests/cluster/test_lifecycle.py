@@ -67,7 +67,7 @@ def test_a_pod_reads_on_while_the_driver_is_deleted_and_upgraded(team, store, he
     team.wait("waiting", seconds=180)
     sent = store.sent(team.name, "half/weights.bin") / size
     print(f"figure: bytes of a download sent across a restart and an upgrade, by its size: {sent:.3f}")
-    assert sent < 1.5, "it goes on where it was"
+    assert sent < 1.5, "the download is resumed"
     helm.install()
     print(f"figure: reads that failed while the driver was restarted: {during_restart}; "
           f"and upgraded twice: {reader.reads_on()}, of {sum(reader.reads())}")
@@ -92,7 +92,7 @@ def test_a_kubelet_that_is_killed_finds_the_volumes_of_its_pods_again(team, stor
 
 
 @pytest.mark.core
-def test_a_pod_that_comes_before_the_driver_is_registered_waits_for_it(team, store):
+def test_a_pod_that_starts_before_the_driver_is_registered_waits_for_it(team, store):
     store.put("models", "tiny/config.json", "{}")
     daemon_set = ["--namespace", RELEASE, "patch", "daemonset", "oci-model-csi-node", "--type=merge", "--patch"]
     place = {"spec": {"template": {"spec": {"nodeSelector": {"e2e": "nowhere"}}}}}
@@ -107,7 +107,7 @@ def test_a_pod_that_comes_before_the_driver_is_registered_waits_for_it(team, sto
     team.wait("early", seconds=180)
 
 
-def test_a_drained_node_lets_go_of_its_volumes_before_the_driver_goes(team, store):
+def test_a_drained_node_releases_its_volumes_before_the_driver_ends(team, store):
     store.put("models", "tiny/config.json", "{}")
     team.start("one", {"model": inline("tiny/")})
     team.start("two", {"model": inline("tiny/")})
@@ -125,7 +125,7 @@ def test_a_drained_node_lets_go_of_its_volumes_before_the_driver_goes(team, stor
     team.start("again", {"model": inline("tiny/")})
 
 
-def test_events_that_the_api_server_does_not_take_delay_no_pod(team, store, helm):
+def test_events_that_the_api_server_refuses_delay_no_pod(team, store, helm):
     def log():
         return kubectl("--namespace", RELEASE, "logs", driver_pod(), "--container", "driver")
 
@@ -146,7 +146,7 @@ def test_events_that_the_api_server_does_not_take_delay_no_pod(team, store, helm
             helm.install()
 
 
-def test_who_uninstalls_in_the_wrong_order_installs_again_and_then_leaves_nothing(team, store, helm):
+def test_uninstalling_in_the_wrong_order_is_repaired_by_installing_again(team, store, helm):
     def waits():
         assert get("pod", "reader", team.name)["metadata"]["deletionTimestamp"]
         return team.mounts("reader")
@@ -158,7 +158,7 @@ def test_who_uninstalls_in_the_wrong_order_installs_again_and_then_leaves_nothin
     assert team.exec("reader", "wc -c < /model/weights.bin").strip() == str(5 << 20), "it reads on without a driver"
     team.kubectl("delete", "pod", "reader", "--wait=false")
     until("kubelet's complaint", lambda: "not found in the list of registered CSI drivers" in node_log(), seconds=90)
-    assert waits(), "nobody unmounts"
+    assert waits(), "no process unmounts it"
     helm.install()
     team.delete("reader", seconds=180)
     team.start("next", volume)

@@ -24,7 +24,7 @@ print(json.dumps([float(model.similarity(cat, other)) for other in (
 
 
 @pytest.mark.core
-def test_a_model_is_loaded_by_python_in_a_pod_of_nobody(team, store, tmp_path):
+def test_a_model_is_loaded_by_python_in_an_unprivileged_pod(team, store, tmp_path):
     package = Path(wordllama.__file__).parent
     shutil.copy(package / "weights/l2_supercat_256.safetensors", tmp_path / "model.safetensors")
     shutil.copy(package / "tokenizers/l2_supercat_tokenizer_config.json", tmp_path / "tokenizer.json")

@@ -20,7 +20,7 @@ def install(helm, *rules):
     until("the policy's change", lambda: all(old < new for old, new in zip(before, changes())), seconds=150)
 
 
-def test_a_namespace_that_no_rule_allows_is_told_which_line_would(team, store, helm):
+def test_the_refusal_of_a_namespace_names_the_rule_that_would_allow_it(team, store, helm):
     store.put("models", "tiny/config.json", "{}")
     allowed = {"namespaces": ["no-such-team"], "serviceAccounts": ["*"], "buckets": ["models"], "prefixes": ["tiny/"], "allow": True}
     apply(storage_class(team.name, "Immediate", bucket="models", prefix="tiny/"))
@@ -50,15 +50,15 @@ def test_an_annotation_of_a_claim_names_its_model(team, store):
     named = {"metadata": {"annotations": {"oci-model-csi.dev/model": "phi3"}}, **template}
     team.start("named", {"model": {"ephemeral": {"volumeClaimTemplate": named}}})
     assert team.exec("named", "cat /model/config.json") == "phi3"
-    # One whose model is not there, and one without a name, are told so on the claim.
+    # A missing model and a missing annotation are reported on the claim.
     wrong = {"metadata": {"annotations": {"oci-model-csi.dev/model": "phi4"}}, **template}
     team.apply(pod("wrong", {"model": {"ephemeral": {"volumeClaimTemplate": wrong}}}),
                pod("unnamed", {"model": {"ephemeral": {"volumeClaimTemplate": template}}}))
     team.answered("wrong-model", "NotFound", "by-annotation/phi4/", kind="persistentvolumeclaim")
     said = team.answered("unnamed-model", "has no annotation oci-model-csi.dev/model", kind="persistentvolumeclaim")
     print(f"figure: what kubectl describe pvc says without the annotation: {said}")
-    for told in ("wrong-model", "unnamed-model"):
-        team.says(told, "ModelPullFailed", kind="persistentvolumeclaim")
+    for claim_name in ("wrong-model", "unnamed-model"):
+        team.says(claim_name, "ModelPullFailed", kind="persistentvolumeclaim")
     # What was missing comes: both start by themselves.
     store.put("models", "by-annotation/phi4/config.json", "phi4")
     team.kubectl("annotate", "persistentvolumeclaim", "unnamed-model", "oci-model-csi.dev/model=phi4")

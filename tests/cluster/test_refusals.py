@@ -17,7 +17,7 @@ from conftest import VALUES
     ("attribute", inline("tiny/", prefx="x"), ["code = InvalidArgument", 'unknown attribute "prefx"; did you mean prefix?']),
     ("endpoint", inline("tiny/", endpoint="http://10.0.0.1"), ["code = InvalidArgument", 'unknown attribute "endpoint"']),
 ])
-def test_a_pod_is_told_what_is_wrong_with_its_volume(team, store, name, volume, said):
+def test_the_events_of_a_pod_name_the_mistake_in_its_volume(team, store, name, volume, said):
     store.put("models", "tiny/config.json", "{}")
     team.apply(pod(name, {"model": volume}))
     print(f"figure: what kubectl describe says of {name}: {team.answered(name, *said)}")
@@ -27,7 +27,7 @@ def test_a_pod_is_told_what_is_wrong_with_its_volume(team, store, name, volume, 
 
 
 @pytest.mark.core
-def test_a_pod_whose_mistake_lay_elsewhere_starts_once_that_is_put_right(team, store):
+def test_a_pod_starts_once_a_mistake_outside_it_is_corrected(team, store):
     team.apply(pod("early", {"model": inline("it/", bucket=team.name)}))
     team.answered("early", "code = NotFound")
     store.put(team.name, "it/config.json", "{}")
@@ -42,7 +42,7 @@ def test_a_pod_whose_mistake_lay_elsewhere_starts_once_that_is_put_right(team, s
     ("missing", {}, {"prefix": "models/${pvc.name}/"}, ["NotFound", "models/missing/"]),
     ("variable", {}, {"prefix": "models/${pvc.labels}/"}, ["InvalidArgument", "pvc.labels"]),
 ])
-def test_a_claim_is_told_what_is_wrong_with_it_or_its_class(team, store, name, wanted, parameters, said):
+def test_the_events_of_a_claim_name_its_mistake_or_that_of_its_class(team, store, name, wanted, parameters, said):
     store.put("models", "tiny/config.json", "{}")
     of_class = f"{team.name}-{name}"
     apply(storage_class(of_class, "Immediate", **{"bucket": "models", "prefix": "tiny/", **parameters}))
@@ -63,7 +63,7 @@ def test_a_claim_of_one_byte_is_as_large_as_its_model(team, store):
 
 
 @pytest.mark.core
-def test_a_class_whose_bucket_vanishes_tells_the_pods_that_come_later(team, store):
+def test_new_pods_of_a_class_whose_bucket_vanished_say_so(team, store):
     store.put(team.name, "it/config.json", "{}")
     apply(storage_class(team.name, "Immediate", bucket=team.name, prefix="it/"))
     team.apply(claim("it", team.name))
@@ -74,7 +74,7 @@ def test_a_class_whose_bucket_vanishes_tells_the_pods_that_come_later(team, stor
     kubectl("delete", "storageclass", team.name)
 
 
-def test_a_pod_that_names_another_driver_is_told_by_kubelet(team):
+def test_kubelet_reports_a_pod_that_names_another_driver(team):
     volume = inline("tiny/")
     volume["csi"]["driver"] = "oci-model-cis.dev"
     team.apply(pod("mistyped", {"model": volume}))
@@ -110,12 +110,12 @@ def second(helm):
         seconds=80, fails=None)
 
 
-def test_a_kubelet_path_that_is_wrong_is_told_by_the_drivers_pod(second):
+def test_a_wrong_kubelet_path_is_reported_on_the_drivers_pod(second):
     second.install(kubeletPath="/var/lib/k0s/kubelet")
     until("the event", lambda: "hostPath type check failed: /var/lib/k0s/kubelet/p" in second.kubectl("describe", second.pod()))
 
 
-def test_a_disk_that_is_missing_is_told_by_the_drivers_pod_and_made_up_for_by_no_directory(second):
+def test_a_missing_disk_is_reported_on_the_drivers_pod_and_no_directory_replaces_it(second):
     second.install(cache={"dir": "/var/lib/missing", "requireMount": True})
     until("the event", lambda: "hostPath type check failed: /var/lib/missing is not a directory"
           in second.kubectl("describe", second.pod()))

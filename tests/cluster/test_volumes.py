@@ -35,10 +35,10 @@ def test_no_user_of_a_pod_can_change_a_model_and_any_can_read_it(team, store):
     store.put("models", "locked/shards/one.bin", "one")
     volume = {"model": inline("locked/")}
     team.start("root", volume)
-    team.start("nobody", volume, spec={"securityContext": {
+    team.start("unprivileged", volume, spec={"securityContext": {
         "runAsNonRoot": True, "runAsUser": 65534, "runAsGroup": 65534, "fsGroup": 2000,
         "seccompProfile": {"type": "RuntimeDefault"}}})
-    for name in ("root", "nobody"):
+    for name in ("root", "unprivileged"):
         assert team.exec(name, "cat /model/shards/one.bin") == "one"
         for attempt in ("touch /model/new", "rm /model/config.json", "echo x >> /model/config.json",
                         "chmod 777 /model/config.json", "mkdir /model/shards/new", "mv /model/config.json /model/other"):
@@ -48,7 +48,7 @@ def test_no_user_of_a_pod_can_change_a_model_and_any_can_read_it(team, store):
         # The runtime's own mount, which is what the container has, may keep less.
         [mount] = team.mounts(name)
         assert {"ro", "nosuid", "nodev"} <= set(mount.split()[5].split(","))
-    assert team.exec("nobody", "id -u").strip() == "65534"
+    assert team.exec("unprivileged", "id -u").strip() == "65534"
     assert team.exec("root", "stat -c '%a %u' /model /model/config.json").split() == ["555", "0", "444", "0"]
 
 
@@ -127,4 +127,4 @@ def test_thirty_pods_at_once_on_a_cold_model_cost_one_download(team, store):
     assert int(counted) == size
     reasons = [event["reason"] for event in json.loads(
         team.kubectl("get", "events", "--output", "json"))["items"]]
-    assert "FailedMount" not in reasons, "nobody had to be asked again"
+    assert "FailedMount" not in reasons, "no call had to be repeated"

@@ -87,8 +87,8 @@ def test_every_flag_of_the_driver_is_one_that_it_has(values):
         assert len(names) >= 6
 
 
-def told(one):
-    """What a container of the driver is told, by flags and by variables."""
+def settings_of(one):
+    """The settings of a container of the driver, from flags and variables."""
     flags = dict(flag.lstrip("-").split("=", 1) for flag in one["args"][1:])
     variables = {each["name"]: each.get("value") for each in one["env"]}
     prefix = "OCI_MODEL_CSI_"
@@ -152,7 +152,7 @@ def test_paths_are_the_same_on_both_sides_and_where_kubelet_looks(values):
     found = chart("--values", values)
     template = only(found, "DaemonSet")["spec"]["template"]
     name = only(found, "CSIDriver")["metadata"]["name"]
-    flags = told(container(template))
+    flags = settings_of(container(template))
     registrar = dict(flag.lstrip("-").split("=", 1) for flag in container(template, "node-driver-registrar")["args"])
     host = {one["name"]: one["hostPath"] for one in template["spec"]["volumes"] if "hostPath" in one}
     mounts = {one["name"]: one["mountPath"] for one in container(template)["volumeMounts"]}
@@ -217,7 +217,7 @@ def test_cache_and_models_beside_it_are_reached_through_one_mount():
         [host] = [one["hostPath"] for one in template["spec"]["volumes"] if one["name"] == "cache"]
         [mounted] = [one["mountPath"] for one in container(template)["volumeMounts"] if one["name"] == "cache"]
         assert mounted == host["path"]
-        return mounted, host["type"], told(container(template))["cache-dir"]
+        return mounted, host["type"], settings_of(container(template))["cache-dir"]
     assert cache() == ("/var/lib/oci-model-csi", "DirectoryOrCreate", "/var/lib/oci-model-csi")
     beside = "config.cache.dir=/mnt/nvme/oci-model-csi", "node.cacheMount=/mnt/nvme"
     assert cache(*beside) == ("/mnt/nvme", "Directory", "/mnt/nvme/oci-model-csi")
@@ -266,7 +266,7 @@ def test_large_numbers_reach_the_driver_as_they_are():
 
 
 @EVERY
-def test_of_the_node_plugin_only_the_driver_has_a_token(values):
+def test_in_the_node_plugin_only_the_driver_has_a_token(values):
     spec = only(chart("--values", values), "DaemonSet")["spec"]["template"]["spec"]
     assert spec["automountServiceAccountToken"] is False
     with_token = [one["name"] for one in spec["volumes"]
@@ -283,7 +283,7 @@ def test_of_the_node_plugin_only_the_driver_has_a_token(values):
     assert files == ["token", "ca.crt"]
 
 
-def test_before_a_policy_can_limit_it_the_node_plugin_changes_no_node():
+def test_without_an_admission_policy_the_node_plugin_changes_no_node():
     def rights(kubernetes, *settings):
         found = chart("--values", BASE, *(word for setting in settings for word in ("--set", setting)),
                       kubernetes=kubernetes)
@@ -317,7 +317,7 @@ def test_the_node_plugin_may_touch_nodes_only_where_it_is_asked_to():
     assert rights("node.startupTaint.key=a/b")[1] == ["--startup-taint=a/b"]
 
 
-def test_the_own_node_is_the_only_one_where_a_policy_can_say_so():
+def test_an_admission_policy_limits_the_node_plugin_to_its_own_node():
     def policy(kubernetes, *settings):
         found = chart("--values", BASE, *(word for setting in settings for word in ("--set", setting)),
                       kubernetes=kubernetes)
@@ -332,14 +332,14 @@ def test_the_own_node_is_the_only_one_where_a_policy_can_say_so():
 
 
 @EVERY
-def test_without_a_word_nothing_comes_in(values):
+def test_by_default_no_connection_is_admitted(values):
     found = chart("--values", values, "--set", "networkPolicy.enabled=true")
     policy = only(found, "NetworkPolicy")["spec"]
     assert "Ingress" in policy["policyTypes"]
     for template in pods(found):
         assert policy["podSelector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
     for rule in policy["ingress"]:
-        assert rule["from"], "an empty list of peers is everybody"
+        assert rule["from"], "an empty list of peers admits all"
         assert rule["ports"]
 
 

@@ -1,4 +1,4 @@
-"""What .ci/run does when, with stand-ins for the tools that it calls, and what a release asks of it."""
+"""What .ci/run does when, with fakes of the tools that it calls, and what a release requires of it."""
 
 import os
 import shutil
@@ -112,7 +112,7 @@ def test_a_commit_whose_cluster_stage_did_not_run_is_not_released(machine):
     assert machine.ran("lint", "cluster").returncode == 1
 
 
-def test_a_run_on_other_files_is_none_of_this_commit(machine):
+def test_a_run_on_other_files_does_not_count_for_this_commit(machine):
     assert machine.ci().returncode == 0
     machine.commit()
     assert "but this is" in machine.ran().stderr

@@ -82,7 +82,7 @@ def test_every_mount_has_a_volume_and_every_volume_a_mount():
         assert mounted == {volume["name"] for volume in spec["volumes"]}, name
 
 
-def test_the_values_for_new_nodes_bring_models_in_and_take_the_taint_off():
+def test_the_values_for_new_nodes_prefetch_models_and_remove_the_taint():
     path = EXAMPLES / "prefetch-values.yml"
     found = chart("--values", BASE, "--values", path)
     [text] = [one["data"]["config.yaml"] for (kind, _), one in found.items() if kind == "ConfigMap"]

@@ -1,4 +1,4 @@
-"""The image that is built without Docker, around a stand-in for the driver."""
+"""The image that is built without Docker, around a placeholder for the driver."""
 
 import gzip
 import hashlib
@@ -33,7 +33,7 @@ def build(directory, *arguments, epoch=EPOCH):
 def image(tmp_path_factory):
     directory = tmp_path_factory.mktemp("image")
     binary = directory / "driver"
-    binary.write_bytes(b"\x7fELF stands for the driver")
+    binary.write_bytes(b"\x7fELF placeholder for the driver")
     return build(directory, "--arch", "arm64", "--binary", binary)
 
 
@@ -219,7 +219,7 @@ if [ "$1" != build ]; then exec "$CARGO" "$@"; fi
 echo "$@" >"$ASKED"
 while [ "$1" != --target ]; do shift; done
 mkdir -p "$CARGO_TARGET_DIR/$2/dist"
-printf '\\177ELF stands for the driver' >"$CARGO_TARGET_DIR/$2/dist/oci-model-csi"
+printf '\\177ELF placeholder for the driver' >"$CARGO_TARGET_DIR/$2/dist/oci-model-csi"
 """
 
 
@@ -253,14 +253,14 @@ def test_the_dockerfile_fills_the_image_with_what_the_layout_has(tmp_path):
     assert "--locked --profile dist --bin oci-model-csi" in asked
 
     binary = tmp_path / "driver"
-    binary.write_bytes(b"\x7fELF stands for the driver")
+    binary.write_bytes(b"\x7fELF placeholder for the driver")
     tar, _ = layer(opened(build(tmp_path, "--arch", arch, "--binary", binary)))
     packed = {one.name: tar.extractfile(one).read() for one in tar if one.isfile()}
     by_docker = {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
     assert by_docker == packed
 
 
-def test_the_build_is_let_in_all_that_the_driver_is_made_of():
+def test_the_build_context_has_all_sources_of_the_driver():
     names = {str(path.relative_to(REPOSITORY)) for path in let_in("*")}
     sources = subprocess.run(["git", "ls-files", "src", "proto", "Cargo.*"], cwd=REPOSITORY, check=True,
                              capture_output=True, text=True).stdout.split()

@@ -50,7 +50,7 @@ def promtool_check(tmp_path, rules):
     return run("promtool", "check", "rules", "--lint=all", "--lint-fatal", file)
 
 
-def test_promtool_takes_the_alerts(tmp_path):
+def test_promtool_accepts_the_alerts(tmp_path):
     done = promtool_check(tmp_path, RULES)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"SUCCESS: {len(ALERTS)} rules found" in done.stdout

@@ -73,14 +73,14 @@ SCHEMA = [
 
 
 @pytest.mark.parametrize("settings, sentence", SENTENCES + SCHEMA, ids=lambda one: one[0][:60] if isinstance(one, list) else "")
-def test_what_cannot_work_is_refused_with_what_to_write(settings, sentence):
+def test_impossible_settings_are_refused_with_the_remedy(settings, sentence):
     done = helm("--values", BASE, *(word for setting in settings for word in ("--set", setting)))
     assert done.returncode != 0
     assert sentence in done.stderr
     assert done.stdout == ""
 
 
-def test_a_cluster_whose_tokens_name_no_node_is_told_so():
+def test_a_cluster_whose_tokens_name_no_node_is_refused_with_the_reason():
     done = helm("--values", BASE, "--set", "rbac.ownNodeOnly=true", kubernetes="1.31.0")
     assert done.returncode != 0
     assert "rbac.ownNodeOnly needs Kubernetes 1.32, whose tokens name their node" in done.stderr
@@ -101,7 +101,7 @@ def test_a_pod_monitor_needs_no_labels_where_no_policy_keeps_prometheus_out():
     assert done.returncode == 0, done.stderr
 
 
-def test_an_old_cluster_is_told_what_it_lacks():
+def test_the_refusal_of_an_old_cluster_says_what_it_lacks():
     done = helm("--values", BASE, kubernetes="1.28.0")
     assert done.returncode != 0
     assert "requires kubeVersion: >=1.29.0-0" in done.stderr

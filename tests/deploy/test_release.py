@@ -19,7 +19,7 @@ REGISTRY = "registry.example/team/oci-model-csi"
 
 def release(directory, *arguments):
     binary = directory.parent / "driver"
-    binary.write_bytes(b"\x7fELF stands for the driver")
+    binary.write_bytes(b"\x7fELF placeholder for the driver")
     return subprocess.run([REPOSITORY / "deploy/release.sh", directory, "--arch", "amd64", "--binary", binary, *arguments],
                           env={**os.environ, "HELM": str(TOOLS / "helm")}, capture_output=True, text=True)
 

@@ -1,8 +1,8 @@
 //! The direction of the arrows between the modules of `src/`.
 //!
 //! ARCHITECTURE.md is the rule: its table of modules says what each of them may
-//! name, from the bottom to the top, and its table of crates where a crate is
-//! at home. This reads both and compares them with the sources.
+//! name, from the bottom to the top, and its table of crates says which modules
+//! may use a crate. These tests compare both with the sources.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -30,7 +30,7 @@ fn arrows_between_modules_are_those_of_the_document() {
 }
 
 #[test]
-fn every_module_stands_in_the_document_and_the_document_names_no_other() {
+fn every_module_is_in_the_document_and_the_document_names_no_other() {
     let documented: BTreeSet<String> = rule().into_iter().map(|(module, _)| module).collect();
     let there: BTreeSet<String> =
         files("src", "rs").iter().filter_map(|path| module_of(path)).collect();
@@ -42,8 +42,8 @@ fn the_documents_arrows_point_down() {
     let mut below = BTreeSet::new();
     for (module, may_name) in rule() {
         let upward: Vec<_> = may_name.difference(&below).collect();
-        assert!(upward.is_empty(), "{module} stands below {upward:?}, which it may name");
-        assert!(below.insert(module.clone()), "{module} stands in the table twice");
+        assert!(upward.is_empty(), "{module} is below {upward:?}, which it may name");
+        assert!(below.insert(module.clone()), "{module} is in the table twice");
     }
 }
 
@@ -82,7 +82,7 @@ fn no_type_name_is_defined_twice() {
 }
 
 #[test]
-fn crates_stay_at_home() {
+fn crates_are_named_only_in_their_modules() {
     let homes = homes();
     assert!(homes.contains_key("tonic"), "{homes:?}");
     let mut strays = Vec::new();
@@ -122,7 +122,7 @@ fn an_arrow_that_points_up_would_be_found() {
         ("src/middle/a.rs", "use crate::{low::{X, Y}, high};\n", 1),
         ("src/middle/a.rs", "use super::super::high::X;\n", 1),
         ("src/middle/mod.rs", "\n\nuse super::high::X;\n", 3),
-        // Allowed to nobody but test code.
+        // Allowed only in test code.
         ("src/high/a.rs", "use crate::low::X;\n", 1),
     ] {
         let violations = found(file, text);
@@ -202,7 +202,7 @@ fn collect(path: &Path, text: &str, is_test_file: bool, arrows: &mut Vec<Arrow>)
         let supers = code[at..].split("super::").take_while(|between| between.is_empty()).count();
         let end = at + supers * "super::".len();
         rest = end;
-        // A module of tests is one level more, wherever its file stands.
+        // A module of tests is one level deeper, wherever its file is.
         if supers >= depth + usize::from(at >= tests_at) {
             for name in first_names(&code[end..]) {
                 add(at, name);
@@ -310,7 +310,7 @@ fn rule() -> Rule {
     rows.into_iter().map(|cells| (quoted(&cells[0]).remove(0), set(&cells[2]))).collect()
 }
 
-/// The table of crates with one home.
+/// The table of crates that few modules use.
 fn homes() -> BTreeMap<String, String> {
     let rows = table("ARCHITECTURE.md", "| Crate |");
     let homes = rows.into_iter().flat_map(|cells| {

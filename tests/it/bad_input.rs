@@ -1,5 +1,5 @@
-//! What is wrong is refused with its code and a sentence that helps, and
-//! leaves nothing behind.
+//! Invalid requests are refused with the right code and a helpful message, and
+//! leave nothing behind.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -24,8 +24,8 @@ fn with<'a>(key: &'a str, value: &'a str) -> Attributes<'a> {
     [PHI3.as_slice(), &[(key, value)]].concat()
 }
 
-/// Publishes what must be refused with this code, with all of these words in
-/// the message; then nothing may be left of the attempt.
+/// Publishes a volume that must be refused with this code and with all of these
+/// words in the message, and checks that nothing is left of the attempt.
 async fn assert_refused(driver: &Driver, volume: &Volume, code: Code, words: &[&str]) {
     let (found, message) = volume.refused().await;
     assert_eq!(found, code, "{message}");
@@ -82,7 +82,7 @@ fn attributes_that_are_wrong_are_invalid_and_the_message_says_what_to_write() {
             let volume = driver.kubelet().inline(&index.to_string(), attributes);
             assert_refused(&driver, &volume, Code::InvalidArgument, words).await;
         }
-        assert_eq!(store.requests().len(), 0, "nobody had to be asked for any of this");
+        assert_eq!(store.requests().len(), 0, "none of this needed a request");
     });
 }
 
@@ -170,7 +170,7 @@ fn a_target_outside_kubelets_pods_is_invalid_and_untouched() {
         }
         assert!(content_of(&outside) == before);
 
-        // Who the pod is can be believed only where the path says the same.
+        // The pod's identity is trusted only where the path names the same pod.
         let mut volume = kubelet.inline("2", &PHI3);
         volume.other_target = Some(below("another-uid/volumes/kubernetes.io~csi/m/mount"));
         assert_refused(&driver, &volume, Code::InvalidArgument, &["pod.uid", "another-uid"]).await;
@@ -178,7 +178,7 @@ fn a_target_outside_kubelets_pods_is_invalid_and_untouched() {
 }
 
 #[test]
-fn what_is_not_there_is_not_found_and_both_causes_are_named() {
+fn a_missing_model_is_not_found_and_both_causes_are_named() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         store.put(BUCKET, "models/marker/", b"").unwrap();
@@ -264,7 +264,7 @@ fn archived_objects_too_many_and_too_large_ones_are_a_failed_precondition() {
         let volume = driver
             .kubelet()
             .inline("few", &[("bucket", BUCKET), ("prefix", "many"), ("exclude", "4")]);
-        // The limit is on what lies under the prefix.
+        // The limit applies to all objects under the prefix.
         assert_refused(&driver, &volume, Code::FailedPrecondition, &["limits.maxObjects"]).await;
     });
 }
@@ -311,7 +311,7 @@ fn an_answer_403_is_permission_denied() {
 }
 
 #[test]
-fn object_storage_that_nobody_listens_for_is_unavailable() {
+fn object_storage_without_a_listener_is_unavailable() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         let driver = Driver::start(scratch, &store).await;

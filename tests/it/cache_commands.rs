@@ -1,4 +1,4 @@
-//! `oci-model-csi cache …`, through a driver that runs and without one.
+//! `oci-model-csi cache …`, through a running driver and without one.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, PermissionsExt};
@@ -36,7 +36,7 @@ fn keys(listing: &Value) -> Vec<String> {
 }
 
 #[test]
-fn the_list_says_what_is_there_who_holds_it_and_how_it_stands() {
+fn the_list_shows_each_model_its_holders_and_its_state() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         let mut driver = Driver::start(scratch, &store).await;
@@ -81,7 +81,7 @@ fn the_list_says_what_is_there_who_holds_it_and_how_it_stands() {
         let inspected = cache.text(&["inspect", &oldest]).await;
         assert!(inspected.contains("held by     team-a/1, volume"), "{inspected}");
 
-        // The same without a driver, which is told by the lock and not by the socket.
+        // The same without a driver: the lock decides, not the socket.
         let before = cache.json(&["ls"]).await;
         driver.terminate().await;
         driver.ended().await;
@@ -115,7 +115,7 @@ fn a_model_is_prefetched_once_and_its_pod_downloads_nothing() {
         assert_eq!(store.stats().object_bytes, before);
         assert_eq!(driver.metric("publish_total{result=\"hit\"}").await, 1);
 
-        // What cannot be brought in is told for each, and is the exit code.
+        // Each failure is reported, and sets the exit code.
         let said = cache.fails(3, &["prefetch", "oci://ai-model-cache/nothing/", OTHER]).await;
         assert!(said.contains("failed: oci://ai-model-cache/nothing/: no object under"), "{said}");
         assert!(said.contains(&format!("cached: {OTHER}")), "{said}");
@@ -135,7 +135,7 @@ fn a_model_is_prefetched_once_and_its_pod_downloads_nothing() {
 }
 
 #[test]
-fn a_detached_prefetch_goes_on_and_its_progress_shows() {
+fn a_detached_prefetch_continues_and_its_progress_is_shown() {
     end_to_end(async |scratch| {
         let store = LocalStore::builder().start().unwrap();
         put_large(&store, "weights", 8 * MIB, 1, PutOptions::default());
@@ -159,7 +159,7 @@ fn a_detached_prefetch_goes_on_and_its_progress_shows() {
 }
 
 #[test]
-fn what_is_pinned_or_held_stays_and_the_rest_goes() {
+fn pinned_and_held_models_stay_and_the_rest_is_evicted() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         put_other(&store);
@@ -186,7 +186,7 @@ fn what_is_pinned_or_held_stays_and_the_rest_goes() {
         let said = cache.fails(1, &["gc", "--free", "1GiB"]).await;
         assert!(said.contains("nothing more can be evicted"), "{said}");
 
-        // Which of two revisions is meant has to be said before one is pinned.
+        // With two revisions, pinning needs to know which one.
         put(&store, "config.json", b"new");
         cache.text(&["prefetch", URI]).await;
         let said = cache.fails(2, &["pin", URI]).await;
@@ -206,7 +206,7 @@ fn blob_of(driver: &Driver, size: u64) -> PathBuf {
 }
 
 #[test]
-fn damage_is_found_named_and_put_aside() {
+fn damage_is_found_named_and_quarantined() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         let driver = Driver::start(scratch, &store).await;
@@ -235,7 +235,7 @@ fn damage_is_found_named_and_put_aside() {
 }
 
 #[test]
-fn a_check_reads_no_faster_than_it_is_told_to() {
+fn a_check_keeps_its_rate_limit() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         let driver = Driver::start(scratch, &store).await;
@@ -250,7 +250,7 @@ fn a_check_reads_no_faster_than_it_is_told_to() {
 }
 
 #[test]
-fn a_purge_needs_nobody_to_use_the_cache_and_a_yes() {
+fn a_purge_needs_an_unused_cache_and_a_confirmation() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         let mut driver = Driver::start(scratch, &store).await;
@@ -260,7 +260,7 @@ fn a_purge_needs_nobody_to_use_the_cache_and_a_yes() {
         fs::write(driver.setup.cache.join("notes"), "mine").unwrap();
         let said = cache.fails(1, &["purge", "--yes"]).await;
         assert!(said.contains("team-a/1") && said.contains("end those pods first"), "{said}");
-        // Somebody's own mount of a part of it, such as kubelet's of a subPath.
+        // A foreign mount of a part of it, such as kubelet's of a subPath.
         let [key] = &driver.in_cache("models")[..] else { panic!("one model") };
         let part = driver.setup.cache.join("models").join(key).join("tree/config.json");
         let subpath = scratch.join("subpath");
@@ -293,7 +293,7 @@ fn a_purge_needs_nobody_to_use_the_cache_and_a_yes() {
 }
 
 #[test]
-fn what_cannot_be_answered_says_why() {
+fn a_command_that_cannot_be_answered_says_why() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         let setup = Setup::new(scratch, &store);
@@ -301,7 +301,7 @@ fn what_cannot_be_answered_says_why() {
         let said = cache.fails(3, &["ls"]).await;
         assert!(said.contains("is not a cache, and no driver listens in it"), "{said}");
         assert!(!setup.cache.exists(), "looking makes no cache");
-        let elsewhere = format!("unix://{}", scratch.join("nobody.sock").display());
+        let elsewhere = format!("unix://{}", scratch.join("absent.sock").display());
         let said = cache.fails(1, &["ls", "--admin-endpoint", &elsewhere]).await;
         assert!(said.contains("no driver listens at"), "{said}");
         cache.fails(2, &["gc", "--free", "10GB"]).await;
@@ -318,10 +318,10 @@ fn what_cannot_be_answered_says_why() {
     });
 }
 
-/// What the admin socket answers to this.
+/// The answer of the admin socket to this request.
 async fn raw(driver: &Driver, request: &str) -> String {
     let mut stream = UnixStream::connect(driver.setup.cache.join("admin.sock")).await.unwrap();
-    // It may be answered before all of it is read.
+    // The answer may come before the whole request is read.
     let _ = stream.write_all(request.as_bytes()).await;
     let mut answer = Vec::new();
     let _ = stream.read_to_end(&mut answer).await;
@@ -374,7 +374,7 @@ fn the_socket_takes_commands_from_the_nodes_administrator_and_nothing_else() {
             answer.contains(r#"{"error":{"kind":"NotFound","message":"0123456789"#),
             "{answer}"
         );
-        // Whoever may read metrics may not command.
+        // The metrics port takes no commands.
         assert!(!driver.metrics().await.contains("x-ndjson"));
         assert_eq!(driver.post_to_metrics("/cache", r#"{"command": "ls"}"#).await, 404);
     });
@@ -432,7 +432,7 @@ fn a_directory_is_imported_through_the_driver_and_without_one() {
 }
 
 #[test]
-fn an_import_that_is_killed_at_any_step_loses_nothing_and_goes_on() {
+fn an_import_that_is_killed_at_any_step_loses_nothing_and_resumes() {
     end_to_end(async |scratch| {
         for (number, (step, nth)) in (1..=4).flat_map(|step| [(step, 1), (step, 2)]).enumerate() {
             let scratch = scratch.join(number.to_string());

@@ -1,5 +1,5 @@
-//! The life of a cache directory: what is refused, what is set aside, what a
-//! start makes of a directory that is not as a driver left it.
+//! The life of a cache directory: what is refused, what is set aside, and how a
+//! start treats a directory that a driver has not left in order.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
@@ -13,7 +13,7 @@ use crate::support::models::{BUCKET, MIB, PHI3, PREFIX, content_of, put, store_w
 use crate::support::run::{end_to_end, eventually, figure, ratio};
 use localstore::{LocalStore, PutOptions, Source};
 
-/// A prepared cache directory, and what the driver must say about it.
+/// A prepared cache directory, and the driver's message about it.
 type Case = (fn(&Path), &'static [&'static str]);
 
 #[test]
@@ -83,7 +83,7 @@ fn a_directory_that_cannot_be_a_cache_is_refused_by_name_and_left_as_it_is() {
 }
 
 #[test]
-fn a_second_driver_on_one_directory_is_refused_and_the_first_one_goes_on() {
+fn a_second_driver_on_one_directory_is_refused_and_the_first_one_continues() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         let first = Driver::start(scratch, &store).await;
@@ -96,7 +96,7 @@ fn a_second_driver_on_one_directory_is_refused_and_the_first_one_goes_on() {
 }
 
 #[test]
-fn a_hundred_thousand_leftovers_hold_up_no_start() {
+fn a_hundred_thousand_leftovers_do_not_delay_the_start() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         let mut driver = Driver::start(scratch, &store).await;
@@ -121,7 +121,7 @@ fn a_hundred_thousand_leftovers_hold_up_no_start() {
 }
 
 #[test]
-fn a_manifest_that_does_not_match_its_directory_is_served_to_nobody() {
+fn a_manifest_that_does_not_match_its_directory_is_never_served() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         let mut driver = Driver::start(scratch, &store).await;
@@ -194,7 +194,7 @@ fn a_clock_that_jumped_back_does_not_make_old_models_look_new() {
 }
 
 #[test]
-fn a_pod_that_went_without_an_unpublish_holds_its_model_no_longer() {
+fn a_pod_that_ended_without_an_unpublish_no_longer_holds_its_model() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         let driver = Driver::start(scratch, &store).await;

@@ -51,7 +51,7 @@ fn an_object_with_only_a_multipart_md5_that_is_damaged_every_time_is_data_loss_u
         assert_eq!((driver.leases(), mounts_at(&volume.target()).len()), (0, 0));
         assert!(driver.in_cache("blobs").is_empty(), "a damaged blob was committed");
         let downloaded = store.stats().body_bytes;
-        assert_eq!(downloaded, 2 * size, "a third download could tell no more");
+        assert_eq!(downloaded, 2 * size, "a third download would prove no more");
         figure(format_args!(
             "20 MiB in 3 parts of 8 MiB, one bit flipped on every answer: {code:?}, {} passed as \
              size_etag",
@@ -95,7 +95,7 @@ fn intact_objects_in_parts_of_odd_and_of_large_sizes_are_proved_by_their_multipa
 fn a_layout_that_cannot_be_known_is_decided_once_and_said_in_log_event_and_metric() {
     end_to_end_within(Duration::from_secs(300), async |scratch| {
         let store = LocalStore::builder().start().unwrap();
-        // Two parts of any whole MiB from 70 to 139, and 77 is none of the usual ones.
+        // Any whole number of MiB from 70 to 139 gives two parts, and 77 is not a usual size.
         let size = 140 * MIB;
         put_large(&store, FILE, size, 1, in_parts(77 * MIB));
         let api = ApiServer::start().await;
@@ -124,7 +124,7 @@ fn a_layout_that_cannot_be_known_is_decided_once_and_said_in_log_event_and_metri
 }
 
 #[test]
-fn strict_refuses_what_nothing_vouches_for_until_it_is_uploaded_again_as_the_message_says() {
+fn strict_refuses_objects_without_a_checksum_until_they_are_uploaded_again_as_the_message_says() {
     end_to_end_within(Duration::from_secs(300), async |scratch| {
         let store = LocalStore::builder().start().unwrap();
         let config = "download: {rangeSize: 1MiB, verify: strict}\n";
@@ -157,7 +157,7 @@ fn cheap_reads_no_object_over_one_gib_for_its_md5_and_compares_everything_else()
         let store = LocalStore::builder().start().unwrap();
         let config = "download: {verify: cheap}\n";
         let driver = Setup::new(scratch, &store).with_config(config).start().await;
-        // The MD5 of no bytes: whoever compares it finds damage.
+        // The MD5 of no bytes: any comparison finds damage.
         let wrong = Action::header("content-md5", "1B2M2Y8AsgTpgAmY7PhCfg==");
         store.faults().add(Rule::new(wrong).operation(Operation::Head));
         let none = || PutOptions { no_checksums: true, ..PutOptions::default() };
@@ -197,7 +197,7 @@ fn answers_that_lack_their_checksum_or_their_version_are_asked_for_again() {
             assert_eq!(store.faults().list()[0].hits, 2, "{shown}");
             store.faults().clear();
         }
-        // What stays so is neither served nor blamed on the bytes.
+        // An answer that stays incomplete is not served, and is not reported as damage.
         put_large(&store, FILE, 5 * MIB, 9, PutOptions::default());
         let broken = Action::header("content-md5", "not-base64");
         store.faults().add(Rule::new(broken).operation(Operation::Head));
@@ -274,7 +274,7 @@ impl Cell {
         driver.kubelet().inline(&pod, &[("bucket", BUCKET), ("prefix", &self.prefix)])
     }
 
-    /// Whether the target shows something else than the object's bytes.
+    /// Whether the target shows anything but the object's bytes.
     fn shows_wrong_bytes(&self, volume: &Volume) -> bool {
         let Ok(bytes) = fs::read(volume.target().join("weights")) else { return false };
         bytes != synthetic_bytes(self.seed, 0..self.size)
@@ -338,8 +338,8 @@ fn flip_on_disk(blob: &Path, offset: u64) {
     fs::set_permissions(blob, fs::Permissions::from_mode(0o444)).unwrap();
 }
 
-/// Publishes each cell, damages those at rest, and publishes those again; how
-/// many targets showed wrong bytes, and the code of each cell's first publish.
+/// Publishes each cell, damages those at rest, and publishes those again. Returns
+/// how many targets showed wrong bytes, and the code of each cell's first publish.
 async fn run_table(driver: &Driver, cells: &[Cell]) -> (usize, Vec<Code>) {
     let published = join_all(cells.iter().map(async |cell| {
         let volume = cell.volume(driver, "first");
@@ -417,7 +417,7 @@ fn damage_of_what_carries_no_checksum_is_published_only_where_strict_is_not_set(
         let (cells, _store, driver) = table("always", TABLE).await;
         let (wrong, codes) = run_table(&driver, &cells).await;
         assert!(codes.iter().all(|code| *code == Code::Ok), "{codes:?}");
-        // Nothing can tell; what the disk does later is found all the same.
+        // Damage on the way cannot be detected; later damage on the disk is found anyway.
         assert_eq!((wrong, passed(&driver, "size_etag").await), (6, 9 + 3));
         let strict = TABLE.replace("{rangeSize", "{verify: strict, rangeSize");
         let (cells, _store, driver) = table("strict", &strict).await;

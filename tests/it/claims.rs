@@ -1,5 +1,5 @@
-//! Claims whose annotation names the model: read from the API server, and told
-//! by an event why they get no volume.
+//! Claims whose annotation names the model: they are read from the API server,
+//! and an event on the claim says why it gets no volume.
 
 use std::fs;
 use std::path::Path;
@@ -44,7 +44,7 @@ fn model(name: &str) -> Value {
     stored(&json!({"oci-model-csi.dev/model": name, "other": "x"}))
 }
 
-/// What external-provisioner sends for it.
+/// The request that external-provisioner sends for it.
 fn request() -> CreateVolumeRequest {
     let parameters = [
         ("bucket", BUCKET),
@@ -103,7 +103,7 @@ fn a_volume_keeps_the_model_that_its_claims_annotation_named_first() {
 }
 
 #[test]
-fn an_annotation_that_names_no_model_is_refused_with_the_claim_and_can_be_mended() {
+fn an_annotation_that_names_no_model_is_refused_with_the_claim_and_can_be_corrected() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         let api = ApiServer::start().await;
@@ -135,7 +135,7 @@ fn an_annotation_that_names_no_model_is_refused_with_the_claim_and_can_be_mended
 }
 
 #[test]
-fn an_api_server_that_refuses_or_is_away_is_told_apart() {
+fn a_refusal_by_the_api_server_and_its_absence_are_distinguished() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         let api = ApiServer::start().await;
@@ -167,7 +167,7 @@ fn an_api_server_that_refuses_or_is_away_is_told_apart() {
 }
 
 #[test]
-fn the_policy_is_asked_about_what_the_annotation_came_to() {
+fn the_policy_decides_on_the_model_that_the_annotation_resolves_to() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         let api = ApiServer::start().await;
@@ -181,11 +181,11 @@ fn the_policy_is_asked_about_what_the_annotation_came_to() {
         api.put(PLACE, model("phi3-mini"));
         create(&driver.kubelet(), request()).await.unwrap();
 
-        // The Controller follows its file too, also for what it has made.
-        let nobody =
+        // The Controller follows its file too, also for volumes that it has created.
+        let denied =
             driver.setup.clone().with_config(&config.replace("allow: true", "allow: false"));
-        fs::write(scratch.join("config.yaml"), nobody.config_text()).unwrap();
-        eventually("the policy is taken over", BOUND, async || {
+        fs::write(scratch.join("config.yaml"), denied.config_text()).unwrap();
+        eventually("the policy is applied", BOUND, async || {
             driver.log().contains("the policy changed").then_some(())
         })
         .await;
@@ -220,24 +220,24 @@ fn a_claim_reads_in_its_events_why_it_gets_no_volume() {
 
         api.put(PLACE, model("a/b"));
         refused(&driver.kubelet(), request(), Code::InvalidArgument, &[]).await;
-        let told = eventually("the other cause", BOUND, async || {
-            Some(api.told()).filter(|told| told.len() > 1)
+        let reported = eventually("the other cause", BOUND, async || {
+            Some(api.reported()).filter(|reported| reported.len() > 1)
         })
         .await;
-        assert_eq!(told.len(), 2, "the same is told once: {told:?}");
-        assert!(told[1].1.contains("\"a/b\""), "{told:?}");
+        assert_eq!(reported.len(), 2, "the same error is reported once: {reported:?}");
+        assert!(reported[1].1.contains("\"a/b\""), "{reported:?}");
 
         let mut of_a_class = request();
         of_a_class.mutable_parameters.insert("tier".to_owned(), "gold".to_owned());
         refused(&driver.kubelet(), of_a_class, Code::InvalidArgument, &[]).await;
-        let told = eventually("what is no request of ours", BOUND, async || {
-            Some(api.told()).filter(|told| told.len() > 2)
+        let reported = eventually("a request of another kind", BOUND, async || {
+            Some(api.reported()).filter(|reported| reported.len() > 2)
         })
         .await;
-        assert!(told[2].1.contains("volumeAttributesClassName"), "{told:?}");
+        assert!(reported[2].1.contains("volumeAttributesClassName"), "{reported:?}");
 
         api.put(PLACE, model("phi3-mini"));
         create(&driver.kubelet(), request()).await.unwrap();
-        assert_eq!(api.told().len(), 3, "a volume that is made is external-provisioner's to tell");
+        assert_eq!(api.reported().len(), 3, "external-provisioner reports a created volume");
     });
 }

@@ -192,7 +192,7 @@ fn parameters_capabilities_and_models_that_are_wrong_make_no_volume() {
         refused(&kubelet, nameless, invalid, &["name"]).await;
         let without = CreateVolumeRequest { volume_capabilities: Vec::new(), ..claim("pvc-1") };
         refused(&kubelet, without, invalid, &["volume_capabilities"]).await;
-        // ReadWriteMany, ReadWriteOncePod, and one that Kubernetes has no word for.
+        // ReadWriteMany, ReadWriteOncePod, and one that Kubernetes has no name for.
         for mode in
             [Mode::MultiNodeMultiWriter, Mode::SingleNodeSingleWriter, Mode::MultiNodeSingleWriter]
         {
@@ -235,7 +235,7 @@ fn unknown_parameters_are_ignored_where_they_are_kubernetes_own_and_refused_else
 }
 
 #[test]
-fn a_class_whose_bucket_vanished_makes_no_volume_and_hurts_none_that_runs() {
+fn a_class_whose_bucket_vanished_makes_no_volume_and_running_ones_are_unaffected() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         let driver = Driver::start(scratch, &store).await;
@@ -279,7 +279,7 @@ fn a_wrong_parameter_neither_spoils_another_volume_nor_passes_with_it() {
 }
 
 #[test]
-fn capabilities_are_confirmed_of_volumes_of_ours_alone() {
+fn capabilities_are_confirmed_only_for_our_volumes() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         let driver = Driver::start(scratch, &store).await;
@@ -302,7 +302,7 @@ fn capabilities_are_confirmed_of_volumes_of_ours_alone() {
         }
         let refused = validate(&volume.volume_id, Mode::MultiNodeMultiWriter).await.unwrap();
         assert!(refused.confirmed.is_none() && refused.message.contains("MULTI_NODE_MULTI_WRITER"));
-        let status = validate("vol-of-somebody-else", Mode::SingleNodeWriter).await.unwrap_err();
+        let status = validate("vol-of-another-driver", Mode::SingleNodeWriter).await.unwrap_err();
         assert_eq!(status.code(), Code::NotFound);
         let status = validate("", Mode::SingleNodeWriter).await.unwrap_err();
         assert_eq!(status.code(), Code::InvalidArgument);
@@ -328,7 +328,7 @@ fn deleting_a_volume_never_deletes_an_object() {
         for _ in 0..2 {
             delete(&kubelet, &volume.volume_id).await.unwrap();
         }
-        delete(&kubelet, "vol-of-somebody-else").await.unwrap();
+        delete(&kubelet, "vol-of-another-driver").await.unwrap();
         assert_eq!(delete(&kubelet, "").await.unwrap_err().code(), Code::InvalidArgument);
         assert_eq!(changes(&store), 0);
         store.etag(BUCKET, "models/phi3-mini/config.json").unwrap();

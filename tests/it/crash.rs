@@ -1,5 +1,5 @@
-//! SIGKILL, SIGTERM and what they leave: pods go on reading, the next start
-//! recovers by itself.
+//! SIGKILL, SIGTERM and what they leave: pods continue to read, and the next
+//! start recovers without help.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -93,7 +93,7 @@ fn a_hundred_mounted_volumes_are_known_again_after_a_restart() {
 }
 
 #[test]
-fn a_download_that_was_killed_is_gone_on_with_by_another_pod() {
+fn a_download_that_was_killed_is_resumed_by_another_pod() {
     end_to_end(async |scratch| {
         let (store, throttle) = slow_store(10);
         let mut driver = Driver::start(scratch, &store).await;
@@ -141,7 +141,7 @@ fn bytes_of_a_killed_download_that_changed_on_the_disk_are_downloaded_again() {
             .map(|name| staging.join(name))
             .find(|path| is_part(path));
         let path = path.unwrap();
-        // Only what stands in the journal is believed, and not even that unseen.
+        // Only bytes that the journal lists are kept, and even those are checked.
         let mut bytes = fs::read(&path).unwrap();
         for at in (0..bytes.len()).step_by(3_000_000) {
             bytes[at] ^= 1;
@@ -162,7 +162,7 @@ fn a_driver_that_is_killed_at_any_instant_of_a_publish_recovers() {
         let kubelet = driver.kubelet();
         let mut answered = 0;
         for instant in 0..30 {
-            // A new revision each time, so that all of a publish is there to be cut.
+            // A new revision each time, so that every step of a publish can be cut.
             put(&store, "config.json", instant.to_string());
             put(&store, "model.safetensors", synthetic_bytes(instant, 0..2 * MIB));
             let volume = kubelet.inline(&instant.to_string(), &PHI3);
@@ -191,7 +191,7 @@ fn a_driver_that_is_killed_at_any_instant_of_a_publish_recovers() {
 }
 
 #[test]
-fn leftovers_of_a_killed_process_are_cleaned_away_and_strangers_are_not() {
+fn leftovers_of_a_killed_process_are_removed_and_foreign_files_are_not() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         let mut driver = Driver::start(scratch, &store).await;
@@ -238,7 +238,7 @@ fn leftovers_of_a_killed_process_are_cleaned_away_and_strangers_are_not() {
 }
 
 #[test]
-fn a_lease_whose_mount_is_not_to_be_seen_is_kept_until_its_pod_is_gone() {
+fn a_lease_whose_mount_is_not_visible_is_kept_until_its_pod_is_gone() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         let mut driver = Driver::start(scratch, &store).await;
@@ -297,7 +297,7 @@ fn a_mount_whose_answer_was_lost_is_taken_over_by_the_next_call() {
 }
 
 #[test]
-fn a_mount_without_its_lease_is_taken_away_by_unpublish() {
+fn a_mount_without_its_lease_is_removed_by_unpublish() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         let mut driver = Driver::start(scratch, &store).await;

@@ -1,4 +1,4 @@
-//! Content that the disk has damaged: found, put aside, told, and mended.
+//! Content that the disk has damaged: found, quarantined, reported and repaired.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
@@ -30,7 +30,7 @@ fn blob_of(driver: &Driver, seen: &Path) -> PathBuf {
         .path()
 }
 
-/// As a failing disk would, behind everybody's back.
+/// Damages the file as a failing disk would, unseen by the driver.
 fn flip_a_bit(blob: &Path) {
     fs::set_permissions(blob, fs::Permissions::from_mode(0o644)).unwrap();
     let file = File::options().read(true).write(true).open(blob).unwrap();
@@ -42,7 +42,7 @@ fn flip_a_bit(blob: &Path) {
 }
 
 #[test]
-fn a_damaged_blob_is_found_told_to_its_pods_and_downloaded_again() {
+fn a_damaged_blob_is_found_reported_to_its_pods_and_downloaded_again() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         put(&store, "model-2.bin", vec![7; 2_000_000]);
@@ -71,12 +71,12 @@ fn a_damaged_blob_is_found_told_to_its_pods_and_downloaded_again() {
         assert!(driver.log().contains("damaged content in the cache was quarantined"));
         let condition = shows.stats().await.unwrap().volume_condition.unwrap();
         assert!(condition.abnormal && condition.message.contains("model.safetensors"));
-        let told = eventually("an event", Duration::from_secs(10), async || {
+        let message = eventually("an event", Duration::from_secs(10), async || {
             api.message_of("ModelDamaged")
         })
         .await;
-        figure(format_args!("event ModelDamaged: {told}"));
-        assert!(told.contains("restart the pod"), "{told}");
+        figure(format_args!("event ModelDamaged: {message}"));
+        assert!(message.contains("restart the pod"), "{message}");
 
         store.reset_stats();
         other.publish().await.unwrap();
@@ -85,7 +85,7 @@ fn a_damaged_blob_is_found_told_to_its_pods_and_downloaded_again() {
         assert_eq!(store.stats().body_bytes, size, "the damaged object alone");
         assert!(!other.stats().await.unwrap().volume_condition.unwrap().abnormal);
 
-        // What was put aside stays as long as a pod shows it, and no longer.
+        // A quarantined file stays as long as a pod shows it, and no longer.
         commands.text(&["gc", "--all"]).await;
         assert!(shows.target().join("model.safetensors").exists());
         shows.unpublish().await.unwrap();
@@ -96,7 +96,7 @@ fn a_damaged_blob_is_found_told_to_its_pods_and_downloaded_again() {
 }
 
 #[test]
-fn a_blob_that_lost_its_end_is_told_by_the_publish_that_notices_it() {
+fn a_truncated_blob_is_reported_by_the_publish_that_notices_it() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         let mut driver = Driver::start(scratch, &store).await;
@@ -145,7 +145,7 @@ fn damage_is_found_without_a_driver_too() {
 }
 
 #[test]
-fn the_driver_finds_and_mends_damage_by_itself_where_it_is_told_to_scrub() {
+fn a_driver_that_scrubs_finds_and_repairs_damage_without_a_command() {
     end_to_end_within(Duration::from_secs(240), async |scratch| {
         let store = store_with_phi3();
         let config = "cache: {minFree: 1MiB, minFreeInodes: 0%, scrubInterval: 1m}\n";
@@ -164,11 +164,11 @@ fn the_driver_finds_and_mends_damage_by_itself_where_it_is_told_to_scrub() {
         store.reset_stats();
         let again = driver.kubelet().inline("2", &PHI3);
         again.publish().await.unwrap();
-        assert_eq!(store.stats().body_bytes, 0, "{PREFIX} stands in the cache again");
+        assert_eq!(store.stats().body_bytes, 0, "{PREFIX} is in the cache again");
     });
 }
 
-/// Has the file system of `disk` find the inode of a file broken from now on.
+/// Makes the file system of `disk` find the inode of a file broken from now on.
 fn break_inode(disk: &Disk, image: &Path, path: &Path) {
     let inode = fs::metadata(path).unwrap().ino();
     run(Command::new("umount").arg(&disk.path));
@@ -179,7 +179,7 @@ fn break_inode(disk: &Disk, image: &Path, path: &Path) {
         said.split_once("at block ").unwrap().1.split_once(", offset 0x").unwrap();
     let place =
         block.parse::<u64>().unwrap() * BLOCK + u64::from_str_radix(offset.trim(), 16).unwrap();
-    // In the time of its last use: the inode's checksum is not right then.
+    // Changes the time of its last use, so that the inode's checksum is wrong.
     let file = File::options().write(true).open(image).unwrap();
     file.write_all_at(&[0xff], place + 8).unwrap();
     run(Command::new("mount").args(["-o", "loop"]).args([image, &disk.path]));
@@ -190,7 +190,7 @@ fn break_inode(disk: &Disk, image: &Path, path: &Path) {
 const BLOCK: u64 = 4096;
 
 #[test]
-fn a_file_that_the_disk_cannot_give_back_stops_no_eviction_of_others() {
+fn a_file_that_the_disk_cannot_remove_does_not_stop_other_evictions() {
     end_to_end(async |scratch| {
         let disk = Disk::ext4(scratch, 100 * MIB, &["-b", &BLOCK.to_string()]);
         let store = LocalStore::builder().start().unwrap();

@@ -95,6 +95,6 @@ fn a_download_of_three_minutes_outlives_every_call_that_asks_for_it() {
 }
 
 #[test]
-fn a_driver_that_is_killed_in_the_middle_goes_on_where_it_was() {
+fn a_driver_that_is_killed_in_the_middle_resumes_the_download() {
     end_to_end_within(LIMIT, async |scratch| with_a_sigkill(scratch).await);
 }

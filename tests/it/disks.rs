@@ -1,5 +1,5 @@
-//! The disk of the cache: which one it is, what it lacks, what is wrong with
-//! it, and what an older layout left on it.
+//! The disk of the cache: which one it is, its missing features and faults, and
+//! what an older layout left on it.
 
 use std::fs;
 use std::path::Path;
@@ -62,7 +62,7 @@ fn a_file_system_of_its_own_is_known_by_what_is_mounted_and_not_by_its_path() {
             assert_eq!(driver.metric(SHARED).await, 0, "{kind}");
             driver.kubelet().inline("1", &PHI3).publish().await.unwrap();
 
-            // As a hostPath of a directory: whose disk that is cannot be told.
+            // As a hostPath of a directory: which disk that is cannot be known.
             fs::create_dir(disk.path.join("d")).unwrap();
             bind(&disk.path.join("d"), &directory.join("part/cache"));
             assert_refused(setup(&directory.join("part"), &store, OWN)).await;
@@ -113,7 +113,7 @@ fn a_btrfs_subvolume_is_a_mount_of_its_own_and_shares_the_space_of_its_pool() {
 }
 
 #[test]
-fn a_quota_that_nothing_says_before_is_no_space_and_what_fits_it_works() {
+fn an_unannounced_quota_counts_as_no_space_and_models_that_fit_it_work() {
     end_to_end(async |scratch| {
         let store = LocalStore::builder().start().unwrap();
         let disk = Disk::formatted("btrfs", scratch, 512 * MIB);
@@ -159,7 +159,7 @@ fn a_file_system_without_hard_links_is_refused_and_left_empty() {
 }
 
 #[test]
-fn a_disk_that_fails_is_named_and_is_no_bug_of_the_driver() {
+fn a_failing_disk_is_named_and_not_reported_as_a_bug() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         let Some(disk) = LoopFs::mounted(Kind::Ext4, scratch) else { return };
@@ -220,7 +220,7 @@ fn pods_that_run_over_an_upgrade_of_the_layout_stay_known_and_its_space_comes_ba
         assert_ne!(purge.code, 0, "a pod uses it");
         assert!(content_of(&running.target()) == before);
 
-        // Another pod gets the model anew, and does not wait for the first one.
+        // Another pod gets the model again, and does not wait for the first one.
         let second = kubelet.inline("2", &PHI3);
         second.publish().await.unwrap();
         assert!(content_of(&second.target()) == before);
@@ -243,7 +243,7 @@ fn pods_that_run_over_an_upgrade_of_the_layout_stay_known_and_its_space_comes_ba
 }
 
 #[test]
-fn an_older_layout_that_nothing_uses_makes_room_for_a_model_by_itself() {
+fn an_unused_older_layout_is_removed_when_a_model_needs_its_space() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         let mut driver = Driver::start(scratch, &store).await;
@@ -264,7 +264,7 @@ fn an_older_layout_that_nothing_uses_makes_room_for_a_model_by_itself() {
 }
 
 #[test]
-fn an_older_layout_whose_models_somebody_deleted_ends_no_start_and_its_pods_can_end() {
+fn an_older_layout_with_deleted_models_fails_no_start_and_its_pods_can_end() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         let mut driver = Driver::start(scratch, &store).await;

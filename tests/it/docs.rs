@@ -1,5 +1,5 @@
-//! The documents say what the code does: keys, flags, metrics, codes, messages,
-//! samples, names of tests and links are compared with it.
+//! The documents match the code: keys, flags, metrics, codes, messages, samples,
+//! names of tests and links are compared with it.
 
 mod language;
 mod messages;
@@ -65,7 +65,7 @@ fn the_documented_metrics_are_those_that_are_served() {
     assert_eq!(documented, served);
 }
 
-/// Name as it is scraped, type, and labels.
+/// The name as it is scraped, the type, and the labels.
 fn served_metrics(text: &str) -> BTreeMap<String, (String, BTreeSet<String>)> {
     let mut served = BTreeMap::new();
     for line in text.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
@@ -140,7 +140,7 @@ fn configurations_in_documents_and_examples_start_a_driver() {
 }
 
 #[test]
-fn attributes_in_documents_and_examples_are_taken() {
+fn attributes_in_documents_and_examples_are_accepted() {
     let mut seen = BTreeMap::<&str, usize>::new();
     for (place, text) in manifests() {
         for document in text.split("\n---\n") {
@@ -159,7 +159,7 @@ fn attributes_in_documents_and_examples_are_taken() {
     }
 }
 
-/// Finds the three places of attributes, wherever they stand in a manifest.
+/// Finds the three places of attributes, wherever they are in a manifest.
 fn attributes_in(
     value: &Value,
     found: &mut impl FnMut(&'static str, AttributeSource, HashMap<String, String>),

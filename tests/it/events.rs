@@ -1,4 +1,4 @@
-//! What `kubectl describe pod` shows of a model's way.
+//! What `kubectl describe pod` shows of a model on its way to the pod.
 
 use std::fs;
 use std::path::Path;
@@ -29,7 +29,7 @@ async fn driver_with(scratch: &Path, store: &LocalStore, api: &str) -> Driver {
     setup.start().await
 }
 
-async fn told(api: &ApiServer, reason: &str) -> String {
+async fn event_message(api: &ApiServer, reason: &str) -> String {
     let message =
         eventually(reason, Duration::from_secs(10), async || api.message_of(reason)).await;
     figure(format_args!("event {reason}: {message}"));
@@ -37,7 +37,7 @@ async fn told(api: &ApiServer, reason: &str) -> String {
 }
 
 #[test]
-fn a_pod_reads_in_its_events_how_its_model_comes() {
+fn the_events_of_a_pod_show_the_progress_of_its_model() {
     end_to_end(async |scratch| {
         let store = LocalStore::builder().start().unwrap();
         put_large(&store, "model.bin", 24 * MIB, 1, PutOptions::default());
@@ -47,19 +47,19 @@ fn a_pod_reads_in_its_events_how_its_model_comes() {
         let driver = driver_with(scratch, &store, &api.url).await;
         let kubelet = driver.kubelet();
         kubelet.inline("1", &PHI3).publish().await.unwrap();
-        let pulling = told(&api, "ModelPulling").await;
+        let pulling = event_message(&api, "ModelPulling").await;
         assert!(pulling.starts_with("downloading models/phi3-mini/ from ai-model-cache: "));
-        let pulled = told(&api, "ModelPulled").await;
+        let pulled = event_message(&api, "ModelPulled").await;
         assert!(pulled.contains("(24 MiB) was downloaded and verified"), "{pulled}");
         kubelet.inline("2", &PHI3).publish().await.unwrap();
-        assert!(told(&api, "ModelCacheHit").await.contains("was in this node's cache"));
-        let pulling = api.told().iter().filter(|(reason, _)| reason == "ModelPulling").count();
+        assert!(event_message(&api, "ModelCacheHit").await.contains("was in this node's cache"));
+        let pulling = api.reported().iter().filter(|(reason, _)| reason == "ModelPulling").count();
         assert_eq!(pulling, 1, "at most once a minute");
     });
 }
 
 #[test]
-fn a_pod_reads_in_its_events_why_its_model_does_not_come() {
+fn the_events_of_a_pod_say_why_its_model_is_missing() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         let api = ApiServer::start().await;
@@ -68,14 +68,19 @@ fn a_pod_reads_in_its_events_why_its_model_does_not_come() {
         for _ in 0..3 {
             assert_eq!(wrong.refused().await.0, Code::NotFound);
         }
-        let failed = told(&api, "ModelPullFailed").await;
+        let failed = event_message(&api, "ModelPullFailed").await;
         assert!(failed.contains("Allow group <the user's group>"), "the remedy: {failed}");
-        assert_eq!(api.told().len(), 1, "the same is told once: {:?}", api.told());
+        assert_eq!(
+            api.reported().len(),
+            1,
+            "the same error is reported once: {:?}",
+            api.reported()
+        );
     });
 }
 
 #[test]
-fn a_pod_reads_in_its_events_that_its_model_may_be_old() {
+fn the_events_of_a_pod_say_that_its_model_may_be_old() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         let api = ApiServer::start().await;
@@ -85,7 +90,7 @@ fn a_pod_reads_in_its_events_that_its_model_may_be_old() {
         store.faults().add(Rule::new(Action::Disconnect));
         let volume = kubelet.inline("2", &PHI3);
         volume.publish().await.unwrap();
-        let stale = told(&api, "ModelServedStale").await;
+        let stale = event_message(&api, "ModelServedStale").await;
         let words = [
             "models/phi3-mini/",
             "newest revision in this node's cache, sha256:",
@@ -102,7 +107,7 @@ fn a_pod_reads_in_its_events_that_its_model_may_be_old() {
 }
 
 #[test]
-fn a_pod_whose_volume_is_written_wrongly_reads_it_in_its_events_too() {
+fn the_events_of_a_pod_show_mistakes_in_its_volume_too() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         let api = ApiServer::start().await;
@@ -117,20 +122,20 @@ fn a_pod_whose_volume_is_written_wrongly_reads_it_in_its_events_too() {
         {
             let (code, message) = volume.refused().await;
             assert_eq!(code, Code::InvalidArgument);
-            let told = eventually("the event", Duration::from_secs(10), async || {
+            let event = eventually("the event", Duration::from_secs(10), async || {
                 api.events().get(count).cloned()
             })
             .await;
-            assert_eq!(told["reason"], "ModelPullFailed");
-            assert_eq!(told["involvedObject"]["uid"], volume.uid.as_str());
-            let note = told["message"].as_str().unwrap();
+            assert_eq!(event["reason"], "ModelPullFailed");
+            assert_eq!(event["involvedObject"]["uid"], volume.uid.as_str());
+            let note = event["message"].as_str().unwrap();
             assert!(note.contains(word) && message.contains(note), "{note:?} and {message:?}");
         }
     });
 }
 
-/// An API server that takes requests and never answers: how many about events it
-/// was asked, and how many of these their sender has given up.
+/// An API server that accepts requests and never answers. Counts the requests
+/// about events, and those of them that their sender has given up.
 #[derive(Default)]
 struct Silent {
     asked: AtomicUsize,
@@ -150,7 +155,7 @@ impl Silent {
                     let mut lines = BufReader::new(stream).lines();
                     let first = lines.next_line().await.ok().flatten().unwrap_or_default();
                     if !first.contains("/events") {
-                        // The node's taint and the like; held open all the same.
+                        // The node's taint, for example; also held open.
                         while matches!(lines.next_line().await, Ok(Some(_))) {}
                         return;
                     }
@@ -167,7 +172,7 @@ impl Silent {
         self.given_up.load(Ordering::SeqCst)
     }
 
-    /// Waits until it was asked more than so often.
+    /// Waits until it got more than this many requests.
     async fn asked_after(&self, before: usize) -> usize {
         eventually("a request", Duration::from_secs(30), async || {
             Some(self.asked.load(Ordering::SeqCst)).filter(|asked| *asked > before)
@@ -185,7 +190,7 @@ fn an_api_server_that_never_answers_delays_no_publish() {
         driver.kubelet().inline("1", &PHI3).publish().await.unwrap();
         assert_eq!(api.given_up(), 0, "it returned while its event still waits for an answer");
         let asked = api.asked_after(0).await;
-        // A new process asks anew, whatever the old one still waits for.
+        // A new process asks again, whatever the old one still waits for.
         driver.restart_to(None).await;
         let given_up =
             eventually("the old process's requests", Duration::from_secs(10), async || {
@@ -225,7 +230,7 @@ impl Unreachable {
 }
 
 #[test]
-fn an_api_server_that_is_not_there_delays_no_publish() {
+fn an_unreachable_api_server_delays_no_publish() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         let api = Unreachable::new().await;

@@ -1,4 +1,4 @@
-//! What networks, services and disks do to a download, and what becomes of it.
+//! Faults of networks, services and disks during a download, and its outcome.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -39,7 +39,7 @@ fn hits(store: &LocalStore) -> u64 {
     store.faults().list().iter().map(|rule| rule.hits).sum()
 }
 
-/// One publish, through faults that pass: complete and exact at the first call.
+/// One publish through transient faults: complete and exact at the first call.
 async fn assert_heals(scratch: &Path, faults: Vec<Rule>) {
     let store = store();
     let driver = in_ranges(scratch, &store).start().await;
@@ -57,7 +57,7 @@ async fn assert_heals(scratch: &Path, faults: Vec<Rule>) {
 }
 
 #[test]
-fn errors_of_the_service_that_pass_are_not_seen_by_the_pod() {
+fn transient_service_errors_are_not_seen_by_the_pod() {
     end_to_end(async |scratch| {
         let mut faults: Vec<Rule> =
             [429, 500, 502, 503].map(|code| on_get(Action::status(code)).times(3)).into();
@@ -71,7 +71,7 @@ fn errors_of_the_service_that_pass_are_not_seen_by_the_pod() {
 }
 
 #[test]
-fn connections_that_break_are_gone_on_with_from_the_byte_they_reached() {
+fn broken_connections_are_resumed_at_the_byte_they_reached() {
     end_to_end(async |scratch| {
         let faults = vec![
             on_get(Action::Disconnect).times(4),
@@ -83,7 +83,7 @@ fn connections_that_break_are_gone_on_with_from_the_byte_they_reached() {
     });
 }
 
-/// Where requests began that went on in the middle of a range, by range.
+/// Where requests began that resumed in the middle of a range, by range.
 fn resumed_at(store: &LocalStore) -> BTreeMap<u64, u64> {
     let starts = store.requests().into_iter().filter_map(|request| {
         let range = request.range.filter(|_| request.operation == Operation::Get)?;
@@ -101,7 +101,7 @@ fn a_reset_costs_only_what_was_lost() {
         let volume = driver.kubelet().inline("1", &PHI3);
         volume.publish().await.unwrap();
         assert_eq!(hits(&store), 3);
-        // Each of the three went on where it was; what was on the wire may be lost.
+        // Each of the three was resumed; bytes on the wire may be lost.
         let resumed = resumed_at(&store);
         assert_eq!(resumed.len(), 3, "{resumed:?}");
         let lost: u64 = resumed.values().map(|progress| 900_000 - progress).sum();
@@ -307,7 +307,7 @@ fn an_identity_service_that_cannot_be_reached_is_unavailable_and_heals() {
         let (code, message) = volume.refused().await;
         assert_eq!(code, Code::Unavailable, "{message}");
         assert!(message.contains("8 attempts"), "{message}");
-        // Repeated by one policy, not by that of each layer.
+        // Retried by one policy, not by one in each layer.
         assert_eq!(hits(&store), 8);
         store.faults().remove(rule);
         volume.mount().await;
@@ -320,7 +320,7 @@ fn a_start_needs_neither_identity_nor_object_storage() {
         let store = store();
         let everything = store.faults().add(Rule::new(Action::Disconnect));
         let driver = in_ranges(scratch, &store).with_instance_principal(&store).start().await;
-        assert_eq!(store.requests().len(), 0, "nobody was asked");
+        assert_eq!(store.requests().len(), 0, "no request was sent");
         store.faults().remove(everything);
         driver.kubelet().inline("1", &PHI3).publish().await.unwrap();
     });
@@ -395,10 +395,10 @@ async fn beside_a_neighbour(scratch: &Path, ballast: usize) -> (LocalStore, Driv
             (store.stats().body_bytes > MIB).then_some(())
         })
         .await;
-        // What runs counts, though most of its bytes are still to come.
+        // A running download counts, though most of its bytes are still missing.
         let other = kubelet.inline("2", &[("bucket", BUCKET), ("prefix", "other")]);
         let refused = other.refused().await;
-        // Cut short where there is no more room, as is meant.
+        // Truncated where the disk is full, as intended.
         let _ = fs::write(driver.setup.cache.join("ballast"), vec![1; ballast]);
         refused
     });

@@ -1,4 +1,4 @@
-//! `oci-model-csi fetch`: what it leaves in a directory, says, and exits with.
+//! `oci-model-csi fetch`: the files it leaves, its output, and its exit codes.
 
 use std::fs;
 use std::path::Path;
@@ -23,7 +23,7 @@ fn assert_failed(fetched: &Fetched, code: i32, words: &[&str]) {
     }
 }
 
-/// A store whose model takes `seconds` to be sent, and the rule for that.
+/// A store that takes `seconds` to send its model, and the rule for that.
 fn slow_store(seconds: u64) -> (LocalStore, u64) {
     let store = LocalStore::builder().start().unwrap();
     put_large(&store, "model.safetensors", SIZE, 1, PutOptions::default());
@@ -33,7 +33,7 @@ fn slow_store(seconds: u64) -> (LocalStore, u64) {
     (store, rule)
 }
 
-/// Starts a fetch and ends it by `signal` when a good half is there.
+/// Starts a fetch and ends it by `signal` when a good half is downloaded.
 async fn end_half_way(fetch: &Fetch, store: &LocalStore, signal: &str) -> Option<i32> {
     let mut process = fetch.spawn();
     eventually("half is downloaded", Duration::from_secs(60), async || {
@@ -51,7 +51,7 @@ fn scratch() -> tempfile::TempDir {
 }
 
 #[tokio::test]
-async fn a_fetch_brings_the_model_and_tells_so_on_stdout_alone() {
+async fn a_fetch_downloads_the_model_and_reports_it_on_stdout_alone() {
     let (scratch, store) = (scratch(), store_with_phi3());
     let fetch = Fetch::new(scratch.path(), &store);
     let fetched = fetch.run().await;
@@ -115,7 +115,7 @@ async fn a_second_fetch_into_the_same_directory_downloads_nothing() {
 }
 
 #[tokio::test]
-async fn a_killed_fetch_goes_on_where_it_was() {
+async fn a_killed_fetch_resumes_where_it_stopped() {
     let (scratch, (store, throttle)) = (scratch(), slow_store(8));
     let fetch = Fetch::new(scratch.path(), &store).with(&["--output", "json"]);
     end_half_way(&fetch, &store, "-KILL").await;
@@ -138,7 +138,7 @@ async fn a_killed_fetch_goes_on_where_it_was() {
 }
 
 #[tokio::test]
-async fn an_interrupted_fetch_says_how_to_go_on() {
+async fn an_interrupted_fetch_says_how_to_resume() {
     let (scratch, (store, throttle)) = (scratch(), slow_store(8));
     let fetch = Fetch::new(scratch.path(), &store);
     assert_eq!(end_half_way(&fetch, &store, "-INT").await, Some(1));
@@ -164,14 +164,14 @@ fn the_root_of_a_fresh_ext4_is_an_empty_directory() {
         let expected =
             ["config.json", "lost+found", "model.safetensors", "tokenizer", "tokenizer/vocab.txt"];
         assert_eq!(names, expected);
-        // Only at the root, and only the directory: what has files of somebody's is refused.
+        // Only at the root, and only the directory itself: one with foreign files is refused.
         fs::create_dir(disk.path.join("tokenizer/lost+found")).unwrap();
         assert_failed(&fetch.run().await, 1, &["tokenizer/lost+found is not part of the model"]);
     });
 }
 
 #[tokio::test]
-async fn what_should_be_looked_at_is_printed_with_the_result() {
+async fn warnings_are_printed_with_the_result() {
     let (scratch, store) = (scratch(), LocalStore::builder().start().unwrap());
     for name in ["Config.json", "config.json", "original/w.pth", "a.bin"] {
         put(&store, name, b"x");
@@ -219,7 +219,7 @@ async fn a_file_that_is_not_what_the_object_holds_is_never_overwritten() {
 }
 
 #[tokio::test]
-async fn what_is_written_wrong_exits_with_2() {
+async fn wrong_usage_exits_with_2() {
     let (scratch, store) = (scratch(), store_with_phi3());
     let fetch = Fetch::new(scratch.path(), &store);
     for uri in ["s3://b/p", "oci://", "oci://b@n/../x", "ai-model-cache"] {
@@ -240,7 +240,7 @@ async fn what_is_written_wrong_exits_with_2() {
 }
 
 #[tokio::test]
-async fn what_is_not_there_exits_with_3_and_what_is_not_allowed_with_4() {
+async fn a_missing_model_exits_with_3_and_a_refused_one_with_4() {
     let (scratch, store) = (scratch(), store_with_phi3());
     let fetch = Fetch::new(scratch.path(), &store);
     for uri in [format!("oci://{BUCKET}/models/phi4/"), "oci://nobodys/models/".to_owned()] {
@@ -267,7 +267,7 @@ async fn damaged_bytes_exit_with_5_and_are_not_put_into_place() {
 }
 
 #[tokio::test]
-async fn an_endpoint_that_nobody_serves_exits_with_1_and_as_json_says_why() {
+async fn an_unreachable_endpoint_exits_with_1_and_as_json_says_why() {
     let (scratch, store) = (scratch(), store_with_phi3());
     let fetch = Fetch::new(scratch.path(), &store).with(&["--output", "json"]);
     drop(store);
@@ -291,8 +291,8 @@ async fn https_is_trusted_by_the_given_certificate_and_not_without() {
     fs::remove_dir_all(&fetch.directory).unwrap();
     let refused = fetch.run().await;
     assert_eq!(refused.code, 1);
-    let told = refused.stderr.to_lowercase();
-    assert!(told.contains("certificate") || told.contains("unknownissuer"), "{told}");
+    let said = refused.stderr.to_lowercase();
+    assert!(said.contains("certificate") || said.contains("unknownissuer"), "{said}");
 }
 
 #[tokio::test]

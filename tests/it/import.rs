@@ -1,5 +1,5 @@
-//! A directory that somebody else filled becomes part of the cache: what is
-//! right is taken, the rest is downloaded, and nothing that others use is
+//! A directory that another program filled becomes part of the cache: correct
+//! files are adopted, the rest is downloaded, and no file in use elsewhere is
 //! touched.
 
 use std::fs::{self, File, OpenOptions};
@@ -143,7 +143,7 @@ impl Node {
     }
 }
 
-/// What an init container leaves: the model's files below `dir`.
+/// The files that an init container leaves: the model's, below `dir`.
 fn fill(dir: &Path) {
     fs::create_dir_all(dir.join("tokenizer")).unwrap();
     fs::write(dir.join("config.json"), "{\"model_type\": \"phi3\"}").unwrap();
@@ -209,7 +209,7 @@ fn files_that_are_moved_are_neither_downloaded_nor_copied() {
 }
 
 #[test]
-fn what_is_wrong_cut_or_missing_is_downloaded_and_left_as_it_was() {
+fn wrong_truncated_and_missing_files_are_downloaded_and_the_originals_left_as_they_were() {
     end_to_end(async |scratch| {
         for (number, take) in [false, true].into_iter().enumerate() {
             let scratch = scratch.join(number.to_string());
@@ -339,7 +339,7 @@ fn a_writer_that_comes_while_a_file_is_compared_keeps_it() {
             })
             .await;
             let weights = weights.clone();
-            // Waits until the import lets go of it.
+            // Waits until the import closes it.
             let open = move || OpenOptions::new().append(true).open(weights).unwrap();
             tokio::task::spawn_blocking(open).await.unwrap()
         };
@@ -362,7 +362,7 @@ fn a_writer_that_comes_while_a_file_is_compared_keeps_it() {
 }
 
 #[test]
-fn a_file_that_could_not_be_taken_is_as_it_was() {
+fn a_file_that_could_not_be_imported_is_left_as_it_was() {
     end_to_end(async |scratch| {
         let disk = Disk::ext4(scratch, 64 * MIB, &["-N", "400"]);
         let dir = disk.path.join("model");
@@ -371,18 +371,18 @@ fn a_file_that_could_not_be_taken_is_as_it_was() {
         let files = [WEIGHTS, "config.json", "tokenizer/vocab.txt"];
         let modes = || files.map(|name| mode_of(&dir.join(name)));
         let before = modes();
-        // No inode is left for what the cache writes of the file.
+        // No inode is left for the cache's own records of the file.
         let others = disk.path.join("others");
         fs::create_dir(&others).unwrap();
         assert!((0..400).any(|n| File::create(others.join(n.to_string())).is_err()));
         let error = node.try_import(&dir, true).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::NoSpace, "{error}");
-        // What is begun of the other files is finished.
+        // The imports of other files that have begun are finished.
         let as_before = async || (modes() == before).then_some(());
         eventually("all files are as they were", BOUND, as_before).await;
         fs::remove_dir_all(others).unwrap();
         let imported = node.import(&dir, true).await;
-        // A file that was at work may have become the cache's meanwhile.
+        // A file that was in progress may have become the cache's meanwhile.
         assert_eq!(imported.adopted_files + imported.cached_files, 3, "{imported:?}");
         assert_eq!(imported.downloaded_files, 0, "{imported:?}");
     });
@@ -398,7 +398,7 @@ fn where_the_file_system_can_clone_nothing_is_copied_and_the_directory_stays() {
         let imported = node.import(&dir, false).await;
         let got = (imported.adopted_files, imported.copied_bytes, imported.downloaded_bytes);
         assert_eq!(got, (3, 0, 0), "{imported:?}");
-        // The same blocks, and not the same file: who has the directory may write to it.
+        // The same blocks, but not the same file: the directory's owner may write to it.
         fs::write(dir.join(WEIGHTS), "changed").unwrap();
         let again = node.import(&dir, false).await;
         assert_eq!(again.cached_files, 3, "{again:?}");
@@ -503,7 +503,7 @@ fn a_link_that_dangles_or_leaves_the_hub_cache_is_reported_by_name_and_downloade
 }
 
 #[test]
-fn a_file_with_another_name_is_copied_and_stays_the_others() {
+fn a_file_with_another_hard_link_is_copied_and_left_to_its_owner() {
     end_to_end(async |scratch| {
         let dir = scratch.join("model");
         fill(&dir);
@@ -520,7 +520,7 @@ fn a_file_with_another_name_is_copied_and_stays_the_others() {
 }
 
 #[test]
-fn a_directory_that_is_not_there_or_is_the_caches_is_refused() {
+fn a_missing_directory_and_one_of_the_cache_are_refused() {
     end_to_end(async |scratch| {
         let node = Node::new(scratch, store_with_phi3()).await;
         let kind = async |dir: PathBuf| node.try_import(&dir, false).await.unwrap_err().kind();

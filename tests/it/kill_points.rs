@@ -1,6 +1,6 @@
-//! SIGKILL at each numbered step of what the driver does, and at random
-//! instants under load; after each the driver is started again and all that
-//! must hold is checked.
+//! SIGKILL at each numbered step of the driver's work, and at random instants
+//! under load. After each kill the driver is started again and all invariants
+//! are checked.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -27,7 +27,7 @@ use localstore::LocalStore;
 use nix::mount::MsFlags;
 use oci_model_csi::abort_point::STEPS;
 
-/// Small ranges and few of them, so that what is in flight is known.
+/// Small ranges and few of them, so that the bytes in flight are known.
 const CONFIG: &str = "cache: {minFree: 1MiB, minFreeInodes: 0%}
 download: {concurrency: 4, rangeSize: 1MiB}
 ";
@@ -35,7 +35,7 @@ download: {concurrency: 4, rangeSize: 1MiB}
 /// Keeps many rounds from filling the disk.
 const BUDGET: u64 = 96 * MIB;
 
-/// What `CONFIG` has on the way at once.
+/// Bytes in flight at once under `CONFIG`.
 const IN_FLIGHT: u64 = 4 * MIB;
 
 const SHARDS: [u64; 2] = [3 * MIB + 7, 2 * MIB];
@@ -47,7 +47,7 @@ const LIMIT: Duration = Duration::from_secs(60 * 60);
 fn every_step_is_reached_by_a_test_and_named_by_the_code() {
     let tested: BTreeSet<&str> = steps::all().map(|(_, (step, _))| *step).collect();
     let listed: BTreeSet<&str> = STEPS.iter().copied().collect();
-    assert_eq!(listed.len(), STEPS.len(), "a step stands in the list twice");
+    assert_eq!(listed.len(), STEPS.len(), "a step is in the list twice");
     assert_eq!(tested, listed);
     let mut named = BTreeSet::new();
     for path in files("src", "rs") {
@@ -67,7 +67,7 @@ fn a_driver_that_is_killed_in_its_first_start_starts_again() {
         let store = LocalStore::builder().start().unwrap();
         let model = Model::upload(&store, "new", 1, &SHARDS);
         let setup = Setup::new(scratch, &store).with_config(&with_budget(CONFIG, BUDGET));
-        // The file that hard links are tried with, and VERSION.
+        // The file that probes hard links, and VERSION.
         for nth in 1..=2 {
             let mut killed = setup.clone();
             killed.environment.push(("OCI_MODEL_CSI_ABORT_AT", format!("kill:write-1:{nth}")));
@@ -167,8 +167,8 @@ fn the_check_after_a_kill_finds_what_is_wrong() {
     });
 }
 
-/// Kills a driver at each of these steps, several times, and checks what the
-/// next one makes of it. At most `twice` bytes may be downloaded again.
+/// Kills a driver at each of these steps, several times, and checks how the
+/// next one recovers. At most `twice` bytes may be downloaded again.
 async fn kill_at(scratch: &Path, steps: &[Step], asked: Asked, twice: u64) {
     let store = LocalStore::builder().start().unwrap();
     let mut random = Random::of(steps[0].0);
@@ -179,7 +179,7 @@ async fn kill_at(scratch: &Path, steps: &[Step], asked: Asked, twice: u64) {
     let kept = old.volume(&driver.kubelet(), 0);
     kept.publish().await.unwrap();
     let mut running = vec![Pod::start(kept, &old)];
-    // Something that nobody uses.
+    // A model that no pod uses.
     let idle_model =
         Model::upload(&store, "new", random.next(), &SHARDS).volume(&driver.kubelet(), 1);
     idle_model.publish().await.unwrap();
@@ -248,7 +248,7 @@ const MODELS: u64 = 4;
 const PODS: u64 = 6;
 
 #[test]
-fn an_import_that_is_killed_at_any_step_leaves_a_cache_in_order() {
+fn an_import_that_is_killed_at_any_step_leaves_a_consistent_cache() {
     end_to_end_within(LIMIT, async |scratch| {
         let store = LocalStore::builder().start().unwrap();
         let mut random = Random::of("import-1");
@@ -274,8 +274,8 @@ fn an_import_that_is_killed_at_any_step_leaves_a_cache_in_order() {
                 assert_eq!(ran.code, -1, "{when}: {}", ran.stderr);
                 kills += 1;
                 // Every file is in the directory or in the cache.
-                let goes_on = round % 2 == 0;
-                if goes_on {
+                let resumes = round % 2 == 0;
+                if resumes {
                     let json = commands.json(&import).await;
                     assert_eq!(json["downloadedFiles"], 0, "{when}: {json}");
                 }
@@ -283,7 +283,7 @@ fn an_import_that_is_killed_at_any_step_leaves_a_cache_in_order() {
                 check_invariants(&driver, &[], &[&model], idle, &mut tally).await;
                 tally.assert_clean(&when);
                 let sent = sent_of(&store, &model);
-                assert!(sent == 0 || !goes_on && sent <= model.bytes(), "{when}: {sent} bytes");
+                assert!(sent == 0 || !resumes && sent <= model.bytes(), "{when}: {sent} bytes");
                 fs::remove_dir_all(&directory).unwrap();
             }
         }

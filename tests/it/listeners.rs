@@ -1,4 +1,4 @@
-//! What strangers can do to the port and the sockets of a driver.
+//! Attacks of strangers on the port and the sockets of a driver.
 
 use std::fs;
 use std::io;
@@ -27,7 +27,7 @@ async fn connect_from(client: u16, server: SocketAddr) -> io::Result<TcpStream> 
     socket.connect(server).await
 }
 
-/// Sends as much of `bytes` as is taken in a while, and keeps the connection.
+/// Sends as much of `bytes` as the driver accepts in a while, and keeps the connection.
 async fn send_and_keep(client: u16, server: SocketAddr, bytes: &[u8]) -> Option<TcpStream> {
     let mut stream = connect_from(client, server).await.ok()?;
     let _ = tokio::time::timeout(Duration::from_secs(5), stream.write_all(bytes)).await;
@@ -61,7 +61,7 @@ async fn probe(server: SocketAddr, path: &str) -> Option<u16> {
     answer.split(' ').nth(1)?.parse().ok()
 }
 
-/// Bytes of memory that a process had at most.
+/// The peak memory of a process in bytes.
 fn peak_memory(pid: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
@@ -82,7 +82,7 @@ fn limit_descriptors(driver: &Driver) {
 }
 
 #[test]
-fn unfinished_headers_take_no_memory_of_a_driver_that_goes_on_publishing() {
+fn unfinished_headers_take_no_memory_and_publishes_continue() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         let driver = Driver::start(scratch, &store).await;
@@ -104,7 +104,7 @@ fn unfinished_headers_take_no_memory_of_a_driver_that_goes_on_publishing() {
 }
 
 #[test]
-fn clients_that_never_read_leave_descriptors_for_publishes_and_end() {
+fn clients_that_never_read_leave_descriptors_for_publishes_and_are_closed() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         let driver = Driver::start(scratch, &store).await;
@@ -124,7 +124,7 @@ fn clients_that_never_read_leave_descriptors_for_publishes_and_end() {
             held.len()
         ));
         assert!(most < idle + 100, "{idle} before, {most} meanwhile");
-        // The clients stay connected as far as they can tell.
+        // The clients do not close their connections.
         eventually("all descriptors are back", RELEASED, async || {
             (descriptors(driver.pid()) <= idle + 8).then_some(())
         })

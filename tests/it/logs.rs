@@ -16,7 +16,7 @@ async fn driver(scratch: &Path, store: &LocalStore) -> Driver {
     setup.start().await
 }
 
-/// Every line; each is JSON by itself, with the same fields to begin with.
+/// Every line. Each is a JSON object that begins with the same fields.
 fn lines(driver: &Driver) -> Vec<Value> {
     let read = |line: &str| -> Value {
         let value: Value = serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"));
@@ -102,7 +102,7 @@ fn one_id_ties_the_lines_of_a_publish_and_another_those_of_its_download() {
 }
 
 #[test]
-fn a_refusal_that_kubelet_hears_again_and_again_is_one_line() {
+fn a_refusal_that_kubelet_gets_repeatedly_is_one_line() {
     end_to_end(async |scratch| {
         let store = LocalStore::builder().start().unwrap();
         put_large(&store, "model.bin", MIB, 1, PutOptions::default());
@@ -112,11 +112,15 @@ fn a_refusal_that_kubelet_hears_again_and_again_is_one_line() {
             assert_eq!(wrong.refused().await.0, Code::NotFound);
         }
         let lines = lines(&driver);
-        let told: Vec<_> = lines.iter().filter(|line| line["code"] == "NotFound").collect();
-        assert_eq!(told.len(), 1, "{told:?}");
-        assert_eq!(told[0]["level"], "WARN");
-        assert!(text(told[0], "/message").contains("no object under models/no/"), "{}", told[0]);
-        assert_eq!(text(told[0], "/span/model"), "models/no/ from ai-model-cache");
+        let refusals: Vec<_> = lines.iter().filter(|line| line["code"] == "NotFound").collect();
+        assert_eq!(refusals.len(), 1, "{refusals:?}");
+        assert_eq!(refusals[0]["level"], "WARN");
+        assert!(
+            text(refusals[0], "/message").contains("no object under models/no/"),
+            "{}",
+            refusals[0]
+        );
+        assert_eq!(text(refusals[0], "/span/model"), "models/no/ from ai-model-cache");
         assert!(
             driver
                 .metric(

@@ -1,7 +1,7 @@
-//! Memory that strangers would like to fill: each attack with the driver in a
-//! control group of 256 MiB, beside a publish that has to succeed.
+//! Attacks on the driver's memory: each runs with the driver in a control group
+//! of 256 MiB, beside a publish that must succeed.
 //!
-//! `figure:` lines tell the peak of the driver's resident memory.
+//! `figure:` lines report the peak of the driver's resident memory.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -21,7 +21,7 @@ use oci_model_csi::model::{
 };
 use tonic::Code;
 
-/// What the driver may have.
+/// The memory limit of the driver.
 const LIMIT: u64 = 256 * MIB;
 
 /// For each of these tests: some list a hundred thousand objects.
@@ -117,8 +117,8 @@ fn memory(driver: &Driver) -> (u64, u64) {
     (kib("VmRSS:") / 1024, kib("VmHWM:") / 1024)
 }
 
-/// Runs an attack beside a publish of a small model, which has to succeed, and
-/// ends the driver in order.
+/// Runs an attack beside a publish of a small model, which must succeed, and
+/// ends the driver gracefully.
 async fn beside_a_publish(
     scratch: &Path,
     what: &str,
@@ -157,7 +157,7 @@ async fn beside_a_publish(
     assert!(status.success(), "{what}: {status}");
 }
 
-/// Publishes until the answer is final and no success; the answer.
+/// Publishes until the answer is a final error, and returns it.
 async fn until_refused(volume: &Volume) -> (Code, String) {
     eventually("a final refusal", PATIENCE, async || {
         let (code, message) = volume.refused().await;
@@ -363,7 +363,7 @@ fn claims_over_a_large_prefix_leave_the_controller_alive() {
 }
 
 #[test]
-fn a_page_of_more_than_a_page_is_not_read_into_memory() {
+fn an_oversized_page_is_not_read_into_memory() {
     let page = |object: &str, bytes: usize| {
         format!(r#"{{"objects":[{}]}}"#, vec![object; bytes / (object.len() + 1)].join(","))
     };
@@ -417,7 +417,7 @@ fn a_size_that_no_object_has_is_refused_by_name() {
 }
 
 #[test]
-fn what_models_of_many_files_took_comes_back_when_they_are_unpublished() {
+fn the_memory_of_models_with_many_files_is_freed_when_they_are_unpublished() {
     let large = std::env::var("OCI_MODEL_CSI_TEST_LARGE").is_ok_and(|value| value == "1");
     let (models, files) = if large { (14, 60_000) } else { (3, 20_000) };
     end_to_end_within(PATIENCE * if large { 10 } else { 1 }, async move |scratch| {

@@ -90,7 +90,7 @@ fn a_published_tree_is_readable_and_nothing_in_it_can_change() {
 }
 
 #[test]
-fn a_kernel_that_can_needs_no_writable_instant() {
+fn with_the_new_mount_interface_no_mount_is_ever_writable() {
     run_in_mount_namespace(|scratch| {
         let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
         let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
@@ -196,7 +196,7 @@ fn a_source_that_the_kernel_will_not_bind_leaves_nothing_mounted() {
 }
 
 #[test]
-fn what_is_mounted_on_top_of_a_mount_is_not_taken_for_it() {
+fn a_mount_on_top_of_a_mount_is_not_mistaken_for_it() {
     run_in_mount_namespace(|scratch| {
         let (first, second) = (model(scratch, "first"), model(scratch, "second"));
         let target = target(scratch, "stacked");
@@ -219,7 +219,7 @@ fn what_is_mounted_on_top_of_a_mount_is_not_taken_for_it() {
 }
 
 #[test]
-fn unmounting_what_is_gone_already_is_no_error() {
+fn unmounting_a_missing_mount_is_no_error() {
     run_in_mount_namespace(|scratch| {
         let target = target(scratch, "plain");
         let mounted = target.bind_read_only(&model(scratch, "phi"), BindOptions::default());

@@ -1,5 +1,5 @@
-//! How long a publish takes beside others' attacks: at most twice as long as
-//! alone, and two seconds more.
+//! How long a publish takes during an attack: at most twice as long as alone,
+//! plus two seconds.
 //!
 //! Each attack runs while models of another bucket are published, in the
 //! attackers' own Kubernetes namespace and in another one.
@@ -26,10 +26,10 @@ const HOSTILE: &str = "hostile";
 const SAME: &str = "team-a";
 const OTHER: &str = "team-b";
 
-/// Publishes of which the longest counts.
+/// Publishes in each measurement; the longest one counts.
 const TRIALS: u64 = 3;
 
-/// What the victims' weights take.
+/// The size of the victims' weights.
 const WEIGHTS: u64 = 8 * MIB;
 
 /// A driver beside a store, with victims' models in a bucket of their own.
@@ -51,7 +51,7 @@ impl Scene {
         Self { store, driver, attackers: JoinSet::new(), victims: 0 }
     }
 
-    /// One publish of a model that the node has not: how long it took.
+    /// Publishes a model that is not on the node, and returns how long it took.
     async fn victim(&mut self, namespace: &str) -> Duration {
         self.victims += 1;
         let n = self.victims;
@@ -93,14 +93,14 @@ impl Scene {
 
     /// How often the rules have hit.
     async fn until_hit(&self, times: u64) {
-        eventually("the attack stands", BOUND, async || {
+        eventually("the attack is under way", BOUND, async || {
             let hits: u64 = self.store.faults().list().iter().map(|rule| rule.hits).sum();
             (hits >= times).then_some(())
         })
         .await;
     }
 
-    /// Measures the victims beside what goes on now.
+    /// Measures the victims beside the running attack.
     async fn measure(mut self, attack: &str, alone: Duration) {
         for (namespace, whose) in [(OTHER, "another namespace"), (SAME, "the same namespace")] {
             let beside = self.victims(namespace).await;
@@ -145,7 +145,7 @@ fn sixteen_ranges_that_trickle_delay_no_other_bucket() {
 }
 
 #[test]
-fn models_that_trickle_hold_no_place_that_another_waits_for() {
+fn models_that_trickle_hold_no_slot_that_another_waits_for() {
     end_to_end(async |scratch| {
         let mut scene = Scene::start(scratch, "").await;
         let alone = scene.victims(OTHER).await;
@@ -177,7 +177,7 @@ fn one_buckets_503s_slow_no_other_bucket() {
 }
 
 #[test]
-fn fifty_listings_that_do_not_come_delay_no_other_bucket() {
+fn fifty_unanswered_listings_delay_no_other_bucket() {
     end_to_end(async |scratch| {
         let mut scene = Scene::start(scratch, "").await;
         let alone = scene.victims(OTHER).await;
@@ -208,7 +208,7 @@ fn fifty_listings_that_do_not_come_delay_no_other_bucket() {
 }
 
 #[test]
-fn patterns_that_are_made_for_it_delay_no_other_listing() {
+fn hostile_patterns_delay_no_other_listing() {
     end_to_end(async |scratch| {
         let mut scene = Scene::start(scratch, "").await;
         for n in 0..1000 {
@@ -259,7 +259,7 @@ fn fifty_models_whose_headers_take_long_delay_no_other_models_check() {
 }
 
 #[test]
-fn our_own_pacing_is_never_taken_for_a_lack_of_progress() {
+fn our_own_rate_limit_is_never_mistaken_for_a_stall() {
     end_to_end(async |scratch| {
         let store = LocalStore::builder().start().unwrap();
         put(&store, GOOD, "paced/0.bin", 4 * MIB, 1);

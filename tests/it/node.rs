@@ -1,4 +1,4 @@
-//! What the driver says of its node: the startup taint, and labels for models.
+//! The driver's changes to its Node object: the startup taint, and labels for models.
 
 use std::fs;
 use std::path::Path;
@@ -63,17 +63,18 @@ fn looks(api: &ApiServer) -> usize {
 }
 
 #[test]
-fn the_startup_taint_goes_when_kubelet_knows_the_driver_and_no_other_does() {
+fn only_the_startup_taint_is_removed_once_kubelet_knows_the_driver() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         let api = ApiServer::start().await;
         api.put(NODE, tainted(&["nvidia.com/gpu", TAINT, "team"]));
         let driver = driver(scratch, &store, &api, &[]).await;
         // Neither without a CSINode nor with one that names others.
-        eventually("a look", SOON, async || (looks(&api) >= 1).then_some(())).await;
+        eventually("a read of the node", SOON, async || (looks(&api) >= 1).then_some(())).await;
         api.put(CSINODE, registered(&["blockvolume.csi.oraclecloud.com"]));
         let before = looks(&api);
-        eventually("a look", SOON, async || (looks(&api) >= before + 2).then_some(())).await;
+        eventually("a read of the node", SOON, async || (looks(&api) >= before + 2).then_some(()))
+            .await;
         assert_eq!(taints(&api), ["nvidia.com/gpu", TAINT, "team"]);
 
         api.put(CSINODE, registered(&["blockvolume.csi.oraclecloud.com", "oci-model-csi.dev"]));
@@ -81,7 +82,7 @@ fn the_startup_taint_goes_when_kubelet_knows_the_driver_and_no_other_does() {
         assert_eq!(taints(&api), ["nvidia.com/gpu", "team"]);
         assert_eq!(api.object(NODE)["metadata"]["labels"], json!({"zone": "a"}));
 
-        // The Node object is made anew, and kubelet registers the driver again.
+        // The Node object is created again, and kubelet registers the driver again.
         api.put(NODE, tainted(&[TAINT]));
         register(&driver.setup.socket).await;
         until_untainted(&api).await;
@@ -90,7 +91,7 @@ fn the_startup_taint_goes_when_kubelet_knows_the_driver_and_no_other_does() {
 }
 
 #[test]
-fn a_taint_that_comes_between_look_and_patch_is_kept() {
+fn a_taint_that_is_added_between_read_and_patch_is_kept() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         let api = ApiServer::start().await;
@@ -106,7 +107,7 @@ fn a_taint_that_comes_between_look_and_patch_is_kept() {
 }
 
 #[test]
-fn without_the_right_there_is_one_warning_and_publishes_go_on() {
+fn without_the_permission_there_is_one_warning_and_publishes_continue() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         let api = ApiServer::start().await;
@@ -115,7 +116,7 @@ fn without_the_right_there_is_one_warning_and_publishes_go_on() {
         let driver = driver(scratch, &store, &api, &["--model-labels=4"]).await;
         driver.kubelet().inline("1", &PHI3).publish().await.unwrap();
         let warned = "is not allowed: the role needs";
-        eventually("both are told", SOON, async || {
+        eventually("both are logged", SOON, async || {
             (driver.log().matches(warned).count() == 2).then_some(())
         })
         .await;
@@ -129,7 +130,7 @@ fn without_the_right_there_is_one_warning_and_publishes_go_on() {
 }
 
 #[test]
-fn a_driver_that_is_told_not_to_asks_the_api_server_nothing() {
+fn with_taint_and_labels_off_the_driver_sends_only_events() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         let api = ApiServer::start().await;
@@ -150,7 +151,7 @@ fn labels_of_the_node_name_the_models_in_its_cache_and_nothing_else_changes() {
         let store = store_with_phi3();
         let api = ApiServer::start().await;
         let mut node = tainted(&[]);
-        // Of a cache that was purged, and of somebody else.
+        // One label of a purged cache, and one with another owner.
         node["metadata"]["labels"]["oci-model-csi.dev/model.old.00000000"] = "x".into();
         node["metadata"]["labels"]["oci-model-csi.dev/team"] = "b".into();
         api.put(NODE, node);

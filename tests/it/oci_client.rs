@@ -168,7 +168,7 @@ async fn tokens_that_are_revoked_cost_one_refresh_and_no_failed_call() {
     store.put(BUCKET, "a", "x").unwrap();
     let (client, bucket) = (instance(&store).await, bucket(&store));
     client.head_bucket(&bucket).await.unwrap();
-    // Tokens are told apart by their last second of issue.
+    // Tokens differ in the second of their issue.
     store.rotate_leaf().unwrap();
     store.expire_tokens();
     let object = bucket.object("a");
@@ -180,7 +180,7 @@ async fn tokens_that_are_revoked_cost_one_refresh_and_no_failed_call() {
 }
 
 #[tokio::test]
-async fn one_401_is_not_seen_and_a_lasting_one_is_told() {
+async fn one_401_is_hidden_and_a_lasting_one_is_reported() {
     let store = LocalStore::builder().start().unwrap();
     store.create_bucket(BUCKET).unwrap();
     let (client, bucket) = (instance(&store).await, bucket(&store));
@@ -199,7 +199,7 @@ async fn one_401_is_not_seen_and_a_lasting_one_is_told() {
 }
 
 #[tokio::test]
-async fn a_certificate_that_rotates_with_every_fetch_is_met() {
+async fn a_certificate_that_rotates_with_every_fetch_is_handled() {
     let store = LocalStore::builder().rotate_leaf_every(4).start().unwrap();
     store.create_bucket(BUCKET).unwrap();
     let (client, bucket) = (instance(&store).await, bucket(&store));
@@ -211,7 +211,7 @@ async fn a_certificate_that_rotates_with_every_fetch_is_met() {
 }
 
 #[tokio::test]
-async fn a_key_that_is_refused_and_gone_from_disk_is_told_as_both() {
+async fn a_key_that_is_refused_and_gone_from_disk_is_reported_as_both() {
     let store = LocalStore::builder().start().unwrap();
     let client = user(&store).await;
     store.faults().add(Rule::new(Action::status(401)));
@@ -274,7 +274,10 @@ async fn no_log_line_and_no_error_holds_a_token_or_a_signature() {
     assert!(text.contains("repeating a request"), "the log is captured");
     for secret in ["ST$", "eyJ", "Signature version", "PRIVATE KEY"] {
         assert!(!text.contains(secret), "{secret} is logged");
-        assert!(!format!("{error} {error:?} {client:?}").contains(secret), "{secret} is told");
+        assert!(
+            !format!("{error} {error:?} {client:?}").contains(secret),
+            "{secret} is in an error"
+        );
     }
 }
 
@@ -322,7 +325,7 @@ async fn a_bucket_that_may_not_be_seen_is_not_found_with_the_policy_that_is_miss
 }
 
 #[tokio::test]
-async fn what_passes_is_repeated_for_listings_and_heads() {
+async fn transient_errors_of_listings_and_heads_are_retried() {
     let store = LocalStore::builder().start().unwrap();
     store.put(BUCKET, "a", "x").unwrap();
     let (client, bucket) = (instance(&store).await, bucket(&store));
@@ -335,10 +338,10 @@ async fn what_passes_is_repeated_for_listings_and_heads() {
         Action::ShortBody { missing: 3 },
         Action::StallAfter { bytes: 3 },
     ] {
-        let told = format!("{action:?}");
+        let fault = format!("{action:?}");
         store.faults().add(Rule::new(action).operation(Operation::List).times(2));
         let listing = client.list_objects(&bucket, "", 9).await;
-        assert_eq!(listing.expect(&told).objects.len(), 1);
+        assert_eq!(listing.expect(&fault).objects.len(), 1);
     }
     store.faults().add(Rule::new(Action::status(503)).operation(Operation::Head).times(4));
     client.head_object(&bucket.object("a"), None).await.unwrap();
@@ -350,7 +353,7 @@ async fn what_passes_is_repeated_for_listings_and_heads() {
 }
 
 #[tokio::test]
-async fn retry_after_is_waited_for() {
+async fn retry_after_is_honoured() {
     let store = LocalStore::builder().start().unwrap();
     store.create_bucket(BUCKET).unwrap();
     let (client, bucket) = (instance(&store).await, bucket(&store));
@@ -361,7 +364,7 @@ async fn retry_after_is_waited_for() {
 }
 
 #[tokio::test]
-async fn a_body_that_breaks_gives_good_bytes_first_and_then_says_how_far_it_came() {
+async fn a_broken_body_gives_good_bytes_first_and_then_says_how_far_it_got() {
     let store = LocalStore::builder().start().unwrap();
     let source = Source::Synthetic { size: 1 << 20, seed: 1 };
     let etag = store.put_with(BUCKET, "a", source, PutOptions::default()).unwrap();
@@ -373,25 +376,25 @@ async fn a_body_that_breaks_gives_good_bytes_first_and_then_says_how_far_it_came
         Action::StallAfter { bytes: 900_000 },
         Action::ResetAfter { bytes: 900_000 },
     ] {
-        let told = format!("{action:?}");
+        let fault = format!("{action:?}");
         store.faults().add(Rule::new(action).operation(Operation::Get).times(1));
         let mut body = client.get_object(&object, &etag, Some(0..1 << 20)).await.unwrap();
         let mut bytes = Vec::new();
         let error = loop {
             match body.chunk().await {
-                Ok(chunk) => bytes.extend_from_slice(&chunk.expect(&told)),
+                Ok(chunk) => bytes.extend_from_slice(&chunk.expect(&fault)),
                 Err(error) => break error,
             }
         };
-        assert_eq!(error.kind(), StorageErrorKind::Unavailable, "{told}");
+        assert_eq!(error.kind(), StorageErrorKind::Unavailable, "{fault}");
         assert!(error.to_string().contains("of 1048576 bytes received"), "{error}");
         assert_eq!(body.received(), bytes.len() as u64);
-        assert!(bytes == whole[..bytes.len()], "{told}");
+        assert!(bytes == whole[..bytes.len()], "{fault}");
     }
 }
 
 #[tokio::test]
-async fn wrong_ranges_changed_and_archived_objects_are_told_apart() {
+async fn wrong_ranges_changed_and_archived_objects_are_distinguished() {
     let store = LocalStore::builder().start().unwrap();
     let etag = store.put(BUCKET, "a", "0123456789").unwrap();
     let (client, object) = (instance(&store).await, bucket(&store).object("a"));

@@ -33,7 +33,7 @@ fn other_at(scratch: &Path, address: Option<SocketAddr>) -> LocalStore {
     other
 }
 
-/// What a configuration says of the other store's bucket.
+/// The configuration of the other store's bucket.
 fn listing(name: &str, endpoint: &str, more: &str) -> String {
     format!(
         "objectStorage: {{buckets: [{{name: {name}, namespace: {OTHER}, endpoint: \"{endpoint}\"{more}}}]}}\n"
@@ -65,7 +65,7 @@ fn a_listed_bucket_is_read_at_its_endpoint_and_all_others_at_the_drivers() {
         let store = store_with_phi3();
         let setup = Setup::new(scratch, &store);
         let other = other_at(scratch, None);
-        // The same name in both tenancies; listed is theirs.
+        // The same name in both tenancies; theirs is listed.
         other.put(BUCKET, &format!("{PREFIX}config.json"), b"theirs").unwrap();
         let driver = setup.with_config(&listing(BUCKET, &other.endpoint(), "")).start().await;
         let kubelet = driver.kubelet();
@@ -88,7 +88,7 @@ fn a_listed_bucket_is_read_at_its_endpoint_and_all_others_at_the_drivers() {
         };
         let made = kubelet.controller().await.create_volume(claim).await.unwrap().into_inner();
         assert_eq!(made.volume.unwrap().capacity_bytes, 6, "the size of theirs");
-        // A bucket that nobody listed is looked for in the driver's place.
+        // A bucket that is not listed is looked for in the driver's own region and tenancy.
         let unlisted = kubelet.inline("3", &THEIRS);
         let (code, message) = unlisted.refused().await;
         assert_eq!(code, Code::NotFound);
@@ -97,7 +97,7 @@ fn a_listed_bucket_is_read_at_its_endpoint_and_all_others_at_the_drivers() {
 }
 
 #[test]
-fn a_listed_bucket_is_read_as_whom_the_administrator_says() {
+fn a_listed_bucket_is_read_with_the_identity_that_the_administrator_names() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         let setup = Setup::new(scratch, &store);
@@ -113,7 +113,7 @@ fn a_listed_bucket_is_read_as_whom_the_administrator_says() {
 }
 
 #[test]
-fn a_second_tenancy_that_is_away_fails_its_own_pods_only_and_is_tried_again() {
+fn an_unreachable_second_tenancy_fails_only_its_own_pods_and_is_retried() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         let setup = Setup::new(scratch, &store);
@@ -151,7 +151,7 @@ fn a_second_tenancy_that_is_away_fails_its_own_pods_only_and_is_tried_again() {
 }
 
 #[test]
-fn what_a_class_reads_as_somebody_else_is_not_given_to_pods_that_may_not_read_it() {
+fn a_model_that_a_class_reads_with_another_identity_is_refused_to_pods_that_may_not_read_it() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         let driver = Setup::new(scratch, &store).start().await;
@@ -183,7 +183,7 @@ fn a_listed_bucket_is_prefetched_by_the_list_and_by_the_command() {
         let prefetch = format!("prefetch: [\"oci://{SHARED}@{OTHER}/m/\"]\n");
         let mut driver = setup.with_config(&format!("{listed}{prefetch}")).start().await;
         let commands = Commands::of(&driver.setup);
-        eventually("the list is brought in", Duration::from_secs(30), async || {
+        eventually("the list is downloaded", Duration::from_secs(30), async || {
             (driver.in_cache("models").len() == 1).then_some(())
         })
         .await;

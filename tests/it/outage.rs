@@ -1,5 +1,5 @@
-//! Outages: what is mounted in place of an answer, when, and which error comes where
-//! there is nothing to mount.
+//! Outages: what is mounted without an answer, when, and which error is returned
+//! where there is nothing to mount.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -13,13 +13,13 @@ use futures_util::future::join_all;
 use localstore::{Action, LocalStore, Operation, Rule};
 use tonic::Code;
 
-/// From the first attempt that nothing answers to the mount, in seconds.
+/// From the first unanswered attempt to the mount, in seconds.
 const STALE: std::ops::RangeInclusive<f64> = 10.0..=12.0;
 
-/// At most what an answer takes that waits for nothing.
+/// The upper bound of an answer that waits for nothing.
 const AT_ONCE: Duration = Duration::from_secs(8);
 
-/// Each way not to answer that is no denial.
+/// Each way to fail a request without denying it.
 fn ways_to_be_away() -> Vec<(&'static str, Action)> {
     vec![
         ("reset", Action::Disconnect),
@@ -30,13 +30,13 @@ fn ways_to_be_away() -> Vec<(&'static str, Action)> {
         ("redirect", Action::Page { code: 302 }),
         ("not-implemented", Action::Page { code: 501 }),
         ("page", Action::Page { code: 200 }),
-        // JSON, and no listing.
+        // JSON, but not a listing.
         ("portal", Action::status(200)),
         ("method", Action::Page { code: 405 }),
     ]
 }
 
-/// What asking again by itself can mend, for which the client takes its time.
+/// Failures that a retry can cure: the client takes its time for them.
 fn is_repeated(way: &str) -> bool {
     !["redirect", "not-implemented", "page", "portal", "method"].contains(&way)
 }
@@ -101,7 +101,7 @@ fn without_a_cached_revision_an_unusable_answer_fails_at_once() {
 }
 
 #[test]
-fn the_ten_seconds_go_on_over_the_calls_of_a_volume_and_so_does_its_duration() {
+fn the_ten_seconds_and_the_duration_run_across_the_calls_of_a_volume() {
     end_to_end(async |scratch| {
         let store = LocalStore::builder().start().unwrap();
         put(&store, "config.json", "{}");
@@ -146,9 +146,9 @@ const TABLE: [(&str, &str, &str, &str); 9] = [
 ];
 
 #[test]
-fn each_cell_of_policy_and_outage_has_the_outcome_that_is_written_down() {
+fn each_cell_of_policy_and_outage_has_the_documented_outcome() {
     end_to_end_within(Duration::from_secs(300), async |scratch| {
-        // A name on each page: the whole listing takes longer than an outage has to.
+        // A name on each page: the whole listing takes longer than the time until an outage is declared.
         let store = LocalStore::builder().max_page(1).start().unwrap();
         for n in 0..5 {
             put(&store, &format!("{n}.bin"), "x");
@@ -215,7 +215,7 @@ async fn cells(scratch: &Path, store: &LocalStore, of_pods: bool) -> Vec<String>
 }
 
 #[test]
-fn a_bucket_that_flickers_is_asked_again_only_for_whom_it_has_answered() {
+fn a_flapping_bucket_is_asked_again_only_for_requesters_it_has_answered() {
     end_to_end(async |scratch| {
         let store = LocalStore::builder().start().unwrap();
         put(&store, "config.json", "{}");

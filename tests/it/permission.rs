@@ -1,5 +1,5 @@
-//! What pods with identities of their own get, and which answers they see: whether a
-//! model is cached is only for those to notice who may read its objects.
+//! What pods with identities of their own get, and which answers they see: only
+//! pods that may read a model's objects can find out whether it is cached.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -13,7 +13,7 @@ use crate::support::workloads::{caller, pod, sent, setup};
 use localstore::{Action, LocalStore, Operation, Rule};
 use tonic::Code;
 
-/// A revision that nothing has.
+/// A revision that does not exist.
 const ANOTHER: &str = "sha256:abababababababababababababababababababababababababababababababab";
 
 /// Puts a small model with two directories; `content` is in each of its files.
@@ -29,7 +29,7 @@ fn delete_model(store: &LocalStore, prefix: &str) {
     }
 }
 
-/// The one answer to those who may read nothing under a prefix.
+/// The one answer to pods that may read nothing under a prefix.
 fn unseen(store: &LocalStore, prefix: &str, team: &str) -> String {
     format!(
         "no object under \"{prefix}\" in bucket {BUCKET} of namespace {} that service account \
@@ -118,7 +118,7 @@ const TABLE: &str = "
 ";
 
 #[test]
-fn each_cell_of_permission_object_and_policy_has_the_outcome_that_is_written_down() {
+fn each_cell_of_permission_object_and_policy_has_the_documented_outcome() {
     end_to_end_within(Duration::from_secs(300), async |scratch| {
         let store = LocalStore::builder().start().unwrap();
         for team in ["both", "first"] {
@@ -189,7 +189,7 @@ fn each_cell_of_permission_object_and_policy_has_the_outcome_that_is_written_dow
 }
 
 #[test]
-fn who_may_list_and_not_read_learns_nothing_from_filters_or_the_name_of_an_object() {
+fn a_pod_that_may_list_but_not_read_learns_nothing_from_filters_or_object_names() {
     end_to_end(async |scratch| {
         let store = LocalStore::builder().start().unwrap();
         store.allow(&caller("both"), BUCKET);
@@ -228,7 +228,7 @@ fn without_request_id(message: &str) -> String {
 }
 
 #[test]
-fn a_refusal_by_401_or_403_does_not_tell_what_is_cached_either() {
+fn a_refusal_by_401_or_403_does_not_reveal_what_is_cached_either() {
     end_to_end(async |scratch| {
         let store = LocalStore::builder().start().unwrap();
         put_model(&store, "m/cached/", "old");
@@ -289,7 +289,7 @@ async fn cache_as(driver: &Driver, store: &LocalStore, kubelet: &Kubelet, prefix
 }
 
 #[test]
-fn a_condition_on_any_directory_or_on_the_largest_file_keeps_a_cached_model_away() {
+fn a_condition_on_any_directory_or_on_the_largest_file_protects_a_cached_model() {
     end_to_end(async |scratch| {
         let store = LocalStore::builder().start().unwrap();
         put_model(&store, "m/", "a");
@@ -331,7 +331,7 @@ fn a_condition_on_any_directory_or_on_the_largest_file_keeps_a_cached_model_away
 }
 
 #[test]
-fn objects_without_bytes_are_asked_for_too() {
+fn permission_is_checked_for_empty_objects_too() {
     end_to_end(async |scratch| {
         let store = LocalStore::builder().start().unwrap();
         for name in ["m/a.txt", "m/empty/b.txt", "m/later/c.txt"] {
@@ -356,7 +356,7 @@ fn objects_without_bytes_are_asked_for_too() {
 }
 
 #[test]
-fn too_many_directories_are_reported_only_to_whoever_may_read() {
+fn too_many_directories_are_reported_only_to_pods_that_may_read() {
     end_to_end(async |scratch| {
         let store = LocalStore::builder().start().unwrap();
         for n in 0..257 {
@@ -378,7 +378,7 @@ fn too_many_directories_are_reported_only_to_whoever_may_read() {
 }
 
 #[test]
-fn what_is_wrong_with_a_listing_is_for_those_who_may_read() {
+fn problems_of_a_listing_are_reported_only_to_pods_that_may_read() {
     end_to_end(async |scratch| {
         let store = LocalStore::builder().start().unwrap();
         put_model(&store, "m/", "a");

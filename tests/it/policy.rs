@@ -1,4 +1,4 @@
-//! The administrator's rules, as pods, claims and the administrator meet them.
+//! The administrator's rules, as pods, claims and the administrator see them.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -17,7 +17,7 @@ use tonic::{Code, Status};
 
 const BOUND: Duration = Duration::from_secs(30);
 
-/// Lets the namespace `team-a` have what is under `models/`.
+/// Allows the namespace `team-a` everything under `models/`.
 const TEAM_A: &str =
     "- {namespaces: [team-a], buckets: [ai-model-cache], prefixes: [models/], allow: true}";
 
@@ -56,7 +56,7 @@ async fn until_changes(driver: &Driver, count: usize) {
 }
 
 #[test]
-fn a_cache_hit_is_refused_as_a_miss_is() {
+fn a_cache_hit_is_refused_like_a_miss() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         let driver = driver_with(scratch, &store, &[TEAM_A]).await;
@@ -105,21 +105,21 @@ fn the_rule_of_a_refusal_pasted_into_the_file_allows_what_was_refused() {
 }
 
 #[test]
-fn a_new_policy_holds_for_new_pods_and_leaves_running_ones_alone() {
+fn a_new_policy_applies_to_new_pods_and_not_to_running_ones() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         let mut driver = Driver::start(scratch, &store).await;
         let kubelet = driver.kubelet();
         let running = pod_of(&kubelet, "team-a", "1", &[]);
         running.publish().await.unwrap();
-        let nobody = "- {namespaces: ['*'], buckets: ['*'], prefixes: [''], allow: false}";
-        write_rules(&driver, &[nobody]);
+        let deny_all = "- {namespaces: ['*'], buckets: ['*'], prefixes: [''], allow: false}";
+        write_rules(&driver, &[deny_all]);
         until_changes(&driver, 1).await;
 
         let message = denied(&pod_of(&kubelet, "team-a", "2", &[])).await;
         assert!(message.contains("rule 1 of policy.rules denies it"), "{message}");
         running.publish().await.unwrap();
-        driver.setup = driver.setup.clone().with_config(&rules(&[nobody]));
+        driver.setup = driver.setup.clone().with_config(&rules(&[deny_all]));
         driver.restart_to(None).await;
         running.publish().await.unwrap();
         assert!(running.target().join("config.json").is_file());
@@ -130,7 +130,7 @@ fn a_new_policy_holds_for_new_pods_and_leaves_running_ones_alone() {
 }
 
 #[test]
-fn a_policy_that_changes_during_a_download_holds_for_its_mount() {
+fn a_policy_that_changes_during_a_download_applies_to_its_mount() {
     end_to_end(async |scratch| {
         let store = LocalStore::builder().start().unwrap();
         put_large(&store, "model.bin", 24 * MIB, 1, PutOptions::default());
@@ -157,7 +157,7 @@ fn a_policy_that_changes_during_a_download_holds_for_its_mount() {
 }
 
 #[test]
-fn a_file_that_is_not_usable_leaves_the_last_good_policy_and_is_told() {
+fn an_unusable_file_is_logged_and_leaves_the_last_good_policy() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         let driver = driver_with(scratch, &store, &[TEAM_A]).await;
@@ -176,9 +176,9 @@ fn a_file_that_is_not_usable_leaves_the_last_good_policy_and_is_told() {
             })
             .await;
             let log = driver.log();
-            let told = log.lines().find(|line| line.contains(said)).unwrap();
-            assert!(told.contains("config.yaml, line 5, column "), "{told}");
-            assert!(told.contains("keeping the previous one"), "{told}");
+            let line = log.lines().find(|line| line.contains(said)).unwrap();
+            assert!(line.contains("config.yaml, line 5, column "), "{line}");
+            assert!(line.contains("keeping the previous one"), "{line}");
         }
         assert_eq!(driver.metric("config_valid").await, 0);
         pod_of(&kubelet, "team-a", "1", &[]).publish().await.unwrap();
@@ -252,7 +252,7 @@ fn a_configuration_that_lost_its_policy_is_refused_while_the_driver_runs_and_at_
 }
 
 #[test]
-fn a_configmap_that_kubelet_exchanges_is_never_seen_half() {
+fn a_configmap_that_kubelet_replaces_is_never_seen_half_written() {
     const EXCHANGES: usize = 6;
     end_to_end(async |scratch| {
         let store = store_with_phi3();
@@ -303,14 +303,14 @@ fn a_configuration_that_is_wrong_stops_the_start_with_its_line() {
         ] {
             let (status, log) = Setup::new(scratch, &store).with_config(&bad).refuses().await;
             assert_eq!(status.code(), Some(2), "{log}");
-            let told = log.lines().find(|line| line.contains(said)).unwrap();
-            assert!(told.contains("config.yaml, line 4, column "), "{told}");
+            let line = log.lines().find(|line| line.contains(said)).unwrap();
+            assert!(line.contains("config.yaml, line 4, column "), "{line}");
         }
     });
 }
 
 #[test]
-fn with_rules_a_pod_that_kubelet_says_nothing_of_gets_nothing() {
+fn with_rules_a_pod_without_pod_info_is_refused() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         let everything = "- {namespaces: ['*'], buckets: ['*'], prefixes: [''], allow: true}";
@@ -329,9 +329,9 @@ fn with_rules_a_pod_that_kubelet_says_nothing_of_gets_nothing() {
 fn what_the_administrator_prefetches_needs_no_rule() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
-        let nobody =
+        let deny_all =
             rules(&["- {namespaces: ['*'], buckets: ['*'], prefixes: [''], allow: false}"]);
-        let config = format!("{nobody}prefetch: [oci://ai-model-cache/models/phi3-mini/]\n");
+        let config = format!("{deny_all}prefetch: [oci://ai-model-cache/models/phi3-mini/]\n");
         let driver = Setup::new(scratch, &store).with_config(&config).start().await;
         let commands = Commands::of(&driver.setup);
         eventually("it is there", BOUND, async || {
@@ -344,7 +344,7 @@ fn what_the_administrator_prefetches_needs_no_rule() {
 }
 
 #[test]
-fn a_tenancy_named_as_the_own_one_is_the_own_one_and_an_outage_allows_nothing() {
+fn the_own_tenancy_may_be_named_and_an_outage_allows_nothing() {
     end_to_end(async |scratch| {
         let store = LocalStore::builder().namespace("mytenancy").start().unwrap();
         store.put(BUCKET, "models/phi3-mini/config.json", b"{}").unwrap();
@@ -385,7 +385,7 @@ async fn create(kubelet: &Kubelet, request: CreateVolumeRequest) -> Result<Made,
 }
 
 #[test]
-fn a_claim_is_refused_by_what_no_service_account_could_have() {
+fn a_claim_is_refused_where_no_service_account_could_be_allowed() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         let trainers = TEAM_A.replace("buckets", "serviceAccounts: [trainer], buckets");
@@ -403,7 +403,7 @@ fn a_claim_is_refused_by_what_no_service_account_could_have() {
         assert!(status.message().contains("--extra-create-metadata"), "{}", status.message());
         assert_eq!(store.stats().requests_of(Operation::List), 0);
 
-        // Which service account will use it is for the node to see.
+        // The node checks which service account uses it.
         let made = create(&kubelet, claim("pvc-3", "team-a")).await.unwrap();
         let context: Vec<(&str, &str)> =
             made.volume_context.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();

@@ -90,7 +90,7 @@ impl Node {
         model
     }
 
-    /// The machine dies now.
+    /// Cuts the power now.
     async fn die(&mut self, written: Written) {
         self.disk.write_back(written);
         self.disk.cut_power();
@@ -108,8 +108,9 @@ impl Node {
         self.driver.restart_to(None).await;
     }
 
-    /// All models are as they were uploaded, and the old one is not downloaded
-    /// again. It is asked for last, so that it is never the next to be evicted.
+    /// Checks that all models are as they were uploaded, and that the old one is
+    /// not downloaded again. It is used last, so that it is never the next to be
+    /// evicted.
     async fn check(&mut self, running: &[Pod], when: &str) {
         let models: Vec<&Model> = self.young.iter().chain([&self.old]).collect();
         check_invariants(&self.driver, running, &models, self.idle, &mut self.tally).await;
@@ -211,8 +212,7 @@ async fn cut_at(node: &mut Node, asked: Asked, step: &str, written: Written) {
     node.sent_again += sent.saturating_sub(model.bytes());
 }
 
-/// What somebody filled a directory with, on the same disk and long ago, is
-/// there or in the cache.
+/// Files of an old directory on the same disk are still there or in the cache.
 async fn cut_in_import(node: &mut Node, step: &str, written: Written) {
     node.driver.kill().await;
     let model = node.change();
@@ -255,7 +255,7 @@ async fn cut_at_random(kind: Kind, scratch: &Path) {
         node.boot().await;
         running = Vec::new();
         for volume in asked {
-            // Since the boot, nothing of the pod stands but its directory.
+            // After the boot, only the directory of the pod is left.
             if node.random.below(2) == 0 {
                 volume.mount().await;
                 let model = models.iter().find(|model| model.is_of(&volume)).unwrap();
@@ -290,7 +290,7 @@ fn power_losses_at_random_instants_on_xfs_tear_nothing_and_lose_nothing_old() {
 }
 
 #[test]
-fn a_power_loss_in_the_first_moments_of_a_cache_does_not_stop_the_next_start() {
+fn a_power_loss_in_the_first_moments_of_a_cache_does_not_prevent_the_next_start() {
     end_to_end_within(LIMIT, async |scratch| {
         let kinds = [Kind::Ext4, Kind::Xfs].into_iter();
         for (kind, written) in kinds.flat_map(|kind| Written::ALL.map(|written| (kind, written))) {

@@ -1,5 +1,5 @@
-//! The prefetch list of the configuration: a node warms itself, and follows
-//! the file while it runs.
+//! The prefetch list of the configuration: a node downloads the listed models,
+//! and follows changes of the file.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -70,16 +70,16 @@ fn a_node_warms_itself_and_follows_the_file() {
         exchange(&file, 1, &format!("{rest}{}", list(&[URI, OTHER])));
         until(&cache, &[(URI, "complete"), (OTHER, "complete")]).await;
 
-        // What cannot be used changes nothing, and is told with its line.
+        // An invalid entry changes nothing, and is logged with its line.
         exchange(&file, 2, &format!("{rest}prefetch:\n- {OTHER}\n- models/phi3-mini\n"));
         eventually("the error is logged", BOUND, async || {
             driver.log().contains("is not a model URI").then_some(())
         })
         .await;
         let log = driver.log();
-        let told = log.lines().find(|line| line.contains("is not a model URI")).unwrap();
+        let line = log.lines().find(|line| line.contains("is not a model URI")).unwrap();
         let last = rest.lines().count() + 3;
-        assert!(told.contains(&format!("config.yaml, line {last}, column 3: ")), "{told}");
+        assert!(line.contains(&format!("config.yaml, line {last}, column 3: ")), "{line}");
         fs::remove_file(&file).unwrap();
         eventually("the absence is logged", BOUND, async || {
             driver.log().contains("No such file").then_some(())
@@ -91,13 +91,17 @@ fn a_node_warms_itself_and_follows_the_file() {
         until(&cache, &[(OTHER, "complete")]).await;
         assert!(driver.log().contains("apply at the next start"));
         let listing = cache.json(&["ls"]).await;
-        assert_eq!(listing["models"].as_array().unwrap().len(), 2, "what left the list stays");
-        assert_eq!(driver.log().matches("is not a model URI").count(), 1, "told once");
+        assert_eq!(
+            listing["models"].as_array().unwrap().len(),
+            2,
+            "models that left the list stay"
+        );
+        assert_eq!(driver.log().matches("is not a model URI").count(), 1, "logged once");
     });
 }
 
 #[test]
-fn what_fails_is_shown_with_its_cause_and_tried_again_and_the_rest_goes_on() {
+fn a_failed_prefetch_is_shown_with_its_cause_and_retried_and_the_rest_continues() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         let setup = Setup::new(scratch, &store).with_config(&list(&[OTHER, URI]));

@@ -1,4 +1,4 @@
-//! Who gets the bandwidth: the configured limit, models side by side, small
+//! How bandwidth is shared: the configured limit, models side by side, small
 //! files first, and pods before prefetches.
 
 use std::path::Path;
@@ -49,7 +49,7 @@ fn put_model(store: &LocalStore, name: &str, objects: u64, size: u64) {
 }
 
 #[test]
-fn all_downloads_together_keep_the_bandwidth_limit_and_come_to_an_end() {
+fn all_downloads_together_keep_the_bandwidth_limit_and_finish() {
     const LIMIT: u64 = 8 * MIB;
     end_to_end(async |scratch| {
         let store = LocalStore::builder().start().unwrap();
@@ -73,7 +73,7 @@ fn all_downloads_together_keep_the_bandwidth_limit_and_come_to_an_end() {
 }
 
 #[test]
-fn two_models_get_the_same_however_many_objects_each_has() {
+fn two_models_get_equal_shares_however_many_objects_each_has() {
     end_to_end(async |scratch| {
         let store = LocalStore::builder().start().unwrap();
         put_model(&store, "many", 24, 4 * MIB);
@@ -110,7 +110,7 @@ fn small_files_come_before_the_weights() {
         for n in 0..SMALL {
             put(&store, &format!("big/tokenizer/{n}.json"), vec![b'x'; 100 + n]);
         }
-        // So slow that all that may wait does.
+        // So slow that everything that may wait does wait.
         store.faults().add(Rule::new(Action::Latency { ms: 20 }).operation(Operation::Get));
         let config = "download: {concurrency: 2, rangeSize: 1MiB}\n";
         let driver = Setup::new(scratch, &store).with_config(config).start().await;
@@ -227,7 +227,7 @@ async fn a_prefetch_that_waits_for_its_turn_starts_at_once_when_a_pod_joins_it()
     assert_eq!(prefetch.progress().snapshot().phase, Phase::Waiting);
     assert!(!prefetch.joined());
     let pod = node.fill("waiting", Priority::Pod(Tenant::Unknown)).await;
-    assert!(pod.joined(), "one download, whoever asks");
+    assert!(pod.joined(), "one download for all callers");
     land(pod).await;
     let left = running.progress().snapshot();
     assert_eq!(left.phase, Phase::Downloading, "it was not waited for");

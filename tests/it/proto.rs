@@ -1,5 +1,5 @@
-//! `proto/csi.proto` against the table of wire facts, and the types made of
-//! it: whatever carries secrets cannot be printed.
+//! `proto/csi.proto` against the table of wire facts, and the generated types:
+//! messages that carry secrets cannot be printed.
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;
@@ -12,7 +12,7 @@ const PROTO: &str = include_str!("../../proto/csi.proto");
 const WIRE_FACTS: &str = include_str!("../vectors/csi-v1.12.0-wire.tsv");
 
 #[test]
-fn every_service_message_and_enum_is_as_the_specification_has_it() {
+fn every_service_message_and_enum_matches_the_specification() {
     let expected: Vec<&str> =
         WIRE_FACTS.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).collect();
     let found = protobuf::wire_facts(PROTO);
@@ -109,7 +109,7 @@ fn no_message_that_carries_secrets_can_be_printed() {
 }
 
 #[test]
-fn the_check_for_debug_can_tell() {
+fn the_check_for_debug_finds_a_derived_debug() {
     let of_others = has_debug![ProbeRequest, NodeGetInfoResponse, VolumeCapability];
     assert!(of_others.iter().all(|(_, has_debug)| *has_debug));
 }

@@ -26,7 +26,7 @@ fn gets(store: &LocalStore) -> u64 {
 }
 
 #[test]
-fn nobody_can_change_what_is_published() {
+fn no_process_can_change_a_published_tree() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         let driver = Driver::start(scratch, &store).await;
@@ -58,7 +58,7 @@ fn nobody_can_change_what_is_published() {
 }
 
 #[test]
-fn publishing_again_is_one_mount_and_asks_nobody() {
+fn publishing_again_is_one_mount_and_sends_no_request() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         let driver = Driver::start(scratch, &store).await;
@@ -162,7 +162,7 @@ fn unpublish_leaves_nothing_and_can_be_repeated() {
 }
 
 #[test]
-fn unpublish_takes_a_target_that_somebody_unmounted_or_removed() {
+fn unpublish_accepts_a_target_that_was_unmounted_or_removed() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         let driver = Driver::start(scratch, &store).await;
@@ -182,7 +182,7 @@ fn unpublish_takes_a_target_that_somebody_unmounted_or_removed() {
 }
 
 #[test]
-fn a_publish_mounts_again_what_somebody_unmounted() {
+fn a_publish_mounts_again_after_a_foreign_unmount() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         let driver = Driver::start(scratch, &store).await;
@@ -243,7 +243,7 @@ fn after_a_restart_a_running_pod_needs_neither_object_storage_nor_a_new_mount() 
 }
 
 #[test]
-fn limits_of_today_do_not_hurt_a_pod_that_runs() {
+fn new_limits_do_not_affect_a_running_pod() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         let mut driver = Driver::start(scratch, &store).await;
@@ -278,7 +278,7 @@ fn a_running_volume_does_not_get_other_attributes_nor_another_volume_its_target(
         assert!(message.contains("other attributes"), "{message}");
 
         let mut stranger = kubelet.inline("1", &PHI3);
-        stranger.id = "csi-somebody-else".to_owned();
+        stranger.id = "csi-another-volume".to_owned();
         stranger.other_target = Some(target);
         let (code, message) = stranger.refused().await;
         assert_eq!(code, Code::AlreadyExists);
@@ -291,7 +291,7 @@ fn a_running_volume_does_not_get_other_attributes_nor_another_volume_its_target(
 }
 
 #[test]
-fn two_hundred_publishes_of_a_hit_tell_how_long_a_hit_takes() {
+fn two_hundred_publishes_measure_how_long_a_hit_takes() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         let driver = Driver::start(scratch, &store).await;

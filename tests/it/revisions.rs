@@ -61,7 +61,7 @@ fn a_running_pod_keeps_its_revision_and_a_new_one_downloads_only_what_changed() 
 }
 
 #[test]
-fn the_old_revision_goes_when_its_last_pod_ends_and_a_named_one_stays() {
+fn the_old_revision_is_evicted_when_its_last_pod_ends_and_a_named_one_stays() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         let mut driver = Driver::start(scratch, &store).await;
@@ -151,7 +151,7 @@ fn if_not_present_takes_what_is_cached_without_asking() {
 }
 
 #[test]
-fn never_is_satisfied_by_the_cache_alone() {
+fn pull_policy_never_is_served_from_the_cache_alone() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         let driver = Driver::start(scratch, &store).await;

@@ -118,7 +118,7 @@ fn a_broken_revision_does_not_become_the_one_that_is_present() {
         put(&store, "model-1.safetensors", b"broken!!!");
         let volume = kubelet.inline("1", &with(&[("pullPolicy", "IfNotPresent")]));
         assert_refused(&volume, &["model-1.safetensors"]).await;
-        // What it found is found again by a driver that has just started.
+        // A driver that has just started finds the same problem again.
         driver.kill().await;
         driver.restart().await;
         assert_refused(&volume, &["model-1.safetensors"]).await;
@@ -169,7 +169,7 @@ fn with_api(mut setup: Setup, api: &ApiServer) -> Setup {
 
 /// The texts of the events of this reason.
 fn events(api: &ApiServer, reason: &str) -> Vec<String> {
-    api.told().into_iter().filter(|(told, _)| told == reason).map(|(_, text)| text).collect()
+    api.reported().into_iter().filter(|(found, _)| found == reason).map(|(_, text)| text).collect()
 }
 
 #[test]
@@ -260,8 +260,8 @@ fn patterns_that_matched_nothing_and_names_that_look_alike_are_warnings_of_the_p
         let spaces = kubelet.inline("2", &with(&[("exclude", "*.bin *.onnx")]));
         spaces.publish().await.unwrap();
         let both = async || {
-            let told = events(&api, "ModelSuspect");
-            told.iter().find(|event| event.contains("*.bin *.onnx")).cloned()
+            let events = events(&api, "ModelSuspect");
+            events.iter().find(|event| event.contains("*.bin *.onnx")).cloned()
         };
         let event = eventually("the event", Duration::from_secs(10), both).await;
         assert!(event.contains("separated by commas"), "{event}");

@@ -1,4 +1,4 @@
-//! No credential is logged, told in an error, shown in a metric, or written to disk.
+//! No credential appears in the log, an error or a metric, or is written to disk.
 
 use std::fs;
 use std::path::Path;
@@ -8,13 +8,13 @@ use crate::support::models::{BUCKET, PHI3, put};
 use crate::support::run::end_to_end;
 use localstore::{Action, LocalStore, Operation, Rule};
 
-/// What kubelet may send along for a pod.
+/// The tokens that kubelet may send for a pod.
 const POD_TOKEN: &str = "pods-own-token-5e0f9c";
 
 /// What begins every token (a JWT) and every signature, and ends every key.
 const MARKS: [&str; 5] = ["eyJ", "ST$", "Signature version=", "PRIVATE KEY", POD_TOKEN];
 
-/// With whose identity the driver reads.
+/// The identity that the driver reads with.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Who {
     ApiKey,
@@ -40,17 +40,17 @@ async fn live(scratch: &Path, store: &LocalStore, who: Who) -> (Driver, String) 
     let with_token = [PHI3.as_slice(), &[("csi.storage.k8s.io/serviceAccount.tokens", &tokens)]];
     let volume = kubelet.inline("1", &with_token.concat());
     volume.publish().await.unwrap();
-    let mut told = String::new();
+    let mut output = String::new();
     for (pod, status, prefix) in [("2", 401, "a"), ("3", 403, "b"), ("4", 404, "c")] {
         let rule = Rule::new(Action::status(status)).operation(Operation::List);
         let rule = store.faults().add(rule);
         let token = ("csi.storage.k8s.io/serviceAccount.tokens", tokens.as_str());
         let refused = kubelet.inline(pod, &[("bucket", BUCKET), ("prefix", prefix), token]);
-        told.push_str(&refused.refused().await.1);
+        output.push_str(&refused.refused().await.1);
         store.faults().remove(rule);
     }
-    told.push_str(&driver.metrics().await);
-    (driver, told)
+    output.push_str(&driver.metrics().await);
+    (driver, output)
 }
 
 /// Every file below a directory, as far as it is text.
@@ -81,7 +81,7 @@ async fn assert_discreet(scratch: &Path, who: Who) {
     for name in ["config.json", "tokenizer/vocab.txt", "model.safetensors"] {
         put(&store, name, name);
     }
-    let (mut driver, told) = live(scratch, &store, who).await;
+    let (mut driver, output) = live(scratch, &store, who).await;
     let exchanged = store.stats().requests_of(Operation::WorkloadIdentity) > 0;
     assert_eq!(exchanged, who == Who::Pod, "the premise: the pod's token is used");
     // The lines of the key file, whose marks alone a log could leave out.
@@ -89,7 +89,7 @@ async fn assert_discreet(scratch: &Path, who: Who) {
     let secrets: Vec<String> =
         keys.lines().filter(|line| line.len() == 64).map(str::to_owned).collect();
     assert!(secrets.len() > 10, "the premise: a key in PEM");
-    assert_no_secret("errors and metrics", &told, &secrets);
+    assert_no_secret("errors and metrics", &output, &secrets);
     assert_no_secret("the log", &driver.log(), &secrets);
     assert!(driver.log().contains("TRACE"), "the premise: everything is logged");
     // A running driver has a socket in the cache, which is neither file nor directory.
@@ -102,16 +102,16 @@ async fn assert_discreet(scratch: &Path, who: Who) {
 }
 
 #[test]
-fn neither_an_api_key_nor_a_pods_token_is_to_be_found_anywhere() {
+fn neither_an_api_key_nor_a_pods_token_is_found_anywhere() {
     end_to_end(async |scratch| assert_discreet(scratch, Who::ApiKey).await);
 }
 
 #[test]
-fn neither_an_instances_token_nor_its_key_is_to_be_found_anywhere() {
+fn neither_an_instances_token_nor_its_key_is_found_anywhere() {
     end_to_end(async |scratch| assert_discreet(scratch, Who::Instance).await);
 }
 
 #[test]
-fn neither_a_pods_session_token_nor_its_own_is_to_be_found_anywhere() {
+fn neither_a_pods_session_token_nor_its_own_is_found_anywhere() {
     end_to_end(async |scratch| assert_discreet(scratch, Who::Pod).await);
 }

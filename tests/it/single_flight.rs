@@ -31,7 +31,7 @@ fn store() -> LocalStore {
     store
 }
 
-/// Slows what objects are sent with, to so many seconds for the model.
+/// Limits the store's rate so that the model takes this many seconds.
 fn throttle(store: &LocalStore, seconds: u64) -> u64 {
     let bandwidth = Action::Bandwidth { bytes_per_sec: size() / seconds };
     store.faults().add(Rule::new(bandwidth).operation(Operation::Get))
@@ -60,7 +60,7 @@ fn assert_complete(volumes: &[Arc<Volume>]) {
     }
 }
 
-/// Every code of every call, with how often it came.
+/// Every code of all calls, and how often it was returned.
 fn codes(volumes: &[Arc<Volume>]) -> Vec<(Code, usize)> {
     let mut codes: Vec<(Code, usize)> = Vec::new();
     for call in volumes.iter().flat_map(|volume| volume.calls()) {
@@ -91,20 +91,20 @@ fn fifty_pods_that_start_at_once_cost_one_download() {
     });
 }
 
-/// Fifty pods whose calls never live longer than two seconds, during a
+/// Fifty pods whose calls never last longer than two seconds, during a
 /// download of fifteen.
-async fn cancelled_again_and_again(scratch: &std::path::Path, tells_deadline: bool) {
+async fn cancelled_again_and_again(scratch: &std::path::Path, sends_deadline: bool) {
     let store = store();
     throttle(&store, 15);
     let driver = Driver::start(scratch, &store).await;
     let mut kubelet = driver.kubelet();
     kubelet.deadline = Duration::from_secs(2);
-    kubelet.tells_deadline = tells_deadline;
+    kubelet.sends_deadline = sends_deadline;
     kubelet.longest_backoff = Duration::from_secs(1);
     let volumes = mount_all(&kubelet).await;
     assert_complete(&volumes);
     let (served, codes) = (store.stats().body_bytes, codes(&volumes));
-    let how = if tells_deadline { "told deadline" } else { "cancellation" };
+    let how = if sends_deadline { "sent deadline" } else { "cancellation" };
     figure(format_args!(
         "{PODS} pods, every call ended after 2 s ({how}): {codes:?}, {served} bytes served for {} \
          ({:.3})",
@@ -117,8 +117,8 @@ async fn cancelled_again_and_again(scratch: &std::path::Path, tells_deadline: bo
     assert!(codes.iter().all(|(code, _)| not_final.contains(code)), "{codes:?}");
     let failed = codes.iter().filter(|(code, _)| *code != Code::Ok).map(|(_, n)| n).sum::<usize>();
     assert!(failed > 3 * PODS, "too few calls ended early: {codes:?}");
-    let told = codes.iter().any(|(code, _)| *code == Code::Aborted);
-    assert!(!tells_deadline || told, "a told deadline is answered before it passes: {codes:?}");
+    let aborted = codes.iter().any(|(code, _)| *code == Code::Aborted);
+    assert!(!sends_deadline || aborted, "the answer comes before a known deadline: {codes:?}");
 }
 
 #[test]
@@ -179,7 +179,7 @@ fn equal_bytes_under_two_names_of_a_listing_are_downloaded_and_stored_once() {
 }
 
 #[test]
-fn a_download_that_nobody_asks_for_any_more_ends_and_is_gone_on_with_later() {
+fn a_download_without_callers_ends_and_is_resumed_later() {
     end_to_end(async |scratch| {
         let store = store();
         let slow = throttle(&store, 12);
@@ -187,10 +187,14 @@ fn a_download_that_nobody_asks_for_any_more_ends_and_is_gone_on_with_later() {
         let driver = setup.start().await;
         let mut kubelet = driver.kubelet();
         kubelet.deadline = Duration::from_secs(4);
-        kubelet.tells_deadline = false;
+        kubelet.sends_deadline = false;
         let first = kubelet.inline("1", &PHI3);
         assert_eq!(first.refused().await.0, Code::DeadlineExceeded);
-        assert_eq!(driver.metric("downloads_in_flight").await, 1, "it goes on without its caller");
+        assert_eq!(
+            driver.metric("downloads_in_flight").await,
+            1,
+            "it continues without its caller"
+        );
         first.unpublish().await.unwrap();
         eventually("the download is given up", Duration::from_secs(10), async || {
             (driver.metric("downloads_in_flight").await == 0).then_some(())
@@ -208,7 +212,7 @@ fn a_download_that_nobody_asks_for_any_more_ends_and_is_gone_on_with_later() {
 }
 
 #[test]
-fn a_model_that_waits_for_its_turn_says_so() {
+fn a_queued_model_is_reported_as_queued() {
     end_to_end(async |scratch| {
         let store = store();
         throttle(&store, 8);
@@ -228,7 +232,7 @@ fn a_model_that_waits_for_its_turn_says_so() {
 }
 
 #[test]
-fn a_second_call_on_a_target_at_work_is_told_to_come_again() {
+fn a_second_call_on_a_busy_target_is_asked_to_retry() {
     end_to_end(async |scratch| {
         let store = store();
         throttle(&store, 5);

@@ -40,18 +40,18 @@ const MODEL: u64 = 3 * MIB + 256 * 1024;
 /// Of so many models.
 const BUDGET: u64 = 6 * MODEL;
 
-/// What is not admitted but only written: leases, indexes, journals.
+/// Files that are written without admission: leases, indexes, journals.
 const BESIDE: u64 = MIB / 2;
 
 const PODS: u64 = 8;
 
-/// Pods that go on between two episodes; others need room to be checked.
+/// Pods that stay between two episodes; others need space to be checked.
 const STAY: usize = 3;
 
 /// How long a pod may wait when there is room and nothing fails.
 const SERVED: Duration = Duration::from_secs(60);
 
-/// What goes wrong in Object Storage for a while.
+/// A temporary fault of Object Storage.
 fn faults(random: &mut Random) -> Vec<Rule> {
     let on = |action, operation| Rule::new(action).operation(operation);
     let bytes = random.below(MIB);
@@ -128,7 +128,7 @@ impl World {
     }
 }
 
-/// A pod that comes and goes until the episode is over; and what it saw.
+/// A pod that is created and deleted until the episode is over, and what it saw.
 async fn live(
     number: u64,
     mut state: State,
@@ -178,9 +178,9 @@ async fn live(
     (state, wrong)
 }
 
-/// Looks at the space that the cache takes until the episode is over; the
-/// most. The driver is halted for each look, which otherwise would count what
-/// leaves and what comes instead.
+/// Samples the space of the cache until the episode is over, and returns the
+/// peak. The driver is stopped for each sample, which otherwise would count both
+/// the old and the new files of a replacement.
 async fn measure(pid: u32, cache: PathBuf, world: Arc<World>) -> u64 {
     let mut most = 0;
     while !world.is_over() {
@@ -204,7 +204,7 @@ async fn measure(pid: u32, cache: PathBuf, world: Arc<World>) -> u64 {
 }
 
 #[test]
-fn a_node_that_lives_fast_serves_no_wrong_byte_and_leaves_nothing() {
+fn a_node_under_constant_change_serves_no_wrong_byte_and_leaves_nothing() {
     let length = Duration::from_secs(number(SECONDS).unwrap_or(60));
     end_to_end_within(length * 2 + Duration::from_secs(120), async |scratch| {
         Soak::start(scratch).await.run(length).await;
@@ -319,7 +319,7 @@ impl Soak {
         self.count(&world, most);
     }
 
-    /// Some pods go on, the others go, those that waited once they were served.
+    /// Keeps some pods and ends the others; pods that waited end once they were served.
     async fn settle(&mut self, left: Vec<(State, Vec<Violation>)>, world: &World) {
         let mut waiting = Vec::new();
         for (state, wrong) in left {
@@ -391,7 +391,7 @@ impl Soak {
         sum
     }
 
-    /// All pods go, and all models after them: what is left is a leak.
+    /// Ends all pods and evicts all models: anything left is a leak.
     async fn end(mut self) {
         self.counts.evicted += self.evictions().await;
         for pod in std::mem::take(&mut self.running) {

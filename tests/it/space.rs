@@ -1,5 +1,5 @@
-//! The cache and the disk: what fits, what has to go for it, what never goes,
-//! and what people read when nothing can.
+//! The cache and the disk: what fits, what is evicted for it, what is never
+//! evicted, and the message when nothing can be.
 
 use std::fs;
 use std::path::Path;
@@ -17,10 +17,10 @@ use tonic::Code;
 /// A model of one large object.
 const SIZE: u64 = 40 * MIB;
 
-/// Room for four of them, and what the file system needs itself.
+/// Space for four of them, and for the file system itself.
 const DISK: u64 = 200 * MIB;
 
-/// Long enough for what the driver does every five seconds.
+/// Long enough for the driver's check every five seconds.
 const SOON: Duration = Duration::from_secs(30);
 
 fn store_with(models: &[&str]) -> LocalStore {
@@ -51,7 +51,7 @@ fn pod(kubelet: &Kubelet, pod: &str, model: &str) -> Volume {
     kubelet.inline(pod, &[("bucket", BUCKET), ("prefix", &prefix)])
 }
 
-/// A pod that came, read and went.
+/// A pod that started, read and ended.
 async fn visit(kubelet: &Kubelet, name: &str, model: &str) {
     let pod = pod(kubelet, name, model);
     pod.publish().await.expect("room for it");
@@ -71,7 +71,7 @@ fn is_cached(driver: &Driver, model: &str) -> bool {
 }
 
 #[test]
-fn a_model_that_does_not_fit_is_told_with_the_numbers_and_starts_by_itself_when_it_does() {
+fn a_model_that_does_not_fit_is_refused_with_the_numbers_and_starts_once_it_fits() {
     end_to_end(async |scratch| {
         let disk = Disk::ext4(scratch, DISK, &[]);
         let store = store_with(&["a"]);
@@ -110,7 +110,7 @@ fn an_evicted_model_makes_room_and_a_held_one_never_does() {
         first.publish().await.unwrap();
         visit(&kubelet, "3", "c").await;
         second.publish().await.unwrap();
-        // Used last, so that c goes before it.
+        // Used last, so that c is evicted before it.
         let d = pod(&kubelet, "4", "d");
         d.publish().await.unwrap();
         d.unpublish().await.unwrap();
@@ -210,7 +210,7 @@ fn the_cache_stays_below_its_own_limit_whatever_is_free() {
 }
 
 #[test]
-fn a_disk_that_others_fill_is_given_room_by_what_nobody_uses() {
+fn a_disk_that_others_fill_gets_the_space_of_unused_models() {
     end_to_end(async |scratch| {
         let disk = Disk::ext4(scratch, DISK, &[]);
         let store = store_with(&["a", "b", "c"]);
@@ -221,7 +221,7 @@ fn a_disk_that_others_fill_is_given_room_by_what_nobody_uses() {
         visit(&kubelet, "2", "b").await;
         visit(&kubelet, "3", "c").await;
         disk.fill_but("others", 15 * MIB);
-        eventually("a model nobody uses goes", SOON, async || {
+        eventually("an unused model is evicted", SOON, async || {
             (disk.free() >= 20 * MIB).then_some(())
         })
         .await;
@@ -232,7 +232,7 @@ fn a_disk_that_others_fill_is_given_room_by_what_nobody_uses() {
         })
         .await;
         disk.fill_but("and-more", 5 * MIB);
-        eventually("it is told", SOON, async || {
+        eventually("it is logged", SOON, async || {
             driver.log().contains("nothing in the cache can be evicted").then_some(())
         })
         .await;
@@ -242,7 +242,7 @@ fn a_disk_that_others_fill_is_given_room_by_what_nobody_uses() {
 }
 
 #[test]
-fn what_a_download_left_goes_before_any_model_and_models_only_as_far_as_it_takes() {
+fn leftovers_of_downloads_are_removed_before_models_and_only_as_many_models_as_needed() {
     end_to_end(async |scratch| {
         let disk = Disk::ext4(scratch, DISK, &[]);
         let store = LocalStore::builder().start().expect("a local store");
@@ -259,7 +259,7 @@ fn what_a_download_left_goes_before_any_model_and_models_only_as_far_as_it_takes
         fs::write(&part, vec![1; 30 << 20]).unwrap();
         disk.fill_but("others", 10 * MIB);
         eventually("the leftover goes", SOON, async || (!part.exists()).then_some(())).await;
-        // Two more looks at the disk.
+        // Two more checks of the disk.
         tokio::time::sleep(Duration::from_secs(11)).await;
         assert_eq!(cached(&driver), models.len(), "models went in vain");
 
@@ -284,8 +284,8 @@ fn a_disk_that_runs_full_in_the_middle_of_a_download_costs_nothing_that_was_down
         for file in 0..FILES {
             put(&store, "a", &format!("part-{file:03}"), MIB, file);
         }
-        // A checksum that is compared without reading the file again: bytes
-        // that were taken away after they came would be noticed by nobody.
+        // A checksum that is compared without reading the file again: bytes that
+        // were removed after they arrived would go unnoticed.
         let checked = PutOptions { crc32c: true, ..PutOptions::default() };
         let source = Source::Synthetic { size: LARGE, seed: 1000 };
         store.put_with(BUCKET, "models/a/large", source, checked).unwrap();
@@ -313,15 +313,15 @@ fn a_disk_that_runs_full_in_the_middle_of_a_download_costs_nothing_that_was_down
         assert_eq!(code, Code::ResourceExhausted);
         assert!(message.contains("the disk ran full after"), "{message}");
         assert!(message.contains("No space left on device"), "{message}");
-        // Whoever shares the object and has room for it goes on.
+        // A model that shares the object and fits continues.
         assert_synthetic(&part.target().join("large"), 1000, LARGE);
         let before = store.stats().body_bytes;
-        // The low watermark is passed, and looked at every five seconds.
+        // The low watermark is passed, and is checked every five seconds.
         tokio::time::sleep(Duration::from_secs(7)).await;
         store.faults().remove(slow);
         fs::remove_file(others).unwrap();
         let freed = Instant::now();
-        eventually("it goes on by itself", SOON, async || {
+        eventually("it resumes without help", SOON, async || {
             (driver.in_cache("models").len() == 2).then_some(())
         })
         .await;
@@ -331,7 +331,7 @@ fn a_disk_that_runs_full_in_the_middle_of_a_download_costs_nothing_that_was_down
              {:?} after space appeared",
             freed.elapsed()
         ));
-        // What was on the wire when the disk was full is lost, and nothing else.
+        // Only the bytes on the wire when the disk was full are lost.
         assert!(after < size + 8 * MIB, "{after}");
         whole.publish().await.unwrap();
         for file in 0..FILES {
@@ -342,14 +342,14 @@ fn a_disk_that_runs_full_in_the_middle_of_a_download_costs_nothing_that_was_down
 }
 
 #[test]
-fn a_disk_that_is_too_full_for_one_large_file_gets_back_what_was_taken_for_it() {
+fn a_disk_too_full_for_one_large_file_gets_its_reserved_space_back() {
     end_to_end(async |scratch| {
         const LARGE: u64 = 100 * MIB;
         let disk = Disk::ext4(scratch, DISK, &[]);
         let store = LocalStore::builder().start().expect("a local store");
         put(&store, "a", "weights", LARGE, 1);
         let mut driver = driver_on(&disk, scratch, &store, ROOM).await;
-        // Between the admission and the file's blocks somebody else comes.
+        // Another process takes the space between the admission and the file's blocks.
         driver.restart_to(Some("stop:download-1")).await;
         let pod = pod(&driver.kubelet(), "1", "a");
         let others = async {
@@ -385,9 +385,9 @@ fn a_model_that_arrived_while_its_pod_paused_is_kept_for_the_pod() {
         let (first, second) = (pod(&kubelet, "2", "a"), pod(&kubelet, "3", "b"));
         assert_eq!(first.refused().await.0, Code::ResourceExhausted);
         holder.unpublish().await.unwrap();
-        eventually("it comes by itself", SOON, async || is_cached(&driver, "a").then_some(()))
+        eventually("it arrives without help", SOON, async || is_cached(&driver, "a").then_some(()))
             .await;
-        // Somebody else needs the space before kubelet asks again.
+        // Another pod needs the space before kubelet asks again.
         assert_eq!(second.refused().await.0, Code::ResourceExhausted);
         let before = store.stats().body_bytes;
         first.publish().await.unwrap();
@@ -424,7 +424,7 @@ fn inodes_are_counted_like_bytes() {
 }
 
 #[test]
-fn what_nobody_used_for_long_goes_although_there_is_space() {
+fn models_unused_for_long_are_evicted_although_there_is_space() {
     end_to_end(async |scratch| {
         let store = store_with(&["a", "b"]);
         let setup = Setup::new(scratch, &store);

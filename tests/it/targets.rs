@@ -1,5 +1,5 @@
-//! What else may be at a target, or come there while a call is at work on it:
-//! it is named, and it stays.
+//! Foreign mounts and files at a target, before a call or during it: they are
+//! named in the message, and they stay.
 
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
@@ -66,7 +66,7 @@ impl Held {
     }
 }
 
-/// Exchanges two names until it is dropped.
+/// Swaps two names until it is dropped.
 struct Exchanging {
     over: Arc<AtomicBool>,
     thread: Option<std::thread::JoinHandle<usize>>,
@@ -96,7 +96,7 @@ impl Exchanging {
 }
 
 #[test]
-fn names_that_are_exchanged_in_a_loop_never_lead_to_another_pods_volume() {
+fn names_that_are_swapped_in_a_loop_never_lead_to_another_pods_volume() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         let driver = Driver::start(scratch, &store).await;
@@ -142,7 +142,7 @@ fn names_that_are_exchanged_in_a_loop_never_lead_to_another_pods_volume() {
     });
 }
 
-/// Exchanges two mount points, from a mount namespace in which nothing is mounted
+/// Swaps two mount points, from a mount namespace in which nothing is mounted
 /// there: a pod with a hostPath of kubelet's directory may have one.
 fn exchange_mount_points(one: PathBuf, other: PathBuf) {
     let exchanging = std::thread::spawn(move || {
@@ -157,7 +157,7 @@ fn exchange_mount_points(one: PathBuf, other: PathBuf) {
 }
 
 #[test]
-fn mount_points_that_are_exchanged_are_told_apart_also_by_a_process_that_did_not_make_them() {
+fn swapped_mount_points_are_distinguished_even_by_a_process_that_did_not_make_them() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         let mut driver = Driver::start(scratch, &store).await;
@@ -186,7 +186,7 @@ fn mount_points_that_are_exchanged_are_told_apart_also_by_a_process_that_did_not
 }
 
 #[test]
-fn a_volume_whose_directory_was_moved_away_is_not_given_up() {
+fn a_volume_whose_directory_was_moved_is_not_forgotten() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         let mut driver = Driver::start(scratch, &store).await;
@@ -270,7 +270,7 @@ fn what_is_mounted_on_top_of_a_volume_is_named_and_both_stay() {
 }
 
 #[test]
-fn without_a_lease_only_the_tree_of_a_model_is_taken_off_a_target() {
+fn without_a_lease_only_the_tree_of_a_model_is_unmounted() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         let mut driver = Driver::start(scratch, &store).await;
@@ -292,7 +292,7 @@ fn without_a_lease_only_the_tree_of_a_model_is_taken_off_a_target() {
             assert_eq!(mounts_at(&target).len(), 1, "{} stays", place.display());
             umount(&target);
         }
-        // A mount of ours whose lease somebody deleted.
+        // A mount of ours whose lease was deleted.
         bind(&cache.join("models").join(&key).join("tree"), &target);
         volume.unpublish_only().await.unwrap();
         assert!(!target.exists());

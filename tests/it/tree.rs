@@ -111,7 +111,7 @@ fn a_model_may_be_nothing_but_empty_files_and_directories() {
 #[test]
 fn three_thousand_objects_are_one_model() {
     end_to_end(async |scratch| {
-        // Many small files: what is measured is not to be the disk.
+        // Many small files: the measurement should not depend on the disk.
         mount_tmpfs(scratch, MsFlags::empty(), "256m");
         let store = LocalStore::builder().root(scratch.join("root")).start().unwrap();
         for object in 0..3000 {

@@ -44,7 +44,7 @@ fn a_cached_model_is_shared_with_exactly_those_whose_own_identity_may_read_it() 
             [("revision", revision.as_str())],
         ];
         for (n, policy) in (10..).step_by(10).zip(&policies) {
-            // Whom nothing is granted, and who may list and not read.
+            // One account without any grant, and one that may list but not read.
             for (n, team) in [(n, "team-b"), (n + 1, "team-d")] {
                 let refused = pod(&kubelet, &store, n, team, policy);
                 let (code, message) = refused.refused().await;
@@ -74,7 +74,7 @@ fn commands_revision(driver: &Driver) -> String {
 }
 
 #[test]
-fn a_download_goes_on_as_another_pod_when_the_first_is_refused() {
+fn a_download_continues_as_another_pod_when_the_first_is_refused() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         put_large(&store, "large.safetensors", 24 * MIB, 3, localstore::PutOptions::default());
@@ -106,7 +106,7 @@ fn a_download_goes_on_as_another_pod_when_the_first_is_refused() {
         assert_eq!(callers(&store, Operation::Get).last(), Some(&caller("team-b")));
         let sent: u64 = store.stats().bytes_of(BUCKET, &format!("{PREFIX}large.safetensors"));
         assert!(sent < 28 * MIB, "it was gone on with: {sent}");
-        // From now on the first one's account is told no.
+        // From now on the first one's account is refused.
         let again = pod(&kubelet, &store, 3, "team-a", &[("pullPolicy", "Never")]);
         assert_eq!(again.refused().await.0, Code::NotFound);
     });
@@ -131,7 +131,7 @@ fn a_download_outlives_the_session_tokens_that_it_began_with() {
 }
 
 #[test]
-fn what_kubelet_must_send_and_does_not_is_named() {
+fn a_field_that_kubelet_should_have_sent_is_named() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         let driver = setup(scratch, &store).start().await;
@@ -140,7 +140,7 @@ fn what_kubelet_must_send_and_does_not_is_named() {
         let (code, message) = without.refused().await;
         assert_eq!(code, Code::FailedPrecondition);
         assert!(message.contains("tokenRequests: [{audience: \"\"}]"), "{message}");
-        // A token that its author holds of somebody else.
+        // A token of another pod.
         let mut stolen = pod(&kubelet, &store, 2, "team-a", &[]);
         stolen.namespace = "team-b".to_owned();
         let (code, message) = stolen.refused().await;
@@ -161,7 +161,7 @@ fn what_kubelet_must_send_and_does_not_is_named() {
 }
 
 #[test]
-fn an_identity_service_that_is_away_serves_stale_to_those_who_could_read_before() {
+fn during_an_outage_of_the_identity_service_pods_that_could_read_before_get_a_stale_model() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         let driver = setup(scratch, &store).start().await;
@@ -195,7 +195,7 @@ fn an_identity_service_that_is_away_serves_stale_to_those_who_could_read_before(
             assert!(!crate::support::kubelet::is_final(code), "{code:?}: {message}");
         }
         assert!(driver.metric("publish_total{result=\"stale\"}").await >= 2);
-        // A refusal is no outage, and ends what was proved.
+        // A refusal is not an outage, and ends the proof of permission.
         store.faults().remove(away);
         store.hide("*", BUCKET);
         let refused = pod(&kubelet, &store, 5, "team-a", &[]);
@@ -204,7 +204,7 @@ fn an_identity_service_that_is_away_serves_stale_to_those_who_could_read_before(
 }
 
 #[test]
-fn a_class_chooses_the_pods_identity_and_apart_from_whom_its_bytes_are_kept() {
+fn a_class_chooses_the_pods_identity_and_the_scope_of_the_cache() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         let mut setup = setup(scratch, &store);
@@ -232,7 +232,7 @@ fn a_class_chooses_the_pods_identity_and_apart_from_whom_its_bytes_are_kept() {
         }
         assert_eq!(driver.in_cache("models").len(), 4);
 
-        // The Controller has no pod: it leaves the look to the pods.
+        // The Controller has no pod: the check is left to the pods.
         let parameters = class("cluster").into_iter();
         let claim = CreateVolumeRequest {
             name: "pvc-1".to_owned(),
@@ -251,7 +251,7 @@ fn a_class_chooses_the_pods_identity_and_apart_from_whom_its_bytes_are_kept() {
 }
 
 #[test]
-fn a_listed_bucket_is_read_by_its_pods_over_tls_and_prefetched_by_nobody() {
+fn a_listed_bucket_is_read_by_its_pods_over_tls_and_never_prefetched() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         let secured = LocalStore::builder().namespace("other").tls(true).start().unwrap();

@@ -1,4 +1,4 @@
-// Stand-ins for node-driver-registrar and livenessprobe; the same versions of
+// Replacements for node-driver-registrar and livenessprobe; the same versions of
 // modules as in ../build-kubernetes, so that they are compiled once.
 module oci-model-csi.dev/tests/cluster/sidecars
 

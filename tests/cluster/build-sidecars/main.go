@@ -1,5 +1,5 @@
-// Stands in for two sidecars of Kubernetes, node-driver-registrar and
-// livenessprobe, whose modules are not to be had where these tests are built.
+// Replaces two sidecars of Kubernetes, node-driver-registrar and
+// livenessprobe, whose modules are not available where these tests are built.
 // It understands the flags that the chart passes and does what the chart relies
 // on, no more:
 //

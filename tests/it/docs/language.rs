@@ -104,7 +104,7 @@ fn no_tracked_file_has_a_word_that_the_style_guide_avoids() {
 }
 
 #[test]
-fn names_are_taken_apart_into_words() {
+fn names_are_split_into_words() {
     for (line, expected) in [
         ("fn what_was_told() {}", " fn what was told "),
         ("struct ToldOnce;", " struct told once "),

@@ -1,8 +1,8 @@
-//! Messages and their page, `docs/errors.md`, compared in both directions: what the code can say
-//! has a row, and what a row quotes is said by the code.
+//! Messages and their page, `docs/errors.md`, compared in both directions: each message of the code
+//! has a row, and each message that a row quotes is in the code.
 //!
-//! A message is any sentence in a string literal of `src/`. What is no message is left out by what
-//! the literal is an argument of, by its file, or by name, each with a reason.
+//! A message is any sentence in a string literal of `src/`. Literals that are not messages are left
+//! out by the call that they are an argument of, by file, or by name, each with a reason.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -14,7 +14,7 @@ mod literals;
 
 use literals::{Literal, literals};
 
-/// Calls whose arguments are no messages.
+/// Calls whose arguments are not messages.
 const OTHER_CALLS: [(&str, &str); 19] = [
     ("debug!", "the log"),
     ("info!", "the log"),
@@ -86,19 +86,19 @@ const OTHER_LITERALS: [(&str, &str); 35] = [
     ("no part is being hashed", "a bug"),
     ("{path} names no mount", "a bug"),
     ("it cannot be written", "a bug"),
-    ("its sizes do not add up", "a damaged manifest, which is built anew"),
-    ("it is not whole", "a damaged manifest, which is built anew"),
-    ("it has a field that is not known", "a damaged manifest, which is built anew"),
-    ("{text:?} is not an id of 64 hex digits", "a damaged manifest, which is built anew"),
-    ("the start without --config", "stands for the file's name"),
-    ("an unknown pod", "stands for the pod's name"),
-    ("the identity service", "stands for the host's name"),
-    ("the endpoint of the region", "stands for the host's name"),
-    ("an open file", "stands for the file's name"),
-    ("its size", "stands for the field's name"),
-    ("its etag", "stands for the field's name"),
-    ("an unknown number of", "stands for a number"),
-    ("the socket for commands in the cache", "stands before a message"),
+    ("its sizes do not add up", "a damaged manifest, which is built again"),
+    ("it is not whole", "a damaged manifest, which is built again"),
+    ("it has a field that is not known", "a damaged manifest, which is built again"),
+    ("{text:?} is not an id of 64 hex digits", "a damaged manifest, which is built again"),
+    ("the start without --config", "a placeholder for the file's name"),
+    ("an unknown pod", "a placeholder for the pod's name"),
+    ("the identity service", "a placeholder for the host's name"),
+    ("the endpoint of the region", "a placeholder for the host's name"),
+    ("an open file", "a placeholder for the file's name"),
+    ("its size", "a placeholder for the field's name"),
+    ("its etag", "a placeholder for the field's name"),
+    ("an unknown number of", "a placeholder for a number"),
+    ("the socket for commands in the cache", "the beginning of a message"),
     ("{name} has {len} bytes, and no object's name has so many", "never leaves the parser"),
 ];
 
@@ -146,7 +146,7 @@ fn every_message_of_the_code_has_a_row() {
 }
 
 #[test]
-fn every_quoted_message_is_one_that_the_code_can_say() {
+fn every_quoted_message_exists_in_the_code() {
     let said: Vec<String> = production().iter().map(|(_, literal)| plain(&literal.text)).collect();
     let rows = rows();
     let is_said = |part: &&str| said.iter().any(|text| text.contains(part));
@@ -202,7 +202,7 @@ fn a_row_speaks_only_of_messages_that_have_its_words() {
     assert!(!has_row("the disk is full and nothing helps", &rows));
 }
 
-/// The sentences of the production code that are said to users.
+/// The sentences of the production code that users see.
 fn is_message(literal: &Literal) -> bool {
     let text = literal.text.as_str();
     let calls = &literal.calls;
@@ -213,13 +213,13 @@ fn is_message(literal: &Literal) -> bool {
     if calls.iter().any(is_other) || in_attribute && !calls.iter().any(|call| call == "error") {
         return false;
     }
-    // What an error is made of may be short; elsewhere two words are a name.
+    // Parts of an error may be short; elsewhere two words are a name.
     let makers = ["Error::", "refuse", "not_found", "missing", "with_remedy"];
     let makes_error = calls.iter().any(|call| makers.iter().any(|maker| call.starts_with(maker)));
     let own = without_holes(text);
     let words = own.split(|c: char| !c.is_alphabetic() && c != '\'');
     let words = words.filter(|word| !word.is_empty()).count();
-    // `reading the file` says what was attempted, and the cause is behind it.
+    // `reading the file` says what was attempted; the cause follows it.
     let first = text.split_whitespace().next().unwrap_or_default();
     let is_attempt =
         first.ends_with("ing") && !first.ends_with("thing") && !own.contains([';', ':']);
@@ -270,7 +270,7 @@ fn production() -> Vec<(String, Literal)> {
     found
 }
 
-/// A format as it is said, but for its arguments.
+/// A format as users see it, without its arguments.
 fn plain(format: &str) -> String {
     format.replace("{{", "{").replace("}}", "}")
 }
@@ -295,7 +295,7 @@ fn replace_holes(format: &str, by: &str) -> String {
     text + rest
 }
 
-/// What does not differ from one message to the next.
+/// The text without what differs from one message to the next.
 fn fixed(text: &str) -> Vec<&str> {
     text.split('…').map(str::trim).filter(|part| part.len() > 3).collect()
 }

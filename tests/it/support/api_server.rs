@@ -24,7 +24,7 @@ struct State {
     requests: Vec<String>,
     /// Everything but events is forbidden.
     forbids: bool,
-    /// Patches from now on that find the object changed by somebody else.
+    /// How many of the next patches find the object changed by another writer.
     conflicts: u32,
 }
 
@@ -67,7 +67,7 @@ impl ApiServer {
         self.state().forbids = forbids;
     }
 
-    /// The next patches find that somebody was faster.
+    /// The next patches find that another writer was faster.
     pub(crate) fn conflict(&self, patches: u32) {
         self.state().conflicts = patches;
     }
@@ -78,7 +78,7 @@ impl ApiServer {
     }
 
     /// Reasons and messages so far, oldest first.
-    pub(crate) fn told(&self) -> Vec<(String, String)> {
+    pub(crate) fn reported(&self) -> Vec<(String, String)> {
         let text = |event: &Value, key: &str| event[key].as_str().unwrap_or("").to_owned();
         let state = self.state();
         state.events.iter().map(|event| (text(event, "reason"), text(event, "message"))).collect()
@@ -86,7 +86,7 @@ impl ApiServer {
 
     /// The message of the first event of this reason, if there is one.
     pub(crate) fn message_of(&self, reason: &str) -> Option<String> {
-        self.told().into_iter().find(|(found, _)| found == reason).map(|(_, message)| message)
+        self.reported().into_iter().find(|(found, _)| found == reason).map(|(_, message)| message)
     }
 
     fn answer(&self, method: &str, path: &str, kind: &str, body: &[u8]) -> (u16, Value) {

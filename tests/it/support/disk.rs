@@ -41,7 +41,7 @@ impl Disk {
         name.lines().next().expect("a loop device").trim().into()
     }
 
-    /// Bytes that somebody else takes of it.
+    /// Fills the disk with this many foreign bytes.
     pub(crate) fn fill(&self, name: &str, bytes: u64) -> PathBuf {
         let path = self.path.join(name);
         run(Command::new("fallocate").args(["-l", &bytes.to_string()]).arg(&path));

@@ -179,8 +179,8 @@ impl Driver {
         assert!(killed.expect("kill").success());
     }
 
-    /// Starts it anew with a budget that its models just fit in, so that the
-    /// next one has to evict another; blobs of no model are gone by then.
+    /// Starts it again with a budget that its models just fit in, so that the
+    /// next one must evict another. Blobs of no model are gone by then.
     pub(crate) async fn restart_full(&mut self, config: &str) {
         let cache = &self.setup.cache;
         let blobs = cache.join("blobs");
@@ -341,6 +341,6 @@ pub(crate) fn process_state(pid: u32) -> Option<char> {
 fn own_address() -> SocketAddr {
     static NEXT_PORT: AtomicU16 = AtomicU16::new(9100);
     let [_, a, b, c] = std::process::id().to_be_bytes();
-    // Not below 127.0, where everybody else listens.
+    // Not below 127.0, where other programs listen.
     SocketAddr::from(([127, 64 + a % 64, b, c], NEXT_PORT.fetch_add(1, Ordering::Relaxed)))
 }

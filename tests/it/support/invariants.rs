@@ -29,7 +29,7 @@ pub(crate) enum Kind {
     Mount,
     /// A lease too many, or one that is not there.
     Lease,
-    /// A file that nobody needs, or space that nobody uses.
+    /// A file that nothing needs, or space that nothing uses.
     Space,
     /// Open files too many.
     Descriptor,
@@ -70,7 +70,7 @@ const CLEAN_UP: Duration = Duration::from_secs(10);
 /// The connections to Object Storage that the driver keeps for the next request.
 const IDLE_CONNECTIONS: usize = 64;
 
-/// Checks a driver that was just started, or stands idle.
+/// Checks a driver that was just started, or is idle.
 ///
 /// `running` are the pods that kubelet believes to be published, and no others
 /// are; `models` are published and unpublished once more. What is compared:
@@ -194,7 +194,7 @@ fn trash(driver: &Driver) -> Option<String> {
     (!names.is_empty()).then(|| format!("the trash is not emptied: {names:?}"))
 }
 
-/// Each running pod has one mount and one lease, and nobody else has any.
+/// Each running pod has one mount and one lease, and there are no others.
 fn mounts_and_leases(driver: &Driver, running: &[Pod]) -> Vec<Violation> {
     let mut expected: Vec<PathBuf> = running.iter().map(|pod| pod.volume.target()).collect();
     expected.sort();
@@ -227,7 +227,7 @@ fn target_of(lease: &Path) -> PathBuf {
     target.unwrap_or_else(|| lease.to_owned())
 }
 
-/// Staging has interrupted downloads that can go on, and nothing else.
+/// Staging has only interrupted downloads that can be resumed.
 fn leftovers(driver: &Driver) -> Vec<Violation> {
     let names: BTreeSet<String> = driver.in_cache("staging").into_iter().collect();
     let partner = |name: &str| {

@@ -1,7 +1,7 @@
 //! A client that treats the driver as kubelet does (Kubernetes
 //! `pkg/volume/csi`): a connection and a two-minute deadline for each call,
 //! the target's parent made and nothing else, a backoff between tries that
-//! goes on for ever, and no unpublish after an error that is final.
+//! has no limit, and no unpublish after an error that is final.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -43,8 +43,8 @@ pub(crate) struct Kubelet {
     socket: PathBuf,
     directory: PathBuf,
     pub(crate) deadline: Duration,
-    /// Whether the driver is told the deadline, as gRPC clients do.
-    pub(crate) tells_deadline: bool,
+    /// Whether the driver gets the deadline, as from gRPC clients.
+    pub(crate) sends_deadline: bool,
     pub(crate) longest_backoff: Duration,
 }
 
@@ -126,7 +126,7 @@ impl Kubelet {
             socket: socket.to_owned(),
             directory: directory.to_owned(),
             deadline: DEADLINE,
-            tells_deadline: true,
+            sends_deadline: true,
             longest_backoff: LONGEST_BACKOFF,
         }
     }
@@ -172,7 +172,7 @@ impl Kubelet {
         send: impl AsyncFnOnce(NodeClient<Channel>, Request<Q>) -> Result<tonic::Response<A>, Status>,
     ) -> Result<A, Status> {
         let mut request = Request::new(message);
-        if self.tells_deadline {
+        if self.sends_deadline {
             request.set_timeout(self.deadline);
         }
         let called = async {

@@ -42,7 +42,7 @@ pub(crate) struct Load {
 
 impl Load {
     /// Pods of these numbers that each want some model, read it, and leave.
-    /// Those that run already go on.
+    /// Pods that run already continue.
     pub(crate) fn start(
         pods: RangeInclusive<u64>,
         mut running: Vec<Pod>,
@@ -67,7 +67,7 @@ impl Load {
         self.over.store(true, Ordering::Relaxed);
     }
 
-    /// How each pod stands, once its last call is answered or broken off.
+    /// The state of each pod, once its last call is answered or cancelled.
     pub(crate) async fn end(self) -> Vec<State> {
         self.over();
         self.pods.join_all().await

@@ -101,7 +101,7 @@ impl LoopFs {
         match written {
             Written::Nothing => {}
             Written::Metadata => {
-                let file = File::create(self.directory.join("of-somebody-else"));
+                let file = File::create(self.directory.join("of-another-program"));
                 let synced = file.and_then(|mut f| f.write_all(b"x").and_then(|()| f.sync_all()));
                 synced.expect("a file and its fsync");
             }
@@ -115,8 +115,8 @@ impl LoopFs {
             .expect("the shutdown of a file system");
     }
 
-    /// Ends all its mounts below `elsewhere` and its own, and mounts it anew.
-    /// Nobody may have a file open on it.
+    /// Ends all its mounts below `elsewhere` and its own, and mounts it again.
+    /// No process may have a file open on it.
     pub(crate) async fn remount(&self, elsewhere: &Path) {
         for mount in mounts_below(elsewhere).iter().rev() {
             nix::mount::umount(mount).expect("a bind mount");

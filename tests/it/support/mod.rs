@@ -6,7 +6,7 @@
 //! Storage whose counters say what was asked of it (`localstore`). Everything
 //! a test makes is its own, so that tests run side by side.
 //!
-//! Where neither root nor user namespaces are to be had, such a test says
+//! Where neither root nor user namespaces are available, such a test says
 //! SKIPPED and fails, unless `OCI_MODEL_CSI_TEST_MAY_SKIP=1` lets it pass.
 //! What a test measures it reports on stderr as a line `figure: …`.
 

@@ -56,15 +56,15 @@ pub(crate) fn run_with_mounts(test: &str, body: impl FnOnce(&Path)) {
     check(test, &rerun(test, namespaces).env(SCRATCH, scratch.0.path()).output().expect("unshare"));
 }
 
-/// A directory that is removed with all its read-only directories, also by
-/// somebody who is root in the child's namespace only.
+/// A directory that is removed with all its read-only directories, also by a
+/// user who is root in the child's namespace only.
 struct Scratch(tempfile::TempDir);
 
 impl Drop for Scratch {
     fn drop(&mut self) {
         let mut open = vec![self.0.path().to_owned()];
         while let Some(directory) = open.pop() {
-            // What cannot be changed cannot be removed, which hurts nobody but the disk.
+            // A directory that cannot be changed cannot be removed, and only takes space.
             let _ = fs::set_permissions(&directory, Permissions::from_mode(0o700));
             let entries = fs::read_dir(&directory).into_iter().flatten().flatten();
             open.extend(

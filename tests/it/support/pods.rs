@@ -90,7 +90,7 @@ impl Model {
         format!("oci://{BUCKET}/{}", self.prefix)
     }
 
-    /// Writes its files into a new directory, as somebody else's download would.
+    /// Writes its files into a new directory, as another program's download would.
     pub(crate) fn fill(&self, directory: &Path) {
         fs::create_dir_all(directory.join("tokenizer")).expect("directories");
         for (name, bytes) in &*self.content {

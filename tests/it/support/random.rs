@@ -1,4 +1,4 @@
-//! Chance that can be had again: seeded, and the seed is told.
+//! Reproducible randomness: it is seeded, and the seed is reported.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

@@ -16,7 +16,7 @@ const LOOK: Duration = Duration::from_millis(20);
 
 /// Runs `body` with real mounts, in a namespace and an empty directory of its
 /// own. To be called by the test function itself, as
-/// `end_to_end(async |scratch| { … })`: the closure's type tells its name.
+/// `end_to_end(async |scratch| { … })`: the closure's type has its name.
 pub(crate) fn end_to_end(body: impl AsyncFnOnce(&Path)) {
     end_to_end_within(LIMIT, body);
 }

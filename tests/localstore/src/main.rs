@@ -225,7 +225,8 @@ fn ready(store: &LocalStore, config: Option<&Path>) -> Value {
     })
 }
 
-/// The file appears whole: whoever waits for it may read it.
+/// Announces the ready message on stdout, and in the file if one is given. The
+/// file appears complete, so that a process that waits for it may read it.
 fn announce(ready: &Value, file: Option<&Path>) -> anyhow::Result<()> {
     let line = format!("{ready}\n");
     if let Some(file) = file {

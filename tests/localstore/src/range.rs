@@ -32,7 +32,7 @@ impl ByteRange {
 }
 
 impl RangeHeader {
-    /// `None` for forms that HTTP tells servers to ignore (another unit, nonsense).
+    /// `None` for forms that servers must ignore (another unit, nonsense).
     pub(crate) fn parse(value: &str) -> Option<Self> {
         let (first, last) = value.trim().strip_prefix("bytes=")?.split_once('-')?;
         match (first, last) {

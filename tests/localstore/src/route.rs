@@ -87,7 +87,7 @@ pub(crate) struct Target {
 }
 
 impl Target {
-    /// Of a request that cannot be told apart further.
+    /// The target of a request that matches no route.
     pub(crate) fn unknown(path: &str) -> Self {
         Self {
             operation: Operation::Unknown,

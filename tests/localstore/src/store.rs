@@ -226,7 +226,7 @@ impl LocalStore {
         Ok(token)
     }
 
-    /// Accepts a token of somebody else's making, until it expires.
+    /// Accepts a foreign token, until it expires.
     pub fn register_token(
         &self,
         token: &str,
@@ -335,7 +335,7 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         if let Some(stop) = self.stop.take() {
-            // Nobody listens when the thread has ended already.
+            // There is no receiver when the thread has ended already.
             let _ = stop.send(());
         }
         if let Some(thread) = self.thread.take()

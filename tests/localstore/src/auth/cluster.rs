@@ -223,7 +223,7 @@ mod tests {
     const HOUR: Duration = Duration::from_secs(3600);
 
     #[test]
-    fn a_token_is_believed_until_it_expires_and_only_with_its_signature() {
+    fn a_token_is_accepted_until_it_expires_and_only_with_its_signature() {
         let (cluster, now) = (Cluster::default(), SystemTime::now());
         let token = cluster.issue("team-a", "vllm", Some("u"), now, HOUR).unwrap();
         let subject = cluster.subject_of(&token, now).unwrap();

@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn torn_input_is_none() {
+    fn truncated_input_is_none() {
         let vectors = vectors::load();
         let (_, spki) = from_pem(vectors["public_key_spki"].as_str().unwrap()).unwrap();
         for len in 0..spki.len() {

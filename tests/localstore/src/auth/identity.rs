@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn key_ids_of_other_forms_are_not_taken() {
+    fn key_ids_of_other_forms_are_refused() {
         assert!(split_key_id("t/fed-x509/AA:BB").is_some());
         assert!(split_key_id("t/fed-x509-sha256/aa:bb").is_some());
         for other in ["t/fed-x509", "t/u/aa:bb", "ST$x.y.z", "t/fed-x509/AA/BB"] {

@@ -20,7 +20,7 @@ pub(crate) const WITH_BODY: &[&str] =
 pub(crate) const FEDERATION: &[&str] =
     &["(request-target)", "content-length", "content-type", "x-content-sha256"];
 
-/// Why a request is not authenticated. The client is told none of this.
+/// Why a request is not authenticated. The client never sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Refusal {
     NoAuthorization,

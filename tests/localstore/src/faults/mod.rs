@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn a_throttle_spreads_its_rate_over_all_who_send() {
+    fn a_throttle_spreads_its_rate_over_all_senders() {
         let throttle = Throttle::new(1000);
         let first = throttle.spend(100);
         let second = throttle.spend(100);

@@ -219,7 +219,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rules_are_read_as_the_documentation_writes_them() {
+    fn rules_are_parsed_as_documented() {
         let json = r#"{"match": {"operation": "upload_part", "object": "*.bin"}, "skip": 1,
             "times": 2, "action": {"status": {"code": 503, "retry_after": 1}}}"#;
         let rule = Rule::new(Action::retry_after(503, 1))

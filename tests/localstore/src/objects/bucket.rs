@@ -140,7 +140,7 @@ impl Bucket {
         }
     }
 
-    /// Brings the plain files up to date.
+    /// Updates the plain files from the directory.
     fn rescan(&self) {
         let names = plain::scan(&self.dir);
         let stale: Vec<String> = {

@@ -1,4 +1,4 @@
-//! Files that stand in a bucket's directory are objects: the relative path is the name.
+//! Files in a bucket's directory are objects: the relative path is the name.
 
 use std::collections::HashSet;
 use std::fs::{self, Metadata};

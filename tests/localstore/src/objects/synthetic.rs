@@ -9,8 +9,8 @@ const PAGES: usize = 16;
 const STAMP: usize = 8;
 
 /// The bytes of one seed. Pages repeat a random pattern and begin with a stamp
-/// of their number, so filling costs little more than a copy, and a page that
-/// stands in a wrong place shows.
+/// of their number, so filling costs little more than a copy, and a misplaced
+/// page is noticed.
 #[derive(Debug)]
 pub(crate) struct Synthetic {
     seed: u64,

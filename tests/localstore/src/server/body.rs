@@ -184,7 +184,7 @@ impl ObjectBody {
         context: &mut Context<'_>,
     ) -> Poll<Option<io::Result<Bytes>>> {
         if how == Break::Stall {
-            // Nobody will wake this body; the connection's end drops it.
+            // Nothing wakes this body; the connection's end drops it.
             return Poll::Pending;
         }
         if !self.breaking {

@@ -26,7 +26,7 @@ const MAX_JSON: usize = 8 * 1024 * 1024;
 /// How much of a refused upload is read before the connection is given up.
 const MAX_DRAIN: usize = 256 * 1024 * 1024;
 
-/// A request: its line, its headers, its body until somebody takes it.
+/// A request: its line, its headers, and its body until a handler takes it.
 pub(crate) struct Call {
     pub(crate) state: Arc<State>,
     pub(crate) reset: ResetSwitch,

@@ -78,7 +78,7 @@ fn a_status_comes_with_ocis_code_and_retry_after() {
 }
 
 #[test]
-fn a_rule_passes_over_the_first_and_ends_after_its_times() {
+fn a_rule_skips_the_first_requests_and_ends_after_its_count() {
     let store = store();
     store.faults().add(Rule::new(Action::status(500)).operation(Operation::Get).skip(1).times(2));
     let mut client = Client::new(&store);

@@ -154,7 +154,7 @@ impl Instance {
 }
 
 #[test]
-fn a_token_is_bought_with_the_certificate_and_dies_with_its_time() {
+fn a_certificate_is_exchanged_for_a_token_that_expires() {
     let store = LocalStore::builder().token_ttl(Duration::from_secs(1)).start().unwrap();
     let mut instance = Instance::new(&store);
     let key_id = instance.sha1_key_id(store.tenancy());
@@ -185,7 +185,7 @@ fn a_token_is_bought_with_the_certificate_and_dies_with_its_time() {
 }
 
 #[test]
-fn the_go_form_of_the_exchange_is_taken_too() {
+fn the_go_form_of_the_exchange_is_accepted_too() {
     let store = LocalStore::builder().start().unwrap();
     let mut instance = Instance::new(&store);
     let hash = digest(&SHA256, &instance.certificate);
@@ -229,7 +229,7 @@ fn an_exchange_with_anything_wrong_is_refused() {
 }
 
 #[test]
-fn tokens_can_be_registered_and_ended_by_hand() {
+fn tokens_can_be_registered_and_revoked_by_hand() {
     let (store, _) = store_and_signer();
     let mut signer = Signer::generate("");
     let token = store.issue_token("pod", &signer.public(), Duration::from_secs(60)).unwrap();
@@ -314,7 +314,7 @@ fn a_service_account_gets_a_token_for_its_session_key_and_sees_what_is_granted()
 }
 
 #[test]
-fn a_service_account_token_that_is_not_the_clusters_or_has_expired_buys_nothing() {
+fn a_foreign_or_expired_service_account_token_is_refused() {
     let store = LocalStore::builder().cluster_token("opaque", "team-a", "a").start().unwrap();
     let other = LocalStore::builder().start().unwrap();
     let mut client = Client::new(&store);

@@ -93,7 +93,7 @@ fn an_empty_object_has_no_range() {
 }
 
 #[test]
-fn head_tells_everything_but_the_bytes() {
+fn head_returns_everything_but_the_bytes() {
     let store = open_store();
     let etag = store.put("b", "x", b"123456789").unwrap();
     let mut client = Client::new(&store);
