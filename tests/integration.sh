@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The Rust integration tests: first those that may run beside each other, then
-# those that measure time or memory and want the machine for themselves.
-# Arguments are for the test programs.
+# Runs the Rust integration tests: first those that may run in parallel, then
+# those that measure time or memory and need the machine for themselves.
+# Arguments go to the test programs.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

@@ -4,9 +4,9 @@
 #
 #   venv="$(tests/tools.sh)" && "$venv/bin/pytest" tests/clients
 #
-# The path names the digest of the requirements, so that a change makes another
-# environment and an unchanged one is found at once. Calls at the same time wait
-# for the first. May also be sourced: then $OCI_MODEL_CSI_TOOLS is the path.
+# The path has the digest of the requirements, so that a change makes another
+# environment and an unchanged one is found at once. Concurrent calls wait for the
+# first. May also be sourced: then $OCI_MODEL_CSI_TOOLS is the path.
 
 oci_model_csi_tools() (
     set -euo pipefail
@@ -20,7 +20,7 @@ oci_model_csi_tools() (
     mkdir -p "$cache"
     exec 9>"$venv.lock"
     flock 9
-    # The marker is the last thing written: without it the environment is a torn one.
+    # The marker is written last: without it the environment is incomplete.
     if [ ! -e "$venv/complete" ]; then
         rm -rf "$venv"
         echo "tools: installing $requirements into $venv" >&2

@@ -18,7 +18,7 @@ COMPARTMENT = "ocid1.compartment.oc1..x"
 
 
 class Store:
-    """The server process and its own interface."""
+    """The server process and its admin interface."""
 
     def __init__(self, directory, *arguments, root=None):
         directory.mkdir()
@@ -61,7 +61,7 @@ class Store:
         return self.stats()["requests"].get(operation, {}).get(str(status), 0)
 
     def environment(self, **more):
-        """Nothing of the caller's own OCI settings, nor of its proxies."""
+        """The environment without the caller's own OCI settings and proxies."""
         kept = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
         return {
             **kept,
@@ -81,14 +81,14 @@ class Store:
         )
 
     def oci(self, *arguments, env=None, fails=False):
-        """Runs the oci CLI; its JSON, or its error text where it must fail."""
+        """Runs the oci CLI and returns its JSON, or its error text where it must fail."""
         env = env or self.environment(OCI_CLI_CONFIG_FILE=self.config)
         command = [TOOLS / "oci", "--endpoint", self.endpoint, *arguments]
         run = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
         assert (run.returncode != 0) == fails, f"{command}\n{run.stdout}\n{run.stderr}"
         if fails:
             return run.stdout + run.stderr
-        # The CLI talks about its progress before its result.
+        # The CLI prints its progress before its result.
         start = run.stdout.find("{")
         return json.loads(run.stdout[start:]) if start >= 0 else None
 
@@ -127,7 +127,7 @@ def store(start):
 
 @pytest.fixture
 def tree(tmp_path):
-    """A directory with what makes uploads hard: its files by relative name."""
+    """A directory of files that are difficult to upload, by relative name."""
     files = {
         "config.json": b"{}",
         "empty.bin": b"",

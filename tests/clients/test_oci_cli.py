@@ -107,7 +107,7 @@ def test_buckets_and_objects_come_and_go(store, tmp_path):
 
 def test_an_interrupted_upload_is_resumed(store, tree):
     store.create_bucket("b")
-    # The second of four parts is refused for good.
+    # The second of four parts is always refused.
     store.fault({"status": {"code": 400, "oci_code": "InvalidParameter"}},
                 match={"operation": "upload_part"}, skip=1, times=1)
     store.object("put", "b", "--name", "x", "--file", tree / "big.bin", "--part-size", "1",

@@ -27,7 +27,7 @@ CAT, KITTEN, RATES = (
 
 
 def lay_out_the_model(directory):
-    """What the wordllama wheel ships, under the names that models have."""
+    """Copies the files of the wordllama wheel, under the usual names of a model."""
     package = Path(wordllama.__file__).parent
     directory.mkdir()
     shutil.copy(package / "weights/l2_supercat_256.safetensors", directory / "model.safetensors")
@@ -38,7 +38,7 @@ def lay_out_the_model(directory):
 
 
 def similarities(directory):
-    """How near the kitten and the interest rates are to the cat, by this model."""
+    """The similarity of the kitten and of the interest rates to the cat, by this model."""
     weights = load_file(directory / "model.safetensors")["embedding.weight"]
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
     model = WordLlamaInference(weights, tokenizer)

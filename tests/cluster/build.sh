@@ -6,8 +6,8 @@
 #
 #   CLUSTER_TOOLS="$(tests/cluster/build.sh)"
 #
-# Each part is kept in ~/.cache/oci-model-csi by the digest of what it is made
-# of. Calls at the same time wait for the first. Needs Go, apt-get and dpkg.
+# Each part is kept in ~/.cache/oci-model-csi by the digest of its sources.
+# Concurrent calls wait for the first. Needs Go, apt-get and dpkg.
 set -euo pipefail
 
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
@@ -27,8 +27,8 @@ flock 9
 
 export CGO_ENABLED=0 GOTOOLCHAIN=local
 
-# part NAME DIGEST COMMAND...: the directory of a part, made by the command in a
-# directory of its own unless it is there.
+# part NAME DIGEST COMMAND...: prints the directory of a part. If it is missing, the
+# command makes it in a directory of its own.
 part() {
     local name="$1" digest="$2" directory
     shift 2

@@ -109,7 +109,7 @@ def busybox(tools, output):
 
 
 def program(tools, output, name, images):
-    """A static program, under the names of images with their first arguments."""
+    """Saves a static program under several image names, each with its first arguments."""
     for image, arguments in images.items():
         layer = Layer()
         layer.file((tools / "bin" / name).resolve(), f"bin/{name}")

@@ -8,7 +8,7 @@ scratch="$1"
 mount --make-rprivate /
 mount -t proc proc /proc
 
-# What kubelet sets for the whole machine it sets in these files.
+# kubelet's settings for the whole machine go to these files.
 mkdir -p "$scratch/sysctl"
 for setting in vm/overcommit_memory=1 vm/panic_on_oom=0 kernel/panic=10 kernel/panic_on_oops=1 \
     kernel/keys/root_maxkeys=1000000 kernel/keys/root_maxbytes=25000000; do

@@ -1,4 +1,4 @@
-"""What a user does with kubectl and helm, and what he reads."""
+"""Users' actions with kubectl and helm, and the output that they see."""
 
 import json
 import time
@@ -72,7 +72,7 @@ def storage_class(name, binding="WaitForFirstConsumer", **parameters):
 
 
 class Team:
-    """A namespace, and what its users can do."""
+    """A namespace, and the actions of its users."""
 
     def __init__(self, name):
         self.name = name
@@ -89,7 +89,7 @@ class Team:
         return self.kubectl("apply", "--filename", "-", text=text)
 
     def start(self, name, volumes=None, seconds=90, condition="condition=Ready", **how):
-        """A pod that runs, or came to another condition."""
+        """Starts a pod and waits until it is ready or meets another condition."""
         self.apply(pod(name, volumes, **how))
         self.wait(name, seconds=seconds, condition=condition)
 
@@ -117,7 +117,7 @@ class Team:
         return [f"{event['reason']}: {event.get('message') or event.get('note')}" for event in found]
 
     def says(self, name, *parts, kind="pod", seconds=90):
-        """What `kubectl describe` says, once all the parts are in it."""
+        """The output of `kubectl describe`, once all the parts are in it."""
         def there():
             text = self.describe(name, kind)
             missing = [part for part in parts if part not in text]
@@ -142,7 +142,7 @@ class Team:
         return [line for line in mountinfo() if f"/pods/{uid}/volumes/kubernetes.io~csi/" in line]
 
     def delete(self, *names, seconds=60):
-        """Deletes pods, and waits until kubelet has let go of them."""
+        """Deletes pods, and waits until kubelet has released them."""
         self.kubectl("delete", "pod", *names, "--ignore-not-found", f"--timeout={seconds}s", seconds=seconds + 10)
 
     def remove(self):
@@ -171,7 +171,7 @@ class Helm:
 
 
 def driver_pod(component="node"):
-    """The name of the driver's pod that is not on its way out."""
+    """The name of the driver's pod that is not terminating."""
     found = json.loads(kubectl("--namespace", RELEASE, "get", "pods", "--output", "json", "--selector",
                                f"app.kubernetes.io/component={component}"))["items"]
     [name] = [one["metadata"]["name"] for one in found if "deletionTimestamp" not in one["metadata"]]
@@ -193,5 +193,5 @@ def uptime():
 
 
 def pause(seconds):
-    """For what is to be seen at a time, not waited for."""
+    """Pauses where a state is observed at a given time and not waited for."""
     time.sleep(seconds)

@@ -25,7 +25,7 @@ PATH = ":".join(map(str, [TOOLS / "bin", RUNTIME / "usr/bin", RUNTIME / "usr/sbi
 
 
 def run(*command, seconds=60, text=None, fails=False):
-    """What a command says on stdout; or on both, where it must fail (or, with None, may)."""
+    """Runs a command and returns its stdout; or both outputs, where it must fail (or, with None, may)."""
     done = subprocess.run([str(part) for part in command], input=text, capture_output=True, text=True,
                           timeout=seconds, env={**os.environ, "PATH": PATH, "KUBECONFIG": str(KUBECONFIG)})
     assert fails is None or (done.returncode != 0) == fails, f"{' '.join(map(str, command))}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
@@ -33,7 +33,7 @@ def run(*command, seconds=60, text=None, fails=False):
 
 
 def until(what, holds, seconds=60, every=0.2):
-    """Waits until `holds()` is true, and gives what it gave."""
+    """Waits until `holds()` is true, and returns its result."""
     deadline = time.monotonic() + seconds
     error = None
     while time.monotonic() < deadline:
@@ -136,7 +136,7 @@ def containerd():
 version = 2
 root = "/var/lib/containerd"
 state = "/run/containerd"
-# It would make its directory on the machine.
+# It would create its directory on the machine.
 disabled_plugins = ["io.containerd.internal.v1.opt"]
 [grpc]
 address = "{CONTAINERD}"
@@ -237,6 +237,6 @@ class Node:
         self.kubelet.start()
 
     def diagnosis(self):
-        """The last words of each process."""
+        """The last log lines of each process."""
         processes = (self.kubelet, self.containerd, self.etcd, self.api, *self.controllers)
         return "\n".join(f"--- {process.name}\n{process.tail()}" for process in processes if process.log.exists())

@@ -25,7 +25,7 @@ for tool in apt-get dpkg cargo gcc go ip nsenter openssl setpriv unshare; do
     command -v "$tool" >/dev/null || { echo "cluster: $tool is missing" >&2; exit 1; }
 done
 
-# A kubelet needs cgroups that can be made, and all needs namespaces.
+# kubelet needs to create cgroups, and the cluster needs namespaces.
 possible() {
     local at=/sys/fs/cgroup probe
     [ -e "$at/cgroup.controllers" ] || at="$at/memory"
@@ -45,7 +45,7 @@ else
     mkdir -p "$scratch"
     scratch="$(cd "$scratch" && pwd)"
 fi
-# cgroups of this cluster's own: a kubelet removes those of pods it does not know.
+# This cluster has its own cgroups: kubelet removes those of pods that it does not know.
 group="oci-model-csi-$(printf %s "$scratch" | sha256sum | cut -c1-12)"
 
 holder() { cat "$scratch/holder.pid" 2>/dev/null; }
@@ -54,8 +54,8 @@ alive() {
     pid="$(holder)" && tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -qF "$here/init.sh $scratch"
 }
 
-# Ends the cluster's first process: with it go its processes, its mounts and its
-# network. Then its cgroups, which are empty, and its files.
+# Ends the cluster's first process, which ends all its processes, mounts and its
+# network. Then removes its empty cgroups and its files.
 down() {
     local pid tries
     if alive; then
@@ -83,9 +83,9 @@ started=$SECONDS
 venv="$("$root/tests/tools.sh" "$here/requirements.txt")"
 tools="$(PYTHON="$venv/bin/python" "$here/build.sh")"
 
-# What is in the image is linked statically. The development build shares all
-# of its crates with the tests' but the ones that the workspace builds with other
-# features; what is shipped (profile dist) takes minutes more.
+# The program in the image is linked statically. The development build shares its
+# crates with the tests', except those that the workspace builds with other
+# features. The release build (profile dist) takes minutes more.
 image="${E2E_IMAGE:-$scratch/oci-model-csi.tar}"
 build="${E2E_IMAGE:+the one that was given}"
 if [ ! -e "$image" ]; then
@@ -111,7 +111,7 @@ if ! alive; then
     for _ in $(seq 100); do [ -e "$scratch/ready" ] && break; sleep 0.1; done
     [ -e "$scratch/ready" ] || { cat "$scratch/init.log" >&2; exit 1; }
     tr -d ' ' <"/proc/$unshared/task/$unshared/children" >"$scratch/holder.pid"
-    # Not one of this shell's jobs, so that nothing is said when it is killed.
+    # Not a job of this shell, so that the shell prints nothing when it is killed.
     disown
 fi
 

@@ -35,7 +35,7 @@ class Store:
         until("the local Object Storage", self.ready.exists)
 
     def secret(self):
-        """The oci CLI's file and its key, as the chart wants them."""
+        """The oci CLI's file and its key, in the form of the chart."""
         parser = configparser.ConfigParser(interpolation=None)
         parser.read(self.config / "config")
         profile = dict(parser["DEFAULT"])
@@ -65,21 +65,21 @@ class Store:
         self.admin("objects", {"bucket": bucket, "name": name, "size": size})
 
     def slow(self, prefix, bytes_per_second):
-        """Answers for objects under a prefix come at this rate, all together."""
+        """Limits the rate of all answers for objects under a prefix together."""
         return self.fault({"operation": "get", "object": f"{prefix}*"}, {"bandwidth": {"bytes_per_sec": bytes_per_second}})
 
     def fault(self, match, action):
-        """A rule until `heal`; its number."""
+        """Adds a fault rule until `heal`, and returns its number."""
         number = self.admin("faults", {"match": match, "action": action})["id"]
         self.rules.append(number)
         return number
 
     def heal(self, *rules):
-        """Takes rules back, by default all of the running test."""
+        """Removes rules, by default all of the running test."""
         for number in rules or list(self.rules):
             self.rules.remove(number)
             self.admin(f"faults/{number}", method="DELETE")
 
     def sent(self, bucket, name):
-        """Bytes of an object that were sent, so far."""
+        """Bytes of an object that were sent so far."""
         return self.admin("stats")["object_bytes"].get(f"{bucket}/{name}", 0)

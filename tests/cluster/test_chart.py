@@ -1,4 +1,4 @@
-"""The API server takes what the chart, the kustomizations and the examples say."""
+"""The API server accepts the objects of the chart, the kustomizations and the examples."""
 
 import pytest
 import yaml
@@ -9,7 +9,7 @@ VALUES = sorted((CHART / "ci").glob("*-values.yaml"))
 OVERLAYS = [REPOSITORY / "deploy/kustomize/base", *sorted((REPOSITORY / "deploy/kustomize/overlays").iterdir())]
 EXAMPLES = [path for path in sorted((REPOSITORY / "deploy/examples").rglob("*.yaml"))
             if not path.stem.endswith("values")]
-# Kinds of operators that this cluster has not.
+# Kinds of operators that are not installed in this cluster.
 ELSEWHERE = ("monitoring.coreos.com/", "security.openshift.io/")
 
 
@@ -18,7 +18,7 @@ def accepted(text):
     known = [one for one in objects if not one["apiVersion"].startswith(ELSEWHERE)]
     for namespace in {one["metadata"].get("namespace", RELEASE) for one in known}:
         kubectl("create", "namespace", namespace, fails=None)
-    # A pod is looked at together with its service account, which a dry run does not make.
+    # A pod is checked together with its service account, which a dry run does not create.
     accounts = [one for one in known if one["kind"] == "ServiceAccount" and one["metadata"].get("namespace", RELEASE) != RELEASE]
     if accounts:
         apply(*accounts)

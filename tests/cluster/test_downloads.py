@@ -14,8 +14,8 @@ MOMENTS = (30, 130)
 
 
 class Slow:
-    """A pod that waits for a long download, begun with the session so that other
-    tests run meanwhile, and what a user reads of it at certain moments."""
+    """A pod that waits for a long download, and what a user sees of it at certain
+    moments. The download starts with the session, and other tests run meanwhile."""
 
     def __init__(self, store):
         self.team = Team(f"patient-{os.getpid()}")

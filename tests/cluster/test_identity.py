@@ -4,7 +4,7 @@ import pytest
 from kube import inline, pod
 from store import ENDPOINT, PRIVATE, READER, STRANGER
 
-# What an OKE cluster has at its own address, the store has at its.
+# The store serves at its own address what an OKE cluster serves at its address.
 VALUES = {
     "csiDriver": {"tokenRequests": [{"audience": ""}]},
     "config": {"objectStorage": {"buckets": [{"name": PRIVATE, "auth": "oke_workload_identity"}]}},
@@ -26,7 +26,7 @@ def test_a_pod_reads_with_the_token_of_its_own_service_account_and_another_does_
         assert team.exec("reader", "cat /model/config.json") == "secret"
         callers = {one["caller"] for one in store.admin("requests") if f"/b/{PRIVATE}/" in one["target"]}
         assert callers == {f"system:serviceaccount:{team.name}:{READER}"}, "a token that the API server signed"
-        # What is in the cache is no other account's.
+        # A cached model is not given to another account.
         team.apply(pod("stranger", volume, spec=accounts[STRANGER]))
         said = team.answered("stranger", f"request.principal.service_account='{STRANGER}'",
                              f"request.principal.namespace='{team.name}'")

@@ -7,7 +7,7 @@ import pytest
 from kube import DRIVER, RELEASE, driver_pod, driver_says, get, inline, kubectl, mountinfo, pod
 from node import ADDRESS, LOGS, NODE, ctr, run, until
 
-# Reads the whole model again and again, and counts how that went.
+# Reads the whole model repeatedly, and counts successes and failures.
 READER = """
 while :; do
     if cat /model/config.json /model/weights.bin >/dev/null; then echo ok; else echo failed; fi >>/tmp/reads
@@ -28,7 +28,7 @@ class Reader:
         return said.count("ok"), said.count("failed")
 
     def reads_on(self):
-        """Waits for more reads; how many failed so far."""
+        """Waits for more reads, and returns how many failed so far."""
         before, _ = self.reads()
         until("more reads", lambda: self.reads()[0] > before + 5)
         return self.reads()[1]
@@ -133,7 +133,7 @@ def test_events_that_the_api_server_refuses_delay_no_pod(team, store, helm):
     for name, change, said in (
             ("unreachable", {"node": {"env": [{"name": "OCI_MODEL_CSI_KUBERNETES_API", "value": f"https://{ADDRESS}:1"}]}},
              "posting an event failed"),
-            # The annotation restarts the driver, which else were silent for minutes once it may write again.
+            # The annotation restarts the driver, which would otherwise be silent for minutes once it may write again.
             ("forbidden", {"rbac": {"create": False}, "controller": {"enabled": False},
                            "node": {"podAnnotations": {"e2e.example/test": "forbidden"}}},
              "the API server does not let the driver write events")):

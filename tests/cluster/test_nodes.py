@@ -1,4 +1,4 @@
-"""What the driver does with its Node object."""
+"""The driver's changes to its Node object."""
 
 import pytest
 from kube import RELEASE, apply, driver_pod, get, inline, kubectl, pod
@@ -17,7 +17,7 @@ def test_a_startup_taint_keeps_pods_off_until_the_driver_is_registered(team, sto
     assert TAINT in taints()
     team.apply(pod("patient", {"model": inline("tiny/")}))
     team.says("patient", "untolerated taint")
-    # The driver looks when it is registered, as on a node that is new.
+    # The driver checks when it is registered, as on a new node.
     kubectl("--namespace", RELEASE, "rollout", "restart", "daemonset/oci-model-csi-node")
     until("the taint's end", lambda: TAINT not in taints(), seconds=90)
     team.wait("patient")

@@ -1,11 +1,11 @@
-"""Who may mount what, as administrators write it and users read it."""
+"""Policy rules, from the administrator's configuration to the messages that users see."""
 
 import pytest
 from kube import RELEASE, apply, claim, driver_pod, get, inline, kubectl, pod, storage_class
 from node import until
 
 def node_plugin():
-    """Which pod the driver is on the node."""
+    """The pod of the driver on the node."""
     return get("pod", driver_pod(), RELEASE)["metadata"]["uid"]
 
 
@@ -32,7 +32,7 @@ def test_the_refusal_of_a_namespace_names_the_rule_that_would_allow_it(team, sto
         print(f"figure: what kubectl describe says of a denied namespace: {said}")
         team.says("outsider", "ModelPullFailed")
         team.answered("outside", "PermissionDenied", kind="persistentvolumeclaim")
-        # The administrator adds the namespace, and the pod starts by itself.
+        # The administrator adds the namespace, and the pod starts without help.
         install(helm, {**allowed, "namespaces": [team.name]})
         team.wait("outsider", seconds=240)
         assert node_plugin() == plugin
@@ -59,7 +59,7 @@ def test_an_annotation_of_a_claim_names_its_model(team, store):
     print(f"figure: what kubectl describe pvc says without the annotation: {said}")
     for claim_name in ("wrong-model", "unnamed-model"):
         team.says(claim_name, "ModelPullFailed", kind="persistentvolumeclaim")
-    # What was missing comes: both start by themselves.
+    # Both start without help once the missing parts are added.
     store.put("models", "by-annotation/phi4/config.json", "phi4")
     team.kubectl("annotate", "persistentvolumeclaim", "unnamed-model", "oci-model-csi.dev/model=phi4")
     team.wait("wrong", "unnamed", seconds=180)

@@ -1,4 +1,4 @@
-"""What a user reads who wrote something that cannot be."""
+"""The messages that users see for invalid objects."""
 
 import json
 import shutil
@@ -135,7 +135,7 @@ def test_a_configuration_with_an_unknown_key_stops_the_driver_with_file_and_line
     def ended():
         status = json.loads(second.kubectl("get", second.pod(), "--output", "json"))["status"]
         [driver] = [one for one in status["containerStatuses"] if one["name"] == "driver"]
-        if driver["ready"]:  # kubelet still had the configuration of before in hand
+        if driver["ready"]:  # kubelet still had the previous configuration
             second.kubectl("delete", second.pod(), "--timeout=60s", seconds=70)
         return (driver["lastState"].get("terminated") or driver["state"].get("terminated"))["exitCode"] == 2
     until("exit code 2", ended, seconds=120, every=2)

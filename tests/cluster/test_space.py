@@ -64,7 +64,7 @@ def test_a_node_under_disk_pressure_loses_its_pods_but_not_the_driver_nor_its_ca
     driver, held = driver_pod(), team.mounts("evicted")
     assert len(held) == 1
     try:
-        # As if the disk were full: kubelet wants more free than there is. (It takes 100% for "never".)
+        # As if the disk were full: kubelet requires more free space than there is. (It treats 100% as "never".)
         node.restart_kubelet(evictionHard={"nodefs.available": "99%"}, evictionPressureTransitionPeriod="1s")
         until("the pressure", pressure, seconds=120)
         until("the eviction", lambda: get("pod", "evicted", team.name)["status"].get("reason") == "Evicted", seconds=120)

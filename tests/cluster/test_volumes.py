@@ -45,7 +45,7 @@ def test_no_user_of_a_pod_can_change_a_model_and_any_can_read_it(team, store):
             said = team.exec(name, attempt, fails=True)
             assert "Read-only file system" in said or "Permission denied" in said, f"{attempt}: {said}"
         assert "ro" in team.exec(name, "grep ' /model ' /proc/mounts").split()[3].split(",")
-        # The runtime's own mount, which is what the container has, may keep less.
+        # The container has the runtime's own mount, which may keep fewer flags.
         [mount] = team.mounts(name)
         assert {"ro", "nosuid", "nodev"} <= set(mount.split()[5].split(","))
     assert team.exec("unprivileged", "id -u").strip() == "65534"
@@ -74,7 +74,7 @@ def test_a_claim_of_a_class_per_bucket_is_the_model_of_its_name(team, store):
     assert volume["spec"]["accessModes"] == ["ReadOnlyMany"]
     assert int(bound["status"]["capacity"]["storage"]) == (3 << 20) + len('{"model_type": "llama"}'), "the model's size"
 
-    # The claim goes, and the volume with it; the objects stay.
+    # The claim is deleted with its volume; the objects stay.
     team.delete("first", "second")
     team.kubectl("delete", "persistentvolumeclaim", "llama", "--timeout=60s", seconds=70)
     until("the volume's end", lambda: kubectl("get", "persistentvolume", volume["metadata"]["name"],

@@ -13,7 +13,7 @@ CHART = REPOSITORY / "deploy/helm/oci-model-csi"
 KUSTOMIZE = REPOSITORY / "deploy/kustomize"
 VALUES = sorted((CHART / "ci").glob("*-values.yaml"))
 TOOLS = Path(os.environ.get("DEPLOY_TOOLS", "/nowhere"))
-# What tests of single values start from.
+# The base of tests of single values.
 BASE = CHART / "ci/base-values.yaml"
 
 
@@ -23,19 +23,19 @@ def pytest_configure(config):
 
 
 def run(tool, *arguments, text=None):
-    """Runs one of the tools, whatever comes of it."""
+    """Runs one of the tools, whether it succeeds or not."""
     return subprocess.run([TOOLS / tool, *map(str, arguments)], input=text, text=True, capture_output=True)
 
 
 @functools.cache
 def helm(*arguments, kubernetes="1.35.4"):
-    """`helm template` as it is installed by the documents."""
+    """`helm template` with the arguments of the documented installation."""
     return run("helm", "template", "oci-model-csi", CHART, "--namespace", "oci-model-csi",
                "--kube-version", kubernetes, *arguments)
 
 
 def rendered(*arguments, kubernetes="1.35.4"):
-    """The YAML that the chart makes of these arguments."""
+    """The YAML that the chart renders with these arguments."""
     done = helm(*arguments, kubernetes=kubernetes)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -43,7 +43,7 @@ def rendered(*arguments, kubernetes="1.35.4"):
 
 @functools.cache
 def kustomized(directory):
-    """The YAML that a kustomization makes."""
+    """The YAML that a kustomization renders."""
     done = run("kustomize", "build", directory)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -61,7 +61,7 @@ def objects(text):
 
 
 def chart(*arguments, **how):
-    """The objects that the chart makes of these arguments."""
+    """The objects that the chart renders with these arguments."""
     return objects(rendered(*arguments, **how))
 
 

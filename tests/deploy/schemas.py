@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes JSON schemas for kubeconform out of what Go modules carry:
+"""Makes JSON schemas for kubeconform from files of Go modules:
 
     schemas.py DIRECTORY
 
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import yaml
 
-# The oldest that the chart takes, those that OKE has or will have next, and the newest.
+# The oldest version that the chart supports, those that OKE has or will have next, and the newest.
 KUBERNETES = ["v1.29.6", "v1.33.13", "v1.34.4", "v1.35.4", "v1.37.2"]
 OPERATOR = "v0.85.0"
 CRDS = ["podmonitors", "prometheusrules"]
@@ -30,7 +30,7 @@ LOOSE = {
 
 
 def module(name, version, directory):
-    """Where a Go module's files are. The module cache is one that is thrown away: they are large."""
+    """The directory of a Go module's files. The module cache is temporary, since it is large."""
     environment = {**os.environ, "GOMODCACHE": directory, "GOFLAGS": "-modcacherw"}
     answer = subprocess.run(
         ["go", "mod", "download", "-json", f"{name}@{version}"],
@@ -39,7 +39,7 @@ def module(name, version, directory):
 
 
 def strict(schema):
-    """The schema, and all that it holds, without unknown fields."""
+    """The schema and all nested schemas, with unknown fields forbidden."""
     if isinstance(schema, list):
         return [strict(one) for one in schema]
     if not isinstance(schema, dict):
@@ -82,7 +82,7 @@ def operator(into):
     for resource in resources:
         [version] = resource["spec"]["versions"]
         schema = version["schema"]["openAPIV3Schema"]
-        # What every object has, and the resource's own schema does not say.
+        # The fields of every object, which the resource's own schema lacks.
         schema["properties"]["metadata"] = {"type": "object"}
         spec = resource["spec"]
         file = into / file_name(spec["names"]["kind"], spec["group"], version["name"])

@@ -1,4 +1,4 @@
-"""What the chart renders, for every set of values in its ci/."""
+"""The objects of the chart, for every set of values in its ci/."""
 
 import json
 import re
@@ -39,12 +39,12 @@ def test_every_value_is_in_the_schema_and_every_key_of_the_schema_has_a_value():
     values = yaml.safe_load((CHART / "values.yaml").read_text())
     schema = json.loads((CHART / "values.schema.json").read_text())
     assert schema["additionalProperties"] is False
-    # Where the default is an empty object, the schema knows more than the values.
+    # Where the default is an empty object, the schema has more keys than the values.
     empty = {path for path in leaves(values) if any(one.startswith(f"{path}.") for one in known(schema))}
     assert empty == {".sidecars.seLinuxOptions"}
     in_values = set(leaves(values)) - empty
     in_schema = {one for one in known(schema) if not any(one.startswith(f"{path}.") for path in empty)} - {".global"}
-    # And the other way round: objects of Kubernetes, whose keys the schema does not list.
+    # The opposite case: objects of Kubernetes, whose keys the schema does not list.
     inside = {path for path in in_values if any(path.startswith(f"{one}.") for one in in_schema)}
     assert in_values - inside <= in_schema
     assert {one for one in in_schema if not any(f"{path}.".startswith(f"{one}.") for path in in_values)} == set()
@@ -80,7 +80,7 @@ def test_every_flag_of_the_driver_is_one_that_it_has(values):
         assert command in ("node", "controller")
         names = [flag.split("=")[0] for flag in flags]
         assert len(set(names)) == len(names), "the driver refuses a flag that is given twice"
-        # A variable is a flag too, and one that commands in the container have as well.
+        # A variable replaces a flag, also for commands in the container.
         variables = [one["name"] for one in container(template)["env"] if one["name"].startswith("OCI_MODEL_CSI_")]
         names += ["--" + name.removeprefix("OCI_MODEL_CSI_").lower().replace("_", "-") for name in variables]
         assert set(names) <= documented
@@ -163,7 +163,7 @@ def test_paths_are_the_same_on_both_sides_and_where_kubelet_looks(values):
     assert registrar["kubelet-registration-path"] == f"{host['plugin']['path']}/csi.sock"
     assert flags["csi-endpoint"] == f"unix://{registrar['csi-address']}"
     assert flags["driver-name"] == name
-    # `kubectl exec … oci-model-csi cache` asks the driver at its place in the cache.
+    # `kubectl exec … oci-model-csi cache` finds the driver's socket in the cache.
     assert "admin-endpoint" not in flags and "cache-dir" not in str(container(template)["args"])
     config = yaml.safe_load(found["ConfigMap", config_name(found)]["data"]["config.yaml"])
     assert config["cache"]["dir"] == flags["cache-dir"]
@@ -295,7 +295,7 @@ def test_without_an_admission_policy_the_node_plugin_changes_no_node():
     assert rights("1.31.9") == (False, False, ["--startup-taint="])
     assert rights("1.32.0") == (True, True, [])
     assert rights("v1.32.0-gke.100") == (True, True, [])
-    # Who says so has it for all nodes.
+    # An explicit setting allows it for all nodes.
     assert rights("1.31.9", "rbac.ownNodeOnly=false") == (True, False, [])
     assert rights("1.31.9", "rbac.ownNodeOnly=false", "node.modelLabels=5") == (True, False, ["--model-labels=5"])
     assert rights("1.31.9", "rbac.ownNodeOnly=false", "node.startupTaint.remove=false") == (
@@ -324,7 +324,7 @@ def test_an_admission_policy_limits_the_node_plugin_to_its_own_node():
         return ("ValidatingAdmissionPolicy", "oci-model-csi-own-node") in found
     assert [policy(version) for version in ("1.31.9", "1.32.0", "v1.32.0-gke.100", "1.35.4")] == [False, True, True, True]
     assert not policy("1.35.4", "rbac.ownNodeOnly=false")
-    # Without the right there is nothing to limit.
+    # Without the permission there is nothing to limit.
     assert not policy("1.35.4", "node.startupTaint.remove=false")
     assert not policy("1.35.4", "rbac.create=false")
     assert policy("1.35.4", "node.startupTaint.remove=false", "node.modelLabels=5")

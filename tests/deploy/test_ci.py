@@ -1,4 +1,4 @@
-"""What .ci/run does when, with fakes of the tools that it calls, and what a release requires of it."""
+"""The stages of .ci/run, with fakes of the tools that it calls, and what a release requires of it."""
 
 import os
 import shutil
@@ -9,7 +9,7 @@ import yaml
 from conftest import REPOSITORY
 
 STAGES = ["tools", "lint", "doc", "msrv", "deny", "feature", "demo", "deploy", "test", "cluster"]
-# Answers as a machine that has everything. What it was asked for is a line of the log.
+# Behaves like a machine that has everything. Each call is a line of the log.
 MAKE = """#!/bin/sh
 echo "$1 seed=$OCI_MODEL_CSI_TEST_SEED" >>"$LOG"
 echo "1 passed"
@@ -86,7 +86,7 @@ def test_a_run_with_all_stages_is_recorded_and_released(machine):
 
 def test_the_programs_of_the_cluster_are_begun_before_anything_that_takes_long(machine):
     machine.ci()
-    # It runs beside the first stages; that it is there twice says that it was begun before its own stage.
+    # It runs beside the first stages; two lines show that it started before its own stage.
     assert machine.asked().count("e2e-tools") == 2
     assert machine.asked().index("e2e-tools") <= 2
 

@@ -1,4 +1,4 @@
-"""The examples: what they promise of themselves."""
+"""The examples, compared with their descriptions."""
 
 import difflib
 import re
@@ -11,7 +11,7 @@ EXAMPLES = REPOSITORY / "deploy/examples"
 DRIVER = "oci-model-csi.dev"
 
 
-# What an API server is given; values for the chart are `.yml`.
+# Manifests for an API server; values for the chart are `.yml`.
 OBJECTS = sorted(EXAMPLES.rglob("*.yaml"))
 
 

@@ -144,7 +144,7 @@ def test_what_cannot_be_built_is_refused(tmp_path):
     assert "deploy/image/build.sh IMAGE.tar" in refused(tmp_path / "i.tar", "--colour", "red")
 
 
-# Docker is not there. What follows reads the Dockerfile as Docker does, and does what it says.
+# Docker is not available. The functions below read the Dockerfile as Docker does, and follow it.
 
 def instructions():
     """Stages of the Dockerfile: each a list of (instruction, rest), with continued lines joined."""
@@ -160,7 +160,7 @@ def instructions():
 
 
 def arguments(stage, **given):
-    """What ARG gives to a stage: its default, or what the build gives."""
+    """The values of a stage's ARG instructions: the default, or the value of the build."""
     found = {}
     for name, rest in stage:
         for word in shlex.split(rest) if name == "ARG" else []:
@@ -174,7 +174,7 @@ def with_values(text, values):
 
 
 def let_in(pattern):
-    """The files of the repository that the build gets, as Dockerfile.dockerignore says."""
+    """The files of the repository that Dockerfile.dockerignore admits to the build."""
     lines = [line for line in (IMAGE / "Dockerfile.dockerignore").read_text().splitlines() if line and line[0] != "#"]
     assert lines[0] == "*", "what follows lets in"
     for line in lines[1:]:
@@ -213,7 +213,7 @@ def test_the_dockerfile_gives_the_image_the_configuration_that_the_layout_gives(
     assert arguments(head)["RUST"] == toolchain
 
 
-# Compiles nothing: writes down what was asked for, and leaves a file where the binary would be.
+# Compiles nothing: records the arguments, and leaves a file in place of the binary.
 CARGO = """#!/bin/sh
 if [ "$1" != build ]; then exec "$CARGO" "$@"; fi
 echo "$@" >"$ASKED"

@@ -15,15 +15,15 @@ PAIRS = {
     "components": REPOSITORY / "tests/deploy/components",
     "own-node": REPOSITORY / "tests/deploy/own-node",
 }
-# The oldest cluster that each is for: what the chart makes for it is the same.
+# The oldest cluster that each is for: the chart renders the same objects for it.
 OLDEST = {name: "1.30.0" if name in ("base", "components") else "1.32.0" for name in PAIRS}
-# What helm says of itself.
+# helm's labels about itself.
 OF_HELM = ("app.kubernetes.io/managed-by", "helm.sh/chart")
 
 
 def normal(one, names):
-    """An object without what the two tools make in ways of their own: marks of
-    the tool, the digest that restarts pods, the order of what has no order."""
+    """An object without the differences between the two tools: marks of the tool,
+    the digest that restarts pods, and the order of unordered lists."""
     if isinstance(one, list):
         made = [normal(entry, names) for entry in one]
         if all(isinstance(entry, dict) for entry in made):

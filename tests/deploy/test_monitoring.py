@@ -1,4 +1,4 @@
-"""Alerts and dashboard: rules that promtool takes, metrics that the driver has."""
+"""Alerts and dashboard: rules that promtool accepts, metrics that the driver has."""
 
 import json
 import re
@@ -76,7 +76,7 @@ def test_alerts_and_dashboard_name_only_metrics_and_labels_that_are_documented()
         for group in re.findall(r"by \((.*?)\)", text):
             matched += [label.strip() for label in group.split(",")]
         assert set(matched) <= labels, f"{place}: {set(matched) - labels}"
-    # Neither forgets one: each metric is on the dashboard or in an alert.
+    # Each metric is on the dashboard or in an alert.
     forgotten = {name for name in known if not name.endswith(("_sum", "_bucket", "_count"))} - used
     assert not forgotten
 
@@ -129,7 +129,7 @@ def test_the_alerts_fire_when_they_should(tmp_path):
     fired = {check["alertname"] for test in tests["tests"] for check in test["alert_rule_test"] if check.get("exp_alerts")}
     assert fired == {alert["alert"] for alert in ALERTS}
     (tmp_path / "rules.yaml").write_text(yaml.safe_dump(RULES))
-    # What an alert says is compared above; here, when and of which node.
+    # The texts of alerts are compared above; this checks when they fire and for which node.
     plain = json.loads(json.dumps(RULES))
     for group in plain["groups"]:
         for rule in group["rules"]:
@@ -168,7 +168,7 @@ def claims():
 
 
 def volume_of_a_model(claim):
-    """What kubelet and kube-state-metrics say of a model's volume: full from the start, and never anything else."""
+    """The metrics of kubelet and kube-state-metrics for a model's volume, which is always full."""
     name, one = claim
     of = f'namespace="team-a", persistentvolumeclaim="{name}"'
     kubelet = 'job="kubelet", metrics_path="/metrics"'

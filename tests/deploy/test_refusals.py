@@ -1,4 +1,4 @@
-"""Values that cannot work are refused before anything is installed, by a sentence."""
+"""Impossible values are refused with a message before anything is installed."""
 
 import pytest
 from conftest import BASE, helm

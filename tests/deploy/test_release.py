@@ -1,4 +1,4 @@
-"""What a tag becomes, and the workflows that make it."""
+"""The files of a release, and the workflows that make them."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""The API servers of several versions take every object, and know every field."""
+"""The API servers of several versions accept every object and know every field."""
 
 import pytest
 from conftest import TOOLS, VALUES, kustomized, rendered, run
@@ -10,7 +10,7 @@ AT = pytest.mark.parametrize("version", VERSIONS)
 
 
 def check(version, directory, **texts):
-    """What kubeconform says of these streams of YAML."""
+    """The output of kubeconform for these streams of YAML."""
     for name, text in texts.items():
         (directory / f"{name}.yaml").write_text(text)
     schemas = TOOLS / "schemas"

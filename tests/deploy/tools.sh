@@ -4,7 +4,7 @@
 #
 #   DEPLOY_TOOLS="$(tests/deploy/tools.sh)" pytest tests/deploy
 #
-# Everything is kept in ~/.cache/oci-model-csi. Calls at the same time wait for
+# Everything is kept in ~/.cache/oci-model-csi. Concurrent calls wait for
 # the first. Needs Go and Python 3 with PyYAML ($PYTHON).
 set -euo pipefail
 
@@ -17,7 +17,7 @@ tools=(
     kustomize v5.8.2 sigs.k8s.io/kustomize/kustomize/v5 ''
     kubeconform v0.8.0 github.com/yannh/kubeconform/cmd/kubeconform ''
     actionlint v1.7.12 github.com/rhysd/actionlint/cmd/actionlint ''
-    # Without service discovery, which is most of it and which no check needs.
+    # Without service discovery, which is most of promtool and which no check needs.
     promtool v0.316.0 github.com/prometheus/prometheus/cmd/promtool remove_all_sd
 )
 

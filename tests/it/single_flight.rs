@@ -37,7 +37,7 @@ fn throttle(store: &LocalStore, seconds: u64) -> u64 {
     store.faults().add(Rule::new(bandwidth).operation(Operation::Get))
 }
 
-/// All pods mount at once, each trying until it works; their volumes.
+/// All pods mount at once, each retrying until it succeeds. Returns their volumes.
 async fn mount_all(kubelet: &Kubelet) -> Vec<Arc<Volume>> {
     let mut mounting = JoinSet::new();
     for pod in 0..PODS {
@@ -93,7 +93,7 @@ fn fifty_pods_that_start_at_once_cost_one_download() {
 
 /// Fifty pods whose calls never last longer than two seconds, during a
 /// download of fifteen.
-async fn cancelled_again_and_again(scratch: &std::path::Path, sends_deadline: bool) {
+async fn cancelled_repeatedly(scratch: &std::path::Path, sends_deadline: bool) {
     let store = store();
     throttle(&store, 15);
     let driver = Driver::start(scratch, &store).await;
@@ -123,12 +123,12 @@ async fn cancelled_again_and_again(scratch: &std::path::Path, sends_deadline: bo
 
 #[test]
 fn pods_whose_calls_are_cancelled_every_two_seconds_cost_one_download() {
-    end_to_end(async |scratch| cancelled_again_and_again(scratch, false).await);
+    end_to_end(async |scratch| cancelled_repeatedly(scratch, false).await);
 }
 
 #[test]
 fn pods_with_a_deadline_of_two_seconds_cost_one_download() {
-    end_to_end(async |scratch| cancelled_again_and_again(scratch, true).await);
+    end_to_end(async |scratch| cancelled_repeatedly(scratch, true).await);
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! An API server as far as the driver uses one: it takes events and keeps them,
-//! and has objects, such as a Node, that can be read and patched.
+//! The part of an API server that the driver uses: it stores events, and has
+//! objects, such as a Node, that can be read and patched.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -62,7 +62,7 @@ impl ApiServer {
         self.state().requests.clone()
     }
 
-    /// From now on a role lacks what everything but events needs.
+    /// From now on the role allows events and nothing else.
     pub(crate) fn forbid(&self, forbids: bool) {
         self.state().forbids = forbids;
     }
@@ -109,7 +109,7 @@ impl ApiServer {
             return (200, object.clone());
         }
         if conflicts > 0 {
-            // A taint before all others: places that were seen are others' now.
+            // A taint before all others: the indexes that were read are wrong now.
             let taints = object["spec"]["taints"].as_array_mut().expect("taints");
             taints.insert(0, json!({"key": format!("faster-{conflicts}"), "effect": "NoSchedule"}));
         }

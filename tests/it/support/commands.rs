@@ -9,7 +9,7 @@ use tokio::process::{Child, Command};
 use super::driver::{BINARY, Setup};
 use super::fetch::Fetched;
 
-/// How the commands of one cache are run.
+/// Runs the commands of one cache.
 #[derive(Debug, Clone)]
 pub(crate) struct Commands {
     cache: PathBuf,
@@ -21,7 +21,7 @@ pub(crate) struct Commands {
 }
 
 impl Commands {
-    /// On the cache of this driver, whether it runs or not.
+    /// The commands on the cache of this driver, whether it runs or not.
     pub(crate) fn of(setup: &Setup) -> Self {
         let config = setup.scratch.join("commands.yaml");
         std::fs::write(&config, setup.config_text()).expect("the configuration");
@@ -35,7 +35,7 @@ impl Commands {
         }
     }
 
-    /// The running process, which ends with the returned value.
+    /// Starts a command. The process ends when the returned value is dropped.
     pub(crate) fn spawn(&self, arguments: &[&str]) -> Child {
         let mut command = Command::new(BINARY);
         command
@@ -57,7 +57,7 @@ impl Commands {
         command.spawn().expect("the program")
     }
 
-    /// Runs to the end.
+    /// Runs a command to its end.
     pub(crate) async fn run(&self, arguments: &[&str]) -> Fetched {
         let output = self.spawn(arguments).wait_with_output().await.expect("its output");
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
@@ -68,20 +68,20 @@ impl Commands {
         }
     }
 
-    /// Runs what has to succeed; the text.
+    /// Runs a command that must succeed, and returns its text.
     pub(crate) async fn text(&self, arguments: &[&str]) -> String {
         let ran = self.run(arguments).await;
         assert_eq!(ran.code, 0, "{arguments:?}: {}{}", ran.stdout, ran.stderr);
         ran.stdout
     }
 
-    /// Runs what has to succeed, with `--output json`.
+    /// Runs a command that must succeed, with `--output json`.
     pub(crate) async fn json(&self, arguments: &[&str]) -> Value {
         let text = self.text(&[arguments, &["--output", "json"]].concat()).await;
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
     }
 
-    /// Runs what has to fail with this code; what it says.
+    /// Runs a command that must fail with this code, and returns its message.
     pub(crate) async fn fails(&self, code: i32, arguments: &[&str]) -> String {
         let ran = self.run(arguments).await;
         assert_eq!(ran.code, code, "{arguments:?}: {}{}", ran.stdout, ran.stderr);

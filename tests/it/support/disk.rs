@@ -13,12 +13,12 @@ pub(crate) struct Disk {
 }
 
 impl Disk {
-    /// An ext4 of so many bytes; `options` are those of mkfs.
+    /// An ext4 of this many bytes; `options` are those of mkfs.
     pub(crate) fn ext4(scratch: &Path, size: u64, options: &[&str]) -> Self {
         Self::made(&[&["mkfs.ext4", "-q", "-m", "0"], options].concat(), scratch, size)
     }
 
-    /// One of so many bytes; `kind` is `ext4`, `xfs` or `btrfs`.
+    /// A file system of this many bytes; `kind` is `ext4`, `xfs` or `btrfs`.
     pub(crate) fn formatted(kind: &str, scratch: &Path, size: u64) -> Self {
         Self::made(&[&format!("mkfs.{kind}"), "-q"], scratch, size)
     }
@@ -48,7 +48,7 @@ impl Disk {
         path
     }
 
-    /// Takes all but so many bytes of what is free.
+    /// Fills the disk until this many bytes are free.
     pub(crate) fn fill_but(&self, name: &str, bytes: u64) -> PathBuf {
         self.fill(name, self.free() - bytes)
     }
@@ -60,7 +60,7 @@ impl Disk {
     }
 }
 
-/// Runs a program that has to succeed.
+/// Runs a program that must succeed.
 #[track_caller]
 pub(crate) fn run(command: &mut Command) {
     let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));

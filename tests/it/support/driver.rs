@@ -22,13 +22,13 @@ use super::run::eventually;
 /// The built program.
 pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_oci-model-csi");
 
-/// Longer than any start may take; how long it takes is asserted elsewhere.
+/// Longer than any start may take; other tests assert its duration.
 const START: Duration = Duration::from_secs(20);
 
-/// The driver has 30 s from Kubernetes.
+/// Kubernetes gives the driver 30 s.
 const STOP: Duration = Duration::from_secs(30);
 
-/// A full test machine must not decide about space.
+/// Limits that do not depend on how full the test machine is.
 const ROOM: &str = "cache: {minFree: 1MiB, minFreeInodes: 0%}\n";
 
 /// The weights of most tests are pseudo-random bytes.
@@ -51,7 +51,7 @@ pub(crate) struct Setup {
 }
 
 impl Setup {
-    /// A driver that reads from `store` with an API key, everything else in `scratch`.
+    /// A driver that reads from `store` with an API key and has all its files in `scratch`.
     pub(crate) fn new(scratch: &Path, store: &LocalStore) -> Self {
         let oci = scratch.join("oci");
         fs::create_dir_all(&oci).expect("a directory for the oci CLI's file");
@@ -71,14 +71,14 @@ impl Setup {
         }
     }
 
-    /// With these lines of YAML; those about space stay unless there is a
+    /// Adds these lines of YAML. The defaults for space stay unless there is a
     /// `cache:`, and weights may be any bytes unless `checkSafetensors` is named.
     pub(crate) fn with_config(mut self, yaml: &str) -> Self {
         yaml.clone_into(&mut self.config);
         self
     }
 
-    /// As the instance that `store` plays.
+    /// Reads with the identity of the instance that `store` simulates.
     pub(crate) fn with_instance_principal(mut self, store: &LocalStore) -> Self {
         self.auth = "instance_principal";
         self.environment.push(("OCI_METADATA_BASE_URL", store.imds_base()));
@@ -86,7 +86,7 @@ impl Setup {
         self
     }
 
-    /// Starts, and returns when the driver says that it is ready.
+    /// Starts the driver, and returns when it reports that it is ready.
     pub(crate) async fn start(self) -> Driver {
         let process = self.spawn();
         let mut driver = Driver { setup: self, process };
@@ -94,7 +94,7 @@ impl Setup {
         driver
     }
 
-    /// Starts a driver that is expected to end by itself at once; its status and log.
+    /// Starts a driver that is expected to exit at once, and returns its status and log.
     pub(crate) async fn refuses(self) -> (ExitStatus, String) {
         let mut process = self.spawn();
         let ended = tokio::time::timeout(START, process.wait()).await;
@@ -143,7 +143,8 @@ impl Setup {
     }
 }
 
-/// A running driver; it ends with this value, and shows its log if the test failed.
+/// A running driver. It is killed when this value is dropped, and prints its log if
+/// the test failed.
 pub(crate) struct Driver {
     pub(crate) setup: Setup,
     process: Child,
@@ -168,12 +169,12 @@ impl Driver {
         self.process.id().expect("a running driver")
     }
 
-    /// SIGKILL, and until the process is gone.
+    /// Sends SIGKILL, and waits until the process is gone.
     pub(crate) async fn kill(&mut self) {
         self.process.kill().await.expect("SIGKILL");
     }
 
-    /// SIGTERM; [`Driver::ended`] waits for the end.
+    /// Sends SIGTERM; [`Driver::ended`] waits for the end.
     pub(crate) async fn terminate(&self) {
         let killed = Command::new("kill").args(["-TERM", &self.pid().to_string()]).status().await;
         assert!(killed.expect("kill").success());
@@ -194,8 +195,8 @@ impl Driver {
         });
         self.setup = self.setup.clone().with_config(&with_budget(config, limit));
         self.restart_to(None).await;
-        // Its gauges come after its first look at the cache. What that took away
-        // would be an eviction of the next driver's start.
+        // Its gauges appear after its first check of the cache. Files that this check
+        // removes would otherwise be evicted when the next driver starts.
         eventually("the driver has looked at its cache", START, async || {
             let looked = self.metric("cache_limit_bytes").await > 0;
             (looked && self.in_cache("trash").is_empty()).then_some(())
@@ -203,12 +204,12 @@ impl Driver {
         .await;
     }
 
-    /// Until the process has halted itself.
+    /// Waits until the process has stopped itself.
     pub(crate) async fn stopped(&self) {
         stopped(self.pid()).await;
     }
 
-    /// Until the process is gone by itself.
+    /// Waits until the process has exited.
     pub(crate) async fn ended(&mut self) -> ExitStatus {
         let ended = tokio::time::timeout(STOP, self.process.wait()).await;
         let at = &self.setup.environment;
@@ -217,7 +218,7 @@ impl Driver {
             .expect("its status")
     }
 
-    /// Starts again on the same directories; the time until it was ready.
+    /// Starts again on the same directories, and returns the time until it was ready.
     pub(crate) async fn restart(&mut self) -> Duration {
         let started = Instant::now();
         self.process = self.setup.spawn();
@@ -225,7 +226,7 @@ impl Driver {
         started.elapsed()
     }
 
-    /// Kills it if it runs, and starts it so that it ends or halts itself at a
+    /// Kills it if it runs, and starts it so that it kills or stops itself at a
     /// step (`kill:STEP`, `stop:STEP`), or at none.
     pub(crate) async fn restart_to(&mut self, abort_at: Option<&str>) {
         self.kill().await;
@@ -254,7 +255,7 @@ impl Driver {
         self.setup.log()
     }
 
-    /// What a Prometheus server would read.
+    /// The metrics as a Prometheus server would read them.
     pub(crate) async fn metrics(&self) -> String {
         let mut stream = TcpStream::connect(self.setup.metrics).await.expect("the metrics' port");
         let request = "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
@@ -322,7 +323,7 @@ pub(crate) fn with_budget(config: &str, bytes: u64) -> String {
     config.replacen("cache: {", &format!("cache: {{maxSize: {bytes}, "), 1)
 }
 
-/// Until a process has halted itself.
+/// Waits until a process has stopped itself.
 pub(crate) async fn stopped(pid: u32) {
     eventually("the process halts", START, async || {
         process_state(pid).is_some_and(|state| state == 'T').then_some(())

@@ -10,7 +10,7 @@ use tokio::process::{Child, Command};
 use super::driver::BINARY;
 use super::models::{BUCKET, PREFIX};
 
-/// How a fetch of the model under [`PREFIX`] is started.
+/// Starts a fetch of the model under [`PREFIX`].
 #[derive(Debug, Clone)]
 pub(crate) struct Fetch {
     pub(crate) uri: String,
@@ -20,7 +20,7 @@ pub(crate) struct Fetch {
     pub(crate) arguments: Vec<String>,
 }
 
-/// What a fetch said at its end.
+/// The exit code and output of a fetch.
 #[derive(Debug)]
 pub(crate) struct Fetched {
     pub(crate) code: i32,
@@ -29,7 +29,7 @@ pub(crate) struct Fetched {
 }
 
 impl Fetch {
-    /// Into `scratch/model`, with an API key that the store knows.
+    /// A fetch into `scratch/model`, with an API key that the store knows.
     pub(crate) fn new(scratch: &Path, store: &LocalStore) -> Self {
         let oci = scratch.join("oci");
         std::fs::create_dir_all(&oci).expect("a directory for the oci CLI's file");
@@ -47,7 +47,7 @@ impl Fetch {
         self
     }
 
-    /// The running process, which ends with the returned value.
+    /// Starts the process. It is killed when the returned value is dropped.
     pub(crate) fn spawn(&self) -> Child {
         Command::new(BINARY)
             .arg("fetch")
@@ -66,7 +66,7 @@ impl Fetch {
             .expect("the program")
     }
 
-    /// Runs to the end.
+    /// Runs the process to its end.
     pub(crate) async fn run(&self) -> Fetched {
         let output = self.spawn().wait_with_output().await.expect("its output");
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");

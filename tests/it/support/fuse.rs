@@ -1,7 +1,7 @@
-//! A file system without hard links, as vfat is one, which this machine's
-//! kernel may not have: a directory in memory, served over /dev/fuse.
+//! A file system without hard links, like vfat, which this machine's kernel may
+//! lack: a directory in memory, served over /dev/fuse.
 //!
-//! It knows what a driver does before it asks for a hard link, with empty
+//! It supports the operations of a driver before its first hard link, with empty
 //! files in its root directory (see linux/fuse.h for the messages).
 
 use std::collections::BTreeMap;
@@ -52,7 +52,7 @@ impl Server {
             let mut answer = [&length.to_le_bytes()[..], &error.to_le_bytes()].concat();
             answer.extend(unique.to_le_bytes());
             answer.extend(body);
-            // The kernel has given the request up, when it fails.
+            // It fails when the kernel has cancelled the request.
             let _ = self.device.write(&answer);
         }
     }
@@ -117,7 +117,7 @@ fn name(bytes: &[u8]) -> &[u8] {
 }
 
 fn entry(node: u64) -> Vec<u8> {
-    // Node, generation, and how long it is believed: not at all.
+    // Node, generation, and how long the kernel may cache it: not at all.
     [&node.to_le_bytes()[..], &[0; 32], &attributes(node)].concat()
 }
 

@@ -1,4 +1,4 @@
-//! What holds of a driver that is ready, whatever became of it before: one
+//! The invariants of a driver that is ready, whatever happened to it before: one
 //! check for all tests that kill it, cut its power or fill its disk.
 
 use std::collections::{BTreeSet, HashSet};
@@ -16,22 +16,22 @@ use super::kubelet::{Volume, connect_identity};
 use super::loopfs::mounts_below;
 use super::pods::{Model, Pod};
 
-/// In which way something is wrong.
+/// The kind of a violation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Kind {
     /// A pod reads other bytes than those that were uploaded.
     WrongBytes,
     /// Something of a mounted volume is gone.
     Vanished,
-    /// The driver does not do what it is asked for.
+    /// The driver does not serve a request.
     Refused,
-    /// A mount too many, or one that is not there.
+    /// An extra mount, or a missing one.
     Mount,
-    /// A lease too many, or one that is not there.
+    /// An extra lease, or a missing one.
     Lease,
     /// A file that nothing needs, or space that nothing uses.
     Space,
-    /// Open files too many.
+    /// Too many open files.
     Descriptor,
 }
 
@@ -49,7 +49,7 @@ pub(crate) struct Descriptors {
     others: usize,
 }
 
-/// What all checks together looked at, and what was wrong.
+/// The totals of all checks, and the violations found.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
     checks: usize,
@@ -64,7 +64,7 @@ const FIRST_POD: u64 = 900_000;
 /// How long a publish may take, with all its tries.
 const PUBLISH: Duration = Duration::from_secs(60);
 
-/// How long a driver that is ready may take to clean up behind itself.
+/// How long a driver that is ready may take to clean up.
 const CLEAN_UP: Duration = Duration::from_secs(10);
 
 /// The connections to Object Storage that the driver keeps for the next request.
@@ -127,7 +127,7 @@ impl Tally {
         KINDS.map(|kind| (kind, self.violations.iter().filter(|one| one.kind == kind).count()))
     }
 
-    /// Fails with what was found, if anything was; `when` says after what.
+    /// Fails if there were violations, and lists them; `when` says after which event.
     #[track_caller]
     pub(crate) fn assert_clean(&self, when: &str) {
         let all: Vec<String> = self.violations.iter().map(ToString::to_string).collect();
@@ -162,7 +162,7 @@ async fn is_ready(driver: &Driver) -> bool {
     probe.is_ok_and(|answer| answer.into_inner().ready.unwrap_or(true))
 }
 
-/// What unpublishing a volume leaves that it should not.
+/// The leftovers of an unpublished volume.
 async fn unpublished(volume: Volume) -> Vec<Violation> {
     let target = volume.target();
     let mut found = Vec::new();
@@ -175,7 +175,7 @@ async fn unpublished(volume: Volume) -> Vec<Violation> {
     found
 }
 
-/// Waits until nothing is wrong any more; after a while it is wrong.
+/// Waits until there are no violations; returns those that stay.
 async fn settled(found: &mut Vec<Violation>, kind: Kind, look: impl AsyncFn() -> Option<String>) {
     let looking = async {
         while look().await.is_some() {
@@ -220,7 +220,7 @@ fn mounts_and_leases(driver: &Driver, running: &[Pod]) -> Vec<Violation> {
     found
 }
 
-/// The target of a lease; the path of the file where that says nothing.
+/// The target of a lease, or the path of the file where it names none.
 fn target_of(lease: &Path) -> PathBuf {
     let json = fs::read(lease).ok().and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
     let target = json.and_then(|json| Some(PathBuf::from(json.get("target")?.as_str()?)));
@@ -248,7 +248,7 @@ fn leftovers(driver: &Driver) -> Vec<Violation> {
 pub(crate) fn allocated(directory: &Path, counts: impl Fn(&Path, &Metadata) -> bool) -> u64 {
     let (mut open, mut seen, mut blocks) = (vec![directory.to_owned()], HashSet::new(), 0);
     while let Some(path) = open.pop() {
-        // What goes meanwhile takes nothing.
+        // A file that is removed meanwhile takes no space.
         for entry in fs::read_dir(path).into_iter().flatten().flatten() {
             let Ok(metadata) = entry.metadata() else { continue };
             if counts(&entry.path(), &metadata) && seen.insert(metadata.ino()) {
@@ -263,7 +263,7 @@ pub(crate) fn allocated(directory: &Path, counts: impl Fn(&Path, &Metadata) -> b
 }
 
 impl Descriptors {
-    /// Of a driver that has nothing to do: the fewest of several looks.
+    /// The descriptors of an idle driver: the lowest of several counts.
     pub(crate) async fn of_idle(driver: &Driver) -> Self {
         let mut fewest = Self::of(driver);
         for _ in 0..10 {
@@ -299,7 +299,7 @@ impl Descriptors {
     }
 }
 
-/// What the descriptors of a process are open on.
+/// The files that the descriptors of a process are open on.
 fn open_by(pid: u32) -> Vec<PathBuf> {
     let listed = fs::read_dir(format!("/proc/{pid}/fd")).expect("a running driver");
     listed.flatten().filter_map(|entry| fs::read_link(entry.path()).ok()).collect()

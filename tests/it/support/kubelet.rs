@@ -60,12 +60,12 @@ pub(crate) struct Volume {
     pub(crate) inline: bool,
     pub(crate) read_only: bool,
     pub(crate) capability: Option<VolumeCapability>,
-    /// In place of kubelet's own place for the volume.
+    /// Used instead of kubelet's own path of the volume.
     pub(crate) other_target: Option<String>,
     calls: Mutex<Vec<Call>>,
 }
 
-/// What became of one NodePublishVolume.
+/// The outcome of one NodePublishVolume.
 #[derive(Debug, Clone)]
 pub(crate) struct Call {
     pub(crate) code: Code,
@@ -88,13 +88,13 @@ pub(crate) async fn connect_identity(socket: &Path) -> Result<IdentityClient<Cha
     Ok(IdentityClient::new(connect(socket).await?))
 }
 
-/// What kubelet asks for when it registers the driver.
+/// The calls of kubelet when it registers the driver.
 pub(crate) async fn register(socket: &Path) {
     let mut node = NodeClient::new(connect(socket).await.expect("a driver"));
     node.node_get_info(NodeGetInfoRequest {}).await.expect("the node");
 }
 
-/// `isFinalError`: whether kubelet believes that nothing is under way any more.
+/// `isFinalError`: whether kubelet assumes that no work is in progress.
 pub(crate) fn is_final(code: Code) -> bool {
     !matches!(
         code,
@@ -113,8 +113,8 @@ pub(crate) fn mount_capability(mode: Mode) -> VolumeCapability {
     }
 }
 
-/// A connection that breaks off is Unavailable for kubelet's client; tonic's
-/// says Unknown, with the cause as its source.
+/// A broken connection is Unavailable for kubelet's client; tonic's says
+/// Unknown, with the cause as its source.
 fn as_grpc_go_says(status: Status) -> Status {
     let broken = status.code() == Code::Unknown && std::error::Error::source(&status).is_some();
     if broken { Status::unavailable(status.message()) } else { status }
@@ -195,12 +195,12 @@ impl Volume {
         self.other_target.as_ref().map_or_else(own, PathBuf::from)
     }
 
-    /// What became of every publish so far.
+    /// The outcomes of all publishes so far.
     pub(crate) fn calls(&self) -> Vec<Call> {
         self.calls.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// One NodePublishVolume, with what kubelet does before and after it.
+    /// One NodePublishVolume, with kubelet's steps before and after it.
     pub(crate) async fn publish(&self) -> Result<(), Status> {
         let target = self.target();
         if self.other_target.is_none() {
@@ -224,7 +224,7 @@ impl Volume {
         answer
     }
 
-    /// Publishes until it works, with kubelet's backoff; the calls it took.
+    /// Publishes until it succeeds, with kubelet's backoff. Returns the number of calls.
     pub(crate) async fn mount(&self) -> usize {
         let mut backoff = FIRST_BACKOFF;
         let before = self.calls().len();
@@ -235,8 +235,8 @@ impl Volume {
         self.calls().len() - before
     }
 
-    /// One publish that must fail: its code, and the message as the pod's
-    /// event has it, since kubelet takes it for a format.
+    /// One publish that must fail. Returns its code, and the message as in the pod's
+    /// event, since kubelet treats it as a format.
     pub(crate) async fn refused(&self) -> (Code, String) {
         match self.publish().await {
             Err(status) => (status.code(), status.message().replace("%%", "%")),
@@ -251,7 +251,7 @@ impl Volume {
         Ok(())
     }
 
-    /// One NodeUnpublishVolume, and nothing of what kubelet does after it.
+    /// One NodeUnpublishVolume, without kubelet's steps after it.
     pub(crate) async fn unpublish_only(&self) -> Result<(), Status> {
         let target_path = self.target().to_str().expect("a UTF-8 path").to_owned();
         let request = NodeUnpublishVolumeRequest { volume_id: self.id.clone(), target_path };
@@ -294,8 +294,8 @@ impl Volume {
         }
     }
 
-    /// kubelet makes the directory of the volume and its own note in it; the
-    /// target itself is the driver's to make.
+    /// kubelet creates the directory of the volume and its own record in it; the
+    /// driver creates the target itself.
     fn make_parent(&self) {
         let target = self.target();
         let parent = target.parent().expect("a parent");
@@ -304,7 +304,7 @@ impl Volume {
     }
 }
 
-/// `removeMountDir`: never recursive, so that what is left in a target shows.
+/// `removeMountDir`: never recursive, so that leftovers in a target are noticed.
 #[track_caller]
 fn remove_mount_directory(target: &Path) {
     let gone = |removed: io::Result<()>| {

@@ -1,4 +1,4 @@
-//! Pods that come and go, until something happens to the driver.
+//! Pods that are created and deleted, until something happens to the driver.
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -11,19 +11,19 @@ use super::kubelet::{Kubelet, Volume};
 use super::pods::{Model, Pod};
 use super::random::Random;
 
-/// What kubelet knows of a pod's volume.
+/// kubelet's state of a pod's volume.
 #[derive(Debug)]
 pub(crate) enum State {
     Gone,
-    /// Asked for, and not answered yet.
+    /// The publish is not answered yet.
     Starting(Volume, Model),
     Running(Pod),
-    /// Asked to be unpublished, and not answered yet.
+    /// The unpublish is not answered yet.
     Leaving(Volume),
 }
 
 impl State {
-    /// The volume of a pod that is not gone; what the pod held open is closed.
+    /// The volume of a pod that is not gone; the pod's open files are closed.
     pub(crate) fn volume(self) -> Option<Volume> {
         match self {
             Self::Gone => None,
@@ -33,7 +33,7 @@ impl State {
     }
 }
 
-/// Pods at work, each on a task of its own.
+/// Running pods, each on a task of its own.
 #[derive(Debug)]
 pub(crate) struct Load {
     pods: JoinSet<State>,
@@ -62,7 +62,7 @@ impl Load {
         Self { pods: tasks, over }
     }
 
-    /// What pods see from now on is nobody's fault.
+    /// What pods see from now on is not counted as an error.
     pub(crate) fn over(&self) {
         self.over.store(true, Ordering::Relaxed);
     }

@@ -1,4 +1,4 @@
-//! A file system of the test's own, in a file, whose power can be cut: what
+//! A file system of the test's own, in a file, whose power can be cut: data that
 //! was not made durable is gone when it is mounted again.
 //!
 //! It is mounted in the namespace of the test. The kernel gives the loop device
@@ -24,7 +24,7 @@ pub(crate) enum Kind {
     Xfs,
 }
 
-/// What is on the disk of all that was written and never synced.
+/// Which unsynced writes are on the disk.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Written {
     Nothing,
@@ -90,13 +90,13 @@ impl LoopFs {
         self.kind
     }
 
-    /// Everything is on the disk.
+    /// Writes everything to the disk.
     pub(crate) fn sync(&self) {
         let directory = File::open(&self.directory).expect("a directory");
         nix::unistd::syncfs(directory).expect("a sync");
     }
 
-    /// What a kernel may have written of its own accord by now.
+    /// Writes what a kernel may have written of its own accord by now.
     pub(crate) fn write_back(&self, written: Written) {
         match written {
             Written::Nothing => {}
@@ -144,7 +144,7 @@ pub(crate) fn mounts_below(directory: &Path) -> Vec<PathBuf> {
 fn sync_small_files(directory: &Path) {
     const SMALL: u64 = 64 << 10;
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
-        // What goes meanwhile needs no sync.
+        // A mount that ends meanwhile needs no sync.
         let Ok(metadata) = entry.metadata() else { continue };
         if metadata.is_dir() {
             sync_small_files(&entry.path());

@@ -3,7 +3,7 @@
 //! An end-to-end test ([`run::end_to_end`]) is the built program over its
 //! socket ([`driver`]), a client that behaves like kubelet ([`kubelet`]), real
 //! mounts in a namespace of the test's own ([`namespace`]), and a local Object
-//! Storage whose counters say what was asked of it (`localstore`). Everything
+//! Storage that counts its requests (`localstore`). Everything
 //! a test makes is its own, so that tests run side by side.
 //!
 //! Where neither root nor user namespaces are available, such a test says

@@ -1,4 +1,4 @@
-//! Models: uploaded to the local store, and looked at where they are published.
+//! Models: uploaded to the local store, and inspected where they are published.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -16,7 +16,7 @@ pub(crate) const PHI3: [(&str, &str); 2] = [("bucket", BUCKET), ("prefix", PREFI
 
 pub(crate) const MIB: u64 = 1 << 20;
 
-/// What is in a directory, by relative path: the bytes of files, `None` for directories.
+/// The content of a directory, by relative path: the bytes of files, `None` for directories.
 pub(crate) type Content = BTreeMap<String, Option<Vec<u8>>>;
 
 /// A store with a small model of a few files under [`PREFIX`].
@@ -28,7 +28,7 @@ pub(crate) fn store_with_phi3() -> LocalStore {
     store
 }
 
-/// Puts an object of the model under [`PREFIX`]; the ETag.
+/// Puts an object of the model under [`PREFIX`], and returns its ETag.
 pub(crate) fn put(store: &LocalStore, name: &str, bytes: impl AsRef<[u8]>) -> String {
     store.put(BUCKET, &format!("{PREFIX}{name}"), bytes).expect("an upload")
 }
@@ -50,7 +50,7 @@ pub(crate) fn content_of(directory: &Path) -> Content {
     try_content_of(directory).expect("a directory with all that is in it")
 }
 
-/// As [`content_of`], where something may have gone meanwhile.
+/// As [`content_of`], where entries may be removed meanwhile.
 pub(crate) fn try_content_of(directory: &Path) -> io::Result<Content> {
     let mut found = Content::new();
     let mut open = vec![directory.to_owned()];

@@ -21,8 +21,8 @@ const SCRATCH: &str = "OCI_MODEL_CSI_TEST_SCRATCH";
 /// Set in the innermost child of [`run_in_user_namespace`].
 const NESTED: &str = "OCI_MODEL_CSI_TEST_NESTED";
 
-/// Set to 1 where a test that needs what the machine does not have may pass
-/// untested. Without it, it fails: a green result means that all was tested.
+/// Set to 1 where a test may be skipped that needs a feature which the machine lacks.
+/// Otherwise it fails: a green result means that everything was tested.
 pub(crate) const MAY_SKIP: &str = "OCI_MODEL_CSI_TEST_MAY_SKIP";
 
 const MOUNTS: &[&str] = &["--mount", "--propagation", "private"];
@@ -145,7 +145,7 @@ pub(crate) fn check(test: &str, output: &Output) {
         output.status,
         String::from_utf8_lossy(&output.stderr)
     );
-    // What a nested child skipped is not lost.
+    // Skips of a nested child are passed on.
     forward(&output.stderr);
 }
 
@@ -156,7 +156,7 @@ fn skip(test: &str) {
     ));
 }
 
-/// Says that something is not tested here; fails unless that is allowed.
+/// Reports that something is not tested here; fails unless that is allowed.
 pub(crate) fn skipped(what: &str) {
     let message = format!("SKIPPED {what}\n");
     let allowed = env::var(MAY_SKIP).is_ok_and(|value| value == "1");
@@ -164,7 +164,7 @@ pub(crate) fn skipped(what: &str) {
     forward(message.as_bytes());
 }
 
-/// Past the test harness, which hides the output of tests that pass.
+/// Writes past the test harness, which hides the output of tests that pass.
 pub(crate) fn forward(bytes: &[u8]) {
     let _ = std::io::stderr().write_all(bytes);
 }

@@ -56,7 +56,7 @@ impl Model {
         }
     }
 
-    /// Makes a revision and uploads it.
+    /// Creates a revision and uploads it.
     pub(crate) fn upload(store: &LocalStore, name: &str, seed: u64, shards: &[u64]) -> Self {
         let model = Self::new(name, seed, shards);
         model.upload_to(store);
@@ -85,7 +85,7 @@ impl Model {
         kubelet.inline(&pod.to_string(), &[&own, attributes].concat())
     }
 
-    /// As the commands name it.
+    /// The URI of the model, as in commands.
     pub(crate) fn uri(&self) -> String {
         format!("oci://{BUCKET}/{}", self.prefix)
     }
@@ -135,7 +135,7 @@ pub(crate) fn sent_twice(store: &LocalStore, models: &[&Model]) -> u64 {
 }
 
 impl Pod {
-    /// Starts to read what was just published.
+    /// Starts to read a volume that was just published.
     pub(crate) fn start(volume: Volume, model: &Model) -> Self {
         let target = volume.target();
         let names = model.content.iter().filter(|(_, bytes)| bytes.is_some());
@@ -145,7 +145,7 @@ impl Pod {
         Self { held: held.collect(), model: model.clone(), volume }
     }
 
-    /// Whether all is there as it was uploaded: new opens, and what is held.
+    /// Whether everything is as it was uploaded, in newly opened and in held files.
     pub(crate) fn look(&self) -> Vec<Violation> {
         let target = self.volume.target();
         let shown = target.display();

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::run::figure;
 
-/// How many rounds a test makes, in place of its own number.
+/// The number of rounds, in place of each test's own number.
 const ROUNDS: &str = "OCI_MODEL_CSI_TEST_ROUNDS";
 
 /// The seed of an earlier run.
@@ -26,7 +26,7 @@ pub(crate) fn number(variable: &str) -> Option<u64> {
 pub(crate) struct Random(u64);
 
 impl Random {
-    /// Of the variable's seed, or of the time's.
+    /// Seeded by the variable, or by the time.
     pub(crate) fn of(test: &str) -> Self {
         let now = || SystemTime::now().duration_since(UNIX_EPOCH).expect("a time after 1970");
         let seed = number(SEED).unwrap_or_else(|| u64::from(now().subsec_nanos()));
@@ -34,7 +34,7 @@ impl Random {
         Self(seed)
     }
 
-    /// Chance of its own, for a task beside this one.
+    /// An independent generator, for a task beside this one.
     pub(crate) fn split(&mut self) -> Self {
         Self(self.next())
     }
@@ -56,7 +56,7 @@ impl Random {
         &choices[usize::try_from(self.below(end)).expect("a small number")]
     }
 
-    /// Up to this long, by the millisecond.
+    /// A duration up to this one, in whole milliseconds.
     pub(crate) fn up_to(&mut self, longest: Duration) -> Duration {
         let end = u64::try_from(longest.as_millis()).expect("a short time");
         Duration::from_millis(self.below(end))

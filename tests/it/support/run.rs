@@ -1,4 +1,4 @@
-//! How an end-to-end test runs, waits, and reports what it measured.
+//! How an end-to-end test runs, waits, and reports measurements.
 
 use std::fmt;
 use std::path::Path;
@@ -8,10 +8,10 @@ use tokio::runtime::Builder;
 
 use super::namespace::{forward, name_of_caller, run_with_mounts};
 
-/// How long a test may take that says nothing else.
+/// The time limit of a test, unless it sets its own.
 const LIMIT: Duration = Duration::from_secs(150);
 
-/// Between two looks at a state that is waited for.
+/// The pause between two checks of a state that is waited for.
 const LOOK: Duration = Duration::from_millis(20);
 
 /// Runs `body` with real mounts, in a namespace and an empty directory of its
@@ -52,7 +52,7 @@ pub(crate) async fn eventually<T>(
     }
 }
 
-/// Reports a measurement, also of a test that passes: `figure: …`.
+/// Reports a measurement as `figure: …`, also in a test that passes.
 pub(crate) fn figure(text: fmt::Arguments<'_>) {
     forward(format!("figure: {text}\n").as_bytes());
 }

@@ -1,16 +1,16 @@
-//! The steps of `src/abort_point.rs`, by what makes the driver reach them, with
-//! the times that one publish or unpublish of a [`Model`](super::pods::Model)
-//! of two shards does.
+//! The steps of `src/abort_point.rs`, by the operation that reaches them, with
+//! the number of times that one publish or unpublish of a
+//! [`Model`](super::pods::Model) of two shards does so.
 
 use std::ops::RangeInclusive;
 
 pub(crate) type Step = (&'static str, RangeInclusive<u64>);
 
-/// What is asked for.
+/// The operation that reaches a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Asked {
     Publish,
-    /// A publish that something has to be evicted for.
+    /// A publish that needs an eviction.
     Evict,
     Unpublish,
     /// An import of a directory, while no driver runs.
@@ -65,7 +65,7 @@ pub(crate) const EVICT: [Step; 5] = [
 pub(crate) const IMPORT: [Step; 4] =
     [("import-1", 1..=5), ("import-2", 1..=5), ("import-3", 1..=5), ("import-4", 1..=5)];
 
-/// All of them, with what has to be asked for.
+/// All steps, with the operations that reach them.
 pub(crate) fn all() -> impl Iterator<Item = (Asked, &'static Step)> {
     let publish: [&[Step]; 5] = [&WRITES, &DOWNLOAD, &BLOB_COMMIT, &MODEL_COMMIT, &BIND];
     let publish = publish.into_iter().flatten().map(|step| (Asked::Publish, step));

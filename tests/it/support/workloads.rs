@@ -11,7 +11,7 @@ use super::kubelet::{Kubelet, Volume};
 pub(crate) const TOKENS: &str = "csi.storage.k8s.io/serviceAccount.tokens";
 pub(crate) const HOUR: Duration = Duration::from_secs(3600);
 
-/// A driver whose own identity is no pod's.
+/// A driver whose own identity is not that of any pod.
 pub(crate) fn setup(scratch: &Path, store: &LocalStore) -> Setup {
     let mut setup = Setup::new(scratch, store);
     setup.auth = "oke_workload_identity";
@@ -36,7 +36,7 @@ pub(crate) fn of_team(mut volume: Volume, store: &LocalStore, team: &str) -> Vol
     volume
 }
 
-/// What kubelet does before every call whose token is old.
+/// Renews the token, as kubelet does before every call whose token is old.
 pub(crate) fn renew(volume: &mut Volume, store: &LocalStore, ttl: Duration) {
     let token = store.service_account_token(&volume.namespace, "default", Some(&volume.uid), ttl);
     let tokens = serde_json::json!({"": {
@@ -54,7 +54,7 @@ pub(crate) fn sent(store: &LocalStore) -> u64 {
     store.stats().object_bytes.values().sum()
 }
 
-/// Who asked something of the bucket.
+/// The callers of requests to the bucket.
 pub(crate) fn callers(store: &LocalStore, operation: Operation) -> Vec<String> {
     let asked = store.requests().into_iter().filter(|one| one.operation == operation);
     let mut callers: Vec<_> = asked.filter_map(|one| one.caller).collect();

@@ -166,7 +166,7 @@ impl Builder {
         self
     }
 
-    /// OKE's identity service takes this token for that service account's.
+    /// Makes OKE's identity service accept this token for that service account.
     #[must_use]
     pub fn cluster_token(
         mut self,
@@ -178,7 +178,7 @@ impl Builder {
         self
     }
 
-    /// OKE's identity service believes service-account tokens that are signed by
+    /// Makes OKE's identity service trust service-account tokens that are signed by
     /// the RSA keys of this file: a public key in PEM, or a JWKS.
     #[must_use]
     pub fn cluster_keys(mut self, path: impl Into<PathBuf>) -> Self {
@@ -193,7 +193,7 @@ impl Builder {
         self
     }
 
-    /// Serves a new instance certificate with every so many fetches; 0, the default, never.
+    /// Serves a new instance certificate after this many fetches; 0, the default, never.
     #[must_use]
     pub fn rotate_leaf_every(mut self, fetches: u64) -> Self {
         self.rotate_leaf_every = fetches;

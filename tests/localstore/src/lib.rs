@@ -33,16 +33,16 @@ mod faults;
 /// Who calls: keys, tokens, certificates.
 mod auth;
 
-/// What the operations do.
+/// The operations.
 mod api;
 
-/// What is kept: buckets and objects, in memory and on disk.
+/// Buckets and objects, in memory and on disk.
 mod objects;
 
-/// What was done: counters and records.
+/// Statistics: counters and records.
 mod stats;
 
-/// What all of them share.
+/// The shared state.
 mod state;
 
 mod clock;

@@ -102,13 +102,13 @@ struct Serve {
     /// Let callers read buckets, and nothing else: CALLER=BUCKET, both with `*`. Repeatable.
     #[arg(long, value_name = "CALLER=BUCKET")]
     allow: Vec<String>,
-    /// Take this token for a service account's: TOKEN=NAMESPACE/NAME. Repeatable.
+    /// Accept this token for a service account: TOKEN=NAMESPACE/NAME. Repeatable.
     #[arg(long, value_name = "TOKEN=ACCOUNT")]
     cluster_token: Vec<String>,
-    /// Believe service-account tokens signed by these RSA keys: PEM, or a JWKS. Repeatable.
+    /// Trust service-account tokens signed by these RSA keys: PEM, or a JWKS. Repeatable.
     #[arg(long, value_name = "FILE")]
     cluster_keys: Vec<PathBuf>,
-    /// Serve https, and http on the same port, with a certificate of an own CA.
+    /// Serve https, and http on the same port, with a certificate of a new CA.
     #[arg(long)]
     tls: bool,
     /// Where to write that CA's certificate.
@@ -117,7 +117,7 @@ struct Serve {
     /// How long tokens from federation live: 90s, 20m, 1h.
     #[arg(long, default_value = "20m", value_parser = parse_duration)]
     token_ttl: Duration,
-    /// Serve a new instance certificate with every so many fetches; 0 is never.
+    /// Serve a new instance certificate after this many fetches; 0 is never.
     #[arg(long, default_value_t = 0, value_name = "FETCHES")]
     rotate_leaf_every: u64,
     /// The most entries of one page of a listing.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{ApiError, ApiResult};
 
-/// What a request asks for. The serialized names are those of fault rules and statistics.
+/// The operation of a request. The serialized names are those of fault rules and statistics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Operation {
@@ -201,7 +201,7 @@ impl Query {
         self.0.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 
-    /// A parameter without which the operation makes no sense.
+    /// A required parameter.
     pub(crate) fn required(&self, name: &'static str) -> ApiResult<&str> {
         self.get(name).ok_or_else(|| {
             ApiError::bad_request(

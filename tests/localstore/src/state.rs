@@ -27,7 +27,7 @@ pub(crate) struct State {
 }
 
 impl State {
-    /// The bucket, made when there is none: for those who put objects without a request.
+    /// The bucket, created when it is missing: for objects that are put without a request.
     pub(crate) fn bucket_or_create(&self, name: &str) -> ApiResult<Arc<Bucket>> {
         self.catalog.bucket(name).or_else(|_| {
             let compartment = &self.identity.instance.compartment;

@@ -1,4 +1,4 @@
-//! What the server did: counts by operation and status, bytes, tokens, and the
+//! Statistics of the server: counts by operation and status, bytes, tokens, and the
 //! last requests.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -11,7 +11,7 @@ use crate::auth::Refusal;
 use crate::route::Operation;
 use crate::sync::Mutex;
 
-/// How many requests are remembered one by one.
+/// How many requests are recorded individually.
 const RECORDS: usize = 20_000;
 
 /// Counters; reset by tests, never by the server.
@@ -36,7 +36,7 @@ struct Tables {
 /// One answered request. Carries no credential.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct RequestRecord {
-    /// What was asked for.
+    /// The operation.
     pub operation: Operation,
     /// HTTP method.
     pub method: String,
@@ -52,7 +52,7 @@ pub struct RequestRecord {
     pub caller: Option<String>,
 }
 
-/// A picture of the counters.
+/// A snapshot of the counters.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Stats {
     /// Answered requests by operation and HTTP status.
@@ -63,7 +63,7 @@ pub struct Stats {
     pub object_bytes: BTreeMap<String, u64>,
     /// Connections accepted.
     pub connections: u64,
-    /// The most requests that were under way at once, until the last byte of their bodies.
+    /// The most requests that were in progress at once, until the last byte of their bodies.
     pub concurrent_requests_max: u64,
     /// Security tokens issued by federation or by the Rust API.
     pub tokens_issued: u64,
@@ -113,7 +113,7 @@ impl Counters {
         tables.records.push_back(record);
     }
 
-    /// A request is under way until the returned guard is dropped.
+    /// Counts a request as in progress until the returned guard is dropped.
     pub(crate) fn begin(self: &Arc<Self>) -> InFlight {
         let now = self.in_flight.fetch_add(1, Ordering::Relaxed) + 1;
         self.in_flight_max.fetch_max(now, Ordering::Relaxed);
@@ -154,7 +154,7 @@ impl Counters {
         self.tables.lock().records.iter().cloned().collect()
     }
 
-    /// All counts from zero; requests under way stay counted as such.
+    /// Resets all counts; requests in progress stay counted as such.
     pub(crate) fn reset(&self) {
         *self.tables.lock() = Tables::default();
         for counter in [&self.body_bytes, &self.connections, &self.tokens_issued] {
@@ -164,7 +164,7 @@ impl Counters {
     }
 }
 
-/// A request under way.
+/// A request in progress.
 #[derive(Debug)]
 pub(crate) struct InFlight(Arc<Counters>);
 

@@ -1,4 +1,4 @@
-//! A running server, as tests and the binary hold it.
+//! The handle of a running server, for tests and the binary.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -88,12 +88,12 @@ impl LocalStore {
         &self.state().faults
     }
 
-    /// The counters as they are now.
+    /// The current counters.
     pub fn stats(&self) -> Stats {
         self.state().counters.snapshot()
     }
 
-    /// Counts from zero.
+    /// Resets the counters.
     pub fn reset_stats(&self) {
         self.state().counters.reset();
     }
@@ -184,7 +184,7 @@ impl LocalStore {
         self.state().cluster.issue(namespace, name, pod_uid, SystemTime::now(), ttl)
     }
 
-    /// Deletes a service account and makes another one of its name, which has
+    /// Deletes a service account and creates another one with its name, which has
     /// another UID in its tokens.
     pub fn make_service_account_again(&self, namespace: &str, name: &str) {
         self.state().cluster.make_again(namespace, name);
@@ -238,12 +238,12 @@ impl LocalStore {
         added.context("the session key is not an RSA key of at least 2048 bits")
     }
 
-    /// All tokens issued so far are refused from now on.
+    /// Refuses all tokens issued so far.
     pub fn expire_tokens(&self) {
         self.state().keys.expire_tokens();
     }
 
-    /// The metadata service has another certificate and key from now on.
+    /// Gives the metadata service another certificate and key.
     pub fn rotate_leaf(&self) -> anyhow::Result<()> {
         self.state().identity.rotate()
     }

@@ -1,4 +1,4 @@
-//! This server's own interface, `/_localstore/…`: faults, statistics, objects.
+//! The admin interface, `/_localstore/…`: faults, statistics, objects.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -60,7 +60,7 @@ pub(crate) async fn handle(call: &mut Call) -> Handled {
     })
 }
 
-/// Whose token is wanted, and for how long.
+/// The service account of the requested token, and its lifetime.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ServiceAccount {
@@ -97,7 +97,7 @@ struct CreateObject {
 async fn create_object(call: &mut Call) -> Handled {
     let wanted: CreateObject = call.read_json().await?;
     let state = Arc::clone(&call.state);
-    // Checksums of a large object take their time.
+    // Checksums of a large object take a while.
     let etag = tokio::task::spawn_blocking(move || {
         let bucket = state.bucket_or_create(&wanted.bucket)?;
         let options = PutOptions {

@@ -1,5 +1,5 @@
-//! A Kubernetes cluster with OKE's identity service: whose service-account
-//! tokens are believed, and what is given for one.
+//! A Kubernetes cluster with OKE's identity service: which service-account tokens
+//! are trusted, and which token is issued in exchange.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -22,19 +22,19 @@ use super::token::Subject;
 use crate::clock;
 use crate::sync::{Mutex, RwLock};
 
-/// What begins the subject of a service account's token.
+/// The beginning of the subject of a service account's token.
 const SERVICE_ACCOUNT: &str = "system:serviceaccount:";
 
-/// Whose tokens are believed.
+/// The trusted signers and tokens.
 #[derive(Debug, Default)]
 pub(crate) struct Cluster {
-    /// Subjects of tokens that are taken as they are.
+    /// Subjects of tokens that are accepted as they are.
     listed: RwLock<HashMap<String, String>>,
     keys: RwLock<Vec<ClusterKey>>,
-    /// What signs the tokens of this server's own making.
+    /// The key of the tokens that this server issues.
     own: OnceLock<KeyPair>,
     making: Mutex<()>,
-    /// How often an account was made again, by its subject.
+    /// How often an account was created again, by its subject.
     made_again: RwLock<HashMap<String, u64>>,
 }
 
@@ -59,13 +59,13 @@ struct Exchange {
 }
 
 impl Cluster {
-    /// Takes this token for the service account's, whatever it is.
+    /// Accepts this token for the service account, whatever its content.
     pub(crate) fn list(&self, token: &str, namespace: &str, name: &str) {
         let subject = format!("{SERVICE_ACCOUNT}{namespace}:{name}");
         self.listed.write().insert(token.to_owned(), subject);
     }
 
-    /// Believes what is signed by the keys of a file: a public key in PEM, as the
+    /// Trusts tokens that are signed by the keys of a file: a public key in PEM, as the
     /// API server's `--service-account-key-file` has it, or a JWKS, as `kubectl
     /// get --raw /openid/v1/jwks` gives it. RSA only.
     pub(crate) fn trust(&self, file: &Path) -> anyhow::Result<()> {
@@ -82,13 +82,13 @@ impl Cluster {
         Ok(())
     }
 
-    /// Deletes a service account and makes another one of its name.
+    /// Deletes a service account and creates another one with its name.
     pub(crate) fn make_again(&self, namespace: &str, name: &str) {
         let subject = format!("{SERVICE_ACCOUNT}{namespace}:{name}");
         *self.made_again.write().entry(subject).or_default() += 1;
     }
 
-    /// A token of this server's own cluster.
+    /// Issues a token of this server's own cluster.
     pub(crate) fn issue(
         &self,
         namespace: &str,
@@ -121,7 +121,7 @@ impl Cluster {
         Ok(format!("{signed}.{}", BASE64URL.encode(signature)))
     }
 
-    /// Made when first asked for: RSA keys take time.
+    /// Created when first needed: RSA keys take time.
     fn own_key(&self) -> anyhow::Result<&KeyPair> {
         let _one = self.making.lock();
         if let Some(own) = self.own.get() {

@@ -26,7 +26,7 @@ pub(crate) struct Instance {
     pub(crate) tenancy: String,
     pub(crate) compartment: String,
     pub(crate) id: String,
-    /// What `/instance/region` answers, and the long name.
+    /// The answer of `/instance/region`, and the long name.
     pub(crate) region_key: String,
     pub(crate) region: String,
 }
@@ -41,12 +41,12 @@ pub(crate) struct Leaf {
     spki: Vec<u8>,
 }
 
-/// Certificates of the instance, made when first asked for: RSA keys take time.
+/// Certificates of the instance, created when first needed: RSA keys take time.
 #[derive(Debug)]
 pub(crate) struct Identity {
     pub(crate) instance: Instance,
     pub(crate) token_ttl: Duration,
-    /// A new leaf with every so many fetches of the certificate; 0 for never.
+    /// Issues a new leaf after this many fetches of the certificate; 0 for never.
     rotate_every: u64,
     authority: OnceLock<Arc<Authority>>,
 }
@@ -81,7 +81,7 @@ impl Identity {
             return Ok(authority);
         }
         let made = Arc::new(Authority::new(&self.instance)?);
-        // Of two that were made at once, the first stays.
+        // Of two that were created at once, the first stays.
         Ok(self.authority.get_or_init(|| made))
     }
 
@@ -286,8 +286,8 @@ impl Authority {
         })
     }
 
-    /// Only certificates of this authority's own making are taken: their issuer,
-    /// subject and key need no further proof.
+    /// Only certificates of this authority are accepted: their issuer, subject and
+    /// key need no further proof.
     fn find(&self, certificate: &[u8]) -> Result<Arc<Leaf>, Refusal> {
         let leaves = self.leaves.lock();
         let found = leaves.issued.iter().find(|leaf| leaf.certificate == certificate);

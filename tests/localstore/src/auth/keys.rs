@@ -35,11 +35,11 @@ pub(crate) struct Keys {
 /// What a caller may do in a bucket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Access {
-    /// See that objects are there.
+    /// List objects.
     Inspect,
-    /// Read those whose names are known, and see none.
+    /// Read objects whose names are known, and list none.
     ReadKnown,
-    /// See and read them.
+    /// List and read objects.
     Read,
 }
 
@@ -81,7 +81,7 @@ impl Keys {
         Some(())
     }
 
-    /// All tokens are refused from now on, as if they had expired.
+    /// Refuses all tokens from now on, as if they had expired.
     pub(crate) fn expire_tokens(&self) {
         let mut keys = self.by_key_id.write();
         for key in keys.values_mut() {

@@ -1,4 +1,4 @@
-//! Who calls: API keys, security tokens, and the certificates that buy tokens.
+//! Who calls: API keys, security tokens, and the certificates that are exchanged for tokens.
 
 mod cluster;
 pub(crate) mod config_file;

@@ -1,4 +1,4 @@
-//! Security tokens: JWTs that name the session key whose signatures they vouch for.
+//! Security tokens: JWTs that name the session key whose signatures they authorize.
 
 use std::time::{Duration, SystemTime};
 

@@ -1,4 +1,4 @@
-//! Fault rules as tests and the admin interface write them.
+//! The form of fault rules in tests and the admin interface.
 
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -16,7 +16,7 @@ pub struct Rule {
     /// Which requests; by default all.
     #[serde(rename = "match", default)]
     pub matching: Match,
-    /// How many matching requests pass unharmed first.
+    /// How many matching requests pass first.
     #[serde(default)]
     pub skip: u64,
     /// How many it hits then; without a number all.
@@ -115,11 +115,11 @@ pub enum Action {
         /// Seconds; negative is behind.
         secs: i64,
     },
-    /// Gives the answer this header, or takes it away.
+    /// Adds this header to the answer, or removes it.
     Header {
         /// Its name.
         name: String,
-        /// Its value; without one the answer loses it.
+        /// Its value; without one the header is removed.
         #[serde(default)]
         value: Option<String>,
     },
@@ -193,7 +193,7 @@ impl Rule {
         self
     }
 
-    /// Hits only so many requests.
+    /// Hits only this many requests.
     #[must_use]
     pub fn times(mut self, count: u64) -> Self {
         self.times = Some(count);

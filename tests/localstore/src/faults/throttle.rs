@@ -16,12 +16,12 @@ impl Throttle {
         Self { bytes_per_sec: bytes_per_sec.max(1), free_at: Mutex::new(Instant::now()) }
     }
 
-    /// So small that the flow looks even: a twentieth of a second.
+    /// Short enough for an even flow: a twentieth of a second.
     pub(crate) fn chunk(&self) -> u64 {
         (self.bytes_per_sec / 20).max(1)
     }
 
-    /// How long to wait after sending so many bytes.
+    /// How long to wait after sending this many bytes.
     pub(crate) fn spend(&self, bytes: u64) -> Duration {
         let now = Instant::now();
         let nanos = u128::from(bytes) * 1_000_000_000 / u128::from(self.bytes_per_sec);

@@ -111,8 +111,8 @@ impl Bucket {
         self.side.save_bucket(&*info)
     }
 
-    /// The object as it is now. A plain file is looked at again, so that a file
-    /// that was dropped, changed or removed by hand is seen.
+    /// The current object. A plain file is checked again, so that a file that was
+    /// added, changed or removed by hand is noticed.
     pub(crate) fn get(&self, name: &str) -> ApiResult<Arc<Object>> {
         let known = self.objects.read().get(name).cloned();
         match known {
@@ -173,7 +173,7 @@ impl Bucket {
         (objects.len(), objects.values().map(|object| object.meta.size).sum())
     }
 
-    /// Makes a version the object's present one: readers see the old or the new.
+    /// Makes a version the object's current one: readers see the old or the new.
     /// A version that is refused by `condition` leaves nothing behind.
     pub(crate) fn commit(
         &self,
@@ -197,7 +197,7 @@ impl Bucket {
         Ok(object)
     }
 
-    /// Changes attributes of the present version, keeping its bytes and its ETag.
+    /// Changes attributes of the current version, keeping its bytes and its ETag.
     pub(crate) fn amend(
         &self,
         name: &str,

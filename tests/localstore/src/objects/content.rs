@@ -38,7 +38,7 @@ impl Drop for DataFile {
     }
 }
 
-/// Removes a file whose absence is just as good.
+/// Removes a file; a missing file is not an error.
 pub(crate) fn remove(path: &Path) {
     if let Err(error) = std::fs::remove_file(path)
         && error.kind() != io::ErrorKind::NotFound
@@ -59,7 +59,7 @@ pub(crate) enum Content {
 }
 
 impl Content {
-    /// The bytes will not be needed again, once current readers are done.
+    /// Removes the bytes once current readers are done.
     pub(crate) fn discard(&self) {
         match self {
             Self::Files(files) => files.iter().for_each(|file| file.discard()),

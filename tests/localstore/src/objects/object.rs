@@ -1,4 +1,4 @@
-//! One object: what it is called, what it carries, where its bytes are.
+//! One object: its name, its attributes, and where its bytes are.
 
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
@@ -45,7 +45,7 @@ impl StorageTier {
     }
 }
 
-/// What a client gave at upload, and gets back on reading.
+/// The headers and metadata of an upload, which readers get back.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct Described {
@@ -116,12 +116,12 @@ impl Meta {
     }
 }
 
-/// One version of an object. Never changed: an overwrite makes another.
+/// One version of an object. It is immutable: an overwrite creates another.
 #[derive(Debug)]
 pub(crate) struct Object {
     pub(crate) meta: Meta,
     pub(crate) content: Content,
-    /// A plain file's MD5 is computed when first asked for.
+    /// A plain file's MD5 is computed when first needed.
     plain_md5: OnceLock<Option<String>>,
 }
 

@@ -33,7 +33,7 @@ impl<T: AsRef<[u8]>> From<T> for Source {
     }
 }
 
-/// As what a new object is stored; the default is one plain PutObject.
+/// How a new object is stored; the default is one plain PutObject.
 #[derive(Debug, Clone, Default)]
 pub struct PutOptions {
     /// As if uploaded with `opc-checksum-algorithm: CRC32C`.
@@ -53,7 +53,7 @@ pub struct PutOptions {
     pub metadata: BTreeMap<String, String>,
 }
 
-/// Stores `source` in `bucket`; the ETag.
+/// Stores `source` in `bucket`, and returns its ETag.
 pub(crate) fn put(
     bucket: &Bucket,
     name: &str,

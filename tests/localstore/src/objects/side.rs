@@ -1,4 +1,4 @@
-//! What survives a restart: `.localstore/{bucket}/` beside the buckets.
+//! The state that survives a restart: `.localstore/{bucket}/` beside the buckets.
 //!
 //! ```text
 //! bucket.json          the bucket's attributes
@@ -56,7 +56,7 @@ impl SideDir {
 
     pub(crate) fn save_object(&self, object: &Object) -> io::Result<()> {
         let content = match &object.content {
-            // Nothing to keep: the file itself is found again.
+            // There is nothing to store: the file itself is found again.
             Content::Plain { .. } => return Ok(()),
             Content::Synthetic { seed } => Kept::Synthetic { seed: *seed },
             Content::Files(files) => Kept::Files(files.iter().map(|file| kept(file)).collect()),
@@ -73,8 +73,8 @@ impl SideDir {
         self.0.join("objects").join(sha256_hex(name.as_bytes()) + ".json")
     }
 
-    /// All objects kept here. Bytes that none of them names are removed: what a
-    /// killed server left of unfinished uploads.
+    /// Loads all objects kept here. Bytes that none of them names are removed: they
+    /// are left from unfinished uploads of a killed server.
     pub(crate) fn load_objects(&self) -> io::Result<Vec<Object>> {
         let data = self.0.join("data");
         let mut objects = Vec::new();

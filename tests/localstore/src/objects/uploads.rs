@@ -45,7 +45,7 @@ impl Upload {
         self.parts.lock().clone()
     }
 
-    /// Adds or replaces a part; its ETag.
+    /// Adds or replaces a part, and returns its ETag.
     pub(crate) fn add_part(&self, number: u32, file: DataFile, digests: Digests) -> String {
         let etag = uuid::Uuid::new_v4().to_string();
         let part = Part { etag: etag.clone(), digests, file: Arc::new(file) };
@@ -136,8 +136,8 @@ impl Uploads {
         self.0.lock().values().cloned().collect()
     }
 
-    /// Forgets an upload whose parts become an object. Fails for all but the
-    /// first of commits at the same time: the parts can be one object's only.
+    /// Removes an upload whose parts become an object. Of concurrent commits only
+    /// the first succeeds, since the parts can belong to only one object.
     pub(crate) fn close(&self, id: &str) -> ApiResult<()> {
         self.0.lock().remove(id).map(drop).ok_or_else(|| ApiError::upload_not_found(id))
     }

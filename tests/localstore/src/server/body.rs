@@ -16,7 +16,7 @@ use crate::objects::Reader;
 use crate::range::ByteRange;
 use crate::stats::{InFlight, SentBytes};
 
-/// How long a body pauses before it breaks off, so that what came before is on the wire.
+/// How long a body pauses before it is cut off, so that earlier bytes are on the wire.
 const BEFORE_BREAK: Duration = Duration::from_millis(20);
 
 /// The body of an answer. The request counts as under way until it is dropped.
@@ -107,9 +107,9 @@ pub(crate) struct ObjectBody {
     buffers: Buffers,
     sent: SentBytes,
     faults: BodyFaults,
-    /// Where it breaks off, and how.
+    /// Where and how it is cut off.
     break_at: Option<(u64, Break)>,
-    /// Only its end says that it is whole, which may break off too.
+    /// Sent in chunks: only its end, which may be cut off too, shows that it is complete.
     is_open_ended: bool,
     breaking: bool,
     pause: Option<Pin<Box<Sleep>>>,

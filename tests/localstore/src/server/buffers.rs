@@ -1,5 +1,5 @@
-//! Buffers for bodies, used again: allocating and zeroing one per chunk would
-//! cost as much as the copy itself.
+//! Reused buffers for bodies: allocating and zeroing one per chunk would cost as
+//! much as the copy itself.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! One request under way, as handlers see it.
+//! One request in progress, as handlers see it.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ use crate::state::State;
 /// The largest body that is not an object's: a commit of 10 000 parts fits.
 const MAX_JSON: usize = 8 * 1024 * 1024;
 
-/// How much of a refused upload is read before the connection is given up.
+/// How much of a refused upload is read before the connection is closed.
 const MAX_DRAIN: usize = 256 * 1024 * 1024;
 
 /// A request: its line, its headers, and its body until a handler takes it.

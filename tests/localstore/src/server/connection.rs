@@ -1,4 +1,4 @@
-//! A client's connection, which a fault can make end in a reset.
+//! A client's connection, which a fault can end with a reset.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;

@@ -43,7 +43,7 @@ pub(crate) fn json(status: StatusCode, value: &impl Serialize) -> Reply {
     with_body(status, "application/json", body)
 }
 
-/// What is said to be JSON.
+/// A body that is labelled as JSON.
 pub(crate) fn raw_json(body: Vec<u8>) -> Reply {
     with_body(StatusCode::OK, "application/json", body)
 }
@@ -52,7 +52,7 @@ pub(crate) fn text(body: impl Into<String>) -> Reply {
     with_body(StatusCode::OK, "text/plain", body.into().into_bytes())
 }
 
-/// A page that is no answer of this API, with a place for redirects to go.
+/// A page that is not an answer of this API, with a target for redirects.
 pub(crate) fn page(code: u16) -> Reply {
     let status = StatusCode::from_u16(code).unwrap_or(StatusCode::BAD_GATEWAY);
     let body = b"<html><body>This page is not available.</body></html>".to_vec();
@@ -96,7 +96,7 @@ pub(crate) fn set(reply: &mut Reply, name: &str, value: &str) {
     }
 }
 
-/// In forms that proxies give an answer.
+/// Rewrites the answer in forms that proxies use.
 pub(crate) fn through_a_proxy(reply: &mut Reply) {
     let text = |reply: &Reply, name| {
         reply.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned)

@@ -42,7 +42,7 @@ pub(crate) async fn answer(
             Ok(target) => (target, None),
             Err(error) => (Target::unknown(parts.uri.path()), Some(error)),
         };
-    // What a test asks this server itself is not part of what it observes.
+    // Requests of a test to the admin interface are not counted.
     let observed = target.operation != Operation::Admin;
     let in_flight = observed.then(|| state.counters.begin());
     let header = |name| parts.headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());

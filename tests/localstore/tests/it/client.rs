@@ -1,4 +1,4 @@
-//! A client that shows what is on the wire: one connection, no retries, no pool.
+//! A client that shows the bytes on the wire: one connection, no retries, no pool.
 
 use std::collections::HashMap;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
@@ -10,7 +10,7 @@ use localstore::LocalStore;
 /// Long enough for a slow machine; a stalled body reaches it.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// An answer, with as much of its body as came.
+/// An answer, with as much of its body as arrived.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: u16,

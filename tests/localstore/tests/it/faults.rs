@@ -1,4 +1,4 @@
-//! Every fault, as a client without mercy sees it.
+//! Every fault, as seen by a client without retries.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ fn store() -> LocalStore {
     store
 }
 
-/// What a whole GET of the object gets under one rule.
+/// The answer to a whole GET of the object under one rule.
 fn under(action: Action) -> Answer {
     let store = store();
     store.faults().add(Rule::new(action).operation(Operation::Get).bucket("b").object("x"));

@@ -101,7 +101,7 @@ fn the_metadata_service_needs_its_header() {
     assert_eq!(get("instance/nothing").status, 404);
 }
 
-/// What an instance does to get a token.
+/// Gets a token as an instance does.
 struct Instance {
     client: Client,
     session: Signer,

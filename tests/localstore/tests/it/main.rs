@@ -1,5 +1,5 @@
-//! The server over the wire, by a client without retries. What official clients
-//! make of it is tested in `tests/clients` of the repository.
+//! The server over the wire, with a client without retries. `tests/clients` of the
+//! repository tests it with the official clients.
 
 mod client;
 mod faults;

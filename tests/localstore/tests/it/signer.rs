@@ -1,4 +1,4 @@
-//! A client's side of request signing, written apart from the server's.
+//! The client's side of request signing, independent of the server's.
 
 use std::time::SystemTime;
 
@@ -93,7 +93,7 @@ impl Signer {
     }
 }
 
-/// Headers as the client takes them.
+/// Headers in the form that the client accepts.
 pub(crate) fn borrowed(headers: &[(String, String)]) -> Vec<(&str, &str)> {
     headers.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect()
 }
