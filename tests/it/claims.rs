@@ -109,7 +109,7 @@ fn an_annotation_that_names_no_model_is_refused_with_the_claim_and_can_be_correc
         let api = ApiServer::start().await;
         let driver = driver_with(scratch, &store, &api.url, "").await;
         let kubelet = driver.kubelet();
-        let gone = &["claim team-a/my-model", "is not there any more"];
+        let gone = &["claim team-a/my-model", "no longer exists"];
         refused(&kubelet, request(), Code::NotFound, gone).await;
 
         let command = "kubectl annotate pvc -n team-a my-model oci-model-csi.dev/model=MODEL";

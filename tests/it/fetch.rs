@@ -214,7 +214,7 @@ async fn a_file_that_is_not_what_the_object_holds_is_never_overwritten() {
     fs::create_dir(&fetch.directory).unwrap();
     let file = fetch.directory.join("config.json");
     fs::write(&file, "my own changes").unwrap();
-    assert_failed(&fetch.run().await, 1, &["config.json", "left as it is"]);
+    assert_failed(&fetch.run().await, 1, &["config.json", "it was not changed"]);
     assert_eq!(fs::read_to_string(&file).unwrap(), "my own changes");
 }
 

@@ -275,7 +275,7 @@ fn during_an_outage_the_newest_cached_revision_is_mounted_after_ten_seconds() {
             store.faults().remove(rule);
         }
         assert_eq!(driver.metric("publish_total{result=\"stale\"}").await, 2);
-        assert!(driver.log().contains("the newest cached revision is mounted"));
+        assert!(driver.log().contains("mounting the newest cached revision"));
         let volume = kubelet.inline("4", &PHI3);
         volume.publish().await.unwrap();
         assert_eq!(driver.metric("publish_total{result=\"hit\"}").await, 1);
