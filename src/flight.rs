@@ -4,7 +4,7 @@
 //! only a [`Waiter`], to wait and to read the progress. A caller that leaves
 //! (kubelet cancels every call after two minutes) does not stop the work, and the
 //! next caller does not start it twice. A flight ends when its work is done, at
-//! shutdown, or when no caller has asked for it during `grace`.
+//! shutdown, or when no caller has asked for it during `grace`, if there is one.
 //!
 //! The registry's lock decides all races: waiters are created, and abandoned
 //! flights removed, under it. It is never held across an await.
@@ -28,8 +28,8 @@ pub(super) const MEMO: Duration = Duration::from_millis(1500);
 /// The running flights of one kind.
 pub struct Flights<K, P, T> {
     shared: Arc<FlightTable<K, P, T>>,
-    /// How long a flight continues without a waiter.
-    grace: Duration,
+    /// How long a flight continues without a waiter; `None` for as long as its work takes.
+    grace: Option<Duration>,
     tasks: TaskTracker,
     shutdown: CancellationToken,
 }
@@ -57,6 +57,14 @@ struct CallerState {
     idle_since: Instant,
 }
 
+/// What [`Flights::join_unless`] has for a caller.
+pub enum Joined<P, T> {
+    /// The result, which was known.
+    Known(T),
+    /// A caller's part of the flight.
+    Flight(Waiter<P, T>),
+}
+
 /// One caller of a flight. Dropping it does not cancel the flight.
 pub struct Waiter<P, T> {
     progress: Arc<P>,
@@ -74,7 +82,14 @@ where
     /// Creates a registry whose flights are tracked by `tasks` and end at `shutdown`.
     pub fn new(grace: Duration, tasks: TaskTracker, shutdown: CancellationToken) -> Self {
         let shared = Arc::new(FlightTable { entries: Mutex::new(HashMap::new()) });
-        Self { shared, grace, tasks, shutdown }
+        Self { shared, grace: Some(grace), tasks, shutdown }
+    }
+
+    /// Creates a registry whose flights end with their work or with the runtime only.
+    pub fn detached() -> Self {
+        let shared = Arc::new(FlightTable { entries: Mutex::new(HashMap::new()) });
+        let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
+        Self { shared, grace: None, tasks, shutdown }
     }
 
     /// Joins the running flight of this key, or starts it.
@@ -85,7 +100,41 @@ where
     where
         F: Future<Output = Result<T>> + Send + 'static,
     {
-        let mut entries = self.shared.lock();
+        let entries = self.shared.lock();
+        self.join_locked(entries, key, progress, work)
+    }
+
+    /// As [`join`](Self::join), unless `known` has the result.
+    ///
+    /// `known` is called under the registry's lock. A flight that stores its result
+    /// before it ends is therefore never repeated by a caller that came too late to join it.
+    pub fn join_unless<F>(
+        &self,
+        key: K,
+        progress: P,
+        known: impl FnOnce() -> Option<T>,
+        work: impl FnOnce(Arc<P>) -> F,
+    ) -> Joined<P, T>
+    where
+        F: Future<Output = Result<T>> + Send + 'static,
+    {
+        let entries = self.shared.lock();
+        match known() {
+            Some(result) => Joined::Known(result),
+            None => Joined::Flight(self.join_locked(entries, key, progress, work)),
+        }
+    }
+
+    fn join_locked<F>(
+        &self,
+        mut entries: MutexGuard<'_, HashMap<K, FlightState<P, T>>>,
+        key: K,
+        progress: P,
+        work: impl FnOnce(Arc<P>) -> F,
+    ) -> Waiter<P, T>
+    where
+        F: Future<Output = Result<T>> + Send + 'static,
+    {
         if let Some(entry) = entries.get(&key) {
             return entry.waiter(true);
         }
@@ -142,8 +191,9 @@ impl CallerCount {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until there was no waiter for `grace`. Cancellation safe.
-    async fn abandoned(&self, grace: Duration) {
+    /// Waits until there was no waiter for `grace`; without one, never returns. Cancellation safe.
+    async fn abandoned(&self, grace: Option<Duration>) {
+        let Some(grace) = grace else { return std::future::pending().await };
         loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
@@ -217,7 +267,7 @@ struct FlightTask<K: Eq + Hash, P, T> {
 }
 
 impl<K: Eq + Hash, P, T: Clone> FlightTask<K, P, T> {
-    async fn run<F>(self, work: F, grace: Duration, shutdown: CancellationToken)
+    async fn run<F>(self, work: F, grace: Option<Duration>, shutdown: CancellationToken)
     where
         F: Future<Output = Result<T>>,
     {
@@ -406,6 +456,31 @@ mod tests {
         assert!(was_stopped.await.is_err(), "the work was dropped");
         assert_eq!(f.flights.running().len(), 0);
         assert_eq!(f.join(async { Ok(1) }).completed().await, Ok(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_detached_flight_without_a_waiter_ends_with_its_work_only() {
+        let flights = Flights::<_, (), u32>::detached();
+        let (go, wait) = oneshot::channel::<()>();
+        drop(flights.join("key", (), |_| async {
+            let _ = wait.await;
+            Ok(7)
+        }));
+        tokio::time::sleep(Duration::from_secs(24 * 3600)).await;
+        let mut again = flights.join("key", (), |_| async { Ok(8) });
+        assert!(again.joined());
+        go.send(()).unwrap();
+        assert_eq!(again.completed().await, Ok(7));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_result_that_is_known_starts_no_flight() {
+        let flights = Flights::<_, (), u32>::detached();
+        let join = |known| flights.join_unless("key", (), || known, |_| async { Ok(8) });
+        assert!(matches!(join(Some(7)), Joined::Known(7)));
+        assert!(flights.running().is_empty());
+        let Joined::Flight(mut waiter) = join(None) else { panic!("nothing was known") };
+        assert_eq!(waiter.completed().await, Ok(8));
     }
 
     #[tokio::test(start_paused = true)]

@@ -21,7 +21,6 @@ use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwapOption;
 use futures_util::future::BoxFuture;
-use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::clock::Clock;
@@ -29,6 +28,7 @@ use super::error::{StorageError, StorageErrorKind};
 use super::key::KeyPair;
 use super::retry::RetryPolicy;
 use super::sign::{self, Signed};
+use crate::flight::{Flights, Joined};
 
 /// After a refresh that changed nothing, 401s do not cause another one for this long:
 /// otherwise a wrong clock or a missing policy would turn each request into three.
@@ -114,14 +114,15 @@ pub(crate) trait CredentialSource: Send + Sync + 'static {
 #[derive(Clone)]
 pub struct Identity(Arc<CredentialInner>);
 
-type Outcome = Option<Result<Arc<Credential>, StorageError>>;
+/// What a refresh came to. For the flight it is a value, so a failure is not remembered.
+type Refreshed = Result<Arc<Credential>, StorageError>;
 
 struct CredentialInner {
     source: Box<dyn CredentialSource>,
     clock: Clock,
     current: ArcSwapOption<Credential>,
-    /// The running refresh, if there is one: the task that runs it owns this entry.
-    flight: Mutex<Option<watch::Receiver<Outcome>>>,
+    /// The running refresh, if there is one. It continues when its callers are dropped.
+    flights: Flights<(), (), Refreshed>,
     /// The last time that a refresh after a 401 did not help.
     futile: Mutex<Option<Instant>>,
     refresher: Mutex<Option<tokio::task::JoinHandle<()>>>,
@@ -135,7 +136,7 @@ impl Identity {
             source: Box::new(source),
             clock,
             current: ArcSwapOption::empty(),
-            flight: Mutex::default(),
+            flights: Flights::detached(),
             futile: Mutex::default(),
             refresher: Mutex::default(),
             refreshes: AtomicU64::new(0),
@@ -217,63 +218,51 @@ impl CredentialInner {
     }
 
     /// A credential other than `seen`: the current one, the running refresh's, or a new one.
-    async fn refresh(
-        self: &Arc<Self>,
-        seen: Option<&Arc<Credential>>,
-    ) -> Result<Arc<Credential>, StorageError> {
-        let mut flight = {
-            let mut slot = lock(&self.flight);
-            if let Some(current) = self.current.load_full()
-                && seen.is_none_or(|seen| !Arc::ptr_eq(seen, &current))
-            {
-                return Ok(current);
-            }
-            match &*slot {
-                Some(running) => running.clone(),
-                None => slot.insert(self.start_refresh()).clone(),
-            }
-        };
-        let outcome = flight.wait_for(Option::is_some).await;
-        match outcome.as_deref() {
-            Ok(Some(result)) => result.clone(),
-            Ok(None) | Err(_) => Err(StorageError::new(
-                StorageErrorKind::Identity,
-                "refreshing the credential",
-                "the refresh was ended by the process",
-            )),
+    async fn refresh(self: &Arc<Self>, seen: Option<&Arc<Credential>>) -> Refreshed {
+        match self.join_refresh(seen) {
+            Joined::Known(current) => current,
+            Joined::Flight(mut refresh) => refresh.completed().await.unwrap_or_else(|_| {
+                Err(StorageError::new(
+                    StorageErrorKind::Identity,
+                    "refreshing the credential",
+                    "the refresh was ended by the process",
+                ))
+            }),
         }
     }
 
     /// Begins to replace a credential that is still good and has no refresh loop.
-    fn renew_if_due(self: &Arc<Self>, credential: &Credential) {
+    fn renew_if_due(self: &Arc<Self>, credential: &Arc<Credential>) {
         let due = credential.lifetime.is_some_and(|life| life.refresh_at <= self.clock.now());
         if due && !self.source.is_renewed_ahead() {
-            lock(&self.flight).get_or_insert_with(|| self.start_refresh());
+            drop(self.join_refresh(Some(credential)));
         }
     }
 
-    /// Starts a refresh that continues when its callers are dropped.
-    fn start_refresh(self: &Arc<Self>) -> watch::Receiver<Outcome> {
-        let (announce, outcome) = watch::channel(None);
-        let shared = Arc::clone(self);
-        tokio::spawn(async move {
-            let entry = FlightEntry(&shared);
-            let result = shared.source.fetch().await.map(Arc::new);
-            match &result {
-                Ok(credential) => {
-                    shared.current.store(Some(Arc::clone(credential)));
-                    shared.refreshes.fetch_add(1, Ordering::Relaxed);
-                    shared.ensure_refresh_loop(credential);
-                }
-                Err(_) => {
-                    shared.failures.fetch_add(1, Ordering::Relaxed);
-                }
+    /// Joins the running refresh or starts one, unless the current credential is another
+    /// than `seen` already.
+    fn join_refresh(self: &Arc<Self>, seen: Option<&Arc<Credential>>) -> Joined<(), Refreshed> {
+        let current = || {
+            let current = self.current.load_full()?;
+            seen.is_none_or(|seen| !Arc::ptr_eq(seen, &current)).then_some(Ok(current))
+        };
+        let inner = Arc::clone(self);
+        self.flights.join_unless((), (), current, |_| async move { Ok(inner.fetch().await) })
+    }
+
+    async fn fetch(self: &Arc<Self>) -> Refreshed {
+        let result = self.source.fetch().await.map(Arc::new);
+        match &result {
+            Ok(credential) => {
+                self.current.store(Some(Arc::clone(credential)));
+                self.refreshes.fetch_add(1, Ordering::Relaxed);
+                self.ensure_refresh_loop(credential);
             }
-            // First the entry, then the result: a caller that sees a failure may start another one.
-            drop(entry);
-            announce.send_replace(Some(result));
-        });
-        outcome
+            Err(_) => {
+                self.failures.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        result
     }
 
     /// Ensures that one task refreshes a credential that expires.
@@ -286,15 +275,6 @@ impl CredentialInner {
         if refresher.as_ref().is_none_or(tokio::task::JoinHandle::is_finished) {
             *refresher = Some(tokio::spawn(refresh_loop(Arc::downgrade(self))));
         }
-    }
-}
-
-/// Removes the refresh from the registry when its task ends, however it ends.
-struct FlightEntry<'a>(&'a CredentialInner);
-
-impl Drop for FlightEntry<'_> {
-    fn drop(&mut self) {
-        *lock(&self.0.flight) = None;
     }
 }
 
