@@ -1,11 +1,10 @@
 //! Ids that tie lines of the log together.
 
-use std::hash::{BuildHasher as _, RandomState};
+use crate::random;
 
 /// Returns eight random hexadecimal digits: enough to distinguish the events of one node over days.
 pub(crate) fn id() -> String {
-    // Each process seeds it from the operating system, and counts on from there.
-    format!("{:08x}", RandomState::new().hash_one(()) >> 32)
+    format!("{:08x}", u32::from_be_bytes(random::bytes()))
 }
 
 #[cfg(test)]

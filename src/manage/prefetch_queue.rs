@@ -5,7 +5,6 @@
 //! models that do not fit together would evict each other without end. A failed
 //! download is retried later. The download of a model that leaves the list stops.
 
-use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -17,14 +16,14 @@ use super::ensure::log_warnings;
 use super::{Manager, ignore_progress};
 use crate::error::Result;
 use crate::model::{ModelKey, ModelRequest, ModelUri};
+use crate::random;
+use crate::retry::Backoff;
 
 /// Spreads the first requests of many nodes that start at the same time.
 const SPREAD: Duration = Duration::from_secs(3);
 
-/// The pause after the first failure; it doubles with each further one.
-const FIRST_PAUSE: Duration = Duration::from_secs(10);
-/// The longest pause between two attempts.
-const LONGEST_PAUSE: Duration = Duration::from_secs(600);
+/// Between failed attempts of one entry.
+const BACKOFF: Backoff = Backoff::new(Duration::from_secs(10), Duration::from_secs(600));
 
 /// The state of the prefetch list, for `cache ls`; cheap to clone.
 #[derive(Debug, Clone, Default)]
@@ -160,7 +159,8 @@ impl ScheduledPrefetch {
                 (self.entry.key, self.entry.error, self.due) = (Some(key), None, None);
             }
             Some(Err(error)) => {
-                let pause = pause(self.failures, random());
+                self.failures = self.failures.saturating_add(1);
+                let pause = BACKOFF.pause(self.failures, None);
                 tracing::warn!(
                     model = self.entry.uri,
                     %error,
@@ -169,7 +169,6 @@ impl ScheduledPrefetch {
                 );
                 self.entry.state = PrefetchState::Failed;
                 self.entry.error = Some(error.message().to_owned());
-                self.failures = self.failures.saturating_add(1);
                 self.due = Some(Instant::now() + pause);
             }
         }
@@ -191,7 +190,7 @@ fn merge(mut known: Vec<ScheduledPrefetch>, list: &[ModelUri]) -> Vec<ScheduledP
                 ScheduledPrefetch {
                     request: ModelRequest::of(namespace, bucket, prefix),
                     failures: 0,
-                    due: Some(Instant::now() + random_part(SPREAD, random())),
+                    due: Some(Instant::now() + random::up_to(SPREAD)),
                     entry: PrefetchEntry {
                         uri: text,
                         state: PrefetchState::Waiting,
@@ -211,21 +210,6 @@ fn next(scheduled: &mut [ScheduledPrefetch]) -> Option<&mut ScheduledPrefetch> {
     let open = scheduled.iter_mut().filter(|one| one.due.is_some());
     // Entries that are due already are equal, so the order of the list decides.
     open.min_by_key(|one| one.due.map(|due| due.max(now)))
-}
-
-/// The pause after this many earlier failures, with jitter: between half and all of it.
-fn pause(failures: u32, random: u64) -> Duration {
-    let whole = FIRST_PAUSE.saturating_mul(2_u32.saturating_pow(failures)).min(LONGEST_PAUSE);
-    whole / 2 + random_part(whole / 2, random)
-}
-
-/// A random part of a duration.
-fn random_part(whole: Duration, random: u64) -> Duration {
-    whole / 1000 * u32::try_from(random % 1000).unwrap_or_default()
-}
-
-fn random() -> u64 {
-    RandomState::new().hash_one(0)
 }
 
 #[cfg(test)]
@@ -268,15 +252,5 @@ mod tests {
             ("oci://b/a/", Some("no"))
         );
         assert!(again.due.unwrap() > Instant::now());
-    }
-
-    #[test]
-    fn pauses_grow_to_ten_minutes_and_have_jitter() {
-        let half = |failures| pause(failures, 0);
-        assert_eq!([half(0), half(1), half(2)].map(|p| p.as_secs()), [5, 10, 20]);
-        assert_eq!(half(40), LONGEST_PAUSE / 2);
-        for random in 0..2000 {
-            assert!((LONGEST_PAUSE / 2..=LONGEST_PAUSE).contains(&pause(30, random)));
-        }
     }
 }

@@ -17,12 +17,13 @@ use tokio_util::task::TaskTracker;
 
 use crate::cache::Cache;
 use crate::kubernetes::{ApiFailure, ApiServer, path};
+use crate::retry::Backoff;
 
 /// Pause after a 403: an administrator may have to extend a role.
 const FORBIDDEN: Duration = Duration::from_secs(10 * 60);
 
-/// The longest pause between failed attempts.
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// Between other failed attempts.
+const BACKOFF: Backoff = Backoff::new(Duration::from_secs(2), Duration::from_secs(30));
 
 /// What to write to which node.
 #[derive(Debug, Clone)]
@@ -107,7 +108,7 @@ impl RetryState {
             return FORBIDDEN;
         }
         self.failed = self.failed.saturating_add(1);
-        Duration::from_secs(1 << self.failed.min(6)).min(LONGEST_PAUSE)
+        BACKOFF.pause(self.failed, None)
     }
 }
 
@@ -121,11 +122,15 @@ mod tests {
     fn failed_attempts_are_repeated_less_and_less_often() {
         let mut retry = RetryState::default();
         let gone = ApiFailure::Unanswered("no connection".to_owned());
-        let pauses: Vec<_> =
-            (0..7).map(|_| retry.failed(&gone, "looking", "get").as_secs()).collect();
-        assert_eq!(pauses, [2, 4, 8, 16, 30, 30, 30]);
+        let longest = |retry: &mut RetryState, most| {
+            let pause = retry.failed(&gone, "looking", "get");
+            assert!(pause <= Duration::from_secs(most), "{pause:?}");
+        };
+        for most in [2, 4, 8, 16, 30, 30, 30] {
+            longest(&mut retry, most);
+        }
         retry.reset();
-        assert_eq!(retry.failed(&gone, "looking", "get").as_secs(), 2);
+        longest(&mut retry, 2);
         let no = ApiFailure::Answered {
             status: StatusCode::FORBIDDEN,
             message: String::new(),

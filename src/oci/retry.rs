@@ -1,24 +1,20 @@
-//! How often a request is repeated, and the pauses in between.
+//! How often a request is repeated. The pauses in between are those of [`Backoff`].
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::error::StorageError;
-
-/// The longest `Retry-After` that is honoured: beyond it the caller gets the error.
-const RETRY_AFTER_CAP: Duration = Duration::from_secs(60);
+use crate::retry::Backoff;
 
 /// Exponential backoff with full jitter under a budget of attempts and time.
 ///
 /// Only transient errors are repeated ([`StorageError::is_transient`]); every request
-/// that is repeated here is idempotent. The official SDKs ignore `Retry-After`;
-/// here it is the shortest pause, up to one minute.
+/// that is repeated here is idempotent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RetryPolicy {
     attempts: u32,
-    initial: Duration,
-    max: Duration,
+    backoff: Backoff,
     budget: Duration,
 }
 
@@ -42,13 +38,13 @@ impl RetryPolicy {
         if max < initial {
             return refuse("the greatest delay must not be less than the initial one");
         }
-        Ok(Self { attempts, initial, max, budget })
+        Ok(Self { attempts, backoff: Backoff::new(initial, max), budget })
     }
 
     /// One attempt.
     pub fn once() -> Self {
         let second = Duration::from_secs(1);
-        Self { attempts: 1, initial: second, max: second, budget: Duration::ZERO }
+        Self { attempts: 1, backoff: Backoff::new(second, second), budget: Duration::ZERO }
     }
 
     /// Attempts in all.
@@ -61,18 +57,9 @@ impl RetryPolicy {
         self.budget
     }
 
-    /// The pause after attempt number `attempt` (from 1), drawn at random.
-    ///
-    /// Full jitter spreads clients that failed together; it is added to `retry_after`
-    /// (from the service, capped at one minute).
+    /// The pause after attempt number `attempt` (from 1); see [`Backoff::pause`].
     pub fn delay(&self, attempt: u32, retry_after: Option<Duration>) -> Duration {
-        let doublings = attempt.saturating_sub(1).min(31);
-        let ceiling = self.initial.saturating_mul(1 << doublings).min(self.max);
-        let jitter = ceiling.mul_f64(random_fraction());
-        match retry_after {
-            Some(least) => least.min(RETRY_AFTER_CAP) + jitter.min(self.initial),
-            None => jitter,
-        }
+        self.backoff.pause(attempt, retry_after)
     }
 
     /// Begins counting attempts and time.
@@ -86,8 +73,7 @@ impl Default for RetryPolicy {
     fn default() -> Self {
         Self {
             attempts: 8,
-            initial: Duration::from_millis(250),
-            max: Duration::from_secs(8),
+            backoff: Backoff::new(Duration::from_millis(250), Duration::from_secs(8)),
             budget: Duration::from_secs(60),
         }
     }
@@ -129,16 +115,6 @@ impl Attempts {
     }
 }
 
-/// Evenly spread over [0, 1).
-fn random_fraction() -> f64 {
-    let mut bytes = [0; 4];
-    // Without randomness the delays are still bounded; only their spread is lost.
-    if aws_lc_rs::rand::fill(&mut bytes).is_err() {
-        return 0.5;
-    }
-    f64::from(u32::from_le_bytes(bytes)) / (f64::from(u32::MAX) + 1.0)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -159,24 +135,6 @@ mod tests {
         assert!(RetryPolicy::new(0, ms, s, s).is_err());
         assert!(RetryPolicy::new(1, Duration::ZERO, s, s).is_err());
         assert!(RetryPolicy::new(1, s, ms, s).is_err());
-    }
-
-    #[test]
-    fn delays_double_up_to_the_greatest_and_are_spread() {
-        let policy = policy(8, 60);
-        for (attempt, ceiling_ms) in [(1, 100), (2, 200), (4, 800), (5, 1000), (40, 1000)] {
-            let draws: Vec<_> = (0..64).map(|_| policy.delay(attempt, None)).collect();
-            assert!(draws.iter().all(|d| *d <= Duration::from_millis(ceiling_ms)));
-            assert!(draws.iter().any(|d| *d != draws[0]), "no jitter at attempt {attempt}");
-        }
-    }
-
-    #[test]
-    fn retry_after_is_the_least_that_is_waited_and_capped() {
-        let policy = policy(8, 60);
-        let asked = policy.delay(1, Some(Duration::from_secs(20)));
-        assert!(asked >= Duration::from_secs(20) && asked < Duration::from_secs(21));
-        assert!(policy.delay(1, Some(Duration::from_secs(3600))) < Duration::from_secs(61));
     }
 
     #[tokio::test(start_paused = true)]

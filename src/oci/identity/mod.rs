@@ -26,9 +26,9 @@ use tokio::time::Instant;
 use super::clock::Clock;
 use super::error::{StorageError, StorageErrorKind};
 use super::key::KeyPair;
-use super::retry::RetryPolicy;
 use super::sign::{self, Signed};
 use crate::flight::{Flights, Joined};
+use crate::retry::Backoff;
 
 /// After a refresh that changed nothing, 401s do not cause another one for this long:
 /// otherwise a wrong clock or a missing policy would turn each request into three.
@@ -36,6 +36,9 @@ const FUTILE_PAUSE: Duration = Duration::from_secs(30);
 
 /// The refresher checks the clock at least this often, since wall clocks jump.
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
+
+/// Between failed refreshes.
+const REFRESH_BACKOFF: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
 
 /// Key id and key, which belong together and never change.
 pub struct Credential {
@@ -282,9 +285,6 @@ impl CredentialInner {
 ///
 /// A failed refresh keeps the old credential, which is used until it expires.
 async fn refresh_loop(identity: Weak<CredentialInner>) {
-    let (initial, max) = (Duration::from_secs(1), Duration::from_secs(60));
-    let backoff = RetryPolicy::new(u32::MAX, initial, max, Duration::MAX)
-        .expect("these constants are a valid policy");
     let mut failed = 0_u32;
     loop {
         let nap = {
@@ -301,7 +301,7 @@ async fn refresh_loop(identity: Weak<CredentialInner>) {
                     Err(error) => {
                         failed = failed.saturating_add(1);
                         tracing::warn!(%error, failed, "refreshing the credential failed");
-                        backoff.delay(failed, error.retry_after())
+                        REFRESH_BACKOFF.pause(failed, error.retry_after())
                     }
                 },
             }

@@ -16,6 +16,7 @@ use crate::oci::endpoint::Endpoint;
 use crate::oci::error::{StorageError, StorageErrorKind, excerpt};
 use crate::oci::identity::Credential;
 use crate::oci::sign;
+use crate::random;
 use crate::source::{AuthMethod, Bucket, Workload};
 use crate::transport::TransportFailure;
 
@@ -285,10 +286,7 @@ impl ObjectStorageInner {
 
 /// 32 hex digits, by which Oracle's support finds the request in its logs.
 fn client_request_id() -> String {
-    let mut bytes = [0; 16];
-    // Without randomness the id is useless, but the request is as good as before.
-    let _ = aws_lc_rs::rand::fill(&mut bytes);
-    format!("{:032X}", u128::from_be_bytes(bytes))
+    format!("{:032X}", u128::from_be_bytes(random::bytes()))
 }
 
 /// The kind of an error, by its status; the code only distinguishes conflicts.
