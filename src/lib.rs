@@ -61,6 +61,7 @@ mod fair;
 pub mod fetch;
 pub mod flight;
 pub mod kubernetes;
+mod log_throttle;
 pub mod manage;
 pub mod metrics;
 pub mod model;

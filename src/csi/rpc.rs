@@ -1,6 +1,5 @@
 //! What all methods have in common: metrics and one log line per call.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -9,13 +8,11 @@ use tonic::{Code, Response, Status};
 use tracing::{debug, info, warn};
 
 use super::status;
+use crate::log_throttle::LogThrottle;
 use crate::metrics::Metrics;
 
 /// How long the same refusal of a volume is not logged again.
 const REPEAT_AFTER: Duration = Duration::from_secs(5 * 60);
-
-/// How many volumes' last refusals are remembered.
-const REMEMBERED: usize = 4096;
 
 /// A running call. tonic drops it unanswered when the caller's deadline passes, so
 /// that is counted as DeadlineExceeded.
@@ -97,38 +94,18 @@ impl Drop for RpcCall {
     }
 }
 
-/// The last refusal of each volume and method, and when it was logged.
+/// The last refusal of each volume and method.
 #[derive(Debug, Default)]
-pub(super) struct RefusalLog(Mutex<HashMap<(&'static str, String), Refusal>>);
+pub(super) struct RefusalLog(Mutex<LogThrottle<MethodAndVolume, (Code, String)>>);
 
-#[derive(Debug)]
-struct Refusal {
-    code: Code,
-    message: String,
-    at: Instant,
-}
+type MethodAndVolume = (&'static str, String);
 
 impl RefusalLog {
     /// Records a refusal; returns whether it must be logged.
     fn record(&self, call: &RpcCall, status: &Status) -> bool {
-        let now = Instant::now();
         let mut refusals = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = (call.method, call.volume_id.clone());
-        if let Some(Refusal { code, message, at }) = refusals.get(&key) {
-            let same = *code == status.code() && *message == status.message();
-            if same && now - *at < REPEAT_AFTER {
-                return false;
-            }
-        }
-        if refusals.len() >= REMEMBERED {
-            refusals.retain(|_, refusal| now - refusal.at < REPEAT_AFTER);
-            if refusals.len() >= REMEMBERED {
-                refusals.clear();
-            }
-        }
-        let message = status.message().to_owned();
-        refusals.insert(key, Refusal { code: status.code(), message, at: now });
-        true
+        let refusal = (status.code(), status.message().to_owned());
+        refusals.admits((call.method, call.volume_id.clone()), refusal, REPEAT_AFTER)
     }
 }
 
@@ -197,9 +174,5 @@ mod tests {
         assert!(is_logged("a", "no prefix"));
         tokio::time::advance(REPEAT_AFTER).await;
         assert!(is_logged("a", "no prefix"));
-        for n in 0..2 * REMEMBERED {
-            assert!(is_logged(&n.to_string(), "no bucket"));
-        }
-        assert!(refusals.0.lock().unwrap().len() <= REMEMBERED);
     }
 }

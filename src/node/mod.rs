@@ -17,10 +17,14 @@ use tokio_util::task::TaskTracker;
 
 use crate::cache::Cache;
 use crate::kubernetes::{ApiFailure, ApiServer, path};
+use crate::log_throttle::LogThrottle;
 use crate::retry::Backoff;
 
 /// Pause after a 403: an administrator may have to extend a role.
 const FORBIDDEN: Duration = Duration::from_secs(10 * 60);
+
+/// How long the same failure is not logged again.
+const REPEAT_AFTER: Duration = Duration::from_secs(60 * 60);
 
 /// Between other failed attempts.
 const BACKOFF: Backoff = Backoff::new(Duration::from_secs(2), Duration::from_secs(30));
@@ -83,8 +87,8 @@ fn node_path(node: &str) -> String {
 #[derive(Debug, Default)]
 struct RetryState {
     failed: u32,
-    /// What the last line was about: forbidden or not.
-    logged: Option<bool>,
+    /// Statements about each task: whether it is forbidden.
+    log: LogThrottle<&'static str, bool>,
 }
 
 impl RetryState {
@@ -93,17 +97,16 @@ impl RetryState {
         *self = Self::default();
     }
 
-    /// Logs a failure, once for each kind of it, and returns how long to wait.
-    fn failed(&mut self, failure: &ApiFailure, what: &str, needs: &str) -> Duration {
+    /// Logs a failure, once an hour for each kind of it, and returns how long to wait.
+    fn failed(&mut self, failure: &ApiFailure, what: &'static str, needs: &str) -> Duration {
         let forbidden = failure.is_forbidden();
-        if self.logged == Some(forbidden) {
+        if !self.log.admits(what, forbidden, REPEAT_AFTER) {
             tracing::debug!(%failure, "{what} failed again");
         } else if forbidden {
             tracing::warn!(%failure, "{what} is not allowed: the role needs {needs}");
         } else {
             tracing::warn!(%failure, "{what} failed; it will be tried again");
         }
-        self.logged = Some(forbidden);
         if forbidden {
             return FORBIDDEN;
         }
