@@ -21,15 +21,12 @@ use crate::download::{
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Manifest, ManifestFile, ModelRequest, Revision};
-use crate::resolve::Resolver;
+use crate::resolve::{Changes, Resolver};
 use crate::source::{Bucket, ObjectName, ObjectSource};
 use directory::{DirectoryClaim, FetchDirectory};
 
 /// How many objects are downloaded concurrently.
 const OBJECTS_AT_ONCE: usize = 64;
-
-/// How often a model may change during a fetch before that is an error.
-const RESOLVES: u32 = 3;
 
 /// Result of a fetch.
 #[derive(Debug, Clone)]
@@ -91,9 +88,9 @@ pub async fn fetch(
 ) -> Result<FetchReport> {
     let started = Instant::now();
     let mut received = 0;
-    let mut last = None;
+    let mut changes = Changes::default();
     let mut claim = None;
-    for _ in 0..RESOLVES {
+    loop {
         let route = resolver.route(request, "").await?;
         let manifest = resolver.resolve(request, &route).await?;
         // Each file is renamed into its directory.
@@ -117,22 +114,9 @@ pub async fn fetch(
                     warnings: manifest.warnings.iter().map(|one| one.text.clone()).collect(),
                 });
             }
-            Err(error) if error.kind() == ErrorKind::Changed => {
-                tracing::warn!(%error, "the model changed; resolving it again");
-                last = Some(error);
-            }
-            Err(error) => return Err(error),
+            Err(error) => changes.retry(&request.title(), error)?,
         }
     }
-    Err(Error::new(
-        ErrorKind::Precondition,
-        format!(
-            "{} kept changing while it was downloaded, {RESOLVES} times in a row{}; wait until \
-             its upload is finished",
-            request.title(),
-            last.map(|error| format!(" ({error})")).unwrap_or_default(),
-        ),
-    ))
 }
 
 fn check_revision(request: &ModelRequest, manifest: &Manifest) -> Result<()> {

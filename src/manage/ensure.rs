@@ -12,12 +12,9 @@ use crate::blocking::blocking;
 use crate::cache::{
     CachedModel, FillProgress, ImportOptions, ImportProgress, ImportSnapshot, Phase, Priority,
 };
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::model::{ModelRequest, Warning};
-use crate::resolve::{Route, newest};
-
-/// How often a model may change during a download before that is an error.
-const RESOLVES: u32 = 3;
+use crate::resolve::{Changes, Route, newest};
 
 /// How many models of one command are downloaded concurrently.
 const AT_ONCE: usize = 4;
@@ -27,35 +24,6 @@ pub(super) enum EnsureOutcome {
     /// It was cached already.
     Cached(CachedModel),
     Downloaded(CachedModel),
-}
-
-/// Counts how often a model changed during its download.
-#[derive(Default)]
-struct Changes {
-    seen: u32,
-}
-
-impl Changes {
-    /// Returns if the caller should resolve again.
-    ///
-    /// # Errors
-    /// `error` itself unless it is `Changed`; `Precondition` after too many changes.
-    fn retry(&mut self, title: &str, error: Error) -> Result<()> {
-        if error.kind() != ErrorKind::Changed {
-            return Err(error);
-        }
-        self.seen += 1;
-        if self.seen < RESOLVES {
-            return Ok(());
-        }
-        Err(Error::new(
-            ErrorKind::Precondition,
-            format!(
-                "{title} kept changing while it was downloaded, {RESOLVES} times in a row \
-                 ({error}); wait until its upload is finished"
-            ),
-        ))
-    }
 }
 
 impl Manager {

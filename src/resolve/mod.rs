@@ -3,6 +3,7 @@
 //! may read it, and which revision is selected ([`RevisionSelector`]).
 
 mod authorize;
+mod changes;
 mod client_pool;
 #[cfg(test)]
 pub(crate) mod fake;
@@ -14,6 +15,7 @@ mod proofs;
 mod resolver;
 mod select;
 
+pub(crate) use changes::Changes;
 pub use client_pool::{ClientPool, ListedBucket, Requester, Route};
 pub(crate) use outage::UnansweredSince;
 pub use resolver::{ResolveLimits, Resolver};

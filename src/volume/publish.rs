@@ -22,12 +22,9 @@ use crate::metrics::{Metrics, PublishResult};
 use crate::model::{PodIdentity, Warning};
 use crate::mount;
 use crate::policy::{Policy, Subject};
-use crate::resolve::UnansweredSince;
+use crate::resolve::{Changes, UnansweredSince};
 use crate::resolve::{Requester, Route, newest};
 use crate::resolve::{RevisionSelector, Selection};
-
-/// How often a model may change during a publish before that is an error.
-const RESOLVES: u32 = 3;
 
 /// The volumes of this node; cheap to clone.
 #[derive(Clone)]
@@ -223,8 +220,9 @@ impl Volumes {
         let resolver = self.0.selector.resolver();
         let route = resolver.route_of(caller, &request.model, &scope).await?;
         let recorder = EventRecorder::new(&self.0.events, request.pod.as_ref());
-        let mut changed = None;
-        for _ in 0..RESOLVES {
+        let mut changes = Changes::default();
+        let mut refused_once = false;
+        loop {
             let VolumesInner { cache, selector, .. } = &*self.0;
             let selection = selector.select(cache, &request.model, &route, silence).await?;
             let manifest = match selection {
@@ -278,17 +276,15 @@ impl Volumes {
                             if how == PublishResult::Joined
                                 && route.workload().is_some()
                                 && is_refusal(error.kind())
-                                && changed.is_none() =>
+                                && !refused_once =>
                         {
-                            changed = Some(error);
+                            refused_once = true;
                             continue;
                         }
-                        Err(error) if error.kind() == ErrorKind::Changed => {
-                            tracing::info!(%error, "the model changed; resolving it again");
-                            changed = Some(error);
+                        Err(error) => {
+                            changes.retry(title, error)?;
                             continue;
                         }
-                        Err(error) => return Err(error),
                     }
                 }
             };
@@ -298,14 +294,6 @@ impl Volumes {
             let warnings = manifest.warnings.iter().cloned().chain(suspect).collect();
             return Ok((model, how, warnings));
         }
-        let last = changed.map(|error| format!(" ({error})")).unwrap_or_default();
-        Err(Error::new(
-            ErrorKind::Precondition,
-            format!(
-                "{title} kept changing while it was downloaded, {RESOLVES} times in a row{last}; \
-                 wait until its upload is finished"
-            ),
-        ))
     }
 
     /// Records the model that a request got: the newest revision, or the one it names.
