@@ -41,5 +41,5 @@ def test_the_api_server_accepts_the_kustomization(helm, directory):
 
 @pytest.mark.core
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
-def test_the_api_server_takes_the_example(helm, example):
+def test_the_api_server_accepts_the_example(helm, example):
     accepted(example.read_text())

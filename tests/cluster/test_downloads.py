@@ -82,7 +82,7 @@ WATCHED = test_a_download_longer_than_kubelets_two_minutes_reports_its_progress.
 
 
 @pytest.mark.core
-def test_a_pod_that_is_deleted_during_the_download_goes_at_once_and_loses_nothing(team, store):
+def test_a_pod_that_is_deleted_during_the_download_ends_at_once_and_loses_nothing(team, store):
     size = 60 << 20
     store.synthetic(team.name, "left/weights.bin", size)
     rule = store.slow("left/", 2 << 20)

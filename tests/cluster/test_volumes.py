@@ -83,7 +83,7 @@ def test_a_claim_of_a_class_per_bucket_is_the_model_of_its_name(team, store):
     kubectl("delete", "storageclass", team.name)
 
 
-def test_a_generic_ephemeral_volume_is_a_claim_that_goes_with_its_pod(team, store):
+def test_a_generic_ephemeral_volume_is_a_claim_that_is_deleted_with_its_pod(team, store):
     store.put("models", "generic/config.json", "generic")
     apply(storage_class(team.name, bucket="models", prefix="generic/"))
     template = {"spec": {"storageClassName": team.name, "accessModes": ["ReadOnlyMany"],

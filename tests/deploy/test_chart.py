@@ -248,7 +248,7 @@ def test_an_old_cluster_gets_no_field_that_it_does_not_know():
     assert lifecycle("1.30.0") == {"preStop": {"sleep": {"seconds": 2}}}
 
 
-def test_tokens_come_as_secrets_where_kubelet_knows_how():
+def test_tokens_are_sent_as_secrets_where_kubelet_supports_it():
     def spec(kubernetes, *arguments):
         return only(chart("--values", BASE, *arguments, kubernetes=kubernetes), "CSIDriver")["spec"]
     asked = "--set-json", 'csiDriver.tokenRequests=[{"audience": ""}]'

@@ -84,7 +84,7 @@ def test_a_run_with_all_stages_is_recorded_and_released(machine):
         *(f"{stage} ran" for stage in STAGES[1:])]
 
 
-def test_the_programs_of_the_cluster_are_begun_before_anything_that_takes_long(machine):
+def test_the_build_of_the_clusters_programs_starts_before_anything_slow(machine):
     machine.ci()
     # It runs beside the first stages; two lines show that it started before its own stage.
     assert machine.asked().count("e2e-tools") == 2

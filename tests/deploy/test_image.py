@@ -111,7 +111,7 @@ def test_several_architectures_are_one_image(tmp_path):
     assert [one["platform"]["architecture"] for one in both] == ["amd64", "arm64"]
 
 
-def test_the_sbom_has_what_is_linked_and_not_what_only_builds(image):
+def test_the_sbom_has_linked_crates_and_no_build_dependencies(image):
     tar, _ = layer(opened(image))
     sbom = json.load(tar.extractfile("licenses/sbom.cdx.json"))
     assert (sbom["bomFormat"], sbom["specVersion"]) == ("CycloneDX", "1.6")
@@ -133,7 +133,7 @@ def test_the_notices_name_every_component(image):
         assert f"\n{one['name']} {one['version']} (" in notices, one["name"]
 
 
-def test_what_cannot_be_built_is_refused(tmp_path):
+def test_an_impossible_build_is_refused(tmp_path):
     def refused(*arguments):
         done = subprocess.run([IMAGE / "build.sh", *arguments], capture_output=True, text=True)
         assert done.returncode == 2

@@ -119,7 +119,7 @@ def test_the_component_says_how_its_links_are_made_absolute():
     assert yaml.safe_load(said) == {key: used[key] for key in ("configMapGenerator", "replacements")}
 
 
-def test_no_runbook_is_of_an_alert_that_is_gone():
+def test_every_runbook_has_its_alert():
     headings = re.findall(r"^## (OciModelCsi\w+)$", RUNBOOKS, re.MULTILINE)
     assert headings == [alert["alert"] for alert in ALERTS]
 
@@ -140,7 +140,7 @@ def test_the_alerts_fire_when_they_should(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_panels_do_not_overlap_and_have_numbers_of_their_own():
+def test_panels_do_not_overlap_and_have_unique_ids():
     cells = set()
     for panel in DASHBOARD["panels"]:
         at = panel["gridPos"]
@@ -182,7 +182,7 @@ def volume_of_a_model(claim):
     yield f"kube_persistentvolumeclaim_labels{{{of}{labels}}}", 1
 
 
-def test_no_claim_of_a_model_that_is_written_as_documented_is_taken_for_a_volume_that_runs_full(tmp_path):
+def test_a_documented_claim_of_a_model_raises_no_alert_about_full_volumes(tmp_path):
     documented = dict(claims())
     assert len(documented) >= 4
     modes = {mode for one in documented.values() for mode in one["spec"]["accessModes"]}

@@ -87,7 +87,7 @@ def test_a_cluster_whose_tokens_name_no_node_is_refused_with_the_reason():
 
 
 @pytest.mark.parametrize("setting", ["node.startupTaint.remove=true", "node.modelLabels=5"])
-def test_a_right_to_all_nodes_is_given_only_on_request(setting):
+def test_a_permission_on_all_nodes_is_granted_only_on_request(setting):
     asked = "--values", BASE, "--set", setting
     done = helm(*asked, kubernetes="1.31.0")
     assert done.returncode != 0

@@ -47,7 +47,7 @@ async fn assert_nothing_left(driver: &Driver, volume: &Volume) {
 }
 
 #[test]
-fn attributes_that_are_wrong_are_invalid_and_the_message_says_what_to_write() {
+fn invalid_attributes_are_refused_with_the_remedy() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         let driver = Driver::start(scratch, &store).await;
@@ -323,7 +323,7 @@ fn object_storage_without_a_listener_is_unavailable() {
 }
 
 #[test]
-fn a_driver_that_cannot_do_what_its_configuration_says_does_not_start() {
+fn a_driver_with_an_impossible_configuration_does_not_start() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         let rule = "{namespaces: [a], buckets: [b], prefixes: [/m], allow: true}";

@@ -300,7 +300,7 @@ fn a_command_that_cannot_be_answered_says_why() {
         let cache = Commands::of(&setup);
         let said = cache.fails(3, &["ls"]).await;
         assert!(said.contains("is not a cache, and no driver listens in it"), "{said}");
-        assert!(!setup.cache.exists(), "looking makes no cache");
+        assert!(!setup.cache.exists(), "a query creates no cache");
         let elsewhere = format!("unix://{}", scratch.join("absent.sock").display());
         let said = cache.fails(1, &["ls", "--admin-endpoint", &elsewhere]).await;
         assert!(said.contains("no driver listens at"), "{said}");

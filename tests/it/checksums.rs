@@ -230,7 +230,7 @@ fn a_model_is_published_through_a_proxy_that_gives_answers_rare_and_legal_forms(
 }
 
 #[test]
-fn a_body_whose_end_is_lost_after_its_last_byte_needs_no_byte_again() {
+fn a_body_that_loses_its_end_after_the_last_byte_is_not_downloaded_again() {
     end_to_end(async |scratch| {
         let store = LocalStore::builder().start().unwrap();
         put_large(&store, "small.bin", 4096, 1, PutOptions::default());
@@ -403,7 +403,7 @@ fn no_damage_once_always_or_at_rest_is_published_whichever_checksum_an_object_ca
 }
 
 #[test]
-fn damage_of_what_carries_no_checksum_is_published_only_where_strict_is_not_set() {
+fn damage_of_objects_without_a_checksum_is_published_only_without_strict() {
     end_to_end_within(Duration::from_secs(400), async |scratch| {
         let none = |_| PutOptions { no_checksums: true, ..PutOptions::default() };
         let table = async |name: &str, config: &str| {

@@ -86,7 +86,7 @@ fn a_volume_keeps_the_model_that_its_claims_annotation_named_first() {
         let first = create(&kubelet, request()).await.unwrap();
         assert_eq!(first.volume_context["prefix"], "models/phi3-mini/");
         assert_eq!(first.volume_context.len(), 2, "{:?}", first.volume_context);
-        assert_eq!(api.requests(), [format!("GET {PLACE}")], "nothing else is asked");
+        assert_eq!(api.requests(), [format!("GET {PLACE}")], "no other request is sent");
 
         api.put(PLACE, model("other"));
         assert_eq!(create(&kubelet, request()).await.unwrap(), first);

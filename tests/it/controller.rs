@@ -90,7 +90,7 @@ fn a_claim_names_a_model_that_pods_can_mount() {
 }
 
 #[test]
-fn the_capacity_is_that_of_the_model_or_what_was_asked_for() {
+fn the_capacity_is_the_size_of_the_model_or_the_requested_one() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         let driver = Driver::start(scratch, &store).await;

@@ -82,7 +82,7 @@ fn a_hundred_mounted_volumes_are_known_again_after_a_restart() {
         let ready = driver.restart().await;
         figure(format_args!("restart with 100 mounted volumes: ready after {ready:.0?}"));
         assert_eq!(driver.metric("leases").await, 100);
-        assert_eq!(store.requests().len(), requests, "a start asks for nothing");
+        assert_eq!(store.requests().len(), requests, "a start sends no request");
         for volume in &volumes {
             volume.publish().await.unwrap();
             assert_eq!(mounts_at(&volume.target()).len(), 1);
@@ -109,7 +109,7 @@ fn a_download_that_was_killed_is_resumed_by_another_pod() {
 
         driver.restart().await;
         assert!(driver.log().contains("resumable=1"));
-        assert_eq!(store.stats().body_bytes, before, "a start downloads nothing by itself");
+        assert_eq!(store.stats().body_bytes, before, "a start downloads nothing");
         first.unpublish().await.unwrap();
         let second = kubelet.inline("2", &PHI3);
         second.publish().await.unwrap();
@@ -339,7 +339,7 @@ fn lose_power(cache: &Path) {
 }
 
 #[test]
-fn what_a_power_loss_may_have_torn_is_checked_before_it_is_served_again() {
+fn files_that_a_power_loss_may_have_torn_are_checked_before_they_are_served_again() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         let mut driver = Driver::start(scratch, &store).await;

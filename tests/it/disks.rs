@@ -50,7 +50,7 @@ async fn assert_refused(setup: Setup) {
 }
 
 #[test]
-fn a_file_system_of_its_own_is_known_by_what_is_mounted_and_not_by_its_path() {
+fn a_dedicated_file_system_is_recognized_by_its_mount_and_not_by_its_path() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         for (kind, size) in [("ext4", 64), ("xfs", 320), ("btrfs", 256)] {
@@ -181,7 +181,7 @@ fn a_failing_disk_is_named_and_not_reported_as_a_bug() {
 }
 
 #[test]
-fn pods_that_run_over_an_upgrade_of_the_layout_stay_known_and_its_space_comes_back() {
+fn pods_that_run_during_an_upgrade_of_the_layout_stay_known_and_its_space_is_freed() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         let mut driver = Driver::start(scratch, &store).await;
@@ -197,7 +197,7 @@ fn pods_that_run_over_an_upgrade_of_the_layout_stay_known_and_its_space_comes_ba
         driver.restart().await;
 
         running.publish().await.unwrap();
-        assert_eq!(store.requests().len(), requests, "nothing is asked for a pod that runs");
+        assert_eq!(store.requests().len(), requests, "a running pod needs no request");
         assert!(content_of(&running.target()) == before);
         assert_eq!((mounts_at(&running.target()).len(), driver.metric("leases").await), (1, 1));
         let stats = running.stats().await.unwrap();

@@ -384,7 +384,7 @@ fn every_block_of_code_has_a_language() {
 }
 
 #[test]
-fn the_csidriver_object_is_what_the_driver_relies_on() {
+fn the_csidriver_object_has_the_fields_that_the_driver_needs() {
     let object: Value =
         serde_saphyr::from_str(&read("deploy/kustomize/base/csidriver.yaml")).unwrap();
     assert_eq!(object["kind"], "CSIDriver");

@@ -93,7 +93,7 @@ fn resumed_at(store: &LocalStore) -> BTreeMap<u64, u64> {
 }
 
 #[test]
-fn a_reset_costs_only_what_was_lost() {
+fn a_reset_costs_only_the_lost_bytes() {
     end_to_end(async |scratch| {
         let store = store();
         let driver = in_ranges(scratch, &store).start().await;
@@ -134,7 +134,7 @@ fn answers_with_another_range_are_never_written() {
 }
 
 #[test]
-fn a_connection_that_falls_silent_is_left_after_half_a_minute() {
+fn a_silent_connection_is_abandoned_after_half_a_minute() {
     end_to_end(async |scratch| {
         assert_heals(scratch, vec![on_get(Action::StallAfter { bytes: 100_000 }).times(2)]).await;
     });
@@ -407,7 +407,7 @@ async fn beside_a_neighbour(scratch: &Path, ballast: usize) -> (LocalStore, Driv
 }
 
 #[test]
-fn a_neighbour_that_fills_the_disk_does_not_stop_what_was_admitted() {
+fn a_neighbour_that_fills_the_disk_does_not_stop_an_admitted_download() {
     end_to_end(async |scratch| {
         let nearly_all = 9 * 1024 * 1024 + 512 * 1024;
         let (_store, _driver, volume) = beside_a_neighbour(scratch, nearly_all).await;

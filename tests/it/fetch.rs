@@ -66,7 +66,7 @@ async fn a_fetch_downloads_the_model_and_reports_it_on_stdout_alone() {
 }
 
 #[tokio::test]
-async fn the_result_as_json_has_the_numbers_and_what_proved_each_file() {
+async fn the_result_as_json_has_the_numbers_and_the_proof_of_each_file() {
     let (scratch, store) = (scratch(), LocalStore::builder().start().unwrap());
     let parts = |mib| PutOptions { part_size: Some(mib * MIB), ..PutOptions::default() };
     // As the oci CLI uploads them, and as some other tool does.
@@ -208,7 +208,7 @@ async fn a_directory_with_anything_else_in_it_is_refused_and_left_as_it_is() {
 }
 
 #[tokio::test]
-async fn a_file_that_is_not_what_the_object_holds_is_never_overwritten() {
+async fn a_file_that_differs_from_its_object_is_never_overwritten() {
     let (scratch, store) = (scratch(), store_with_phi3());
     let fetch = Fetch::new(scratch.path(), &store);
     fs::create_dir(&fetch.directory).unwrap();
@@ -253,7 +253,7 @@ async fn a_missing_model_exits_with_3_and_a_refused_one_with_4() {
         assert_failed(&fetch.run().await, 4, &[&status.to_string()]);
         store.faults().remove(rule);
     }
-    assert!(!fetch.directory.exists(), "nothing is made for a model that is not there");
+    assert!(!fetch.directory.exists(), "no directory is created for a missing model");
 }
 
 #[tokio::test]

@@ -321,7 +321,7 @@ fn moving_is_refused_between_file_systems_and_where_others_can_reach_the_files()
 }
 
 #[test]
-fn a_writer_that_comes_while_a_file_is_compared_keeps_it() {
+fn a_file_that_gets_a_writer_during_the_comparison_is_left_alone() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         let dir = scratch.join("model");

@@ -90,14 +90,14 @@ fn a_driver_that_is_killed_while_it_writes_any_small_file_recovers() {
 }
 
 #[test]
-fn a_driver_that_is_killed_at_any_step_of_a_download_loses_what_is_in_flight() {
+fn a_driver_that_is_killed_at_any_step_of_a_download_loses_only_bytes_in_flight() {
     end_to_end_within(LIMIT, async |scratch| {
         kill_at(scratch, &DOWNLOAD, Asked::Publish, IN_FLIGHT).await;
     });
 }
 
 #[test]
-fn a_driver_that_is_killed_at_any_step_of_a_blobs_commit_loses_what_is_in_flight() {
+fn a_driver_that_is_killed_at_any_step_of_a_blobs_commit_loses_only_bytes_in_flight() {
     end_to_end_within(LIMIT, async |scratch| {
         kill_at(scratch, &BLOB_COMMIT, Asked::Publish, IN_FLIGHT).await;
     });
@@ -132,7 +132,7 @@ fn a_driver_that_is_killed_at_any_step_of_an_unpublish_leaves_both_or_neither() 
 }
 
 #[test]
-fn the_check_after_a_kill_finds_what_is_wrong() {
+fn the_check_after_a_kill_finds_violations() {
     end_to_end(async |scratch| {
         let store = LocalStore::builder().start().unwrap();
         let model = Model::upload(&store, "new", 1, &SHARDS);

@@ -223,7 +223,7 @@ fn a_directory_bomb_is_refused_and_others_are_served() {
 }
 
 #[test]
-fn directories_count_as_what_they_take_on_the_disk() {
+fn directories_count_with_their_size_on_the_disk() {
     end_to_end_within(PATIENCE, async |scratch| {
         beside_a_publish(
         scratch,
@@ -441,7 +441,7 @@ fn the_memory_of_models_with_many_files_is_freed_when_they_are_unpublished() {
                     volume.unpublish().await.unwrap();
                 }
                 let bound = 90;
-                eventually("the memory comes back", Duration::from_secs(60), async || {
+                eventually("the memory is freed", Duration::from_secs(60), async || {
                     (memory(driver).0 < bound).then_some(())
                 })
                 .await;

@@ -62,7 +62,7 @@ fn a_cache_hit_is_refused_like_a_miss() {
         let driver = driver_with(scratch, &store, &[TEAM_A]).await;
         let kubelet = driver.kubelet();
         denied(&pod_of(&kubelet, "team-b", "1", &[])).await;
-        assert_eq!(store.stats().requests_of(Operation::List), 0, "nothing is asked for them");
+        assert_eq!(store.stats().requests_of(Operation::List), 0, "they cause no request");
 
         pod_of(&kubelet, "team-a", "2", &[]).publish().await.unwrap();
         let listed = store.stats().requests_of(Operation::List);
@@ -326,7 +326,7 @@ fn with_rules_a_pod_without_pod_info_is_refused() {
 }
 
 #[test]
-fn what_the_administrator_prefetches_needs_no_rule() {
+fn prefetches_of_the_administrator_need_no_rule() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         let deny_all =

@@ -248,7 +248,7 @@ async fn a_prefetch_gives_way_where_a_pods_model_needs_one_of_its_objects() {
     figure(format_args!(
         "while 16 MiB came that a pod needed, its prefetch got {other} more bytes"
     ));
-    assert!(other < 40 * MIB, "the whole prefetch was waited for: {other}");
+    assert!(other < 40 * MIB, "it waited for the whole prefetch: {other}");
     assert_eq!(served(&store, "all/needed"), 16 * MIB, "one object is downloaded once");
     land(prefetch).await;
 }

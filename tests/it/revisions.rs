@@ -56,7 +56,7 @@ fn a_running_pod_keeps_its_revision_and_a_new_one_downloads_only_what_changed() 
         assert_eq!(downloaded, expected);
 
         old.publish().await.unwrap();
-        assert!(content_of(&old.target()) == before, "asking again changes nothing");
+        assert!(content_of(&old.target()) == before, "another publish changes nothing");
     });
 }
 
@@ -122,7 +122,7 @@ fn a_reupload_of_the_same_bytes_is_a_new_revision_that_downloads_nothing() {
 }
 
 #[test]
-fn if_not_present_takes_what_is_cached_without_asking() {
+fn if_not_present_uses_a_cached_model_without_a_request() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         let mut driver = Driver::start(scratch, &store).await;

@@ -120,10 +120,10 @@ fn a_cache_of_many_revisions_is_ready_at_once_and_serves_hits_as_fast_as_a_small
         assert!(left <= open + DESCRIPTORS, "{open} descriptors before the hits, {left} after");
         let asked = [Operation::List, Operation::Head, Operation::Get];
         let asked = asked.map(|operation| store.stats().requests_of(operation));
-        assert_eq!(asked, [0; 3], "a hit under IfNotPresent asks nothing");
+        assert_eq!(asked, [0; 3], "a hit under IfNotPresent sends no request");
         assert_eq!(driver.leases(), 0);
         assert_eq!(driver.in_cache("models").len(), revisions);
-        eventually("the whole cache was looked at", Duration::from_secs(60), async || {
+        eventually("the whole cache was checked", Duration::from_secs(60), async || {
             (driver.metric("cache_models{state=\"evictable\"}").await > 0).then_some(())
         })
         .await;

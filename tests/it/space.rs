@@ -55,7 +55,7 @@ fn pod(kubelet: &Kubelet, pod: &str, model: &str) -> Volume {
 async fn visit(kubelet: &Kubelet, name: &str, model: &str) {
     let pod = pod(kubelet, name, model);
     pod.publish().await.expect("room for it");
-    pod.unpublish().await.expect("nothing in its way");
+    pod.unpublish().await.expect("an unpublish");
 }
 
 fn cached(driver: &Driver) -> usize {
@@ -89,7 +89,7 @@ fn a_model_that_does_not_fit_is_refused_with_the_numbers_and_starts_once_it_fits
 
         fs::remove_file(others).unwrap();
         let freed = Instant::now();
-        eventually("the model comes by itself", SOON, async || {
+        eventually("the model arrives without another call", SOON, async || {
             is_cached(&driver, "a").then_some(())
         })
         .await;
@@ -136,7 +136,7 @@ fn an_evicted_model_makes_room_and_a_held_one_never_does() {
         }
         let freed = Instant::now();
         second.unpublish().await.unwrap();
-        eventually("the model comes by itself", SOON, async || {
+        eventually("the model arrives without another call", SOON, async || {
             is_cached(&driver, "f").then_some(())
         })
         .await;
@@ -364,7 +364,7 @@ fn a_disk_too_full_for_one_large_file_gets_its_reserved_space_back() {
         assert!(disk.free() > 70 * MIB, "{} bytes of 80 MiB are free", disk.free());
 
         fs::remove_file(others).unwrap();
-        eventually("the model comes by itself", SOON, async || {
+        eventually("the model arrives without another call", SOON, async || {
             is_cached(&driver, "a").then_some(())
         })
         .await;

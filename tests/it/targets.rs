@@ -236,7 +236,7 @@ fn a_regular_file_at_the_target_is_named_and_left() {
 }
 
 #[test]
-fn what_is_mounted_on_top_of_a_volume_is_named_and_both_stay() {
+fn a_mount_on_top_of_a_volume_is_named_and_both_stay() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         let mut driver = Driver::start(scratch, &store).await;

@@ -105,7 +105,7 @@ fn a_download_continues_as_another_pod_when_the_first_is_refused() {
         assert!(before < 24 * MIB, "the premise: it was refused in the middle");
         assert_eq!(callers(&store, Operation::Get).last(), Some(&caller("team-b")));
         let sent: u64 = store.stats().bytes_of(BUCKET, &format!("{PREFIX}large.safetensors"));
-        assert!(sent < 28 * MIB, "it was gone on with: {sent}");
+        assert!(sent < 28 * MIB, "the download was resumed: {sent}");
         // From now on the first one's account is refused.
         let again = pod(&kubelet, &store, 3, "team-a", &[("pullPolicy", "Never")]);
         assert_eq!(again.refused().await.0, Code::NotFound);

@@ -161,7 +161,7 @@ fn every_quoted_message_exists_in_the_code() {
 }
 
 #[test]
-fn a_message_is_found_whatever_makes_it() {
+fn a_message_is_found_in_every_form_of_call() {
     let source = r#"
         fn one() { Error::invalid("it is plain text"); }
         Error::new(ErrorKind::Denied, format!("a {} \"b c\" {c}", x));

@@ -346,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn what_must_be_signed_may_not_be_left_out() {
+    fn mandatory_headers_must_be_signed() {
         let (key, date, vectors) = vectors();
         for vector in vectors.iter().filter(|vector| required(vector) == READING) {
             let request = SignedRequest {

@@ -51,7 +51,7 @@ fn bandwidth_is_shared_by_all_connections() {
 }
 
 #[test]
-fn a_status_comes_with_ocis_code_and_retry_after() {
+fn a_status_has_ocis_code_and_retry_after() {
     for (code, name) in [
         (401, "NotAuthenticated"),
         (403, "NotAuthorized"),

@@ -67,7 +67,7 @@ fn a_date_too_far_off_is_refused_and_the_answer_shows_the_clock() {
 }
 
 #[test]
-fn a_body_must_be_signed_and_be_what_was_signed() {
+fn a_body_must_be_signed_and_match_its_signature() {
     let (store, signer) = store_and_signer();
     let mut client = Client::new(&store);
     let target = at(&store, "b/u");
@@ -197,7 +197,7 @@ fn the_go_form_of_the_exchange_is_accepted_too() {
 }
 
 #[test]
-fn an_exchange_with_anything_wrong_is_refused() {
+fn every_invalid_exchange_is_refused() {
     let store = LocalStore::builder().start().unwrap();
     let other = LocalStore::builder().start().unwrap();
     let mut instance = Instance::new(&store);
@@ -243,7 +243,7 @@ fn tokens_can_be_registered_and_revoked_by_hand() {
 }
 
 #[test]
-fn a_hidden_bucket_looks_like_none() {
+fn a_hidden_bucket_looks_like_a_missing_one() {
     let (store, signer) = store_and_signer();
     store.put("secret", "x", b"").unwrap();
     store.hide("t/*", "sec*");

@@ -142,7 +142,7 @@ fn conditions_on_reads_and_writes() {
 }
 
 #[test]
-fn an_upload_that_is_not_what_it_says_is_refused_and_leaves_nothing() {
+fn an_upload_that_does_not_match_its_headers_is_refused_and_leaves_nothing() {
     let store = open_store();
     store.put("b", "x", b"old").unwrap();
     let mut client = Client::new(&store);
