@@ -72,6 +72,7 @@ pub mod policy;
 mod random;
 pub mod resolve;
 mod retry;
+pub mod socket;
 pub mod source;
 mod text;
 mod trace;

@@ -20,9 +20,9 @@ use super::storage::StorageArgs;
 use super::{exit, options};
 use crate::admin;
 use crate::config::{Config, parse_size};
-use crate::csi::server::SocketEndpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::manage::{CacheCommand, CollectionScope, CommandAnswer, ModelSpec, ProgressCallback};
+use crate::socket::SocketEndpoint;
 use bars::Bars;
 
 const AFTER_HELP: &str = "\

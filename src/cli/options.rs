@@ -6,7 +6,6 @@ use bytesize::ByteSize;
 
 use crate::cache::{self, CacheOptions, FileSystem, SafetensorsCheck};
 use crate::config::{self, CheckSafetensors, Config};
-use crate::csi::server::SocketEndpoint;
 use crate::download::{EngineOptions, Verify};
 use crate::error::Result;
 use crate::metrics::Metrics;
@@ -14,6 +13,7 @@ use crate::model::size_text;
 use crate::oci::RetryPolicy;
 use crate::policy::{Policy, Rule};
 use crate::resolve::ResolveLimits;
+use crate::socket::SocketEndpoint;
 
 /// Options of the download engine.
 pub(super) fn engine(config: &config::Download, write_back: bool) -> EngineOptions {

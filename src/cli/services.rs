@@ -22,7 +22,6 @@ use crate::admin::{Admin, Listener};
 use crate::blocking::blocking;
 use crate::cache::Cache;
 use crate::config::Config;
-use crate::csi::server::{self, SocketEndpoint, SocketGuard};
 use crate::csi::{
     ControllerService, IdentityService, NodeOptions, NodeService, Readiness, Services, serve,
 };
@@ -36,6 +35,7 @@ use crate::model::ModelUri;
 use crate::node::NodeState;
 use crate::policy::Policy;
 use crate::resolve::{Resolver, RevisionSelector};
+use crate::socket::{self, SocketEndpoint, SocketGuard};
 use crate::source::AuthMethod;
 use crate::volume::{ClaimReader, Provisioner, Volumes};
 
@@ -163,7 +163,7 @@ async fn start(args: ServiceArgs, config: &Config, text: &str, mode: Mode) -> Re
     let readiness = Readiness::not_ready("opening the cache");
 
     // The socket comes first: kubelet's registrar waits for it only one second.
-    let (listener, socket) = server::bind(&args.csi_endpoint).await?;
+    let (listener, socket) = socket::bind(&args.csi_endpoint).await?;
 
     let default_auth = AuthMethod::InstancePrincipal;
     let mut settings =
@@ -330,11 +330,11 @@ async fn admin_socket(
     node: Option<&Node>,
 ) -> Result<Option<(UnixListener, SocketGuard)>> {
     if let Some(endpoint) = &args.admin_endpoint {
-        return server::bind(endpoint).await.map(Some);
+        return socket::bind(endpoint).await.map(Some);
     }
     let Some(node) = node else { return Ok(None) };
     let bound = match options::admin_endpoint(node.cache.layout().root()) {
-        Ok(endpoint) => server::bind(&endpoint).await,
+        Ok(endpoint) => socket::bind(&endpoint).await,
         Err(error) => Err(error),
     };
     // The default socket is optional: the driver serves without it.

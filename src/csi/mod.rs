@@ -5,7 +5,7 @@
 //!
 //! | step | module |
 //! |---|---|
-//! | the socket, and who may connect | [`server`] |
+//! | the socket, and who may connect | [`crate::socket`] |
 //! | the limit on connections | `connections` |
 //! | the services on the socket, and their shutdown | [`services`](Services) |
 //! | one function per method | `identity`, `node`, `controller` |
@@ -24,7 +24,6 @@ mod node;
 mod readiness;
 mod request;
 mod rpc;
-pub mod server;
 mod services;
 pub mod status;
 mod target;
