@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# Runs the Rust integration tests: first those that may run in parallel, then
+# The Rust integration tests: first those that may run beside each other, then
 # those that measure time or memory and need the machine for themselves.
-# Arguments go to the test programs.
+# Arguments are for the test programs.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 alone=(listeners:: memory:: neighbours:: outage::)
 
-tests=(cargo test --locked --no-fail-fast)
+# Both packages at once: alone, each would be built with other features of its dependencies.
+tests=(cargo test --locked --no-fail-fast --test it)
 skips=()
 for group in "${alone[@]}"; do skips+=(--skip "$group"); done
 
 failed=0
-"${tests[@]}" --package localstore --test it -- "$@" || failed=$?
-"${tests[@]}" --package oci-model-csi --test it -- "${skips[@]}" "$@" || failed=$?
-"${tests[@]}" --package oci-model-csi --test it -- "${alone[@]}" "$@" || failed=$?
+"${tests[@]}" -- "${skips[@]}" "$@" || failed=$?
+"${tests[@]}" -- "${alone[@]}" "$@" || failed=$?
 exit "$failed"
