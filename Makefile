@@ -11,7 +11,7 @@ export LOCALSTORE_BIN ?= $(CARGO_TARGET_DIR)/debug/localstore
 export OCI_MODEL_CSI_BIN ?= $(CARGO_TARGET_DIR)/debug/oci-model-csi
 
 # The tests of the driver as a process wait more than they compute.
-INTEGRATION_THREADS ?= 8
+INTEGRATION_THREADS ?= 6
 
 .PHONY: help
 help: ## Print this list
