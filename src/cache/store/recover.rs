@@ -98,7 +98,12 @@ pub(in crate::cache) fn drop_dead_leases(
     }
     let mounted: HashSet<PathBuf> =
         mount::mount_points_of_file_system(layout.root())?.into_iter().collect();
-    leases.sweep(|lease| !mounted.contains(&lease.target) && pod_is_gone(lease, pods))
+    // A volume whose directory was moved is still in use.
+    let shown: HashSet<u64> = mount::uses_of(layout.root())?.iter().map(|one| one.id).collect();
+    let is_mounted = |lease: &LeaseRecord| {
+        mounted.contains(&lease.target) || lease.mount.is_some_and(|id| shown.contains(&id))
+    };
+    leases.sweep(|lease| !is_mounted(lease) && pod_is_gone(lease, pods))
 }
 
 fn staging(layout: &Layout, recovered: &mut Recovered) -> Result<()> {
