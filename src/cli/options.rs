@@ -10,10 +10,10 @@ use crate::download::{EngineOptions, Verify};
 use crate::error::Result;
 use crate::metrics::Metrics;
 use crate::model::size_text;
-use crate::oci::RetryPolicy;
 use crate::policy::{Policy, Rule};
 use crate::resolve::ResolveLimits;
 use crate::socket::SocketEndpoint;
+use crate::source::RetryPolicy;
 
 /// Options of the download engine.
 pub(super) fn engine(config: &config::Download, write_back: bool) -> EngineOptions {

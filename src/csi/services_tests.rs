@@ -25,10 +25,10 @@ use crate::csi::{NodeOptions, Readiness};
 use crate::download::{Engine, EngineOptions, Verify};
 use crate::events::Events;
 use crate::metrics::Metrics;
-use crate::oci::RetryPolicy;
 use crate::policy::Policy;
-use crate::resolve::RevisionSelector;
-use crate::resolve::fake::FakeStore;
+use crate::resolve::{Resolver, RevisionSelector};
+use crate::source::RetryPolicy;
+use crate::source::fake::FakeSource;
 use crate::volume::{ClaimReader, Provisioner, Volumes};
 
 const BOUND: Duration = Duration::from_secs(20);
@@ -36,7 +36,7 @@ const BOUND: Duration = Duration::from_secs(20);
 /// A driver in the mode `all` with a store of one model, `models/phi3/`.
 struct Driver {
     dir: TempDir,
-    store: FakeStore,
+    store: FakeSource,
     readiness: Readiness,
     metrics: Arc<Metrics>,
     shutdown: CancellationToken,
@@ -44,17 +44,17 @@ struct Driver {
 }
 
 impl Driver {
-    async fn start(grace: Duration) -> Self {
-        Self::start_within(Bounds { grace, connections: MAX_CONNECTIONS }).await
+    fn start(grace: Duration) -> Self {
+        Self::start_within(Bounds { grace, connections: MAX_CONNECTIONS })
     }
 
-    async fn start_within(bounds: Bounds) -> Self {
+    fn start_within(bounds: Bounds) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let store = FakeStore::start(&[("models/phi3/weights", 10)]).await;
+        let store = FakeSource::new(&[("models/phi3/weights", 10)]);
         let (metrics, shutdown) = (Arc::new(Metrics::default()), CancellationToken::new());
         let readiness = Readiness::not_ready("recovering the cache");
         let node = NodeService::new(
-            volumes(dir.path(), &store, &metrics, &shutdown).await,
+            volumes(dir.path(), &store, &metrics, &shutdown),
             NodeOptions {
                 node_id: "node-1".to_owned(),
                 kubelet_dir: dir.path().join("kubelet"),
@@ -65,7 +65,7 @@ impl Driver {
         );
         let policy = watch::channel(Policy::default()).1;
         let (claims, events) = (ClaimReader::default(), Events::default());
-        let resolver = store.resolver().await;
+        let resolver = Resolver::of_fake(&store);
         let provisioner = Provisioner::new(resolver, policy, claims, events, "oci-model-csi.dev");
         let controller =
             ControllerService::new(provisioner, readiness.clone(), Arc::clone(&metrics));
@@ -81,8 +81,8 @@ impl Driver {
         Self { dir, store, readiness, metrics, shutdown, serving }
     }
 
-    async fn ready() -> Self {
-        let driver = Self::start(GRACE).await;
+    fn ready() -> Self {
+        let driver = Self::start(GRACE);
         driver.readiness.ready();
         driver
     }
@@ -102,9 +102,9 @@ impl Driver {
     }
 }
 
-async fn volumes(
+fn volumes(
     dir: &Path,
-    store: &FakeStore,
+    store: &FakeSource,
     metrics: &Arc<Metrics>,
     shutdown: &CancellationToken,
 ) -> Volumes {
@@ -128,7 +128,7 @@ async fn volumes(
     let cache = Cache::open(options, Arc::clone(metrics), &TaskTracker::new(), shutdown).unwrap();
     cache.recover(&dir.join("kubelet/pods")).unwrap();
     let engine = Engine::new(engine, Arc::clone(metrics)).unwrap();
-    let selector = RevisionSelector::new(store.resolver().await, false);
+    let selector = RevisionSelector::new(Resolver::of_fake(store), false);
     let policy = watch::channel(Policy::default()).1;
     let kubelet = dir.join("kubelet");
     Volumes::new(cache, kubelet, engine, selector, policy, Events::default(), Arc::clone(metrics))
@@ -164,7 +164,7 @@ fn code<T>(answer: Result<tonic::Response<T>, Status>) -> Code {
 
 #[tokio::test]
 async fn until_recovery_is_done_only_calls_that_describe_the_driver_succeed() {
-    let driver = Driver::start(GRACE).await;
+    let driver = Driver::start(GRACE);
     let channel = driver.channel().await;
     let mut identity = IdentityClient::new(channel.clone());
     let mut node = NodeClient::new(channel.clone());
@@ -205,7 +205,7 @@ async fn until_recovery_is_done_only_calls_that_describe_the_driver_succeed() {
 
 #[tokio::test]
 async fn only_implemented_capabilities_are_announced() {
-    let driver = Driver::ready().await;
+    let driver = Driver::ready();
     let channel = driver.channel().await;
     let plugin = IdentityClient::new(channel.clone())
         .get_plugin_capabilities(GetPluginCapabilitiesRequest {})
@@ -247,7 +247,7 @@ async fn only_implemented_capabilities_are_announced() {
 
 #[tokio::test]
 async fn unpublish_and_stats_answer_wrong_requests_with_the_right_code() {
-    let driver = Driver::ready().await;
+    let driver = Driver::ready();
     let mut node = NodeClient::new(driver.channel().await);
     let unpublish = |volume_id: &str, target_path: &str| NodeUnpublishVolumeRequest {
         volume_id: volume_id.to_owned(),
@@ -278,7 +278,7 @@ async fn unpublish_and_stats_answer_wrong_requests_with_the_right_code() {
 
 #[tokio::test]
 async fn a_publish_waits_and_answers_before_its_callers_deadline() {
-    let driver = Driver::ready().await;
+    let driver = Driver::ready();
     driver.store.set_open(false);
     let mut node = NodeClient::new(driver.channel().await);
     let mut request = Request::new(publish_request(&driver));
@@ -291,7 +291,7 @@ async fn a_publish_waits_and_answers_before_its_callers_deadline() {
 
 #[tokio::test]
 async fn a_volume_is_created_validated_and_deleted() {
-    let driver = Driver::ready().await;
+    let driver = Driver::ready();
     let mut controller = ControllerClient::new(driver.channel().await);
     let volume = controller.create_volume(create_request("pvc-1")).await.unwrap().into_inner();
     let volume = volume.volume.unwrap();
@@ -334,7 +334,7 @@ async fn a_volume_is_created_validated_and_deleted() {
 
 #[tokio::test]
 async fn a_slow_store_aborts_create_volume_before_the_callers_deadline() {
-    let driver = Driver::ready().await;
+    let driver = Driver::ready();
     driver.store.set_open(false);
     let mut controller = ControllerClient::new(driver.channel().await);
     let mut request = Request::new(create_request("pvc-1"));
@@ -346,7 +346,7 @@ async fn a_slow_store_aborts_create_volume_before_the_callers_deadline() {
 
 #[tokio::test]
 async fn a_shutdown_waits_for_running_calls_and_then_stops_serving() {
-    let driver = Driver::ready().await;
+    let driver = Driver::ready();
     driver.store.set_open(false);
     let mut controller = ControllerClient::new(driver.channel().await);
     let call = tokio::spawn(async move { controller.create_volume(create_request("pvc-1")).await });
@@ -359,7 +359,7 @@ async fn a_shutdown_waits_for_running_calls_and_then_stops_serving() {
 
 #[tokio::test]
 async fn a_call_that_never_ends_does_not_keep_the_driver_running() {
-    let driver = Driver::start(Duration::from_millis(50)).await;
+    let driver = Driver::start(Duration::from_millis(50));
     driver.readiness.ready();
     driver.store.set_open(false);
     let mut controller = ControllerClient::new(driver.channel().await);
@@ -373,7 +373,7 @@ async fn a_call_that_never_ends_does_not_keep_the_driver_running() {
 
 #[tokio::test]
 async fn a_connection_beyond_the_limit_waits_and_running_calls_are_not_cut() {
-    let driver = Driver::start_within(Bounds { grace: GRACE, connections: 2 }).await;
+    let driver = Driver::start_within(Bounds { grace: GRACE, connections: 2 });
     driver.readiness.ready();
     driver.store.set_open(false);
     // One connection with a call that runs, one that is idle.
@@ -398,7 +398,7 @@ async fn a_connection_beyond_the_limit_waits_and_running_calls_are_not_cut() {
 
 #[tokio::test]
 async fn messages_and_headers_beyond_their_size_are_refused_and_the_largest_secret_is_not() {
-    let driver = Driver::ready().await;
+    let driver = Driver::ready();
     let mut node = NodeClient::new(driver.channel().await);
     let with_secret = |bytes: usize| NodePublishVolumeRequest {
         secrets: [("key".to_owned(), "s".repeat(bytes))].into(),
@@ -420,7 +420,7 @@ async fn messages_and_headers_beyond_their_size_are_refused_and_the_largest_secr
     identity.probe(ProbeRequest {}).await.unwrap();
 }
 
-async fn wait_for_a_listing(store: &FakeStore) {
+async fn wait_for_a_listing(store: &FakeSource) {
     let asked = async {
         while store.listings() == 0 {
             tokio::task::yield_now().await;

@@ -22,8 +22,7 @@ use crate::abort_point;
 use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::Metrics;
 use crate::model::shown;
-use crate::oci::RetryPolicy;
-use crate::source::{Bucket, ObjectHead, ObjectName, ObjectSource};
+use crate::source::{Bucket, ObjectHead, ObjectName, ObjectSource, RetryPolicy};
 
 /// Times that an object is downloaded before its bytes are reported as damaged.
 const ROUNDS: u32 = 3;
@@ -473,3 +472,7 @@ fn joined(result: Result<std::io::Result<[u8; 16]>, tokio::task::JoinError>) -> 
     let ended = result.map_err(|e| Error::internal(format!("{READ_BACK}: {e}")))?;
     ended.map_err(|e| Error::io(READ_BACK, &e))
 }
+
+#[cfg(test)]
+#[path = "engine_tests.rs"]
+mod tests;

@@ -9,7 +9,7 @@
 //! | the identity: one immutable credential behind an atomic swap | [`identity`] |
 //! | the signature, a pure function | [`sign`], [`key`], `legacy_pem` |
 //! | the host | [`region`], `endpoint` |
-//! | failures and repetition | `error`, [`RetryPolicy`] |
+//! | failures and repetition | `error`, [`RetryPolicy`](crate::source::RetryPolicy) |
 //!
 //! Nothing outside this module builds a URL or a signature, and nothing in it
 //! knows of models, caches or CSI.
@@ -26,7 +26,6 @@ pub mod key;
 mod legacy_pem;
 mod object_storage;
 pub mod region;
-mod retry;
 #[cfg(feature = "oci-rust-sdk")]
 mod sdk_signer;
 mod settings;
@@ -37,5 +36,4 @@ mod test_server;
 pub use answer::PrefixListing;
 pub use connector::StorageConnector;
 pub use object_storage::{ObjectStorage, Pages};
-pub use retry::{Attempts, RetryPolicy};
 pub use settings::{Environment, RequestObserver, Settings, Timeouts};

@@ -24,9 +24,10 @@ use super::encode::strict;
 use super::error::{StorageError, StorageErrorKind, excerpt};
 use super::identity::Identity;
 use super::identity::workload::Workloads;
-use super::retry::RetryPolicy;
 use super::settings::{Environment, RequestObserver};
-use crate::source::{AuthMethod, Bucket, ObjectBody, ObjectHead, ObjectName, Workload};
+use crate::source::{
+    AuthMethod, Bucket, ObjectBody, ObjectHead, ObjectName, RetryPolicy, Workload,
+};
 use crate::transport::Transport;
 
 /// A client of Object Storage at one location with one identity; cheap to clone.

@@ -7,8 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::region::Region;
-use super::retry::RetryPolicy;
-use crate::source::AuthMethod;
+use crate::source::{AuthMethod, RetryPolicy};
 use crate::transport::TransportTimeouts;
 
 /// How long each step may take. There is no limit on a whole body: a slow

@@ -318,15 +318,15 @@ fn listed(object: ObjectSummary) -> ListedObject {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Requester;
-    use super::super::fake::FakeStore;
+    use super::super::{ClientPool, Requester};
     use super::*;
     use crate::model::{BucketName, ModelRequest, Prefix};
+    use crate::source::fake::FakeSource;
 
     #[tokio::test]
     async fn a_listing_waits_for_memory_no_longer_than_any_of_its_tenants() {
-        let store = FakeStore::start(&[("m/w", 10)]).await;
-        let pool = store.pool().await;
+        let store = FakeSource::new(&[("m/w", 10)]);
+        let pool = ClientPool::new(Arc::new(store.clone()), Vec::new());
         let listings = Listings::new(
             100,
             &TaskTracker::new(),

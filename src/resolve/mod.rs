@@ -5,8 +5,6 @@
 mod authorize;
 mod changes;
 mod client_pool;
-#[cfg(test)]
-pub(crate) mod fake;
 mod known_buckets;
 mod listings;
 pub(crate) mod newest;

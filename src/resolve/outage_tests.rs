@@ -10,8 +10,7 @@ use tokio_util::task::TaskTracker;
 
 use super::*;
 use crate::flight::Flights;
-use crate::oci::RetryPolicy;
-use crate::source::{StorageError, StorageErrorKind};
+use crate::source::{RetryPolicy, StorageError, StorageErrorKind};
 
 const TRIALS: u64 = 1000;
 

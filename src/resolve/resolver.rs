@@ -172,6 +172,16 @@ impl Resolver {
     }
 }
 
+#[cfg(test)]
+impl Resolver {
+    /// A resolver of up to a hundred objects of a source in memory.
+    pub(crate) fn of_fake(source: &crate::source::fake::FakeSource) -> Self {
+        let pool = ClientPool::new(Arc::new(source.clone()), Vec::new());
+        let limits = ResolveLimits { max_objects: 100, max_bytes: None };
+        Self::new(pool, limits, &TaskTracker::new(), &CancellationToken::new())
+    }
+}
+
 impl ResolverInner {
     async fn source(&self, request: &ModelRequest, route: &Route) -> Result<ModelSource> {
         let location = route.location().to_owned();

@@ -9,8 +9,11 @@ mod auth;
 mod body;
 mod connector;
 mod error;
+#[cfg(test)]
+pub(crate) mod fake;
 mod names;
 mod objects;
+mod retry;
 mod workload;
 
 use std::any::Any;
@@ -28,6 +31,7 @@ pub use error::{StorageError, StorageErrorKind};
 pub use names::{Bucket, ObjectName};
 pub(crate) use objects::parse_md5;
 pub use objects::{ListedMd5, MultipartMd5, ObjectHead, ObjectSummary};
+pub use retry::{Attempts, RetryPolicy};
 pub use workload::Workload;
 
 /// The result of a call to a source.

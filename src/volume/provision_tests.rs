@@ -1,22 +1,23 @@
 //! Provisioning with a fake store.
 
 use super::*;
-use crate::resolve::fake::FakeStore;
+use crate::resolve::Resolver;
+use crate::source::fake::FakeSource;
 
 const MODEL: u64 = 7_500_000_000;
 
-async fn store() -> FakeStore {
-    FakeStore::start(&[("models/llama3-8b/weights", MODEL), ("models/phi3/weights", 10)]).await
+fn store() -> FakeSource {
+    FakeSource::new(&[("models/llama3-8b/weights", MODEL), ("models/phi3/weights", 10)])
 }
 
-async fn provisioner(store: &FakeStore) -> Provisioner {
-    provisioner_of(store, "oci-model-csi.dev").await
+fn provisioner(store: &FakeSource) -> Provisioner {
+    provisioner_of(store, "oci-model-csi.dev")
 }
 
-async fn provisioner_of(store: &FakeStore, driver: &str) -> Provisioner {
+fn provisioner_of(store: &FakeSource, driver: &str) -> Provisioner {
     let policy = watch::channel(Policy::default()).1;
     let (claims, events) = (ClaimReader::default(), Events::default());
-    Provisioner::new(store.resolver().await, policy, claims, events, driver)
+    Provisioner::new(Resolver::of_fake(store), policy, claims, events, driver)
 }
 
 fn map(pairs: &[(&str, &str)]) -> HashMap<String, String> {
@@ -49,7 +50,7 @@ fn with_parameter(mut request: ProvisionRequest, key: &str, value: &str) -> Prov
 
 #[tokio::test]
 async fn a_claims_name_selects_the_model_and_kubernetes_keys_are_dropped() {
-    let provisioner = provisioner(&store().await).await;
+    let provisioner = provisioner(&store());
     let volume = provisioner.create(claim("pvc-1", "llama3-8b")).await.unwrap();
     assert!(is_volume_id(&volume.id) && volume.id.len() <= 128, "{}", volume.id);
     assert_eq!(volume.capacity_bytes, MODEL);
@@ -59,7 +60,7 @@ async fn a_claims_name_selects_the_model_and_kubernetes_keys_are_dropped() {
 
 #[tokio::test]
 async fn a_claim_may_be_larger_than_its_model_but_its_limit_may_not_be_smaller() {
-    let provisioner = provisioner(&store().await).await;
+    let provisioner = provisioner(&store());
     let of = |name: &str| claim(name, "llama3-8b");
     let fifty = 50 << 30;
     let large = provisioner.create(with_capacity(of("a"), fifty, None)).await.unwrap();
@@ -73,8 +74,8 @@ async fn a_claim_may_be_larger_than_its_model_but_its_limit_may_not_be_smaller()
 
 #[tokio::test]
 async fn a_repeated_name_gives_the_same_volume_without_another_listing() {
-    let store = store().await;
-    let provisioner = provisioner(&store).await;
+    let store = store();
+    let provisioner = provisioner(&store);
     let first = provisioner.create(claim("pvc-1", "phi3")).await.unwrap();
     let asked = store.listings();
     assert_eq!(provisioner.create(claim("pvc-1", "phi3")).await.unwrap(), first);
@@ -82,13 +83,13 @@ async fn a_repeated_name_gives_the_same_volume_without_another_listing() {
 
     let other = provisioner.create(claim("pvc-2", "phi3")).await.unwrap();
     assert_ne!(other.id, first.id);
-    let of_another_driver = provisioner_of(&store, "other.dev").await;
+    let of_another_driver = provisioner_of(&store, "other.dev");
     assert_ne!(of_another_driver.create(claim("pvc-1", "phi3")).await.unwrap().id, first.id);
 }
 
 #[tokio::test]
 async fn the_same_name_with_other_parameters_or_capacity_is_a_conflict() {
-    let provisioner = provisioner(&store().await).await;
+    let provisioner = provisioner(&store());
     let created = with_capacity(claim("pvc-1", "phi3"), 100, Some(100));
     let created = provisioner.create(created).await.unwrap();
     for (different, says) in [
@@ -112,7 +113,7 @@ async fn the_same_name_with_other_parameters_or_capacity_is_a_conflict() {
 
 #[tokio::test]
 async fn a_missing_model_or_pinned_revision_gives_no_volume() {
-    let provisioner = provisioner(&store().await).await;
+    let provisioner = provisioner(&store());
     let error = provisioner.create(claim("pvc-1", "phi4")).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotFound);
     assert!(error.message().contains("models/phi4/"), "{error}");
@@ -128,8 +129,8 @@ async fn a_missing_model_or_pinned_revision_gives_no_volume() {
 
 #[tokio::test]
 async fn wrong_parameters_are_refused_before_any_listing() {
-    let store = store().await;
-    let provisioner = provisioner(&store).await;
+    let store = store();
+    let provisioner = provisioner(&store);
     for (key, value, says) in [
         ("prefix", "models/${claim}/", "unknown variable"),
         (
@@ -153,8 +154,8 @@ async fn wrong_parameters_are_refused_before_any_listing() {
 
 #[tokio::test]
 async fn a_second_call_for_a_name_is_in_progress() {
-    let store = store().await;
-    let provisioner = provisioner(&store).await;
+    let store = store();
+    let provisioner = provisioner(&store);
     store.set_open(false);
     let first = provisioner.create(claim("pvc-1", "phi3"));
     tokio::pin!(first);
@@ -168,8 +169,8 @@ async fn a_second_call_for_a_name_is_in_progress() {
 
 #[tokio::test]
 async fn a_cancelled_call_does_not_block_the_next_one() {
-    let store = store().await;
-    let provisioner = provisioner(&store).await;
+    let store = store();
+    let provisioner = provisioner(&store);
     store.set_open(false);
     {
         let first = provisioner.create(claim("pvc-1", "phi3"));
@@ -182,8 +183,8 @@ async fn a_cancelled_call_does_not_block_the_next_one() {
 
 #[tokio::test]
 async fn delete_accepts_every_id_without_a_listing() {
-    let store = store().await;
-    let provisioner = provisioner(&store).await;
+    let store = store();
+    let provisioner = provisioner(&store);
     let own_form = format!("{ID_FORM}{}", "0".repeat(ID_DIGITS));
     for id in ["csi-sanity", own_form.as_str(), "../.."] {
         provisioner.delete(id).unwrap();
@@ -209,7 +210,7 @@ fn volume_ids_of_this_driver_are_recognized_by_their_form() {
 
 #[tokio::test]
 async fn the_context_of_a_created_volume_is_valid_and_an_impossible_one_is_not() {
-    let provisioner = provisioner(&store().await).await;
+    let provisioner = provisioner(&store());
     let request = claim("pvc-1", "phi3");
     let parameters = request.parameters.clone();
     let created = provisioner.create(request).await.unwrap();

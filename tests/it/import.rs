@@ -27,9 +27,9 @@ use oci_model_csi::cache::{
 use oci_model_csi::download::{Engine, EngineOptions, Verify};
 use oci_model_csi::metrics::Metrics;
 use oci_model_csi::model::{Manifest, ModelRequest, ModelUri};
-use oci_model_csi::oci::{Environment, RetryPolicy, Settings, StorageConnector};
+use oci_model_csi::oci::{Environment, Settings, StorageConnector};
 use oci_model_csi::resolve::{ClientPool, ResolveLimits, Resolver};
-use oci_model_csi::source::{AuthMethod, ObjectSource, SourceConnector as _};
+use oci_model_csi::source::{AuthMethod, ObjectSource, RetryPolicy, SourceConnector as _};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 

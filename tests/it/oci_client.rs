@@ -6,8 +6,10 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use localstore::{Action, LocalStore, Operation, PublicAccess, PutOptions, Rule, Source};
-use oci_model_csi::oci::{Environment, ObjectStorage, RetryPolicy, Settings, Timeouts};
-use oci_model_csi::source::{AuthMethod, Bucket, ObjectBody, StorageError, StorageErrorKind};
+use oci_model_csi::oci::{Environment, ObjectStorage, Settings, Timeouts};
+use oci_model_csi::source::{
+    AuthMethod, Bucket, ObjectBody, RetryPolicy, StorageError, StorageErrorKind,
+};
 
 const BUCKET: &str = "models";
 

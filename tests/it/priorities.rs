@@ -16,9 +16,9 @@ use oci_model_csi::download::{Engine, EngineOptions, Verify};
 use oci_model_csi::flight::Waiter;
 use oci_model_csi::metrics::Metrics;
 use oci_model_csi::model::{ModelRequest, ModelUri, Tenant};
-use oci_model_csi::oci::{Environment, RetryPolicy, Settings, StorageConnector};
+use oci_model_csi::oci::{Environment, Settings, StorageConnector};
 use oci_model_csi::resolve::{ClientPool, ResolveLimits, Resolver};
-use oci_model_csi::source::AuthMethod;
+use oci_model_csi::source::{AuthMethod, RetryPolicy};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 

@@ -13,8 +13,8 @@ use crate::oci::clock::{Clock, skew_remedy};
 use crate::oci::endpoint::Endpoint;
 use crate::oci::error::{StorageError, StorageErrorKind, excerpt};
 use crate::oci::key::KeyPair;
-use crate::oci::retry::RetryPolicy;
 use crate::oci::sign;
+use crate::source::RetryPolicy;
 use crate::transport::Transport;
 
 /// A token is a few kilobytes.

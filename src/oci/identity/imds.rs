@@ -6,8 +6,8 @@ use http_body_util::Full;
 
 use crate::oci::endpoint::Endpoint;
 use crate::oci::error::{StorageError, StorageErrorKind, excerpt};
-use crate::oci::retry::RetryPolicy;
 use crate::oci::settings::Settings;
+use crate::source::RetryPolicy;
 use crate::transport::{Transport, TransportTimeouts};
 
 /// The address of the service on every instance; link-local, so never through a proxy.

@@ -8,10 +8,10 @@ use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use serde_json::Value;
 
 use super::*;
+use crate::oci::ObjectStorage;
 use crate::oci::sign::tests::{parameters, vectors};
 use crate::oci::test_server::{ScriptedAnswer, Seen, TestServer};
-use crate::oci::{ObjectStorage, RetryPolicy};
-use crate::source::{AuthMethod, Bucket};
+use crate::source::{AuthMethod, Bucket, RetryPolicy};
 use crate::text::pem;
 
 const RSA: &UnparsedParameters = &RSA_PKCS1_2048_8192_SHA256;

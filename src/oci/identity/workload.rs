@@ -27,9 +27,8 @@ use crate::oci::clock::Clock;
 use crate::oci::endpoint::Endpoint;
 use crate::oci::error::{StorageError, StorageErrorKind, excerpt};
 use crate::oci::key::KeyPair;
-use crate::oci::retry::RetryPolicy;
 use crate::oci::settings::Settings;
-use crate::source::Workload;
+use crate::source::{RetryPolicy, Workload};
 use crate::transport::Transport;
 
 /// The port of OKE's identity service in every cluster.

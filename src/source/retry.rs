@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::error::StorageError;
+use super::StorageError;
 use crate::retry::Backoff;
 
 /// Exponential backoff with full jitter under a budget of attempts and time.
