@@ -94,7 +94,7 @@ where
 
     /// Joins the running flight of this key, or starts it.
     ///
-    /// A failure within [`MEMO`] is returned at once, except one about permission:
+    /// A failure within `MEMO` is returned at once, except one about permission:
     /// those are never shared.
     pub fn join<F>(&self, key: K, progress: P, work: impl FnOnce(Arc<P>) -> F) -> Waiter<P, T>
     where

@@ -57,7 +57,7 @@ impl RetryPolicy {
         self.budget
     }
 
-    /// The pause after attempt number `attempt` (from 1); see [`Backoff::pause`].
+    /// The pause after attempt number `attempt` (from 1); see `Backoff::pause`.
     pub fn delay(&self, attempt: u32, retry_after: Option<Duration>) -> Duration {
         self.backoff.pause(attempt, retry_after)
     }
