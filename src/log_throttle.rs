@@ -46,8 +46,9 @@ impl<K: Clone + Eq + Hash, S: PartialEq> LogThrottle<K, S> {
         self.0.retain(|_, last| now < last.quiet_until);
         if self.0.len() >= REMEMBERED {
             let first = self.0.iter().min_by_key(|(_, last)| last.quiet_until);
-            let first = first.map(|(key, _)| key.clone());
-            first.map(|first| self.0.remove(&first));
+            if let Some(first) = first.map(|(key, _)| key.clone()) {
+                self.0.remove(&first);
+            }
         }
     }
 }

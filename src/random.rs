@@ -13,9 +13,14 @@ pub(crate) fn bytes<const N: usize>() -> [u8; N] {
     bytes
 }
 
-/// Returns a duration that is evenly spread over all from zero to `most`.
+/// Returns a duration that is evenly spread over all from zero to `most`. If the system has
+/// no randomness it is half of that: only the spread is lost, and a pause stays a pause.
 pub(crate) fn up_to(most: Duration) -> Duration {
-    let numerator = u32::from_le_bytes(bytes());
+    let mut bytes = [0; 4];
+    if aws_lc_rs::rand::fill(&mut bytes).is_err() {
+        return most / 2;
+    }
+    let numerator = u32::from_le_bytes(bytes);
     most.mul_f64(f64::from(numerator) / (f64::from(u32::MAX) + 1.0))
 }
 
