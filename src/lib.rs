@@ -78,5 +78,6 @@ mod text;
 mod trace;
 mod transport;
 pub mod volume;
+pub mod weights;
 
 pub use error::{Error, ErrorKind, Result};

@@ -31,7 +31,6 @@ fn fixture() -> Fixture {
         limits: CacheLimits { min_free: 0, min_free_inodes: 0, max_size: None },
         idle_ttl: None,
         max_models: 4,
-        check_safetensors: SafetensorsCheck::Refuse,
         abandon_after: Duration::from_secs(60),
     };
     let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());

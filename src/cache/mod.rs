@@ -10,7 +10,6 @@ mod manage;
 mod report;
 mod space;
 mod store;
-mod weights_check;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -55,8 +54,6 @@ use store::leases::Leases;
 use store::models::Models;
 use store::open::Ownership;
 use store::{disk_usage, files, layout, leases, open, recover};
-pub use weights_check::SafetensorsCheck;
-use weights_check::WeightsChecks;
 
 /// The administrator's options of the cache.
 #[derive(Debug, Clone)]
@@ -74,8 +71,6 @@ pub struct CacheOptions {
     pub max_models: usize,
     /// How long a download continues without a caller.
     pub abandon_after: Duration,
-    /// How to check the headers of safetensors files before a publish.
-    pub check_safetensors: SafetensorsCheck,
 }
 
 /// How long a completed model is held for the pod that waited for it.
@@ -114,7 +109,6 @@ struct CacheInner {
     model_flights: Flights<ModelKey, FillProgress, CachedModel>,
     check_flights: Flights<ModelKey, (), Option<CachedModel>>,
     blob_flights: Flights<BlobId, BlobProgress, ()>,
-    weights_checks: WeightsChecks,
     metrics: Arc<Metrics>,
     shutdown: CancellationToken,
     _ownership: Ownership,
@@ -151,9 +145,6 @@ impl Cache {
         // A blob's flight lives as long as a model's flight waits for it.
         let (grace, t, s) = flights(Duration::ZERO);
         let blob_flights = Flights::new(grace, t, s);
-        let (grace, t, s) = flights(options.abandon_after);
-        let weights_checks =
-            WeightsChecks::new(options.check_safetensors, Flights::new(grace, t, s));
         Ok(Self(Arc::new(CacheInner {
             leases: Leases::new(layout.clone(), leases::boot_id()?),
             holds,
@@ -175,7 +166,6 @@ impl Cache {
             model_flights,
             check_flights,
             blob_flights,
-            weights_checks,
             metrics,
             shutdown: shutdown.clone(),
             _ownership: ownership,

@@ -3,8 +3,10 @@
 use std::path::Path;
 
 use bytesize::ByteSize;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
-use crate::cache::{self, CacheOptions, FileSystem, SafetensorsCheck};
+use crate::cache::{self, CacheOptions, FileSystem};
 use crate::config::{self, CheckSafetensors, Config};
 use crate::download::{EngineOptions, Verify};
 use crate::error::Result;
@@ -14,6 +16,7 @@ use crate::policy::{Policy, Rule};
 use crate::resolve::ResolveLimits;
 use crate::socket::SocketEndpoint;
 use crate::source::RetryPolicy;
+use crate::weights::{SafetensorsCheck, WeightsChecker};
 
 /// Options of the download engine.
 pub(super) fn engine(config: &config::Download, write_back: bool) -> EngineOptions {
@@ -93,13 +96,22 @@ pub(super) fn cache(
         idle_ttl: config.cache.idle_ttl,
         max_models: usize::try_from(config.download.max_models).unwrap_or(usize::MAX),
         abandon_after: config.download.abandon_after,
-        check_safetensors: match config.check_safetensors {
-            CheckSafetensors::Refuse => SafetensorsCheck::Refuse,
-            CheckSafetensors::Warn => SafetensorsCheck::Warn,
-            CheckSafetensors::Ignore => SafetensorsCheck::Ignore,
-        },
         dir,
     })
+}
+
+/// The checker of weights.
+pub(super) fn weights(
+    config: &Config,
+    tasks: &TaskTracker,
+    shutdown: &CancellationToken,
+) -> WeightsChecker {
+    let check = match config.check_safetensors {
+        CheckSafetensors::Refuse => SafetensorsCheck::Refuse,
+        CheckSafetensors::Warn => SafetensorsCheck::Warn,
+        CheckSafetensors::Ignore => SafetensorsCheck::Ignore,
+    };
+    WeightsChecker::new(check, config.download.abandon_after, tasks, shutdown)
 }
 
 /// The free space of a disk, in percent, below which kubelet evicts pods:

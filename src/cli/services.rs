@@ -37,7 +37,7 @@ use crate::policy::Policy;
 use crate::resolve::{Resolver, RevisionSelector};
 use crate::socket::{self, SocketEndpoint, SocketGuard};
 use crate::source::AuthMethod;
-use crate::volume::{ClaimReader, Provisioner, Volumes};
+use crate::volume::{ClaimReader, Provisioner, VolumeParts, Volumes};
 
 /// How long background work may take to stop after the last call has ended.
 const GRACE: Duration = Duration::from_secs(5);
@@ -307,16 +307,18 @@ impl Node {
         let cache = Cache::open(options, Arc::clone(metrics), tasks, shutdown)?;
         let engine = Engine::new(options::engine(&config.download, true), Arc::clone(metrics))?;
         let selector = RevisionSelector::new(resolver.clone(), config.serve_stale_on_outage);
-        let volumes = Volumes::new(
-            cache.clone(),
-            args.kubelet_dir.clone(),
-            engine.clone(),
+        let weights = options::weights(config, tasks, shutdown);
+        let volumes = Volumes::new(VolumeParts {
+            cache: cache.clone(),
+            kubelet: args.kubelet_dir.clone(),
+            engine: engine.clone(),
             selector,
-            shared.policy.clone(),
-            shared.events.clone(),
-            Arc::clone(metrics),
-        );
-        let remote = Remote { engine: engine.clone(), resolver: resolver.clone() };
+            weights: weights.clone(),
+            policy: shared.policy.clone(),
+            events: shared.events.clone(),
+            metrics: Arc::clone(metrics),
+        });
+        let remote = Remote { engine: engine.clone(), resolver: resolver.clone(), weights };
         let manager = Manager::of_driver(cache.clone(), remote, tasks, shutdown);
         let kubernetes = shared.kubernetes.clone();
         Ok(Self { cache, engine, volumes, manager, kubernetes, registered: Arc::default() })

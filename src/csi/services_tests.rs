@@ -13,7 +13,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 
 use super::*;
-use crate::cache::{Cache, CacheLimits, CacheOptions, SafetensorsCheck};
+use crate::cache::{Cache, CacheLimits, CacheOptions};
 use crate::csi::capability::tests::mount_capability;
 use crate::csi::proto::controller_client::ControllerClient;
 use crate::csi::proto::identity_client::IdentityClient;
@@ -29,7 +29,8 @@ use crate::policy::Policy;
 use crate::resolve::{Resolver, RevisionSelector};
 use crate::source::RetryPolicy;
 use crate::source::fake::FakeSource;
-use crate::volume::{ClaimReader, Provisioner, Volumes};
+use crate::volume::{ClaimReader, Provisioner, VolumeParts, Volumes};
+use crate::weights::{SafetensorsCheck, WeightsChecker};
 
 const BOUND: Duration = Duration::from_secs(20);
 
@@ -115,7 +116,6 @@ fn volumes(
         idle_ttl: None,
         max_models: 1,
         abandon_after: Duration::from_secs(60),
-        check_safetensors: SafetensorsCheck::Refuse,
     };
     let engine = EngineOptions {
         concurrency: 1,
@@ -125,13 +125,20 @@ fn volumes(
         write_back: false,
         retry: RetryPolicy::default(),
     };
-    let cache = Cache::open(options, Arc::clone(metrics), &TaskTracker::new(), shutdown).unwrap();
+    let tasks = TaskTracker::new();
+    let grace = options.abandon_after;
+    let cache = Cache::open(options, Arc::clone(metrics), &tasks, shutdown).unwrap();
     cache.recover(&dir.join("kubelet/pods")).unwrap();
-    let engine = Engine::new(engine, Arc::clone(metrics)).unwrap();
-    let selector = RevisionSelector::new(Resolver::of_fake(store), false);
-    let policy = watch::channel(Policy::default()).1;
-    let kubelet = dir.join("kubelet");
-    Volumes::new(cache, kubelet, engine, selector, policy, Events::default(), Arc::clone(metrics))
+    Volumes::new(VolumeParts {
+        cache,
+        kubelet: dir.join("kubelet"),
+        engine: Engine::new(engine, Arc::clone(metrics)).unwrap(),
+        selector: RevisionSelector::new(Resolver::of_fake(store), false),
+        weights: WeightsChecker::new(SafetensorsCheck::Refuse, grace, &tasks, shutdown),
+        policy: watch::channel(Policy::default()).1,
+        events: Events::default(),
+        metrics: Arc::clone(metrics),
+    })
 }
 
 fn publish_request(driver: &Driver) -> NodePublishVolumeRequest {

@@ -105,7 +105,7 @@ impl Manager {
     ) -> Result<(EnsureOutcome, Vec<Warning>)> {
         let title = request.title();
         let mut changes = Changes::default();
-        let Remote { engine, resolver } = self.remote()?;
+        let Remote { engine, resolver, .. } = self.remote()?;
         let route = resolver.route(request, "").await?;
         let (outcome, mut warnings) = loop {
             let manifest = resolver.resolve(request, &route).await?;
@@ -141,7 +141,7 @@ impl Manager {
         let request = model.request()?;
         let title = request.title();
         let mut changes = Changes::default();
-        let Remote { engine, resolver } = self.remote()?;
+        let Remote { engine, resolver, .. } = self.remote()?;
         let route = resolver.route(&request, "").await?;
         let (model, imported, mut warnings) = loop {
             let manifest = resolver.resolve(&request, &route).await?;
@@ -168,7 +168,7 @@ impl Manager {
         route: &Route,
         model: &CachedModel,
     ) -> Result<Vec<Warning>> {
-        let warnings = self.0.cache.check_weights(model, request, route.tenant()).await?;
+        let warnings = self.remote()?.weights.check(model, request, route.tenant()).await?;
         let (cache, model) = (self.0.cache.clone(), model.clone());
         let (request, route) = (request.clone(), route.clone());
         blocking(move || newest::record(&cache, &request, &route, &model)).await?;

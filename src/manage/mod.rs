@@ -28,6 +28,7 @@ use crate::cache::{Cache, CollectOptions, EvictionRequest, VerifyProgress};
 use crate::download::Engine;
 use crate::error::{Error, Result};
 use crate::resolve::Resolver;
+use crate::weights::WeightsChecker;
 
 /// How often progress is reported.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
@@ -61,6 +62,8 @@ pub struct Remote {
     pub engine: Engine,
     /// Resolves requests to revisions.
     pub resolver: Resolver,
+    /// Checks the weights of downloaded models.
+    pub weights: WeightsChecker,
 }
 
 impl Manager {

@@ -12,7 +12,6 @@ mod names;
 mod nearest;
 mod pattern;
 mod request;
-pub mod safetensors;
 mod tenant;
 mod token;
 mod tree;
@@ -20,7 +19,6 @@ mod twins;
 mod units;
 mod uri;
 mod warning;
-pub mod weights;
 
 pub use attributes::{AttributeSource, own_attributes, parse_attributes, plain_attributes};
 pub use digest::{BlobId, ModelKey, ModelSource, RequestDigest, Revision};

@@ -17,7 +17,7 @@ use std::path::PathBuf;
 
 pub use claims::ClaimReader;
 pub use provision::{Capacity, NewVolume, ProvisionRequest, Provisioner, is_volume_id};
-pub use publish::Volumes;
+pub use publish::{VolumeParts, Volumes};
 
 use crate::model::{ModelRequest, PodIdentity, PodTokens, RequestDigest};
 use crate::mount::BindOptions;

@@ -55,21 +55,21 @@ impl VolumesInner {
             request: digest,
             pod: request.pod,
         };
-        let lease = match self.cache.lease(model, holder) {
+        let lease = match self.parts.cache.lease(model, holder) {
             Ok(lease) => lease,
             // This call has left nothing but an empty directory.
             Err(error) if existing.is_some() => return Err(error),
             Err(error) => return self.undo(&place, false, error),
         };
         if let Some(mounted) = existing {
-            self.cache.record_mount(&target, mounted.id);
+            self.parts.cache.record_mount(&target, mounted.id);
             return Ok(());
         }
         abort_point::reach("bind-2");
         // Only a leased model can be bound.
         match place.bind_read_only(&lease.model.tree, request.options) {
             Ok(mounted) => {
-                self.cache.record_mount(&target, mounted.id);
+                self.parts.cache.record_mount(&target, mounted.id);
                 abort_point::reach("bind-3");
                 Ok(())
             }
@@ -82,8 +82,8 @@ impl VolumesInner {
     fn undo(&self, place: &OpenTarget, leased: bool, cause: Error) -> Result<()> {
         // A failed bind has unmounted what it mounted; only the mount point remains.
         let removed = place.remove();
-        let undone =
-            removed.and_then(|()| if leased { self.cache.release(place.path()) } else { Ok(()) });
+        let undone = removed
+            .and_then(|()| if leased { self.parts.cache.release(place.path()) } else { Ok(()) });
         Err(match undone {
             Ok(()) => cause,
             Err(error) => {
@@ -96,7 +96,7 @@ impl VolumesInner {
     /// Unmounts the volume, removes the empty directory, ends the lease. Succeeds if
     /// they are gone already. Blocks.
     pub(super) fn unmount(&self, volume_id: &str, target: &Path) -> Result<()> {
-        let lease = self.cache.lease_of(target);
+        let lease = self.parts.cache.lease_of(target);
         if let Some(lease) = &lease {
             self.record_in_span(lease);
         }
@@ -112,7 +112,7 @@ impl VolumesInner {
         }
         let Some(place) = self.place(target)? else {
             check_is_nowhere(lease.as_ref())?;
-            return self.cache.release(target);
+            return self.parts.cache.release(target);
         };
         let found = place.inspect()?;
         let was_published = lease.is_some() || matches!(found, TargetState::Mount(_));
@@ -125,7 +125,7 @@ impl VolumesInner {
         }
         place.remove()?;
         abort_point::reach("unbind-2");
-        self.cache.release(target)?;
+        self.parts.cache.release(target)?;
         abort_point::reach("unbind-3");
         // Do not log a volume that was gone already: kubelet may repeat the call any number of times.
         if was_published {
@@ -150,14 +150,14 @@ impl VolumesInner {
     }
 
     fn place(&self, target: &Path) -> Result<Option<OpenTarget>> {
-        OpenTarget::open(&self.kubelet, target)
+        OpenTarget::open(&self.parts.kubelet, target)
     }
 
     /// Adds the volume's pod and model to the log lines of this call.
     fn record_in_span(&self, lease: &LeaseRecord) {
         let span = Span::current();
         span.record("pod", lease.pod.as_deref());
-        if let Ok(Some(summary)) = self.cache.summary(&lease.model) {
+        if let Ok(Some(summary)) = self.parts.cache.summary(&lease.model) {
             span.record("model", summary.source.title());
         }
     }
@@ -188,7 +188,7 @@ impl VolumesInner {
         mounted: &Mounted,
         lease: Option<&LeaseRecord>,
     ) -> Result<()> {
-        let is_tree = self.cache.is_tree(mounted)?;
+        let is_tree = self.parts.cache.is_tree(mounted)?;
         let is_ours = match lease {
             Some(lease) => {
                 let is_known = lease.mount.is_some() || lease.directory.is_some();
@@ -216,7 +216,7 @@ impl VolumesInner {
 
     /// Whether this mount belongs to the lease of another target.
     fn belongs_to_another(&self, place: &OpenTarget, mounted: &Mounted) -> bool {
-        let leases = self.cache.leases();
+        let leases = self.parts.cache.leases();
         let mut others = leases.iter().filter(|lease| lease.target != place.path());
         others.any(|other| {
             let here = other.directory == Some(place.directory())
@@ -229,7 +229,7 @@ impl VolumesInner {
     fn is_covered(&self, mounted: &Mounted, lease: Option<&LeaseRecord>) -> Result<bool> {
         for below in mount::stack_below(mounted)? {
             let is_leased = lease.is_some_and(|lease| lease.mount == Some(below.id));
-            if is_leased || self.cache.is_tree(&below)? {
+            if is_leased || self.parts.cache.is_tree(&below)? {
                 return Ok(true);
             }
         }

@@ -25,64 +25,58 @@ use crate::policy::{Policy, Subject};
 use crate::resolve::{Changes, UnansweredSince};
 use crate::resolve::{Requester, Route, newest};
 use crate::resolve::{RevisionSelector, Selection};
+use crate::weights::WeightsChecker;
 
 /// The volumes of this node; cheap to clone.
 #[derive(Clone)]
 pub struct Volumes(Arc<VolumesInner>);
 
-pub(super) struct VolumesInner {
-    pub(super) cache: Cache,
+/// What the use cases are built on.
+pub struct VolumeParts {
+    /// The models of this node, and the leases of its volumes.
+    pub cache: Cache,
     /// kubelet's root directory.
-    pub(super) kubelet: PathBuf,
-    engine: Engine,
-    selector: RevisionSelector,
-    policy: watch::Receiver<Policy>,
+    pub kubelet: PathBuf,
+    /// Downloads models.
+    pub engine: Engine,
+    /// Selects the revision of a request.
+    pub selector: RevisionSelector,
+    /// Checks weights before a publish.
+    pub weights: WeightsChecker,
+    /// The rules. A change applies from the next check on; mounted models stay mounted.
+    pub policy: watch::Receiver<Policy>,
+    /// Takes the events about pods.
+    pub events: Events,
+    /// Counts publishes.
+    pub metrics: Arc<Metrics>,
+}
+
+pub(super) struct VolumesInner {
+    pub(super) parts: VolumeParts,
     targets: Targets,
     calls: Calls,
-    events: Events,
-    metrics: Arc<Metrics>,
 }
 
 impl Volumes {
-    /// Creates the use cases on top of these parts; `kubelet` is kubelet's root
-    /// directory. A change of the policy applies from the next check on; mounted
-    /// models stay mounted.
-    pub fn new(
-        cache: Cache,
-        kubelet: PathBuf,
-        engine: Engine,
-        selector: RevisionSelector,
-        policy: watch::Receiver<Policy>,
-        events: Events,
-        metrics: Arc<Metrics>,
-    ) -> Self {
-        let (targets, calls) = (Targets::default(), Calls::default());
-        let recorder = events.clone();
-        cache.on_damage(move |damage| event_recorder::damaged(&recorder, damage));
-        let inner = VolumesInner {
-            cache,
-            kubelet,
-            engine,
-            selector,
-            policy,
-            targets,
-            calls,
-            events,
-            metrics,
-        };
-        Self(Arc::new(inner))
+    /// Creates the use cases, which also listen to the cache for damage.
+    pub fn new(parts: VolumeParts) -> Self {
+        let recorder = parts.events.clone();
+        parts.cache.on_damage(move |damage| event_recorder::damaged(&recorder, damage));
+        let targets = Targets::default();
+        let calls = Calls::default();
+        Self(Arc::new(VolumesInner { parts, targets, calls }))
     }
 
     pub(super) fn cache(&self) -> &Cache {
-        &self.0.cache
+        &self.0.parts.cache
     }
 
     pub(super) fn selector(&self) -> &RevisionSelector {
-        &self.0.selector
+        &self.0.parts.selector
     }
 
     pub(super) fn engine(&self) -> &Engine {
-        &self.0.engine
+        &self.0.parts.engine
     }
 
     /// Mounts a model read-only at the target path.
@@ -103,17 +97,17 @@ impl Volumes {
         let result = self.try_publish(request, started + wait).await;
         let result = result.map_err(|error| self.on_disk(error));
         if let Err(error) = &result {
-            EventRecorder::new(&self.0.events, pod.as_ref()).failed(error);
+            EventRecorder::new(&self.0.parts.events, pod.as_ref()).failed(error);
         }
         match &result {
             Ok(None) => {}
             Ok(Some((result, first))) => {
-                self.0.metrics.published(*result, first.elapsed().as_secs_f64());
+                self.0.parts.metrics.published(*result, first.elapsed().as_secs_f64());
             }
             Err(error) if error.kind() == ErrorKind::InProgress => {}
             Err(_) => {
                 let seconds = started.elapsed().as_secs_f64();
-                self.0.metrics.published(PublishResult::Failed, seconds);
+                self.0.parts.metrics.published(PublishResult::Failed, seconds);
             }
         }
         result.map(|_| ())
@@ -121,7 +115,7 @@ impl Volumes {
 
     /// Records in the pod's events a publish that was refused as malformed.
     pub fn record_refusal(&self, pod: Option<&PodIdentity>, error: &Error) {
-        EventRecorder::new(&self.0.events, pod).failed(error);
+        EventRecorder::new(&self.0.parts.events, pod).failed(error);
     }
 
     /// Publishes the volume. Returns the result and the time of the first call for it,
@@ -157,9 +151,9 @@ impl Volumes {
         let (pod, mounted) = (request.pod.clone(), model.clone());
         blocking(move || inner.mount(guard, request, model)).await?;
         self.0.calls.end(&target);
-        let recorder = EventRecorder::new(&self.0.events, pod.as_ref());
+        let recorder = EventRecorder::new(&self.0.parts.events, pod.as_ref());
         recorder.published(how, &mounted, &title);
-        recorder.suspect(&warnings, &title, &self.0.metrics);
+        recorder.suspect(&warnings, &title, &self.0.parts.metrics);
         let (target, result) = (target.display(), how.label());
         tracing::info!(%target, revision = revision.as_str(), result, "published");
         Ok(Some((how, begun.first)))
@@ -170,7 +164,7 @@ impl Volumes {
     /// # Errors
     /// `Conflict` if something else is mounted there.
     pub async fn is_published(&self, key: &PublishKey) -> Result<bool> {
-        let Some(lease) = self.0.cache.lease_of(&key.target) else { return Ok(false) };
+        let Some(lease) = self.0.parts.cache.lease_of(&key.target) else { return Ok(false) };
         let same_volume = lease.volume_id == key.volume_id;
         // A lease of an earlier version has the digest of the attributes as written.
         let same_request = lease.request == key.digest || lease.request == key.as_written;
@@ -201,7 +195,7 @@ impl Volumes {
     }
 
     async fn permit(&self, request: &PublishRequest) -> Result<()> {
-        let VolumesInner { policy, selector, .. } = &*self.0;
+        let VolumeParts { policy, selector, .. } = &self.0.parts;
         let pod = request.pod.as_ref();
         let asking = (Subject::Pod(pod), Requester::Pod { pod, tokens: request.tokens.as_ref() });
         permit(policy, selector.resolver(), asking, &request.model).await
@@ -217,34 +211,35 @@ impl Volumes {
     ) -> Result<(CachedModel, PublishResult, Vec<Warning>)> {
         let scope = request.model.scope_id(request.pod.as_ref())?;
         let caller = Requester::Pod { pod: request.pod.as_ref(), tokens: request.tokens.as_ref() };
-        let resolver = self.0.selector.resolver();
+        let resolver = self.0.parts.selector.resolver();
         let route = resolver.route_of(caller, &request.model, &scope).await?;
-        let recorder = EventRecorder::new(&self.0.events, request.pod.as_ref());
+        let recorder = EventRecorder::new(&self.0.parts.events, request.pod.as_ref());
         let mut changes = Changes::default();
         let mut refused_once = false;
         loop {
-            let VolumesInner { cache, selector, .. } = &*self.0;
+            let VolumeParts { cache, selector, .. } = &self.0.parts;
             let selection = selector.select(cache, &request.model, &route, silence).await?;
             let manifest = match selection {
                 Selection::Cached(model) => {
                     let warnings =
-                        self.0.cache.check_weights(&model, &request.model, route.tenant()).await?;
+                        self.0.parts.weights.check(&model, &request.model, route.tenant()).await?;
                     self.record_result(request, &route, &model, false).await?;
                     return Ok((model, PublishResult::Hit, warnings));
                 }
                 Selection::Stale(model) => {
                     let warnings =
-                        self.0.cache.check_weights(&model, &request.model, route.tenant()).await?;
+                        self.0.parts.weights.check(&model, &request.model, route.tenant()).await?;
                     return Ok((model, PublishResult::Stale, warnings));
                 }
                 Selection::Current(manifest) => manifest,
             };
-            let (model, how) = match self.0.cache.find(&manifest.key()).await? {
+            let (model, how) = match self.0.parts.cache.find(&manifest.key()).await? {
                 Some(model) => (model, PublishResult::Hit),
                 None => {
-                    let (engine, client) = (&self.0.engine, route.client());
+                    let (engine, client) = (&self.0.parts.engine, route.client());
                     let priority = Priority::Pod(route.tenant().clone());
-                    let mut waiter = self.0.cache.fill(engine, &manifest, title, &priority, client);
+                    let mut waiter =
+                        self.0.parts.cache.fill(engine, &manifest, title, &priority, client);
                     let how = match waiter.joined() {
                         true => PublishResult::Joined,
                         false => PublishResult::Downloaded,
@@ -289,7 +284,7 @@ impl Volumes {
                 }
             };
             let suspect =
-                self.0.cache.check_weights(&model, &request.model, route.tenant()).await?;
+                self.0.parts.weights.check(&model, &request.model, route.tenant()).await?;
             self.record_result(request, &route, &model, true).await?;
             let warnings = manifest.warnings.iter().cloned().chain(suspect).collect();
             return Ok((model, how, warnings));
@@ -309,10 +304,10 @@ impl Volumes {
         let (request, route) = (request.model.clone(), route.clone());
         blocking(move || {
             if is_named {
-                inner.cache.record_revision(&digest, &model)?;
+                inner.parts.cache.record_revision(&digest, &model)?;
             }
             if is_newest {
-                newest::record(&inner.cache, &request, &route, &model)?;
+                newest::record(&inner.parts.cache, &request, &route, &model)?;
             }
             Ok(())
         })
@@ -336,7 +331,7 @@ impl Volumes {
 
     /// Names the cache's disk in an error of that disk.
     fn on_disk(&self, error: Error) -> Error {
-        mount::on_disk(error, self.0.cache.layout().root())
+        mount::on_disk(error, self.0.parts.cache.layout().root())
     }
 
     /// The size of a published volume, from its manifest.
@@ -349,13 +344,17 @@ impl Volumes {
             let text = format!("volume {volume_id} is not published at {path} by this driver");
             Error::new(ErrorKind::NotFound, text)
         };
-        let lease = self.0.cache.lease_of(path).filter(|lease| lease.volume_id == volume_id);
+        let lease = self.0.parts.cache.lease_of(path).filter(|lease| lease.volume_id == volume_id);
         let lease = lease.ok_or_else(unknown)?;
         let inner = Arc::clone(&self.0);
         let damaged = lease.damaged.clone();
         let (summary, older, mounted) = blocking(move || {
             let older = lease.older.as_ref().map(Older::usage);
-            Ok((inner.cache.summary(&lease.model)?, older, inner.is_mounted_as_leased(&lease)?))
+            Ok((
+                inner.parts.cache.summary(&lease.model)?,
+                older,
+                inner.is_mounted_as_leased(&lease)?,
+            ))
         })
         .await
         .map_err(|error| self.on_disk(error))?;

@@ -22,7 +22,6 @@ use nix::mount::{MsFlags, mount};
 use oci_model_csi::ErrorKind;
 use oci_model_csi::cache::{
     Cache, CacheLimits, CacheOptions, CachedModel, ImportOptions, ImportProgress, Imported,
-    SafetensorsCheck,
 };
 use oci_model_csi::download::{Engine, EngineOptions, Verify};
 use oci_model_csi::metrics::Metrics;
@@ -78,7 +77,6 @@ impl Node {
             idle_ttl: None,
             max_models: 4,
             abandon_after: Duration::from_secs(60),
-            check_safetensors: SafetensorsCheck::Ignore,
         };
         let cache = Cache::open(options, metrics, &tasks, &shutdown).unwrap();
         cache.recover(&scratch.join("pods")).unwrap();

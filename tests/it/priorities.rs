@@ -10,7 +10,7 @@ use crate::support::models::{BUCKET, MIB, PREFIX, assert_synthetic, put, put_lar
 use crate::support::run::{end_to_end, eventually, figure, ratio};
 use localstore::{Action, LocalStore, Operation, PutOptions, Rule};
 use oci_model_csi::cache::{
-    Cache, CacheLimits, CacheOptions, CachedModel, FillProgress, Phase, Priority, SafetensorsCheck,
+    Cache, CacheLimits, CacheOptions, CachedModel, FillProgress, Phase, Priority,
 };
 use oci_model_csi::download::{Engine, EngineOptions, Verify};
 use oci_model_csi::flight::Waiter;
@@ -164,7 +164,6 @@ impl Node {
             idle_ttl: None,
             max_models,
             abandon_after: BOUND,
-            check_safetensors: SafetensorsCheck::Refuse,
         };
         let cache = Cache::open(options, metrics, &tasks, &shutdown).unwrap();
         cache.recover(Path::new("/nonexistent")).unwrap();

@@ -93,5 +93,6 @@ async fn connect(
     let limits = options::limits(&config.limits);
     let resolver = Resolver::new(pool, limits, tasks, shutdown);
     let engine = Engine::new(options::engine(&config.download, true), Arc::clone(metrics))?;
-    Ok(Remote { engine, resolver })
+    let weights = options::weights(config, tasks, shutdown);
+    Ok(Remote { engine, resolver, weights })
 }

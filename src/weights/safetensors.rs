@@ -18,16 +18,16 @@ use std::io::{self, BufReader, Read};
 
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 
-use super::{shown, size_text};
+use crate::model::{shown, size_text};
 
 /// The bytes before the header.
 const PREFIX: u64 = 8;
 
 /// The longest header that loaders read (`MAX_HEADER_SIZE` of the safetensors crate).
-pub const MAX_HEADER: u64 = 100_000_000;
+pub(super) const MAX_HEADER: u64 = 100_000_000;
 
 /// The longest index that is read; real ones have a few MB.
-pub const MAX_INDEX: u64 = 16 << 20;
+pub(super) const MAX_INDEX: u64 = 16 << 20;
 
 /// The longest string in a header or an index that is read, in bytes: names are
 /// short, but a trainer's metadata can have a megabyte.
@@ -51,7 +51,7 @@ const LFS_POINTER: &[u8; 8] = b"version ";
 ///
 /// # Errors
 /// When `file` cannot be read. A file that ends early is a flaw instead.
-pub fn check(mut file: impl Read, size: u64) -> io::Result<Result<(), String>> {
+pub(super) fn check(mut file: impl Read, size: u64) -> io::Result<Result<(), String>> {
     if size < PREFIX {
         return Ok(Err(match size {
             0 => "it is empty".to_owned(),
@@ -64,7 +64,7 @@ pub fn check(mut file: impl Read, size: u64) -> io::Result<Result<(), String>> {
         other => other?,
     }
     if &prefix == LFS_POINTER {
-        return Ok(Err(super::weights::POINTER.to_owned()));
+        return Ok(Err(super::loaders::POINTER.to_owned()));
     }
     let header = u64::from_le_bytes(prefix);
     let rest = size - PREFIX;
@@ -92,7 +92,7 @@ pub fn check(mut file: impl Read, size: u64) -> io::Result<Result<(), String>> {
 ///
 /// # Errors
 /// When `file` cannot be read.
-pub fn shards(file: impl Read) -> io::Result<Result<Option<BTreeSet<String>>, String>> {
+pub(super) fn shards(file: impl Read) -> io::Result<Result<Option<BTreeSet<String>>, String>> {
     match serde_json::from_reader::<_, Index>(buffered(file.take(MAX_INDEX))) {
         Ok(index) => Ok(Ok(index.0)),
         Err(e) if e.is_io() => unless_too_long(e.into()).map(|()| Ok(None)),
@@ -151,7 +151,7 @@ impl<R: Read> Read for ShortStrings<R> {
 
 /// The path of a file that an index names, relative to the same root as the
 /// index. `None` when that is outside of the root.
-pub fn shard_path(index: &str, shard: &str) -> Option<String> {
+pub(super) fn shard_path(index: &str, shard: &str) -> Option<String> {
     let directory = index.rsplit_once('/').map_or("", |(directory, _)| directory);
     let mut segments: Vec<&str> = Vec::new();
     for segment in directory.split('/').chain(shard.split('/')) {

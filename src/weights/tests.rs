@@ -1,5 +1,10 @@
+//! Which flaws of weights refuse a model, and which are warnings.
+
+use std::fs;
+
+use super::inspect::{MISSING, inspect};
 use super::*;
-use crate::cache::store::holds::Holds;
+use crate::error::ErrorKind;
 use crate::model::{
     BucketName, Filters, ListedObject, Manifest, ModelSource, NamespaceName, Prefix, Tree,
 };
@@ -7,8 +12,13 @@ use crate::model::{
 const GOOD: &[u8] = b"\x02\0\0\0\0\0\0\0{}";
 const INDEX: &[u8] = br#"{"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}"#;
 
-/// Creates a model of these files, as in a cache.
-fn model(files: &[(&str, &[u8])]) -> (tempfile::TempDir, CachedModel) {
+/// A model of these files, in a directory.
+struct Model {
+    dir: tempfile::TempDir,
+    manifest: Manifest,
+}
+
+fn model(files: &[(&str, &[u8])]) -> Model {
     let dir = tempfile::tempdir().unwrap();
     let source = ModelSource {
         location: "l".into(),
@@ -19,21 +29,22 @@ fn model(files: &[(&str, &[u8])]) -> (tempfile::TempDir, CachedModel) {
     let objects: Vec<ListedObject> = files
         .iter()
         .map(|(path, bytes)| {
-            let file = dir.path().join("tree").join(path);
-            std::fs::create_dir_all(file.parent().unwrap()).unwrap();
-            std::fs::write(file, bytes).unwrap();
+            let file = dir.path().join(path);
+            fs::create_dir_all(file.parent().unwrap()).unwrap();
+            fs::write(file, bytes).unwrap();
             let size = bytes.len() as u64;
-            let (name, etag) = (format!("m/{path}"), "e".into());
-            ListedObject { name, size, etag, md5: None, archived: false }
+            let name = format!("m/{path}");
+            ListedObject { name, size, etag: "e".into(), md5: None, archived: false }
         })
         .collect();
     let tree = Tree::arrange(objects, &source.prefix, &Filters::default()).unwrap().unwrap();
-    let manifest = Manifest::new(source, "", tree);
-    manifest.write(File::create(dir.path().join("manifest.json")).unwrap()).unwrap();
-    let (key, tree) = (manifest.key(), dir.path().join("tree"));
-    let summary = Arc::new(manifest.summary());
-    let hold = Holds::default().model(&key);
-    (dir, CachedModel { key, summary, tree, _hold: hold })
+    Model { dir, manifest: Manifest::new(source, "", tree) }
+}
+
+/// Inspects a model of these files.
+fn report(files: &[(&str, &[u8])]) -> WeightsReport {
+    let model = model(files);
+    inspect(&model.manifest, model.dir.path()).unwrap().unwrap()
 }
 
 fn request(exclude: Option<&str>) -> ModelRequest {
@@ -48,9 +59,8 @@ fn each_broken_file_is_named_and_many_are_counted() {
     let bad: Vec<String> = (1..=5).map(|n| format!("{n}.safetensors")).collect();
     let mut files: Vec<(&str, &[u8])> = bad.iter().map(|name| (name.as_str(), &b"x"[..])).collect();
     files.extend([("6.safetensors", GOOD), ("config.json", b"x")]);
-    let (_dir, model) = model(&files);
-    let verdict = verdict(&model).unwrap().unwrap();
-    let error = verdict.for_request(SafetensorsCheck::Refuse, &request(None)).unwrap_err();
+    let report = report(&files);
+    let error = report.for_request(SafetensorsCheck::Refuse, &request(None)).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Precondition);
     let text = error.message();
     assert!(text.starts_with("m/ from b cannot be loaded: 1.safetensors: it has 1 bytes"));
@@ -60,13 +70,12 @@ fn each_broken_file_is_named_and_many_are_counted() {
 #[test]
 fn a_missing_shard_counts_unless_the_filters_leave_it_out() {
     let index = "d/m.safetensors.index.json";
-    let (_dir, model) = model(&[(index, INDEX), ("d/1.safetensors", GOOD)]);
-    let verdict = verdict(&model).unwrap().unwrap();
-    let error = verdict.for_request(SafetensorsCheck::Refuse, &request(None)).unwrap_err();
+    let report = report(&[(index, INDEX), ("d/1.safetensors", GOOD)]);
+    let error = report.for_request(SafetensorsCheck::Refuse, &request(None)).unwrap_err();
     assert!(error.message().contains("names d/2.safetensors, which is missing"), "{error}");
-    verdict.for_request(SafetensorsCheck::Refuse, &request(Some("d/2.*"))).unwrap();
+    report.for_request(SafetensorsCheck::Refuse, &request(Some("d/2.*"))).unwrap();
     assert!(
-        verdict.for_request(SafetensorsCheck::Refuse, &request(Some("d/3.*"))).is_err(),
+        report.for_request(SafetensorsCheck::Refuse, &request(Some("d/3.*"))).is_err(),
         "something else left out"
     );
 }
@@ -76,9 +85,8 @@ type Content<'a> = (&'a str, &'a [u8]);
 
 /// Returns the warnings of a model of these files, or the error that refuses it.
 fn checked(check: SafetensorsCheck, files: &[Content<'_>]) -> Result<Vec<String>> {
-    let (_dir, model) = model(files);
-    let verdict = verdict(&model).unwrap().unwrap();
-    let warnings = verdict.for_request(check, &request(None))?;
+    let report = report(files);
+    let warnings = report.for_request(check, &request(None))?;
     Ok(warnings.into_iter().map(|warning| warning.text).collect())
 }
 
@@ -141,7 +149,7 @@ fn one_intact_gguf_file_is_enough() {
 }
 
 #[test]
-fn the_size_of_verdicts_is_bounded_whatever_indexes_name() {
+fn the_size_of_reports_is_bounded_whatever_indexes_name() {
     let shards = |index: usize| -> Vec<u8> {
         let names = (0..700).map(|n| format!(r#""t{n}": "{index}-{n}-{}""#, "x".repeat(900)));
         format!(r#"{{"weight_map": {{{}}}}}"#, names.collect::<Vec<_>>().join(",")).into()
@@ -152,16 +160,15 @@ fn the_size_of_verdicts_is_bounded_whatever_indexes_name() {
     let mut files: Vec<(&str, &[u8])> =
         indexes.iter().map(|(name, content)| (name.as_str(), content.as_slice())).collect();
     files.push(("9.safetensors.index.json", too_long.as_bytes()));
-    let (_dir, model) = model(&files);
-    let verdict = Arc::new(verdict(&model).unwrap().unwrap());
-    assert_eq!((verdict.broken.named.len(), verdict.missing.len()), (1, MISSING));
-    assert!((MISSING * 900..2 << 20).contains(&verdict.bytes()), "{}", verdict.bytes());
+    let report = Arc::new(report(&files));
+    assert_eq!((report.broken.named.len(), report.missing.len()), (1, MISSING));
+    assert!((MISSING * 900..2 << 20).contains(&report.bytes()), "{}", report.bytes());
 
     let mut known = RememberedReports::default();
     for n in 0..100 {
         let key = ModelKey::parse(&format!("{n:064x}")).unwrap();
-        known.insert(key, Arc::clone(&verdict));
-        let bytes: usize = known.verdicts.values().map(|verdict| verdict.bytes()).sum();
+        known.insert(key, Arc::clone(&report));
+        let bytes: usize = known.reports.values().map(|report| report.bytes()).sum();
         assert!(bytes == known.bytes && bytes <= REMEMBERED_BYTES, "{bytes} after {n}");
     }
 }
@@ -171,18 +178,18 @@ fn the_longest_names_leave_room_for_the_remedy() {
     let long = format!("{}.safetensors", "x".repeat(240));
     let names = [format!("a{long}"), format!("b{long}"), format!("c{long}")];
     let files: Vec<(&str, &[u8])> = names.iter().map(|n| (n.as_str(), &[0xff; 9][..])).collect();
-    let (_dir, model) = model(&files);
-    let verdict = verdict(&model).unwrap().unwrap();
+    let report = report(&files);
     let mut request = request(None);
     request.prefix = Prefix::parse(&"p".repeat(900)).unwrap();
-    let error = verdict.for_request(SafetensorsCheck::Refuse, &request).unwrap_err();
+    let error = report.for_request(SafetensorsCheck::Refuse, &request).unwrap_err();
     let count = error.message().chars().count();
     assert!(error.message().ends_with("(checkSafetensors)") && count <= 800, "{count}: {error}");
 }
 
 #[test]
-fn a_model_that_vanished_has_no_verdict() {
-    let (dir, model) = model(&[("1.safetensors", GOOD)]);
+fn a_model_that_vanished_has_no_report() {
+    let Model { dir, manifest } = model(&[("1.safetensors", GOOD)]);
+    let gone = dir.path().to_owned();
     drop(dir);
-    assert_eq!(verdict(&model).unwrap(), None);
+    assert_eq!(inspect(&manifest, &gone).unwrap(), None);
 }

@@ -25,7 +25,7 @@ const CONSOLIDATED: &str = "consolidated";
 const OF_TRAINERS: &[&str] = &["training_args.bin", "optimizer.bin"];
 
 /// The flaw of a Git LFS pointer.
-pub const POINTER: &str = "it is a Git LFS pointer instead of the file itself (`git lfs \
+pub(super) const POINTER: &str = "it is a Git LFS pointer instead of the file itself (`git lfs \
                            pull` before the upload)";
 
 /// The beginning of a pointer, and its greatest length (Git LFS
@@ -40,7 +40,7 @@ const GGUF_HEADER: u64 = 24;
 
 /// A form of weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Format {
+pub(super) enum Format {
     /// `.safetensors`
     Safetensors,
     /// `.gguf`
@@ -51,7 +51,7 @@ pub enum Format {
 
 /// The kind of a file, by its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FileKind {
+pub(super) enum FileKind {
     /// Weights.
     Weights(Format),
     /// An index that says which file holds which tensor.
@@ -60,7 +60,7 @@ pub enum FileKind {
 
 /// What loaders do with a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
+pub(super) enum Role {
     /// It is opened.
     Opened,
     /// It is opened if its user names it.
@@ -72,7 +72,7 @@ pub enum Role {
 }
 
 /// The kind of a file; `None` for a file without weights.
-pub fn kind(path: &str) -> Option<FileKind> {
+pub(super) fn kind(path: &str) -> Option<FileKind> {
     let indexed = path.strip_suffix(".index.json");
     let (path, of): (&str, fn(Format) -> FileKind) = match indexed {
         Some(path) => (path, FileKind::Index),
@@ -92,7 +92,7 @@ pub fn kind(path: &str) -> Option<FileKind> {
 ///
 /// # Errors
 /// Those of `shards`.
-pub fn roles<'a, E>(
+pub(super) fn roles<'a, E>(
     paths: impl IntoIterator<Item = &'a str>,
     mut shards: impl FnMut(&'a str) -> Result<Option<Vec<&'a str>>, E>,
 ) -> Result<HashMap<&'a str, Role>, E> {
@@ -235,7 +235,7 @@ impl<'a> Beneath<'a> {
 }
 
 /// The set that a GGUF file is one of: `a-00001-of-00002.gguf` is one of `a`.
-pub fn gguf_set(path: &str) -> &str {
+pub(super) fn gguf_set(path: &str) -> &str {
     let stem = path.strip_suffix(".gguf").unwrap_or(path);
     let numbered = |text: &str| text.len() == 5 && text.bytes().all(|b| b.is_ascii_digit());
     let parts = stem.rsplit_once("-of-").and_then(|(rest, of)| {
@@ -249,7 +249,7 @@ pub fn gguf_set(path: &str) -> &str {
 ///
 /// # Errors
 /// When `file` cannot be read.
-pub fn check_gguf(file: impl Read, size: u64) -> std::io::Result<Result<(), String>> {
+pub(super) fn check_gguf(file: impl Read, size: u64) -> std::io::Result<Result<(), String>> {
     let start = start(file)?;
     Ok(match () {
         () if start.is_empty() => Err("it is empty".to_owned()),
@@ -266,7 +266,7 @@ pub fn check_gguf(file: impl Read, size: u64) -> std::io::Result<Result<(), Stri
 
 /// Whether a file of this size can be a pointer, or is empty: the only flaws of a
 /// `.bin` file that are checked.
-pub fn can_be_pointer(size: u64) -> bool {
+pub(super) fn can_be_pointer(size: u64) -> bool {
     size <= POINTER_MOST
 }
 
@@ -274,7 +274,7 @@ pub fn can_be_pointer(size: u64) -> bool {
 ///
 /// # Errors
 /// When `file` cannot be read.
-pub fn check_bin(file: impl Read) -> std::io::Result<Result<(), String>> {
+pub(super) fn check_bin(file: impl Read) -> std::io::Result<Result<(), String>> {
     let start = start(file)?;
     Ok(match () {
         () if start.is_empty() => Err("it is empty".to_owned()),
@@ -290,7 +290,7 @@ fn start(file: impl Read) -> std::io::Result<Vec<u8>> {
 }
 
 /// The paths that an index names, each with the file of that path, if any.
-pub fn named_by<'a>(
+pub(super) fn named_by<'a>(
     index: &str,
     shards: impl IntoIterator<Item = String>,
     paths: &HashSet<&'a str>,
