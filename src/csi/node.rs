@@ -63,19 +63,10 @@ impl NodeService {
     ) -> Result<NodePublishVolumeResponse> {
         self.readiness.check()?;
         let wait = deadline::wait(request.metadata());
-        let request = Arc::new(request.into_inner());
-        let first = Arc::clone(&request);
-        let key = self.parse_blocking(move |kubelet| request::publish_key(&first, kubelet)).await?;
-        if self.volumes.is_published(&key).await.unwrap_or(false) {
-            return Ok(NodePublishVolumeResponse {});
-        }
-        let second = Arc::clone(&request);
-        let parsed = self.parse_blocking(move |kubelet| request::publish(&second, kubelet)).await;
-        if let Err(error) = &parsed {
-            let pod = self.parse_blocking(move |kubelet| Ok(request::pod(&request, kubelet))).await;
-            self.volumes.record_refusal(pod.ok().flatten().as_ref(), error);
-        }
-        self.volumes.publish(parsed?, wait).await?;
+        let request = request.into_inner();
+        let incoming =
+            self.parse_blocking(move |kubelet| request::publish(&request, kubelet)).await?;
+        self.volumes.publish(incoming, wait).await?;
         Ok(NodePublishVolumeResponse {})
     }
 

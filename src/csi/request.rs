@@ -14,7 +14,7 @@ use crate::model::{
     AttributeSource, PodIdentity, PodTokens, RequestDigest, own_attributes, parse_attributes,
     plain_attributes,
 };
-use crate::volume::{Capacity, ProvisionRequest, PublishKey, PublishRequest};
+use crate::volume::{Capacity, IncomingPublish, ProvisionRequest, PublishKey, PublishRequest};
 
 /// The longest accepted volume id, in bytes: twice the minimum of the specification.
 const ID_BYTES: usize = 256;
@@ -53,44 +53,46 @@ fn plain<'a>(field: &str, text: &'a str, most: usize) -> Result<&'a str> {
     Ok(text)
 }
 
-/// Parses only the identity of a publish: kubelet repeats the call for every running
-/// pod, and a stricter schema of today must not refuse those. Blocks, to check for
-/// symbolic links.
+/// Parses a publish. Blocks, to check for symbolic links.
+///
+/// Only an identity that cannot be this driver's is an error. Other mistakes are in
+/// [`IncomingPublish::request`]: kubelet repeats the call for every running pod, and a
+/// stricter schema of today must not refuse those.
 ///
 /// # Errors
 /// `Invalid` if the volume id or the target path cannot be this driver's.
-pub(super) fn publish_key(
-    request: &NodePublishVolumeRequest,
-    kubelet_dir: &Path,
-) -> Result<PublishKey> {
-    key(request, target::confine(&request.target_path, kubelet_dir)?)
-}
-
-fn key(request: &NodePublishVolumeRequest, target: ConfinedTarget) -> Result<PublishKey> {
-    let volume_id = volume_id(&request.volume_id)?.to_owned();
-    let context = &request.volume_context;
-    let inline = context.get(EPHEMERAL).is_some_and(|value| value == "true");
-    let flags = capability::flags_as_written(request.volume_capability.as_ref());
-    let own = own_attributes(context);
-    let as_written = digest(&own, &flags, inline);
-    let digest = digest(&plain_attributes(&own), &flags, inline);
-    Ok(PublishKey { volume_id, target: target.path, digest, as_written })
-}
-
-/// Parses a publish. Blocks, to check for symbolic links.
-///
-/// # Errors
-/// `Invalid`, with what to write instead.
 pub(super) fn publish(
     request: &NodePublishVolumeRequest,
     kubelet_dir: &Path,
-) -> Result<PublishRequest> {
-    volume_id(&request.volume_id)?;
+) -> Result<IncomingPublish> {
     let target = target::confine(&request.target_path, kubelet_dir)?;
-    let capability = capability::parse(request.volume_capability.as_ref())?;
+    let volume_id = volume_id(&request.volume_id)?.to_owned();
     let context = &request.volume_context;
     let inline = context.get(EPHEMERAL).is_some_and(|value| value == "true");
-    let pod = pod_identity(context, &target)?;
+    let pod = pod_identity(context, &target);
+    let parsed = publish_request(request, inline, &pod);
+    let flags = capability::flags_as_written(request.volume_capability.as_ref());
+    let own = own_attributes(context);
+    let key = PublishKey {
+        volume_id,
+        target: target.path,
+        digest: digest(&plain_attributes(&own), &flags, inline),
+        as_written: digest(&own, &flags, inline),
+    };
+    Ok(IncomingPublish { key, pod: pod.ok().flatten(), request: parsed })
+}
+
+/// Parses what a publish asks for.
+///
+/// # Errors
+/// `Invalid`, with what to write instead.
+fn publish_request(
+    request: &NodePublishVolumeRequest,
+    inline: bool,
+    pod: &Result<Option<PodIdentity>>,
+) -> Result<PublishRequest> {
+    let capability = capability::parse(request.volume_capability.as_ref())?;
+    let pod = pod.as_ref().map_err(Error::clone)?;
     if inline && !request.readonly {
         return Err(Error::invalid(
             "an inline volume of this driver needs readOnly: true next to its driver: line \
@@ -100,6 +102,7 @@ pub(super) fn publish(
     if inline && !capability.flags.is_empty() {
         return Err(Error::invalid("an inline volume may not set mount options"));
     }
+    let context = &request.volume_context;
     let source = source(inline, pod.as_ref());
     let (model, _) = parse_attributes(context, source).map_err(|error| {
         if inline || source == AttributeSource::Administrator {
@@ -112,14 +115,7 @@ pub(super) fn publish(
     })?;
     let tokens = request.secrets.get(TOKENS).or_else(|| context.get(TOKENS));
     let tokens = tokens.filter(|tokens| !tokens.is_empty()).map(PodTokens::new);
-    let options = capability.options();
-    Ok(PublishRequest { key: key(request, target)?, model, pod, tokens, options })
-}
-
-/// The pod of a refused publish, if kubelet sends its identity.
-pub(super) fn pod(request: &NodePublishVolumeRequest, kubelet_dir: &Path) -> Option<PodIdentity> {
-    let target = target::confine(&request.target_path, kubelet_dir).ok()?;
-    pod_identity(&request.volume_context, &target).ok()?
+    Ok(PublishRequest { model, tokens, options: capability.options() })
 }
 
 /// Who wrote the attributes. Without pod information that is proven to be kubelet's,

@@ -39,8 +39,12 @@ fn from_kubelet(ephemeral: &str, more: &[(&str, &str)]) -> NodePublishVolumeRequ
     }
 }
 
-fn parse(request: &NodePublishVolumeRequest) -> Result<PublishRequest> {
+fn incoming(request: &NodePublishVolumeRequest) -> Result<IncomingPublish> {
     publish(request, Path::new("/nowhere/kubelet"))
+}
+
+fn parse(request: &NodePublishVolumeRequest) -> Result<PublishRequest> {
+    incoming(request)?.request
 }
 
 #[track_caller]
@@ -52,10 +56,10 @@ fn refused(request: &NodePublishVolumeRequest) -> String {
 
 #[test]
 fn an_inline_volume_of_kubelet_is_accepted() {
-    let parsed = parse(&from_kubelet("true", &[])).unwrap();
-    assert_eq!(parsed.model.title(), "models/phi3-mini/ from ai-model-cache");
-    assert_eq!(parsed.key.target, Path::new(&target_of(UID)));
-    let pod = parsed.pod.unwrap();
+    let IncomingPublish { key, pod, request } = incoming(&from_kubelet("true", &[])).unwrap();
+    assert_eq!(request.unwrap().model.title(), "models/phi3-mini/ from ai-model-cache");
+    assert_eq!(key.target, Path::new(&target_of(UID)));
+    let pod = pod.unwrap();
     assert_eq!((pod.namespace.as_str(), pod.name.as_str()), ("team-a", "vllm-0"));
     assert_eq!((pod.uid.as_str(), pod.service_account.as_str()), (UID, "default"));
 }
@@ -98,9 +102,11 @@ fn without_trusted_pod_information_only_pod_attributes_are_allowed() {
     assert!(message.contains("podInfoOnMount"), "{message}");
 
     request.volume_context.remove("cacheScope");
-    assert_eq!(parse(&request).unwrap().pod, None, "name and namespace alone prove nothing");
+    let pod = |request: &NodePublishVolumeRequest| incoming(request).unwrap().pod;
+    assert_eq!(pod(&request), None, "name and namespace alone prove nothing");
     request.volume_context.retain(|key, _| !key.starts_with("csi.storage.k8s.io/"));
-    assert_eq!(parse(&request).unwrap().pod, None);
+    parse(&request).unwrap();
+    assert_eq!(pod(&request), None);
 }
 
 #[test]
@@ -109,6 +115,16 @@ fn a_pod_uid_that_differs_from_the_path_is_refused_and_both_are_named() {
     request.target_path = target_of("another-pod");
     let message = refused(&request);
     assert!(message.contains(UID) && message.contains("another-pod"), "{message}");
+    assert_eq!(incoming(&request).unwrap().pod, None);
+}
+
+#[test]
+fn a_refused_request_still_has_its_key_and_pod() {
+    let request = from_kubelet("true", &[("prefix", "/models/")]);
+    let refused = incoming(&request).unwrap();
+    assert_eq!(refused.request.unwrap_err().kind(), ErrorKind::Invalid);
+    assert_eq!(refused.key.target, Path::new(&target_of(UID)));
+    assert_eq!(refused.pod.unwrap().name, "vllm-0");
 }
 
 #[test]
@@ -155,7 +171,7 @@ fn bad_values_of_attributes_are_refused() {
 
 #[test]
 fn the_digest_covers_only_the_drivers_keys_options_and_kind() {
-    let digest = |request: &NodePublishVolumeRequest| parse(request).unwrap().key.digest;
+    let digest = |request: &NodePublishVolumeRequest| incoming(request).unwrap().key.digest;
     let base = from_kubelet("false", &[]);
     let with_token = from_kubelet(
         "false",
@@ -167,7 +183,7 @@ fn the_digest_covers_only_the_drivers_keys_options_and_kind() {
     );
     assert_eq!(digest(&base), digest(&with_token));
     let [slash, no_slash] = ["models/phi3/", "models/phi3"]
-        .map(|prefix| parse(&from_kubelet("false", &[("prefix", prefix)])).unwrap().key);
+        .map(|prefix| incoming(&from_kubelet("false", &[("prefix", prefix)])).unwrap().key);
     assert_eq!(slash.digest, no_slash.digest, "a prefix with and without its slash");
     assert_eq!(slash.as_written, slash.digest);
     assert_ne!(no_slash.as_written, no_slash.digest, "as leases of earlier versions have it");
@@ -253,12 +269,13 @@ fn missing_and_unsupported_fields_of_a_new_volume_are_refused() {
 fn tokens_come_from_the_secrets_or_the_context_and_are_never_printed() {
     let mut request = from_kubelet("true", &[]);
     assert_eq!(parse(&request).unwrap().tokens, None);
+    let key = incoming(&request).unwrap().key;
     request.volume_context.insert(TOKENS.to_owned(), "of the context".to_owned());
     let parsed = parse(&request).unwrap();
     assert_eq!(parsed.tokens, Some(PodTokens::new("of the context")));
     request.secrets.insert(TOKENS.to_owned(), "of the secrets".to_owned());
     let with_both = parse(&request).unwrap();
     assert_eq!(with_both.tokens, Some(PodTokens::new("of the secrets")));
-    assert_eq!(with_both.key, parsed.key, "tokens do not change the request");
+    assert_eq!(incoming(&request).unwrap().key, key, "tokens do not change the request");
     assert!(!format!("{with_both:?}").contains("of the"));
 }

@@ -1,5 +1,6 @@
 //! The events of pods and claims about their models.
 
+use std::convert::Infallible;
 use std::time::Duration;
 
 use super::claims::ClaimName;
@@ -28,7 +29,7 @@ impl<'a> EventRecorder<'a> {
     }
 
     /// Records the progress of a download for as long as this is polled.
-    pub(super) async fn progress(&self, progress: &FillProgress, title: &str) {
+    pub(super) async fn progress(&self, progress: &FillProgress, title: &str) -> Infallible {
         let mut second = tokio::time::interval(Duration::from_secs(1));
         loop {
             second.tick().await;

@@ -3,6 +3,7 @@
 
 mod calls;
 mod claims;
+mod ensure;
 mod event_recorder;
 mod mounting;
 mod permit;
@@ -19,11 +20,23 @@ pub use claims::ClaimReader;
 pub use provision::{Capacity, NewVolume, ProvisionRequest, Provisioner, is_volume_id};
 pub use publish::{VolumeParts, Volumes};
 
+use crate::error::Result;
 use crate::model::{ModelRequest, PodIdentity, PodTokens, RequestDigest};
 use crate::mount::BindOptions;
 
-/// The identity of a publish: what makes two publishes the same. It is parsed before
-/// anything else of a request.
+/// A NodePublishVolume, parsed once.
+#[derive(Debug, Clone)]
+pub struct IncomingPublish {
+    /// The volume, its target, and the digest of the request.
+    pub key: PublishKey,
+    /// The pod, if kubelet's information on it can be trusted.
+    pub pod: Option<PodIdentity>,
+    /// What is asked for, or why it is refused. A volume that is mounted already needs
+    /// only the key.
+    pub request: Result<PublishRequest>,
+}
+
+/// The identity of a publish: what makes two publishes the same.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PublishKey {
     /// CSI volume id.
@@ -36,15 +49,11 @@ pub struct PublishKey {
     pub as_written: RequestDigest,
 }
 
-/// A parsed NodePublishVolume: every field has a validated type.
+/// What a publish asks for: every field has a validated type.
 #[derive(Debug, Clone)]
 pub struct PublishRequest {
-    /// The volume, its target, and the digest of the request.
-    pub key: PublishKey,
     /// The model to mount.
     pub model: ModelRequest,
-    /// The pod, if kubelet's information on it can be trusted.
-    pub pod: Option<PodIdentity>,
     /// The tokens of the pod's service account, if kubelet sends them.
     pub tokens: Option<PodTokens>,
     /// Mount options beyond read-only, nosuid, nodev.

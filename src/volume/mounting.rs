@@ -8,9 +8,8 @@ use std::path::Path;
 
 use tracing::Span;
 
-use super::publish::VolumesInner;
+use super::publish::{PublishAttempt, VolumesInner};
 use super::targets::TargetGuard;
-use super::{PublishKey, PublishRequest};
 use crate::abort_point;
 use crate::cache::{CachedModel, LeaseHolder, LeaseRecord};
 use crate::error::{Error, ErrorKind, Result};
@@ -21,11 +20,11 @@ impl VolumesInner {
     pub(super) fn mount(
         &self,
         _guard: TargetGuard,
-        request: PublishRequest,
+        attempt: &PublishAttempt,
         model: CachedModel,
     ) -> Result<()> {
-        let PublishKey { volume_id, target, digest, .. } = request.key;
-        let place = self.place(&target)?.ok_or_else(|| {
+        let target = &attempt.key.target;
+        let place = self.place(target)?.ok_or_else(|| {
             Error::invalid(format!(
                 "target {} cannot be created: its parent directory does not exist; kubelet creates \
                  it before the call",
@@ -49,11 +48,11 @@ impl VolumesInner {
         }
         let existing = before.filter(|mounted| mounted.hardened);
         let holder = LeaseHolder {
-            volume_id,
+            volume_id: attempt.key.volume_id.clone(),
             target: target.clone(),
             directory: place.directory(),
-            request: digest,
-            pod: request.pod,
+            request: attempt.key.digest.clone(),
+            pod: attempt.pod.clone(),
         };
         let lease = match self.parts.cache.lease(model, holder) {
             Ok(lease) => lease,
@@ -62,14 +61,14 @@ impl VolumesInner {
             Err(error) => return self.undo(&place, false, error),
         };
         if let Some(mounted) = existing {
-            self.parts.cache.record_mount(&target, mounted.id);
+            self.parts.cache.record_mount(target, mounted.id);
             return Ok(());
         }
         abort_point::reach("bind-2");
         // Only a leased model can be bound.
-        match place.bind_read_only(&lease.model.tree, request.options) {
+        match place.bind_read_only(&lease.model.tree, attempt.request.options) {
             Ok(mounted) => {
-                self.parts.cache.record_mount(&target, mounted.id);
+                self.parts.cache.record_mount(target, mounted.id);
                 abort_point::reach("bind-3");
                 Ok(())
             }

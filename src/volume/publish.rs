@@ -9,22 +9,20 @@ use tokio::time::Instant;
 use tracing::Span;
 
 use super::calls::Calls;
+use super::ensure::Ensured;
 use super::event_recorder::{self, EventRecorder};
-use super::permit::permit;
-use super::targets::Targets;
-use super::{PublishKey, PublishRequest, VolumeStats};
+use super::targets::{TargetGuard, Targets};
+use super::{IncomingPublish, PublishKey, PublishRequest, VolumeStats};
 use crate::blocking::blocking;
-use crate::cache::{Cache, CachedModel, Older, Priority};
+use crate::cache::{Cache, Older};
 use crate::download::Engine;
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::Events;
 use crate::metrics::{Metrics, PublishResult};
-use crate::model::{PodIdentity, Warning};
+use crate::model::PodIdentity;
 use crate::mount;
-use crate::policy::{Policy, Subject};
-use crate::resolve::{Changes, UnansweredSince};
-use crate::resolve::{Requester, Route, newest};
-use crate::resolve::{RevisionSelector, Selection};
+use crate::policy::Policy;
+use crate::resolve::RevisionSelector;
 use crate::weights::WeightsChecker;
 
 /// The volumes of this node; cheap to clone.
@@ -57,6 +55,17 @@ pub(super) struct VolumesInner {
     calls: Calls,
 }
 
+/// One call of a publish.
+pub(super) struct PublishAttempt {
+    pub(super) key: PublishKey,
+    pub(super) pod: Option<PodIdentity>,
+    pub(super) request: PublishRequest,
+    /// The model's title, for messages.
+    pub(super) title: String,
+    /// When the call must have answered.
+    pub(super) deadline: Instant,
+}
+
 impl Volumes {
     /// Creates the use cases, which also listen to the cache for damage.
     pub fn new(parts: VolumeParts) -> Self {
@@ -67,103 +76,98 @@ impl Volumes {
         Self(Arc::new(VolumesInner { parts, targets, calls }))
     }
 
-    pub(super) fn cache(&self) -> &Cache {
-        &self.0.parts.cache
+    pub(super) fn parts(&self) -> &VolumeParts {
+        &self.0.parts
     }
 
-    pub(super) fn selector(&self) -> &RevisionSelector {
-        &self.0.parts.selector
-    }
-
-    pub(super) fn engine(&self) -> &Engine {
-        &self.0.parts.engine
-    }
-
-    /// Mounts a model read-only at the target path.
+    /// Mounts a model read-only at the target path. Succeeds if it is mounted already,
+    /// whatever the request says besides its key.
     ///
     /// Waits at most `wait` for a download. Then the answer is `InProgress` with the
     /// progress, the download continues, and the next call joins it.
     ///
     /// Cancellation safe: lease and mount, which must not be left half done, are
     /// finished even if the caller goes away.
-    pub async fn publish(&self, request: PublishRequest, wait: Duration) -> Result<()> {
+    pub async fn publish(&self, incoming: IncomingPublish, wait: Duration) -> Result<()> {
         let started = Instant::now();
-        let pod = request.pod.clone();
+        let IncomingPublish { key, pod, request } = incoming;
         let span = Span::current();
         if let Some(pod) = &pod {
             span.record("pod", format!("{}/{}", pod.namespace, pod.name));
         }
-        span.record("model", request.model.title());
-        let result = self.try_publish(request, started + wait).await;
-        let result = result.map_err(|error| self.on_disk(error));
-        if let Err(error) = &result {
-            EventRecorder::new(&self.0.parts.events, pod.as_ref()).failed(error);
+        if let Ok(request) = &request {
+            span.record("model", request.model.title());
         }
-        match &result {
-            Ok(None) => {}
-            Ok(Some((result, first))) => {
-                self.0.parts.metrics.published(*result, first.elapsed().as_secs_f64());
-            }
-            Err(error) if error.kind() == ErrorKind::InProgress => {}
-            Err(_) => {
-                let seconds = started.elapsed().as_secs_f64();
-                self.0.parts.metrics.published(PublishResult::Failed, seconds);
-            }
-        }
-        result.map(|_| ())
-    }
-
-    /// Records in the pod's events a publish that was refused as malformed.
-    pub fn record_refusal(&self, pod: Option<&PodIdentity>, error: &Error) {
-        EventRecorder::new(&self.0.parts.events, pod).failed(error);
-    }
-
-    /// Publishes the volume. Returns the result and the time of the first call for it,
-    /// or `None` if it was published before.
-    async fn try_publish(
-        &self,
-        request: PublishRequest,
-        deadline: Instant,
-    ) -> Result<Option<(PublishResult, Instant)>> {
-        let guard = self.0.targets.enter(&request.key.target)?;
-        // kubelet repeats the call for every running pod after its restart: no
+        let guard = self.0.targets.enter(&key.target)?;
+        // kubelet repeats the call for every running pod after its restart: no schema,
         // policy, network or limit of today may break those.
-        if self.is_published(&request.key).await? {
-            return Ok(None);
+        let published = self.is_published(&key).await;
+        if published == Ok(true) {
+            return Ok(());
         }
-        let begun = self.0.calls.enter(&request.key);
+        let request = request.inspect_err(|error| self.recorder(pod.as_ref()).failed(error))?;
         let title = request.model.title();
-        let ensuring = async {
-            self.permit(&request).await?;
-            let ensured = self.ensure_cached(&request, &title, deadline, &begun.silence).await?;
-            // The rules may have changed during the download.
-            self.permit(&request).await.map(|()| ensured)
+        let deadline = started + wait;
+        let attempt = Arc::new(PublishAttempt { key, pod, request, title, deadline });
+        let result = match published {
+            Ok(_) => self.mount_model(guard, &attempt).await,
+            Err(error) => Err(error),
         };
-        let (model, how, warnings) = match tokio::time::timeout_at(deadline, ensuring).await {
-            Ok(ensured) => ensured?,
-            Err(_) => {
-                let text = format!("looking up {title} in Object Storage; the lookup continues");
-                return Err(Error::new(ErrorKind::InProgress, text));
+        let result = result.map_err(|error| self.on_disk(error));
+        let metrics = &self.0.parts.metrics;
+        match &result {
+            Ok((how, first)) => metrics.published(*how, first.elapsed().as_secs_f64()),
+            Err(error) if error.kind() == ErrorKind::InProgress => {}
+            Err(error) => {
+                self.recorder(attempt.pod.as_ref()).failed(error);
+                metrics.published(PublishResult::Failed, started.elapsed().as_secs_f64());
             }
+        }
+        result.map(drop)
+    }
+
+    /// Ensures that the model is cached, and mounts it. Returns the result, and the
+    /// time of the first call for the volume.
+    async fn mount_model(
+        &self,
+        guard: TargetGuard,
+        attempt: &Arc<PublishAttempt>,
+    ) -> Result<(PublishResult, Instant)> {
+        let begun = self.0.calls.enter(&attempt.key);
+        let ensuring = self.ensure_permitted(attempt, &begun.silence);
+        let Ok(ensured) = tokio::time::timeout_at(attempt.deadline, ensuring).await else {
+            let title = &attempt.title;
+            let text = format!("looking up {title} in Object Storage; the lookup continues");
+            return Err(Error::new(ErrorKind::InProgress, text));
         };
-        let (inner, revision) = (Arc::clone(&self.0), model.summary.revision.clone());
-        let target = request.key.target.clone();
-        let (pod, mounted) = (request.pod.clone(), model.clone());
-        blocking(move || inner.mount(guard, request, model)).await?;
-        self.0.calls.end(&target);
-        let recorder = EventRecorder::new(&self.0.parts.events, pod.as_ref());
-        recorder.published(how, &mounted, &title);
-        recorder.suspect(&warnings, &title, &self.0.parts.metrics);
-        let (target, result) = (target.display(), how.label());
-        tracing::info!(%target, revision = revision.as_str(), result, "published");
-        Ok(Some((how, begun.first)))
+        let Ensured { model, how, warnings } = ensured?;
+        let inner = Arc::clone(&self.0);
+        let mounting = Arc::clone(attempt);
+        let mounted = model.clone();
+        blocking(move || inner.mount(guard, &mounting, mounted)).await?;
+        self.0.calls.end(&attempt.key.target);
+        let recorder = self.recorder(attempt.pod.as_ref());
+        recorder.published(how, &model, &attempt.title);
+        recorder.suspect(&warnings, &attempt.title, &self.0.parts.metrics);
+        tracing::info!(
+            target = %attempt.key.target.display(),
+            revision = model.summary.revision.as_str(),
+            result = how.label(),
+            "published"
+        );
+        Ok((how, begun.first))
+    }
+
+    /// Records the events of one pod.
+    pub(super) fn recorder<'a>(&'a self, pod: Option<&'a PodIdentity>) -> EventRecorder<'a> {
+        EventRecorder::new(&self.0.parts.events, pod)
     }
 
     /// Whether this volume's model is mounted at the target already, for this request.
     ///
     /// # Errors
     /// `Conflict` if something else is mounted there.
-    pub async fn is_published(&self, key: &PublishKey) -> Result<bool> {
+    async fn is_published(&self, key: &PublishKey) -> Result<bool> {
         let Some(lease) = self.0.parts.cache.lease_of(&key.target) else { return Ok(false) };
         let same_volume = lease.volume_id == key.volume_id;
         // A lease of an earlier version has the digest of the attributes as written.
@@ -192,126 +196,6 @@ impl Volumes {
                 )
             },
         ))
-    }
-
-    async fn permit(&self, request: &PublishRequest) -> Result<()> {
-        let VolumeParts { policy, selector, .. } = &self.0.parts;
-        let pod = request.pod.as_ref();
-        let asking = (Subject::Pod(pod), Requester::Pod { pod, tokens: request.tokens.as_ref() });
-        permit(policy, selector.resolver(), asking, &request.model).await
-    }
-
-    /// Ensures that the model is cached. Also returns the warnings about it.
-    async fn ensure_cached(
-        &self,
-        request: &PublishRequest,
-        title: &str,
-        deadline: Instant,
-        silence: &UnansweredSince,
-    ) -> Result<(CachedModel, PublishResult, Vec<Warning>)> {
-        let scope = request.model.scope_id(request.pod.as_ref())?;
-        let caller = Requester::Pod { pod: request.pod.as_ref(), tokens: request.tokens.as_ref() };
-        let resolver = self.0.parts.selector.resolver();
-        let route = resolver.route_of(caller, &request.model, &scope).await?;
-        let recorder = EventRecorder::new(&self.0.parts.events, request.pod.as_ref());
-        let mut changes = Changes::default();
-        let mut refused_once = false;
-        loop {
-            let VolumeParts { cache, selector, .. } = &self.0.parts;
-            let selection = selector.select(cache, &request.model, &route, silence).await?;
-            let manifest = match selection {
-                Selection::Cached(model) => {
-                    let warnings =
-                        self.0.parts.weights.check(&model, &request.model, route.tenant()).await?;
-                    self.record_result(request, &route, &model, false).await?;
-                    return Ok((model, PublishResult::Hit, warnings));
-                }
-                Selection::Stale(model) => {
-                    let warnings =
-                        self.0.parts.weights.check(&model, &request.model, route.tenant()).await?;
-                    return Ok((model, PublishResult::Stale, warnings));
-                }
-                Selection::Current(manifest) => manifest,
-            };
-            let (model, how) = match self.0.parts.cache.find(&manifest.key()).await? {
-                Some(model) => (model, PublishResult::Hit),
-                None => {
-                    let (engine, client) = (&self.0.parts.engine, route.client());
-                    let priority = Priority::Pod(route.tenant().clone());
-                    let mut waiter =
-                        self.0.parts.cache.fill(engine, &manifest, title, &priority, client);
-                    let how = match waiter.joined() {
-                        true => PublishResult::Joined,
-                        false => PublishResult::Downloaded,
-                    };
-                    let progress = waiter.shared_progress();
-                    Span::current().record("flight", progress.id());
-                    tracing::debug!(joined = waiter.joined(), "waiting for the model");
-                    let completed = tokio::select! {
-                        completed = waiter.completed() => completed,
-                        short = progress.short_of_space() => {
-                            let namespace = request.pod.as_ref().map(|pod| pod.namespace.as_str());
-                            return Err(short.error_of_pod(title, namespace));
-                        }
-                        () = recorder.progress(&progress, title) => continue,
-                        () = tokio::time::sleep_until(deadline) => {
-                            let text = progress.snapshot().text(title);
-                            return Err(Error::new(ErrorKind::InProgress, text));
-                        }
-                    };
-                    match completed {
-                        Ok(model) => {
-                            if let Some(files) = progress.unverified() {
-                                recorder.unverified(&files, title);
-                            }
-                            (model, how)
-                        }
-                        // The callers that began the download were refused; this one may not be.
-                        Err(error)
-                            if how == PublishResult::Joined
-                                && route.workload().is_some()
-                                && is_refusal(error.kind())
-                                && !refused_once =>
-                        {
-                            refused_once = true;
-                            continue;
-                        }
-                        Err(error) => {
-                            changes.retry(title, error)?;
-                            continue;
-                        }
-                    }
-                }
-            };
-            let suspect =
-                self.0.parts.weights.check(&model, &request.model, route.tenant()).await?;
-            self.record_result(request, &route, &model, true).await?;
-            let warnings = manifest.warnings.iter().cloned().chain(suspect).collect();
-            return Ok((model, how, warnings));
-        }
-    }
-
-    /// Records the model that a request got: the newest revision, or the one it names.
-    async fn record_result(
-        &self,
-        request: &PublishRequest,
-        route: &Route,
-        model: &CachedModel,
-        is_newest: bool,
-    ) -> Result<()> {
-        let (digest, is_named) = (route.digest(&request.model), request.model.revision.is_some());
-        let (inner, model) = (Arc::clone(&self.0), model.clone());
-        let (request, route) = (request.model.clone(), route.clone());
-        blocking(move || {
-            if is_named {
-                inner.parts.cache.record_revision(&digest, &model)?;
-            }
-            if is_newest {
-                newest::record(&inner.parts.cache, &request, &route, &model)?;
-            }
-            Ok(())
-        })
-        .await
     }
 
     /// Unpublishes a volume: unmounts it, removes the empty directory, ends the lease.
@@ -375,9 +259,4 @@ impl Volumes {
         let (bytes, inodes) = summary.map_or(older, |all| (all.bytes, all.inodes));
         Ok(VolumeStats { bytes, inodes, abnormal })
     }
-}
-
-/// Whether another identity may get a different answer.
-fn is_refusal(kind: ErrorKind) -> bool {
-    matches!(kind, ErrorKind::Unauthenticated | ErrorKind::Denied | ErrorKind::NotFound)
 }

@@ -20,7 +20,7 @@ impl Volumes {
     /// downloads damaged files again, until `shutdown`.
     pub async fn scrub(&self, every: Duration, rate: u64, shutdown: &CancellationToken) {
         loop {
-            let cache = self.cache().clone();
+            let cache = self.parts().cache.clone();
             let due = blocking(move || cache.scrub_due(every)).await.unwrap_or(every);
             tokio::select! {
                 // Prevents a busy loop if scrubbing fails at once.
@@ -37,7 +37,7 @@ impl Volumes {
 
     async fn scrub_once(&self, rate: u64) -> Result<()> {
         let progress = Arc::new(VerifyProgress::default());
-        let found = self.cache().verify(None, Some(rate), progress).await?;
+        let found = self.parts().cache.verify(None, Some(rate), progress).await?;
         tracing::info!(
             models = found.models,
             blobs = found.blobs,
@@ -45,7 +45,7 @@ impl Volumes {
             damaged = found.damaged.len(),
             "scrubbed the cache"
         );
-        let cache = self.cache().clone();
+        let cache = self.parts().cache.clone();
         blocking(move || cache.record_scrub()).await?;
         for damage in &found.damaged {
             self.repair(damage).await;
@@ -64,9 +64,9 @@ impl Volumes {
                     continue;
                 }
             };
-            let (engine, client) = (self.engine(), route.client());
+            let (engine, client) = (&self.parts().engine, route.client());
             let mut waiter =
-                self.cache().fill(engine, manifest, &title, &Priority::Prefetch, client);
+                self.parts().cache.fill(engine, manifest, &title, &Priority::Prefetch, client);
             let progress = waiter.shared_progress();
             let completed = tokio::select! {
                 completed = waiter.completed() => completed,
@@ -89,7 +89,7 @@ impl Volumes {
         // Only the administrator can configure an endpoint; a request has none.
         let by_region = !source.location.contains("://");
         request.region = by_region.then(|| source.location.clone());
-        let route = self.selector().resolver().route(&request, "").await?;
+        let route = self.parts().selector.resolver().route(&request, "").await?;
         if route.location() == source.location {
             return Ok(route);
         }

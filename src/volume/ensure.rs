@@ -1,0 +1,162 @@
+//! Ensures that the model of a publish is cached: selects its revision, and finds or
+//! downloads it.
+
+use std::sync::Arc;
+
+use tracing::Span;
+
+use super::permit::permit;
+use super::publish::{PublishAttempt, Volumes};
+use crate::blocking::blocking;
+use crate::cache::{CachedModel, Priority};
+use crate::error::{Error, ErrorKind, Result};
+use crate::metrics::PublishResult;
+use crate::model::{Manifest, Warning};
+use crate::policy::Subject;
+use crate::resolve::{Changes, Requester, Route, Selection, UnansweredSince, newest};
+
+/// A cached model for a publish.
+pub(super) struct Ensured {
+    pub(super) model: CachedModel,
+    /// How it got into the cache.
+    pub(super) how: PublishResult,
+    /// What is suspect about it.
+    pub(super) warnings: Vec<Warning>,
+}
+
+impl PublishAttempt {
+    fn requester(&self) -> Requester<'_> {
+        Requester::Pod { pod: self.pod.as_ref(), tokens: self.request.tokens.as_ref() }
+    }
+}
+
+impl Volumes {
+    /// Ensures that the model is cached, if the rules allow it before and after.
+    pub(super) async fn ensure_permitted(
+        &self,
+        attempt: &PublishAttempt,
+        silence: &UnansweredSince,
+    ) -> Result<Ensured> {
+        self.permit(attempt).await?;
+        let ensured = self.ensure(attempt, silence).await?;
+        // The rules may have changed during the download.
+        self.permit(attempt).await?;
+        Ok(ensured)
+    }
+
+    async fn permit(&self, attempt: &PublishAttempt) -> Result<()> {
+        let parts = self.parts();
+        let asking = (Subject::Pod(attempt.pod.as_ref()), attempt.requester());
+        permit(&parts.policy, parts.selector.resolver(), asking, &attempt.request.model).await
+    }
+
+    /// Ensures that the model is cached, and checks its weights.
+    async fn ensure(&self, attempt: &PublishAttempt, silence: &UnansweredSince) -> Result<Ensured> {
+        let parts = self.parts();
+        let request = &attempt.request.model;
+        let scope = request.scope_id(attempt.pod.as_ref())?;
+        let resolver = parts.selector.resolver();
+        let route = resolver.route_of(attempt.requester(), request, &scope).await?;
+        let mut changes = Changes::default();
+        let mut refused_once = false;
+        let (model, how, current) = loop {
+            let manifest =
+                match parts.selector.select(&parts.cache, request, &route, silence).await? {
+                    Selection::Cached(model) => break (model, PublishResult::Hit, None),
+                    Selection::Stale(model) => break (model, PublishResult::Stale, None),
+                    Selection::Current(manifest) => manifest,
+                };
+            if let Some(model) = parts.cache.find(&manifest.key()).await? {
+                break (model, PublishResult::Hit, Some(manifest));
+            }
+            let (how, filled) = self.fill(attempt, &route, &manifest).await;
+            match filled {
+                Ok(model) => break (model, how, Some(manifest)),
+                // The callers that began the download were refused; this one may not be.
+                Err(error)
+                    if how == PublishResult::Joined
+                        && route.workload().is_some()
+                        && is_refusal(error.kind())
+                        && !refused_once =>
+                {
+                    refused_once = true;
+                }
+                Err(error) => changes.retry(&attempt.title, error)?,
+            }
+        };
+        let suspect = parts.weights.check(&model, request, route.tenant()).await?;
+        if how != PublishResult::Stale {
+            self.record_result(attempt, &route, &model, current.is_some()).await?;
+        }
+        let mut warnings = current.map(|manifest| manifest.warnings.clone()).unwrap_or_default();
+        warnings.extend(suspect);
+        Ok(Ensured { model, how, warnings })
+    }
+
+    /// Joins or starts the model's download, and waits for it until the deadline or
+    /// until there is no space for it. Meanwhile it reports the progress to the pod.
+    async fn fill(
+        &self,
+        attempt: &PublishAttempt,
+        route: &Route,
+        manifest: &Arc<Manifest>,
+    ) -> (PublishResult, Result<CachedModel>) {
+        let parts = self.parts();
+        let title = &attempt.title;
+        let recorder = self.recorder(attempt.pod.as_ref());
+        let priority = Priority::Pod(route.tenant().clone());
+        let mut waiter =
+            parts.cache.fill(&parts.engine, manifest, title, &priority, route.client());
+        let joined = waiter.joined();
+        let how = if joined { PublishResult::Joined } else { PublishResult::Downloaded };
+        let progress = waiter.shared_progress();
+        Span::current().record("flight", progress.id());
+        tracing::debug!(joined, "waiting for the model");
+        let filled = tokio::select! {
+            completed = waiter.completed() => completed,
+            short = progress.short_of_space() => {
+                let namespace = attempt.pod.as_ref().map(|pod| pod.namespace.as_str());
+                Err(short.error_of_pod(title, namespace))
+            }
+            never = recorder.progress(&progress, title) => match never {},
+            () = tokio::time::sleep_until(attempt.deadline) => {
+                Err(Error::new(ErrorKind::InProgress, progress.snapshot().text(title)))
+            }
+        };
+        if filled.is_ok()
+            && let Some(files) = progress.unverified()
+        {
+            recorder.unverified(&files, title);
+        }
+        (how, filled)
+    }
+
+    /// Records the model that a request got: the newest revision, or the one it names.
+    async fn record_result(
+        &self,
+        attempt: &PublishAttempt,
+        route: &Route,
+        model: &CachedModel,
+        is_newest: bool,
+    ) -> Result<()> {
+        let cache = self.parts().cache.clone();
+        let request = attempt.request.model.clone();
+        let route = route.clone();
+        let model = model.clone();
+        blocking(move || {
+            if request.revision.is_some() {
+                cache.record_revision(&route.digest(&request), &model)?;
+            }
+            if is_newest {
+                newest::record(&cache, &request, &route, &model)?;
+            }
+            Ok(())
+        })
+        .await
+    }
+}
+
+/// Whether another identity may get a different answer.
+fn is_refusal(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::Unauthenticated | ErrorKind::Denied | ErrorKind::NotFound)
+}
