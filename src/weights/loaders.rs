@@ -387,7 +387,7 @@ mod tests {
     fn directories_that_have_hundreds_above_them_take_no_time_for_each_of_those() {
         let above = vec!["x"; 500].join("/");
         let deep = |n: usize| format!("{above}/{n:05}/a.bin");
-        let mut paths: Vec<String> = (0..20_000).map(deep).collect();
+        let mut paths: Vec<String> = (0..4000).map(deep).collect();
         paths.push("y/model.safetensors".to_owned());
         let started = std::time::Instant::now();
         let roles = roles(paths.iter().map(String::as_str), |_| Ok::<_, Infallible>(None)).unwrap();
@@ -396,7 +396,7 @@ mod tests {
         paths.push("model.safetensors".to_owned());
         paths.push(format!("{above}/b.safetensors"));
         let roles = roles_of(&paths.iter().rev().map(String::as_str).take(5).collect::<Vec<_>>());
-        assert_eq!(roles[paths[20_002].as_str()], Role::Unused);
+        assert_eq!(roles[paths[4002].as_str()], Role::Unused);
     }
 
     #[test]
