@@ -3,11 +3,12 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::sync::oneshot;
 
 use crate::model::Tenant;
+use crate::sync::lock;
 
 /// Accounts without running work whose last turn is remembered.
 const REMEMBERED: usize = 1024;
@@ -130,7 +131,7 @@ impl FairSemaphore {
     }
 
     fn lock(&self) -> MutexGuard<'_, SemaphoreState> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

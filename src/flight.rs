@@ -11,7 +11,7 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::sync::lock;
 
 /// How long a failure is remembered: long enough that a hundred pods do not each
 /// repeat it, short enough not to delay a retry.
@@ -170,7 +171,7 @@ where
 
 impl<K, P, T> FlightTable<K, P, T> {
     fn lock(&self) -> MutexGuard<'_, HashMap<K, FlightState<P, T>>> {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.entries)
     }
 }
 
@@ -188,7 +189,7 @@ impl<P, T: Clone> FlightState<P, T> {
 
 impl CallerCount {
     fn lock(&self) -> MutexGuard<'_, CallerState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Waits until there was no waiter for `grace`; without one, never returns. Cancellation safe.

@@ -74,6 +74,7 @@ pub mod resolve;
 mod retry;
 pub mod socket;
 pub mod source;
+mod sync;
 mod text;
 mod trace;
 mod transport;

@@ -7,12 +7,14 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioTimer;
 use tokio_util::sync::CancellationToken;
+
+use crate::sync::lock;
 
 /// A client that sends no complete header for this long is disconnected.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -165,7 +167,7 @@ impl Connections {
     }
 
     fn lock(&self) -> MutexGuard<'_, Open> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.open)
     }
 }
 

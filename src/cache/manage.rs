@@ -1,7 +1,7 @@
 //! Cache commands of the node's administrator.
 
 use std::collections::HashSet;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::report::CacheReport;
@@ -16,6 +16,7 @@ use crate::blocking::blocking;
 use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::EvictionReason;
 use crate::model::{ModelKey, size_text};
+use crate::sync::lock;
 
 /// Options of a garbage collection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -140,7 +141,7 @@ impl CacheInner {
         let usage = self.report()?.usage;
         // No eviction, deletion or new hold on blobs meanwhile.
         let _alone = self.holds.lock_eviction();
-        let _emptying = self.emptying.lock().unwrap_or_else(PoisonError::into_inner);
+        let _emptying = lock(&self.emptying);
         self.check_unused()?;
         let mut models = 0;
         for name in files::names(&self.layout.models())? {

@@ -13,7 +13,7 @@ mod store;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
@@ -44,6 +44,7 @@ use crate::metrics::Metrics;
 use crate::model::{BlobId, Manifest, ModelKey, RequestDigest, Revision, Summary};
 use crate::mount::{self, Mounted};
 use crate::source::ObjectSource;
+use crate::sync::lock;
 use fill::progress::BlobProgress;
 use fill::slots::Slots;
 use space::reservations::Reservations;
@@ -380,7 +381,7 @@ impl CacheInner {
     }
 
     fn arrivals(&self) -> MutexGuard<'_, Vec<(Instant, CachedModel)>> {
-        self.arrived.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.arrived)
     }
 
     /// Records a use, for the eviction policy. A failure is only logged.

@@ -1,36 +1,37 @@
 //! Whether the driver is ready, and if not, what it is doing.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::sync::lock;
 
 /// The readiness of the driver, which every call checks: kubelet and the registrar
 /// need the socket within a second, and recovery may take longer.
 ///
 /// Cheap to clone; all clones share one state.
 #[derive(Debug, Clone)]
-pub struct Readiness(Arc<RwLock<Option<String>>>);
+pub struct Readiness(Arc<Mutex<Option<String>>>);
 
 impl Readiness {
     /// Creates the state "not ready" with the current activity, such as
     /// "recovering the cache".
     pub fn not_ready(activity: impl Into<String>) -> Self {
-        Self(Arc::new(RwLock::new(Some(activity.into()))))
+        Self(Arc::new(Mutex::new(Some(activity.into()))))
     }
 
     /// Sets the current activity, and marks the driver as not ready.
     pub fn set_activity(&self, activity: impl Into<String>) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Some(activity.into());
+        *lock(&self.0) = Some(activity.into());
     }
 
     /// Marks the driver as ready.
     pub fn ready(&self) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = None;
+        *lock(&self.0) = None;
     }
 
     /// Whether the driver is ready.
     pub fn is_ready(&self) -> bool {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).is_none()
+        lock(&self.0).is_none()
     }
 
     /// Checks that the driver is ready.
@@ -38,7 +39,7 @@ impl Readiness {
     /// # Errors
     /// `Unavailable` with the current activity until the driver is ready.
     pub fn check(&self) -> Result<()> {
-        match &*self.0.read().unwrap_or_else(PoisonError::into_inner) {
+        match &*lock(&self.0) {
             None => Ok(()),
             Some(activity) => Err(Error::new(
                 ErrorKind::Unavailable,

@@ -1,6 +1,6 @@
 //! What all methods have in common: metrics and one log line per call.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -10,6 +10,7 @@ use tracing::{debug, info, warn};
 use super::status;
 use crate::log_throttle::LogThrottle;
 use crate::metrics::Metrics;
+use crate::sync::lock;
 
 /// How long the same refusal of a volume is not logged again.
 const REPEAT_AFTER: Duration = Duration::from_secs(5 * 60);
@@ -103,7 +104,7 @@ type MethodAndVolume = (&'static str, String);
 impl RefusalLog {
     /// Records a refusal; returns whether it must be logged.
     fn record(&self, call: &RpcCall, status: &Status) -> bool {
-        let mut refusals = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut refusals = lock(&self.0);
         let refusal = (status.code(), status.message().to_owned());
         refusals.admits((call.method, call.volume_id.clone()), refusal, REPEAT_AFTER)
     }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::runtime::{Builder, Handle, Runtime};
@@ -23,6 +23,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::Metrics;
 use crate::model::shown;
 use crate::source::{Bucket, ObjectHead, ObjectName, ObjectSource, RetryPolicy};
+use crate::sync::lock;
 
 /// Times that an object is downloaded before its bytes are reported as damaged.
 const ROUNDS: u32 = 3;
@@ -95,8 +96,7 @@ struct EngineInner {
 
 impl Drop for EngineInner {
     fn drop(&mut self) {
-        let runtime = self.runtime.get_mut().unwrap_or_else(PoisonError::into_inner);
-        if let Some(runtime) = runtime.take() {
+        if let Some(runtime) = lock(&self.runtime).take() {
             // Waiting here could block an async caller without end.
             runtime.shutdown_background();
         }
@@ -215,7 +215,7 @@ impl Engine {
     /// Stops all workers and waits for them, so that their journals are
     /// complete. Blocks at most `grace`; the engine cannot be used afterwards.
     pub fn stop(&self, grace: Duration) {
-        let runtime = self.0.runtime.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let runtime = lock(&self.0.runtime).take();
         if let Some(runtime) = runtime {
             runtime.shutdown_timeout(grace);
         }

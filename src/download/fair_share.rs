@@ -1,7 +1,7 @@
 //! The unit of fairness: one share per model.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use super::limiter::LimiterTurns;
 use crate::model::Tenant;
 use crate::source::ObjectSource;
+use crate::sync::lock;
 
 /// Bytes that count as progress of a model.
 const PROGRESS: u64 = 64 << 10;
@@ -134,7 +135,7 @@ impl FairShare {
     }
 
     fn tenants(&self) -> MutexGuard<'_, Vec<Tenant>> {
-        self.0.tenants.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0.tenants)
     }
 
     /// How long the network has delivered next to nothing. Time spent on local work
@@ -172,7 +173,7 @@ impl FairShare {
     }
 
     fn activity(&self) -> MutexGuard<'_, Activity> {
-        self.0.activity.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0.activity)
     }
 
     /// Adds a client that may read its objects.
@@ -184,7 +185,7 @@ impl FairShare {
     }
 
     fn readers(&self) -> MutexGuard<'_, Vec<Arc<dyn ObjectSource>>> {
-        self.0.readers.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0.readers)
     }
 
     /// Whether a pod waits for the model.
@@ -321,7 +322,7 @@ impl Interest {
     }
 
     fn others(&self) -> MutexGuard<'_, Vec<FairShare>> {
-        self.others.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.others)
     }
 }
 

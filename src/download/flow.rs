@@ -3,10 +3,12 @@
 //! What a worker does between two chunks does not count: under `bandwidthLimit` it
 //! waits for its turn, and it waits for the disk. The server causes neither.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::time::Instant;
+
+use crate::sync::lock;
 
 /// Bytes within [`WINDOW`] of waiting below which a request is slow: 64 KiB/s.
 const SLOW_BYTES: u64 = 32 << 10;
@@ -61,7 +63,7 @@ impl Flow {
     }
 
     fn lock(&self) -> MutexGuard<'_, FlowState> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

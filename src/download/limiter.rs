@@ -24,7 +24,7 @@ mod preempt;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::sync::{Notify, oneshot};
@@ -36,6 +36,7 @@ use super::fair_share::{FairShare, Interest};
 use super::flow::Flow;
 use crate::fair::{TurnOrder, Turns};
 use crate::model::Tenant;
+use crate::sync::lock;
 
 /// How long a request waits before it may preempt another.
 pub(crate) const PATIENCE: Duration = Duration::from_millis(500);
@@ -244,7 +245,7 @@ impl ConcurrencyLimiter {
     }
 
     fn lock(&self) -> MutexGuard<'_, LimiterState> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

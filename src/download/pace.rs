@@ -10,10 +10,12 @@
 //! In any time, what arrives is at most the rate times that time, [`CREDIT`] of
 //! the rate, and a chunk (512 KiB at most) of each request under way.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use tokio::time::Instant;
+
+use crate::sync::lock;
 
 /// What may be caught up after a pause; timers that fire late cost no bandwidth.
 const CREDIT: Duration = Duration::from_millis(250);
@@ -45,7 +47,7 @@ impl RateLimiter {
         let nanos = u128::from(bytes) * 1_000_000_000 / u128::from(self.bytes_per_second);
         let cost = Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX));
         let now = Instant::now();
-        let mut paid_at = self.paid_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut paid_at = lock(&self.paid_at);
         *paid_at = (*paid_at).max(now.checked_sub(CREDIT).unwrap_or(now)) + cost;
         *paid_at
     }

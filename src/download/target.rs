@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
@@ -17,6 +17,7 @@ use super::ObjectProgress;
 use super::journal::{self, Journal};
 use super::spans::{Span, Spans};
 use crate::abort_point;
+use crate::sync::lock;
 
 /// Bytes after which a download's data is pushed to the disk, so that the sync
 /// after the publish finds little left to do.
@@ -204,7 +205,7 @@ impl DownloadTarget {
     }
 
     fn lock(&self) -> MutexGuard<'_, TargetRecord> {
-        self.record.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.record)
     }
 }
 

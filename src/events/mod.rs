@@ -10,7 +10,7 @@
 mod api;
 mod recent;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -23,6 +23,7 @@ use recent::RecentEvents;
 
 use crate::kubernetes;
 use crate::model::{PodIdentity, shown};
+use crate::sync::lock;
 
 /// Events that wait to be posted; further ones are dropped.
 const QUEUE: usize = 1000;
@@ -159,8 +160,7 @@ impl Events {
         if subject.uid.is_empty() || subject.name.is_empty() || subject.namespace.is_empty() {
             return;
         }
-        let recent = inner.recent.lock();
-        if !recent.unwrap_or_else(PoisonError::into_inner).admits(&subject, reason, note) {
+        if !lock(&inner.recent).admits(&subject, reason, note) {
             return;
         }
         // The limit is in bytes; the longest character has four.

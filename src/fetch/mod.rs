@@ -23,6 +23,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Manifest, ManifestFile, ModelRequest, Revision};
 use crate::resolve::{Changes, Resolver};
 use crate::source::{Bucket, ObjectName, ObjectSource};
+use crate::sync::lock;
 use directory::{DirectoryClaim, FetchDirectory};
 
 /// How many objects are downloaded concurrently.
@@ -69,7 +70,7 @@ impl FetchProgress {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, (u64, Vec<Arc<ObjectProgress>>)> {
-        self.parts.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        lock(&self.parts)
     }
 }
 

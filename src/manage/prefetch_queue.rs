@@ -5,7 +5,7 @@
 //! models that do not fit together would evict each other without end. A failed
 //! download is retried later. The download of a model that leaves the list stops.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -18,6 +18,7 @@ use crate::error::Result;
 use crate::model::{ModelKey, ModelRequest, ModelUri};
 use crate::random;
 use crate::retry::Backoff;
+use crate::sync::lock;
 
 /// Spreads the first requests of many nodes that start at the same time.
 const SPREAD: Duration = Duration::from_secs(3);
@@ -79,7 +80,7 @@ impl PrefetchQueue {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<PrefetchEntry>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

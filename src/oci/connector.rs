@@ -1,7 +1,7 @@
 //! Clients of Object Storage at other locations and with other identities than the driver's own.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
@@ -11,6 +11,7 @@ use super::identity::Identity;
 use super::{ObjectStorage, Settings};
 use crate::error::{Error, Result};
 use crate::source::{AuthMethod, BucketLocation, ObjectSource, SourceConnector, StorageError};
+use crate::sync::lock;
 
 /// How many clients for other locations are kept; further ones are created per request.
 const KEPT: usize = 64;
@@ -78,7 +79,7 @@ impl StorageConnector {
     /// The client of another identity, in the driver's own location.
     async fn other(&self, method: AuthMethod, place: &BucketLocation) -> Result<ObjectStorage> {
         let cell = {
-            let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut others = lock(&self.others);
             Arc::clone(others.entry(method).or_default())
         };
         let connecting = || async {
@@ -102,7 +103,7 @@ impl StorageConnector {
     }
 
     fn elsewhere(&self) -> MutexGuard<'_, HashMap<BucketLocation, Arc<dyn ObjectSource>>> {
-        self.elsewhere.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.elsewhere)
     }
 }
 

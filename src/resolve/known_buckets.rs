@@ -6,7 +6,7 @@
 //! what another has seen.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -15,6 +15,7 @@ use super::Route;
 use super::proofs::AccountKey;
 use crate::error::Result;
 use crate::source::{AuthMethod, Bucket, StorageError, StorageErrorKind};
+use crate::sync::lock;
 
 /// How long a bucket that answered is assumed to exist despite a 404.
 const REMEMBERED: Duration = Duration::from_secs(60 * 60);
@@ -90,7 +91,7 @@ impl KnownBuckets {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Key, Instant>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

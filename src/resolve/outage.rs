@@ -5,13 +5,14 @@
 //! call for the volume do not restart the count. An answer ends the outage: a page
 //! of a listing, or a refusal.
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::sync::lock;
 
 /// How long an outage must last before an older revision is mounted.
 pub(super) const OUTAGE: Duration = Duration::from_secs(10);
@@ -33,7 +34,7 @@ pub(super) struct LastAnswer {
 impl LastAnswer {
     /// Records an answer now.
     pub(super) fn beat(&self) {
-        *self.own.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        *lock(&self.own) = Some(Instant::now());
     }
 
     /// Counts the answers of another attempt, too.
@@ -42,7 +43,7 @@ impl LastAnswer {
     }
 
     fn last(&self) -> Option<Instant> {
-        let own = *self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = *lock(&self.own);
         own.max(self.followed.get().and_then(|followed| followed.last()))
     }
 }
@@ -54,18 +55,18 @@ pub(crate) struct UnansweredSince(Arc<Mutex<Option<Instant>>>);
 impl UnansweredSince {
     /// Begins the silence now, unless it began before. Returns when it began.
     fn begin(&self) -> Instant {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(Instant::now)
+        *lock(&self.0).get_or_insert_with(Instant::now)
     }
 
     /// Moves the beginning to the last answer, if there was one. Returns the beginning.
     fn restart_at(&self, answered: Option<Instant>) -> Instant {
-        let mut since = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut since = lock(&self.0);
         let begun = *since.get_or_insert_with(Instant::now);
         *since.insert(answered.map_or(begun, |answered| answered.max(begun)))
     }
 
     fn end(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *lock(&self.0) = None;
     }
 }
 

@@ -3,13 +3,14 @@
 //! memory and valid for one hour, because a permission may be revoked meanwhile.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use crate::model::ModelKey;
 use crate::source::Workload;
+use crate::sync::lock;
 
 /// How long a proof is valid.
 const LIFETIME: Duration = Duration::from_secs(60 * 60);
@@ -73,7 +74,7 @@ impl Proofs {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<(AccountKey, ModelKey), Proof>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

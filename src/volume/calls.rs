@@ -3,13 +3,14 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::PublishKey;
 use crate::resolve::UnansweredSince;
+use crate::sync::lock;
 
 /// A volume without a call for this long is forgotten: kubelet waits two minutes for
 /// an answer, and at most two more before its next call.
@@ -63,7 +64,7 @@ impl Calls {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<PathBuf, PublishCall>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

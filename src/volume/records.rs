@@ -1,10 +1,11 @@
 //! A bounded record of provisioned volumes, in memory.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::RequestDigest;
+use crate::sync::lock;
 
 /// How a volume was provisioned.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,7 +67,7 @@ impl Records {
     }
 
     fn lock(&self) -> MutexGuard<'_, RecordsState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 

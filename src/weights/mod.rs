@@ -15,7 +15,7 @@ mod report;
 mod safetensors;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -27,6 +27,7 @@ use crate::error::Result;
 use crate::fair::FairSemaphore;
 use crate::flight::Flights;
 use crate::model::{ModelKey, ModelRequest, Tenant, Warning};
+use crate::sync::lock;
 use report::WeightsReport;
 
 /// Most reports that are remembered. Beyond that, all are dropped.
@@ -166,7 +167,7 @@ impl CheckerInner {
     }
 
     fn lock(&self) -> MutexGuard<'_, RememberedReports> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.known)
     }
 }
 

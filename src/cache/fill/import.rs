@@ -41,7 +41,7 @@ mod source;
 
 use std::collections::HashSet;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 
@@ -55,6 +55,7 @@ use crate::download::{Engine, ObjectProgress};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{BlobId, Manifest, ManifestFile, progress_text};
 use crate::source::ObjectSource;
+use crate::sync::lock;
 use adopt::{AdoptOutcome, Adopter};
 use source::{PathKind, SourceDirectory, SourceFile, check_movable};
 
@@ -162,7 +163,7 @@ impl ImportProgress {
     }
 
     fn lock(&self) -> MutexGuard<'_, Stage> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

@@ -1,7 +1,7 @@
 //! The progress of a model, as pods' events and `Aborted` answers show it.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use crate::cache::space::shortfall::Shortfall;
 use crate::download::{Check, FairShare, Interest, ObjectProgress};
 use crate::model::{Manifest, duration_text, progress_text, size_text};
+use crate::sync::lock;
 use crate::trace;
 
 /// The window over which the rate is measured. It is short, so that the rate is
@@ -226,7 +227,7 @@ impl FillProgress {
     }
 
     fn lock(&self) -> MutexGuard<'_, ProgressState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 

@@ -24,7 +24,7 @@
 //!   count.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::sync::{Notify, oneshot};
@@ -33,6 +33,7 @@ use tokio::time::Instant;
 use crate::download::{FairShare, Origin, PATIENCE};
 use crate::fair::Turns;
 use crate::model::Tenant;
+use crate::sync::lock;
 
 /// How long a model may make no progress while others wait.
 const STALLED: Duration = Duration::from_secs(2);
@@ -228,7 +229,7 @@ impl Slots {
     }
 
     fn lock(&self) -> MutexGuard<'_, SlotsState> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

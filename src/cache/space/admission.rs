@@ -14,6 +14,7 @@ use crate::cache::store::disk_usage::DiskUsage;
 use crate::error::Result;
 use crate::metrics::EvictionReason;
 use crate::model::Summary;
+use crate::sync::lock;
 
 /// Evictions for one admission. One may not be enough: another process may hold
 /// evicted files open, or fill the disk in the meantime.
@@ -31,7 +32,7 @@ impl CacheInner {
             Err(gap) => gap,
         };
         // One admission at a time: two would each evict for themselves.
-        let _alone = self.admissions.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let _alone = lock(&self.admissions);
         let own: HashSet<_> = wanted.missing.iter().map(|(id, _)| id.clone()).collect();
         let mut gap = gap;
         for attempt in 0..=MAX_EVICTIONS {

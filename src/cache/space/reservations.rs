@@ -5,7 +5,7 @@ mod measure;
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use nix::sys::statvfs::statvfs;
 
@@ -16,6 +16,7 @@ use crate::cache::store::layout::Layout;
 use crate::error::{Error, Result};
 use crate::model::BlobId;
 use crate::mount;
+use crate::sync::lock;
 
 /// Bytes and inodes of a file system.
 #[derive(Debug, Clone, Copy)]
@@ -315,7 +316,7 @@ impl Reservations {
     }
 
     fn lock(&self) -> MutexGuard<'_, ReservationTotals> {
-        self.totals.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.totals)
     }
 }
 

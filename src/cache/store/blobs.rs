@@ -29,7 +29,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use serde::{Deserialize, Serialize};
@@ -41,6 +41,7 @@ use crate::abort_point;
 use crate::download::{Check, Verified, crc32c_of_file};
 use crate::error::{Error, Result};
 use crate::model::BlobId;
+use crate::sync::lock;
 
 const FORMAT: u32 = 1;
 
@@ -210,7 +211,7 @@ impl Blobs {
 
     /// Locks the places of all blobs: while held, no other caller adds a blob.
     pub(in crate::cache) fn lock_placement(&self) -> PlacementLock<'_> {
-        PlacementLock(self.placement.lock().unwrap_or_else(PoisonError::into_inner))
+        PlacementLock(lock(&self.placement))
     }
 
     /// Whether the file that was read is still the blob.
@@ -426,11 +427,11 @@ impl Blobs {
     }
 
     fn lock_distrusted(&self) -> MutexGuard<'_, HashSet<BlobId>> {
-        self.distrusted.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.distrusted)
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<BlobId, u64>> {
-        self.known_good.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.known_good)
     }
 }
 

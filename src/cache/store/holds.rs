@@ -6,6 +6,7 @@ use std::hash::Hash;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::model::{BlobId, ModelKey};
+use crate::sync::lock;
 
 /// Counts the holds of each model and blob. Cheap to clone.
 #[derive(Debug, Clone, Default)]
@@ -74,7 +75,7 @@ impl Holds {
 
     /// Locks eviction: one caller at a time, and no new hold on blobs meanwhile.
     pub(in crate::cache) fn lock_eviction(&self) -> MutexGuard<'_, ()> {
-        self.0.eviction.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0.eviction)
     }
 
     /// The models that are held now.
@@ -106,7 +107,7 @@ impl Holds {
     }
 
     fn lock(&self) -> MutexGuard<'_, Counts> {
-        self.0.counts.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0.counts)
     }
 }
 

@@ -8,7 +8,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
@@ -24,6 +24,7 @@ use crate::abort_point;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{ModelKey, PodIdentity, RequestDigest};
 use crate::mount::{self, DirId};
+use crate::sync::lock;
 
 const FORMAT: u32 = 1;
 
@@ -305,7 +306,7 @@ impl Leases {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<PathBuf, LeaseRecord>> {
-        self.by_target.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.by_target)
     }
 }
 

@@ -23,7 +23,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use serde::{Deserialize, Serialize};
 
@@ -36,6 +36,7 @@ use crate::abort_point;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{BlobId, Manifest, ModelKey, RequestDigest, Revision, Summary};
 use crate::mount::{self, DirId};
+use crate::sync::lock;
 
 /// Size in bytes above which only one manifest at a time is read into memory.
 const LARGE: u64 = 1 << 20;
@@ -194,7 +195,7 @@ impl Models {
         key: &ModelKey,
     ) -> Option<MutexGuard<'_, ()>> {
         let stored = fs::metadata(self.layout.manifest(key)).map_or(0, |found| found.len());
-        (stored > LARGE).then(|| self.reading.lock().unwrap_or_else(PoisonError::into_inner))
+        (stored > LARGE).then(|| lock(&self.reading))
     }
 
     /// Reads the manifest of a model; `None` when it is gone or torn.
@@ -352,7 +353,7 @@ impl Models {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<ModelKey, Arc<Summary>>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.known)
     }
 }
 

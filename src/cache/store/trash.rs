@@ -15,6 +15,7 @@ use crate::cache::CacheInner;
 use crate::cache::space::policy::Space;
 use crate::error::Result;
 use crate::mount::{self, DirId};
+use crate::sync::lock;
 
 /// How long damaged files are kept for inspection.
 pub(in crate::cache) const QUARANTINED: Duration = Duration::from_secs(24 * 60 * 60);
@@ -48,7 +49,7 @@ impl CacheInner {
         let names = files::names(&self.layout.trash())?;
         if names.is_empty() {
             // A name vanishes before its space is free: wait for a running deletion.
-            drop(self.emptying.lock());
+            drop(lock(&self.emptying));
             return Ok(0);
         }
         let in_use = InUse::now(self, "trash")?;
@@ -63,7 +64,7 @@ impl CacheInner {
                 continue;
             }
             // Locked per entry, so that a caller in need of space does not wait for all.
-            let _alone = self.emptying.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let _alone = lock(&self.emptying);
             let space = disk_usage::space_of(&path)?;
             match files::delete_tree(&path) {
                 Ok(()) => {

@@ -2,11 +2,12 @@
 
 use std::collections::HashMap;
 use std::io::IsTerminal;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use crate::manage::CommandProgress;
+use crate::sync::lock;
 
 /// The progress bars of one command.
 #[derive(Default)]
@@ -20,7 +21,7 @@ impl Bars {
         if !std::io::stderr().is_terminal() {
             return;
         }
-        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut lines = lock(&self.lines);
         let line = lines.entry(progress.subject.clone()).or_insert_with(|| {
             let line = self.screen.add(ProgressBar::no_length());
             if let Ok(style) = ProgressStyle::with_template("{bar:20} {wide_msg}") {
@@ -36,7 +37,7 @@ impl Bars {
 
     /// Removes the bars, so that only the result remains.
     pub(super) fn clear(&self) {
-        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut lines = lock(&self.lines);
         for (_, line) in lines.drain() {
             line.finish_and_clear();
         }

@@ -16,7 +16,7 @@ pub(crate) mod workload;
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwapOption;
@@ -29,6 +29,7 @@ use super::key::KeyPair;
 use super::sign::{self, Signed};
 use crate::flight::{Flights, Joined};
 use crate::retry::Backoff;
+use crate::sync::lock;
 
 /// After a refresh that changed nothing, 401s do not cause another one for this long:
 /// otherwise a wrong clock or a missing policy would turn each request into three.
@@ -308,11 +309,6 @@ async fn refresh_loop(identity: Weak<CredentialInner>) {
         };
         tokio::time::sleep(nap).await;
     }
-}
-
-/// Locks a mutex. The values are consistent at every instant, so a panic elsewhere does no harm.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
