@@ -46,39 +46,28 @@
 //! that says what failed, on what, why, and what to do. [`abort_point`] marks the steps at which
 //! the crash tests stop the process.
 
-pub mod abort_point;
 pub mod admin;
-mod blocking;
-mod budget;
-pub mod cache;
 pub mod cli;
 pub mod config;
 pub mod csi;
-pub mod download;
-pub mod error;
 pub mod events;
-mod fair;
 pub mod fetch;
-pub mod flight;
 pub mod kubernetes;
-mod log_throttle;
 pub mod manage;
-pub mod metrics;
-pub mod model;
-pub mod mount;
 pub mod node;
-pub mod oci;
 pub mod policy;
-mod random;
 pub mod resolve;
-mod retry;
 pub mod socket;
-pub mod source;
-mod sync;
-mod text;
-mod trace;
-mod transport;
 pub mod volume;
 pub mod weights;
 
-pub use error::{Error, ErrorKind, Result};
+// The floors below, each a crate: `crate::cache` means the same here as in its own crate.
+pub use oci_model_csi_foundation::{
+    Error, ErrorKind, Result, abort_point, error, flight, metrics, source,
+};
+pub use oci_model_csi_model_cache::{cache, download, model, mount};
+pub use oci_model_csi_object_storage::oci;
+
+use oci_model_csi_foundation::{blocking, log_throttle, random, retry, sync, text, trace};
+use oci_model_csi_model_cache::{budget, fair};
+use oci_model_csi_object_storage::transport;

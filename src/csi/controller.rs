@@ -17,7 +17,7 @@ use super::proto::{
 };
 use super::readiness::Readiness;
 use super::rpc::{RpcCall, not_served};
-use super::{capability, deadline, request};
+use super::{capability, deadline, request, status};
 use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::Metrics;
 use crate::volume::Provisioner;
@@ -91,7 +91,7 @@ impl ControllerService {
                 message: String::new(),
             }),
             Err(error) if error.kind() == ErrorKind::Invalid => {
-                let message = Status::from(error).message().to_owned();
+                let message = status::of(&error).message().to_owned();
                 Ok(ValidateVolumeCapabilitiesResponse { confirmed: None, message })
             }
             Err(error) => Err(error),
@@ -113,7 +113,7 @@ impl Controller for ControllerService {
         request: Request<CreateVolumeRequest>,
     ) -> Result<Response<CreateVolumeResponse>, Status> {
         let call = RpcCall::begin(&self.metrics, "CreateVolume", &request.get_ref().name);
-        call.answer(self.create(request).await.map_err(Status::from))
+        call.answer(self.create(request).await.map_err(|error| status::of(&error)))
     }
 
     async fn delete_volume(
@@ -122,7 +122,7 @@ impl Controller for ControllerService {
     ) -> Result<Response<DeleteVolumeResponse>, Status> {
         let request = request.into_inner();
         let call = RpcCall::begin(&self.metrics, "DeleteVolume", &request.volume_id);
-        call.answer(self.delete(&request).map_err(Status::from))
+        call.answer(self.delete(&request).map_err(|error| status::of(&error)))
     }
 
     async fn validate_volume_capabilities(
@@ -131,7 +131,7 @@ impl Controller for ControllerService {
     ) -> Result<Response<ValidateVolumeCapabilitiesResponse>, Status> {
         let request = request.into_inner();
         let call = RpcCall::begin(&self.metrics, "ValidateVolumeCapabilities", &request.volume_id);
-        call.answer(self.validate(request).map_err(Status::from))
+        call.answer(self.validate(request).map_err(|error| status::of(&error)))
     }
 
     async fn controller_get_capabilities(

@@ -22,7 +22,7 @@ use super::rpc::{RefusalLog, RpcCall, not_served};
 use super::{deadline, request, status, target};
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
-use crate::model::shown;
+use crate::text::shown;
 use crate::trace;
 use crate::volume::{VolumeStats, Volumes};
 
@@ -140,7 +140,7 @@ impl Node for NodeService {
         );
         let publish = async {
             let call = RpcCall::begin(&self.metrics, "NodePublishVolume", &volume_id);
-            let result = self.publish(request).await.map_err(Status::from);
+            let result = self.publish(request).await.map_err(|error| status::of(&error));
             call.answer_logged_once(result, &self.refusals)
         };
         publish.instrument(span).await.map_err(|status| status::for_event(&status))
@@ -161,7 +161,7 @@ impl Node for NodeService {
         );
         let unpublish = async {
             let call = RpcCall::begin(&self.metrics, "NodeUnpublishVolume", &volume_id);
-            let result = self.unpublish(request).await.map_err(Status::from);
+            let result = self.unpublish(request).await.map_err(|error| status::of(&error));
             call.answer_logged_once(result, &self.refusals)
         };
         unpublish.instrument(span).await
@@ -173,7 +173,7 @@ impl Node for NodeService {
     ) -> Result<Response<NodeGetVolumeStatsResponse>, Status> {
         let request = request.into_inner();
         let call = RpcCall::begin(&self.metrics, "NodeGetVolumeStats", &request.volume_id);
-        call.answer(self.stats(request).await.map_err(Status::from))
+        call.answer(self.stats(request).await.map_err(|error| status::of(&error)))
     }
 
     async fn node_get_capabilities(

@@ -148,7 +148,7 @@ mod tests {
     fn every_answer_is_counted_once_with_its_code() {
         let metrics = Arc::new(Metrics::default());
         RpcCall::begin(&metrics, "Probe", "").answer(Ok(())).unwrap();
-        let failed = Err(Status::from(Error::invalid("no")));
+        let failed = Err(status::of(&Error::invalid("no")));
         RpcCall::begin(&metrics, "Probe", "").answer::<()>(failed).unwrap_err();
         assert_eq!(count_of(&metrics, "OK"), 1);
         assert_eq!(count_of(&metrics, "InvalidArgument"), 1);

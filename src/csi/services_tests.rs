@@ -28,9 +28,9 @@ use crate::metrics::Metrics;
 use crate::policy::Policy;
 use crate::resolve::{Resolver, RevisionSelector};
 use crate::source::RetryPolicy;
-use crate::source::fake::FakeSource;
 use crate::volume::{ClaimReader, Provisioner, VolumeParts, Volumes};
 use crate::weights::{SafetensorsCheck, WeightsChecker};
+use oci_model_csi_fake_source::FakeSource;
 
 const BOUND: Duration = Duration::from_secs(20);
 

@@ -74,10 +74,9 @@ pub fn name(code: Code) -> &'static str {
     }
 }
 
-impl From<Error> for Status {
-    fn from(error: Error) -> Self {
-        Self::new(code(error.kind()), readable(error.message()))
-    }
+/// The status of an error: its kind's code, and its message on one line of limited length.
+pub(super) fn of(error: &Error) -> Status {
+    Status::new(code(error.kind()), readable(error.message()))
 }
 
 /// Escapes the message of an answer to NodePublishVolume. kubelet uses it as the
@@ -148,7 +147,7 @@ mod tests {
     #[test]
     fn every_error_kind_has_the_code_of_the_contract() {
         for (kind, code, last) in TABLE {
-            let status = Status::from(Error::new(kind, "sentence"));
+            let status = of(&Error::new(kind, "sentence"));
             assert_eq!((status.code(), status.message()), (code, "sentence"), "{kind:?}");
             assert_eq!(is_final(status.code()), last, "{kind:?}");
         }
@@ -170,14 +169,14 @@ mod tests {
     #[test]
     fn a_long_message_keeps_its_beginning_and_its_remedy() {
         let long = format!("downloading {}; ask the administrator", "ä".repeat(2000));
-        let status = Status::from(Error::internal(long));
+        let status = of(&Error::internal(long));
         assert_eq!(status.message().chars().count(), MESSAGE_MAX);
         assert!(status.message().starts_with("downloading ä"));
         assert!(status.message().contains(CUT));
         assert!(status.message().ends_with("ä; ask the administrator"));
 
         let exact = "x".repeat(MESSAGE_MAX);
-        assert_eq!(Status::from(Error::internal(exact.clone())).message(), exact);
+        assert_eq!(of(&Error::internal(exact.clone())).message(), exact);
     }
 
     #[test]
@@ -191,7 +190,7 @@ mod tests {
 
     #[test]
     fn a_message_is_cut_after_its_percent_signs_are_doubled() {
-        let sent = |message: String| for_event(&Status::from(Error::internal(message)));
+        let sent = |message: String| for_event(&of(&Error::internal(message)));
         for (message, least) in [
             ("%".repeat(2000), MESSAGE_MAX - 2),
             (format!("downloading {}; ask", "50 % ".repeat(190)), MESSAGE_MAX - 2),
@@ -212,7 +211,7 @@ mod tests {
 
     #[test]
     fn a_message_is_one_line_without_control_characters() {
-        let status = Status::from(Error::invalid("a\nb\x1b[31m\0\u{85}c"));
+        let status = of(&Error::invalid("a\nb\x1b[31m\0\u{85}c"));
         assert_eq!(status.message(), "a b [31m  c");
     }
 }

@@ -22,8 +22,9 @@ use api::{EventsApi, Posted};
 use recent::RecentEvents;
 
 use crate::kubernetes;
-use crate::model::{PodIdentity, shown};
+use crate::model::PodIdentity;
 use crate::sync::lock;
+use crate::text::shown;
 
 /// Events that wait to be posted; further ones are dropped.
 const QUEUE: usize = 1000;

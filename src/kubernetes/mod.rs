@@ -12,7 +12,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 
 use crate::error::{Error, Result};
-use crate::model::shown;
+use crate::text::shown;
 use crate::transport::{Transport, TransportTimeouts};
 
 /// The API server is near, and requests to it are small.

@@ -5,7 +5,8 @@ use std::fmt::Write as _;
 
 use super::PolicyQuery;
 use crate::error::{Error, ErrorKind};
-use crate::model::{ModelRequest, shown};
+use crate::model::ModelRequest;
+use crate::text::shown;
 
 /// The longest prefix that fits into a message together with its rule.
 const PREFIX: usize = 120;

@@ -19,8 +19,9 @@ use super::Route;
 use super::known_buckets::{BucketOperation, KnownBuckets};
 use super::proofs::Proofs;
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{Manifest, ManifestFile, ModelKey, ModelSource, shown};
+use crate::model::{Manifest, ManifestFile, ModelKey, ModelSource};
 use crate::source::{Bucket, ObjectName, ObjectSummary, StorageError, StorageErrorKind, Workload};
+use crate::text::shown;
 
 /// The maximum number of directories with files in a model whose permissions are
 /// checked: as much work for the service as a listing of 100,000 objects.

@@ -321,7 +321,7 @@ mod tests {
     use super::super::{ClientPool, Requester};
     use super::*;
     use crate::model::{BucketName, ModelRequest, Prefix};
-    use crate::source::fake::FakeSource;
+    use oci_model_csi_fake_source::FakeSource;
 
     #[tokio::test]
     async fn a_listing_waits_for_memory_no_longer_than_any_of_its_tenants() {

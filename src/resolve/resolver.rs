@@ -175,7 +175,7 @@ impl Resolver {
 #[cfg(test)]
 impl Resolver {
     /// A resolver of up to a hundred objects of a source in memory.
-    pub(crate) fn of_fake(source: &crate::source::fake::FakeSource) -> Self {
+    pub(crate) fn of_fake(source: &oci_model_csi_fake_source::FakeSource) -> Self {
         let pool = ClientPool::new(Arc::new(source.clone()), Vec::new());
         let limits = ResolveLimits { max_objects: 100, max_bytes: None };
         Self::new(pool, limits, &TaskTracker::new(), &CancellationToken::new())

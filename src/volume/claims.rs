@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::kubernetes::{ApiFailure, ApiServer, path};
-use crate::model::shown;
+use crate::text::shown;
 
 /// Reads claims; cheap to clone. The default knows no API server.
 #[derive(Debug, Clone, Default)]

@@ -8,7 +8,8 @@ use crate::cache::{CachedModel, Damage, FillProgress, LeaseRecord, Phase, Unveri
 use crate::error::{Error, ErrorKind};
 use crate::events::{Events, InvolvedObject, ObjectKind, Reason};
 use crate::metrics::{Metrics, PublishResult};
-use crate::model::{PodIdentity, Warning, shown, size_text};
+use crate::model::{PodIdentity, Warning, size_text};
+use crate::text::shown;
 
 /// Records events of one pod; none if kubelet did not send its identity.
 #[derive(Debug, Clone)]

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::resolve::Resolver;
-use crate::source::fake::FakeSource;
+use oci_model_csi_fake_source::FakeSource;
 
 const MODEL: u64 = 7_500_000_000;
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::claims::ClaimName;
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::shown;
+use crate::text::shown;
 
 /// Parameters with the claim's names, set by external-provisioner.
 const NAME: &str = "csi.storage.k8s.io/pvc/name";

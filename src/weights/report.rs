@@ -5,7 +5,8 @@ use std::sync::Arc;
 use super::SafetensorsCheck;
 use super::loaders::Role;
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{ModelRequest, Warning, WarningKind, shown};
+use crate::model::{ModelRequest, Warning, WarningKind};
+use crate::text::shown;
 
 /// Flaws named in one message.
 const NAMED: usize = 2;

@@ -18,7 +18,8 @@ use std::io::{self, BufReader, Read};
 
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 
-use crate::model::{shown, size_text};
+use crate::model::size_text;
+use crate::text::shown;
 
 /// The bytes before the header.
 const PREFIX: u64 = 8;

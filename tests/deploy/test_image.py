@@ -262,6 +262,6 @@ def test_the_dockerfile_fills_the_image_with_what_the_layout_has(tmp_path):
 
 def test_the_build_context_has_all_sources_of_the_driver():
     names = {str(path.relative_to(REPOSITORY)) for path in let_in("*")}
-    sources = subprocess.run(["git", "ls-files", "src", "proto", "Cargo.*"], cwd=REPOSITORY, check=True,
+    sources = subprocess.run(["git", "ls-files", "src", "crates", "proto", "Cargo.*"], cwd=REPOSITORY, check=True,
                              capture_output=True, text=True).stdout.split()
     assert len(sources) > 100 and set(sources) <= names

@@ -1,4 +1,4 @@
-//! The direction of the arrows between the modules of `src/`.
+//! The direction of the arrows between the modules, and the crate of each.
 //!
 //! ARCHITECTURE.md is the rule: its table of modules says what each of them may
 //! name, from the bottom to the top, and its table of crates says which modules
@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::support::documents::{files, quoted, root, shown, table};
+use crate::support::documents::{quoted, root, shown, sources, table};
 
 /// Modules from the bottom to the top, each with those it may name.
 type Rule = Vec<(String, BTreeSet<String>)>;
@@ -30,10 +30,12 @@ fn arrows_between_modules_are_those_of_the_document() {
 }
 
 #[test]
-fn every_module_is_in_the_document_and_the_document_names_no_other() {
-    let documented: BTreeSet<String> = rule().into_iter().map(|(module, _)| module).collect();
-    let there: BTreeSet<String> =
-        files("src", "rs").iter().filter_map(|path| module_of(path)).collect();
+fn every_module_is_in_the_document_with_its_crate_and_the_document_names_no_other() {
+    let rows = table("ARCHITECTURE.md", "| Module |").into_iter();
+    let documented: BTreeSet<(String, String)> =
+        rows.map(|cells| (quoted(&cells[0]).remove(0), cells[1].clone())).collect();
+    let place = |path: PathBuf| Some((module_of(&path)?, crate_of(&path)?));
+    let there: BTreeSet<(String, String)> = sources().into_iter().filter_map(place).collect();
     assert_eq!(documented, there);
 }
 
@@ -65,7 +67,7 @@ fn every_arrow_of_the_document_is_used() {
 #[test]
 fn no_type_name_is_defined_twice() {
     let mut defined: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    for path in files("src", "rs") {
+    for path in sources() {
         let text = without_comments(&fs::read_to_string(&path).unwrap());
         for line in text.lines() {
             let item = without_visibility(line.trim_start());
@@ -86,7 +88,7 @@ fn crates_are_named_only_in_their_modules() {
     let homes = homes();
     assert!(homes.contains_key("tonic"), "{homes:?}");
     let mut strays = Vec::new();
-    for path in files("src", "rs") {
+    for path in sources() {
         let Some(module) = module_of(&path) else { continue };
         let code = without_comments(&fs::read_to_string(&path).unwrap());
         for (number, line) in code.lines().enumerate() {
@@ -154,7 +156,7 @@ fn violations(rule: &Rule, arrows: &[Arrow]) -> Vec<String> {
 }
 
 fn arrows_of_sources() -> Vec<Arrow> {
-    let paths = files("src", "rs");
+    let paths = sources();
     let texts: Vec<(PathBuf, String)> = paths
         .into_iter()
         .map(|path| {
@@ -235,10 +237,10 @@ fn first_names(text: &str) -> Vec<&str> {
     names
 }
 
-/// How many modules deep a file's code is: 1 for `src/cache/mod.rs`.
+/// How many modules deep a file's code is: 1 for `crates/model-cache/src/cache/mod.rs`.
 fn levels(path: &Path) -> usize {
     let is_directory = path.file_name().is_some_and(|name| name == "mod.rs");
-    path.components().count() - 1 - usize::from(is_directory)
+    below_src(path).components().count() - usize::from(is_directory)
 }
 
 fn start_of_tests(code: &str) -> usize {
@@ -307,7 +309,7 @@ fn mentions_crate(line: &str, name: &str) -> bool {
 /// The table of modules.
 fn rule() -> Rule {
     let rows = table("ARCHITECTURE.md", "| Module |");
-    rows.into_iter().map(|cells| (quoted(&cells[0]).remove(0), set(&cells[2]))).collect()
+    rows.into_iter().map(|cells| (quoted(&cells[0]).remove(0), set(&cells[3]))).collect()
 }
 
 /// The table of crates that few modules use.
@@ -326,8 +328,22 @@ fn set(cell: &str) -> BTreeSet<String> {
 
 /// The top-level module that a file belongs to; none for `lib.rs` and `main.rs`.
 fn module_of(path: &Path) -> Option<String> {
-    let below = path.strip_prefix(root().join("src")).ok()?;
+    let below = below_src(path.strip_prefix(root()).ok()?);
     let first = below.components().next()?.as_os_str().to_str()?;
     let module = first.strip_suffix(".rs").unwrap_or(first);
     (!matches!(module, "lib" | "main")).then(|| module.to_owned())
+}
+
+/// The crate that a file belongs to, by its directory; `driver` for the one at the root.
+fn crate_of(path: &Path) -> Option<String> {
+    let mut parts = path.strip_prefix(root()).ok()?.components();
+    match parts.next()?.as_os_str().to_str()? {
+        "crates" => Some(parts.next()?.as_os_str().to_str()?.to_owned()),
+        _ => Some("driver".to_owned()),
+    }
+}
+
+/// A path from the root without the directory of its crate's sources.
+fn below_src(path: &Path) -> PathBuf {
+    path.components().skip_while(|part| part.as_os_str() != "src").skip(1).collect()
 }

@@ -9,7 +9,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use crate::support::documents::{files, quoted, read, root, shown, table};
+use crate::support::documents::{files, quoted, read, root, shown, sources, table};
 use serde_json::Value;
 
 use oci_model_csi::ErrorKind;
@@ -49,7 +49,7 @@ fn the_documented_metrics_are_those_that_are_served() {
     let text = metrics.to_text();
     let served = served_metrics(&text);
     // Its rows end with a semicolon; the version of the build is no row.
-    let defs = read("src/metrics/defs.rs");
+    let defs = read("crates/foundation/src/metrics/defs.rs");
     let (_, rows) = defs.split_once("\nmetrics! {\n").expect("the table of metrics");
     let rows = rows.split_once("\n}\n").expect("its end").0.matches("\";").count();
     assert_eq!(served.len(), rows + 1, "a metric with labels is not counted by this test");
@@ -260,9 +260,9 @@ fn the_documented_codes_are_those_of_the_driver() {
 
 #[test]
 fn every_test_that_a_document_names_exists() {
-    let anywhere: String = ["src", "tests"]
+    let anywhere: String = sources()
         .into_iter()
-        .flat_map(|directory| files(directory, "rs"))
+        .chain(files("tests", "rs"))
         .map(|path| fs::read_to_string(path).unwrap())
         .collect();
     let mut seen = 0;

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::support::commands::Commands;
-use crate::support::documents::files;
+use crate::support::documents::sources;
 use crate::support::driver::{Setup, with_budget};
 use crate::support::invariants::{Descriptors, Kind, Tally, check_invariants};
 use crate::support::kubelet::is_final;
@@ -50,7 +50,7 @@ fn every_step_is_reached_by_a_test_and_named_by_the_code() {
     assert_eq!(listed.len(), STEPS.len(), "a step is in the list twice");
     assert_eq!(tested, listed);
     let mut named = BTreeSet::new();
-    for path in files("src", "rs") {
+    for path in sources() {
         let text = fs::read_to_string(&path).unwrap();
         for rest in text.split("abort_point::reach(").skip(1) {
             let name = rest.strip_prefix('"').and_then(|rest| rest.split_once('"'));

@@ -8,7 +8,8 @@ use crate::manage::{
     CacheListing, Collection, CommandAnswer, ModelEntry, Pins, PrefetchResult, PrefetchState,
     Removal, VerifyReport,
 };
-use crate::model::{duration_text, shown, size_text};
+use crate::model::{duration_text, size_text};
+use crate::text::shown;
 
 /// Digits of keys and revisions in tables.
 const DIGITS: usize = 12;

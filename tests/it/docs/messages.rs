@@ -1,13 +1,13 @@
 //! Messages and their page, `docs/errors.md`, compared in both directions: each message of the code
 //! has a row, and each message that a row quotes is in the code.
 //!
-//! A message is any sentence in a string literal of `src/`. Literals that are not messages are left
+//! A message is any sentence in a string literal of the sources. Literals that are not messages are left
 //! out by the call that they are an argument of, by file, or by name, each with a reason.
 
 use std::collections::BTreeSet;
 use std::fs;
 
-use crate::support::documents::{files, quoted, read, shown};
+use crate::support::documents::{quoted, read, shown, sources};
 
 #[path = "literals.rs"]
 mod literals;
@@ -39,11 +39,11 @@ const OTHER_CALLS: [(&str, &str); 19] = [
 
 /// Files and directories without messages.
 const OTHER_FILES: [(&str, &str); 10] = [
-    ("src/metrics/", "names and help of metrics"),
+    ("crates/foundation/src/metrics/", "names and help of metrics"),
     ("src/node/", "only logged"),
     ("src/volume/event_recorder.rs", "events, which docs/events.md has"),
     ("src/cli/cache/show.rs", "output of commands that succeed"),
-    ("src/oci/sdk_signer.rs", "disagreement of two signers, a bug"),
+    ("crates/object-storage/src/oci/sdk_signer.rs", "disagreement of two signers, a bug"),
     // Those of keys and values name the file, the line, the key and what is valid there.
     ("src/config/amount.rs", "values of the configuration"),
     ("src/config/fields.rs", "values of the configuration"),
@@ -156,7 +156,7 @@ fn every_quoted_message_exists_in_the_code() {
         .filter(|(_, part)| !is_said(part))
         .map(|(row, part)| format!("{part:?} of {row:?}"))
         .collect();
-    assert!(unsaid.is_empty(), "no string literal of src/ has\n{}", unsaid.join("\n"));
+    assert!(unsaid.is_empty(), "no string literal of the sources has\n{}", unsaid.join("\n"));
     assert!(rows.len() > 250, "{} messages", rows.len());
 }
 
@@ -255,12 +255,12 @@ fn rows() -> Vec<String> {
         .collect()
 }
 
-/// The literals of `src/`, without those of its tests, by file.
+/// The literals of the sources, without those of its tests, by file.
 fn production() -> Vec<(String, Literal)> {
     let mut found = Vec::new();
-    for path in files("src", "rs") {
+    for path in sources() {
         let place = shown(&path);
-        if place.contains("test") || place.ends_with("/fake.rs") {
+        if place.contains("test") || place.starts_with("crates/fake-source/") {
             continue;
         }
         let source = fs::read_to_string(&path).unwrap();

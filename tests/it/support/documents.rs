@@ -38,6 +38,21 @@ pub(crate) fn files(directory: &str, extension: &str) -> Vec<PathBuf> {
     found
 }
 
+/// The directories of Rust sources: that of the driver, and one for each crate below it.
+pub(crate) fn source_directories() -> Vec<String> {
+    let crates = fs::read_dir(root().join("crates")).unwrap();
+    let mut found: Vec<String> =
+        crates.map(|entry| format!("{}/src", shown(&entry.unwrap().path()))).collect();
+    found.push("src".to_owned());
+    found.sort();
+    found
+}
+
+/// The Rust sources of the driver and of the crates below it.
+pub(crate) fn sources() -> Vec<PathBuf> {
+    source_directories().iter().flat_map(|directory| files(directory, "rs")).collect()
+}
+
 /// The rows of the table that begins with this header, as cells.
 pub(crate) fn table(document: &str, header: &str) -> Vec<Vec<String>> {
     let rows: Vec<Vec<String>> = read(document)

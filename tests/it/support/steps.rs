@@ -1,4 +1,4 @@
-//! The steps of `src/abort_point.rs`, by the operation that reaches them, with
+//! The steps of `crates/foundation/src/abort_point.rs`, by the operation that reaches them, with
 //! the number of times that one publish or unpublish of a
 //! [`Model`](super::pods::Model) of two shards does so.
 

@@ -1,0 +1,471 @@
+//! The flight of a model: everything from a resolved revision to a complete model
+//! in the cache.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::{TryStreamExt, stream};
+use tracing::Instrument as _;
+
+use super::progress::{BlobProgress, FillProgress, Phase};
+use super::slots::{Candidate, DownloadSlot};
+use crate::blocking::blocking;
+use crate::cache::CacheInner;
+use crate::cache::space::policy::Space;
+use crate::cache::space::reservations::{BLOCK, SpaceRequest};
+use crate::cache::space::shortfall::Shortfall;
+use crate::cache::store::durability::Unsynced;
+use crate::cache::store::models::CachedModel;
+use crate::download::{Check, Engine, FairShare, ObjectVersion, Origin, Staging};
+use crate::error::{Error, ErrorKind, Result};
+use crate::flight::{MEMO, Waiter};
+use crate::model::{BlobId, Manifest, ManifestFile, progress_text};
+use crate::source::{Bucket, ObjectName};
+use crate::text::shown;
+
+/// Blobs of one model that download concurrently. The engine limits requests; this
+/// only bounds the tasks of a model with many thousand files.
+const BLOBS_AT_ONCE: usize = 64;
+
+/// From this many files on, a model is large: only one large model downloads at a
+/// time.
+const LARGE: usize = 20_000;
+
+/// Longest interval between two attempts of a model that waits for space.
+const SPACE_POLL: Duration = Duration::from_secs(5);
+
+/// Shortest interval between them.
+const SPACE_PAUSE: Duration = Duration::from_millis(200);
+
+/// Checks, a fifth of [`MEMO`] apart, whether a remembered failure has expired.
+const MEMO_CHECKS: u32 = 20;
+
+/// Adds one model to the cache.
+pub(in crate::cache) async fn fill(
+    inner: Arc<CacheInner>,
+    engine: Engine,
+    manifest: Arc<Manifest>,
+    title: String,
+    progress: Arc<FillProgress>,
+) -> Result<CachedModel> {
+    let ticker = async {
+        let mut second = tokio::time::interval(Duration::from_secs(1));
+        loop {
+            second.tick().await;
+            progress.sample();
+        }
+    };
+    let work = steps(&inner, &engine, &manifest, &title, &progress);
+    let done = tokio::select! {
+        done = work => done,
+        () = ticker => Err(Error::internal("a timer ended")),
+    };
+    if let Err(error) = &done {
+        tracing::warn!(%error, "model download failed");
+    }
+    done
+}
+
+async fn steps(
+    inner: &Arc<CacheInner>,
+    engine: &Engine,
+    manifest: &Arc<Manifest>,
+    title: &str,
+    progress: &Arc<FillProgress>,
+) -> Result<CachedModel> {
+    let mut warned = false;
+    loop {
+        match attempt(inner, engine, manifest, title, progress).await? {
+            FillOutcome::Complete(model) => {
+                if progress.share().is_urgent() {
+                    inner.await_pod(&model);
+                }
+                return Ok(model);
+            }
+            FillOutcome::Retry => {}
+            FillOutcome::NoSpace(shortfall) => {
+                let error = shortfall.error(title);
+                if !progress.share().is_urgent() {
+                    // Only pods wait for space.
+                    return Err(error);
+                }
+                // Repeated every few seconds, so warn only once.
+                let error = shortfall.error_of_pod(title, None);
+                match std::mem::replace(&mut warned, true) {
+                    false => tracing::warn!("{error}"),
+                    true => tracing::debug!("{error}"),
+                }
+                progress.short(Some(*shortfall));
+                wait_for_space(inner, progress).await;
+            }
+        }
+    }
+}
+
+enum FillOutcome {
+    Complete(CachedModel),
+    /// Space was freed for it; try again.
+    Retry,
+    /// It does not fit now.
+    NoSpace(Box<Shortfall>),
+}
+
+/// Waits until there may be space: the cache released or deleted something, a
+/// caller asked again, or time has passed for others to free some.
+async fn wait_for_space(inner: &CacheInner, progress: &FillProgress) {
+    tokio::select! {
+        () = inner.space_freed.notified() => {}
+        () = progress.asked_again() => {}
+        () = tokio::time::sleep(SPACE_POLL) => {}
+    }
+    // A hundred pods that ask at once cause one attempt.
+    tokio::time::sleep(SPACE_PAUSE).await;
+}
+
+async fn attempt(
+    inner: &Arc<CacheInner>,
+    engine: &Engine,
+    manifest: &Arc<Manifest>,
+    title: &str,
+    progress: &Arc<FillProgress>,
+) -> Result<FillOutcome> {
+    let candidate = Candidate {
+        share: progress.share().clone(),
+        origin: origin(manifest),
+        // Tracking each file of a download takes as much memory as the manifest.
+        large: manifest.files.len() >= LARGE,
+    };
+    let slot = inner.model_slots.take(&candidate).await;
+    let preparing = progress.share().own_work();
+    if progress.snapshot().phase != Phase::WaitingForSpace {
+        progress.enter(Phase::Checking);
+    }
+    // Another flight may have ended after the caller looked, and a suspect of an
+    // earlier process may be intact.
+    let (found, _held) = {
+        let (inner, manifest) = (Arc::clone(inner), Arc::clone(manifest));
+        blocking(move || {
+            let held = inner.holds.blobs(manifest.files.iter().map(|file| file.blob.clone()));
+            Ok((inner.check_model(&manifest.key())?, held))
+        })
+        .await?
+    };
+    if let Some(model) = found {
+        return Ok(FillOutcome::Complete(model));
+    }
+    let missing = missing(inner, manifest).await?;
+    let directories = u64::try_from(manifest.all_directories().len()).unwrap_or(u64::MAX);
+    let wanted = SpaceRequest {
+        missing: missing.iter().map(|file| (file.blob.clone(), file.size)).collect(),
+        // The tree's files are links. Counted are its directories, and five more: its
+        // root, the model's directory, the manifest, the summary and `durable`.
+        tree: Space {
+            bytes: directories.saturating_mul(BLOCK).saturating_add(manifest.stored_bytes()),
+            inodes: directories.saturating_add(5),
+        },
+    };
+    let admitted = {
+        let (inner, wanted) = (Arc::clone(inner), wanted.clone());
+        blocking(move || inner.admit(&wanted)).await?
+    };
+    let reservation = match admitted {
+        Ok(reservation) => reservation,
+        Err(shortfall) => return Ok(FillOutcome::NoSpace(Box::new(shortfall))),
+    };
+    progress.short(None);
+    let to_come: u64 = missing.iter().map(|file| file.size).fold(0, u64::saturating_add);
+    progress.start(manifest.bytes(), manifest.bytes().saturating_sub(to_come));
+    drop(preparing);
+    let fetching = Fetching { inner, engine, manifest, title, progress };
+    let outcome = fetching.run(slot, &candidate, missing).await;
+    drop(reservation);
+    match outcome {
+        Ok(model) => Ok(FillOutcome::Complete(model)),
+        Err(error) if error.kind() == ErrorKind::NoSpace => {
+            let done = progress.snapshot().done;
+            wait_for_flights(inner, &wanted).await;
+            make_room(inner, &wanted).await;
+            let (evicting, wanted_) = (Arc::clone(inner), wanted.clone());
+            if blocking(move || evicting.evict_for_quota(&wanted_)).await? {
+                return Ok(FillOutcome::Retry);
+            }
+            let cause = format!(
+                "the disk ran full after {} of it ({}); that is kept",
+                progress_text(done, manifest.bytes()),
+                shown(error.message(), 300)
+            );
+            let inner = Arc::clone(inner);
+            let shortfall = blocking(move || inner.cut_short(&wanted, cause)).await?;
+            Ok(FillOutcome::NoSpace(Box::new(shortfall)))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Returns the bucket that a model comes from.
+fn origin(manifest: &Manifest) -> Arc<Origin> {
+    let source = &manifest.source;
+    let bucket = Bucket::new(source.namespace.as_str(), source.bucket.as_str());
+    Arc::new(Origin { location: source.location.clone(), bucket })
+}
+
+/// The download of one model.
+struct Fetching<'a> {
+    inner: &'a Arc<CacheInner>,
+    engine: &'a Engine,
+    manifest: &'a Arc<Manifest>,
+    title: &'a str,
+    progress: &'a Arc<FillProgress>,
+}
+
+impl Fetching<'_> {
+    /// Downloads and commits the model. When it must yield its slot it pauses, and
+    /// keeps what has arrived and its reservation.
+    async fn run(
+        &self,
+        mut slot: DownloadSlot,
+        candidate: &Candidate,
+        mut missing: Vec<ManifestFile>,
+    ) -> Result<CachedModel> {
+        let Self { inner, engine, manifest, title, progress } = *self;
+        loop {
+            let arrived = tokio::select! {
+                biased;
+                arrived = download(inner, engine, manifest, &missing, title, progress) => {
+                    Some(arrived?)
+                }
+                () = slot.asked_to_yield() => None,
+            };
+            if arrived.is_some() {
+                break;
+            }
+            tracing::info!("the download yields its slot to another model");
+            progress.yield_slot();
+            drop(missing);
+            slot = inner.model_slots.take_again(candidate, slot).await;
+            let _own = progress.share().own_work();
+            missing = self::missing(inner, manifest).await?;
+            let to_come: u64 = missing.iter().map(|file| file.size).fold(0, u64::saturating_add);
+            progress.start(manifest.bytes(), manifest.bytes().saturating_sub(to_come));
+        }
+        let _own = progress.share().own_work();
+        progress.enter(Phase::Finishing);
+        let model = commit(inner, manifest).await;
+        drop(slot);
+        model
+    }
+}
+
+async fn download(
+    inner: &Arc<CacheInner>,
+    engine: &Engine,
+    manifest: &Arc<Manifest>,
+    missing: &[ManifestFile],
+    title: &str,
+    progress: &Arc<FillProgress>,
+) -> Result<()> {
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let bytes = missing.iter().map(|file| file.size).fold(0, u64::saturating_add);
+    let (revision, objects) = (manifest.revision.as_str(), missing.len());
+    tracing::info!(revision, objects, bytes, "downloading");
+    let started = Instant::now();
+    inner.metrics.downloads_in_flight.inc();
+    let _counted = InFlight(inner);
+    stream::iter(missing.iter().map(Ok))
+        .try_for_each_concurrent(BLOBS_AT_ONCE, |file| async {
+            let mut waiter = join_blob(inner, engine, manifest, file, progress.share());
+            progress.add_part(Arc::clone(&waiter.progress().progress));
+            waiter.completed().await?;
+            if waiter.progress().check() == Some(Check::UnknownLayout) {
+                progress.add_unverified(&file.path);
+            }
+            Ok(())
+        })
+        .await
+        .map_err(|error: Error| error.context(format!("downloading {title}")))?;
+    let seconds = started.elapsed().as_secs_f64();
+    inner.metrics.download_duration.observe(seconds);
+    tracing::info!(revision, objects, bytes, seconds, "downloaded");
+    Ok(())
+}
+
+/// Releases the preallocated blocks of bytes that have not arrived, after the disk
+/// ran full. Bytes that have arrived are kept, to be resumed.
+///
+/// A blob that another model downloads is left alone, since its file is being
+/// written. So the release is itself a flight of the blob: no download of it can
+/// begin meanwhile.
+async fn make_room(inner: &Arc<CacheInner>, wanted: &SpaceRequest) {
+    for (id, _) in &wanted.missing {
+        let mut waiter = give_back(inner, id);
+        // The failed flight is remembered for a moment, and its blob took the most.
+        for _ in 0..MEMO_CHECKS {
+            if !(waiter.joined() && waiter.is_over()) {
+                break;
+            }
+            drop(waiter);
+            tokio::time::sleep(MEMO / 5).await;
+            waiter = give_back(inner, id);
+        }
+        if waiter.joined() {
+            continue;
+        }
+        match waiter.completed().await {
+            Err(error) if error.kind() != ErrorKind::InProgress => {
+                tracing::warn!(%error, "releasing the preallocated blocks of a download failed");
+            }
+            _ => {}
+        }
+    }
+}
+
+fn give_back(inner: &CacheInner, id: &BlobId) -> Waiter<BlobProgress, ()> {
+    let staging = inner.staging_of(id);
+    let progress = BlobProgress::new(FairShare::background());
+    inner.blob_flights.join(id.clone(), progress, move |_| async move {
+        blocking(move || match staging.data.exists() {
+            true => staging.give_back_unwritten(),
+            false => Ok(()),
+        })
+        .await?;
+        // A caller that joined this flight wants the blob, which does not exist.
+        let text = "the disk ran full; the download will be retried";
+        Err(Error::new(ErrorKind::InProgress, text))
+    })
+}
+
+/// Waits for the flights of the model's other blobs, which end soon after the one
+/// that failed.
+async fn wait_for_flights(inner: &CacheInner, wanted: &SpaceRequest) {
+    let ours: HashSet<_> = wanted.missing.iter().map(|(id, _)| id).collect();
+    for _ in 0..100 {
+        if !inner.blob_flights.running().iter().any(|(id, _)| ours.contains(id)) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+struct InFlight<'a>(&'a CacheInner);
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.metrics.downloads_in_flight.dec();
+    }
+}
+
+/// Lists the files whose blobs must be downloaded, each blob once, small ones first:
+/// a loader starts with the configuration and the tokenizer.
+pub(in crate::cache) async fn missing(
+    inner: &Arc<CacheInner>,
+    manifest: &Arc<Manifest>,
+) -> Result<Vec<ManifestFile>> {
+    let (inner, manifest) = (Arc::clone(inner), Arc::clone(manifest));
+    blocking(move || {
+        let mut seen = HashSet::new();
+        let mut missing = Vec::new();
+        for file in manifest.files.iter().filter(|file| seen.insert(file.blob.clone())) {
+            let there = inner.find_blob(&file.blob)?.is_some_and(|blob| blob.size == file.size);
+            if !there && !inner.find_by_content(&manifest, file)? {
+                missing.push(file.clone());
+            }
+        }
+        missing.sort_by(|a, b| (a.size, &a.path).cmp(&(b.size, &b.path)));
+        Ok(missing)
+    })
+    .await
+}
+
+fn join_blob(
+    inner: &Arc<CacheInner>,
+    engine: &Engine,
+    manifest: &Arc<Manifest>,
+    file: &ManifestFile,
+    share: &FairShare,
+) -> Waiter<BlobProgress, ()> {
+    let id = file.blob.clone();
+    let (inner_, engine, manifest, file) =
+        (Arc::clone(inner), engine.clone(), Arc::clone(manifest), file.clone());
+    let started = BlobProgress::new(share.clone());
+    let waiter = inner.blob_flights.join(id, started, move |progress| {
+        fetch_blob(inner_, engine, manifest, file, progress).in_current_span()
+    });
+    waiter.progress().demand.join(share);
+    waiter
+}
+
+async fn fetch_blob(
+    inner: Arc<CacheInner>,
+    engine: Engine,
+    manifest: Arc<Manifest>,
+    file: ManifestFile,
+    blob: Arc<BlobProgress>,
+) -> Result<()> {
+    let id: BlobId = file.blob.clone();
+    let _counted = inner.reservations.extend(&id, file.size);
+    // Two models may share a blob; the second flight finds it complete.
+    let known = {
+        let (inner, id) = (Arc::clone(&inner), id.clone());
+        blocking(move || inner.find_blob(&id)).await?
+    };
+    if known.is_some_and(|blob| blob.size == file.size) {
+        return Ok(());
+    }
+    let source = &manifest.source;
+    let bucket = Arc::new(Bucket::new(source.namespace.as_str(), source.bucket.as_str()));
+    let name = manifest.object_name(&file);
+    let staging = inner.staging_of(&id);
+    let object = ObjectVersion {
+        name: ObjectName::new(bucket, name.clone()),
+        size: file.size,
+        etag: file.etag.clone(),
+        md5: file.md5.clone(),
+    };
+    let (demand, progress) = (blob.demand.clone(), Arc::clone(&blob.progress));
+    let downloaded = engine.download(object, staging, demand, progress).await;
+    let verified = match downloaded {
+        Err(error) if error.kind() == ErrorKind::Changed => {
+            // This version is gone from the bucket; free its blocks.
+            blocking(move || inner.blobs.abandon(&id)).await?;
+            return Err(error);
+        }
+        other => other?,
+    };
+    blob.verified(verified.check);
+    blocking(move || {
+        inner.blobs.commit(&id, &name, file.size, verified)?;
+        inner.index_content(&manifest, &file, verified.check)
+    })
+    .await
+}
+
+async fn commit(inner: &Arc<CacheInner>, manifest: &Arc<Manifest>) -> Result<CachedModel> {
+    let (inner, manifest) = (Arc::clone(inner), Arc::clone(manifest));
+    blocking(move || {
+        let model = inner.models.commit(&manifest)?;
+        inner.make_durable(&model, &manifest);
+        // A commit may have moved a torn model and torn blobs to the trash.
+        inner.trash_filled.notify_one();
+        Ok(model)
+    })
+    .await
+}
+
+impl CacheInner {
+    fn staging_of(&self, id: &BlobId) -> Staging {
+        Staging { data: self.layout.part(id), journal: self.layout.journal(id) }
+    }
+
+    /// Queues a complete model for the next sync, unless it is durable already.
+    pub(in crate::cache) fn make_durable(&self, model: &CachedModel, manifest: &Manifest) {
+        if self.models.is_durable(&model.key) {
+            return;
+        }
+        let blobs = manifest.files.iter().map(|file| &file.blob);
+        let blobs = blobs.filter(|id| !self.blobs.is_durable(id)).cloned().collect();
+        self.syncer.enqueue(Unsynced::Model { model: model.key.clone(), blobs });
+    }
+}

@@ -1,0 +1,478 @@
+//! From one object to one verified file.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::task::JoinSet;
+use tokio_util::task::AbortOnDropHandle;
+use tracing::Instrument as _;
+
+use super::expected::Expected;
+use super::limiter::{ConcurrencyLimiter, ObjectDownload, Origin};
+use super::md5::{self, MultipartLayouts};
+use super::pace::RateLimiter;
+use super::range::{self, RangeJob};
+use super::target::DownloadTarget;
+use super::{Check, FairShare, Interest, ObjectProgress, Verified};
+use crate::abort_point;
+use crate::error::{Error, ErrorKind, Result};
+use crate::metrics::Metrics;
+use crate::source::{Bucket, ObjectHead, ObjectName, ObjectSource, RetryPolicy};
+use crate::sync::lock;
+use crate::text::shown;
+
+/// Times that an object is downloaded before its bytes are reported as damaged.
+const ROUNDS: u32 = 3;
+
+/// Which checksums are compared.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Verify {
+    /// The strongest one that the object has.
+    #[default]
+    Always,
+    /// No MD5 of objects over 1 GiB.
+    Cheap,
+    /// As `Always`, and objects without a usable checksum are refused.
+    Strict,
+}
+
+/// One version of an object, as the listing has it.
+#[derive(Debug, Clone)]
+pub struct ObjectVersion {
+    /// The object's name.
+    pub name: ObjectName,
+    /// Its size in bytes.
+    pub size: u64,
+    /// The ETag of the version.
+    pub etag: String,
+    /// The listing's `md5`, which is used where headers have no checksum.
+    pub md5: Option<String>,
+}
+
+/// The options of an engine.
+#[derive(Debug, Clone)]
+pub struct EngineOptions {
+    /// The most requests at once, over all downloads.
+    pub concurrency: usize,
+    /// Bytes per second of all downloads together; `None` is no limit.
+    pub bandwidth: Option<u64>,
+    /// Bytes per request.
+    pub range_size: u64,
+    /// Which checksums are compared.
+    pub verify: Verify,
+    /// Push data to the disk while it arrives (for a cache that will sync it).
+    pub write_back: bool,
+    /// Delays between attempts.
+    pub retry: RetryPolicy,
+}
+
+/// The files of a download: the data and its journal. Both remain when it is
+/// interrupted, and the next download of the same object version continues there.
+#[derive(Debug, Clone)]
+pub struct Staging {
+    /// The data, preallocated to the object's size.
+    pub data: PathBuf,
+    /// The journal of finished ranges.
+    pub journal: PathBuf,
+}
+
+/// The download engine; cheap to clone. Its workers run on threads of their
+/// own, which end when the last clone is dropped.
+#[derive(Clone)]
+pub struct Engine(Arc<EngineInner>);
+
+struct EngineInner {
+    options: EngineOptions,
+    limiter: ConcurrencyLimiter,
+    pace: Option<RateLimiter>,
+    metrics: Arc<Metrics>,
+    workers: Handle,
+    runtime: Mutex<Option<Runtime>>,
+}
+
+impl Drop for EngineInner {
+    fn drop(&mut self) {
+        if let Some(runtime) = lock(&self.runtime).take() {
+            // Waiting here could block an async caller without end.
+            runtime.shutdown_background();
+        }
+    }
+}
+
+impl Engine {
+    /// Starts an engine; each download has its own clients.
+    ///
+    /// # Errors
+    /// `Internal` when the system starts no threads.
+    pub fn new(options: EngineOptions, metrics: Arc<Metrics>) -> Result<Self> {
+        let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+        let runtime = Builder::new_multi_thread()
+            .thread_name("download")
+            .worker_threads(cores.clamp(2, 16))
+            .enable_all()
+            .build()
+            .map_err(|e| Error::io("starting the download threads", &e))?;
+        let limiter = ConcurrencyLimiter::new(options.concurrency.max(1));
+        let pace = options.bandwidth.map(RateLimiter::new);
+        let workers = runtime.handle().clone();
+        let runtime = Mutex::new(Some(runtime));
+        Ok(Self(Arc::new(EngineInner { options, limiter, pace, metrics, workers, runtime })))
+    }
+
+    pub(super) fn limiter(&self) -> &ConcurrencyLimiter {
+        &self.0.limiter
+    }
+
+    pub(super) fn pace(&self) -> Option<&RateLimiter> {
+        self.0.pace.as_ref()
+    }
+
+    pub(super) fn metrics(&self) -> &Metrics {
+        &self.0.metrics
+    }
+
+    pub(super) fn retry(&self) -> &RetryPolicy {
+        &self.0.options.retry
+    }
+
+    /// Downloads one object version into the staging file and verifies it.
+    /// `interest` lists the models that want it, and so decides when its requests are admitted.
+    ///
+    /// Cancellation safe: dropping the future stops the workers, and what they
+    /// wrote is in the journal.
+    ///
+    /// # Errors
+    /// `Changed` when the object is no longer this version; `Unavailable` when
+    /// Object Storage cannot be reached long enough; `Corrupt` when the bytes
+    /// fail their checksum repeatedly; `Precondition` when no checksum proves
+    /// them under [`Verify::Strict`]; `NoSpace` when the disk is full.
+    pub async fn download(
+        &self,
+        object: ObjectVersion,
+        staging: Staging,
+        interest: Interest,
+        progress: Arc<ObjectProgress>,
+    ) -> Result<Verified> {
+        let engine = self.clone();
+        let run = async move { engine.run(object, staging, interest, progress).await };
+        let work = self.0.workers.spawn(run.in_current_span());
+        match AbortOnDropHandle::new(work).await {
+            Ok(result) => result,
+            Err(error) => Err(Error::internal(format!("a download task failed: {error}"))),
+        }
+    }
+
+    /// Checks a file against the object's checksums. `None` when they differ, or
+    /// when no checksum can prove the content. The file is only read.
+    ///
+    /// # Errors
+    /// As [`Engine::download`], without `Corrupt`.
+    pub async fn verify(
+        &self,
+        client: &Arc<dyn ObjectSource>,
+        object: ObjectVersion,
+        path: &Path,
+        progress: Arc<ObjectProgress>,
+    ) -> Result<Option<Verified>> {
+        let (engine, size, path) = (self.clone(), object.size, path.to_owned());
+        let share = FairShare::urgent();
+        share.add_reader(client);
+        let work = self.0.workers.spawn(async move {
+            let local = path.display().to_string();
+            let adopted =
+                tokio::task::spawn_blocking(move || DownloadTarget::adopt(&path, size, progress));
+            let adopted = adopted.await.map_err(|e| Error::internal(format!("{local}: {e}")))?;
+            let target = adopted.map_err(|e| Error::io(format!("reading {local}"), &e))?;
+            let Some(target) = target else { return Ok(None) };
+            if size == 0 {
+                return Ok(Some(Verified { crc32c: 0, check: Check::Empty }));
+            }
+            // Local bytes need no permit for the network.
+            let download = engine.object_download(&object.name, size, Interest::of(share)).await?;
+            let target = Arc::new(target);
+            let job = RangeJob::new(engine.clone(), object, target, download);
+            let expected = engine.expected(&job, &engine.head(&job).await?)?;
+            // The ETag proves nothing about bytes that did not come from the object.
+            let unproved = |check| matches!(check, Check::SizeAndEtag | Check::UnknownLayout);
+            if expected.unprovable().is_some() {
+                return Ok(None);
+            }
+            let md5 = Self::follow(&job, &expected);
+            let (crc32c, check) = engine.prove(&job, expected, md5).await?;
+            let check = check.filter(|check| !unproved(*check));
+            Ok(check.map(|check| Verified { crc32c, check }))
+        });
+        match AbortOnDropHandle::new(work).await {
+            Ok(result) => result,
+            Err(error) => Err(Error::internal(format!("a verifying task failed: {error}"))),
+        }
+    }
+
+    /// Stops all workers and waits for them, so that their journals are
+    /// complete. Blocks at most `grace`; the engine cannot be used afterwards.
+    pub fn stop(&self, grace: Duration) {
+        let runtime = lock(&self.0.runtime).take();
+        if let Some(runtime) = runtime {
+            runtime.shutdown_timeout(grace);
+        }
+    }
+
+    async fn run(
+        &self,
+        object: ObjectVersion,
+        staging: Staging,
+        interest: Interest,
+        progress: Arc<ObjectProgress>,
+    ) -> Result<Verified> {
+        let size = object.size;
+        let download = self.object_download(&object.name, size, interest.clone()).await?;
+        let opening = interest.own_work();
+        let target = self.open(&object, staging, progress).await?;
+        drop(opening);
+        let job = RangeJob::new(self.clone(), object, target, download);
+        let verified = match size {
+            0 => Verified { crc32c: 0, check: Check::Empty },
+            _ => self.rounds(&job).await?,
+        };
+        abort_point::reach("download-5");
+        interest.progressed();
+        self.metrics().verified(verified.check.label(), true);
+        Ok(verified)
+    }
+
+    /// The object's entry in the limiter.
+    async fn object_download(
+        &self,
+        object: &ObjectName,
+        size: u64,
+        interest: Interest,
+    ) -> Result<ObjectDownload> {
+        let reader = interest.reader().ok_or_else(|| {
+            Error::internal(format!("no client reads {}", shown(&object.name, 200)))
+        })?;
+        let location = reader.location().await?;
+        let origin = Origin { location, bucket: Bucket::clone(&object.bucket) };
+        Ok(ObjectDownload::new(interest, size, Arc::new(origin)))
+    }
+
+    async fn open(
+        &self,
+        object: &ObjectVersion,
+        staging: Staging,
+        progress: Arc<ObjectProgress>,
+    ) -> Result<Arc<DownloadTarget>> {
+        let (size, etag) = (object.size, object.etag.clone());
+        let write_back = self.0.options.write_back;
+        let data = staging.data.display().to_string();
+        let opened = tokio::task::spawn_blocking(move || {
+            DownloadTarget::open(&staging.data, &staging.journal, size, &etag, progress, write_back)
+        });
+        let opened = opened.await.map_err(|e| Error::internal(format!("opening {data}: {e}")))?;
+        let name = shown(&object.name.name, 200);
+        let target = opened.map_err(|e| {
+            Error::io(format!("making room for {size} bytes of {name} in {data}"), &e)
+        })?;
+        Ok(Arc::new(target))
+    }
+
+    /// Downloads until the bytes are proved, or proved damaged.
+    async fn rounds(&self, job: &RangeJob) -> Result<Verified> {
+        let mut before = None;
+        for round in 1..=ROUNDS {
+            let (crc32c, check) = self.round(job).await?;
+            if let Some(check) = check {
+                return Ok(Verified { crc32c, check });
+            }
+            self.metrics().verified("content", false);
+            tracing::warn!(object = job.object.name, round, "bytes fail their checksum");
+            // Bytes that arrive the same twice were not damaged on the way.
+            if before == Some(crc32c) {
+                return Err(job.damaged(round, ", with the same bytes each time"));
+            }
+            before = Some(crc32c);
+            if round < ROUNDS {
+                job.target.restart().map_err(|e| Error::io("restarting the journal", &e))?;
+            }
+        }
+        Err(job.damaged(ROUNDS, ""))
+    }
+
+    /// One download of what is missing, and the proof: the CRC of the content,
+    /// and the check that it passed, if any.
+    async fn round(&self, job: &RangeJob) -> Result<(u32, Option<Check>)> {
+        let size = job.target.size();
+        let missing = job.target.missing(self.0.options.range_size);
+        // A small object's plain GET returns the checksums too.
+        let whole = missing.len() == 1 && missing[0] == (0..size);
+        let (expected, md5) = if whole {
+            let head = range::fetch(job, 0..size, true).await?;
+            let head = match head {
+                Some(head) => head,
+                None => self.head(job).await?,
+            };
+            let expected = self.admit(job, self.expected(job, &head)?)?;
+            let md5 = Self::follow(job, &expected);
+            (expected, md5)
+        } else {
+            let expected = self.expected(job, &self.head(job).await?)?;
+            let expected = self.admit(job, expected)?;
+            let md5 = Self::follow(job, &expected);
+            self.fetch_all(job, missing).await?;
+            (expected, md5)
+        };
+        abort_point::reach("download-4");
+        self.prove(job, expected, md5).await
+    }
+
+    /// The CRC of the whole content, and the check that it passed, if any.
+    async fn prove(
+        &self,
+        job: &RangeJob,
+        expected: Expected,
+        md5: Option<Hashing>,
+    ) -> Result<(u32, Option<Check>)> {
+        let _own = job.download.interest().own_work();
+        job.target.check_disk().map_err(|e| {
+            Error::io(format!("writing {} to the disk", shown(&job.object.name, 200)), &e)
+        })?;
+        let crc32c = job.target.whole().ok_or_else(|| {
+            Error::internal(format!("{} is not whole after its download", job.object.name))
+        })?;
+        let md5 = match md5 {
+            Some(md5) => Some(joined(md5.await)?),
+            None => None,
+        };
+        let check = match (expected.passes(crc32c, md5), &expected) {
+            (None, Expected::Multipart { digest, layouts }) => {
+                self.other_layouts(job, *digest, layouts).await?
+            }
+            (check, _) => check,
+        };
+        Ok((crc32c, check))
+    }
+
+    /// What is known about the content before it is downloaded.
+    fn expected(&self, job: &RangeJob, head: &ObjectHead) -> Result<Expected> {
+        let (size, verify) = (job.target.size(), self.0.options.verify);
+        Expected::of(head, job.listed_md5.as_deref(), size, verify).map_err(|md5| {
+            let (name, md5) = (shown(&job.object.name, 200), shown(&md5, 60));
+            Error::new(
+                ErrorKind::Unavailable,
+                format!(
+                    "object {name} is listed with the MD5 \"{md5}\", which is not a checksum, and \
+                     has no other; the listing is requested again. If it persists, a proxy on the \
+                     way alters answers: let this node reach Object Storage without it"
+                ),
+            )
+        })
+    }
+
+    /// Refuses content that cannot be proved, under [`Verify::Strict`].
+    fn admit(&self, job: &RangeJob, expected: Expected) -> Result<Expected> {
+        match expected.unprovable().filter(|_| self.0.options.verify == Verify::Strict) {
+            Some(why) => Err(job.unproved(&why)),
+            None => Ok(expected),
+        }
+    }
+
+    /// Hashes behind the writers, with the most likely part size.
+    fn follow(job: &RangeJob, expected: &Expected) -> Option<Hashing> {
+        let target = Arc::clone(&job.target);
+        match expected {
+            Expected::Md5(_) => Some(spawn(md5::of_whole(target))),
+            Expected::Multipart { layouts, .. } => {
+                let part_size = *layouts.part_sizes().first()?;
+                Some(spawn(md5::of_parts(target, part_size)))
+            }
+            Expected::Crc32c(_) | Expected::Nothing => None,
+        }
+    }
+
+    /// Tries all layouts but the first, which was hashed behind the writers.
+    ///
+    /// If no layout gives the digest and all possible layouts were tried, the bytes
+    /// are damaged. If the right layout may be missing from the list, the result
+    /// proves nothing, and another download would not change that.
+    async fn other_layouts(
+        &self,
+        job: &RangeJob,
+        digest: [u8; 16],
+        layouts: &MultipartLayouts,
+    ) -> Result<Option<Check>> {
+        let others = layouts.part_sizes().get(1..).unwrap_or_default();
+        let fits = md5::fits_one_of(&job.target, others, digest).await;
+        if fits.map_err(|e| Error::io(READ_BACK, &e))? {
+            return Ok(Some(Check::MultipartMd5));
+        }
+        let Some(why) = layouts.unknown() else { return Ok(None) };
+        if self.0.options.verify == Verify::Strict {
+            return Err(job.unproved(why));
+        }
+        tracing::warn!(
+            object = job.object.name,
+            reason = why,
+            tried = layouts.part_sizes().len(),
+            "the sizes of the object's parts are unknown, so only its size and ETag are verified; \
+             upload it again with a CRC-32C checksum to have its content verified"
+        );
+        Ok(Some(Check::UnknownLayout))
+    }
+
+    async fn head(&self, job: &RangeJob) -> Result<ObjectHead> {
+        let mut client = job.reader()?;
+        loop {
+            let error = match client.head(&job.object, Some(&job.etag)).await {
+                Ok(head) => return Ok(head),
+                Err(error) if range::is_refusal(&error) => error,
+                Err(error) => return Err(range::gone(error)),
+            };
+            if !job.switch_reader(&mut client, &error)? {
+                return Err(range::gone(error));
+            }
+        }
+    }
+
+    /// Fetches the ranges in ascending order on as many workers as may run at
+    /// once. The first error stops them all.
+    async fn fetch_all(&self, job: &RangeJob, ranges: Vec<Range<u64>>) -> Result<()> {
+        let workers = ranges.len().min(self.0.options.concurrency.max(1));
+        let plan = Arc::new((ranges, AtomicUsize::new(0)));
+        let mut running: JoinSet<Result<()>> = JoinSet::new();
+        for _ in 0..workers {
+            let (job, plan) = (job.clone(), Arc::clone(&plan));
+            let work = async move {
+                loop {
+                    let next = plan.1.fetch_add(1, Ordering::Relaxed);
+                    let Some(range) = plan.0.get(next) else { return Ok(()) };
+                    range::fetch(&job, range.clone(), false).await?;
+                }
+            };
+            running.spawn(work.in_current_span());
+        }
+        while let Some(done) = running.join_next().await {
+            done.map_err(|e| Error::internal(format!("a download worker failed: {e}")))??;
+        }
+        Ok(())
+    }
+}
+
+type Hashing = AbortOnDropHandle<std::io::Result<[u8; 16]>>;
+
+fn spawn(work: impl Future<Output = std::io::Result<[u8; 16]>> + Send + 'static) -> Hashing {
+    AbortOnDropHandle::new(tokio::spawn(work))
+}
+
+const READ_BACK: &str = "reading a download back for its MD5";
+
+fn joined(result: Result<std::io::Result<[u8; 16]>, tokio::task::JoinError>) -> Result<[u8; 16]> {
+    let ended = result.map_err(|e| Error::internal(format!("{READ_BACK}: {e}")))?;
+    ended.map_err(|e| Error::io(READ_BACK, &e))
+}
+
+#[cfg(test)]
+#[path = "engine_tests.rs"]
+mod tests;

@@ -1,0 +1,37 @@
+//! The vocabulary all other modules share: what a model is, which objects it
+//! selects, what its tree looks like, what identifies it. No input or output,
+//! no async.
+
+mod attributes;
+mod digest;
+mod label;
+mod listing;
+mod manifest;
+mod matcher;
+mod names;
+mod nearest;
+mod pattern;
+mod request;
+mod tenant;
+mod token;
+mod tree;
+mod twins;
+mod units;
+mod uri;
+mod warning;
+
+pub use attributes::{AttributeSource, own_attributes, parse_attributes, plain_attributes};
+pub use digest::{BlobId, ModelKey, ModelSource, RequestDigest, Revision};
+pub use label::{LABEL_START, node_label};
+pub use listing::ObjectListing;
+pub use manifest::{Attachment, Manifest, ManifestFile, Summary};
+pub use names::{BucketName, NamespaceName, Prefix};
+pub use nearest::nearest;
+pub use pattern::{Filters, NameSelection, Pattern};
+pub use request::{CacheScope, ModelRequest, PodIdentity, PullPolicy};
+pub use tenant::Tenant;
+pub use token::{PodTokens, account_uid};
+pub use tree::{ListedObject, Selected, Tree, TreeFile, TreeLimits};
+pub use units::{duration_text, progress_text, size_text};
+pub use uri::ModelUri;
+pub use warning::{Warning, WarningKind};
