@@ -34,7 +34,7 @@ pub enum ErrorKind {
     OutOfRange,
     /// Bytes failed their checksum again and again.
     Corrupt,
-    /// A disk of the node fails. [`crate::mount::on_disk`] adds which one, and what to do.
+    /// A disk of the node fails. `mount::on_disk` adds which one, and what to do.
     Disk,
     /// A bug of the driver, or a kernel that refuses what it should not.
     Internal,

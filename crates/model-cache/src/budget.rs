@@ -200,7 +200,7 @@ pub(crate) fn trim_soon() {
 }
 
 /// The memory limit of this process: that of its control group, or the
-/// machine's memory, or [`UNLIMITED`]. Blocks for a moment.
+/// machine's memory, or `UNLIMITED`. Blocks for a moment.
 pub fn memory_limit() -> u64 {
     let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let of_group = LIMITS.iter().flat_map(|(root, controller, file)| {

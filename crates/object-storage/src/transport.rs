@@ -51,7 +51,7 @@ pub struct TransportFailure {
 }
 
 /// How long each step may take. There is no limit on a whole body, only a minimum
-/// progress ([`MinimumProgress`]): a slow transfer is not a stalled one.
+/// progress (`MinimumProgress`): a slow transfer is not a stalled one.
 #[derive(Debug, Clone, Copy)]
 pub struct TransportTimeouts {
     /// For a TCP connection.
