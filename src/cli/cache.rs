@@ -17,7 +17,7 @@ use tokio::runtime::Runtime;
 
 use super::fetch::Output;
 use super::storage::StorageArgs;
-use super::{exit, options};
+use super::{cache_dir, exit};
 use crate::admin;
 use crate::config::{Config, parse_size};
 use crate::error::{Error, ErrorKind, Result};
@@ -297,7 +297,7 @@ async fn execute(
     let dir = common.cache_dir.as_deref().unwrap_or(&config.cache.dir);
     let socket = match &common.admin_endpoint {
         Some(endpoint) => Ok(endpoint.clone()),
-        None => options::admin_endpoint(dir),
+        None => cache_dir::admin_endpoint(dir),
     };
     let answer = match &socket {
         Ok(socket) => admin::call(socket.path(), &command, on_progress).await?,

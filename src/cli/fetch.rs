@@ -11,15 +11,14 @@ use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::options;
 use super::storage::{self, StorageArgs};
-use crate::config::Config;
+use crate::config::{Download, LimitsSection};
 use crate::download::Engine;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fetch::{FetchProgress, FetchReport, describe_checks, fetch};
 use crate::metrics::Metrics;
 use crate::model::{Filters, ModelRequest, ModelUri, Revision, duration_text, size_text};
-use crate::resolve::{ClientPool, Resolver};
+use crate::resolve::{ClientPool, ResolveLimits, Resolver};
 use crate::source::AuthMethod;
 
 const AFTER_HELP: &str = "\
@@ -88,13 +87,13 @@ pub(super) fn run(args: &FetchArgs, runtime: &Runtime) -> Result<()> {
     let metrics = Arc::new(Metrics::default());
     let settings = args.storage.settings(None, AuthMethod::ApiKey, &metrics)?;
     let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
-    let mut config = Config::default();
-    config.download.concurrency = args.concurrency;
+    let concurrency = usize::try_from(args.concurrency).unwrap_or(usize::MAX);
+    let download = Download { concurrency, ..Download::default() };
+    let limits = ResolveLimits::from(&LimitsSection::default());
     let progress = FetchProgress::default();
     let report = runtime.block_on(async {
         let connector = storage::connect(settings).await?;
-        let engine = Engine::new(options::engine(&config.download, false), metrics)?;
-        let limits = options::limits(&config.limits);
+        let engine = Engine::new(download.engine(false), metrics)?;
         let resolver = Resolver::new(ClientPool::new(connector, Vec::new()), limits, &tasks, &shutdown);
         let work = fetch(&resolver, &engine, &request, &args.dir, &progress);
         let outcome = tokio::select! {

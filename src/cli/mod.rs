@@ -2,11 +2,11 @@
 //! exit codes. `services` is the composition root of the driver.
 
 mod cache;
+mod cache_dir;
 mod descriptors;
 mod exit;
 mod fetch;
 mod logging;
-mod options;
 mod reload;
 mod services;
 mod storage;

@@ -13,7 +13,6 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::options;
 use crate::blocking::blocking;
 use crate::cache::Cache;
 use crate::config::{Config, RecordedConfig};
@@ -49,7 +48,7 @@ impl ConfigWatcher {
         text: &str,
         metrics: &Arc<Metrics>,
     ) -> (Self, ConfigUpdates) {
-        let (policy, policy_now) = watch::channel(options::policy(&config.policy));
+        let (policy, policy_now) = watch::channel(Policy::new(config.policy.rules.clone()));
         let (prefetch, prefetch_now) = watch::channel(config.prefetch.clone());
         let metrics = Arc::clone(metrics);
         let in_force = RecordedConfig::new(config, text);
@@ -132,7 +131,7 @@ impl ConfigWatcher {
         let before = std::mem::replace(&mut self.in_force, RecordedConfig::new(&config, text));
         // Rules are recorded before they apply.
         self.record(Some(&before)).await;
-        let policy = options::policy(&config.policy);
+        let policy = Policy::new(config.policy.rules.clone());
         if replace(&self.policy, policy) {
             match self.policy.borrow().rules() {
                 0 => tracing::warn!(

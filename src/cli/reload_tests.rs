@@ -113,7 +113,7 @@ policy:
 /// The allowed queries among those that distinguish the rules above from any
 /// truncation of them.
 fn allowed(config: &Config) -> Vec<String> {
-    let policy = options::policy(&config.policy);
+    let policy = Policy::new(config.policy.rules.clone());
     let own = NamespaceName::parse("mytenancy").unwrap();
     let mut allowed = Vec::new();
     for namespace in ["team-a", "team", "t", "ml-x", "ml-", "all", "a", "none"] {

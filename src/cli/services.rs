@@ -14,8 +14,8 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::cache_dir;
 use super::descriptors;
-use super::options;
 use super::reload::{self, ConfigWatcher};
 use super::storage::{self, OkeArgs, StorageArgs};
 use crate::admin::{Admin, Listener};
@@ -34,10 +34,11 @@ use crate::metrics::{CredentialState, Metrics};
 use crate::model::ModelUri;
 use crate::node::NodeState;
 use crate::policy::Policy;
-use crate::resolve::{Resolver, RevisionSelector};
+use crate::resolve::{ClientPool, Resolver, RevisionSelector};
 use crate::socket::{self, SocketEndpoint, SocketGuard};
 use crate::source::AuthMethod;
 use crate::volume::{ClaimReader, Provisioner, VolumeParts, Volumes};
+use crate::weights::WeightsChecker;
 
 /// How long background work may take to stop after the last call has ended.
 const GRACE: Duration = Duration::from_secs(5);
@@ -176,10 +177,9 @@ async fn start(args: ServiceArgs, config: &Config, text: &str, mode: Mode) -> Re
             expires_at: identity.expires_at(),
         });
     }
-    let pool = storage::client_pool(connector, &config.object_storage.buckets)?;
+    let pool = ClientPool::new(connector, config.object_storage.buckets.clone());
     let (mut watcher, updates) = ConfigWatcher::new(config, text, &metrics);
-    let limits = options::limits(&config.limits);
-    let resolver = Resolver::new(pool, limits, &tasks, &shutdown);
+    let resolver = Resolver::new(pool, (&config.limits).into(), &tasks, &shutdown);
     let kubernetes = args.kubernetes()?;
     let events = kubernetes.clone().map_or_else(Events::default, |server| {
         Events::to(server, &args.driver_name, &args.node_name(), &tasks, &shutdown)
@@ -303,11 +303,12 @@ impl Node {
     ) -> Result<Self> {
         let ServiceContext { metrics, tasks, shutdown, .. } = shared;
         let options =
-            options::cache(config, args.cache_dir.as_deref(), &args.kubelet_dir, metrics)?;
+            cache_dir::options(config, args.cache_dir.as_deref(), &args.kubelet_dir, metrics)?;
         let cache = Cache::open(options, Arc::clone(metrics), tasks, shutdown)?;
-        let engine = Engine::new(options::engine(&config.download, true), Arc::clone(metrics))?;
+        let engine = Engine::new(config.download.engine(true), Arc::clone(metrics))?;
         let selector = RevisionSelector::new(resolver.clone(), config.serve_stale_on_outage);
-        let weights = options::weights(config, tasks, shutdown);
+        let grace = config.download.abandon_after;
+        let weights = WeightsChecker::new(config.check_safetensors, grace, tasks, shutdown);
         let volumes = Volumes::new(VolumeParts {
             cache: cache.clone(),
             kubelet: args.kubelet_dir.clone(),
@@ -335,7 +336,7 @@ async fn admin_socket(
         return socket::bind(endpoint).await.map(Some);
     }
     let Some(node) = node else { return Ok(None) };
-    let bound = match options::admin_endpoint(node.cache.layout().root()) {
+    let bound = match cache_dir::admin_endpoint(node.cache.layout().root()) {
         Ok(endpoint) => socket::bind(&endpoint).await,
         Err(error) => Err(error),
     };
@@ -373,7 +374,7 @@ async fn recover(
             tasks.spawn(async move { cache.run_maintenance(&pods, &ends).await });
             tasks.spawn(async move { manager.run_prefetch(list).await });
             if let Some(every) = config.cache.scrub_interval {
-                let (rate, ends) = (config.cache.scrub_rate.as_u64(), shutdown.clone());
+                let (rate, ends) = (config.cache.scrub_rate, shutdown.clone());
                 tasks.spawn(async move { volumes.scrub(every, rate, &ends).await });
             }
             tracing::info!(

@@ -9,7 +9,6 @@ use crate::config;
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
 use crate::oci::{Settings, StorageConnector};
-use crate::resolve::{ClientPool, ListedBucket};
 use crate::source::{AuthMethod, StorageError, StorageErrorKind};
 
 #[derive(Debug, Args)]
@@ -57,21 +56,6 @@ impl OkeArgs {
     }
 }
 
-/// The routes to buckets: the driver's own, and those of the listed buckets.
-pub(super) fn client_pool(
-    connector: Arc<StorageConnector>,
-    listed: &[config::BucketSection],
-) -> Result<ClientPool> {
-    let listed = listed.iter().map(|bucket| {
-        let auth = bucket.auth.as_ref().map(|auth| auth.as_str().parse()).transpose();
-        let (name, namespace) = (bucket.name.clone(), bucket.namespace.clone());
-        let (region, endpoint) = (bucket.region.clone(), bucket.endpoint.clone());
-        Ok(ListedBucket { name, namespace, region, endpoint, auth: auth.map_err(as_invalid)? })
-    });
-    let listed = listed.collect::<Result<_>>()?;
-    Ok(ClientPool::new(connector, listed))
-}
-
 /// Connects the driver's own client; others are connected at their first use. A configuration
 /// error is `Invalid`.
 pub(super) async fn connect(settings: Settings) -> Result<Arc<StorageConnector>> {
@@ -93,10 +77,9 @@ impl StorageArgs {
         default_auth: AuthMethod,
         metrics: &Arc<Metrics>,
     ) -> Result<Settings> {
-        let parse = |name: &str| name.parse::<AuthMethod>().map_err(as_invalid);
         let auth = match (&self.auth, config) {
-            (Some(flag), _) => parse(flag)?,
-            (None, Some(config)) => parse(config.auth.as_str())?,
+            (Some(flag), _) => flag.parse::<AuthMethod>().map_err(as_invalid)?,
+            (None, Some(config)) => config.auth,
             (None, None) => default_auth,
         };
         let mut settings = Settings::new(auth);

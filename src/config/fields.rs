@@ -8,11 +8,16 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use bytesize::ByteSize;
-use serde::de::{Deserialize, Deserializer, Error};
+use serde::Deserialize;
+use serde::de::{Deserializer, Error};
 
-use super::amount::{Amount, MinFree, Percent, parse_size};
-use super::{AuthName, BucketSection, CheckSafetensors, VerifySetting};
-use crate::model::ModelUri;
+use super::amount::{Amount, MinFree, Percent};
+use super::size::parse_size;
+use crate::download::Verify;
+use crate::model::{ModelUri, nearest};
+use crate::resolve::ListedBucket;
+use crate::source::AuthMethod;
+use crate::weights::SafetensorsCheck;
 
 /// A scalar as it was written; the YAML types of numbers and words do not matter.
 fn text<'de, D: Deserializer<'de>>(input: D) -> Result<String, D::Error> {
@@ -27,7 +32,7 @@ where
     text(input)?.parse().map_err(Error::custom)
 }
 
-fn number<'de, D>(input: D, range: RangeInclusive<u32>) -> Result<u32, D::Error>
+fn number<'de, D>(input: D, range: RangeInclusive<usize>) -> Result<usize, D::Error>
 where
     D: Deserializer<'de>,
 {
@@ -39,26 +44,26 @@ where
 }
 
 /// A number of concurrent workers.
-pub(super) fn workers<'de, D: Deserializer<'de>>(input: D) -> Result<u32, D::Error> {
+pub(super) fn workers<'de, D: Deserializer<'de>>(input: D) -> Result<usize, D::Error> {
     number(input, 1..=1024)
 }
 
-pub(super) fn max_objects<'de, D: Deserializer<'de>>(input: D) -> Result<u32, D::Error> {
+pub(super) fn max_objects<'de, D: Deserializer<'de>>(input: D) -> Result<usize, D::Error> {
     number(input, 1..=10_000_000)
 }
 
-pub(super) fn range_size<'de, D: Deserializer<'de>>(input: D) -> Result<ByteSize, D::Error> {
+pub(super) fn range_size<'de, D: Deserializer<'de>>(input: D) -> Result<u64, D::Error> {
     let size = parse_size(&text(input)?).map_err(Error::custom)?;
     if !(ByteSize::mib(1)..=ByteSize::gib(1)).contains(&size) {
         return Err(Error::custom(format!("{size} is not between 1MiB and 1GiB")));
     }
-    Ok(size)
+    Ok(size.as_u64())
 }
 
 /// A limit in bytes; 0 means none.
-pub(super) fn limit<'de, D: Deserializer<'de>>(input: D) -> Result<Option<ByteSize>, D::Error> {
+pub(super) fn limit<'de, D: Deserializer<'de>>(input: D) -> Result<Option<u64>, D::Error> {
     let size = parse_size(&text(input)?).map_err(Error::custom)?;
-    Ok(Some(size).filter(|size| size.as_u64() > 0))
+    Ok(Some(size.as_u64()).filter(|size| *size > 0))
 }
 
 pub(super) fn max_size<'de, D: Deserializer<'de>>(input: D) -> Result<Amount, D::Error> {
@@ -128,20 +133,20 @@ fn optional_duration<'de, D: Deserializer<'de>>(
     }
 }
 
-pub(super) fn scrub_rate<'de, D: Deserializer<'de>>(input: D) -> Result<ByteSize, D::Error> {
+pub(super) fn scrub_rate<'de, D: Deserializer<'de>>(input: D) -> Result<u64, D::Error> {
     const RANGE: RangeInclusive<ByteSize> = ByteSize::mib(1)..=ByteSize::tib(1);
     let rate = parse_size(&text(input)?).map_err(Error::custom)?;
     if !RANGE.contains(&rate) {
         return Err(Error::custom(format!("{rate} is not between 1MiB and 1TiB a second")));
     }
-    Ok(rate)
+    Ok(rate.as_u64())
 }
 
-pub(super) fn verify<'de, D: Deserializer<'de>>(input: D) -> Result<VerifySetting, D::Error> {
+pub(super) fn verify<'de, D: Deserializer<'de>>(input: D) -> Result<Verify, D::Error> {
     match text(input)?.as_str() {
-        "always" => Ok(VerifySetting::Always),
-        "cheap" => Ok(VerifySetting::Cheap),
-        "strict" => Ok(VerifySetting::Strict),
+        "always" => Ok(Verify::Always),
+        "cheap" => Ok(Verify::Cheap),
+        "strict" => Ok(Verify::Strict),
         other => Err(Error::custom(format!(
             "`{other}` is invalid: expected `always`, `cheap` or `strict`"
         ))),
@@ -149,14 +154,14 @@ pub(super) fn verify<'de, D: Deserializer<'de>>(input: D) -> Result<VerifySettin
 }
 
 /// A word, or one of the booleans of earlier versions.
-pub(super) fn check_safetensors<'de, D>(input: D) -> Result<CheckSafetensors, D::Error>
+pub(super) fn check_safetensors<'de, D>(input: D) -> Result<SafetensorsCheck, D::Error>
 where
     D: Deserializer<'de>,
 {
     match text(input)?.as_str() {
-        "refuse" | "true" => Ok(CheckSafetensors::Refuse),
-        "warn" => Ok(CheckSafetensors::Warn),
-        "ignore" | "false" => Ok(CheckSafetensors::Ignore),
+        "refuse" | "true" => Ok(SafetensorsCheck::Refuse),
+        "warn" => Ok(SafetensorsCheck::Warn),
+        "ignore" | "false" => Ok(SafetensorsCheck::Ignore),
         other => Err(Error::custom(format!(
             "`{other}` is invalid: expected `refuse`, `warn` or `ignore`"
         ))),
@@ -180,20 +185,30 @@ fn absolute<E: Error>(text: &str) -> Result<PathBuf, E> {
     Ok(path)
 }
 
-pub(super) fn auth<'de, D: Deserializer<'de>>(input: D) -> Result<AuthName, D::Error> {
-    parsed(input)
+pub(super) fn auth<'de, D: Deserializer<'de>>(input: D) -> Result<AuthMethod, D::Error> {
+    auth_method(&text(input)?)
 }
 
-pub(super) fn optional_auth<'de, D>(input: D) -> Result<Option<AuthName>, D::Error>
+fn optional_auth<'de, D>(input: D) -> Result<Option<AuthMethod>, D::Error>
 where
     D: Deserializer<'de>,
 {
     let text = text(input)?;
-    if text.is_empty() { Ok(None) } else { text.parse().map(Some).map_err(Error::custom) }
+    if text.is_empty() { Ok(None) } else { auth_method(&text).map(Some) }
+}
+
+fn auth_method<E: Error>(text: &str) -> Result<AuthMethod, E> {
+    text.parse().map_err(|_| {
+        let names = AuthMethod::names();
+        let hint = nearest(text, names)
+            .map(|nearest| format!("did you mean `{nearest}`? "))
+            .unwrap_or_default();
+        Error::custom(format!("unknown auth `{text}`; {hint}valid: {}", names.join(", ")))
+    })
 }
 
 /// A bucket, namespace or region; Oracle's names have no other characters.
-pub(super) fn name<'de, D: Deserializer<'de>>(input: D) -> Result<String, D::Error> {
+fn name<'de, D: Deserializer<'de>>(input: D) -> Result<String, D::Error> {
     let text = text(input)?;
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
     if text.is_empty() || !text.bytes().all(allowed) {
@@ -234,20 +249,37 @@ pub(super) fn endpoint<'de, D: Deserializer<'de>>(input: D) -> Result<Option<Str
     Ok(Some(text.trim_end_matches('/').to_owned()))
 }
 
+/// Reads a bucket with a route of its own.
+#[derive(Deserialize)]
+#[serde(remote = "ListedBucket", rename_all = "camelCase", deny_unknown_fields)]
+struct BucketSection {
+    #[serde(deserialize_with = "name")]
+    name: String,
+    #[serde(default, deserialize_with = "optional_name")]
+    namespace: Option<String>,
+    #[serde(default, deserialize_with = "optional_name")]
+    region: Option<String>,
+    #[serde(default, deserialize_with = "endpoint")]
+    endpoint: Option<String>,
+    #[serde(default, deserialize_with = "optional_auth")]
+    auth: Option<AuthMethod>,
+}
+
+#[derive(Deserialize)]
+struct BucketItem(#[serde(with = "BucketSection")] ListedBucket);
+
 /// Buckets, each once: a second entry for the same bucket would have no effect.
-pub(super) fn buckets<'de, D: Deserializer<'de>>(input: D) -> Result<Vec<BucketSection>, D::Error> {
-    let buckets = Vec::<BucketSection>::deserialize(input)?;
-    for (n, bucket) in buckets.iter().enumerate() {
-        let same = |other: &&BucketSection| {
-            (&other.name, &other.namespace) == (&bucket.name, &bucket.namespace)
-        };
-        if buckets[..n].iter().any(|other| same(&other)) {
+pub(super) fn buckets<'de, D: Deserializer<'de>>(input: D) -> Result<Vec<ListedBucket>, D::Error> {
+    let mut buckets: Vec<ListedBucket> = Vec::new();
+    for BucketItem(bucket) in Vec::<BucketItem>::deserialize(input)? {
+        if buckets.iter().any(|other| other.is_same_bucket(&bucket)) {
             let namespace = bucket.namespace.as_deref().unwrap_or("the driver's own");
             return Err(Error::custom(format!(
                 "the bucket `{}` of namespace {namespace} is listed twice",
                 bucket.name
             )));
         }
+        buckets.push(bucket);
     }
     Ok(buckets)
 }

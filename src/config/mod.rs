@@ -1,27 +1,29 @@
 //! The configuration file (`--config`), parsed and validated once.
 //!
-//! A `Config` is always valid: every value is checked while its line is known.
+//! A `Config` is always valid: every value is checked while its line is known, and
+//! has the type of the part that uses it.
 
 mod amount;
 mod fields;
 mod report;
-mod rule;
+mod size;
 mod whole;
 
-use std::fmt;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::time::Duration;
 
-use bytesize::ByteSize;
 use serde::Deserialize;
 
-pub use amount::{Amount, MinFree, Percent, parse_size};
-
-pub use rule::RuleSection;
+pub use amount::{Amount, MinFree, Percent};
+pub use size::parse_size;
 pub use whole::RecordedConfig;
 
-use crate::model::{ModelUri, nearest};
+use crate::download::{EngineOptions, Verify};
+use crate::model::ModelUri;
+use crate::policy::Rule;
+use crate::resolve::{ListedBucket, ResolveLimits};
+use crate::source::{AuthMethod, RetryPolicy};
+use crate::weights::SafetensorsCheck;
 use crate::{Error, Result, text};
 
 /// The driver's configuration. Omitted keys have their defaults.
@@ -42,7 +44,7 @@ pub struct Config {
     pub serve_stale_on_outage: bool,
     /// What to do with a model whose weights no loader could open.
     #[serde(deserialize_with = "fields::check_safetensors")]
-    pub check_safetensors: CheckSafetensors,
+    pub check_safetensors: SafetensorsCheck,
     /// Models that every node downloads ahead; changes apply while the driver runs.
     #[serde(deserialize_with = "fields::models")]
     pub prefetch: Vec<ModelUri>,
@@ -76,7 +78,7 @@ pub struct CacheSection {
     pub scrub_interval: Option<Duration>,
     /// Bytes per second that this scrub reads from the disk; 1 MiB to 1 TiB.
     #[serde(deserialize_with = "fields::scrub_rate")]
-    pub scrub_rate: ByteSize,
+    pub scrub_rate: u64,
 }
 
 /// The `download` section.
@@ -85,44 +87,22 @@ pub struct CacheSection {
 pub struct Download {
     /// Connections at once, for all models together; 1 to 1024.
     #[serde(deserialize_with = "fields::workers")]
-    pub concurrency: u32,
+    pub concurrency: usize,
     /// Bytes per request; 1 MiB to 1 GiB.
     #[serde(deserialize_with = "fields::range_size")]
-    pub range_size: ByteSize,
+    pub range_size: u64,
     /// Bytes per second for all models together; `None` is no limit.
     #[serde(deserialize_with = "fields::limit")]
-    pub bandwidth_limit: Option<ByteSize>,
+    pub bandwidth_limit: Option<u64>,
     /// Models downloaded at once; more wait; 1 to 1024.
     #[serde(deserialize_with = "fields::workers")]
-    pub max_models: u32,
+    pub max_models: usize,
     /// Which checksums are computed.
     #[serde(deserialize_with = "fields::verify")]
-    pub verify: VerifySetting,
+    pub verify: Verify,
     /// A download that no caller has asked for during this time ends; 1 s to 24 h.
     #[serde(deserialize_with = "fields::abandon_after")]
     pub abandon_after: Duration,
-}
-
-/// What to do with a model whose weights no loader could open.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CheckSafetensors {
-    /// Do not publish it.
-    Refuse,
-    /// Publish it, with a warning.
-    Warn,
-    /// Do not check it.
-    Ignore,
-}
-
-/// Which checksums of an object are compared before its bytes are served.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum VerifySetting {
-    /// The best one that the object has.
-    Always,
-    /// As `Always`, without MD5 where the object is over 1 GiB.
-    Cheap,
-    /// As `Always`, and refuses objects without a usable checksum.
-    Strict,
 }
 
 /// The `limits` section.
@@ -131,19 +111,19 @@ pub enum VerifySetting {
 pub struct LimitsSection {
     /// Objects that a model may have; 1 to 10 million.
     #[serde(deserialize_with = "fields::max_objects")]
-    pub max_objects: u32,
+    pub max_objects: usize,
     /// Bytes that a model may have; `None` is no limit.
     #[serde(deserialize_with = "fields::limit")]
-    pub max_model_size: Option<ByteSize>,
+    pub max_model_size: Option<u64>,
 }
 
 /// The `objectStorage` section. What is `None` here comes from the environment or the identity.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct ObjectStorageSection {
     /// How requests are signed.
     #[serde(deserialize_with = "fields::auth")]
-    pub auth: AuthName,
+    pub auth: AuthMethod,
     /// The region.
     #[serde(deserialize_with = "fields::optional_name")]
     pub region: Option<String>,
@@ -158,28 +138,7 @@ pub struct ObjectStorageSection {
     pub ca_file: Option<PathBuf>,
     /// Buckets of other regions or tenancies that pods may name; each once.
     #[serde(deserialize_with = "fields::buckets")]
-    pub buckets: Vec<BucketSection>,
-}
-
-/// A bucket with a route of its own.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct BucketSection {
-    /// The bucket's name.
-    #[serde(deserialize_with = "fields::name")]
-    pub name: String,
-    /// Its namespace, if not the driver's.
-    #[serde(default, deserialize_with = "fields::optional_name")]
-    pub namespace: Option<String>,
-    /// Its region, if not the driver's.
-    #[serde(default, deserialize_with = "fields::optional_name")]
-    pub region: Option<String>,
-    /// Replaces its region's endpoint; without a trailing slash.
-    #[serde(default, deserialize_with = "fields::endpoint")]
-    pub endpoint: Option<String>,
-    /// How its requests are signed, if not as the driver's.
-    #[serde(default, deserialize_with = "fields::optional_auth")]
-    pub auth: Option<AuthName>,
+    pub buckets: Vec<ListedBucket>,
 }
 
 /// The `policy` section: the first rule that matches decides. Without rules
@@ -188,55 +147,7 @@ pub struct BucketSection {
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct PolicySection {
     /// In the order of evaluation.
-    pub rules: Vec<RuleSection>,
-}
-
-/// The name of a way to sign requests, spelled as in the oci CLI's `--auth`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct AuthName(String);
-
-impl AuthName {
-    const KNOWN: [&str; 7] = [
-        "auto",
-        "api_key",
-        "security_token",
-        "instance_principal",
-        "resource_principal",
-        "oke_workload_identity",
-        "none",
-    ];
-
-    /// The name.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl FromStr for AuthName {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        if Self::KNOWN.contains(&text) {
-            return Ok(Self(text.to_owned()));
-        }
-        let hint = nearest(text, Self::KNOWN)
-            .map(|nearest| format!("did you mean `{nearest}`? "))
-            .unwrap_or_default();
-        Err(format!("unknown auth `{text}`; {hint}valid: {}", Self::KNOWN.join(", ")))
-    }
-}
-
-impl fmt::Display for AuthName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-/// The services' default; the interactive commands have another.
-impl Default for AuthName {
-    fn default() -> Self {
-        Self("instance_principal".to_owned())
-    }
+    pub rules: Vec<Rule>,
 }
 
 impl Default for Config {
@@ -248,7 +159,7 @@ impl Default for Config {
             object_storage: ObjectStorageSection::default(),
             policy: PolicySection::default(),
             serve_stale_on_outage: true,
-            check_safetensors: CheckSafetensors::Refuse,
+            check_safetensors: SafetensorsCheck::Refuse,
             prefetch: Vec::new(),
         }
     }
@@ -265,7 +176,7 @@ impl Default for CacheSection {
             min_free_inodes: TENTH,
             idle_ttl: None,
             scrub_interval: None,
-            scrub_rate: ByteSize::mib(50),
+            scrub_rate: 50 << 20,
         }
     }
 }
@@ -274,10 +185,10 @@ impl Default for Download {
     fn default() -> Self {
         Self {
             concurrency: 16,
-            range_size: ByteSize::mib(16),
+            range_size: 16 << 20,
             bandwidth_limit: None,
             max_models: 4,
-            verify: VerifySetting::Always,
+            verify: Verify::Always,
             abandon_after: Duration::from_secs(600),
         }
     }
@@ -286,6 +197,40 @@ impl Default for Download {
 impl Default for LimitsSection {
     fn default() -> Self {
         Self { max_objects: 100_000, max_model_size: None }
+    }
+}
+
+/// The services' identity by default; the interactive commands have another.
+impl Default for ObjectStorageSection {
+    fn default() -> Self {
+        Self {
+            auth: AuthMethod::InstancePrincipal,
+            region: None,
+            endpoint: None,
+            namespace: None,
+            ca_file: None,
+            buckets: Vec::new(),
+        }
+    }
+}
+
+impl Download {
+    /// The options of the engine. `write_back`: the cache will sync what it downloads.
+    pub fn engine(&self, write_back: bool) -> EngineOptions {
+        EngineOptions {
+            concurrency: self.concurrency,
+            bandwidth: self.bandwidth_limit,
+            range_size: self.range_size,
+            verify: self.verify,
+            write_back,
+            retry: RetryPolicy::default(),
+        }
+    }
+}
+
+impl From<&LimitsSection> for ResolveLimits {
+    fn from(section: &LimitsSection) -> Self {
+        Self { max_objects: section.max_objects, max_bytes: section.max_model_size }
     }
 }
 

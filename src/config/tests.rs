@@ -1,5 +1,7 @@
 use std::fs;
 
+use bytesize::ByteSize;
+
 use super::*;
 use crate::ErrorKind;
 use crate::model::{Pattern, Prefix};
@@ -50,7 +52,7 @@ fn the_documented_sample_is_the_defaults_and_one_rule() {
     assert_eq!(config, Config::default());
     assert_eq!(
         rule,
-        RuleSection {
+        Rule {
             namespaces: patterns(&["team-a", "ml-*"]),
             service_accounts: patterns(&["*"]),
             object_storage_namespaces: vec![],
@@ -74,14 +76,14 @@ fn every_default_is_the_documented_one() {
     assert_eq!(config.cache.min_free, MinFree::Auto);
     assert_eq!(config.cache.min_free_inodes, "10%".parse().unwrap());
     assert_eq!(config.download.concurrency, 16);
-    assert_eq!(config.download.range_size, ByteSize::mib(16));
+    assert_eq!(config.download.range_size, 16 << 20);
     assert_eq!(config.download.bandwidth_limit, None);
     assert_eq!(config.download.max_models, 4);
-    assert_eq!(config.download.verify, VerifySetting::Always);
+    assert_eq!(config.download.verify, Verify::Always);
     assert_eq!(config.download.abandon_after, Duration::from_secs(600));
     assert_eq!(config.limits.max_objects, 100_000);
     assert_eq!(config.limits.max_model_size, None);
-    assert_eq!(config.object_storage.auth.as_str(), "instance_principal");
+    assert_eq!(config.object_storage.auth, AuthMethod::InstancePrincipal);
     assert_eq!(config.object_storage.region, None);
     assert_eq!(config.object_storage.endpoint, None);
     assert_eq!(config.object_storage.namespace, None);
@@ -244,21 +246,21 @@ prefetch: [oci://shared/models/a, oci://far@other/models/b/, oci://shared/models
     );
     let uris: Vec<String> = config.prefetch.iter().map(ToString::to_string).collect();
     assert_eq!(uris, ["oci://shared/models/a/", "oci://far@other/models/b/"], "each once");
-    assert_eq!(config.check_safetensors, CheckSafetensors::Warn);
+    assert_eq!(config.check_safetensors, SafetensorsCheck::Warn);
     assert_eq!(config.cache.dir, Path::new("/nvme/models"));
     assert!(config.cache.require_mount);
     assert_eq!(config.cache.max_size, Amount::Bytes(ByteSize::tib(2)));
     assert_eq!(config.cache.min_free, MinFree::Amount(Amount::Bytes(ByteSize::gib(50))));
     assert_eq!(config.cache.min_free_inodes.of(100), 5);
     assert_eq!(config.download.concurrency, 1024);
-    assert_eq!(config.download.range_size, ByteSize::gib(1));
-    assert_eq!(config.download.bandwidth_limit, Some(ByteSize::mib(100)));
+    assert_eq!(config.download.range_size, 1 << 30);
+    assert_eq!(config.download.bandwidth_limit, Some(100 << 20));
     assert_eq!(config.download.max_models, 1);
-    assert_eq!(config.download.verify, VerifySetting::Cheap);
+    assert_eq!(config.download.verify, Verify::Cheap);
     assert_eq!(config.download.abandon_after, Duration::from_secs(5400));
     assert_eq!(config.limits.max_objects, 7);
-    assert_eq!(config.limits.max_model_size, Some(ByteSize::gib(1536)));
-    assert_eq!(config.object_storage.auth.as_str(), "oke_workload_identity");
+    assert_eq!(config.limits.max_model_size, Some(1536 << 30));
+    assert_eq!(config.object_storage.auth, AuthMethod::OkeWorkloadIdentity);
     assert_eq!(config.object_storage.region.as_deref(), Some("eu-frankfurt-1"));
     assert_eq!(config.object_storage.endpoint.as_deref(), Some("http://127.0.0.1:8080"));
     assert_eq!(config.object_storage.namespace.as_deref(), Some("mytenancy"));
@@ -267,18 +269,18 @@ prefetch: [oci://shared/models/a, oci://far@other/models/b/, oci://shared/models
     assert_eq!((shared.name.as_str(), &shared.region, &shared.auth), ("shared", &None, &None));
     assert_eq!(far.region.as_deref(), Some("us-ashburn-1"));
     assert_eq!(far.namespace.as_deref(), Some("other"));
-    assert_eq!(far.auth.as_ref().map(AuthName::as_str), Some("api_key"));
+    assert_eq!(far.auth, Some(AuthMethod::ApiKey));
     assert!(!config.serve_stale_on_outage);
 }
 
 #[test]
 fn the_booleans_of_earlier_versions_are_still_accepted() {
     for (value, expected) in [
-        ("true", CheckSafetensors::Refuse),
-        ("refuse", CheckSafetensors::Refuse),
-        ("\"warn\"", CheckSafetensors::Warn),
-        ("false", CheckSafetensors::Ignore),
-        ("ignore", CheckSafetensors::Ignore),
+        ("true", SafetensorsCheck::Refuse),
+        ("refuse", SafetensorsCheck::Refuse),
+        ("\"warn\"", SafetensorsCheck::Warn),
+        ("false", SafetensorsCheck::Ignore),
+        ("ignore", SafetensorsCheck::Ignore),
     ] {
         let config = parse(&format!("checkSafetensors: {value}"));
         assert_eq!(config.check_safetensors, expected, "{value}");

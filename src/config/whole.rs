@@ -22,7 +22,8 @@ use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use serde_saphyr::{Location, Spanned};
 
-use super::Config;
+use super::{Config, ObjectStorageSection};
+use crate::resolve::ListedBucket;
 use crate::{Error, Result};
 
 /// Marks the end of a document (YAML 1.2.2, 9.1.2).
@@ -189,12 +190,8 @@ impl RecordedConfig {
         if !names_auth && now.auth != next.auth {
             return Some("objectStorage".to_owned());
         }
-        let has_auth = |one: &super::BucketSection| {
-            let mut same = next
-                .buckets
-                .iter()
-                .filter(|it| (&it.name, &it.namespace) == (&one.name, &one.namespace));
-            same.any(|it| it.auth.is_some())
+        let has_auth = |one: &ListedBucket| {
+            next.buckets.iter().any(|it| it.is_same_bucket(one) && it.auth.is_some())
         };
         let mut lost = now.buckets.iter().filter(|one| one.auth.is_some() && !has_auth(one));
         lost.next().map(|one| format!("the bucket {}", one.name))
@@ -202,7 +199,7 @@ impl RecordedConfig {
 
     /// The identities that read buckets. A text of another version may not parse; then
     /// none are known.
-    fn identities(&self) -> super::ObjectStorageSection {
+    fn identities(&self) -> ObjectStorageSection {
         let config = serde_saphyr::from_str::<Config>(&self.text);
         config.map(|config| config.object_storage).unwrap_or_default()
     }

@@ -62,6 +62,13 @@ pub enum CacheCommand {
     Purge,
 }
 
+impl CacheCommand {
+    /// Whether the command may download models, even into a new cache.
+    pub fn downloads(&self) -> bool {
+        matches!(self, Self::Prefetch { .. } | Self::Import { .. })
+    }
+}
+
 /// How much a garbage collection should remove.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "what", rename_all = "kebab-case", deny_unknown_fields)]

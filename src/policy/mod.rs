@@ -7,9 +7,12 @@
 //! `models/` too, unless an earlier rule allows it.
 
 mod refusal;
+mod rule;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+
+pub use rule::Rule;
 
 use crate::error::Result;
 use crate::model::{ModelRequest, NamespaceName, Pattern, PodIdentity, Prefix};
@@ -17,23 +20,6 @@ use crate::model::{ModelRequest, NamespaceName, Pattern, PodIdentity, Prefix};
 /// The administrator's rules; cheap to clone. The default has none.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Policy(Arc<[Rule]>);
-
-/// One rule. It matches if all of its lists match.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Rule {
-    /// Kubernetes namespaces.
-    pub namespaces: Vec<Pattern>,
-    /// Service accounts in them.
-    pub service_accounts: Vec<Pattern>,
-    /// Object Storage namespaces; empty means that of the driver's own tenancy.
-    pub object_storage_namespaces: Vec<Pattern>,
-    /// Buckets.
-    pub buckets: Vec<Pattern>,
-    /// Directories in them.
-    pub prefixes: Vec<Prefix>,
-    /// The decision.
-    pub allow: bool,
-}
 
 /// On whose behalf a model is requested.
 #[derive(Debug, Clone, Copy)]

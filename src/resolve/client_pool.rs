@@ -30,6 +30,13 @@ pub struct ListedBucket {
     pub auth: Option<AuthMethod>,
 }
 
+impl ListedBucket {
+    /// Whether two entries are about the same bucket.
+    pub fn is_same_bucket(&self, other: &Self) -> bool {
+        (&self.name, &self.namespace) == (&other.name, &other.namespace)
+    }
+}
+
 /// The clients for all routes; cheap to clone.
 #[derive(Clone)]
 pub struct ClientPool(Arc<ClientPoolInner>);

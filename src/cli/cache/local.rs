@@ -10,15 +10,16 @@ use tokio_util::task::TaskTracker;
 use super::{Common, is_cache};
 use crate::blocking::blocking;
 use crate::cache::Cache;
-use crate::cli::options;
+use crate::cli::cache_dir;
 use crate::cli::storage::{self, StorageArgs};
 use crate::config::Config;
 use crate::download::Engine;
 use crate::error::{Error, ErrorKind, Result};
 use crate::manage::{CacheCommand, CommandAnswer, Manager, ProgressCallback, Remote};
 use crate::metrics::Metrics;
-use crate::resolve::Resolver;
+use crate::resolve::{ClientPool, Resolver};
 use crate::source::AuthMethod;
+use crate::weights::WeightsChecker;
 
 /// How long to wait until added models are durable.
 const SYNC: Duration = Duration::from_secs(300);
@@ -34,9 +35,7 @@ pub(super) async fn execute(
     storage: Option<&StorageArgs>,
     on_progress: &ProgressCallback,
 ) -> Result<CommandAnswer> {
-    let creates_cache =
-        matches!(command, CacheCommand::Prefetch { .. } | CacheCommand::Import { .. });
-    if !creates_cache && !is_cache(dir) {
+    if !command.downloads() && !is_cache(dir) {
         return Err(Error::new(
             ErrorKind::NotFound,
             format!(
@@ -48,7 +47,7 @@ pub(super) async fn execute(
     }
     let metrics = Arc::new(Metrics::default());
     let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
-    let options = options::cache(config, Some(dir), &common.kubelet_dir, &metrics)?;
+    let options = cache_dir::options(config, Some(dir), &common.kubelet_dir, &metrics)?;
     let cache = Cache::open(options, Arc::clone(&metrics), &tasks, &shutdown)?;
     let (recovering, pods) = (cache.clone(), common.kubelet_dir.join("pods"));
     blocking(move || recovering.recover(&pods)).await?;
@@ -89,10 +88,10 @@ async fn connect(
     let object_storage = Some(&config.object_storage);
     let settings = storage.settings(object_storage, AuthMethod::InstancePrincipal, metrics)?;
     let connector = storage::connect(settings).await?;
-    let pool = storage::client_pool(connector, &config.object_storage.buckets)?;
-    let limits = options::limits(&config.limits);
-    let resolver = Resolver::new(pool, limits, tasks, shutdown);
-    let engine = Engine::new(options::engine(&config.download, true), Arc::clone(metrics))?;
-    let weights = options::weights(config, tasks, shutdown);
+    let pool = ClientPool::new(connector, config.object_storage.buckets.clone());
+    let resolver = Resolver::new(pool, (&config.limits).into(), tasks, shutdown);
+    let engine = Engine::new(config.download.engine(true), Arc::clone(metrics))?;
+    let grace = config.download.abandon_after;
+    let weights = WeightsChecker::new(config.check_safetensors, grace, tasks, shutdown);
     Ok(Remote { engine, resolver, weights })
 }

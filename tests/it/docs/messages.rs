@@ -38,7 +38,7 @@ const OTHER_CALLS: [(&str, &str); 19] = [
 ];
 
 /// Files and directories without messages.
-const OTHER_FILES: [(&str, &str); 10] = [
+const OTHER_FILES: [(&str, &str); 11] = [
     ("crates/foundation/src/metrics/", "names and help of metrics"),
     ("src/node/", "only logged"),
     ("src/volume/event_recorder.rs", "events, which docs/events.md has"),
@@ -49,7 +49,8 @@ const OTHER_FILES: [(&str, &str); 10] = [
     ("src/config/fields.rs", "values of the configuration"),
     ("src/config/mod.rs", "values of the configuration"),
     ("src/config/report.rs", "keys of the configuration"),
-    ("src/config/rule.rs", "values of the configuration"),
+    ("src/config/size.rs", "values of the configuration and of flags"),
+    ("src/policy/rule.rs", "values of the configuration"),
 ];
 
 /// Literals that no user meets as a message, or that are parts of one whose cause has a row.

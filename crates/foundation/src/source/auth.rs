@@ -36,6 +36,11 @@ impl AuthMethod {
         ("none", Self::None),
     ];
 
+    /// All names, as users write them.
+    pub fn names() -> [&'static str; Self::NAMES.len()] {
+        Self::NAMES.map(|(name, _)| name)
+    }
+
     /// The name on the command line.
     pub fn as_str(self) -> &'static str {
         Self::NAMES
@@ -58,10 +63,9 @@ impl FromStr for AuthMethod {
     fn from_str(text: &str) -> Result<Self, StorageError> {
         Self::NAMES.iter().find(|(name, _)| *name == text).map(|(_, method)| *method).ok_or_else(
             || {
-                let names: Vec<_> = Self::NAMES.iter().map(|(name, _)| *name).collect();
                 StorageError::config(
                     format!("reading the authentication method {text:?}"),
-                    format!("it must be one of {}", names.join(", ")),
+                    format!("it must be one of {}", Self::names().join(", ")),
                 )
             },
         )

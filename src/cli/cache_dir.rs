@@ -1,62 +1,19 @@
-//! Translates the administrator's configuration into the options of each part.
+//! The directory of the cache: its options, which depend on its file system, and the
+//! socket in it.
 
 use std::path::Path;
 
 use bytesize::ByteSize;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
-use crate::cache::{self, CacheOptions, FileSystem};
-use crate::config::{self, CheckSafetensors, Config};
-use crate::download::{EngineOptions, Verify};
+use crate::cache::{CacheLimits, CacheOptions, FileSystem};
+use crate::config::{Amount, Config, Percent};
 use crate::error::Result;
 use crate::metrics::Metrics;
 use crate::model::size_text;
-use crate::policy::{Policy, Rule};
-use crate::resolve::ResolveLimits;
 use crate::socket::SocketEndpoint;
-use crate::source::RetryPolicy;
-use crate::weights::{SafetensorsCheck, WeightsChecker};
-
-/// Options of the download engine.
-pub(super) fn engine(config: &config::Download, write_back: bool) -> EngineOptions {
-    EngineOptions {
-        concurrency: usize::try_from(config.concurrency).unwrap_or(usize::MAX),
-        bandwidth: config.bandwidth_limit.map(|limit| limit.as_u64()),
-        range_size: config.range_size.as_u64(),
-        verify: match config.verify {
-            config::VerifySetting::Always => Verify::Always,
-            config::VerifySetting::Cheap => Verify::Cheap,
-            config::VerifySetting::Strict => Verify::Strict,
-        },
-        write_back,
-        retry: RetryPolicy::default(),
-    }
-}
-
-/// Limits on the size of a model.
-pub(super) fn limits(config: &config::LimitsSection) -> ResolveLimits {
-    ResolveLimits {
-        max_objects: usize::try_from(config.max_objects).unwrap_or(usize::MAX),
-        max_bytes: config.max_model_size.map(|size| size.as_u64()),
-    }
-}
-
-/// The policy: who may mount what.
-pub(super) fn policy(config: &config::PolicySection) -> Policy {
-    let rule = |rule: &config::RuleSection| Rule {
-        namespaces: rule.namespaces.clone(),
-        service_accounts: rule.service_accounts.clone(),
-        object_storage_namespaces: rule.object_storage_namespaces.clone(),
-        buckets: rule.buckets.clone(),
-        prefixes: rule.prefixes.clone(),
-        allow: rule.allow,
-    };
-    Policy::new(config.rules.iter().map(rule).collect())
-}
 
 /// Options of the cache; `dir` overrides the configured directory.
-pub(super) fn cache(
+pub(super) fn options(
     config: &Config,
     dir: Option<&Path>,
     kubelet: &Path,
@@ -87,31 +44,17 @@ pub(super) fn cache(
     }
     Ok(CacheOptions {
         require_mount: config.cache.require_mount,
-        limits: cache::CacheLimits {
+        limits: CacheLimits {
             min_free,
             min_free_inodes: config.cache.min_free_inodes.of(fs.total_inodes),
-            max_size: (config.cache.max_size != config::Amount::Percent(config::Percent::ALL))
+            max_size: (config.cache.max_size != Amount::Percent(Percent::ALL))
                 .then(|| config.cache.max_size.resolve(total).as_u64()),
         },
         idle_ttl: config.cache.idle_ttl,
-        max_models: usize::try_from(config.download.max_models).unwrap_or(usize::MAX),
+        max_models: config.download.max_models,
         abandon_after: config.download.abandon_after,
         dir,
     })
-}
-
-/// The checker of weights.
-pub(super) fn weights(
-    config: &Config,
-    tasks: &TaskTracker,
-    shutdown: &CancellationToken,
-) -> WeightsChecker {
-    let check = match config.check_safetensors {
-        CheckSafetensors::Refuse => SafetensorsCheck::Refuse,
-        CheckSafetensors::Warn => SafetensorsCheck::Warn,
-        CheckSafetensors::Ignore => SafetensorsCheck::Ignore,
-    };
-    WeightsChecker::new(check, config.download.abandon_after, tasks, shutdown)
 }
 
 /// The free space of a disk, in percent, below which kubelet evicts pods:

@@ -1,13 +1,15 @@
-//! A rule of the policy: its lists are read where the parser knows their lines.
+//! A rule of the policy. Each entry of its lists is checked when it is deserialized,
+//! while the parser knows its line.
 
 use serde::de::{Deserialize, Deserializer, Error};
 
 use crate::model::{Pattern, Prefix};
 
-/// Allows or denies: subjects match the first two lists, objects all the others.
+/// One rule. It matches if all of its lists match: subjects the first two, objects the
+/// others.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct RuleSection {
+pub struct Rule {
     /// Patterns over the pod's Kubernetes namespace; at least one.
     #[serde(deserialize_with = "of_kubernetes")]
     pub namespaces: Vec<Pattern>,
