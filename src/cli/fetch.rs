@@ -92,7 +92,7 @@ pub(super) fn run(args: &FetchArgs, runtime: &Runtime) -> Result<()> {
     let limits = ResolveLimits::from(&LimitsSection::default());
     let progress = FetchProgress::default();
     let report = runtime.block_on(async {
-        let connector = storage::connect(settings).await?;
+        let connector = storage::connect(settings, &metrics).await?;
         let engine = Engine::new(download.engine(false), metrics)?;
         let resolver = Resolver::new(ClientPool::new(connector, Vec::new()), limits, &tasks, &shutdown);
         let work = fetch(&resolver, &engine, &request, &args.dir, &progress);

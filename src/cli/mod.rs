@@ -1,6 +1,7 @@
 //! The command line: one file per subcommand, the flags they share, and the
-//! exit codes. `services` is the composition root of the driver.
+//! exit codes. `app` is the composition root of the driver.
 
+mod app;
 mod cache;
 mod cache_dir;
 mod descriptors;
@@ -8,7 +9,7 @@ mod exit;
 mod fetch;
 mod logging;
 mod reload;
-mod services;
+mod service_args;
 mod storage;
 
 use std::process::ExitCode;
@@ -17,7 +18,9 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 
 use crate::error::{Error, Result};
+use app::Mode;
 use logging::LogArgs;
+use service_args::ServiceArgs;
 
 const ABOUT: &str = "Kubernetes CSI driver: AI models from OCI Object Storage as shared, verified, \
                      read-only volumes";
@@ -41,11 +44,11 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve the CSI Identity and Node services: the node plugin
-    Node(services::ServiceArgs),
+    Node(ServiceArgs),
     /// Serve the CSI Identity and Controller services: provisioning for StorageClasses
-    Controller(services::ServiceArgs),
+    Controller(ServiceArgs),
     /// Serve all CSI services from one process
-    All(services::ServiceArgs),
+    All(ServiceArgs),
     /// Download a model into a directory, without a cluster: verified and resumable
     Fetch(fetch::FetchArgs),
     /// Inspect and manage the models in this node's cache
@@ -57,9 +60,9 @@ pub fn run() -> ExitCode {
     crate::budget::limit_arenas();
     let cli = Cli::parse();
     let (result, json) = match cli.command {
-        Command::Node(args) => (serve(&cli.log, args, services::Mode::Node), false),
-        Command::Controller(args) => (serve(&cli.log, args, services::Mode::Controller), false),
-        Command::All(args) => (serve(&cli.log, args, services::Mode::All), false),
+        Command::Node(args) => (serve(&cli.log, args, Mode::Node), false),
+        Command::Controller(args) => (serve(&cli.log, args, Mode::Controller), false),
+        Command::All(args) => (serve(&cli.log, args, Mode::All), false),
         Command::Fetch(args) => {
             logging::start(&cli.log, "warn");
             let json = args.wants_json();
@@ -81,10 +84,10 @@ pub fn run() -> ExitCode {
     }
 }
 
-fn serve(log: &LogArgs, args: services::ServiceArgs, mode: services::Mode) -> Result<()> {
+fn serve(log: &LogArgs, args: ServiceArgs, mode: Mode) -> Result<()> {
     logging::start(log, "info");
     let runtime = runtime()?;
-    let result = services::run(args, mode, &runtime);
+    let result = app::run(args, mode, &runtime);
     // A sync of the disk may still run; files that it does not reach are checked
     // at the next start.
     runtime.shutdown_timeout(Duration::from_secs(2));

@@ -7,9 +7,9 @@ use clap::Args;
 
 use crate::config;
 use crate::error::{Error, Result};
-use crate::metrics::Metrics;
+use crate::metrics::{CredentialState, Metrics};
 use crate::oci::{Settings, StorageConnector};
-use crate::source::{AuthMethod, StorageError, StorageErrorKind};
+use crate::source::{AuthMethod, SourceConnector, StorageError, StorageErrorKind};
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Object Storage")]
@@ -56,10 +56,20 @@ impl OkeArgs {
     }
 }
 
-/// Connects the driver's own client; others are connected at their first use. A configuration
-/// error is `Invalid`.
-pub(super) async fn connect(settings: Settings) -> Result<Arc<StorageConnector>> {
-    Ok(Arc::new(StorageConnector::connect(settings).await.map_err(as_invalid)?))
+/// Connects the driver's own source, and reports the state of its credential to the
+/// metrics; others are connected at their first use. A configuration error is `Invalid`.
+pub(super) async fn connect(
+    settings: Settings,
+    metrics: &Metrics,
+) -> Result<Arc<dyn SourceConnector>> {
+    let connector = StorageConnector::connect(settings).await.map_err(as_invalid)?;
+    if let Some(identity) = connector.identity().cloned() {
+        metrics.watch_credential(move || CredentialState {
+            refresh_failures: identity.refresh_failures(),
+            expires_at: identity.expires_at(),
+        });
+    }
+    Ok(Arc::new(connector))
 }
 
 fn as_invalid(error: StorageError) -> Error {

@@ -87,7 +87,7 @@ async fn connect(
 ) -> Result<Remote> {
     let object_storage = Some(&config.object_storage);
     let settings = storage.settings(object_storage, AuthMethod::InstancePrincipal, metrics)?;
-    let connector = storage::connect(settings).await?;
+    let connector = storage::connect(settings, metrics).await?;
     let pool = ClientPool::new(connector, config.object_storage.buckets.clone());
     let resolver = Resolver::new(pool, (&config.limits).into(), tasks, shutdown);
     let engine = Engine::new(config.download.engine(true), Arc::clone(metrics))?;
