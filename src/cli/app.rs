@@ -110,27 +110,8 @@ impl App {
         let mut sockets = vec![socket];
 
         let metrics = Arc::new(Metrics::default());
-        let tasks = TaskTracker::new();
-        let shutdown = CancellationToken::new();
-        let connector = args.connect(&config.object_storage, &metrics).await?;
-        let pool = ClientPool::new(connector, config.object_storage.buckets.clone());
-        let resolver = Resolver::new(pool, (&config.limits).into(), &tasks, &shutdown);
         let (mut watcher, updates) = ConfigWatcher::new(&config, text, &metrics);
-        let kubernetes = args.kubernetes()?;
-        let events = kubernetes.clone().map_or_else(Events::default, |server| {
-            Events::to(server, &args.driver_name, &args.node_name(), &tasks, &shutdown)
-        });
-        let shared = SharedParts {
-            resolver,
-            policy: updates.policy,
-            kubernetes,
-            events,
-            metrics,
-            readiness: Readiness::not_ready("opening the cache"),
-            tasks,
-            shutdown,
-        };
-
+        let shared = SharedParts::build(&args, &config, updates.policy, metrics).await?;
         let node = match mode {
             Mode::Controller => None,
             Mode::Node | Mode::All => Some(NodeParts::build(&args, &config, &shared)?),
@@ -200,6 +181,27 @@ impl App {
         }
         drop(self.sockets);
         served.and(started)
+    }
+}
+
+impl SharedParts {
+    async fn build(
+        args: &ServiceArgs,
+        config: &Config,
+        policy: watch::Receiver<Policy>,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self> {
+        let tasks = TaskTracker::new();
+        let shutdown = CancellationToken::new();
+        let connector = args.connect(&config.object_storage, &metrics).await?;
+        let pool = ClientPool::new(connector, config.object_storage.buckets.clone());
+        let resolver = Resolver::new(pool, (&config.limits).into(), &tasks, &shutdown);
+        let kubernetes = args.kubernetes()?;
+        let events = kubernetes.clone().map_or_else(Events::default, |server| {
+            Events::to(server, &args.driver_name, &args.node_name(), &tasks, &shutdown)
+        });
+        let readiness = Readiness::not_ready("opening the cache");
+        Ok(Self { resolver, policy, kubernetes, events, metrics, readiness, tasks, shutdown })
     }
 }
 

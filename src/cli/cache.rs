@@ -142,7 +142,7 @@ enum Commands {
     },
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 struct FilterArgs {
     /// Only names that match one of these patterns, comma-separated: * (crosses /), ?, [...]
     #[arg(long, env = "OCI_MODEL_CSI_INCLUDE", value_name = "PATTERNS")]
@@ -222,12 +222,7 @@ impl Commands {
             Self::Pin { model, common } => alone(CacheCommand::Pin { model }, common),
             Self::Unpin { model, common } => alone(CacheCommand::Unpin { model }, common),
             Self::Prefetch { uris, filters, detach, common, storage } => {
-                let FilterArgs { include, exclude } = filters;
-                let spec = |uri| {
-                    let (include, exclude) = (include.clone(), exclude.clone());
-                    FilterArgs { include, exclude }.of(uri)
-                };
-                let models = uris.into_iter().map(spec).collect();
+                let models = uris.into_iter().map(|uri| filters.clone().of(uri)).collect();
                 Ok((CacheCommand::Prefetch { models, detach }, common, Some(storage)))
             }
             Self::Import { dir, uri, take, filters, common, storage } => {

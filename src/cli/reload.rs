@@ -73,7 +73,9 @@ impl ConfigWatcher {
             Some(file) => file.display().to_string(),
             None => "the start without --config".to_owned(),
         };
-        let (reading, now, config) = (cache.clone(), self.in_force.clone(), config.clone());
+        let reading = cache.clone();
+        let now = self.in_force.clone();
+        let config = config.clone();
         blocking(move || match read_recorded(&reading)? {
             Some(before) => before.check(&config, now.text(), &name),
             None => Ok(()),
@@ -95,7 +97,8 @@ impl ConfigWatcher {
     /// Records the configuration in force if it, or the one `before`, restricts pods.
     /// A failed write is logged and changes nothing in force.
     async fn record(&self, before: Option<&RecordedConfig>) {
-        let (cache, now) = (self.cache.clone(), self.in_force.clone());
+        let cache = self.cache.clone();
+        let now = self.in_force.clone();
         let Some(cache) = cache else { return };
         let needed = now.restricts() || before.is_some_and(RecordedConfig::restricts);
         let written = blocking(move || {

@@ -63,7 +63,8 @@ impl FetchDirectory {
     /// `Conflict` if it holds anything foreign; nothing is changed then.
     pub(super) fn open(claim: &DirectoryClaim, manifest: &Manifest) -> Result<Self> {
         check(&claim.dir, manifest)?;
-        let (dir, state) = (claim.dir.clone(), claim.state.clone());
+        let dir = claim.dir.clone();
+        let state = claim.state.clone();
         let finished = finished_in(&state)?;
         Ok(Self { dir, state, finished })
     }

@@ -185,9 +185,12 @@ async fn fetch_file(
     share: &FairShare,
     progress: Arc<ObjectProgress>,
 ) -> Result<Verified> {
-    let (directory_, file_, progress_) =
-        (Arc::clone(directory), file.clone(), Arc::clone(&progress));
-    let finished = blocking(move || directory_.finished(&file_, &progress_)).await?;
+    let finished = {
+        let directory = Arc::clone(directory);
+        let file = file.clone();
+        let progress = Arc::clone(&progress);
+        blocking(move || directory.finished(&file, &progress)).await?
+    };
     if let Some(verified) = finished {
         return Ok(verified);
     }
@@ -208,7 +211,8 @@ async fn fetch_file(
         Staging { data: directory.part(&file.blob), journal: directory.journal(&file.blob) };
     let demand = Interest::of(share.clone());
     let verified = engine.download(object, staging, demand, progress).await?;
-    let (directory, file) = (Arc::clone(directory), file.clone());
+    let directory = Arc::clone(directory);
+    let file = file.clone();
     blocking(move || directory.finish(&file, verified)).await?;
     Ok(verified)
 }

@@ -40,14 +40,14 @@ impl Manager {
             requests.push((spec.uri, request));
         }
         let results = requests.into_iter().map(|(uri, request)| {
-            let (manager, on_progress) = (self.clone(), Arc::clone(on_progress));
+            let manager = self.clone();
+            let on_progress = Arc::clone(on_progress);
             async move {
-                let result = match detach {
-                    true => manager.start_prefetch(&uri, request).await,
-                    false => {
-                        let ensured = manager.ensure(&request, &on_progress).await;
-                        ensured.map(|ensured| prefetched(&uri, ensured))
-                    }
+                let result = if detach {
+                    manager.start_prefetch(&uri, request).await
+                } else {
+                    let ensured = manager.ensure(&request, &on_progress).await;
+                    ensured.map(|ensured| prefetched(&uri, ensured))
                 };
                 result.unwrap_or_else(|error| PrefetchResult::failed(&uri, &error))
             }
@@ -78,7 +78,8 @@ impl Manager {
         };
         let manager = self.clone();
         self.0.tasks.spawn(async move {
-            let (shutdown, on_progress) = (manager.0.shutdown.clone(), ignore_progress());
+            let shutdown = manager.0.shutdown.clone();
+            let on_progress = ignore_progress();
             let ensured = tokio::select! {
                 ensured = manager.ensure(&request, &on_progress) => ensured,
                 () = shutdown.cancelled() => return,
@@ -147,7 +148,8 @@ impl Manager {
             let manifest = resolver.resolve(&request, &route).await?;
             let options = ImportOptions { dir: dir.clone(), move_files: take };
             let progress = ImportProgress::default();
-            let (cache, client) = (&self.0.cache, route.client());
+            let cache = &self.0.cache;
+            let client = route.client();
             let importing = cache.import(engine, client, &manifest, &title, options, &progress);
             match report_progress(on_progress, importing, || import_progress(&title, &progress))
                 .await
@@ -169,7 +171,8 @@ impl Manager {
         model: &CachedModel,
     ) -> Result<Vec<Warning>> {
         let warnings = self.remote()?.weights.check(model, request, route.tenant()).await?;
-        let (cache, model) = (self.0.cache.clone(), model.clone());
+        let cache = self.0.cache.clone();
+        let model = model.clone();
         let (request, route) = (request.clone(), route.clone());
         blocking(move || newest::record(&cache, &request, &route, &model)).await?;
         Ok(warnings)

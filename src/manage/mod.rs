@@ -137,7 +137,8 @@ impl Manager {
                 self.import(dir, model, take, on_progress).await
             }
             CacheCommand::Purge => {
-                let (cache, in_driver) = (self.0.cache.clone(), self.0.in_driver);
+                let cache = self.0.cache.clone();
+                let in_driver = self.0.in_driver;
                 let purged = blocking(move || cache.purge(in_driver)).await?;
                 Ok(CommandAnswer::Purge(Removal { models: purged.models, bytes: purged.bytes }))
             }
@@ -150,17 +151,16 @@ impl Manager {
         rate: Option<u64>,
         on_progress: &ProgressCallback,
     ) -> Result<CommandAnswer> {
-        let keys = match models.is_empty() {
-            true => None,
-            false => {
-                let inventory = self.inventory().await?;
-                let mut keys = Vec::new();
-                for model in &models {
-                    let found = select::all(&inventory, model)?;
-                    keys.extend(found.into_iter().map(|report| report.key.clone()));
-                }
-                Some(keys)
+        let keys = if models.is_empty() {
+            None
+        } else {
+            let inventory = self.inventory().await?;
+            let mut keys = Vec::new();
+            for model in &models {
+                let found = select::all(&inventory, model)?;
+                keys.extend(found.into_iter().map(|report| report.key.clone()));
             }
+            Some(keys)
         };
         let progress = Arc::new(VerifyProgress::default());
         let verifying = self.0.cache.verify(keys, rate, Arc::clone(&progress));
@@ -186,10 +186,11 @@ impl Manager {
         let cache = self.0.cache.clone();
         let keys = blocking(move || {
             let inventory = cache.report()?;
-            let found = match pinned {
+            let found = if pinned {
                 // Pinning old revisions by accident could fill the disk.
-                true => vec![select::one(&inventory, &model)?],
-                false => select::all(&inventory, &model)?,
+                vec![select::one(&inventory, &model)?]
+            } else {
+                select::all(&inventory, &model)?
             };
             let keys: Vec<_> = found.into_iter().map(|report| report.key.clone()).collect();
             for key in &keys {

@@ -63,14 +63,17 @@ impl NodeState {
             });
         };
         if let Some(taint) = self.startup_taint.clone() {
-            let (api, registered) = (api.clone(), Arc::clone(registered));
-            let (node, driver) = (self.node.clone(), self.driver.clone());
+            let api = api.clone();
+            let registered = Arc::clone(registered);
+            let node = self.node.clone();
+            let driver = self.driver.clone();
             until(Box::pin(async move {
                 taint::remove_taint(&api, &node, &driver, &taint, &registered).await;
             }));
         }
         if self.model_labels > 0 {
-            let (api, cache) = (api.clone(), cache.clone());
+            let api = api.clone();
+            let cache = cache.clone();
             until(Box::pin(async move {
                 labels::sync_labels(&api, &self.node, &self.driver, self.model_labels, &cache)
                     .await;

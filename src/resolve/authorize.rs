@@ -225,8 +225,10 @@ async fn probe(
     etag: &str,
     size: u64,
 ) -> Result<Probe, StorageError> {
-    let (client, bucket) = (route.client(), &*object.bucket);
-    let (version, is_empty) = (Some(etag), size == 0);
+    let client = route.client();
+    let bucket = &*object.bucket;
+    let version = Some(etag);
+    let is_empty = size == 0;
     let mut asked = buckets
         .ask(BucketOperation::Read, (route, bucket), || client.may_read(&object, version, is_empty))
         .await;

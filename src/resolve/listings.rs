@@ -141,12 +141,15 @@ impl Listings {
             bucket: bucket.clone(),
             prefix: source.prefix.as_str().to_owned(),
         };
-        let (inner, route_, title) = (Arc::clone(&self.0), route.clone(), title.to_owned());
+        let tenant = route.tenant();
+        let inner = Arc::clone(&self.0);
+        let route = route.clone();
+        let title = title.to_owned();
         let source = source.clone();
         let waiter = self.0.flights.join(key, Waiters::default(), move |waiters| async move {
-            inner.list(&route_, &source, &bucket, &title, &waiters).await.map(Arc::new)
+            inner.list(&route, &source, &bucket, &title, &waiters).await.map(Arc::new)
         });
-        waiter.progress().add(route.tenant());
+        waiter.progress().add(tenant);
         waiter
     }
 

@@ -72,7 +72,8 @@ impl Resolver {
         shutdown: &CancellationToken,
     ) -> Self {
         let flights = Flights::new(GRACE, tasks.clone(), shutdown.clone());
-        let (buckets, authorizer) = (Arc::default(), Arc::default());
+        let buckets = Arc::default();
+        let authorizer = Arc::default();
         Self(Arc::new(ResolverInner {
             pool,
             limits,
@@ -164,7 +165,9 @@ impl Resolver {
         request: &ModelRequest,
         route: &Route,
     ) -> Waiter<LastAnswer, Arc<Manifest>> {
-        let (inner, request, route) = (Arc::clone(&self.0), request.clone(), route.clone());
+        let inner = Arc::clone(&self.0);
+        let request = request.clone();
+        let route = route.clone();
         let key = (route.digest(&request), route.workload().cloned(), route.tenant().clone());
         self.0.flights.join(key, LastAnswer::default(), move |pulse| async move {
             inner.ask(&request, &route, &pulse).await.map(Arc::new)

@@ -31,22 +31,7 @@ impl VolumesInner {
                 target.display()
             ))
         })?;
-        // A process that was killed between bind and answer left a mount, perhaps
-        // exactly this one.
-        let before = place.mounted()?;
-        match &before {
-            Some(mounted) => {
-                self.check_is_expected(&place, mounted, &model.tree)?;
-                if !mounted.hardened {
-                    place.unmount(mounted)?;
-                }
-            }
-            None => {
-                place.make()?;
-                abort_point::reach("bind-1");
-            }
-        }
-        let existing = before.filter(|mounted| mounted.hardened);
+        let existing = self.prepare(&place, &model.tree)?;
         let holder = LeaseHolder {
             volume_id: attempt.key.volume_id.clone(),
             target: target.clone(),
@@ -74,6 +59,22 @@ impl VolumesInner {
             }
             Err(error) => self.undo(&place, true, error),
         }
+    }
+
+    /// Makes the target ready for the mount of a tree. Returns the mount if it exists: a
+    /// process that was killed between bind and answer left it.
+    fn prepare(&self, place: &OpenTarget, tree: &Path) -> Result<Option<Mounted>> {
+        let Some(mounted) = place.mounted()? else {
+            place.make()?;
+            abort_point::reach("bind-1");
+            return Ok(None);
+        };
+        self.check_is_expected(place, &mounted, tree)?;
+        if mounted.hardened {
+            return Ok(Some(mounted));
+        }
+        place.unmount(&mounted)?;
+        Ok(None)
     }
 
     /// Undoes a failed publish. If that fails too, the answer is not final: kubelet
@@ -170,11 +171,10 @@ impl VolumesInner {
             return Ok(());
         }
         let path = place.path().display();
-        let text = match self.is_covered(mounted, None)? {
-            true => {
-                format!("something else is mounted on top of this volume at {path}; unmount it")
-            }
-            false => format!("something else is mounted at {path} already; unpublish it first"),
+        let text = if self.is_covered(mounted, None)? {
+            format!("something else is mounted on top of this volume at {path}; unmount it")
+        } else {
+            format!("something else is mounted at {path} already; unpublish it first")
         };
         Err(Error::new(ErrorKind::Conflict, text))
     }

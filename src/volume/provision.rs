@@ -141,10 +141,10 @@ impl Provisioner {
         let asking = (Subject::Claim(namespace), caller);
         permit(&self.policy, &self.resolver, asking, &model).await?;
         if let Some(VolumeRecord { capacity_bytes, .. }) = created {
-            return match request.capacity.holds(capacity_bytes) {
-                true => Ok(NewVolume { id, capacity_bytes, context }),
-                false => Err(conflict(request, true, capacity_bytes)),
-            };
+            if !request.capacity.holds(capacity_bytes) {
+                return Err(conflict(request, true, capacity_bytes));
+            }
+            return Ok(NewVolume { id, capacity_bytes, context });
         }
         let capacity_bytes = self.capacity(&model, caller, request.capacity).await?;
         let prefix = context.get("prefix").cloned().unwrap_or_default();

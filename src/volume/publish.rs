@@ -177,7 +177,8 @@ impl Volumes {
             let inner = Arc::clone(&self.0);
             return blocking(move || inner.is_mounted_as_leased(&lease)).await;
         }
-        let (inner, target) = (Arc::clone(&self.0), key.target.clone());
+        let inner = Arc::clone(&self.0);
+        let target = key.target.clone();
         if !blocking(move || inner.is_mounted(&target)).await? {
             return Ok(false);
         }
@@ -203,7 +204,8 @@ impl Volumes {
     pub async fn unpublish(&self, volume_id: &str, target: &Path) -> Result<()> {
         let guard = self.0.targets.enter(target)?;
         self.0.calls.end(target);
-        let (inner, volume_id) = (Arc::clone(&self.0), volume_id.to_owned());
+        let inner = Arc::clone(&self.0);
+        let volume_id = volume_id.to_owned();
         let target = target.to_owned();
         let unmounted = blocking(move || {
             let _guard = guard;

@@ -64,7 +64,8 @@ impl Volumes {
                     continue;
                 }
             };
-            let (engine, client) = (&self.parts().engine, route.client());
+            let engine = &self.parts().engine;
+            let client = route.client();
             let mut waiter =
                 self.parts().cache.fill(engine, manifest, &title, &Priority::Prefetch, client);
             let progress = waiter.shared_progress();

@@ -36,20 +36,14 @@ pub(super) async fn execute(
     on_progress: &ProgressCallback,
 ) -> Result<CommandAnswer> {
     if !command.downloads() && !is_cache(dir) {
-        return Err(Error::new(
-            ErrorKind::NotFound,
-            format!(
-                "{} is not a cache, and no driver listens in it; name the cache with --cache-dir, \
-                 or run the command where the driver runs",
-                dir.display()
-            ),
-        ));
+        return Err(not_a_cache(dir));
     }
     let metrics = Arc::new(Metrics::default());
     let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
     let options = cache_dir::options(config, Some(dir), &common.kubelet_dir, &metrics)?;
     let cache = Cache::open(options, Arc::clone(&metrics), &tasks, &shutdown)?;
-    let (recovering, pods) = (cache.clone(), common.kubelet_dir.join("pods"));
+    let recovering = cache.clone();
+    let pods = common.kubelet_dir.join("pods");
     blocking(move || recovering.recover(&pods)).await?;
     let remote = match storage {
         Some(storage) => Some(connect(config, storage, &metrics, &tasks, &shutdown).await?),
@@ -76,6 +70,17 @@ pub(super) async fn execute(
         .await?;
     }
     answer
+}
+
+fn not_a_cache(dir: &Path) -> Error {
+    Error::new(
+        ErrorKind::NotFound,
+        format!(
+            "{} is not a cache, and no driver listens in it; name the cache with --cache-dir, or \
+             run the command where the driver runs",
+            dir.display()
+        ),
+    )
 }
 
 async fn connect(

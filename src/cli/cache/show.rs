@@ -74,10 +74,7 @@ fn list(listing: &CacheListing) -> String {
         ]
     }));
     let cache = &listing.cache;
-    let mut text = match listing.models.is_empty() {
-        true => String::new(),
-        false => table(&rows),
-    };
+    let mut text = if listing.models.is_empty() { String::new() } else { table(&rows) };
     let _ = writeln!(
         text,
         "{} models, {} of at most {} in {}; {} can be evicted, {} free on the disk",
