@@ -47,7 +47,7 @@ nightly: ## Thousands of random kills and power losses, and 840,000 files (takes
 	OCI_MODEL_CSI_TEST_REQUIRE_NAMESPACES=1 OCI_MODEL_CSI_TEST_ROUNDS=$(NIGHTLY_CUTS) \
 		env --unset=OCI_MODEL_CSI_TEST_SEED cargo test --locked --no-fail-fast --test it power_loss::
 	OCI_MODEL_CSI_TEST_REQUIRE_NAMESPACES=1 OCI_MODEL_CSI_TEST_LARGE=1 \
-		cargo test --locked --test it memory::what_models_of_many_files
+		cargo test --locked --test it memory::the_memory_of_models_with_many_files
 
 .PHONY: sanity
 sanity: ## Run csi-sanity against the driver (installs it with Go)

@@ -1,8 +1,11 @@
 //! The documents match the code: keys, flags, metrics, codes, messages, samples,
 //! names of tests and links are compared with it.
 
+mod figures;
+mod habits;
 mod language;
 mod messages;
+mod paths;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
@@ -419,8 +422,7 @@ fn manifests() -> Vec<(String, String)> {
 
 /// The project's documents, by their path from its root.
 fn documents() -> Vec<(String, String)> {
-    let mut paths = files("docs", "md");
-    paths.extend(files("deploy", "md"));
+    let mut paths = ["docs", "deploy", "tests", "csi-sanity"].map(|of| files(of, "md")).concat();
     for entry in fs::read_dir(root()).unwrap() {
         let path = entry.unwrap().path();
         if path.extension().is_some_and(|extension| extension == "md") {

@@ -21,7 +21,7 @@
 //! bytes are read and their CRC compared before it is served, or it is dropped.
 //!
 //! A file that an import adopts takes the same steps from 3 on, starting at its
-//! own path: see `import.rs`.
+//! own path: see `cache/fill/import.rs`.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -349,7 +349,7 @@ impl Blobs {
         self.read_record(id)
     }
 
-    /// Moves a blob to the trash; see the numbered steps of `evict.rs`. Blocks.
+    /// Moves a blob to the trash; see the numbered steps of `cache/space/evict.rs`. Blocks.
     pub(in crate::cache) fn evict(&self, id: &BlobId) -> Result<()> {
         self.lock().remove(id);
         files::rename(&self.layout.blob(id), &self.trashed(id))?;
