@@ -19,6 +19,7 @@ use super::fetch::Output;
 use super::storage::StorageArgs;
 use super::{cache_dir, exit};
 use crate::admin;
+use crate::cache::Layout;
 use crate::config::{Config, parse_size};
 use crate::error::{Error, ErrorKind, Result};
 use crate::manage::{CacheCommand, CollectionScope, CommandAnswer, ModelSpec, ProgressCallback};
@@ -350,5 +351,5 @@ fn confirm(yes: bool) -> Result<()> {
 
 /// Reports whether this directory holds a cache.
 fn is_cache(dir: &Path) -> bool {
-    dir.join("VERSION").exists()
+    Layout::new(dir).version().exists()
 }

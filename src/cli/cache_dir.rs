@@ -5,7 +5,7 @@ use std::path::Path;
 
 use bytesize::ByteSize;
 
-use crate::cache::{CacheLimits, CacheOptions, FileSystem};
+use crate::cache::{CacheLimits, CacheOptions, FileSystem, Layout};
 use crate::config::{Amount, Config, Percent};
 use crate::error::Result;
 use crate::metrics::Metrics;
@@ -81,7 +81,8 @@ fn below_kubelets_threshold(min_free: u64, total: u64) -> Option<String> {
 /// # Errors
 /// `Invalid` if the path of the directory is too long for a socket in it.
 pub(super) fn admin_endpoint(cache: &Path) -> Result<SocketEndpoint> {
-    let parsed = format!("unix://{}/admin.sock", cache.display()).parse::<SocketEndpoint>();
+    let parsed =
+        format!("unix://{}", Layout::new(cache).admin_socket().display()).parse::<SocketEndpoint>();
     parsed.map_err(|error| error.context("the socket for commands in the cache"))
 }
 

@@ -9,6 +9,22 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::support::documents::{quoted, root, shown, sources, table};
+use crate::support::literals::literals;
+
+/// The file with every name on disk.
+const NAMES_ON_DISK: &str = "cache/store/layout/names.rs";
+
+/// Modules that use the cache directory.
+const USERS_OF_CACHE: [&str; 5] = ["cache", "cli", "download", "manage", "volume"];
+
+/// Literals that only look like names on disk.
+const OTHER_NAMES: [(&str, &[&str], &str); 5] = [
+    ("cache/fill/import/source.rs", &["blobs"], "a directory of a Hub cache"),
+    ("cache/report.rs", &["staging", "trash", "quarantine"], "labels of a metric"),
+    ("cli/cache.rs", &["models"], "the example of a URI"),
+    ("cli/fetch.rs", &["models"], "the example of a URI"),
+    ("download/engine.rs", &["content"], "a label of a metric"),
+];
 
 /// Modules from the bottom to the top, each with those it may name.
 type Rule = Vec<(String, BTreeSet<String>)>;
@@ -101,6 +117,48 @@ fn crates_are_named_only_in_their_modules() {
         }
     }
     assert!(strays.is_empty(), "see ARCHITECTURE.md:\n{}", strays.join("\n"));
+}
+
+#[test]
+fn names_on_disk_are_spelled_in_one_file() {
+    let code = |path: &Path| {
+        let text = fs::read_to_string(path).unwrap();
+        let end = start_of_tests(&text);
+        text[..end].to_owned()
+    };
+    let sources = sources();
+    let home = sources.iter().find(|path| path.ends_with(NAMES_ON_DISK)).unwrap();
+    let names: BTreeSet<String> = literals(&code(home))
+        .into_iter()
+        .flat_map(|literal| fixed_parts(&literal.text))
+        .filter(|part| part.chars().any(char::is_alphabetic))
+        .collect();
+    assert!(names.len() > 25 && names.contains("quarantine"), "{names:?}");
+    let texts = sources.iter().map(|path| (path.clone(), fs::read_to_string(path).unwrap()));
+    let test_files = test_files(&texts.collect::<Vec<_>>());
+    let mut strays = Vec::new();
+    for path in sources.iter().filter(|path| *path != home && !test_files.contains(*path)) {
+        if !module_of(path).is_some_and(|module| USERS_OF_CACHE.contains(&&*module)) {
+            continue;
+        }
+        let place = shown(path);
+        let excepted = OTHER_NAMES.iter().filter(|(file, ..)| place.ends_with(file));
+        let excepted: Vec<_> = excepted.flat_map(|(_, names, _)| *names).copied().collect();
+        for literal in literals(&code(path)) {
+            let parts = fixed_parts(&literal.text).into_iter();
+            let found = parts.filter(|part| names.contains(part) && !excepted.contains(&&**part));
+            strays.extend(found.map(|name| format!("{place}:{}: {name:?}", literal.line)));
+        }
+    }
+    assert!(strays.is_empty(), "spelled outside {NAMES_ON_DISK}:\n{}", strays.join("\n"));
+}
+
+/// What a path or a format string has between slashes and placeholders.
+fn fixed_parts(literal: &str) -> Vec<String> {
+    let after_placeholder =
+        |part: &str| part.split_once('}').map_or(part, |(_, rest)| rest).to_owned();
+    let fixed: Vec<String> = literal.split('{').map(after_placeholder).collect();
+    fixed.iter().flat_map(|part| part.split('/')).map(str::to_owned).collect()
 }
 
 #[test]

@@ -8,11 +8,7 @@ use std::collections::BTreeSet;
 use std::fs;
 
 use crate::support::documents::{quoted, read, shown, sources};
-
-#[path = "literals.rs"]
-mod literals;
-
-use literals::{Literal, literals};
+use crate::support::literals::{Literal, literals};
 
 /// Calls whose arguments are not messages.
 const OTHER_CALLS: [(&str, &str); 19] = [

@@ -19,6 +19,7 @@ pub(crate) mod fetch;
 pub(crate) mod fuse;
 pub(crate) mod invariants;
 pub(crate) mod kubelet;
+pub(crate) mod literals;
 pub(crate) mod load;
 pub(crate) mod loopfs;
 pub(crate) mod models;

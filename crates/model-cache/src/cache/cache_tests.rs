@@ -13,6 +13,7 @@ use tokio_util::task::TaskTracker;
 use super::space::policy::Space;
 use super::space::reservations::{SpaceRequest, Taken};
 use super::store::disk_usage::DiskUsage;
+use super::store::layout::names::Directory;
 use super::*;
 use crate::download::{Check, Verified};
 use crate::error::ErrorKind;
@@ -97,13 +98,13 @@ impl Fixture {
         self.cache.0.layout.blob(&file.blob)
     }
 
-    fn count(&self, directory: &str) -> usize {
+    fn count(&self, directory: Directory) -> usize {
         files::names(&self.cache.0.layout.directory(directory)).unwrap().len()
     }
 
     /// Names of blobs and records.
     fn in_blobs(&self) -> usize {
-        let blobs = self.cache.0.layout.directory("blobs");
+        let blobs = self.cache.0.layout.directory(Directory::Blobs);
         let fans = files::names(&blobs).unwrap();
         fans.iter().map(|fan| files::names(&blobs.join(fan)).unwrap().len()).sum()
     }
@@ -136,10 +137,10 @@ async fn unused_models_are_collected_and_the_rest_stays() {
 
     let before = f.cache.report().unwrap();
     assert_eq!(keys(&f.collect(true).await), std::slice::from_ref(&free_key));
-    assert_eq!(f.count("models"), 3, "a dry run does nothing");
+    assert_eq!(f.count(Directory::Models), 3, "a dry run does nothing");
     let collected = f.collect(false).await;
     assert_eq!(keys(&collected), [free_key]);
-    assert_eq!((f.count("models"), f.count("trash")), (2, 0));
+    assert_eq!((f.count(Directory::Models), f.count(Directory::Trash)), (2, 0));
     let freed = before.usage.total - f.cache.report().unwrap().usage.total;
     assert_eq!(collected.bytes, freed, "the reported bytes are the freed bytes");
 }
@@ -162,7 +163,7 @@ async fn a_shared_blob_is_evicted_with_its_last_model() {
     f.cache.release(&lease.target).unwrap();
     drop(lease);
     assert_eq!(f.collect(false).await.models.len(), 1);
-    assert_eq!((f.in_blobs(), f.count("models"), f.count("trash")), (0, 0, 0));
+    assert_eq!((f.in_blobs(), f.count(Directory::Models), f.count(Directory::Trash)), (0, 0, 0));
 }
 
 #[tokio::test]
@@ -195,7 +196,7 @@ async fn damage_of_every_kind_is_found_quarantined_and_marked_in_the_leases() {
                 .is_some_and(|what| what.ends_with('w'))
         );
         let kept = f.cache.0.layout.quarantine();
-        assert!(f.count("quarantine") >= 2, "{kind}: {:?}", files::names(&kept));
+        assert!(f.count(Directory::Quarantine) >= 2, "{kind}: {:?}", files::names(&kept));
         assert!(
             f.cache
                 .report()
@@ -214,7 +215,7 @@ async fn damage_of_every_kind_is_found_quarantined_and_marked_in_the_leases() {
         assert_eq!(left.len(), 1, "a pod still uses it: {left:?}");
         f.cache.release(&lease.target).unwrap();
         f.collect(false).await;
-        assert_eq!(f.count("quarantine"), 0);
+        assert_eq!(f.count(Directory::Quarantine), 0);
     }
 }
 
@@ -246,7 +247,7 @@ async fn a_purge_removes_only_our_files_and_nothing_while_the_cache_is_in_use() 
     assert!(f.cache.purge(false).is_err(), "the model is held");
     drop((model, lease));
     assert_eq!(f.cache.purge(true).unwrap().models, 1);
-    assert_eq!(f.count("models"), 0);
+    assert_eq!(f.count(Directory::Models), 0);
     drop(f.add_model("m/", &[("m/w", "weights")]));
     let strangers = ["blobs/README", "leases/notes", "models/mine", "staging/weights.part"];
     for name in strangers {
@@ -258,7 +259,7 @@ async fn a_purge_removes_only_our_files_and_nothing_while_the_cache_is_in_use() 
     assert_eq!(left, ["blobs", "leases", "models", "notes.txt", "staging"]);
     for name in strangers {
         let (directory, name) = name.split_once('/').unwrap();
-        assert_eq!(files::names(&f.cache.layout().directory(directory)).unwrap(), [name]);
+        assert_eq!(files::names(&f.cache.layout().root().join(directory)).unwrap(), [name]);
     }
 }
 
@@ -270,8 +271,8 @@ async fn old_orphaned_files_are_swept() {
     f.cache.record_latest(&request, &model).unwrap();
     let layout = f.cache.0.layout.clone();
     let orphaned = [
-        layout.directory("content").join("c".repeat(64)),
-        layout.directory("requests").join("d".repeat(64)),
+        layout.directory(Directory::Content).join("c".repeat(64)),
+        layout.directory(Directory::Requests).join("d".repeat(64)),
         layout
             .blob_directory(&model.manifest().unwrap().unwrap().files[0].blob)
             .join(format!("{}.json", "e".repeat(64))),
@@ -334,7 +335,7 @@ async fn a_leased_model_stays_while_others_are_evicted() {
     assert_eq!(pods.join_all().await.iter().sum::<i32>(), 800);
     assert!(evicting.await.unwrap() > 0, "nothing was evicted, so nothing was tested");
     f.collect(false).await;
-    assert_eq!((f.count("models"), f.count("leases")), (0, 0));
+    assert_eq!((f.count(Directory::Models), f.count(Directory::Leases)), (0, 0));
 }
 
 #[tokio::test]

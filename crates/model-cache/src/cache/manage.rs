@@ -8,7 +8,7 @@ use super::report::CacheReport;
 use super::space::policy::{EvictionGoal, Space};
 use super::store::files;
 use super::store::foreign;
-use super::store::layout::DIRECTORIES;
+use super::store::layout::names::Directory;
 use super::store::pins;
 use super::store::trash::discard;
 use super::{Cache, CacheInner};
@@ -158,14 +158,14 @@ impl CacheInner {
             moved.unwrap_or_else(|| Err(self.in_use("a model has just come into use")))?;
             models += 1;
         }
-        for name in DIRECTORIES.iter().filter(|name| **name != "leases") {
-            foreign::remove_ours(&self.layout, name)?;
+        for directory in Directory::ALL.into_iter().filter(|one| *one != Directory::Leases) {
+            foreign::remove_ours(&self.layout, directory)?;
         }
         self.remove_set_aside()?;
         if !keep_running {
-            foreign::remove_ours(&self.layout, "leases")?;
-            for name in DIRECTORIES {
-                foreign::remove_empty(&self.layout.directory(name))?;
+            foreign::remove_ours(&self.layout, Directory::Leases)?;
+            for directory in Directory::ALL {
+                foreign::remove_empty(&self.layout.directory(directory))?;
             }
             let (scrubbed, in_force) = (self.layout.scrubbed(), self.layout.config_in_force());
             for file in [scrubbed, in_force, self.layout.version(), self.layout.lock()] {

@@ -51,10 +51,11 @@ use space::reservations::Reservations;
 use store::blobs::Blobs;
 use store::durability::{Syncer, Unsynced};
 use store::holds::Holds;
+use store::layout::names::EntryPath;
 use store::leases::Leases;
 use store::models::Models;
 use store::open::Ownership;
-use store::{disk_usage, files, layout, leases, open, recover};
+use store::{disk_usage, files, leases, open, recover};
 
 /// The administrator's options of the cache.
 #[derive(Debug, Clone)]
@@ -322,7 +323,8 @@ impl Cache {
     /// evicted or damaged since. Blocks.
     pub fn is_tree(&self, mounted: &Mounted) -> Result<bool> {
         let uses = mount::uses_of(self.0.layout.root())?;
-        Ok(uses.iter().any(|one| one.id == mounted.id && layout::is_tree(&one.root)))
+        let is_tree = |path: &Path| EntryPath::parse(path).is_some_and(|path| path.is_tree());
+        Ok(uses.iter().any(|one| one.id == mounted.id && is_tree(&one.root)))
     }
 
     /// Ends the lease of a target path, if there is one. Blocks.

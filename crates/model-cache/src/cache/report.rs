@@ -13,6 +13,7 @@ use super::space::policy::{RetentionReason, Space};
 use super::space::reservations::FileSystem;
 use super::store::disk_usage::DiskUsage;
 use super::store::files;
+use super::store::layout::names::{EntryPath, ModelFile, QuarantineFile};
 use super::store::leases::LeaseRecord;
 use super::store::set_aside::SetAside;
 use crate::error::Result;
@@ -64,7 +65,7 @@ impl ModelReport {
         if let ModelState::Arriving(progress) = &self.state {
             files.extend(progress.manifest().iter().flat_map(|all| all.files.iter().cloned()));
         } else if let Some(directory) = &self.directory
-            && let Ok(manifest) = std::fs::File::open(directory.join("manifest.json"))
+            && let Ok(manifest) = std::fs::File::open(ModelFile::Manifest.of(directory))
         {
             // A torn manifest yields the files before the error.
             let _ = Manifest::each_file(manifest, |file| files.push(file));
@@ -126,11 +127,14 @@ impl CacheInner {
         let bytes = |at: &usize| taken.blobs[*at].space.bytes;
         let mut models = Vec::new();
         for model in taken.models {
-            let place = PathBuf::from("models").join(model.key.as_str());
             let holders: Vec<_> =
                 leases.iter().filter(|lease| lease.model == model.key).cloned().collect();
             let leased = |target: &PathBuf| holders.iter().any(|lease| lease.target == *target);
-            let mounts = uses.iter().filter(|one| one.root.starts_with(&place));
+            let shows = |one: &&mount::Use| {
+                EntryPath::parse(&one.root).and_then(|path| path.model()).as_ref()
+                    == Some(&model.key)
+            };
+            let mounts = uses.iter().filter(shows);
             let shared = model.blobs.iter().filter(|at| references[**at] > 1);
             models.push(ModelReport {
                 state: match self.models.is_durable(&model.key) {
@@ -158,13 +162,14 @@ impl CacheInner {
     fn damaged(&self, leases: &[LeaseRecord]) -> Result<Vec<ModelReport>> {
         let mut found = Vec::new();
         for name in files::names(&self.layout.quarantine())? {
-            let Some(key) = name.split('.').next().and_then(ModelKey::parse) else { continue };
+            let Some(QuarantineFile::Model(key)) = QuarantineFile::parse(&name) else { continue };
             let path = self.layout.quarantine().join(&name);
-            let manifest = std::fs::File::open(path.join("manifest.json"));
+            let manifest = ModelFile::Manifest.of(&path);
+            let used = std::fs::metadata(&manifest).and_then(|metadata| metadata.modified());
+            let manifest = std::fs::File::open(manifest);
             let summary = manifest.ok().and_then(|file| Summary::of_stored(file).ok());
-            let root = mount::identity(&path.join("tree")).ok();
+            let root = mount::identity(&ModelFile::Tree.of(&path)).ok();
             let holders = leases.iter().filter(|lease| Some(lease.root) == root);
-            let used = std::fs::metadata(path.join("manifest.json")).and_then(|m| m.modified());
             found.push(ModelReport {
                 state: ModelState::Damaged,
                 bytes: summary.as_ref().map_or(0, |summary| summary.bytes),

@@ -40,7 +40,7 @@ async fn only_as_much_of_the_trash_as_needed_is_deleted() {
     }
     let need = Space { bytes: 1 << 20, inodes: 1 };
     assert_eq!(f.cache.0.free_from_trash(Some(need)).unwrap(), 1);
-    assert_eq!(f.count("trash"), 3);
+    assert_eq!(f.count(Directory::Trash), 3);
     assert_eq!(f.cache.0.empty_trash().unwrap(), 3);
 }
 

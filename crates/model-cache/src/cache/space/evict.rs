@@ -15,7 +15,6 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
-use std::path::{Component, Path};
 use std::time::{Duration, SystemTime};
 
 use super::policy::{
@@ -25,6 +24,7 @@ use crate::abort_point;
 use crate::cache::CacheInner;
 use crate::cache::store::disk_usage::{DiskUsage, StoredModel};
 use crate::cache::store::files;
+use crate::cache::store::layout::names::{EntryPath, StagingFile};
 use crate::cache::store::pins;
 use crate::cache::store::trash::discard;
 use crate::error::Result;
@@ -72,7 +72,7 @@ impl RetentionReasons {
     pub(in crate::cache) fn now(inner: &CacheInner) -> Result<Self> {
         let leased = inner.leases.all().into_iter().map(|lease| lease.model).collect();
         let uses = mount::uses_of(inner.layout.root())?;
-        let mounted = uses.iter().filter_map(|one| model_of(&one.root)).collect();
+        let mounted = uses.iter().filter_map(|one| EntryPath::parse(&one.root)?.model()).collect();
         let pinned = pins::all(&inner.layout)?;
         Ok(Self { leased, mounted, pinned, busy: inner.holds.held_models() })
     }
@@ -89,17 +89,6 @@ impl RetentionReasons {
             (&self.pinned, RetentionReason::Pinned),
         ];
         reasons.into_iter().find(|(keys, _)| keys.contains(key)).map(|(_, keep)| keep)
-    }
-}
-
-/// Returns the model that a path below the cache belongs to.
-fn model_of(below: &Path) -> Option<ModelKey> {
-    let mut parts = below.components();
-    match (parts.next()?, parts.next()?) {
-        (Component::Normal(models), Component::Normal(key)) if models == "models" => {
-            ModelKey::parse(key.to_str()?)
-        }
-        _ => None,
     }
 }
 
@@ -286,9 +275,7 @@ impl CacheInner {
         let alone = self.holds.lock_eviction();
         let busy = self.wanted_blobs();
         for name in files::names(&self.layout.staging())? {
-            let Some(id) = name.strip_suffix(".part").and_then(BlobId::parse) else {
-                continue;
-            };
+            let Some(StagingFile::Part(id)) = StagingFile::parse(&name) else { continue };
             if !busy.contains(&id) && !wanted.contains(&id) {
                 self.blobs.abandon(&id)?;
             }
@@ -296,22 +283,5 @@ impl CacheInner {
         drop(alone);
         self.drop_set_aside(false)?;
         self.empty_quarantine(Duration::ZERO)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_mount_of_any_part_of_a_model_is_a_use_of_the_model() {
-        let key = "a".repeat(64);
-        for below in ["tree", "tree/config.json", "tree/d/e", ""] {
-            let path = Path::new("models").join(&key).join(below);
-            assert_eq!(model_of(&path).unwrap().as_str(), key, "{below}");
-        }
-        for other in [format!("trash/{key}"), "models/x".to_owned(), "models".to_owned()] {
-            assert_eq!(model_of(Path::new(&other)), None, "{other}");
-        }
     }
 }

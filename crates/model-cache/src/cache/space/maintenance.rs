@@ -17,6 +17,7 @@ use crate::budget;
 use crate::cache::store::disk_usage::DiskUsage;
 use crate::cache::store::files;
 use crate::cache::store::foreign;
+use crate::cache::store::layout::names::{self, BlobFile, Directory};
 use crate::cache::store::recover;
 use crate::cache::store::trash::QUARANTINED;
 use crate::cache::{Cache, CacheInner};
@@ -202,11 +203,11 @@ impl CacheInner {
         }
         let _alone = self.holds.lock_eviction();
         recover::drop_stale_downloads(&self.layout, &self.wanted_blobs())?;
-        self.sweep_directory("content", |bytes| {
+        self.sweep_directory(Directory::Content, |bytes| {
             let id = BlobId::parse(std::str::from_utf8(bytes).ok()?)?;
             Some(self.layout.blob(&id))
         })?;
-        self.sweep_directory("requests", |bytes| {
+        self.sweep_directory(Directory::Requests, |bytes| {
             #[derive(serde::Deserialize)]
             struct Named {
                 model: ModelKey,
@@ -217,12 +218,12 @@ impl CacheInner {
         for directory in self.layout.fans()? {
             for name in files::names(&directory)? {
                 let path = directory.join(&name);
-                let blob = name.strip_suffix(".json").or_else(|| name.strip_suffix(".unsynced"));
-                let orphaned = blob.is_some_and(|blob| !directory.join(blob).exists());
-                if !foreign::is_ours_in_fan(&name) {
-                    continue;
-                }
-                if (orphaned || files::is_unfinished(&name)) && is_old(&path) {
+                let left_over = match BlobFile::parse(&name) {
+                    Some((BlobFile::Blob, _)) => false,
+                    Some((_, id)) => !self.layout.blob(&id).exists(),
+                    None => names::is_unfinished(&name),
+                };
+                if left_over && is_old(&path) {
                     files::remove(&path)?;
                 }
             }
@@ -233,7 +234,7 @@ impl CacheInner {
     /// Removes old entries of an index whose targets are gone.
     fn sweep_directory(
         &self,
-        directory: &str,
+        directory: Directory,
         points_at: impl Fn(&[u8]) -> Option<std::path::PathBuf>,
     ) -> Result<()> {
         let path = self.layout.directory(directory);

@@ -36,6 +36,7 @@ use serde::{Deserialize, Serialize};
 
 use super::files;
 use super::layout::Layout;
+use super::layout::names;
 use super::reread::{self, ReadPacer, is_damage};
 use crate::abort_point;
 use crate::download::{Check, Verified, crc32c_of_file};
@@ -363,8 +364,8 @@ impl Blobs {
     /// Moves a damaged blob to quarantine. Blocks.
     pub(in crate::cache) fn quarantine(&self, id: &BlobId) -> Result<()> {
         self.lock().remove(id);
-        let name = format!("blob-{id}");
-        files::rename(&self.layout.blob(id), &self.layout.quarantine().join(name))?;
+        let aside = self.layout.quarantine().join(names::quarantined_blob(id));
+        files::rename(&self.layout.blob(id), &aside)?;
         files::remove(&self.layout.blob_record(id))?;
         files::remove(&self.layout.blob_record_unsynced(id))
     }
@@ -417,7 +418,7 @@ impl Blobs {
     /// another name of the same inode does nothing.
     fn trashed(&self, id: &BlobId) -> PathBuf {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        self.layout.trash().join(format!("blob-{id}.{}.{number}", std::process::id()))
+        self.layout.trash().join(names::trashed_blob(id, number))
     }
 
     fn mark_good(&self, id: &BlobId) {

@@ -13,8 +13,8 @@ const CONTENT: &[u8] = b"weights";
 fn fixture() -> BlobFixture {
     let dir = tempfile::tempdir().unwrap();
     let layout = Layout::new(dir.path());
-    for name in super::super::layout::DIRECTORIES {
-        fs::create_dir(layout.directory(name)).unwrap();
+    for directory in names::Directory::ALL {
+        fs::create_dir(layout.directory(directory)).unwrap();
     }
     BlobFixture { _dir: dir, layout, id: BlobId::parse(&"ab".repeat(32)).unwrap() }
 }

@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use super::files;
 use super::layout::Layout;
+use super::layout::names::{self, BlobFile, Directory, StagingFile};
 use super::models;
 use super::reread::is_damage;
 use super::set_aside;
@@ -71,8 +72,7 @@ impl DiskUsage {
             }
         }
         let rest = space_below_but(&layout.staging(), |name, metadata| {
-            let part = name.strip_suffix(".part").and_then(BlobId::parse);
-            let id = part.or_else(|| Layout::blob_of_copy(name));
+            let id = StagingFile::parse(name).and_then(StagingFile::future_blob);
             let is_part = id.is_some();
             found.parts.extend(id.map(|id| (id, Space::of(metadata))));
             is_part
@@ -82,8 +82,10 @@ impl DiskUsage {
         found.trash = space_below(&layout.trash())?;
         found.quarantine = space_below(&layout.quarantine())?;
         found.aside = set_aside::space(layout)?;
-        for name in ["content", "requests", "leases", "pins"] {
-            found.rest = found.rest.saturating_add(space_below(&layout.directory(name))?);
+        for directory in
+            [Directory::Content, Directory::Requests, Directory::Leases, Directory::Pins]
+        {
+            found.rest = found.rest.saturating_add(space_below(&layout.directory(directory))?);
         }
         Ok(found)
     }
@@ -111,8 +113,8 @@ impl DiskUsage {
         // A record lies beside its blob.
         let (mut index, mut records) = (HashMap::new(), Vec::new());
         for fan in layout.fans()? {
-            each(&fan, |name, metadata| {
-                if let Some(id) = BlobId::parse(name) {
+            each(&fan, |name, metadata| match BlobFile::parse(name) {
+                Some((BlobFile::Blob, id)) => {
                     let at = *by_inode.entry(metadata.ino()).or_insert_with(|| {
                         let (ids, space) = (Vec::with_capacity(1), Space::of(metadata));
                         self.blobs.push(StoredBlob { ids, space });
@@ -120,12 +122,10 @@ impl DiskUsage {
                     });
                     self.blobs[at].ids.push(id.clone());
                     index.insert(id, at);
-                } else {
-                    records.push((name.to_owned(), Space::of(metadata)));
                 }
+                other => records.push((other.map(|(_, id)| id), Space::of(metadata))),
             })?;
-            for (name, space) in records.drain(..) {
-                let id = name.split('.').next().and_then(BlobId::parse);
+            for (id, space) in records.drain(..) {
                 match id.and_then(|id| index.get(&id)) {
                     Some(at) => self.blobs[*at].space = self.blobs[*at].space.saturating_add(space),
                     None => self.rest = self.rest.saturating_add(space),
@@ -251,7 +251,7 @@ fn space_below_but(
                 directories.push(directory.join(name));
             }
             let at_top = directory == top;
-            let aside = at_top && name.starts_with("blob-");
+            let aside = at_top && names::is_blob_aside(name);
             let counts = metadata.is_dir() || metadata.nlink() == 1 || aside;
             if counts && !(at_top && leave_out(name, metadata)) {
                 space = space.saturating_add(Space::of(metadata));

@@ -6,6 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::layout::names;
 use crate::abort_point;
 use crate::error::{Error, Result};
 
@@ -60,18 +61,7 @@ fn beside(path: &Path) -> PathBuf {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let n = NEXT.fetch_add(1, Ordering::Relaxed);
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    path.with_file_name(format!(".{name}.{}.{n}.tmp", std::process::id()))
-}
-
-/// Whether this is the name of an unfinished file of [`write_whole`].
-pub(in crate::cache) fn is_unfinished(name: &str) -> bool {
-    let Some(rest) = name.strip_prefix('.').and_then(|name| name.strip_suffix(".tmp")) else {
-        return false;
-    };
-    // The process, and a number.
-    let mut parts = rest.rsplitn(3, '.');
-    let mut is_number = || parts.next().is_some_and(|part| part.parse::<u64>().is_ok());
-    is_number() && is_number() && parts.next().is_some()
+    path.with_file_name(names::unfinished(&name, n))
 }
 
 /// Creates a directory that may already exist.
@@ -170,7 +160,6 @@ mod tests {
         write_whole(&path, b"two", 0o600).unwrap();
         assert_eq!(read(&path).unwrap().unwrap(), b"two");
         assert_eq!(names(dir.path()).unwrap(), ["f"]);
-        assert!(is_unfinished(beside(&path).file_name().unwrap().to_str().unwrap()));
         assert!(!rename(&dir.path().join("gone"), &path).unwrap());
     }
 }

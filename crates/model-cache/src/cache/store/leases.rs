@@ -17,6 +17,7 @@ use super::disk_usage;
 use super::files;
 use super::foreign;
 use super::layout::Layout;
+use super::layout::names::{self, Directory};
 use super::models::CachedModel;
 use super::set_aside::Older;
 use super::trash::discard;
@@ -268,7 +269,7 @@ impl Leases {
         let mut removed = 0;
         for name in files::names(&self.layout.leases())? {
             let path = self.layout.leases().join(&name);
-            if !foreign::is_ours("leases", &name) {
+            if !foreign::is_ours(Directory::Leases, &name) {
                 continue;
             }
             let record = files::read(&path)?
@@ -276,7 +277,7 @@ impl Leases {
                 .filter(|r| r.format == FORMAT && path == self.path(&r.volume_id, &r.target));
             match record {
                 None => {
-                    if !files::is_unfinished(&name) {
+                    if !names::is_unfinished(&name) {
                         tracing::warn!(
                             lease = name,
                             "a lease cannot be read and was moved to the trash"
@@ -337,8 +338,8 @@ mod tests {
     fn fixture() -> LeaseFixture {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::new(dir.path());
-        for name in super::super::layout::DIRECTORIES {
-            std::fs::create_dir(layout.directory(name)).unwrap();
+        for directory in Directory::ALL {
+            std::fs::create_dir(layout.directory(directory)).unwrap();
         }
         let source = ModelSource {
             location: "l".into(),

@@ -30,6 +30,7 @@ use serde::{Deserialize, Serialize};
 use super::files;
 use super::holds::{Holds, ModelHold};
 use super::layout::Layout;
+use super::layout::names::{Directory, ModelFile};
 use super::reread::is_damage;
 use super::trash::discard;
 use crate::abort_point;
@@ -59,7 +60,7 @@ impl CachedModel {
     /// Reads the manifest from the disk; `None` when it is gone. Blocks.
     pub fn manifest(&self) -> Result<Option<Manifest>> {
         let Some(directory) = self.tree.parent() else { return Ok(None) };
-        let path = directory.join("manifest.json");
+        let path = ModelFile::Manifest.of(directory);
         match File::open(&path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(Error::io(format!("reading {}", path.display()), &e)),
@@ -118,11 +119,11 @@ impl Models {
         let building = self.layout.building(&key);
         discard(&self.layout, &building)?;
         files::make_directory(&building, 0o755)?;
-        let stored = building.join("manifest.json");
+        let stored = ModelFile::Manifest.of(&building);
         files::write_parts(&stored, |file| manifest.write(file), 0o644)?;
         let summary = manifest.summary();
-        files::write_whole(&building.join("summary.json"), &summary.to_json(), 0o644)?;
-        self.build_tree(manifest, &building.join("tree"))?;
+        files::write_whole(&ModelFile::Summary.of(&building), &summary.to_json(), 0o644)?;
+        self.build_tree(manifest, &ModelFile::Tree.of(&building))?;
         abort_point::reach("model-commit-2");
         let model = self.layout.model(&key);
         if model.exists() {
@@ -295,7 +296,7 @@ impl Models {
         if found.is_empty() {
             return Ok(found);
         }
-        let requests = self.layout.directory("requests");
+        let requests = self.layout.directory(Directory::Requests);
         for name in files::names(&requests)? {
             let bytes = files::read(&requests.join(name))?;
             if let Some(latest) = bytes.and_then(|b| serde_json::from_slice::<Latest>(&b).ok()) {
@@ -335,8 +336,8 @@ impl Models {
         };
         if synced.metadata().is_ok_and(is_at) {
             // Beside this very tree, even if another one takes its name.
-            let beside = format!("/proc/self/fd/{}/../durable", synced.as_raw_fd());
-            files::write_whole(Path::new(&beside), b"", 0o644)
+            let model = format!("/proc/self/fd/{}/..", synced.as_raw_fd());
+            files::write_whole(&ModelFile::Durable.of(Path::new(&model)), b"", 0o644)
                 .map_err(|e| e.context(self.layout.durable(key).display()))?;
             abort_point::reach("model-commit-5");
         }

@@ -6,7 +6,8 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use super::files;
-use super::layout::{CONFIG_IN_FORCE, DIRECTORIES, Layout, OLD_LAYOUT, VERSION, VERSION_STEM};
+use super::layout::Layout;
+use super::layout::names::{self, Directory, RootFile, VERSION, VERSION_STEM};
 use super::selinux;
 use crate::error::{Error, ErrorKind, Result};
 use crate::mount;
@@ -61,10 +62,10 @@ pub(in crate::cache) fn take(layout: &Layout, require_mount: bool) -> Result<Own
         }
     };
     let is_new = !layout.models().exists();
-    for name in DIRECTORIES {
-        files::make_directory(&layout.directory(name), 0o755)?;
+    let directories = Directory::ALL.map(|directory| layout.directory(directory));
+    for directory in &directories {
+        files::make_directory(directory, 0o755)?;
     }
-    let directories: Vec<_> = DIRECTORIES.iter().map(|name| layout.directory(name)).collect();
     selinux::label(&selinux::Kernel::default(), root, &directories, is_new);
     warn_of_foreign_files(layout)?;
     Ok(Ownership { _lock: lock })
@@ -98,7 +99,8 @@ fn claim(layout: &Layout) -> Result<()> {
         None => {
             // A start that was killed between setting an older layout aside and
             // writing VERSION leaves only the set-aside cache.
-            let ours = |name: &str| is_expected(name) || is_set_aside(&root.join(name));
+            let ours =
+                |name: &str| RootFile::may_precede_version(name) || is_set_aside(&root.join(name));
             let foreign = files::names(root)?.into_iter().find(|name| !ours(name));
             if let Some(name) = foreign {
                 return Err(refused(
@@ -130,18 +132,19 @@ fn is_older(version: &[u8]) -> bool {
 fn set_aside(layout: &Layout, version: &[u8]) -> Result<()> {
     let root = layout.root();
     let number = layout_number(version).unwrap_or_default();
-    let names: HashSet<String> = files::names(root)?.into_iter().collect();
-    let mut candidates = (0..=names.len()).map(|n| format!("{OLD_LAYOUT}{number}.{n}"));
+    let present: HashSet<String> = files::names(root)?.into_iter().collect();
+    let mut candidates = (0..=present.len()).map(|n| names::set_aside(number, n));
     // VERSION is moved last: a set-aside cache without it was begun by a start that
     // was killed. It is completed, so that leases and models of a cache stay together.
     let is_free =
-        |name: &String| !names.contains(name) || !root.join(name).join("VERSION").exists();
+        |name: &String| !present.contains(name) || !Layout::new(root.join(name)).version().exists();
     let free = candidates.find(is_free).unwrap_or_default();
     let aside = root.join(&free);
     files::make_directory(&aside, 0o700)?;
-    let stays = |name: &str| is_expected(name) || name.starts_with(OLD_LAYOUT);
-    let moved = names.iter().filter(|name| !stays(name) && *name != "VERSION");
-    for name in moved.map(String::as_str).chain(["VERSION"]) {
+    let version = RootFile::Version.name();
+    let stays = |name: &str| RootFile::may_precede_version(name) || names::is_set_aside(name);
+    let moved = present.iter().filter(|name| !stays(name) && *name != version);
+    for name in moved.map(String::as_str).chain([version]) {
         files::rename(&root.join(name), &aside.join(name))?;
     }
     tracing::warn!(
@@ -156,8 +159,8 @@ fn set_aside(layout: &Layout, version: &[u8]) -> Result<()> {
 /// Whether this is a completely set-aside cache of an older layout.
 fn is_set_aside(path: &Path) -> bool {
     let is_named =
-        path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(OLD_LAYOUT));
-    let version = files::read(&path.join("VERSION")).ok().flatten();
+        path.file_name().is_some_and(|name| names::is_set_aside(&name.to_string_lossy()));
+    let version = files::read(&Layout::new(path).version()).ok().flatten();
     is_named && version.is_some_and(|version| is_older(&version))
 }
 
@@ -183,15 +186,6 @@ fn check_owner(root: &Path) -> Result<()> {
         return Err(refused(root, &why));
     }
     Ok(())
-}
-
-/// Whether a directory that is not a cache yet may contain this name: files of a fresh
-/// file system, and of a start before it writes VERSION. These do not depend on the
-/// layout, so they stay when an older one is set aside.
-fn is_expected(name: &str) -> bool {
-    matches!(name, "lost+found" | "lock" | "admin.sock" | ".admin.sock.lock" | ".admin.sock.new")
-        || name == CONFIG_IN_FORCE
-        || files::is_unfinished(name)
 }
 
 fn lock(layout: &Layout) -> Result<File> {
@@ -220,7 +214,7 @@ fn lock(layout: &Layout) -> Result<File> {
 
 /// Checks that the file system has hard links, which trees are made of.
 fn check_hard_links(root: &Path) -> Result<()> {
-    let name = |number| root.join(format!(".hard-link.{}.{number}.tmp", std::process::id()));
+    let name = |number| root.join(names::unfinished("hard-link", number));
     let (from, to) = (name(0), name(1));
     files::remove(&to)?;
     files::write_whole(&from, b"", 0o600)?;
@@ -235,10 +229,10 @@ fn check_hard_links(root: &Path) -> Result<()> {
 
 fn warn_of_foreign_files(layout: &Layout) -> Result<()> {
     let ours = |name: &str| {
-        DIRECTORIES.contains(&name)
-            || matches!(name, "VERSION" | "scrubbed")
-            || is_expected(name)
-            || name.starts_with(OLD_LAYOUT)
+        Directory::ALL.iter().any(|directory| directory.name() == name)
+            || [RootFile::Version, RootFile::Scrubbed].iter().any(|file| file.name() == name)
+            || RootFile::may_precede_version(name)
+            || names::is_set_aside(name)
     };
     for name in files::names(layout.root())?.iter().filter(|name| !ours(name)).take(10) {
         tracing::warn!(

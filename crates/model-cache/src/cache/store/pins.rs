@@ -5,6 +5,7 @@ use std::collections::HashSet;
 
 use super::files;
 use super::layout::Layout;
+use super::layout::names::Directory;
 use crate::error::Result;
 use crate::model::ModelKey;
 
@@ -18,6 +19,6 @@ pub(in crate::cache) fn set(layout: &Layout, key: &ModelKey, pinned: bool) -> Re
 
 /// Lists the pinned models. Blocks.
 pub(in crate::cache) fn all(layout: &Layout) -> Result<HashSet<ModelKey>> {
-    let names = files::names(&layout.directory("pins"))?;
+    let names = files::names(&layout.directory(Directory::Pins))?;
     Ok(names.iter().filter_map(|name| ModelKey::parse(name)).collect())
 }

@@ -24,6 +24,7 @@ use std::time::{Duration, SystemTime};
 use super::files;
 use super::foreign;
 use super::layout::Layout;
+use super::layout::names::{self, Directory, StagingFile};
 use super::leases::{LeaseRecord, Leases};
 use super::set_aside;
 use super::trash::discard;
@@ -113,21 +114,23 @@ fn staging(layout: &Layout, recovered: &mut Recovered) -> Result<()> {
     let now = SystemTime::now();
     for name in &names {
         let path = directory.join(name);
-        if !foreign::is_ours("staging", name) {
+        if !foreign::is_ours(Directory::Staging, name) {
             continue;
         }
-        if files::is_unfinished(name) {
+        if names::is_unfinished(name) {
             files::remove(&path)?;
             continue;
         }
-        let partner = name
-            .strip_suffix(".part")
-            .map(|id| format!("{id}.journal"))
-            .or_else(|| name.strip_suffix(".journal").map(|id| format!("{id}.part")));
-        let whole = partner.is_some_and(|partner| present.contains(partner.as_str()));
+        let staged = StagingFile::parse(name);
+        let is_part = matches!(staged, Some(StagingFile::Part(_)));
+        let partner = match staged {
+            Some(StagingFile::Part(id)) => Some(StagingFile::Journal(id)),
+            Some(StagingFile::Journal(id)) => Some(StagingFile::Part(id)),
+            _ => None,
+        };
+        let whole = partner.is_some_and(|partner| present.contains(&*partner.to_string()));
         if whole && is_young(&path, now) {
-            recovered.resumable +=
-                usize::from(Path::new(name).extension() == Some("part".as_ref()));
+            recovered.resumable += usize::from(is_part);
         } else {
             discard_quickly(layout, &path, name)?;
             recovered.leftovers += 1;
@@ -144,7 +147,7 @@ pub(in crate::cache) fn drop_stale_downloads(
 ) -> Result<()> {
     let now = SystemTime::now();
     for name in files::names(&layout.staging())? {
-        let Some(id) = name.strip_suffix(".part").and_then(BlobId::parse) else { continue };
+        let Some(StagingFile::Part(id)) = StagingFile::parse(&name) else { continue };
         if !busy.contains(&id) && !is_young(&layout.part(&id), now) {
             files::remove(&layout.part(&id))?;
             files::remove(&layout.journal(&id))?;
@@ -164,7 +167,7 @@ fn is_young(path: &Path, now: SystemTime) -> bool {
 /// Like `discard`, without listing the names in the trash: there may be many
 /// leftovers, and a file may replace a file.
 fn discard_quickly(layout: &Layout, path: &Path, name: &str) -> Result<()> {
-    let trashed = layout.trash().join(format!("staging-{name}"));
+    let trashed = layout.trash().join(names::trashed_staging(name));
     if path.is_dir() {
         return discard(layout, path);
     }
@@ -188,8 +191,8 @@ mod tests {
 
     fn layout(dir: &Path) -> Layout {
         let layout = Layout::new(dir);
-        for name in super::super::layout::DIRECTORIES {
-            fs::create_dir(layout.directory(name)).unwrap();
+        for directory in Directory::ALL {
+            fs::create_dir(layout.directory(directory)).unwrap();
         }
         layout
     }

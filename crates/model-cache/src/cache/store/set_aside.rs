@@ -13,7 +13,8 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::files;
-use super::layout::{Layout, OLD_LAYOUT};
+use super::layout::Layout;
+use super::layout::names::{self, Directory};
 use super::leases::{LeaseRecord, Leases};
 use super::trash::discard;
 use crate::cache::CacheInner;
@@ -55,7 +56,7 @@ struct OldLease {
 /// Lists the names of the set-aside caches.
 pub(in crate::cache) fn names(layout: &Layout) -> Result<Vec<String>> {
     let mut names = files::names(layout.root())?;
-    names.retain(|name| name.starts_with(OLD_LAYOUT) && layout.root().join(name).is_dir());
+    names.retain(|name| names::is_set_aside(name) && layout.root().join(name).is_dir());
     names.sort();
     Ok(names)
 }
@@ -96,10 +97,9 @@ pub(in crate::cache) fn adopt(layout: &Layout, leases: &Leases) -> Result<usize>
     let uses = mount::uses_of(layout.root())?;
     let mut adopted = 0;
     for aside in names {
-        let directory = layout.root().join(&aside).join("leases");
-        if !directory.is_dir() {
-            continue;
-        }
+        let mut candidates =
+            Directory::Leases.names().map(|name| layout.root().join(&aside).join(name));
+        let Some(directory) = candidates.find(|path| path.is_dir()) else { continue };
         for name in files::names(&directory)? {
             let file = directory.join(name);
             let Some(bytes) = files::read(&file)? else { continue };

@@ -3,13 +3,14 @@
 
 use std::collections::HashSet;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::disk_usage;
 use super::files;
 use super::foreign;
 use super::layout::Layout;
+use super::layout::names::{self, Directory, EntryPath, ModelFile};
 use crate::abort_point;
 use crate::cache::CacheInner;
 use crate::cache::space::policy::Space;
@@ -31,7 +32,7 @@ pub(in crate::cache) fn move_aside(path: &Path, directory: &Path) -> Result<Opti
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let taken: HashSet<String> = files::names(directory)?.into_iter().collect();
     // One more candidate than there are names: one of them is free.
-    let mut candidates = (0..=taken.len()).map(|n| format!("{name}.{n}"));
+    let mut candidates = (0..=taken.len()).map(|n| names::numbered(&name, n));
     let free = candidates.find(|candidate| !taken.contains(candidate)).unwrap_or_default();
     let to = directory.join(free);
     Ok(files::rename(path, &to)?.then_some(to))
@@ -52,7 +53,7 @@ impl CacheInner {
             drop(lock(&self.emptying));
             return Ok(0);
         }
-        let in_use = InUse::now(self, "trash")?;
+        let in_use = InUse::now(self, Directory::Trash)?;
         let (mut deleted, mut freed) = (0, Space::default());
         for name in names {
             if enough.is_some_and(|enough| freed.covers(enough)) {
@@ -91,8 +92,8 @@ impl CacheInner {
         if names.is_empty() {
             return Ok(());
         }
-        let in_use = InUse::now(self, "quarantine")?;
-        for name in names.into_iter().filter(|name| foreign::is_ours("quarantine", name)) {
+        let in_use = InUse::now(self, Directory::Quarantine)?;
+        for name in names.into_iter().filter(|name| foreign::is_ours(Directory::Quarantine, name)) {
             let path = self.layout.quarantine().join(&name);
             // The change time is that of the rename.
             let old = std::fs::symlink_metadata(&path).is_ok_and(|metadata| {
@@ -115,16 +116,11 @@ struct InUse {
 }
 
 impl InUse {
-    fn now(inner: &CacheInner, directory: &str) -> Result<Self> {
+    fn now(inner: &CacheInner, directory: Directory) -> Result<Self> {
         let uses = mount::uses_of(inner.layout.root())?;
         let names = uses.iter().filter_map(|one| {
-            let mut parts = one.root.components();
-            let (Some(Component::Normal(first)), Some(Component::Normal(name))) =
-                (parts.next(), parts.next())
-            else {
-                return None;
-            };
-            (first == directory).then(|| name.to_string_lossy().into_owned())
+            let name = EntryPath::parse(&one.root)?.entry_of(directory)?;
+            Some(name.to_string_lossy().into_owned())
         });
         let leased = inner.leases.all().into_iter().map(|lease| lease.root).collect();
         Ok(Self { names: names.collect(), leased })
@@ -132,6 +128,7 @@ impl InUse {
 
     fn has(&self, name: &str, path: &Path) -> bool {
         self.names.contains(name)
-            || mount::identity(&path.join("tree")).is_ok_and(|tree| self.leased.contains(&tree))
+            || mount::identity(&ModelFile::Tree.of(path))
+                .is_ok_and(|tree| self.leased.contains(&tree))
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::disk_usage::DiskUsage;
+use super::layout::names::ModelFile;
 use super::quarantine::Damage;
 use super::reread::{self, ReadPacer, is_damage};
 use crate::cache::CacheInner;
@@ -68,7 +69,9 @@ impl CacheInner {
             found.models += 1;
             blobs.extend(&model.blobs);
             let mismatch = match self.models.read_manifest(&model.key).unwrap_or_default() {
-                None => Some(("manifest.json".to_owned(), "it cannot be read".to_owned())),
+                None => {
+                    Some((ModelFile::Manifest.name().to_owned(), "it cannot be read".to_owned()))
+                }
                 Some(manifest) => self
                     .models
                     .mismatch(&model.key, &manifest)

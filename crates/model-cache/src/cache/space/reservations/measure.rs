@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::{BLOCK, FileSystem, Reservations, SpaceRequest};
 use crate::cache::store::files;
-use crate::cache::store::layout::Layout;
+use crate::cache::store::layout::names::StagingFile;
 use crate::error::Result;
 use crate::model::BlobId;
 
@@ -51,7 +51,7 @@ impl Reservations {
     fn copies(&self) -> Result<HashMap<BlobId, u64>> {
         let mut copies = HashMap::new();
         for name in files::names(&self.layout.staging())? {
-            let Some(id) = Layout::blob_of_copy(&name) else { continue };
+            let Some(StagingFile::Copy(id, _)) = StagingFile::parse(&name) else { continue };
             let has = allocated(&self.layout.staging().join(name));
             *copies.entry(id).or_default() += has.unwrap_or(0);
         }
