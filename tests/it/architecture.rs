@@ -1,8 +1,9 @@
 //! The direction of the arrows between the modules, and the crate of each.
 //!
 //! ARCHITECTURE.md is the rule: its table of modules says what each of them may
-//! name, from the bottom to the top, and its table of crates says which modules
-//! may use a crate. These tests compare both with the sources.
+//! name, from the bottom to the top, its table of parts says the same of the parts of the
+//! cache, and its table of crates says which modules may use a crate. These tests compare all
+//! of them with the sources.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -20,7 +21,7 @@ const USERS_OF_CACHE: [&str; 5] = ["cache", "cli", "download", "manage", "volume
 /// Literals that only look like names on disk.
 const OTHER_NAMES: [(&str, &[&str], &str); 5] = [
     ("cache/fill/import/source.rs", &["blobs"], "a directory of a Hub cache"),
-    ("cache/report.rs", &["staging", "trash", "quarantine"], "labels of a metric"),
+    ("cache/space/usage.rs", &["staging", "trash", "quarantine"], "labels of a metric"),
     ("cli/cache.rs", &["models"], "the example of a URI"),
     ("cli/fetch.rs", &["models"], "the example of a URI"),
     ("download/engine.rs", &["content"], "a label of a metric"),
@@ -41,8 +42,18 @@ struct Arrow {
 
 #[test]
 fn arrows_between_modules_are_those_of_the_document() {
-    let violations = violations(&rule(), &arrows_of_sources());
+    let violations = violations(&rule(), &arrows_of_sources(collect));
     assert!(violations.is_empty(), "see ARCHITECTURE.md:\n{}", violations.join("\n"));
+}
+
+#[test]
+fn arrows_between_the_parts_of_the_cache_are_those_of_the_document() {
+    let (rule, arrows) = (rule_of_parts(), arrows_of_sources(collect_in_cache));
+    let violations = violations(&rule, &arrows);
+    assert!(violations.is_empty(), "see ARCHITECTURE.md:\n{}", violations.join("\n"));
+    let documented: BTreeSet<String> = rule.into_iter().map(|(part, _)| part).collect();
+    let there: BTreeSet<String> = sources().iter().filter_map(|path| part_of(path)).collect();
+    assert_eq!(documented, there);
 }
 
 #[test]
@@ -58,21 +69,23 @@ fn every_module_is_in_the_document_with_its_crate_and_the_document_names_no_othe
 #[test]
 fn the_documents_arrows_point_down() {
     let mut below = BTreeSet::new();
-    for (module, may_name) in rule() {
+    for (module, may_name) in rule().into_iter().chain(rule_of_parts()) {
         let upward: Vec<_> = may_name.difference(&below).collect();
         assert!(upward.is_empty(), "{module} is below {upward:?}, which it may name");
-        assert!(below.insert(module.clone()), "{module} is in the table twice");
+        assert!(below.insert(module.clone()), "{module} is in the tables twice");
     }
 }
 
 #[test]
 fn every_arrow_of_the_document_is_used() {
-    let used: BTreeSet<(String, String)> = arrows_of_sources()
+    let arrows = [arrows_of_sources(collect), arrows_of_sources(collect_in_cache)];
+    let used: BTreeSet<(String, String)> = arrows
         .into_iter()
+        .flatten()
         .filter(|arrow| !arrow.in_test_code)
         .map(|arrow| (arrow.from, arrow.to))
         .collect();
-    for (module, may_name) in rule() {
+    for (module, may_name) in rule().into_iter().chain(rule_of_parts()) {
         for other in may_name {
             let arrow = (module.clone(), other);
             assert!(used.contains(&arrow), "{arrow:?} is not needed any more: take it out");
@@ -195,6 +208,32 @@ fn an_arrow_that_points_up_would_be_found() {
     assert_eq!(found("src/low/a.rs", upward).len(), 1, "test code looks down too");
 }
 
+#[test]
+fn an_arrow_between_parts_that_points_up_would_be_found() {
+    let rule: Rule = [("low", &[][..]), ("high", &["low"])]
+        .map(|(part, may)| (part.into(), may.iter().map(ToString::to_string).collect()))
+        .into();
+    let found = |file: &str, text: &str| {
+        let mut found = Vec::new();
+        collect_in_cache(Path::new(file), text, false, &mut found);
+        violations(&rule, &found).len()
+    };
+    for (file, text, upward) in [
+        ("src/cache/high/a.rs", "use crate::cache::low::{b::X, Y};\nuse super::b::Z;\n", 0),
+        ("src/cache/high/mod.rs", "use super::low::X;\nmod b;\nuse self::b::Y;\n", 0),
+        ("src/cache/high/a.rs", "pub(in crate::cache) fn f() {}\nuse crate::model::M;\n", 0),
+        ("src/cache/mod.rs", "use high::X;\nuse crate::cache::low::Y;\n", 0),
+        ("src/cache/low/a.rs", "use crate::cache::high::X;\n", 1),
+        ("src/cache/low/a.rs", "use super::super::high::X;\n", 1),
+        ("src/cache/low/a/b.rs", "use super::super::super::{high::X, low::Y};\n", 1),
+        ("src/cache/low/mod.rs", "use super::high::X;\n", 1),
+        ("src/cache/high/a.rs", "use crate::cache::{Cache, CacheOptions};\n", 2),
+        ("src/cache/high/mod.rs", "use super::Cache;\n", 1),
+    ] {
+        assert_eq!(found(file, text), upward, "{file}: {text}");
+    }
+}
+
 /// Production code names what the table allows; test code also what else is below.
 fn violations(rule: &Rule, arrows: &[Arrow]) -> Vec<String> {
     let place_in_table = |module: &str| rule.iter().position(|(known, _)| known == module);
@@ -213,7 +252,8 @@ fn violations(rule: &Rule, arrows: &[Arrow]) -> Vec<String> {
     found
 }
 
-fn arrows_of_sources() -> Vec<Arrow> {
+/// Reads all sources, and collects their arrows with one of the two functions below.
+fn arrows_of_sources(collect: fn(&Path, &str, bool, &mut Vec<Arrow>)) -> Vec<Arrow> {
     let paths = sources();
     let texts: Vec<(PathBuf, String)> = paths
         .into_iter()
@@ -228,34 +268,50 @@ fn arrows_of_sources() -> Vec<Arrow> {
         let relative = path.strip_prefix(root()).unwrap();
         collect(relative, text, test_files.contains(path), &mut arrows);
     }
-    assert!(arrows.len() > 100, "{} arrows: are the sources read?", arrows.len());
+    assert!(arrows.len() > 30, "{} arrows: are the sources read?", arrows.len());
     arrows
 }
 
-/// Adds the arrows of one file. Its tests are its end, from `#[cfg(test)] mod … {` on.
+/// Adds the arrows of one file to other modules.
 fn collect(path: &Path, text: &str, is_test_file: bool, arrows: &mut Vec<Arrow>) {
     let Some(from) = module_of(&root().join(path)) else { return };
+    for mut arrow in names_in(&from, "crate::", path, text, is_test_file) {
+        // The error's names are given at the crate's root too.
+        if arrow.to.starts_with(char::is_uppercase) {
+            "error".clone_into(&mut arrow.to);
+        }
+        arrows.extend((arrow.to != from).then_some(arrow));
+    }
+}
+
+/// Adds the arrows of one file of a part of the cache to whatever else is in the cache.
+fn collect_in_cache(path: &Path, text: &str, is_test_file: bool, arrows: &mut Vec<Arrow>) {
+    let Some(from) = part_of(&root().join(path)) else { return };
+    let named = names_in(&from, "crate::cache::", path, text, is_test_file);
+    arrows.extend(named.into_iter().filter(|arrow| arrow.to != from));
+}
+
+/// The names that a file mentions in the module that `prefix` names. Its tests are its end,
+/// from `#[cfg(test)] mod … {` on.
+fn names_in(from: &str, prefix: &str, path: &Path, text: &str, is_test_file: bool) -> Vec<Arrow> {
     let code = without_comments(text);
     let tests_at = if is_test_file { 0 } else { start_of_tests(&code) };
-    let mut add = |at: usize, name: &str| {
-        // The error's names are given at the crate's root too.
-        let to = if name.starts_with(char::is_uppercase) { "error" } else { name };
-        if to != from {
-            let line = code[..at].matches('\n').count() + 1;
-            let place = format!("{}:{line}", path.display());
-            let (from, to) = (from.clone(), to.to_owned());
-            arrows.push(Arrow { from, to, place, in_test_code: at >= tests_at });
-        }
+    let mut arrows = Vec::new();
+    let mut add = |at: usize, to: &str| {
+        let line = code[..at].matches('\n').count() + 1;
+        let (from, to) = (from.to_owned(), to.to_owned());
+        let place = format!("{}:{line}", path.display());
+        arrows.push(Arrow { from, to, place, in_test_code: at >= tests_at });
     };
-    for (at, _) in code.match_indices("crate::") {
+    for (at, _) in code.match_indices(prefix) {
         let is_word = code[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_');
         if !is_word {
-            for name in first_names(&code[at + "crate::".len()..]) {
+            for name in first_names(&code[at + prefix.len()..]) {
                 add(at, name);
             }
         }
     }
-    let depth = levels(path);
+    let depth = levels(path) + 1 - prefix.matches("::").count();
     let mut rest = 0;
     while let Some(found) = code[rest..].find("super::") {
         let at = rest + found;
@@ -263,12 +319,13 @@ fn collect(path: &Path, text: &str, is_test_file: bool, arrows: &mut Vec<Arrow>)
         let end = at + supers * "super::".len();
         rest = end;
         // A module of tests is one level deeper, wherever its file is.
-        if supers >= depth + usize::from(at >= tests_at) {
+        if supers == depth + usize::from(at >= tests_at) {
             for name in first_names(&code[end..]) {
                 add(at, name);
             }
         }
     }
+    arrows
 }
 
 /// The first names of a path, or of each path of a group in braces.
@@ -370,6 +427,12 @@ fn rule() -> Rule {
     rows.into_iter().map(|cells| (quoted(&cells[0]).remove(0), set(&cells[3]))).collect()
 }
 
+/// The table of parts of the cache.
+fn rule_of_parts() -> Rule {
+    let rows = table("ARCHITECTURE.md", "| Part of `cache` |");
+    rows.into_iter().map(|cells| (quoted(&cells[0]).remove(0), set(&cells[2]))).collect()
+}
+
 /// The table of crates that few modules use.
 fn homes() -> BTreeMap<String, String> {
     let rows = table("ARCHITECTURE.md", "| Crate |");
@@ -382,6 +445,13 @@ fn homes() -> BTreeMap<String, String> {
 
 fn set(cell: &str) -> BTreeSet<String> {
     quoted(cell).into_iter().collect()
+}
+
+/// The part of the cache that a file belongs to; none for those that compose them.
+fn part_of(path: &Path) -> Option<String> {
+    let below = below_src(path.strip_prefix(root()).ok()?);
+    let part = below.strip_prefix("cache").ok()?.parent()?.components().next()?;
+    part.as_os_str().to_str().map(str::to_owned)
 }
 
 /// The top-level module that a file belongs to; none for `lib.rs` and `main.rs`.

@@ -10,18 +10,21 @@ use std::time::{Duration, SystemTime};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::space::policy::Space;
 use super::space::reservations::{SpaceRequest, Taken};
-use super::store::disk_usage::DiskUsage;
+use super::store::disk_space::Space;
 use super::store::layout::names::Directory;
 use super::*;
 use crate::download::{Check, Verified};
 use crate::error::ErrorKind;
-use crate::model::{BucketName, Filters, ListedObject, ModelSource, NamespaceName, Prefix, Tree};
+use crate::model::{
+    BlobId, BucketName, Filters, ListedObject, ModelSource, NamespaceName, Prefix, Tree,
+};
+use crate::mount;
 
 struct Fixture {
     _dir: tempfile::TempDir,
     cache: Cache,
+    metrics: Arc<Metrics>,
 }
 
 fn fixture() -> Fixture {
@@ -35,8 +38,9 @@ fn fixture() -> Fixture {
         abandon_after: Duration::from_secs(60),
     };
     let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
-    let cache = Cache::open(options, Arc::default(), &tasks, &shutdown).unwrap();
-    Fixture { _dir: dir, cache }
+    let metrics = Arc::<Metrics>::default();
+    let cache = Cache::open(options, Arc::clone(&metrics), &tasks, &shutdown).unwrap();
+    Fixture { _dir: dir, cache, metrics }
 }
 
 impl Fixture {
@@ -60,8 +64,8 @@ impl Fixture {
         let manifest = Arc::new(Manifest::new(source, "", tree));
         // Like a flight.
         let wanted = manifest.files.iter().map(|file| file.blob.clone());
-        let _held = self.cache.0.holds.blobs(wanted);
-        let (layout, blobs) = (&self.cache.0.layout, &self.cache.0.blobs);
+        let _held = self.cache.store.holds().blobs(wanted);
+        let (layout, blobs) = (self.cache.store.layout(), self.cache.store.blobs());
         for file in &manifest.files {
             if blobs.find(&file.blob).unwrap().is_none() {
                 fs::write(layout.part(&file.blob), &file.etag).unwrap();
@@ -70,7 +74,7 @@ impl Fixture {
                 blobs.commit(&file.blob, &manifest.object_name(file), file.size, verified).unwrap();
             }
         }
-        self.cache.0.models.commit(&manifest).unwrap()
+        self.cache.store.models().commit(&manifest).unwrap()
     }
 
     fn lease(&self, model: &CachedModel, target: &str) -> Lease {
@@ -95,16 +99,16 @@ impl Fixture {
     fn blob(&self, model: &CachedModel, path: &str) -> PathBuf {
         let manifest = model.manifest().unwrap().unwrap();
         let file = manifest.files.iter().find(|file| file.path == path).unwrap();
-        self.cache.0.layout.blob(&file.blob)
+        self.cache.store.layout().blob(&file.blob)
     }
 
     fn count(&self, directory: Directory) -> usize {
-        files::names(&self.cache.0.layout.directory(directory)).unwrap().len()
+        files::names(&self.cache.store.layout().directory(directory)).unwrap().len()
     }
 
     /// Names of blobs and records.
     fn in_blobs(&self) -> usize {
-        let blobs = self.cache.0.layout.directory(Directory::Blobs);
+        let blobs = self.cache.store.layout().directory(Directory::Blobs);
         let fans = files::names(&blobs).unwrap();
         fans.iter().map(|fan| files::names(&blobs.join(fan)).unwrap().len()).sum()
     }
@@ -195,7 +199,7 @@ async fn damage_of_every_kind_is_found_quarantined_and_marked_in_the_leases() {
                 .damaged
                 .is_some_and(|what| what.ends_with('w'))
         );
-        let kept = f.cache.0.layout.quarantine();
+        let kept = f.cache.store.layout().quarantine();
         assert!(f.count(Directory::Quarantine) >= 2, "{kind}: {:?}", files::names(&kept));
         assert!(
             f.cache
@@ -229,7 +233,7 @@ async fn a_tree_that_does_not_match_its_manifest_is_found() {
     assert_eq!((found.damaged.len(), found.models), (1, 1));
     assert!(found.damaged[0].why.contains("missing in the tree"), "{found:?}");
     let torn = f.add_model("t/", &[("t/w", "weights")]);
-    fs::write(f.cache.0.layout.manifest(&torn.key), "{").unwrap();
+    fs::write(f.cache.store.layout().manifest(&torn.key), "{").unwrap();
     assert_eq!(f.verify().await.damaged[0].what, "manifest.json");
     assert!(f.cache.find(&torn.key).await.unwrap().is_none());
 }
@@ -269,7 +273,7 @@ async fn old_orphaned_files_are_swept() {
     let model = f.add_model("m/", &[("m/w", "weights")]);
     let request = RequestDigest::of_fields("r", [].into_iter());
     f.cache.record_latest(&request, &model).unwrap();
-    let layout = f.cache.0.layout.clone();
+    let layout = f.cache.store.layout().clone();
     let orphaned = [
         layout.directory(Directory::Content).join("c".repeat(64)),
         layout.directory(Directory::Requests).join("d".repeat(64)),
@@ -285,12 +289,12 @@ async fn old_orphaned_files_are_swept() {
     for path in &orphaned {
         fs::write(path, "f".repeat(64)).unwrap();
     }
-    f.cache.0.sweep().unwrap();
+    f.cache.space.sweep().unwrap();
     assert!(orphaned.iter().all(|path| path.exists()), "their other half may still be written");
     for path in orphaned.iter().chain(&kept) {
         fs::File::open(path).unwrap().set_modified(long_ago).unwrap();
     }
-    f.cache.0.sweep().unwrap();
+    f.cache.space.sweep().unwrap();
     assert!(!orphaned.iter().any(|path| path.exists()));
     assert!(kept.iter().all(|path| path.exists()));
 }
@@ -344,21 +348,21 @@ async fn a_publish_reports_damage_but_not_what_a_power_loss_tore() {
         let f = fixture();
         let model = f.add_model("m/", &[("m/w", "weights"), ("m/c", "config")]);
         let lease = f.lease(&model, "/t/1");
-        let inner = &f.cache.0;
+        let store = &f.cache.store;
         let ids: Vec<_> =
             model.manifest().unwrap().unwrap().files.iter().map(|file| file.blob.clone()).collect();
         if durable {
-            inner.blobs.mark_durable(&inner.blobs.before_sync(&ids)).unwrap();
-            let tree = inner.models.open_tree(&model.key).unwrap();
-            inner.models.mark_durable(&model.key, &tree).unwrap();
+            store.blobs().mark_durable(&store.blobs().before_sync(&ids)).unwrap();
+            let tree = store.models().open_tree(&model.key).unwrap();
+            store.models().mark_durable(&model.key, &tree).unwrap();
         } else {
-            inner.blobs.distrust(&ids);
+            store.blobs().distrust(&ids);
         }
         let weights = f.blob(&model, "w");
         overwrite(&weights, b"weig");
-        inner.models.distrust(&model.key);
+        store.models().distrust(&model.key);
         assert!(f.cache.find(&model.key).await.unwrap().is_none());
-        assert_eq!(inner.metrics.cache_damaged.get(), u64::from(durable));
+        assert_eq!(f.metrics.cache_damaged.get(), u64::from(durable));
         let marked = f.cache.lease_of(&lease.target).unwrap().damaged;
         assert_eq!(marked.is_some(), durable, "{marked:?}");
         assert!(!weights.exists());

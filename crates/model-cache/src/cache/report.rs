@@ -4,16 +4,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::CacheInner;
+use super::Cache;
 use super::fill::progress::FillProgress;
-use super::space::evict;
 use super::space::evict::RetentionReasons;
-use super::space::policy;
-use super::space::policy::{RetentionReason, Space};
-use super::space::reservations::FileSystem;
-use super::store::disk_usage::DiskUsage;
-use super::store::files;
-use super::store::layout::names::{EntryPath, ModelFile, QuarantineFile};
+use super::space::usage::Usage;
+use super::store::layout::names::{EntryPath, ModelFile};
 use super::store::leases::LeaseRecord;
 use super::store::set_aside::SetAside;
 use crate::error::Result;
@@ -88,38 +83,13 @@ pub enum ModelState {
     Damaged,
 }
 
-/// The space of the cache and its limits, in bytes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Usage {
-    /// Everything in the cache directory.
-    pub total: u64,
-    /// Inodes of everything in the cache directory.
-    pub inodes: u64,
-    /// Evictable now.
-    pub evictable: u64,
-    /// Downloads that run or were interrupted.
-    pub staging: u64,
-    /// Evicted, but not deleted yet.
-    pub trash: u64,
-    /// Damaged, and kept for inspection.
-    pub quarantine: u64,
-    /// Caches of older layouts.
-    pub set_aside: u64,
-    /// The most that the cache may take.
-    pub limit: u64,
-    /// Free on the file system.
-    pub free: u64,
-    /// To be kept free on the file system.
-    pub min_free: u64,
-}
-
-impl CacheInner {
+impl Cache {
     /// Reports everything in the cache. Blocks: a fraction of a second for thousands
     /// of models.
-    pub(super) fn report(&self) -> Result<CacheReport> {
-        let (taken, kept) = (DiskUsage::read(&self.layout)?, RetentionReasons::now(self)?);
-        let usage = self.usage(&taken, &kept)?;
-        let (leases, uses) = (self.leases.all(), mount::uses_of(self.layout.root())?);
+    pub fn report(&self) -> Result<CacheReport> {
+        let (taken, kept) = (self.store.usage()?, RetentionReasons::now(&self.store)?);
+        let usage = self.space.usage(&taken, &kept)?;
+        let (leases, uses) = (self.store.leases(), self.store.mounts()?);
         let mut references = vec![0_usize; taken.blobs.len()];
         for at in taken.models.iter().flat_map(|model| &model.blobs) {
             references[*at] += 1;
@@ -137,7 +107,7 @@ impl CacheInner {
             let mounts = uses.iter().filter(shows);
             let shared = model.blobs.iter().filter(|at| references[**at] > 1);
             models.push(ModelReport {
-                state: match self.models.is_durable(&model.key) {
+                state: match self.store.models().is_durable(&model.key) {
                     true => ModelState::Complete,
                     false => ModelState::Unsynced,
                 },
@@ -148,7 +118,7 @@ impl CacheInner {
                 pinned: kept.is_pinned(&model.key),
                 mounts: mounts.map(|one| one.target.clone()).filter(|at| !leased(at)).collect(),
                 summary: model.summary.map(Arc::new),
-                directory: Some(self.layout.model(&model.key)),
+                directory: Some(self.store.layout().model(&model.key)),
                 holders,
                 key: model.key,
             });
@@ -156,14 +126,12 @@ impl CacheInner {
         models.extend(self.damaged(&leases)?);
         models.extend(self.arriving(&kept));
         models.sort_by(|a, b| (b.last_used, &a.key).cmp(&(a.last_used, &b.key)));
-        Ok(CacheReport { models, usage, set_aside: self.set_aside()? })
+        Ok(CacheReport { models, usage, set_aside: self.store.set_aside()? })
     }
 
     fn damaged(&self, leases: &[LeaseRecord]) -> Result<Vec<ModelReport>> {
         let mut found = Vec::new();
-        for name in files::names(&self.layout.quarantine())? {
-            let Some(QuarantineFile::Model(key)) = QuarantineFile::parse(&name) else { continue };
-            let path = self.layout.quarantine().join(&name);
+        for (key, path) in self.store.damaged()? {
             let manifest = ModelFile::Manifest.of(&path);
             let used = std::fs::metadata(&manifest).and_then(|metadata| metadata.modified());
             let manifest = std::fs::File::open(manifest);
@@ -188,7 +156,7 @@ impl CacheInner {
     }
 
     fn arriving(&self, kept: &RetentionReasons) -> Vec<ModelReport> {
-        let running = self.model_flights.running().into_iter();
+        let running = self.fill.running().into_iter();
         let arriving = running.map(|(key, progress)| ModelReport {
             summary: progress.manifest().map(|manifest| Arc::new(manifest.summary())),
             directory: None,
@@ -203,52 +171,5 @@ impl CacheInner {
             key,
         });
         arriving.collect()
-    }
-
-    pub(super) fn usage(&self, taken: &DiskUsage, kept: &RetentionReasons) -> Result<Usage> {
-        let fs = FileSystem::of(self.layout.root())?;
-        let input = evict::eviction_input(taken, kept, &self.holds.held_blobs());
-        let Space { bytes: total, inodes } = taken.total();
-        let limits = self.reservations.limits();
-        let most = fs.total_bytes.saturating_sub(limits.min_free);
-        Ok(Usage {
-            total,
-            inodes,
-            evictable: policy::evictable(&input).bytes,
-            staging: taken.staging.bytes,
-            trash: taken.trash.bytes,
-            quarantine: taken.quarantine.bytes,
-            set_aside: taken.aside.bytes,
-            limit: limits.max_size.map_or(most, |max| max.min(most)),
-            free: fs.free_bytes,
-            min_free: limits.min_free,
-        })
-    }
-
-    /// Updates the gauges of the metrics. Blocks.
-    pub(super) fn measure(&self) -> Result<()> {
-        let (taken, kept) = (DiskUsage::read(&self.layout)?, RetentionReasons::now(self)?);
-        let usage = self.usage(&taken, &kept)?;
-        let models = |wanted: fn(Option<RetentionReason>) -> bool| {
-            taken.models.iter().filter(|model| wanted(kept.why(&model.key))).count()
-        };
-        let m = &self.metrics;
-        m.cache_size("evictable", usage.evictable);
-        m.cache_size("staging", usage.staging);
-        m.cache_size("trash", usage.trash);
-        m.cache_size("quarantine", usage.quarantine);
-        m.cache_size("set_aside", usage.set_aside);
-        let rest = [usage.evictable, usage.staging, usage.trash, usage.quarantine, usage.set_aside];
-        m.cache_size("in_use", rest.into_iter().fold(usage.total, u64::saturating_sub));
-        m.cache_limit.set(i64::try_from(usage.limit).unwrap_or(i64::MAX));
-        m.cache_models(
-            "in_use",
-            models(|keep| matches!(keep, Some(keep) if keep != RetentionReason::Pinned)),
-        );
-        m.cache_models("pinned", models(|keep| keep == Some(RetentionReason::Pinned)));
-        m.cache_models("evictable", models(|keep| keep.is_none()));
-        m.cache_models("arriving", self.model_flights.running().len());
-        m.cache_models("damaged", self.damaged(&[])?.len());
-        Ok(())
     }
 }

@@ -45,12 +45,14 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 
+use super::CacheFill;
 use super::model_flight;
 use super::progress::{FillProgress, Snapshot};
+use super::slots::Priority;
 use crate::blocking::blocking;
+use crate::cache::store::layout::Layout;
 use crate::cache::store::models::CachedModel;
 use crate::cache::store::sys::ReadLease;
-use crate::cache::{Cache, CacheInner, Priority};
 use crate::download::{Engine, ObjectProgress};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{BlobId, Manifest, ManifestFile, progress_text};
@@ -180,19 +182,11 @@ impl ImportSnapshot {
     }
 }
 
-impl Cache {
-    /// Adds a model to the cache, adopting files from a directory and downloading the
-    /// rest with `client`.
-    ///
-    /// When the future is dropped, adopted files stay in the cache, and the download
-    /// continues for a while; the same import can be run again.
-    ///
-    /// # Errors
-    /// `Precondition` when `move_files` is set and a file cannot be moved safely,
-    /// before any file is moved; `Changed` when the model is no longer at this
-    /// revision; and those of [`Cache::fill`].
-    pub async fn import(
-        &self,
+impl CacheFill {
+    /// Adds a model to the cache, adopting files from a directory; see
+    /// [`Cache::import`](crate::cache::Cache::import).
+    pub(in crate::cache) async fn import(
+        self: &Arc<Self>,
         engine: &Engine,
         client: &Arc<dyn ObjectSource>,
         manifest: &Arc<Manifest>,
@@ -202,21 +196,21 @@ impl Cache {
     ) -> Result<(CachedModel, Imported)> {
         let mut imported = Imported::default();
         // Until a model refers to them, only the hold protects them.
-        let (inner, blobs) = (Arc::clone(&self.0), manifest.files.iter());
+        let (store, blobs) = (Arc::clone(&self.store), manifest.files.iter());
         let blobs: Vec<BlobId> = blobs.map(|file| file.blob.clone()).collect();
-        let _held = blocking(move || Ok(inner.holds.blobs(blobs.into_iter()))).await?;
-        let missing = model_flight::missing(&self.0, manifest).await?;
+        let _held = blocking(move || Ok(store.holds().blobs(blobs.into_iter()))).await?;
+        let missing = model_flight::missing(self, manifest).await?;
         imported.cached_files = manifest.files.len().saturating_sub(missing.len());
-        let (inner, manifest_, take) =
-            (Arc::clone(&self.0), Arc::clone(manifest), options.move_files);
+        let (store, manifest_, take) =
+            (Arc::clone(&self.store), Arc::clone(manifest), options.move_files);
         let DirectorySurvey { source, candidates, differing, not_adopted } =
-            blocking(move || survey(&inner, &manifest_, missing, &options)).await?;
+            blocking(move || survey(store.layout(), &manifest_, missing, &options)).await?;
         (imported.differing, imported.not_adopted) = (differing, not_adopted);
         let parts: Vec<Arc<ObjectProgress>> = candidates.iter().map(|_| Arc::default()).collect();
         let total = candidates.iter().map(|one| one.file.size).fold(0, u64::saturating_add);
         progress.enter(Stage::Comparing { total, parts: parts.clone() });
         let adopter = Adopter {
-            inner: Arc::clone(&self.0),
+            fill: Arc::clone(self),
             engine: engine.clone(),
             client: client.clone(),
             manifest: Arc::clone(manifest),
@@ -244,7 +238,7 @@ impl Cache {
         imported.not_adopted.sort();
         imported.not_adopted.truncate(NAMED);
 
-        let missing = model_flight::missing(&self.0, manifest).await?;
+        let missing = model_flight::missing(self, manifest).await?;
         imported.downloaded_files = missing.len();
         imported.downloaded_bytes =
             missing.iter().map(|file| file.size).fold(0, u64::saturating_add);
@@ -303,14 +297,14 @@ struct DirectorySurvey {
 /// Opens the directory and finds the files worth reading. Changes nothing, so an
 /// import is refused here. Blocks.
 fn survey(
-    inner: &CacheInner,
+    layout: &Layout,
     manifest: &Manifest,
     missing: Vec<ManifestFile>,
     options: &ImportOptions,
 ) -> Result<DirectorySurvey> {
     let source = SourceDirectory::open(&options.dir)?;
-    let cache = std::fs::canonicalize(inner.layout.root())
-        .map_err(|e| Error::io(format!("looking at {}", inner.layout.root().display()), &e))?;
+    let cache = std::fs::canonicalize(layout.root())
+        .map_err(|e| Error::io(format!("looking at {}", layout.root().display()), &e))?;
     if source.path().starts_with(&cache) || cache.starts_with(source.path()) {
         return Err(Error::invalid(format!(
             "{} and the cache {} overlap: name the directory of one model",

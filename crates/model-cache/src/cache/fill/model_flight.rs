@@ -8,16 +8,15 @@ use std::time::{Duration, Instant};
 use futures_util::{TryStreamExt, stream};
 use tracing::Instrument as _;
 
+use super::CacheFill;
 use super::progress::{BlobProgress, FillProgress, Phase};
 use super::slots::{Candidate, DownloadSlot};
 use crate::blocking::blocking;
-use crate::cache::CacheInner;
-use crate::cache::space::policy::Space;
 use crate::cache::space::reservations::{BLOCK, SpaceRequest};
 use crate::cache::space::shortfall::Shortfall;
-use crate::cache::store::durability::Unsynced;
+use crate::cache::store::disk_space::Space;
 use crate::cache::store::models::CachedModel;
-use crate::download::{Check, Engine, FairShare, ObjectVersion, Origin, Staging};
+use crate::download::{Check, Engine, FairShare, ObjectVersion, Origin};
 use crate::error::{Error, ErrorKind, Result};
 use crate::flight::{MEMO, Waiter};
 use crate::model::{BlobId, Manifest, ManifestFile, progress_text};
@@ -42,8 +41,8 @@ const SPACE_PAUSE: Duration = Duration::from_millis(200);
 const MEMO_CHECKS: u32 = 20;
 
 /// Adds one model to the cache.
-pub(in crate::cache) async fn fill(
-    inner: Arc<CacheInner>,
+pub(super) async fn fill(
+    fill: Arc<CacheFill>,
     engine: Engine,
     manifest: Arc<Manifest>,
     title: String,
@@ -56,7 +55,7 @@ pub(in crate::cache) async fn fill(
             progress.sample();
         }
     };
-    let work = steps(&inner, &engine, &manifest, &title, &progress);
+    let work = steps(&fill, &engine, &manifest, &title, &progress);
     let done = tokio::select! {
         done = work => done,
         () = ticker => Err(Error::internal("a timer ended")),
@@ -68,7 +67,7 @@ pub(in crate::cache) async fn fill(
 }
 
 async fn steps(
-    inner: &Arc<CacheInner>,
+    fill: &Arc<CacheFill>,
     engine: &Engine,
     manifest: &Arc<Manifest>,
     title: &str,
@@ -76,10 +75,10 @@ async fn steps(
 ) -> Result<CachedModel> {
     let mut warned = false;
     loop {
-        match attempt(inner, engine, manifest, title, progress).await? {
+        match attempt(fill, engine, manifest, title, progress).await? {
             FillOutcome::Complete(model) => {
                 if progress.share().is_urgent() {
-                    inner.await_pod(&model);
+                    fill.space.await_pod(&model);
                 }
                 return Ok(model);
             }
@@ -97,7 +96,7 @@ async fn steps(
                     true => tracing::debug!("{error}"),
                 }
                 progress.short(Some(*shortfall));
-                wait_for_space(inner, progress).await;
+                wait_for_space(fill, progress).await;
             }
         }
     }
@@ -113,9 +112,9 @@ enum FillOutcome {
 
 /// Waits until there may be space: the cache released or deleted something, a
 /// caller asked again, or time has passed for others to free some.
-async fn wait_for_space(inner: &CacheInner, progress: &FillProgress) {
+async fn wait_for_space(fill: &CacheFill, progress: &FillProgress) {
     tokio::select! {
-        () = inner.space_freed.notified() => {}
+        () = fill.store.space_announced() => {}
         () = progress.asked_again() => {}
         () = tokio::time::sleep(SPACE_POLL) => {}
     }
@@ -124,7 +123,7 @@ async fn wait_for_space(inner: &CacheInner, progress: &FillProgress) {
 }
 
 async fn attempt(
-    inner: &Arc<CacheInner>,
+    fill: &Arc<CacheFill>,
     engine: &Engine,
     manifest: &Arc<Manifest>,
     title: &str,
@@ -136,7 +135,7 @@ async fn attempt(
         // Tracking each file of a download takes as much memory as the manifest.
         large: manifest.files.len() >= LARGE,
     };
-    let slot = inner.model_slots.take(&candidate).await;
+    let slot = fill.slots.take(&candidate).await;
     let preparing = progress.share().own_work();
     if progress.snapshot().phase != Phase::WaitingForSpace {
         progress.enter(Phase::Checking);
@@ -144,17 +143,18 @@ async fn attempt(
     // Another flight may have ended after the caller looked, and a suspect of an
     // earlier process may be intact.
     let (found, _held) = {
-        let (inner, manifest) = (Arc::clone(inner), Arc::clone(manifest));
+        let (fill, manifest) = (Arc::clone(fill), Arc::clone(manifest));
         blocking(move || {
-            let held = inner.holds.blobs(manifest.files.iter().map(|file| file.blob.clone()));
-            Ok((inner.check_model(&manifest.key())?, held))
+            let held =
+                fill.store.holds().blobs(manifest.files.iter().map(|file| file.blob.clone()));
+            Ok((fill.store.check_model(&manifest.key())?, held))
         })
         .await?
     };
     if let Some(model) = found {
         return Ok(FillOutcome::Complete(model));
     }
-    let missing = missing(inner, manifest).await?;
+    let missing = missing(fill, manifest).await?;
     let directories = u64::try_from(manifest.all_directories().len()).unwrap_or(u64::MAX);
     let wanted = SpaceRequest {
         missing: missing.iter().map(|file| (file.blob.clone(), file.size)).collect(),
@@ -166,8 +166,8 @@ async fn attempt(
         },
     };
     let admitted = {
-        let (inner, wanted) = (Arc::clone(inner), wanted.clone());
-        blocking(move || inner.admit(&wanted)).await?
+        let (fill, wanted) = (Arc::clone(fill), wanted.clone());
+        blocking(move || fill.space.admit(&wanted)).await?
     };
     let reservation = match admitted {
         Ok(reservation) => reservation,
@@ -177,17 +177,17 @@ async fn attempt(
     let to_come: u64 = missing.iter().map(|file| file.size).fold(0, u64::saturating_add);
     progress.start(manifest.bytes(), manifest.bytes().saturating_sub(to_come));
     drop(preparing);
-    let fetching = Fetching { inner, engine, manifest, title, progress };
+    let fetching = Fetching { fill, engine, manifest, title, progress };
     let outcome = fetching.run(slot, &candidate, missing).await;
     drop(reservation);
     match outcome {
         Ok(model) => Ok(FillOutcome::Complete(model)),
         Err(error) if error.kind() == ErrorKind::NoSpace => {
             let done = progress.snapshot().done;
-            wait_for_flights(inner, &wanted).await;
-            make_room(inner, &wanted).await;
-            let (evicting, wanted_) = (Arc::clone(inner), wanted.clone());
-            if blocking(move || evicting.evict_for_quota(&wanted_)).await? {
+            wait_for_flights(fill, &wanted).await;
+            make_room(fill, &wanted).await;
+            let (evicting, wanted_) = (Arc::clone(fill), wanted.clone());
+            if blocking(move || evicting.space.evict_for_quota(&wanted_)).await? {
                 return Ok(FillOutcome::Retry);
             }
             let cause = format!(
@@ -195,8 +195,8 @@ async fn attempt(
                 progress_text(done, manifest.bytes()),
                 shown(error.message(), 300)
             );
-            let inner = Arc::clone(inner);
-            let shortfall = blocking(move || inner.cut_short(&wanted, cause)).await?;
+            let fill = Arc::clone(fill);
+            let shortfall = blocking(move || fill.space.cut_short(&wanted, cause)).await?;
             Ok(FillOutcome::NoSpace(Box::new(shortfall)))
         }
         Err(error) => Err(error),
@@ -212,7 +212,7 @@ fn origin(manifest: &Manifest) -> Arc<Origin> {
 
 /// The download of one model.
 struct Fetching<'a> {
-    inner: &'a Arc<CacheInner>,
+    fill: &'a Arc<CacheFill>,
     engine: &'a Engine,
     manifest: &'a Arc<Manifest>,
     title: &'a str,
@@ -228,11 +228,11 @@ impl Fetching<'_> {
         candidate: &Candidate,
         mut missing: Vec<ManifestFile>,
     ) -> Result<CachedModel> {
-        let Self { inner, engine, manifest, title, progress } = *self;
+        let Self { fill, engine, manifest, title, progress } = *self;
         loop {
             let arrived = tokio::select! {
                 biased;
-                arrived = download(inner, engine, manifest, &missing, title, progress) => {
+                arrived = download(fill, engine, manifest, &missing, title, progress) => {
                     Some(arrived?)
                 }
                 () = slot.asked_to_yield() => None,
@@ -243,22 +243,22 @@ impl Fetching<'_> {
             tracing::info!("the download yields its slot to another model");
             progress.yield_slot();
             drop(missing);
-            slot = inner.model_slots.take_again(candidate, slot).await;
+            slot = fill.slots.take_again(candidate, slot).await;
             let _own = progress.share().own_work();
-            missing = self::missing(inner, manifest).await?;
+            missing = self::missing(fill, manifest).await?;
             let to_come: u64 = missing.iter().map(|file| file.size).fold(0, u64::saturating_add);
             progress.start(manifest.bytes(), manifest.bytes().saturating_sub(to_come));
         }
         let _own = progress.share().own_work();
         progress.enter(Phase::Finishing);
-        let model = commit(inner, manifest).await;
+        let model = commit(fill, manifest).await;
         drop(slot);
         model
     }
 }
 
 async fn download(
-    inner: &Arc<CacheInner>,
+    fill: &Arc<CacheFill>,
     engine: &Engine,
     manifest: &Arc<Manifest>,
     missing: &[ManifestFile],
@@ -272,11 +272,11 @@ async fn download(
     let (revision, objects) = (manifest.revision.as_str(), missing.len());
     tracing::info!(revision, objects, bytes, "downloading");
     let started = Instant::now();
-    inner.metrics.downloads_in_flight.inc();
-    let _counted = InFlight(inner);
+    fill.metrics.downloads_in_flight.inc();
+    let _counted = InFlight(fill);
     stream::iter(missing.iter().map(Ok))
         .try_for_each_concurrent(BLOBS_AT_ONCE, |file| async {
-            let mut waiter = join_blob(inner, engine, manifest, file, progress.share());
+            let mut waiter = join_blob(fill, engine, manifest, file, progress.share());
             progress.add_part(Arc::clone(&waiter.progress().progress));
             waiter.completed().await?;
             if waiter.progress().check() == Some(Check::UnknownLayout) {
@@ -287,7 +287,7 @@ async fn download(
         .await
         .map_err(|error: Error| error.context(format!("downloading {title}")))?;
     let seconds = started.elapsed().as_secs_f64();
-    inner.metrics.download_duration.observe(seconds);
+    fill.metrics.download_duration.observe(seconds);
     tracing::info!(revision, objects, bytes, seconds, "downloaded");
     Ok(())
 }
@@ -298,9 +298,9 @@ async fn download(
 /// A blob that another model downloads is left alone, since its file is being
 /// written. So the release is itself a flight of the blob: no download of it can
 /// begin meanwhile.
-async fn make_room(inner: &Arc<CacheInner>, wanted: &SpaceRequest) {
+async fn make_room(fill: &Arc<CacheFill>, wanted: &SpaceRequest) {
     for (id, _) in &wanted.missing {
-        let mut waiter = give_back(inner, id);
+        let mut waiter = give_back(fill, id);
         // The failed flight is remembered for a moment, and its blob took the most.
         for _ in 0..MEMO_CHECKS {
             if !(waiter.joined() && waiter.is_over()) {
@@ -308,7 +308,7 @@ async fn make_room(inner: &Arc<CacheInner>, wanted: &SpaceRequest) {
             }
             drop(waiter);
             tokio::time::sleep(MEMO / 5).await;
-            waiter = give_back(inner, id);
+            waiter = give_back(fill, id);
         }
         if waiter.joined() {
             continue;
@@ -322,10 +322,10 @@ async fn make_room(inner: &Arc<CacheInner>, wanted: &SpaceRequest) {
     }
 }
 
-fn give_back(inner: &CacheInner, id: &BlobId) -> Waiter<BlobProgress, ()> {
-    let staging = inner.staging_of(id);
+fn give_back(fill: &CacheFill, id: &BlobId) -> Waiter<BlobProgress, ()> {
+    let staging = fill.store.staging_of(id);
     let progress = BlobProgress::new(FairShare::background());
-    inner.blob_flights.join(id.clone(), progress, move |_| async move {
+    fill.flights.blobs.join(id.clone(), progress, move |_| async move {
         blocking(move || match staging.data.exists() {
             true => staging.give_back_unwritten(),
             false => Ok(()),
@@ -339,17 +339,17 @@ fn give_back(inner: &CacheInner, id: &BlobId) -> Waiter<BlobProgress, ()> {
 
 /// Waits for the flights of the model's other blobs, which end soon after the one
 /// that failed.
-async fn wait_for_flights(inner: &CacheInner, wanted: &SpaceRequest) {
+async fn wait_for_flights(fill: &CacheFill, wanted: &SpaceRequest) {
     let ours: HashSet<_> = wanted.missing.iter().map(|(id, _)| id).collect();
     for _ in 0..100 {
-        if !inner.blob_flights.running().iter().any(|(id, _)| ours.contains(id)) {
+        if !fill.flights.blobs.running().iter().any(|(id, _)| ours.contains(id)) {
             return;
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 
-struct InFlight<'a>(&'a CacheInner);
+struct InFlight<'a>(&'a CacheFill);
 
 impl Drop for InFlight<'_> {
     fn drop(&mut self) {
@@ -360,16 +360,17 @@ impl Drop for InFlight<'_> {
 /// Lists the files whose blobs must be downloaded, each blob once, small ones first:
 /// a loader starts with the configuration and the tokenizer.
 pub(in crate::cache) async fn missing(
-    inner: &Arc<CacheInner>,
+    fill: &Arc<CacheFill>,
     manifest: &Arc<Manifest>,
 ) -> Result<Vec<ManifestFile>> {
-    let (inner, manifest) = (Arc::clone(inner), Arc::clone(manifest));
+    let (fill, manifest) = (Arc::clone(fill), Arc::clone(manifest));
     blocking(move || {
         let mut seen = HashSet::new();
         let mut missing = Vec::new();
         for file in manifest.files.iter().filter(|file| seen.insert(file.blob.clone())) {
-            let there = inner.find_blob(&file.blob)?.is_some_and(|blob| blob.size == file.size);
-            if !there && !inner.find_by_content(&manifest, file)? {
+            let there =
+                fill.store.find_blob(&file.blob)?.is_some_and(|blob| blob.size == file.size);
+            if !there && !fill.store.find_by_content(&manifest, file)? {
                 missing.push(file.clone());
             }
         }
@@ -380,36 +381,36 @@ pub(in crate::cache) async fn missing(
 }
 
 fn join_blob(
-    inner: &Arc<CacheInner>,
+    fill: &Arc<CacheFill>,
     engine: &Engine,
     manifest: &Arc<Manifest>,
     file: &ManifestFile,
     share: &FairShare,
 ) -> Waiter<BlobProgress, ()> {
     let id = file.blob.clone();
-    let (inner_, engine, manifest, file) =
-        (Arc::clone(inner), engine.clone(), Arc::clone(manifest), file.clone());
+    let (fill_, engine, manifest, file) =
+        (Arc::clone(fill), engine.clone(), Arc::clone(manifest), file.clone());
     let started = BlobProgress::new(share.clone());
-    let waiter = inner.blob_flights.join(id, started, move |progress| {
-        fetch_blob(inner_, engine, manifest, file, progress).in_current_span()
+    let waiter = fill.flights.blobs.join(id, started, move |progress| {
+        fetch_blob(fill_, engine, manifest, file, progress).in_current_span()
     });
     waiter.progress().demand.join(share);
     waiter
 }
 
 async fn fetch_blob(
-    inner: Arc<CacheInner>,
+    fill: Arc<CacheFill>,
     engine: Engine,
     manifest: Arc<Manifest>,
     file: ManifestFile,
     blob: Arc<BlobProgress>,
 ) -> Result<()> {
     let id: BlobId = file.blob.clone();
-    let _counted = inner.reservations.extend(&id, file.size);
+    let _counted = fill.space.extend_reservation(&id, file.size);
     // Two models may share a blob; the second flight finds it complete.
     let known = {
-        let (inner, id) = (Arc::clone(&inner), id.clone());
-        blocking(move || inner.find_blob(&id)).await?
+        let (fill, id) = (Arc::clone(&fill), id.clone());
+        blocking(move || fill.store.find_blob(&id)).await?
     };
     if known.is_some_and(|blob| blob.size == file.size) {
         return Ok(());
@@ -417,7 +418,7 @@ async fn fetch_blob(
     let source = &manifest.source;
     let bucket = Arc::new(Bucket::new(source.namespace.as_str(), source.bucket.as_str()));
     let name = manifest.object_name(&file);
-    let staging = inner.staging_of(&id);
+    let staging = fill.store.staging_of(&id);
     let object = ObjectVersion {
         name: ObjectName::new(bucket, name.clone()),
         size: file.size,
@@ -429,43 +430,16 @@ async fn fetch_blob(
     let verified = match downloaded {
         Err(error) if error.kind() == ErrorKind::Changed => {
             // This version is gone from the bucket; free its blocks.
-            blocking(move || inner.blobs.abandon(&id)).await?;
+            blocking(move || fill.store.blobs().abandon(&id)).await?;
             return Err(error);
         }
         other => other?,
     };
     blob.verified(verified.check);
-    blocking(move || {
-        inner.blobs.commit(&id, &name, file.size, verified)?;
-        inner.index_content(&manifest, &file, verified.check)
-    })
-    .await
+    blocking(move || fill.store.commit_blob(&manifest, &file, verified)).await
 }
 
-async fn commit(inner: &Arc<CacheInner>, manifest: &Arc<Manifest>) -> Result<CachedModel> {
-    let (inner, manifest) = (Arc::clone(inner), Arc::clone(manifest));
-    blocking(move || {
-        let model = inner.models.commit(&manifest)?;
-        inner.make_durable(&model, &manifest);
-        // A commit may have moved a torn model and torn blobs to the trash.
-        inner.trash_filled.notify_one();
-        Ok(model)
-    })
-    .await
-}
-
-impl CacheInner {
-    fn staging_of(&self, id: &BlobId) -> Staging {
-        Staging { data: self.layout.part(id), journal: self.layout.journal(id) }
-    }
-
-    /// Queues a complete model for the next sync, unless it is durable already.
-    pub(in crate::cache) fn make_durable(&self, model: &CachedModel, manifest: &Manifest) {
-        if self.models.is_durable(&model.key) {
-            return;
-        }
-        let blobs = manifest.files.iter().map(|file| &file.blob);
-        let blobs = blobs.filter(|id| !self.blobs.is_durable(id)).cloned().collect();
-        self.syncer.enqueue(Unsynced::Model { model: model.key.clone(), blobs });
-    }
+async fn commit(fill: &Arc<CacheFill>, manifest: &Arc<Manifest>) -> Result<CachedModel> {
+    let (fill, manifest) = (Arc::clone(fill), Arc::clone(manifest));
+    blocking(move || fill.store.commit_model(&manifest)).await
 }

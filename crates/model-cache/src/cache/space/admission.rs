@@ -5,22 +5,22 @@ use std::collections::HashSet;
 
 use tokio::time::Instant;
 
+use super::CacheSpace;
 use super::evict::{self, RetentionReasons};
-use super::policy::{self, EvictionGoal, RetentionReason, Space};
+use super::policy::{self, EvictionGoal, RetentionReason};
 use super::reservations::{MissingSpace, Reservation, SpaceRequest, Taken};
 use super::shortfall::{Shortfall, SpaceHolder};
-use crate::cache::CacheInner;
-use crate::cache::store::disk_usage::DiskUsage;
+use crate::cache::store::disk_space::Space;
 use crate::error::Result;
 use crate::metrics::EvictionReason;
-use crate::model::Summary;
+use crate::model::{BlobId, Summary};
 use crate::sync::lock;
 
 /// Evictions for one admission. One may not be enough: another process may hold
 /// evicted files open, or fill the disk in the meantime.
 const MAX_EVICTIONS: u32 = 3;
 
-impl CacheInner {
+impl CacheSpace {
     /// Admits a model's missing blobs, evicting other models as needed, or returns
     /// the shortfall. Blocks while files are deleted.
     pub(in crate::cache) fn admit(
@@ -39,7 +39,7 @@ impl CacheInner {
             match attempt {
                 0 => {
                     self.drop_leftovers(&own)?;
-                    self.trash_filled.notify_one();
+                    self.store.wake_deletion();
                 }
                 _ => {
                     let goal = EvictionGoal::Need(gap.deficit());
@@ -71,7 +71,7 @@ impl CacheInner {
             };
             // Each pass deletes something. After the last one, reserve once more:
             // the background task may have deleted the rest.
-            more = self.free_from_trash(Some(gap.deficit()))? > 0;
+            more = self.store.free_from_trash(Some(gap.deficit()))? > 0;
         }
     }
 
@@ -86,22 +86,22 @@ impl CacheInner {
             return Ok(None);
         }
         let counting = self.reservations.count();
-        let usage = DiskUsage::read(&self.layout)?;
+        let usage = self.store.usage()?;
         let stored = usage.total_without(&counting.arriving()).bytes;
         Ok(Some(Taken::new(stored, counting)))
     }
 
     /// Describes the shortfall: what is missing, and which pods hold the rest.
     pub(in crate::cache) fn shortfall(&self, gap: MissingSpace) -> Result<Shortfall> {
-        let taken = DiskUsage::read(&self.layout)?;
-        let kept = RetentionReasons::now(self)?;
-        let input = evict::eviction_input(&taken, &kept, &self.holds.held_blobs());
+        let taken = self.store.usage()?;
+        let kept = RetentionReasons::now(&self.store)?;
+        let input = evict::eviction_input(&taken, &kept, &self.store.holds().held_blobs());
         // What exceeds the limits already must go before anything fits.
         let evictable = policy::evictable(&input).saturating_sub(gap.debt);
         let bytes_of = |summary: &Option<Summary>| summary.as_ref().map_or(0, |all| all.bytes);
         let pinned =
             taken.models.iter().filter(|m| kept.why(&m.key) == Some(RetentionReason::Pinned));
-        let holders = self.leases.all().into_iter().map(|lease| {
+        let holders = self.store.leases().into_iter().map(|lease| {
             let model = taken.models.iter().find(|model| model.key == lease.model);
             let bytes = model.map_or(0, |model| bytes_of(&model.summary));
             SpaceHolder { pod: lease.pod, bytes }
@@ -114,7 +114,7 @@ impl CacheInner {
             bound: gap.bound,
             holders: holders.collect(),
             pinned: pinned.map(|model| bytes_of(&model.summary)).fold(0, u64::saturating_add),
-            dir: self.layout.root().to_owned(),
+            dir: self.store.layout().root().to_owned(),
             cut_short: None,
             at: Instant::now(),
         })
@@ -131,8 +131,15 @@ impl CacheInner {
         }
         let goal = EvictionGoal::BestEffort(Space { bytes: gap.needs.bytes, inodes: 0 });
         let evicted = self.evict(&goal, Some(EvictionReason::Space))?;
-        self.empty_trash()?;
+        self.store.empty_trash()?;
         Ok(!evicted.models.is_empty())
+    }
+
+    /// Extends the reservation of a blob; see [`Reservations::extend`].
+    ///
+    /// [`Reservations::extend`]: super::reservations::Reservations::extend
+    pub(in crate::cache) fn extend_reservation(&self, id: &BlobId, size: u64) -> Reservation {
+        self.reservations.extend(id, size)
     }
 
     /// Describes the shortfall when the disk runs full in the middle of a download:

@@ -17,20 +17,16 @@ use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::time::{Duration, SystemTime};
 
-use super::policy::{
-    self, Blob, EvictionCandidate, EvictionGoal, EvictionInput, RetentionReason, Space,
-};
+use super::CacheSpace;
+use super::policy::{self, Blob, EvictionCandidate, EvictionGoal, EvictionInput, RetentionReason};
 use crate::abort_point;
-use crate::cache::CacheInner;
+use crate::cache::store::CacheStore;
+use crate::cache::store::disk_space::Space;
 use crate::cache::store::disk_usage::{DiskUsage, StoredModel};
-use crate::cache::store::files;
-use crate::cache::store::layout::names::{EntryPath, StagingFile};
-use crate::cache::store::pins;
-use crate::cache::store::trash::discard;
+use crate::cache::store::layout::names::EntryPath;
 use crate::error::Result;
 use crate::metrics::EvictionReason;
 use crate::model::{BlobId, ModelKey};
-use crate::mount;
 
 /// Manifests held open at once. For further models, the sweep removes the entries in
 /// the index of contents.
@@ -69,12 +65,12 @@ pub(in crate::cache) struct RetentionReasons {
 
 impl RetentionReasons {
     /// Collects the present leases, mounts, pins and holds.
-    pub(in crate::cache) fn now(inner: &CacheInner) -> Result<Self> {
-        let leased = inner.leases.all().into_iter().map(|lease| lease.model).collect();
-        let uses = mount::uses_of(inner.layout.root())?;
+    pub(in crate::cache) fn now(store: &CacheStore) -> Result<Self> {
+        let leased = store.leases().into_iter().map(|lease| lease.model).collect();
+        let uses = store.mounts()?;
         let mounted = uses.iter().filter_map(|one| EntryPath::parse(&one.root)?.model()).collect();
-        let pinned = pins::all(&inner.layout)?;
-        Ok(Self { leased, mounted, pinned, busy: inner.holds.held_models() })
+        let pinned = store.pinned()?;
+        Ok(Self { leased, mounted, pinned, busy: store.holds().held_models() })
     }
 
     pub(in crate::cache) fn is_pinned(&self, key: &ModelKey) -> bool {
@@ -112,7 +108,7 @@ pub(in crate::cache) fn eviction_input(
     EvictionInput { models: taken.models.iter().map(candidate).collect(), blobs: blobs.collect() }
 }
 
-impl CacheInner {
+impl CacheSpace {
     /// Evicts models that were idle too long, and more until the goal is reached.
     /// With `reason: None` it only returns what it would evict. Blocks.
     pub(in crate::cache) fn evict(
@@ -120,12 +116,12 @@ impl CacheInner {
         goal: &EvictionGoal,
         reason: Option<EvictionReason>,
     ) -> Result<Evicted> {
-        let alone = self.holds.lock_eviction();
+        let alone = self.store.holds().lock_eviction();
         // Before the scan: a flight that releases its blobs during the scan may
         // have committed a model that the scan missed.
-        let busy = self.holds.held_blobs();
-        let taken = DiskUsage::read(&self.layout)?;
-        let kept = RetentionReasons::now(self)?;
+        let busy = self.store.holds().held_blobs();
+        let taken = self.store.usage()?;
+        let kept = RetentionReasons::now(&self.store)?;
         let input = eviction_input(&taken, &kept, &busy);
         let idle_before = self.idle_ttl.and_then(|ttl| SystemTime::now().checked_sub(ttl));
         let choice = policy::choose(&input, goal, idle_before);
@@ -138,7 +134,7 @@ impl CacheInner {
             let reason = reason.map(|reason| if idle { EvictionReason::Idle } else { reason });
             let manifest = match reason {
                 Some(_) if gone.len() < MAX_OPEN_MANIFESTS => {
-                    self.models.open_manifest(&model.key)?
+                    self.store.models().open_manifest(&model.key)?
                 }
                 _ => None,
             };
@@ -170,7 +166,7 @@ impl CacheInner {
         let mut left = HashSet::new();
         for at in blobs.into_iter().filter(|at| !needed.contains(at)) {
             for id in &taken.blobs[at].ids {
-                self.blobs.evict(id)?;
+                self.store.blobs().evict(id)?;
                 left.insert(id.clone());
             }
         }
@@ -178,13 +174,13 @@ impl CacheInner {
             if let (Some(summary), Some(file)) = (&taken.models[*at].summary, manifest)
                 && !left.is_empty()
             {
-                self.forget_contents(summary, file, &left);
+                self.store.forget_contents(summary, file, &left);
             }
         }
         // Deletions wake the models that wait for space, so do not wake the deleter
         // for nothing.
         if !gone.is_empty() || !left.is_empty() {
-            self.trash_filled.notify_one();
+            self.store.wake_deletion();
         }
         Ok(())
     }
@@ -192,22 +188,22 @@ impl CacheInner {
     /// Evicts superseded revisions that are not in use and that no request has as
     /// its latest. Blocks.
     pub(in crate::cache) fn evict_superseded(&self) -> Result<()> {
-        let superseded = self.models.superseded()?;
+        let superseded = self.store.models().superseded()?;
         if superseded.is_empty() {
             return Ok(());
         }
         // Pods may use theirs for months: avoid a scan of the cache for those.
-        let kept = RetentionReasons::now(self)?;
+        let kept = RetentionReasons::now(&self.store)?;
         if superseded.iter().all(|key| kept.why(key).is_some()) {
             return Ok(());
         }
-        let _alone = self.holds.lock_eviction();
-        let busy = self.holds.held_blobs();
-        let taken = DiskUsage::read(&self.layout)?;
-        let kept = RetentionReasons::now(self)?;
+        let _alone = self.store.holds().lock_eviction();
+        let busy = self.store.holds().held_blobs();
+        let taken = self.store.usage()?;
+        let kept = RetentionReasons::now(&self.store)?;
         // Again, under the lock: only a held model can become the latest of a
         // request, and held models are kept.
-        let superseded = self.models.superseded()?;
+        let superseded = self.store.models().superseded()?;
         let mut gone = Gone::new();
         let mut blobs = HashSet::new();
         for (at, model) in taken.models.iter().enumerate() {
@@ -216,7 +212,7 @@ impl CacheInner {
                 continue;
             }
             let manifest = match gone.len() {
-                0..MAX_OPEN_MANIFESTS => self.models.open_manifest(&model.key)?,
+                0..MAX_OPEN_MANIFESTS => self.store.models().open_manifest(&model.key)?,
                 _ => None,
             };
             if self.evict_model(model, EvictionReason::Superseded)? {
@@ -232,14 +228,7 @@ impl CacheInner {
     fn evict_model(&self, model: &StoredModel, reason: EvictionReason) -> Result<bool> {
         let key = &model.key;
         abort_point::reach("evict-1");
-        let moved = self.holds.unless_held(key, || {
-            if self.leases.all().iter().any(|lease| lease.model == *key) {
-                return Ok(false);
-            }
-            self.models.distrust(key);
-            discard(&self.layout, &self.layout.model(key)).map(|()| true)
-        });
-        if !moved.transpose()?.unwrap_or(false) {
+        if !self.store.discard_unused(key)? {
             return Ok(false);
         }
         abort_point::reach("evict-2");
@@ -257,13 +246,8 @@ impl CacheInner {
     /// The blobs of running downloads, and of models that wait for space.
     pub(in crate::cache) fn wanted_blobs(&self) -> HashSet<BlobId> {
         let mut wanted = self.reservations.admitted();
-        wanted.extend(self.holds.held_blobs());
-        wanted.extend(self.blob_flights.running().into_iter().map(|(id, _)| id));
-        for (_, progress) in self.model_flights.running() {
-            let manifest = progress.manifest();
-            let files = manifest.iter().flat_map(|manifest| &manifest.files);
-            wanted.extend(files.map(|file| file.blob.clone()));
-        }
+        wanted.extend(self.store.holds().held_blobs());
+        wanted.extend(self.downloads.blobs());
         wanted
     }
 
@@ -271,17 +255,11 @@ impl CacheInner {
     /// not being resumed, except those in `wanted`; what is in quarantine; and
     /// set-aside caches that are not mounted. Blocks.
     pub(in crate::cache) fn drop_leftovers(&self, wanted: &HashSet<BlobId>) -> Result<()> {
-        // Under the lock, no flight resumes one of them.
-        let alone = self.holds.lock_eviction();
+        let alone = self.store.holds().lock_eviction();
         let busy = self.wanted_blobs();
-        for name in files::names(&self.layout.staging())? {
-            let Some(StagingFile::Part(id)) = StagingFile::parse(&name) else { continue };
-            if !busy.contains(&id) && !wanted.contains(&id) {
-                self.blobs.abandon(&id)?;
-            }
-        }
+        self.store.abandon_downloads(|id| busy.contains(id) || wanted.contains(id))?;
         drop(alone);
-        self.drop_set_aside(false)?;
-        self.empty_quarantine(Duration::ZERO)
+        self.store.drop_set_aside(false)?;
+        self.store.empty_quarantine(Duration::ZERO)
     }
 }

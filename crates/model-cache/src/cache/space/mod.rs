@@ -1,9 +1,75 @@
 //! How much space there is, and who gets it: reservations, admission, eviction.
 //! Knows [`super::store`], and not [`super::fill`].
 
-pub(super) mod admission;
+mod admission;
 pub(super) mod evict;
-pub(super) mod maintenance;
+mod maintenance;
+mod pods;
 pub(super) mod policy;
 pub(super) mod reservations;
 pub(super) mod shortfall;
+pub(super) mod usage;
+
+use std::collections::HashSet;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use self::pods::Arrivals;
+use self::reservations::{CacheLimits, Reservations};
+use super::store::CacheStore;
+use crate::metrics::Metrics;
+use crate::model::BlobId;
+
+/// What is being downloaded now.
+pub(super) trait Downloads: Send + Sync {
+    /// How many models are.
+    fn models(&self) -> usize;
+
+    /// The blobs that are, and those of models that wait for space.
+    fn blobs(&self) -> HashSet<BlobId>;
+}
+
+/// The space of the cache: what is reserved, and what may be evicted.
+pub(super) struct CacheSpace {
+    store: Arc<CacheStore>,
+    downloads: Arc<dyn Downloads>,
+    reservations: Reservations,
+    idle_ttl: Option<Duration>,
+    /// Held by the admission that may evict.
+    admissions: Mutex<()>,
+    arrivals: Arrivals,
+    /// Notified when a model may have become unused.
+    released: Notify,
+    watermark_warned: AtomicBool,
+    metrics: Arc<Metrics>,
+}
+
+impl CacheSpace {
+    pub(super) fn new(
+        store: Arc<CacheStore>,
+        downloads: Arc<dyn Downloads>,
+        limits: CacheLimits,
+        idle_ttl: Option<Duration>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self {
+            reservations: Reservations::new(store.layout().clone(), limits),
+            store,
+            downloads,
+            idle_ttl,
+            admissions: Mutex::default(),
+            arrivals: Arrivals::default(),
+            released: Notify::new(),
+            watermark_warned: AtomicBool::new(false),
+            metrics,
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn reservations(&self) -> &Reservations {
+        &self.reservations
+    }
+}

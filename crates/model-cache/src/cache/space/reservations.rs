@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use nix::sys::statvfs::statvfs;
 
 use self::measure::Measured;
-use super::policy::Space;
 use super::shortfall::ExhaustedLimit;
+use crate::cache::store::disk_space::Space;
 use crate::cache::store::layout::Layout;
 use crate::error::{Error, Result};
 use crate::model::BlobId;

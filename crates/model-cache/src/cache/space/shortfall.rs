@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use tokio::time::Instant;
 
-use super::policy::Space;
+use crate::cache::store::disk_space::Space;
 use crate::error::{Error, ErrorKind};
 use crate::model::size_text;
 

@@ -1,14 +1,14 @@
 //! Checks models and blobs before a process first uses them. Whatever the disk
 //! damaged is quarantined and reported.
 
+use super::CacheStore;
 use super::blobs::{BlobRecord, BlobState};
 use super::models::{CachedModel, Mismatch, MismatchCause};
-use crate::cache::CacheInner;
 use crate::error::Result;
 use crate::model::{BlobId, ModelKey};
 use crate::mount;
 
-impl CacheInner {
+impl CacheStore {
     /// Returns the model of this key if it is complete. A model that is new to this
     /// process is checked first, which reads suspect blobs; call it in a flight.
     /// Blocks while it reads.

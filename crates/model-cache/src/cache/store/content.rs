@@ -3,21 +3,53 @@
 
 use std::collections::HashSet;
 use std::fs::File;
+use std::io;
+use std::path::Path;
 
+use super::CacheStore;
+use super::blobs::Placed;
 use super::files;
-use crate::cache::CacheInner;
-use crate::download::Check;
+use crate::download::{Check, Staging, Verified};
 use crate::error::Result;
 use crate::model::{BlobId, Manifest, ManifestFile, ModelSource, Summary};
 
-impl CacheInner {
-    /// Adds a blob to the index of contents. Blocks.
-    pub(in crate::cache) fn index_content(
+impl CacheStore {
+    /// The files of the download of a blob.
+    pub(in crate::cache) fn staging_of(&self, id: &BlobId) -> Staging {
+        Staging { data: self.layout.part(id), journal: self.layout.journal(id) }
+    }
+
+    /// Commits a downloaded blob, and indexes its content. Blocks.
+    pub(in crate::cache) fn commit_blob(
         &self,
         manifest: &Manifest,
         file: &ManifestFile,
-        check: Check,
+        verified: Verified,
     ) -> Result<()> {
+        self.blobs.commit(&file.blob, &manifest.object_name(file), file.size, verified)?;
+        self.index_content(manifest, file, verified.check)
+    }
+
+    /// Makes a verified file a blob, and indexes its content; see [`Blobs::place`]. Blocks.
+    ///
+    /// [`Blobs::place`]: super::blobs::Blobs::place
+    pub(in crate::cache) fn place_blob(
+        &self,
+        manifest: &Manifest,
+        file: &ManifestFile,
+        verified: Verified,
+        rename: impl FnOnce(&Path) -> io::Result<bool>,
+    ) -> Result<Placed> {
+        let object = manifest.object_name(file);
+        let placed = self.blobs.place(&file.blob, &object, file.size, verified, rename)?;
+        if placed == Placed::Blob {
+            self.index_content(manifest, file, verified.check)?;
+        }
+        Ok(placed)
+    }
+
+    /// Adds a blob to the index of contents. Blocks.
+    fn index_content(&self, manifest: &Manifest, file: &ManifestFile, check: Check) -> Result<()> {
         match (check, content_id(manifest, file)) {
             (Check::Md5 | Check::MultipartMd5, Some(content)) => {
                 let id = file.blob.as_str().as_bytes();

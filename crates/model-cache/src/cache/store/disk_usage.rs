@@ -9,13 +9,13 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use super::disk_space::Space;
 use super::files;
 use super::layout::Layout;
 use super::layout::names::{self, BlobFile, Directory, StagingFile};
 use super::models;
 use super::reread::is_damage;
 use super::set_aside;
-use crate::cache::space::policy::Space;
 use crate::error::{Error, Result};
 use crate::model::{BlobId, ModelKey, Summary};
 
@@ -154,13 +154,6 @@ impl StoredModel {
         let summary = models::summary(layout, &key)?;
         let last_used = last_used(layout, &key)?;
         Ok(Some(Self { key, summary, last_used, own, blobs }))
-    }
-}
-
-impl Space {
-    /// The space of one inode.
-    pub(in crate::cache) fn of(metadata: &Metadata) -> Self {
-        Self { bytes: metadata.blocks().saturating_mul(512), inodes: 1 }
     }
 }
 

@@ -9,13 +9,14 @@ use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot};
 
+use super::CacheStore;
 use super::blobs::Blobs;
 use super::layout::Layout;
-use super::models::Models;
+use super::models::{CachedModel, Models};
 use crate::abort_point;
 use crate::blocking::blocking;
 use crate::error::{Error, Result};
-use crate::model::{BlobId, ModelKey};
+use crate::model::{BlobId, Manifest, ModelKey, RequestDigest};
 
 /// Work for the next sync.
 #[derive(Debug)]
@@ -83,6 +84,46 @@ impl Syncer {
         let (waiter, ended) = oneshot::channel();
         self.enqueue(Unsynced::Waiter(waiter));
         let _ = ended.await;
+    }
+}
+
+impl CacheStore {
+    /// Builds a model from its committed blobs, and queues it for the next sync. Blocks.
+    pub(in crate::cache) fn commit_model(&self, manifest: &Arc<Manifest>) -> Result<CachedModel> {
+        let model = self.models.commit(manifest)?;
+        self.make_durable(&model, manifest);
+        // A commit may have moved a torn model and torn blobs to the trash.
+        self.wake_deletion();
+        Ok(model)
+    }
+
+    /// Queues a complete model for the next sync, unless it is durable already.
+    pub(in crate::cache) fn make_durable(&self, model: &CachedModel, manifest: &Manifest) {
+        if self.models.is_durable(&model.key) {
+            return;
+        }
+        let blobs = manifest.files.iter().map(|file| &file.blob);
+        let blobs = blobs.filter(|id| !self.blobs.is_durable(id)).cloned().collect();
+        self.syncer.enqueue(Unsynced::Model { model: model.key.clone(), blobs });
+    }
+
+    /// Records a model as the newest revision of a request; returns whether that is new.
+    /// Blocks.
+    pub(in crate::cache) fn record_latest(
+        &self,
+        request: &RequestDigest,
+        model: &CachedModel,
+    ) -> Result<bool> {
+        let changed = self.models.record_latest(request, model)?;
+        if changed {
+            self.syncer.enqueue(Unsynced::Index);
+        }
+        Ok(changed)
+    }
+
+    /// Waits until everything committed so far was synced, or failed to be.
+    pub(in crate::cache) async fn wait_until_synced(&self) {
+        self.syncer.wait_until_synced().await;
     }
 }
 

@@ -4,6 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use super::CacheStore;
 use super::files;
 use super::layout::Layout;
 use super::layout::names::{self, BlobFile, Directory, QuarantineFile, StagingFile};
@@ -34,26 +35,28 @@ pub(in crate::cache) fn is_ours_in_fan(name: &str) -> bool {
     BlobFile::parse(name).is_some() || names::is_unfinished(name)
 }
 
-/// Logs foreign files in the cache's own directories. Blocks while it lists them.
-pub(in crate::cache) fn warn(layout: &Layout) -> Result<()> {
-    let mut found: Vec<PathBuf> = Vec::new();
-    for directory in Directory::ALL {
-        let path = layout.directory(directory);
-        let names = files::names(&path)?.into_iter().filter(|name| !is_ours(directory, name));
-        found.extend(names.map(|name| path.join(name)));
+impl CacheStore {
+    /// Logs foreign files in the cache's own directories. Blocks while it lists them.
+    pub(in crate::cache) fn warn_of_foreign_files(&self) -> Result<()> {
+        let mut found: Vec<PathBuf> = Vec::new();
+        for directory in Directory::ALL {
+            let path = self.layout.directory(directory);
+            let names = files::names(&path)?.into_iter().filter(|name| !is_ours(directory, name));
+            found.extend(names.map(|name| path.join(name)));
+        }
+        for fan in self.layout.fans()? {
+            let names = files::names(&fan)?.into_iter().filter(|name| !is_ours_in_fan(name));
+            found.extend(names.map(|name| fan.join(name)));
+        }
+        for path in found.iter().take(NAMED) {
+            tracing::warn!(
+                path = %path.display(),
+                all = found.len(),
+                "the cache holds a file that is not the driver's; it is left alone"
+            );
+        }
+        Ok(())
     }
-    for fan in layout.fans()? {
-        let names = files::names(&fan)?.into_iter().filter(|name| !is_ours_in_fan(name));
-        found.extend(names.map(|name| fan.join(name)));
-    }
-    for path in found.iter().take(NAMED) {
-        tracing::warn!(
-            path = %path.display(),
-            all = found.len(),
-            "the cache holds a file that is not the driver's; it is left alone"
-        );
-    }
-    Ok(())
 }
 
 /// Removes the driver's files from a directory of the cache. Blocks.

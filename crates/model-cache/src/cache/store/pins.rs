@@ -3,22 +3,31 @@
 
 use std::collections::HashSet;
 
+use super::CacheStore;
 use super::files;
-use super::layout::Layout;
 use super::layout::names::Directory;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::model::ModelKey;
 
-/// Pins or unpins a model. Blocks.
-pub(in crate::cache) fn set(layout: &Layout, key: &ModelKey, pinned: bool) -> Result<()> {
-    match pinned {
-        true => files::write_whole(&layout.pin(key), b"", 0o644),
-        false => files::remove(&layout.pin(key)),
+impl CacheStore {
+    /// Pins or unpins a model. Blocks.
+    ///
+    /// # Errors
+    /// `NotFound` when a model to be pinned is not in the cache.
+    pub(in crate::cache) fn pin(&self, key: &ModelKey, pinned: bool) -> Result<()> {
+        if !pinned {
+            return files::remove(&self.layout.pin(key));
+        }
+        if !self.layout.model(key).is_dir() {
+            let text = format!("model {key} is not in the cache, so it cannot be pinned");
+            return Err(Error::new(ErrorKind::NotFound, text));
+        }
+        files::write_whole(&self.layout.pin(key), b"", 0o644)
     }
-}
 
-/// Lists the pinned models. Blocks.
-pub(in crate::cache) fn all(layout: &Layout) -> Result<HashSet<ModelKey>> {
-    let names = files::names(&layout.directory(Directory::Pins))?;
-    Ok(names.iter().filter_map(|name| ModelKey::parse(name)).collect())
+    /// Lists the pinned models. Blocks.
+    pub(in crate::cache) fn pinned(&self) -> Result<HashSet<ModelKey>> {
+        let names = files::names(&self.layout.directory(Directory::Pins))?;
+        Ok(names.iter().filter_map(|name| ModelKey::parse(name)).collect())
+    }
 }

@@ -13,12 +13,15 @@
 //! since; the next verification finds it again.
 
 use std::collections::HashSet;
+use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::CacheStore;
 use super::disk_usage::DiskUsage;
+use super::files;
+use super::layout::names::QuarantineFile;
 use super::leases::LeaseRecord;
 use super::trash::move_aside;
-use crate::cache::CacheInner;
 use crate::error::Result;
 use crate::model::{BlobId, Manifest, ModelKey};
 use crate::mount;
@@ -37,7 +40,15 @@ pub struct Damage {
     pub volumes: Vec<LeaseRecord>,
 }
 
-impl CacheInner {
+/// What is called for each damage that is found.
+pub(super) type DamageListener = Box<dyn Fn(&Damage) + Send + Sync>;
+
+impl CacheStore {
+    /// Registers the damage listener. Later calls are ignored.
+    pub(in crate::cache) fn on_damage(&self, listener: DamageListener) {
+        let _ = self.damage_listener.set(listener);
+    }
+
     /// Quarantines a damaged blob, and every model that has it. Blocks.
     pub(in crate::cache) fn quarantine_blob(
         &self,
@@ -72,6 +83,16 @@ impl CacheInner {
         drop(alone);
         self.report_damage(&damage);
         Ok(damage)
+    }
+
+    /// Lists the damaged models, with their directories. Blocks.
+    pub(in crate::cache) fn damaged(&self) -> Result<Vec<(ModelKey, PathBuf)>> {
+        let names = files::names(&self.layout.quarantine())?.into_iter();
+        let damaged = names.filter_map(|name| match QuarantineFile::parse(&name)? {
+            QuarantineFile::Model(key) => Some((key, self.layout.quarantine().join(name))),
+            QuarantineFile::Blob(..) => None,
+        });
+        Ok(damaged.collect())
     }
 
     fn move_models_aside(&self, what: &str, why: &str, models: Vec<ModelKey>) -> Result<Damage> {

@@ -12,13 +12,13 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use super::CacheStore;
+use super::disk_space::Space;
 use super::files;
 use super::layout::Layout;
 use super::layout::names::{self, Directory};
 use super::leases::{LeaseRecord, Leases};
 use super::trash::discard;
-use crate::cache::CacheInner;
-use crate::cache::space::policy::Space;
 use crate::error::{Error, Result};
 use crate::mount::{self, Use};
 
@@ -145,7 +145,7 @@ impl Older {
     }
 }
 
-impl CacheInner {
+impl CacheStore {
     /// Reports the set-aside caches, and where they are mounted. Blocks.
     pub(in crate::cache) fn set_aside(&self) -> Result<Vec<SetAside>> {
         let names = names(&self.layout)?;

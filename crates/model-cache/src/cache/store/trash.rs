@@ -6,15 +6,16 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use super::CacheStore;
+use super::disk_space::Space;
 use super::disk_usage;
 use super::files;
 use super::foreign;
 use super::layout::Layout;
-use super::layout::names::{self, Directory, EntryPath, ModelFile};
+use super::layout::names::{self, Directory, EntryPath, ModelFile, StagingFile};
 use crate::abort_point;
-use crate::cache::CacheInner;
-use crate::cache::space::policy::Space;
 use crate::error::Result;
+use crate::model::{BlobId, ModelKey};
 use crate::mount::{self, DirId};
 use crate::sync::lock;
 
@@ -38,13 +39,13 @@ pub(in crate::cache) fn move_aside(path: &Path, directory: &Path) -> Result<Opti
     Ok(files::rename(path, &to)?.then_some(to))
 }
 
-impl CacheInner {
+impl CacheStore {
     /// Deletes everything in the trash that is not in use. Blocks while it deletes.
     pub(in crate::cache) fn empty_trash(&self) -> Result<usize> {
         self.free_from_trash(None)
     }
 
-    /// Like [`CacheInner::empty_trash`], but stops when enough was freed. Returns the
+    /// Like [`CacheStore::empty_trash`], but stops when enough was freed. Returns the
     /// number of deleted entries.
     pub(in crate::cache) fn free_from_trash(&self, enough: Option<Space>) -> Result<usize> {
         let names = files::names(&self.layout.trash())?;
@@ -85,6 +86,31 @@ impl CacheInner {
         Ok(deleted)
     }
 
+    /// Moves a model to the trash unless it is held or leased; returns whether it was moved.
+    /// The caller must have locked eviction. Blocks.
+    pub(in crate::cache) fn discard_unused(&self, key: &ModelKey) -> Result<bool> {
+        let moved = self.holds.unless_held(key, || {
+            if self.leases.all().iter().any(|lease| lease.model == *key) {
+                return Ok(false);
+            }
+            self.models.distrust(key);
+            discard(&self.layout, &self.layout.model(key)).map(|()| true)
+        });
+        Ok(moved.transpose()?.unwrap_or(false))
+    }
+
+    /// Removes interrupted downloads, except those to `keep`. The caller must have locked
+    /// eviction, under which none of them is resumed. Blocks.
+    pub(in crate::cache) fn abandon_downloads(&self, keep: impl Fn(&BlobId) -> bool) -> Result<()> {
+        for name in files::names(&self.layout.staging())? {
+            let Some(StagingFile::Part(id)) = StagingFile::parse(&name) else { continue };
+            if !keep(&id) {
+                self.blobs.abandon(&id)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Moves quarantined entries that are at least `age` old and not in use to the
     /// trash. Blocks.
     pub(in crate::cache) fn empty_quarantine(&self, age: Duration) -> Result<()> {
@@ -116,13 +142,13 @@ struct InUse {
 }
 
 impl InUse {
-    fn now(inner: &CacheInner, directory: Directory) -> Result<Self> {
-        let uses = mount::uses_of(inner.layout.root())?;
+    fn now(store: &CacheStore, directory: Directory) -> Result<Self> {
+        let uses = mount::uses_of(store.layout.root())?;
         let names = uses.iter().filter_map(|one| {
             let name = EntryPath::parse(&one.root)?.entry_of(directory)?;
             Some(name.to_string_lossy().into_owned())
         });
-        let leased = inner.leases.all().into_iter().map(|lease| lease.root).collect();
+        let leased = store.leases.all().into_iter().map(|lease| lease.root).collect();
         Ok(Self { names: names.collect(), leased })
     }
 

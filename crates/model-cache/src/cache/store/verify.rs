@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use super::CacheStore;
 use super::disk_usage::DiskUsage;
 use super::layout::names::ModelFile;
 use super::quarantine::Damage;
 use super::reread::{self, ReadPacer, is_damage};
-use crate::cache::CacheInner;
+use crate::blocking::blocking;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{BlobId, ModelKey};
 
@@ -46,10 +47,10 @@ pub struct Verification {
     pub damaged: Vec<Damage>,
 }
 
-impl CacheInner {
+impl CacheStore {
     /// Verifies these models, or everything. Reads at most `rate` bytes per second, and
     /// blocks meanwhile.
-    pub(in crate::cache) fn verify(
+    fn read_again(
         &self,
         keys: Option<&[ModelKey]>,
         rate: Option<u64>,
@@ -156,11 +157,11 @@ impl CacheInner {
     }
 }
 
-impl crate::cache::Cache {
+impl CacheStore {
     /// Returns the time until the next scrub is due, counted from the last scrub, even
     /// before a restart, or from now if there was none. Blocks.
-    pub fn scrub_due(&self, every: Duration) -> Result<Duration> {
-        let path = self.0.layout.scrubbed();
+    pub(in crate::cache) fn scrub_due(&self, every: Duration) -> Result<Duration> {
+        let path = self.layout.scrubbed();
         match std::fs::metadata(&path).and_then(|metadata| metadata.modified()) {
             // After the clock jumped back, the interval starts again.
             Ok(last) => Ok(last.elapsed().map_or(every, |passed| every.saturating_sub(passed))),
@@ -169,28 +170,20 @@ impl crate::cache::Cache {
     }
 
     /// Records that a scrub is complete. Blocks.
-    pub fn record_scrub(&self) -> Result<()> {
-        super::files::write_whole(&self.0.layout.scrubbed(), b"", 0o644)
+    pub(in crate::cache) fn record_scrub(&self) -> Result<()> {
+        super::files::write_whole(&self.layout.scrubbed(), b"", 0o644)
     }
 
-    /// Verifies models, or everything when `keys` is `None`, and quarantines what is
-    /// damaged. Reads at most `rate` bytes per second.
-    ///
-    /// # Errors
-    /// `InProgress` when the driver stops meanwhile.
-    pub async fn verify(
-        &self,
+    /// Verifies these models, or everything, until the driver stops.
+    pub(in crate::cache) async fn verify(
+        self: Arc<Self>,
         keys: Option<Vec<ModelKey>>,
         rate: Option<u64>,
         progress: Arc<VerifyProgress>,
     ) -> Result<Verification> {
-        let inner = Arc::clone(&self.0);
         // Dropping this future ends the reading.
-        let cancelled = inner.shutdown.child_token();
+        let cancelled = self.shutdown.child_token();
         let _ends = cancelled.clone().drop_guard();
-        crate::blocking::blocking(move || {
-            inner.verify(keys.as_deref(), rate, &progress, &cancelled)
-        })
-        .await
+        blocking(move || self.read_again(keys.as_deref(), rate, &progress, &cancelled)).await
     }
 }

@@ -15,10 +15,10 @@ use super::source::{PathKind, SourceDirectory, SourceFile};
 use super::{ImportCandidate, open_for_writing};
 use crate::abort_point;
 use crate::blocking::blocking;
-use crate::cache::CacheInner;
-use crate::cache::space::policy::Space;
+use crate::cache::fill::CacheFill;
 use crate::cache::space::reservations::{Reservation, SpaceRequest};
 use crate::cache::store::blobs::Placed;
+use crate::cache::store::disk_space::Space;
 use crate::cache::store::sys::{ReadLease, reflink};
 use crate::download::{Engine, ObjectProgress, ObjectVersion, Verified};
 use crate::error::{Error, Result};
@@ -45,7 +45,7 @@ pub(super) enum AdoptOutcome {
 
 /// Adopts the files of one import.
 pub(super) struct Adopter {
-    pub(super) inner: Arc<CacheInner>,
+    pub(super) fill: Arc<CacheFill>,
     pub(super) engine: Engine,
     pub(super) client: Arc<dyn ObjectSource>,
     pub(super) manifest: Arc<Manifest>,
@@ -94,9 +94,9 @@ impl Adopter {
         let Some(lease) = lease else { return Err(open_for_writing(&shown)) };
         let verified = self.verify(file, &found.as_opened(), progress).await?;
         let Some(verified) = verified else { return Ok(Ok(AdoptOutcome::Differs)) };
-        let (inner, manifest) = (Arc::clone(&self.inner), Arc::clone(&self.manifest));
+        let (fill, manifest) = (Arc::clone(&self.fill), Arc::clone(&self.manifest));
         let file = file.clone();
-        blocking(move || match inner.take_file(&manifest, &file, &found, &lease, verified)? {
+        blocking(move || match fill.take_file(&manifest, &file, &found, &lease, verified)? {
             Placed::Blob => Ok(Ok(AdoptOutcome::Moved)),
             Placed::Late => Ok(Ok(AdoptOutcome::Gone)),
             Placed::Refused if lease.holds().is_ok_and(|holds| holds) => Ok(Err(found)),
@@ -111,14 +111,14 @@ impl Adopter {
         found: SourceFile,
         progress: Arc<ObjectProgress>,
     ) -> Result<AdoptOutcome> {
-        let (inner, file_) = (Arc::clone(&self.inner), file.clone());
-        let (staged, how) = blocking(move || inner.stage(&file_, &found)).await?;
+        let (fill, file_) = (Arc::clone(&self.fill), file.clone());
+        let (staged, how) = blocking(move || fill.stage(&file_, &found)).await?;
         let verified = self.verify(file, &staged.path, progress).await?;
         let Some(verified) = verified else { return Ok(AdoptOutcome::Differs) };
-        let (inner, manifest) = (Arc::clone(&self.inner), Arc::clone(&self.manifest));
+        let (fill, manifest) = (Arc::clone(&self.fill), Arc::clone(&self.manifest));
         let file = file.clone();
         blocking(move || {
-            let placed = inner.place_file(&manifest, &file, verified, |blob| {
+            let placed = fill.store.place_blob(&manifest, &file, verified, |blob| {
                 fs::rename(&staged.path, blob).map(|()| true)
             })?;
             Ok(if placed == Placed::Blob { how } else { AdoptOutcome::Gone })
@@ -159,7 +159,7 @@ impl Drop for Staged {
     }
 }
 
-impl CacheInner {
+impl CacheFill {
     /// Performs steps 2 to 4. Blocks.
     fn take_file(
         &self,
@@ -175,7 +175,7 @@ impl CacheInner {
         abort_point::reach("import-1");
         own(&found.file, 0, 0, 0o444).map_err(changing)?;
         abort_point::reach("import-2");
-        let placed = self.place_file(manifest, file, verified, |blob| {
+        let placed = self.store.place_blob(manifest, file, verified, |blob| {
             let named = found.as_named();
             abort_point::reach("import-3");
             if !lease.holds()? || !found.is_at(&named) {
@@ -212,27 +212,11 @@ impl CacheInner {
         placed
     }
 
-    /// Makes a verified file a blob, and indexes its content. Blocks.
-    fn place_file(
-        &self,
-        manifest: &Manifest,
-        file: &ManifestFile,
-        verified: Verified,
-        rename: impl FnOnce(&Path) -> io::Result<bool>,
-    ) -> Result<Placed> {
-        let object = manifest.object_name(file);
-        let placed = self.blobs.place(&file.blob, &object, file.size, verified, rename)?;
-        if placed == Placed::Blob {
-            self.index_content(manifest, file, verified.check)?;
-        }
-        Ok(placed)
-    }
-
     /// Clones or copies a file into the staging directory, with mode 0444. Blocks.
     fn stage(&self, file: &ManifestFile, found: &SourceFile) -> Result<(Staged, AdoptOutcome)> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let path = self.layout.copy(&file.blob, number);
+        let path = self.store.layout().copy(&file.blob, number);
         let failed = |e: io::Error| Error::io(format!("copying to {}", path.display()), &e);
         let to = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
         let to = to.map_err(failed)?;
@@ -241,7 +225,7 @@ impl CacheInner {
             AdoptOutcome::Cloned
         } else {
             let missing = vec![(file.blob.clone(), file.size)];
-            let admitted = self.admit(&SpaceRequest { missing, tree: Space::default() })?;
+            let admitted = self.space.admit(&SpaceRequest { missing, tree: Space::default() })?;
             staged.room = Some(admitted.map_err(|short| short.error(&file.path))?);
             copy(&found.file, &to).map_err(failed)?;
             AdoptOutcome::Copied
