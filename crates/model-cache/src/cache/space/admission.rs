@@ -14,7 +14,6 @@ use crate::cache::store::disk_space::Space;
 use crate::error::Result;
 use crate::metrics::EvictionReason;
 use crate::model::{BlobId, Summary};
-use crate::sync::lock;
 
 /// Evictions for one admission. One may not be enough: another process may hold
 /// evicted files open, or fill the disk in the meantime.
@@ -31,8 +30,7 @@ impl CacheSpace {
             Ok(reservation) => return Ok(Ok(reservation)),
             Err(gap) => gap,
         };
-        // One admission at a time: two would each evict for themselves.
-        let _alone = lock(&self.admissions);
+        let _alone = self.admissions.lock();
         let own: HashSet<_> = wanted.missing.iter().map(|(id, _)| id.clone()).collect();
         let mut gap = gap;
         for attempt in 0..=MAX_EVICTIONS {

@@ -11,17 +11,18 @@ pub(super) mod shortfall;
 pub(super) mod usage;
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::Notify;
 
 use self::pods::Arrivals;
 use self::reservations::{CacheLimits, Reservations};
-use super::store::CacheStore;
+use super::store::{CacheStore, lock_order};
 use crate::metrics::Metrics;
 use crate::model::BlobId;
+use crate::sync::OrderedMutex;
 
 /// What is being downloaded now.
 pub(super) trait Downloads: Send + Sync {
@@ -38,8 +39,7 @@ pub(super) struct CacheSpace {
     downloads: Arc<dyn Downloads>,
     reservations: Reservations,
     idle_ttl: Option<Duration>,
-    /// Held by the admission that may evict.
-    admissions: Mutex<()>,
+    admissions: OrderedMutex<()>,
     arrivals: Arrivals,
     /// Notified when a model may have become unused.
     released: Notify,
@@ -60,7 +60,7 @@ impl CacheSpace {
             store,
             downloads,
             idle_ttl,
-            admissions: Mutex::default(),
+            admissions: OrderedMutex::new(lock_order::ADMISSION, ()),
             arrivals: Arrivals::default(),
             released: Notify::new(),
             watermark_warned: AtomicBool::new(false),

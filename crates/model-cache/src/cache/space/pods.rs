@@ -2,28 +2,34 @@
 //! they release may be evicted.
 
 use std::path::Path;
-use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use super::CacheSpace;
 use crate::cache::store::leases::{Lease, LeaseHolder};
+use crate::cache::store::lock_order;
 use crate::cache::store::models::CachedModel;
 use crate::error::Result;
 use crate::model::{ModelKey, RequestDigest};
-use crate::sync::lock;
+use crate::sync::OrderedMutex;
 
 /// How long a completed model is held for the pod that waited for it.
 const POD_RETURNS: Duration = Duration::from_secs(180);
 
 /// Completed models whose pods have not asked again yet.
-#[derive(Default)]
-pub(super) struct Arrivals(Mutex<Vec<(Instant, CachedModel)>>);
+pub(super) struct Arrivals(OrderedMutex<Vec<(Instant, CachedModel)>>);
+
+impl Default for Arrivals {
+    fn default() -> Self {
+        Self(OrderedMutex::new(lock_order::ARRIVALS, Vec::new()))
+    }
+}
 
 impl Arrivals {
     /// Ends the hold of a model that was leased, and of those whose pod did not return
     /// in time.
     pub(super) fn forget(&self, leased: Option<&ModelKey>) {
-        lock(&self.0)
+        self.0
+            .lock()
             .retain(|(at, model)| at.elapsed() < POD_RETURNS && Some(&model.key) != leased);
     }
 }
@@ -34,7 +40,7 @@ impl CacheSpace {
     /// minutes.
     pub(in crate::cache) fn await_pod(&self, model: &CachedModel) {
         self.arrivals.forget(None);
-        lock(&self.arrivals.0).push((Instant::now(), model.clone()));
+        self.arrivals.0.lock().push((Instant::now(), model.clone()));
     }
 
     /// Leases a model for a volume. Blocks.

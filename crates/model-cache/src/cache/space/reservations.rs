@@ -5,7 +5,7 @@ mod measure;
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 
 use nix::sys::statvfs::statvfs;
 
@@ -13,10 +13,11 @@ use self::measure::Measured;
 use super::shortfall::ExhaustedLimit;
 use crate::cache::store::disk_space::Space;
 use crate::cache::store::layout::Layout;
+use crate::cache::store::lock_order;
 use crate::error::{Error, Result};
 use crate::model::BlobId;
 use crate::mount;
-use crate::sync::lock;
+use crate::sync::{OrderedGuard, OrderedMutex};
 
 /// Bytes and inodes of a file system.
 #[derive(Debug, Clone, Copy)]
@@ -84,7 +85,7 @@ pub struct CacheLimits {
 pub(in crate::cache) struct Reservations {
     layout: Layout,
     limits: CacheLimits,
-    totals: Arc<Mutex<ReservationTotals>>,
+    totals: Arc<OrderedMutex<ReservationTotals>>,
 }
 
 #[derive(Debug, Default)]
@@ -191,7 +192,8 @@ impl MissingSpace {
 
 impl Reservations {
     pub(in crate::cache) fn new(layout: Layout, limits: CacheLimits) -> Self {
-        Self { layout, limits, totals: Arc::default() }
+        let totals = OrderedMutex::new(lock_order::RESERVATIONS, ReservationTotals::default());
+        Self { layout, limits, totals: Arc::new(totals) }
     }
 
     pub(in crate::cache) fn limits(&self) -> CacheLimits {
@@ -315,8 +317,8 @@ impl Reservations {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, ReservationTotals> {
-        lock(&self.totals)
+    fn lock(&self) -> OrderedGuard<'_, ReservationTotals> {
+        self.totals.lock()
     }
 }
 

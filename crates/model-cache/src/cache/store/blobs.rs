@@ -29,7 +29,6 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard};
 
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use serde::{Deserialize, Serialize};
@@ -37,12 +36,13 @@ use serde::{Deserialize, Serialize};
 use super::files;
 use super::layout::Layout;
 use super::layout::names;
+use super::lock_order;
 use super::reread::{self, ReadPacer, is_damage};
 use crate::abort_point;
 use crate::download::{Check, Verified, crc32c_of_file};
 use crate::error::{Error, Result};
 use crate::model::BlobId;
-use crate::sync::lock;
+use crate::sync::{OrderedGuard, OrderedMutex};
 
 const FORMAT: u32 = 1;
 
@@ -67,13 +67,11 @@ pub(in crate::cache) struct Blobs {
     layout: Layout,
     /// Unsynced blobs that this process wrote or checked itself, each with a
     /// number: a blob that is dropped and downloaded again gets a new one.
-    known_good: Mutex<HashMap<BlobId, u64>>,
+    known_good: OrderedMutex<HashMap<BlobId, u64>>,
     /// Blobs whose bytes in the page cache may never have reached the disk.
-    distrusted: Mutex<HashSet<BlobId>>,
+    distrusted: OrderedMutex<HashSet<BlobId>>,
     next: AtomicU64,
-    /// Held while a verified file becomes a blob: a download and an import may
-    /// add the same one.
-    placement: Mutex<()>,
+    placement: OrderedMutex<()>,
 }
 
 /// The state of a blob on the disk.
@@ -108,10 +106,10 @@ pub(in crate::cache) struct Inode {
     ino: u64,
 }
 
-/// See [`Blobs::placement`].
+/// See [`lock_order::PLACEMENT`].
 #[derive(Debug)]
 pub(in crate::cache) struct PlacementLock<'a>(
-    #[expect(dead_code, reason = "held for its end")] MutexGuard<'a, ()>,
+    #[expect(dead_code, reason = "held for its end")] OrderedGuard<'a, ()>,
 );
 
 /// The outcome of placing a verified file.
@@ -129,10 +127,10 @@ impl Blobs {
     pub(in crate::cache) fn new(layout: Layout) -> Self {
         Self {
             layout,
-            known_good: Mutex::default(),
-            distrusted: Mutex::default(),
+            known_good: OrderedMutex::new(lock_order::BLOBS, HashMap::new()),
+            distrusted: OrderedMutex::new(lock_order::DISTRUSTED, HashSet::new()),
             next: AtomicU64::new(0),
-            placement: Mutex::default(),
+            placement: OrderedMutex::new(lock_order::PLACEMENT, ()),
         }
     }
 
@@ -212,7 +210,7 @@ impl Blobs {
 
     /// Locks the places of all blobs: while held, no other caller adds a blob.
     pub(in crate::cache) fn lock_placement(&self) -> PlacementLock<'_> {
-        PlacementLock(lock(&self.placement))
+        PlacementLock(self.placement.lock())
     }
 
     /// Whether the file that was read is still the blob.
@@ -427,12 +425,12 @@ impl Blobs {
         self.lock().insert(id.clone(), number);
     }
 
-    fn lock_distrusted(&self) -> MutexGuard<'_, HashSet<BlobId>> {
-        lock(&self.distrusted)
+    fn lock_distrusted(&self) -> OrderedGuard<'_, HashSet<BlobId>> {
+        self.distrusted.lock()
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<BlobId, u64>> {
-        lock(&self.known_good)
+    fn lock(&self) -> OrderedGuard<'_, HashMap<BlobId, u64>> {
+        self.known_good.lock()
     }
 }
 

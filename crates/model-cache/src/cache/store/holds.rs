@@ -3,24 +3,32 @@
 
 use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar};
 
+use super::lock_order;
 use crate::model::{BlobId, ModelKey};
-use crate::sync::lock;
+use crate::sync::{OrderedGuard, OrderedMutex};
 
 /// Counts the holds of each model and blob. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub(in crate::cache) struct Holds(Arc<HoldTable>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct HoldTable {
-    counts: Mutex<Counts>,
+    counts: OrderedMutex<Counts>,
     /// Notified when the removal of a model has ended.
     left: Condvar,
-    /// Locked by an eviction from its scan of the cache to its last rename, and
-    /// briefly to create a hold on blobs. So blobs that an eviction found idle
-    /// stay idle until it ends.
-    eviction: Mutex<()>,
+    eviction: OrderedMutex<()>,
+}
+
+impl Default for HoldTable {
+    fn default() -> Self {
+        Self {
+            counts: OrderedMutex::new(lock_order::HOLDS, Counts::default()),
+            left: Condvar::new(),
+            eviction: OrderedMutex::new(lock_order::EVICTION, ()),
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -55,8 +63,7 @@ impl Holds {
     /// for a running eviction of this model. Blocks.
     pub(in crate::cache) fn model(&self, key: &ModelKey) -> ModelHold {
         let leaving = |counts: &mut Counts| counts.leaving.contains(key);
-        let counts = self.0.left.wait_while(self.lock(), leaving);
-        let mut counts = counts.unwrap_or_else(PoisonError::into_inner);
+        let mut counts = self.lock().wait_while(&self.0.left, leaving);
         *counts.models.entry(key.clone()).or_default() += 1;
         drop(counts);
         ModelHold(Arc::new(ModelGuard { holds: self.clone(), key: key.clone() }))
@@ -74,8 +81,8 @@ impl Holds {
     }
 
     /// Locks eviction: one caller at a time, and no new hold on blobs meanwhile.
-    pub(in crate::cache) fn lock_eviction(&self) -> MutexGuard<'_, ()> {
-        lock(&self.0.eviction)
+    pub(in crate::cache) fn lock_eviction(&self) -> OrderedGuard<'_, ()> {
+        self.0.eviction.lock()
     }
 
     /// The models that are held now.
@@ -106,8 +113,8 @@ impl Holds {
         Some(act())
     }
 
-    fn lock(&self) -> MutexGuard<'_, Counts> {
-        lock(&self.0.counts)
+    fn lock(&self) -> OrderedGuard<'_, Counts> {
+        self.0.counts.lock()
     }
 }
 

@@ -8,7 +8,6 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
@@ -18,6 +17,7 @@ use super::files;
 use super::foreign;
 use super::layout::Layout;
 use super::layout::names::{self, Directory};
+use super::lock_order;
 use super::models::CachedModel;
 use super::set_aside::Older;
 use super::trash::discard;
@@ -25,7 +25,7 @@ use crate::abort_point;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{ModelKey, PodIdentity, RequestDigest};
 use crate::mount::{self, DirId};
-use crate::sync::lock;
+use crate::sync::{OrderedGuard, OrderedMutex};
 
 const FORMAT: u32 = 1;
 
@@ -124,12 +124,12 @@ pub struct Lease {
 pub(in crate::cache) struct Leases {
     layout: Layout,
     boot_id: String,
-    by_target: Mutex<HashMap<PathBuf, LeaseRecord>>,
+    by_target: OrderedMutex<HashMap<PathBuf, LeaseRecord>>,
 }
 
 impl Leases {
     pub(in crate::cache) fn new(layout: Layout, boot_id: String) -> Self {
-        Self { layout, boot_id, by_target: Mutex::default() }
+        Self { layout, boot_id, by_target: OrderedMutex::new(lock_order::LEASES, HashMap::new()) }
     }
 
     /// Leases a model. A lease of the same volume and target is replaced.
@@ -306,8 +306,8 @@ impl Leases {
         self.layout.lease(&RequestDigest::of_fields("oci-model-csi lease", fields.into_iter()))
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<PathBuf, LeaseRecord>> {
-        lock(&self.by_target)
+    fn lock(&self) -> OrderedGuard<'_, HashMap<PathBuf, LeaseRecord>> {
+        self.by_target.lock()
     }
 }
 

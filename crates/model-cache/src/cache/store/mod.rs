@@ -14,6 +14,7 @@ mod in_force;
 mod in_use;
 pub(super) mod layout;
 pub(super) mod leases;
+pub(super) mod lock_order;
 pub(super) mod models;
 mod open;
 mod pins;
@@ -29,7 +30,7 @@ pub(super) mod trash;
 pub(super) mod verify;
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
@@ -47,6 +48,7 @@ use self::quarantine::DamageListener;
 use crate::error::Result;
 use crate::metrics::Metrics;
 use crate::mount;
+use crate::sync::OrderedMutex;
 
 /// What is on the disk, and what in it is in use.
 pub(super) struct CacheStore {
@@ -57,8 +59,7 @@ pub(super) struct CacheStore {
     holds: Holds,
     syncer: Syncer,
     damage_listener: OnceLock<DamageListener>,
-    /// Held while the trash is emptied.
-    emptying: Mutex<()>,
+    emptying: OrderedMutex<()>,
     trash_filled: Notify,
     /// Notified when models that wait for space should try again.
     space_freed: Notify,
@@ -92,7 +93,7 @@ impl CacheStore {
             holds,
             syncer,
             damage_listener: OnceLock::new(),
-            emptying: Mutex::default(),
+            emptying: OrderedMutex::new(lock_order::DELETION, ()),
             trash_filled: Notify::new(),
             space_freed: Notify::new(),
             metrics,

@@ -23,7 +23,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -31,13 +31,14 @@ use super::files;
 use super::holds::{Holds, ModelHold};
 use super::layout::Layout;
 use super::layout::names::{Directory, ModelFile};
+use super::lock_order;
 use super::reread::is_damage;
 use super::trash::discard;
 use crate::abort_point;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{BlobId, Manifest, ModelKey, RequestDigest, Revision, Summary};
 use crate::mount::{self, DirId};
-use crate::sync::lock;
+use crate::sync::{OrderedGuard, OrderedMutex};
 
 /// Size in bytes above which only one manifest at a time is read into memory.
 const LARGE: u64 = 1 << 20;
@@ -95,9 +96,8 @@ pub(in crate::cache) struct Models {
     layout: Layout,
     holds: Holds,
     /// Models that this process built or checked.
-    known: Mutex<HashMap<ModelKey, Arc<Summary>>>,
-    /// Held while a large manifest is in memory.
-    reading: Mutex<()>,
+    known: OrderedMutex<HashMap<ModelKey, Arc<Summary>>>,
+    reading: OrderedMutex<()>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -108,7 +108,12 @@ struct Latest {
 
 impl Models {
     pub(in crate::cache) fn new(layout: Layout, holds: Holds) -> Self {
-        Self { layout, holds, known: Mutex::default(), reading: Mutex::default() }
+        Self {
+            layout,
+            holds,
+            known: OrderedMutex::new(lock_order::MODELS, HashMap::new()),
+            reading: OrderedMutex::new(lock_order::LARGE_MANIFEST, ()),
+        }
     }
 
     /// Builds the model from its committed blobs. Blocks.
@@ -194,9 +199,9 @@ impl Models {
     pub(in crate::cache) fn lock_large_manifest(
         &self,
         key: &ModelKey,
-    ) -> Option<MutexGuard<'_, ()>> {
+    ) -> Option<OrderedGuard<'_, ()>> {
         let stored = fs::metadata(self.layout.manifest(key)).map_or(0, |found| found.len());
-        (stored > LARGE).then(|| lock(&self.reading))
+        (stored > LARGE).then(|| self.reading.lock())
     }
 
     /// Reads the manifest of a model; `None` when it is gone or torn.
@@ -353,8 +358,8 @@ impl Models {
         CachedModel { key, summary, tree, _hold: hold }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<ModelKey, Arc<Summary>>> {
-        lock(&self.known)
+    fn lock(&self) -> OrderedGuard<'_, HashMap<ModelKey, Arc<Summary>>> {
+        self.known.lock()
     }
 }
 

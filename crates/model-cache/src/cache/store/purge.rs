@@ -7,7 +7,6 @@ use super::layout::names::Directory;
 use super::trash::discard;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{ModelKey, size_text};
-use crate::sync::lock;
 
 /// The result of a purge.
 #[derive(Debug, Clone, Default)]
@@ -30,7 +29,7 @@ impl CacheStore {
         let bytes = self.usage()?.total().bytes;
         // No eviction, deletion or new hold on blobs meanwhile.
         let _alone = self.holds.lock_eviction();
-        let _emptying = lock(&self.emptying);
+        let _emptying = self.emptying.lock();
         self.check_unused(downloading)?;
         let mut models = 0;
         for name in files::names(&self.layout.models())? {

@@ -17,7 +17,6 @@ use crate::abort_point;
 use crate::error::Result;
 use crate::model::{BlobId, ModelKey};
 use crate::mount::{self, DirId};
-use crate::sync::lock;
 
 /// How long damaged files are kept for inspection.
 pub(in crate::cache) const QUARANTINED: Duration = Duration::from_secs(24 * 60 * 60);
@@ -51,7 +50,7 @@ impl CacheStore {
         let names = files::names(&self.layout.trash())?;
         if names.is_empty() {
             // A name vanishes before its space is free: wait for a running deletion.
-            drop(lock(&self.emptying));
+            drop(self.emptying.lock());
             return Ok(0);
         }
         let in_use = InUse::now(self, Directory::Trash)?;
@@ -66,7 +65,7 @@ impl CacheStore {
                 continue;
             }
             // Locked per entry, so that a caller in need of space does not wait for all.
-            let _alone = lock(&self.emptying);
+            let _alone = self.emptying.lock();
             let space = disk_usage::space_of(&path)?;
             match files::delete_tree(&path) {
                 Ok(()) => {
