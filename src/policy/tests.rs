@@ -288,7 +288,7 @@ prop_compose! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(seeded::cases(2000))]
     #[test]
     fn a_model_is_allowed_exactly_if_each_of_its_objects_is(
         rules in proptest::collection::vec(plain(), 1..5),

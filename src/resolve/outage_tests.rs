@@ -2,9 +2,9 @@
 //! are random; the tests measure how long a volume waits for its older revision.
 
 use std::sync::Mutex;
-use std::time::SystemTime;
 
 use futures_util::FutureExt as _;
+use seeded::Random;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -13,24 +13,6 @@ use crate::flight::Flights;
 use crate::source::{RetryPolicy, StorageError, StorageErrorKind};
 
 const TRIALS: u64 = 1000;
-
-/// A seeded generator of random numbers (splitmix64).
-#[derive(Clone)]
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        (mixed ^ (mixed >> 31)) % end
-    }
-
-    fn pick<T: Copy>(&mut self, of: &[T]) -> T {
-        of[usize::try_from(self.below(of.len() as u64)).unwrap()]
-    }
-}
 
 /// How an attempt fails.
 #[derive(Debug, Clone, Copy)]
@@ -106,7 +88,7 @@ impl Service {
                 if back.is_some_and(|back| Instant::now() >= back) {
                     return Ok("current");
                 }
-                let fault = random.lock().unwrap().pick(&faults);
+                let fault = *random.lock().unwrap().one_of(&faults);
                 attempts.again(fails(fault).await).await?;
             }
         });
@@ -141,26 +123,22 @@ async fn time_to_stale(service: &Service, wait: Duration) -> Duration {
     start.elapsed().checked_sub(Duration::from_secs(pages * each)).unwrap()
 }
 
-#[expect(clippy::print_stderr, reason = "the figure, and the seed that repeats it")]
+#[expect(clippy::print_stderr, reason = "the figure")]
 #[tokio::test(start_paused = true)]
 async fn in_a_thousand_outages_an_older_revision_is_mounted_after_10_to_12_seconds() {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
-    let seed = std::env::var("OCI_MODEL_CSI_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
-    let seed = seed.unwrap_or(u64::from(now.subsec_nanos()));
-    eprintln!("OCI_MODEL_CSI_TEST_SEED={seed}");
-    let mut random = Random(seed);
+    let mut random = Random::seeded();
     let mut took = Vec::new();
     for trial in 0..TRIALS {
         // One fault for all attempts, or a random one per attempt.
         let faults = match trial % 3 {
             0 => FAULTS.to_vec(),
-            _ => vec![random.pick(&FAULTS)],
+            _ => vec![*random.one_of(&FAULTS)],
         };
-        let mut service = Service::new(Random(random.below(u64::MAX)), &faults);
-        service.pages = random.pick(&[(0, 0), (0, 0), (1, 1), (5, 4), (3, 9)]);
+        let mut service = Service::new(random.split(), &faults);
+        service.pages = *random.one_of(&[(0, 0), (0, 0), (1, 1), (5, 4), (3, 9)]);
         // Each new listing returns its pages again, which count as answers.
         let wait = match service.pages.0 {
-            0 => random.pick(&[4, 5, 9, 25, 110]),
+            0 => *random.one_of(&[4, 5, 9, 25, 110]),
             _ => 110,
         };
         if service.pages.0 > 0 {
@@ -168,7 +146,7 @@ async fn in_a_thousand_outages_an_older_revision_is_mounted_after_10_to_12_secon
         }
         let time = time_to_stale(&service, Duration::from_secs(wait)).await;
         let right = (10.0..=12.0).contains(&time.as_secs_f64());
-        assert!(right, "trial {trial} of seed {seed}: {time:?}, {faults:?}, {:?}", service.pages);
+        assert!(right, "trial {trial}: {time:?}, {faults:?}, {:?}", service.pages);
         took.push(time);
     }
     took.sort();
@@ -178,7 +156,7 @@ async fn in_a_thousand_outages_an_older_revision_is_mounted_after_10_to_12_secon
 
 #[tokio::test(start_paused = true)]
 async fn a_slow_listing_that_makes_progress_is_not_an_outage() {
-    let mut service = Service::new(Random(1), &[]);
+    let mut service = Service::new(Random::seeded(), &[]);
     service.pages = (30, 9);
     let start = Instant::now();
     let outcome = service.ask(&UnansweredSince::default(), true).await;
@@ -189,7 +167,7 @@ async fn a_slow_listing_that_makes_progress_is_not_an_outage() {
 #[tokio::test(start_paused = true)]
 async fn a_service_that_recovers_soon_is_used_and_ends_the_outage() {
     for fault in [AttemptFault::Refused, AttemptFault::NoAnswer, AttemptFault::Throttled(1)] {
-        let mut service = Service::new(Random(1), &[fault]);
+        let mut service = Service::new(Random::seeded(), &[fault]);
         // With a later time, the client's backoff could exceed the ten seconds.
         service.back = Some(Instant::now() + Duration::from_millis(1500));
         let silence = UnansweredSince::default();
@@ -207,13 +185,13 @@ async fn a_service_that_recovers_soon_is_used_and_ends_the_outage() {
 
 #[tokio::test(start_paused = true)]
 async fn without_an_older_revision_an_unusable_answer_fails_at_once() {
-    let service = Service::new(Random(1), &[AttemptFault::NoAnswer]);
+    let service = Service::new(Random::seeded(), &[AttemptFault::NoAnswer]);
     let start = Instant::now();
     let error = service.ask(&UnansweredSince::default(), false).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     assert!(start.elapsed() < Duration::from_secs(1));
     // A fault that the client retries fails after its last attempt.
-    let service = Service::new(Random(1), &[AttemptFault::Unavailable]);
+    let service = Service::new(Random::seeded(), &[AttemptFault::Unavailable]);
     let error = service.ask(&UnansweredSince::default(), false).await.unwrap_err();
     assert!(error.message().contains("8 attempts"), "{error}");
     assert!(start.elapsed() < Duration::from_secs(61));

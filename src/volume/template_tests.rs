@@ -126,6 +126,8 @@ fn unknown_variables_are_refused_and_the_known_ones_listed() {
 }
 
 proptest! {
+    #![proptest_config(seeded::cases(256))]
+
     #[test]
     fn any_annotation_is_one_directory_or_refused(value in ".{0,12}|[a-z./$]{0,6}") {
         let given = parameters("a-claim");

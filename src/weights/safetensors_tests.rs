@@ -181,6 +181,8 @@ fn files_of_an_index_are_in_its_directory() {
 }
 
 proptest! {
+    #![proptest_config(seeded::cases(256))]
+
     #[test]
     fn nonsense_is_a_flaw_and_never_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
         let _ = checked(&bytes);

@@ -18,7 +18,7 @@ use crate::support::load::{Load, State};
 use crate::support::models::MIB;
 use crate::support::namespace::mount_tmpfs;
 use crate::support::pods::{Model, Pod, sent_of, sent_twice};
-use crate::support::random::{Random, rounds};
+use crate::support::random::{random_for, rounds};
 use crate::support::run::{end_to_end, end_to_end_within, figure};
 use crate::support::steps::{
     self, Asked, BIND, BLOB_COMMIT, DOWNLOAD, EVICT, IMPORT, MODEL_COMMIT, Step, UNBIND, WRITES,
@@ -171,7 +171,7 @@ fn the_check_after_a_kill_finds_violations() {
 /// next one recovers. At most `twice` bytes may be downloaded again.
 async fn kill_at(scratch: &Path, steps: &[Step], asked: Asked, twice: u64) {
     let store = LocalStore::builder().start().unwrap();
-    let mut random = Random::of(steps[0].0);
+    let mut random = random_for(steps[0].0);
     let old = Model::upload(&store, "old", 0, &[MIB]);
     let mut driver =
         Setup::new(scratch, &store).with_config(&with_budget(CONFIG, BUDGET)).start().await;
@@ -251,7 +251,7 @@ const PODS: u64 = 6;
 fn an_import_that_is_killed_at_any_step_leaves_a_consistent_cache() {
     end_to_end_within(LIMIT, async |scratch| {
         let store = LocalStore::builder().start().unwrap();
-        let mut random = Random::of("import-1");
+        let mut random = random_for("import-1");
         let mut driver =
             Setup::new(scratch, &store).with_config(&with_budget(CONFIG, BUDGET)).start().await;
         let idle = Descriptors::of_idle(&driver).await;
@@ -295,7 +295,7 @@ fn an_import_that_is_killed_at_any_step_leaves_a_consistent_cache() {
 fn a_driver_that_is_killed_at_random_instants_under_load_recovers() {
     end_to_end_within(LIMIT, async |scratch| {
         let store = LocalStore::builder().start().unwrap();
-        let mut random = Random::of("kills under load");
+        let mut random = random_for("kills under load");
         let mut models: Vec<Model> = (0..MODELS)
             .map(|n| Model::upload(&store, &n.to_string(), random.next(), &LOAD_SHARDS))
             .collect();

@@ -13,7 +13,7 @@ use crate::support::load::{Load, State};
 use crate::support::loopfs::{Kind, LoopFs, Written};
 use crate::support::models::{MIB, try_content_of};
 use crate::support::pods::{Model, Pod, sent_of};
-use crate::support::random::{Random, rounds};
+use crate::support::random::{Random, random_for, rounds};
 use crate::support::run::{end_to_end_within, eventually, figure};
 use crate::support::steps::{self, Asked};
 use localstore::LocalStore;
@@ -56,7 +56,7 @@ impl Node {
     async fn start(kind: Kind, scratch: &Path) -> Option<Self> {
         let disk = LoopFs::mounted(kind, scratch)?;
         let store = LocalStore::builder().start().unwrap();
-        let mut random = Random::of(kind.name());
+        let mut random = random_for(kind.name());
         let old = Model::upload(&store, "old", 0, &SHARDS);
         let young = |n: u64| Model::upload(&store, &n.to_string(), random.next(), &SHARDS);
         let young = (0..YOUNG).map(young).collect();

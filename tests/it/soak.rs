@@ -15,7 +15,7 @@ use crate::support::invariants::{
 use crate::support::kubelet::{Kubelet, Volume};
 use crate::support::models::MIB;
 use crate::support::pods::{Model, Pod};
-use crate::support::random::{Random, number};
+use crate::support::random::{Random, number, random_for};
 use crate::support::run::{end_to_end_within, eventually, figure};
 use localstore::{Action, LocalStore, Operation, Rule};
 use nix::sys::signal::{Signal, kill};
@@ -238,7 +238,7 @@ struct Counts {
 impl Soak {
     async fn start(scratch: &Path) -> Self {
         let store = LocalStore::builder().start().unwrap();
-        let mut random = Random::of("soak");
+        let mut random = random_for("soak");
         let revisions: Revisions = (0..MODELS)
             .map(|model| {
                 let seed = random.below(1 << 40);

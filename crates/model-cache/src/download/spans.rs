@@ -144,6 +144,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(seeded::cases(256))]
+
         #[test]
         fn any_order_of_any_cut_gives_the_crc_of_the_whole(
             content in proptest::collection::vec(any::<u8>(), 1..400),

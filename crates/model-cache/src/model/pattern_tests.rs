@@ -212,6 +212,8 @@ fn long_patterns_match_across_the_borders_of_words() {
 }
 
 proptest! {
+    #![proptest_config(seeded::cases(256))]
+
     #[test]
     fn the_pattern_that_a_message_advises_matches_the_name(name in "[ab*?/.,'\"\\[{} \t^!é\u{202e}]{1,12}") {
         let advised = Pattern::advised_for(&name).unwrap();

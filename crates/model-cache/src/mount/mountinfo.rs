@@ -304,6 +304,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(seeded::cases(256))]
+
         #[test]
         fn any_name_survives_the_kernels_escaping(
             root in name(),

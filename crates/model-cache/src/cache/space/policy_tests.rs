@@ -271,7 +271,7 @@ fn set(indices: &[usize]) -> BTreeSet<usize> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(20_000))]
+    #![proptest_config(seeded::cases(5_000))]
 
     #[test]
     fn the_choice_is_that_of_the_obvious_algorithm(
@@ -282,7 +282,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(5_000))]
+    #![proptest_config(seeded::cases(5_000))]
 
     #[test]
     fn kept_models_and_busy_blobs_stay_and_blobs_go_with_their_last_model(
