@@ -157,6 +157,8 @@ fn accepted_beginnings(whole: &str) -> usize {
     let may = allowed(&config);
     assert!(!may.is_empty());
     let mut accepted = 0;
+    // Most beginnings have the rules of the one before, and each comparison is thousands of questions.
+    let mut last = config.policy.clone();
     for at in 0..whole.len() {
         let part = &whole[..at];
         let Ok(of_part) = Config::parse(part, "part") else { continue };
@@ -165,8 +167,11 @@ fn accepted_beginnings(whole: &str) -> usize {
         if new && in_force.check(&of_part, part, "part").is_err() {
             continue;
         }
-        for question in allowed(&of_part) {
-            assert!(may.contains(&question), "only the first {at} bytes allow {question}:\n{part}");
+        if of_part.policy != last {
+            for question in allowed(&of_part) {
+                assert!(may.contains(&question), "the first {at} bytes allow {question}:\n{part}");
+            }
+            last.clone_from(&of_part.policy);
         }
         if in_force.check(&of_part, part, "part").is_ok() {
             assert_eq!(of_part.object_storage, config.object_storage, "of {at} bytes:\n{part}");
