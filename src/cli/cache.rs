@@ -23,6 +23,7 @@ use crate::cache::Layout;
 use crate::config::{Config, parse_size};
 use crate::error::{Error, ErrorKind, Result};
 use crate::manage::{CacheCommand, CollectionScope, CommandAnswer, ModelSpec, ProgressCallback};
+use crate::model::counted;
 use crate::socket::SocketEndpoint;
 use bars::Bars;
 
@@ -316,8 +317,8 @@ fn failure_in(answer: &CommandAnswer) -> Option<Error> {
         CommandAnswer::Verify(found) if !found.damaged.is_empty() => Some(Error::new(
             ErrorKind::Corrupt,
             format!(
-                "{} files are damaged; they are in quarantine, and downloaded again at the next use",
-                found.damaged.len()
+                "damage in {}; what is damaged is in quarantine, and downloaded again at the next use",
+                counted(found.damaged.len(), "file")
             ),
         )),
         CommandAnswer::Gc(collection) if !collection.reached => {

@@ -17,7 +17,7 @@ use crate::download::Engine;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fetch::{FetchProgress, FetchReport, describe_checks, fetch};
 use crate::metrics::Metrics;
-use crate::model::{Filters, ModelRequest, ModelUri, Revision, duration_text, size_text};
+use crate::model::{Filters, ModelRequest, ModelUri, Revision, counted, duration_text, size_text};
 use crate::resolve::{ClientPool, ResolveLimits, Resolver};
 use crate::source::AuthMethod;
 
@@ -171,8 +171,8 @@ fn print(args: &FetchArgs, report: &FetchReport) -> Result<()> {
         let rate = u128::from(report.received) * 1000 / millis;
         let warnings = report.warnings.iter().map(|warning| format!("\nwarning: {warning}"));
         format!(
-            "{} files, {} in {}: {} received in {} ({}/s)\nverified: {}\nrevision {}{}",
-            report.files,
+            "{}, {} in {}: {} received in {} ({}/s)\nverified: {}\nrevision {}{}",
+            counted(report.files, "file"),
             size_text(report.bytes),
             args.dir.display(),
             size_text(report.received),

@@ -114,6 +114,18 @@ mod tests {
     }
 
     #[test]
+    fn the_help_of_every_command_is_reviewed() {
+        let mut command = Cli::command();
+        command.build();
+        let mut help = vec![command.render_long_help().to_string()];
+        for one in command.get_subcommands_mut() {
+            help.push(one.render_long_help().to_string());
+            help.extend(one.get_subcommands_mut().map(|one| one.render_long_help().to_string()));
+        }
+        insta::assert_snapshot!(help.join("\n----\n\n"));
+    }
+
+    #[test]
     fn every_flag_has_its_variable() {
         let mut command = Cli::command();
         command.build();

@@ -17,7 +17,7 @@ use tokio_util::task::TaskTracker;
 
 pub use answer::{
     CacheListing, CacheState, Collection, CommandAnswer, DamageEntry, FileEntry, HolderEntry,
-    Import, ModelEntry, Pins, PrefetchResult, Removal, RemovedModel, VerifyReport,
+    Import, ModelEntry, Pins, PrefetchResult, Removal, RemovedModel, SetAsideEntry, VerifyReport,
 };
 pub use command::{CacheCommand, CollectionScope, CommandProgress, ModelSpec};
 use prefetch_queue::PrefetchQueue;

@@ -214,7 +214,7 @@ fn damage_is_found_named_and_quarantined() {
         let volume = driver.kubelet().inline("1", &PHI3);
         volume.publish().await.unwrap();
         let good = cache.text(&["verify"]).await;
-        assert!(good.contains("1 models, 3 blobs, 3 MiB read: no damage found"), "{good}");
+        assert!(good.contains("1 model, 3 blobs, 3 MiB read: no damage found"), "{good}");
 
         let blob = blob_of(&driver, 3 * MIB + 7);
         fs::set_permissions(&blob, fs::Permissions::from_mode(0o644)).unwrap();
@@ -274,7 +274,7 @@ fn a_purge_needs_an_unused_cache_and_a_confirmation() {
         let said = cache.fails(2, &["purge"]).await;
         assert!(said.contains("--yes"), "{said}");
         let said = cache.text(&["purge", "--yes"]).await;
-        assert!(said.contains("removed the cache: 1 models"), "{said}");
+        assert!(said.contains("removed the cache: 1 model"), "{said}");
         assert_eq!(keys(&cache.json(&["ls"]).await).len(), 0);
         volume.publish().await.unwrap();
         volume.unpublish().await.unwrap();
@@ -407,7 +407,7 @@ fn a_directory_is_imported_through_the_driver_and_without_one() {
             "{said}"
         );
         assert!(
-            said.contains("1 files remain in the directory: models/phi3-mini/.complete"),
+            said.contains("left in the directory, 1 file: models/phi3-mini/.complete"),
             "{said}"
         );
         assert_eq!(store.stats().object_bytes.values().sum::<u64>(), 0);

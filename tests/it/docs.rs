@@ -226,21 +226,40 @@ fn the_documented_flags_are_those_of_the_help() {
         .filter(|line| line.starts_with("| `--"))
         .map(|line| quoted(line).remove(0))
         .collect();
-    let of_cache = ["ls", "inspect", "verify", "gc", "pin", "unpin", "prefetch", "import", "purge"];
-    let commands = ["node", "controller", "all", "fetch"].map(|one| vec![one]);
-    let commands = commands.into_iter().chain(of_cache.map(|one| vec!["cache", one]));
     let mut offered = BTreeSet::new();
-    for command in commands {
-        let help = Command::new(env!("CARGO_BIN_EXE_oci-model-csi"))
-            .args(command)
-            .arg("--help")
-            .output()
-            .unwrap();
-        let help = String::from_utf8(help.stdout).unwrap();
+    for command in commands() {
+        let help = help(&command);
         let flags = help.lines().filter_map(|line| line.trim_start().strip_prefix("--"));
         offered.extend(flags.map(|rest| format!("--{}", rest.split(' ').next().unwrap())));
     }
     assert_eq!(documented, offered);
+}
+
+/// All commands that have no commands of their own, as words.
+fn commands() -> Vec<Vec<String>> {
+    let (mut found, mut open) = (Vec::new(), vec![Vec::new()]);
+    while let Some(command) = open.pop() {
+        let help = help(&command);
+        let list = help.split_once("\nCommands:\n").map(|(_, rest)| rest);
+        let Some(list) = list.and_then(|rest| rest.split("\n\n").next()) else {
+            found.push(command);
+            continue;
+        };
+        let names = list.lines().filter_map(|line| line.split_whitespace().next());
+        let names = names.filter(|name| *name != "help");
+        open.extend(names.map(|name| [&command[..], &[name.to_owned()]].concat()));
+    }
+    assert!(found.len() > 10, "{found:?}");
+    found
+}
+
+fn help(command: &[String]) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_oci-model-csi"))
+        .args(command)
+        .arg("--help")
+        .output()
+        .unwrap();
+    String::from_utf8(output.stdout).unwrap()
 }
 
 #[test]

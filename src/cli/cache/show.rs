@@ -8,7 +8,7 @@ use crate::manage::{
     CacheListing, Collection, CommandAnswer, ModelEntry, Pins, PrefetchResult, PrefetchState,
     Removal, VerifyReport,
 };
-use crate::model::{duration_text, size_text};
+use crate::model::{counted, duration_text, size_text};
 use crate::text::shown;
 
 /// Digits of keys and revisions in tables.
@@ -50,7 +50,8 @@ pub(super) fn text(answer: &CommandAnswer) -> String {
             )
         }
         CommandAnswer::Purge(Removal { models, bytes }) => {
-            format!("removed the cache: {models} models, {}\n", size_text(*bytes))
+            let models = counted(*models, "model");
+            format!("removed the cache: {models}, {}\n", size_text(*bytes))
         }
     }
 }
@@ -77,8 +78,8 @@ fn list(listing: &CacheListing) -> String {
     let mut text = if listing.models.is_empty() { String::new() } else { table(&rows) };
     let _ = writeln!(
         text,
-        "{} models, {} of at most {} in {}; {} can be evicted, {} free on the disk",
-        listing.models.len(),
+        "{}, {} of at most {} in {}; {} can be evicted, {} free on the disk",
+        counted(listing.models.len(), "model"),
         size_text(cache.total_bytes),
         size_text(cache.limit_bytes),
         cache.directory.display(),
@@ -89,7 +90,7 @@ fn list(listing: &CacheListing) -> String {
         let (name, size) = (shown(&aside.name, 100), size_text(aside.bytes));
         let usage = match aside.mounts.len() {
             0 => "unused: `cache gc --all` removes it".to_owned(),
-            mounts => format!("{mounts} mounts"),
+            mounts => counted(mounts, "mount"),
         };
         let _ = writeln!(text, "{name}: {size} in an older layout, {usage}");
     }
@@ -169,9 +170,9 @@ fn inspect(model: &ModelEntry) -> String {
 
 fn verified(found: &VerifyReport) -> String {
     let mut text = format!(
-        "{} models, {} blobs, {} read: {}\n",
-        found.models,
-        found.blobs,
+        "{}, {}, {} read: {}\n",
+        counted(found.models, "model"),
+        counted(found.blobs, "blob"),
         size_text(found.bytes),
         if found.damaged.is_empty() { "no damage found" } else { "damage found" }
     );
@@ -197,8 +198,8 @@ fn collected(collection: &Collection) -> String {
         let _ = writeln!(text, "{key}  {uri}  last used {used}");
     }
     let would = if collection.dry_run { "would free" } else { "freed" };
-    let (models, bytes) = (collection.models.len(), size_text(collection.bytes));
-    let _ = writeln!(text, "{would} {bytes} and {} inodes: {models} models", collection.inodes);
+    let (models, bytes) = (counted(collection.models.len(), "model"), size_text(collection.bytes));
+    let _ = writeln!(text, "{would} {bytes} and {} inodes: {models}", collection.inodes);
     text
 }
 
@@ -224,13 +225,13 @@ fn warned(warnings: &[String]) -> String {
 
 fn imported(import: &Imported) -> String {
     let mut text = format!(
-        "imported {} files ({}, {} of it copied); downloaded {} files ({}); {} files were cached\n",
-        import.adopted_files,
+        "imported {} ({}, {} of it copied); downloaded {} ({}); cached before: {}\n",
+        counted(import.adopted_files, "file"),
         size_text(import.adopted_bytes),
         size_text(import.copied_bytes),
-        import.downloaded_files,
+        counted(import.downloaded_files, "file"),
         size_text(import.downloaded_bytes),
-        import.cached_files,
+        counted(import.cached_files, "file"),
     );
     for NotAdopted { path, why } in &import.not_adopted {
         let (path, why) = (shown(path, 200), shown(why, 400));
@@ -238,15 +239,15 @@ fn imported(import: &Imported) -> String {
     }
     let more = import.not_adopted_files.saturating_sub(import.not_adopted.len());
     if more > 0 {
-        let _ = writeln!(text, "not imported, downloaded instead: {more} more files");
+        let _ = writeln!(text, "not imported, downloaded instead: {more} more");
     }
     if import.left_files > 0 {
         let names: Vec<String> = import.left.iter().map(|name| shown(name, 100)).collect();
         let more = if import.left_files > names.len() { ", …" } else { "" };
         let _ = writeln!(
             text,
-            "{} files remain in the directory: {}{more}",
-            import.left_files,
+            "left in the directory, {}: {}{more}",
+            counted(import.left_files, "file"),
             names.join(", ")
         );
     }
@@ -301,23 +302,5 @@ fn table<const N: usize>(rows: &[[String; N]]) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn columns_are_as_wide_as_their_widest_cell() {
-        let rows = [["KEY", "MODEL"], ["ab", "ö"], ["abcdef", "x"]];
-        let rows = rows.map(|row| row.map(str::to_owned));
-        assert_eq!(table(&rows), "KEY     MODEL\nab      ö\nabcdef  x\n");
-    }
-
-    #[test]
-    fn ages_and_ids_are_short() {
-        assert_eq!(short(&format!("sha256:{}", "ab".repeat(32))), "abababababab");
-        assert_eq!(short("abc"), "abc");
-        assert_eq!(ago("1970-01-01T00:00:00Z"), "never");
-        assert_eq!(ago("nonsense"), "-");
-        let days = SystemTime::now() - std::time::Duration::from_secs(3 * 24 * 3600 + 5);
-        assert_eq!(ago(&humantime::format_rfc3339_seconds(days).to_string()), "3d ago");
-    }
-}
+#[path = "show_tests.rs"]
+mod tests;

@@ -32,6 +32,6 @@ pub use request::{CacheScope, ModelRequest, PodIdentity, PullPolicy};
 pub use tenant::Tenant;
 pub use token::{PodTokens, account_uid};
 pub use tree::{ListedObject, Selected, Tree, TreeFile, TreeLimits};
-pub use units::{duration_text, progress_text, size_text};
+pub use units::{counted, duration_text, progress_text, size_text};
 pub use uri::ModelUri;
 pub use warning::{Warning, WarningKind};

@@ -27,6 +27,11 @@ pub fn duration_text(duration: Duration) -> String {
     }
 }
 
+/// `1 model`, `2 models`.
+pub fn counted(count: usize, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
+}
+
 fn unit_of(bytes: u64) -> (&'static str, u64) {
     UNITS.iter().copied().find(|(_, scale)| bytes >= *scale).unwrap_or(("B", 1))
 }
