@@ -20,6 +20,7 @@ use super::proto::{
 use super::readiness::Readiness;
 use super::rpc::{RefusalLog, RpcCall, not_served};
 use super::{deadline, request, status, target};
+use crate::blocking::blocking;
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
 use crate::text::shown;
@@ -102,10 +103,7 @@ impl NodeService {
         parse: impl FnOnce(&Path) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let kubelet_dir = self.options.kubelet_dir.clone();
-        match tokio::task::spawn_blocking(move || parse(&kubelet_dir)).await {
-            Ok(parsed) => parsed,
-            Err(error) => Err(Error::internal(format!("parsing a request failed: {error}"))),
-        }
+        blocking(move || parse(&kubelet_dir)).await
     }
 }
 

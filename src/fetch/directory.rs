@@ -185,6 +185,11 @@ fn check(dir: &Path, manifest: &Manifest) -> Result<()> {
     }
     let files: HashSet<&str> = manifest.files.iter().map(|f| f.path.as_str()).collect();
     let directories: HashSet<&str> = directories.into_iter().collect();
+    check_entries(dir, &files, &directories)
+}
+
+/// Checks that a directory has no other entries than these, and the fetch's own.
+fn check_entries(dir: &Path, files: &HashSet<&str>, directories: &HashSet<&str>) -> Result<()> {
     let mut open = vec![String::new()];
     while let Some(below) = open.pop() {
         let path = dir.join(&below);

@@ -5,8 +5,8 @@ use std::time::SystemTime;
 
 use crate::cache::{Imported, NotAdopted};
 use crate::manage::{
-    CacheListing, Collection, CommandAnswer, ModelEntry, Pins, PrefetchResult, PrefetchState,
-    Removal, VerifyReport,
+    CacheListing, Collection, CommandAnswer, FileEntry, ModelEntry, Pins, PrefetchResult,
+    PrefetchState, Removal, VerifyReport,
 };
 use crate::model::{counted, duration_text, size_text};
 use crate::text::shown;
@@ -57,25 +57,9 @@ pub(super) fn text(answer: &CommandAnswer) -> String {
 }
 
 fn list(listing: &CacheListing) -> String {
-    let header = ["KEY", "MODEL", "REVISION", "SIZE", "SHARED", "LAST USED", "PODS", "STATE"];
-    let mut rows = vec![header.map(str::to_owned)];
-    rows.extend(listing.models.iter().map(|model| {
-        [
-            short(model.key.as_str()).to_owned(),
-            uri(model),
-            model.revision.as_ref().map_or("-", |r| short(r.as_str())).to_owned(),
-            size_text(model.bytes),
-            match model.shared_bytes {
-                0 => "-".to_owned(),
-                bytes => size_text(bytes),
-            },
-            ago(&model.last_used),
-            model.holders.len().to_string(),
-            state(model),
-        ]
-    }));
     let cache = &listing.cache;
-    let mut text = if listing.models.is_empty() { String::new() } else { table(&rows) };
+    let mut text =
+        if listing.models.is_empty() { String::new() } else { model_table(&listing.models) };
     let _ = writeln!(
         text,
         "{}, {} of at most {} in {}; {} can be evicted, {} free on the disk",
@@ -109,6 +93,27 @@ fn list(listing: &CacheListing) -> String {
         let _ = writeln!(text, "  {state:8}  {uri}{}", error.unwrap_or_default());
     }
     text
+}
+
+fn model_table(models: &[ModelEntry]) -> String {
+    let header = ["KEY", "MODEL", "REVISION", "SIZE", "SHARED", "LAST USED", "PODS", "STATE"];
+    let mut rows = vec![header.map(str::to_owned)];
+    rows.extend(models.iter().map(|model| {
+        [
+            short(model.key.as_str()).to_owned(),
+            uri(model),
+            model.revision.as_ref().map_or("-", |r| short(r.as_str())).to_owned(),
+            size_text(model.bytes),
+            match model.shared_bytes {
+                0 => "-".to_owned(),
+                bytes => size_text(bytes),
+            },
+            ago(&model.last_used),
+            model.holders.len().to_string(),
+            state(model),
+        ]
+    }));
+    table(&rows)
 }
 
 fn inspect(model: &ModelEntry) -> String {
@@ -148,24 +153,23 @@ fn inspect(model: &ModelEntry) -> String {
     for mount in &model.mounts {
         line("mounted at", mount.display().to_string());
     }
-    let rows: Vec<[String; 4]> = model
-        .files
-        .iter()
-        .map(|file| {
-            let path = shown(&file.path, 300);
-            [
-                size_text(file.bytes),
-                path,
-                shown(&file.etag, 60),
-                short(file.blob.as_str()).to_owned(),
-            ]
-        })
-        .collect();
-    if !rows.is_empty() {
-        let header = ["SIZE", "FILE", "ETAG", "BLOB"].map(str::to_owned);
-        text.push_str(&table(&[&[header][..], &rows].concat()));
+    if !model.files.is_empty() {
+        text.push_str(&file_table(&model.files));
     }
     text
+}
+
+fn file_table(files: &[FileEntry]) -> String {
+    let mut rows = vec![["SIZE", "FILE", "ETAG", "BLOB"].map(str::to_owned)];
+    rows.extend(files.iter().map(|file| {
+        [
+            size_text(file.bytes),
+            shown(&file.path, 300),
+            shown(&file.etag, 60),
+            short(file.blob.as_str()).to_owned(),
+        ]
+    }));
+    table(&rows)
 }
 
 fn verified(found: &VerifyReport) -> String {
