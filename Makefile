@@ -21,10 +21,12 @@ help: ## Print this list
 demo: ## Try the driver on this machine, without Kubernetes and without an account
 	demo/run.sh
 
+# clippy's profile `test` reads unit tests, and not the integration tests, which `make lint` reads:
+# after a change of the lowest crate 21 s of processor time in place of 73 s.
 .PHONY: check
 check: ## After a small change: formatting, clippy and the unit tests
 	cargo fmt --all --check
-	cargo clippy --locked --lib --tests --bins -- -D warnings
+	cargo clippy --locked --lib --bins --profile test -- -D warnings
 	cargo test --locked --lib --bins
 
 .PHONY: test
