@@ -368,4 +368,6 @@ fn next_id() -> u64 {
 }
 
 #[cfg(test)]
+mod interleavings;
+#[cfg(test)]
 mod tests;

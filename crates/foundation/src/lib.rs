@@ -7,6 +7,8 @@ pub mod abort_point;
 pub mod blocking;
 pub mod error;
 pub mod flight;
+#[cfg(debug_assertions)]
+pub mod interleave;
 pub mod log_throttle;
 pub mod metrics;
 pub mod random;

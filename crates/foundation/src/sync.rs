@@ -7,6 +7,10 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 /// Locks a mutex, even if a thread panicked while it held the lock. All values behind this
 /// crate's mutexes are consistent at every instant, so such a panic does them no harm.
 pub fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    #[cfg(debug_assertions)]
+    if crate::interleave::is_running() {
+        return crate::interleave::lock(mutex);
+    }
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -36,6 +40,9 @@ pub struct OrderedMutex<T> {
 #[derive(Debug)]
 pub struct OrderedGuard<'a, T> {
     guard: MutexGuard<'a, T>,
+    #[cfg(debug_assertions)]
+    mutex: &'a Mutex<T>,
+    #[expect(dead_code, reason = "held for its end")]
     held: HeldRank,
 }
 
@@ -48,16 +55,33 @@ impl<T> OrderedMutex<T> {
     /// Takes the lock, as [`lock`] does.
     pub fn lock(&self) -> OrderedGuard<'_, T> {
         let held = HeldRank::begin(self.rank);
-        OrderedGuard { guard: lock(&self.mutex), held }
+        OrderedGuard {
+            guard: lock(&self.mutex),
+            #[cfg(debug_assertions)]
+            mutex: &self.mutex,
+            held,
+        }
     }
 }
 
 impl<T> OrderedGuard<'_, T> {
     /// Releases the lock while `condition` holds, and waits for notifications meanwhile.
-    pub fn wait_while(self, condvar: &Condvar, condition: impl FnMut(&mut T) -> bool) -> Self {
-        let Self { guard, held } = self;
-        let guard = condvar.wait_while(guard, condition).unwrap_or_else(PoisonError::into_inner);
-        Self { guard, held }
+    pub fn wait_while(
+        mut self,
+        condvar: &Condvar,
+        mut condition: impl FnMut(&mut T) -> bool,
+    ) -> Self {
+        #[cfg(debug_assertions)]
+        if crate::interleave::is_running() {
+            while condition(&mut self.guard) {
+                drop(self.guard);
+                self.guard = lock(self.mutex);
+            }
+            return self;
+        }
+        let guard = condvar.wait_while(self.guard, condition);
+        self.guard = guard.unwrap_or_else(PoisonError::into_inner);
+        self
     }
 }
 

@@ -1,6 +1,7 @@
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
+use oci_model_csi_foundation::interleave::{Work, poll_for, random, run_on_tokio, switch};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -385,4 +386,27 @@ async fn a_fast_request_keeps_its_slot_beside_as_many_of_another_tenant() {
         tokio::select! { () = first.1.preempted() => {}, () = second.1.preempted() => {} }
     });
     assert!(kept.await.is_err());
+}
+
+#[test]
+fn in_any_order_no_permit_is_granted_twice_or_lost() {
+    for seed in 0..300 {
+        let (limiter, running) = (ConcurrencyLimiter::new(2), AtomicUsize::new(0));
+        let wants = || {
+            let bucket = ["one", "two"][usize::try_from(random(2)).unwrap()];
+            let download = object_in(bucket, &share_of("a"), 1);
+            for _ in 0..3 {
+                // Some requests are dropped before they are admitted.
+                let polls = [1, 2, u64::MAX][usize::try_from(random(3)).unwrap()];
+                let Some(permit) = poll_for(polls, limiter.enter(&download)) else { continue };
+                let others = running.fetch_add(1, Ordering::Relaxed);
+                assert!(others < 2, "seed {seed}: {others} others have a permit");
+                (0..20).for_each(|_| switch());
+                running.fetch_sub(1, Ordering::Relaxed);
+                drop(permit);
+            }
+        };
+        run_on_tokio(seed, (0..4).map(|_| -> Work<'_> { Box::new(wants) }).collect());
+        assert!(limiter.lock().running.is_empty(), "seed {seed}: a permit was lost");
+    }
 }

@@ -1,5 +1,7 @@
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use oci_model_csi_foundation::interleave::{Work, poll_for, random, run_on_tokio, switch};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -247,7 +249,7 @@ async fn a_stalled_model_yields_its_slot_and_a_paced_one_does_not() {
 #[tokio::test(start_paused = true)]
 async fn stalled_models_do_not_yield_to_each_other_all_the_time() {
     let slots = Slots::new(1);
-    let yields = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let yields = Arc::new(AtomicUsize::new(0));
     let mut tasks = JoinSet::new();
     for _ in 0..3 {
         let (slots, yields) = (slots.clone(), Arc::clone(&yields));
@@ -257,13 +259,13 @@ async fn stalled_models_do_not_yield_to_each_other_all_the_time() {
             let mut slot = slots.take(&model).await;
             loop {
                 slot.asked_to_yield().await;
-                yields.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                yields.fetch_add(1, Ordering::Relaxed);
                 slot = slots.take_again(&model, slot).await;
             }
         });
     }
     tokio::time::sleep(Duration::from_secs(300)).await;
-    let yields = yields.load(std::sync::atomic::Ordering::Relaxed);
+    let yields = yields.load(Ordering::Relaxed);
     assert!((6..=24).contains(&yields), "{yields} turns in five minutes");
 }
 
@@ -331,4 +333,29 @@ async fn a_stalled_or_prefetched_large_model_yields_to_a_pods() {
     wait_until_asked_to_yield(&stalled).await;
     drop(stalled);
     assert_eq!(scene.next().await.0, "waits");
+}
+
+#[test]
+fn in_any_order_no_slot_is_granted_twice_or_lost() {
+    for seed in 0..300 {
+        let (slots, running) = (Slots::new(2), AtomicUsize::new(0));
+        let wants = || {
+            let origin =
+                Origin { location: "here".to_owned(), bucket: Bucket::new("ns", "bucket") };
+            let share = Priority::Pod(Tenant::of_namespace("a")).share();
+            let model = Candidate { share, origin: Arc::new(origin), large: false };
+            for _ in 0..3 {
+                // Some callers leave before they get a slot.
+                let polls = [1, 2, u64::MAX][usize::try_from(random(3)).unwrap()];
+                let Some(slot) = poll_for(polls, slots.take(&model)) else { continue };
+                let others = running.fetch_add(1, Ordering::Relaxed);
+                assert!(others < 2, "seed {seed}: {others} others have a slot");
+                (0..20).for_each(|_| switch());
+                running.fetch_sub(1, Ordering::Relaxed);
+                drop(slot);
+            }
+        };
+        run_on_tokio(seed, (0..4).map(|_| -> Work<'_> { Box::new(wants) }).collect());
+        assert!(slots.lock().holders.is_empty(), "seed {seed}: a slot was lost");
+    }
 }

@@ -157,11 +157,14 @@ fn release<K: Eq + Hash>(counts: &mut HashMap<K, usize>, key: &K) {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc;
+    use std::sync::{Mutex, mpsc};
     use std::thread;
     use std::time::Duration;
 
+    use oci_model_csi_foundation::interleave::{run, switch};
+
     use super::*;
+    use crate::sync::lock;
 
     #[test]
     fn a_model_is_held_until_the_last_hold_ends() {
@@ -205,6 +208,56 @@ mod tests {
         drop(a);
         assert!(holds.held_blobs().contains(&id));
         drop(b);
+        assert!(holds.held_blobs().is_empty());
+    }
+
+    /// Runs a user of something and two evictions of it in many orders.
+    fn in_any_order(uses: impl Fn() + Sync, evicts: impl Fn() + Sync) {
+        for seed in 0..300 {
+            let uses = || (0..3).for_each(|_| uses());
+            run(seed, vec![Box::new(uses), Box::new(&evicts), Box::new(&evicts), Box::new(uses)]);
+        }
+    }
+
+    #[test]
+    fn in_any_order_a_model_that_was_seen_under_a_hold_stays_to_its_end() {
+        let (holds, key) = (Holds::default(), ModelKey::parse(&"a".repeat(64)).unwrap());
+        let exists = Mutex::new(true);
+        let uses = || {
+            let _hold = holds.model(&key);
+            if *lock(&exists) {
+                switch();
+                assert!(*lock(&exists), "evicted while it is held");
+            } else {
+                *lock(&exists) = true;
+            }
+        };
+        let evicts = || {
+            let _eviction = holds.lock_eviction();
+            holds.unless_held(&key, || *lock(&exists) = false);
+        };
+        in_any_order(uses, evicts);
+        assert!(holds.held_models().is_empty());
+    }
+
+    #[test]
+    fn in_any_order_a_blob_that_was_seen_under_a_hold_stays_to_its_end() {
+        let (holds, id) = (Holds::default(), BlobId::parse(&"b".repeat(64)).unwrap());
+        let exists = Mutex::new(true);
+        let uses = || {
+            let _hold = holds.blobs([id.clone()].into_iter());
+            let seen = *lock(&exists);
+            switch();
+            assert!(!seen || *lock(&exists), "evicted while it is held");
+            *lock(&exists) = true;
+        };
+        let evicts = || {
+            let _eviction = holds.lock_eviction();
+            if !holds.held_blobs().contains(&id) {
+                *lock(&exists) = false;
+            }
+        };
+        in_any_order(uses, evicts);
         assert!(holds.held_blobs().is_empty());
     }
 }
