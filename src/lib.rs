@@ -68,6 +68,8 @@ pub use oci_model_csi_foundation::{
 pub use oci_model_csi_model_cache::{cache, download, model, mount};
 pub use oci_model_csi_object_storage::oci;
 
-use oci_model_csi_foundation::{blocking, log_throttle, random, retry, sync, text, trace};
+use oci_model_csi_foundation::{
+    blocking, http_error, log_throttle, random, retry, sync, text, trace,
+};
 use oci_model_csi_model_cache::{budget, fair};
 use oci_model_csi_object_storage::transport;

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::Path;
+use std::time::SystemTime;
 
 use bytes::{Buf, Bytes, BytesMut};
 use http::{Method, Request, StatusCode, header};
@@ -13,6 +14,7 @@ use tokio::net::UnixStream;
 
 use super::commands::AnswerLine;
 use crate::error::{Error, ErrorKind, Result};
+use crate::http_error::HttpError;
 use crate::manage::{CacheCommand, CommandAnswer, ProgressCallback};
 
 /// Sends a command to the driver behind this socket. `None` when no driver listens
@@ -55,15 +57,17 @@ pub async fn call(
             .body(Full::new(Bytes::from(json)))
             .map_err(|e| Error::internal(format!("writing a command: {e}")))?;
         let response = sender.send_request(request).await.map_err(gone)?;
-        let status = response.status();
-        if status != StatusCode::OK {
-            let said = response.into_body().collect().await.map_err(gone)?.to_bytes();
-            let said = String::from_utf8_lossy(&said).trim().to_owned();
+        let (parts, body) = response.into_parts();
+        if parts.status != StatusCode::OK {
+            let body = body.collect().await.map_err(gone)?.to_bytes();
+            let answer = HttpError::of_text(parts.status, &parts.headers, &body, SystemTime::now());
             return Err(Error::internal(format!(
-                "the driver at {shown} answers {status} ({said}); is it of another version?"
+                "the driver at {shown} answers {} ({}); is it of another version?",
+                answer.status,
+                answer.cause()
             )));
         }
-        lines(response.into_body(), report, gone).await
+        lines(body, report, gone).await
     };
     tokio::pin!(conversation);
     tokio::select! {

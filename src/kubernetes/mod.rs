@@ -3,7 +3,7 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::{Method, Request, StatusCode, header};
@@ -12,8 +12,9 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 
 use crate::error::{Error, Result};
+use crate::http_error::{HttpError, HttpMeaning};
 use crate::text::shown;
-use crate::transport::{Transport, TransportTimeouts};
+use crate::transport::{Transport, TransportFailure, TransportTimeouts};
 
 /// The API server is near, and requests to it are small.
 const WAITS: TransportTimeouts = TransportTimeouts {
@@ -87,17 +88,22 @@ impl ApiFailure {
         }
     }
 
+    /// What the answer means; `None` where there was none.
+    pub(crate) fn meaning(&self) -> Option<HttpMeaning> {
+        self.status().map(HttpMeaning::of)
+    }
+
     /// Whether asking again is useless until an administrator changes a role: 401 and 403,
     /// but not the 403 of a namespace that is being deleted.
     pub fn is_forbidden(&self) -> bool {
         let ending = matches!(self, Self::Answered { ending: true, .. });
-        let refused = [Some(StatusCode::FORBIDDEN), Some(StatusCode::UNAUTHORIZED)];
-        refused.contains(&self.status()) && !ending
+        let refused = [Some(HttpMeaning::Forbidden), Some(HttpMeaning::Unauthenticated)];
+        refused.contains(&self.meaning()) && !ending
     }
 
     /// Whether the object does not exist.
     pub fn is_not_found(&self) -> bool {
-        self.status() == Some(StatusCode::NOT_FOUND)
+        self.meaning() == Some(HttpMeaning::NotFound)
     }
 }
 
@@ -186,26 +192,24 @@ impl ApiServer {
         let request = self.request(method, path, body).await.map_err(ApiFailure::Unanswered)?;
         let answer = async {
             let response = self.transport.send(request).await?;
-            let status = response.status();
+            let (parts, body) = response.into_parts();
             // A connection whose body was read to its end serves the next request.
-            Ok((status, self.transport.read(response.into_body(), ANSWER).await))
+            Ok::<_, TransportFailure>((parts, self.transport.read(body, ANSWER).await))
         };
-        let (status, body) = match tokio::time::timeout(EXCHANGE, answer).await {
+        let (parts, body) = match tokio::time::timeout(EXCHANGE, answer).await {
             Ok(Ok(answered)) => answered,
-            Ok(Err(failure)) => {
-                let failure: crate::transport::TransportFailure = failure;
-                return Err(ApiFailure::Unanswered(failure.what));
-            }
+            Ok(Err(failure)) => return Err(ApiFailure::Unanswered(failure.what)),
             Err(_) => {
                 let seconds = EXCHANGE.as_secs();
                 return Err(ApiFailure::Unanswered(format!("no whole answer within {seconds} s")));
             }
         };
-        if !status.is_success() {
-            let said = body.map(|body| serde_json::from_slice(&body).unwrap_or_default());
-            let said: Value = said.unwrap_or_default();
-            let (message, ending) = (message(&said), is_of_an_ending_namespace(&said));
-            return Err(ApiFailure::Answered { status, message, ending });
+        if !parts.status.is_success() {
+            let body = body.unwrap_or_default();
+            let answer = HttpError::of_json(parts.status, &parts.headers, &body, SystemTime::now());
+            let message = shown(&answer.message.unwrap_or_default(), MESSAGE);
+            let ending = is_of_an_ending_namespace(&body);
+            return Err(ApiFailure::Answered { status: parts.status, message, ending });
         }
         let body = body.map_err(|failure| ApiFailure::Unanswered(failure.what))?;
         serde_json::from_slice(&body)
@@ -245,14 +249,10 @@ impl fmt::Debug for ApiServer {
     }
 }
 
-/// The message of a `metav1.Status`.
-fn message(status: &Value) -> String {
-    shown(status["message"].as_str().unwrap_or_default(), MESSAGE)
-}
-
 /// Whether a `metav1.Status` has the cause that the API server gives when an
 /// object is created in a namespace that is being deleted.
-fn is_of_an_ending_namespace(status: &Value) -> bool {
+fn is_of_an_ending_namespace(body: &[u8]) -> bool {
+    let status: Value = serde_json::from_slice(body).unwrap_or_default();
     let causes = status["details"]["causes"].as_array();
     causes.is_some_and(|causes| causes.iter().any(|one| one["reason"] == "NamespaceTerminating"))
 }

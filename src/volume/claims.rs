@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use serde_json::Value;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::http_error::HttpMeaning;
 use crate::kubernetes::{ApiFailure, ApiServer, path};
 use crate::text::shown;
 
@@ -63,13 +64,13 @@ fn refusal(claim: ClaimName<'_>, failure: &ApiFailure) -> Error {
         let text = format!("claim {claim}, whose annotation names the model, no longer exists");
         return Error::new(ErrorKind::NotFound, text);
     }
-    let (kind, remedy) = match failure.status().map(|status| status.as_u16()) {
-        Some(403) => (
+    let (kind, remedy) = match failure.meaning() {
+        Some(HttpMeaning::Forbidden) => (
             ErrorKind::Denied,
             "its ClusterRole has to allow get of persistentvolumeclaims: apply the one of \
              deploy/kustomize/base/rbac-controller.yaml, or rbac.create=true of the chart",
         ),
-        Some(401) => (
+        Some(HttpMeaning::Unauthenticated) => (
             ErrorKind::Unauthenticated,
             "the API server does not know the token of the driver's service account",
         ),

@@ -7,6 +7,7 @@ pub mod abort_point;
 pub mod blocking;
 pub mod error;
 pub mod flight;
+pub mod http_error;
 #[cfg(debug_assertions)]
 pub mod interleave;
 pub mod log_throttle;

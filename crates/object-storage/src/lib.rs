@@ -5,4 +5,4 @@ pub mod oci;
 pub mod transport;
 
 // `crate::error` and the like mean the same in every crate of the driver.
-use oci_model_csi_foundation::{error, flight, random, retry, source, sync, text};
+use oci_model_csi_foundation::{error, flight, http_error, random, retry, source, sync, text};

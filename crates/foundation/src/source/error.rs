@@ -112,6 +112,15 @@ impl StorageError {
         self
     }
 
+    /// As [`with_remedy`](Self::with_remedy), where one is known.
+    #[must_use]
+    pub fn with_known_remedy(self, remedy: Option<impl Into<String>>) -> Self {
+        match remedy {
+            Some(remedy) => self.with_remedy(remedy),
+            None => self,
+        }
+    }
+
     /// Adds how often it was attempted, and for how long.
     pub fn with_attempts(mut self, attempts: u32, elapsed: Duration) -> Self {
         self.0.attempts = attempts;
@@ -236,21 +245,6 @@ impl From<StorageError> for crate::Error {
     }
 }
 
-/// The first `limit` characters of text from elsewhere, on one line.
-pub fn excerpt(text: &str, limit: usize) -> String {
-    let mut short: String = text
-        .chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .take(limit)
-        .collect::<String>()
-        .trim()
-        .to_owned();
-    if text.chars().nth(limit).is_some() {
-        short.push('…');
-    }
-    short
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -296,11 +290,5 @@ mod tests {
             assert_eq!(error.is_transient(), transient, "{kind:?}");
             assert_eq!(crate::Error::from(error).kind(), meaning, "{kind:?}");
         }
-    }
-
-    #[test]
-    fn text_from_elsewhere_is_cut_and_kept_on_one_line() {
-        assert_eq!(excerpt("a\nb\tc", 10), "a b c");
-        assert_eq!(excerpt("äöüß", 2), "äö…");
     }
 }

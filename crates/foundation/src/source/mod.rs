@@ -24,7 +24,6 @@ use futures_util::future::BoxFuture;
 pub use auth::AuthMethod;
 pub use body::{BodyChunks, ObjectBody};
 pub use connector::{BucketLocation, SourceConnector};
-pub use error::excerpt;
 pub use error::{StorageError, StorageErrorKind};
 pub use names::{Bucket, ObjectName};
 pub use objects::parse_md5;

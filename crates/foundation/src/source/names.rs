@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::excerpt;
+use crate::text::excerpt;
 
 /// A bucket: its name is unique within its Object Storage namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -7,7 +7,7 @@ mod shown;
 
 use std::path::Path;
 
-pub use shown::shown;
+pub use shown::{excerpt, shown};
 
 /// The byte order mark that Windows' editors put before UTF-8.
 const MARK: &[u8] = b"\xef\xbb\xbf";

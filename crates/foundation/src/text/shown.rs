@@ -22,6 +22,21 @@ pub fn shown(text: &str, most: usize) -> String {
     short
 }
 
+/// The first `limit` characters of text from elsewhere, on one line.
+pub fn excerpt(text: &str, limit: usize) -> String {
+    let mut short: String = text
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .take(limit)
+        .collect::<String>()
+        .trim()
+        .to_owned();
+    if text.chars().nth(limit).is_some() {
+        short.push('…');
+    }
+    short
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -39,5 +54,11 @@ mod tests {
         assert_eq!(shown("abc", 2), "ab…");
         assert_eq!(shown("abc", 3), "abc");
         assert_eq!(shown(&"\u{202e}".repeat(500), 20), "\\u{202e}\\u{202e}…", "as it is shown");
+    }
+
+    #[test]
+    fn text_from_elsewhere_is_cut_and_kept_on_one_line() {
+        assert_eq!(excerpt("a\nb\tc", 10), "a b c");
+        assert_eq!(excerpt("äöüß", 2), "äö…");
     }
 }

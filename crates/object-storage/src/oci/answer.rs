@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::ops::Range;
-use std::time::{Duration, SystemTime};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -10,8 +9,9 @@ use http::HeaderMap;
 use serde::de::{self, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
-use super::error::excerpt;
+use crate::http_error::header_text;
 use crate::source::{MultipartMd5, ObjectHead, ObjectSummary, parse_md5};
+use crate::text::excerpt;
 
 /// The objects under a prefix, in byte order of their names.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -37,7 +37,7 @@ pub(crate) fn whole_head(headers: &HeaderMap, size: Option<u64>) -> Result<Objec
         multipart_md5: checksum(headers, "opc-multipart-md5", MultipartMd5::parse)?,
         crc32c: checksum(headers, "opc-content-crc32c", read_crc32c)?,
         // Written by the uploader, so it may be anything.
-        recorded_md5: text(headers, "opc-meta-md5chksum").and_then(parse_md5),
+        recorded_md5: header_text(headers, "opc-meta-md5chksum").and_then(parse_md5),
         ..part_head(headers, size)
     })
 }
@@ -46,9 +46,9 @@ pub(crate) fn whole_head(headers: &HeaderMap, size: Option<u64>) -> Result<Objec
 pub(crate) fn part_head(headers: &HeaderMap, size: Option<u64>) -> ObjectHead {
     ObjectHead {
         size,
-        etag: text(headers, "etag").map(opaque).unwrap_or_default().to_owned(),
-        storage_tier: text(headers, "storage-tier").map(str::to_owned),
-        archival_state: text(headers, "archival-state").map(str::to_owned),
+        etag: header_text(headers, "etag").map(opaque).unwrap_or_default().to_owned(),
+        storage_tier: header_text(headers, "storage-tier").map(str::to_owned),
+        archival_state: header_text(headers, "archival-state").map(str::to_owned),
         ..ObjectHead::default()
     }
 }
@@ -75,20 +75,15 @@ fn checksum<T: PartialEq>(
     Ok(found)
 }
 
-/// A header's value that is text and not blank.
-pub(crate) fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
-    headers.get(name)?.to_str().ok().map(str::trim).filter(|text| !text.is_empty())
-}
-
 /// `content-length`.
 pub(crate) fn length(headers: &HeaderMap) -> Option<u64> {
-    text(headers, "content-length")?.parse().ok()
+    header_text(headers, "content-length")?.parse().ok()
 }
 
 /// Parses the range and the whole size of `content-range: bytes a-b/total`; a proxy
 /// that does not know the size writes `*`.
 pub(crate) fn content_range(headers: &HeaderMap) -> Option<(Range<u64>, Option<u64>)> {
-    let (unit, rest) = text(headers, "content-range")?.split_once(' ')?;
+    let (unit, rest) = header_text(headers, "content-range")?.split_once(' ')?;
     let (range, total) = rest.trim().split_once('/')?;
     let (first, last) = range.split_once('-')?;
     let (first, last): (u64, u64) = (first.parse().ok()?, last.parse().ok()?);
@@ -98,30 +93,11 @@ pub(crate) fn content_range(headers: &HeaderMap) -> Option<(Range<u64>, Option<u
     (unit.eq_ignore_ascii_case("bytes") && possible).then_some((first..end, total))
 }
 
-/// Parses `retry-after`, in seconds or as a date.
-pub(crate) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
-    let value = text(headers, "retry-after")?;
-    if let Ok(seconds) = value.parse() {
-        return Some(Duration::from_secs(seconds));
-    }
-    // A date in the past means no delay.
-    Some(httpdate::parse_http_date(value).ok()?.duration_since(now).unwrap_or_default())
-}
-
 /// Normalizes an ETag. They are unquoted in this API; a quoted one means the same, and so does
 /// one that a proxy marked as weak: checksums and lengths prove the bytes.
 pub(crate) fn opaque(etag: &str) -> &str {
     let etag = etag.strip_prefix("W/").filter(|rest| rest.starts_with('"')).unwrap_or(etag);
     etag.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(etag)
-}
-
-/// The body of an error.
-#[derive(Deserialize, Default)]
-pub(crate) struct ErrorBody {
-    #[serde(default)]
-    pub(crate) code: Option<String>,
-    #[serde(default)]
-    pub(crate) message: Option<String>,
 }
 
 /// One page of a listing as it arrives.
@@ -283,17 +259,6 @@ mod tests {
             assert_eq!(opaque(etag), "e-1");
         }
         assert_eq!(opaque("W/e"), "W/e");
-    }
-
-    #[test]
-    fn retry_after_is_parsed_as_seconds_and_as_a_date() {
-        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
-        let read = |value: &str| retry_after(&headers(&[("retry-after", value)]), now);
-        assert_eq!(read("7"), Some(Duration::from_secs(7)));
-        let later = httpdate::fmt_http_date(now + Duration::from_secs(90));
-        assert_eq!(read(&later), Some(Duration::from_secs(90)));
-        assert_eq!(read("Fri, 05 Jan 1990 21:31:40 GMT"), Some(Duration::ZERO));
-        assert_eq!(read("soon"), None);
     }
 
     #[test]

@@ -4,6 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use crate::http_error::server_time;
+
 /// A source of the time of day.
 #[derive(Clone)]
 pub(crate) struct Clock(Arc<dyn Fn() -> SystemTime + Send + Sync>);
@@ -42,8 +44,7 @@ pub(crate) fn skew_remedy(
     answer: &http::HeaderMap,
     service: &str,
 ) -> Option<String> {
-    let theirs = answer.get(http::header::DATE)?.to_str().ok()?;
-    let theirs = httpdate::parse_http_date(theirs).ok()?;
+    let theirs = server_time(answer)?;
     let (skew, direction) = match now.duration_since(theirs) {
         Ok(ahead) => (ahead, "ahead of"),
         Err(behind) => (behind.duration(), "behind"),

@@ -1,14 +1,103 @@
-//! The errors of Oracle's services: those of [`source`](crate::source).
+//! The errors of Oracle's services: those of [`source`](crate::source), made of what the
+//! transport and the services answer.
 
-pub(crate) use crate::source::{StorageError, StorageErrorKind, excerpt};
-use crate::transport::Unusable;
+use crate::http_error::{HttpError, HttpMeaning};
+pub(crate) use crate::source::{StorageError, StorageErrorKind};
+use crate::transport::{TransportFailure, Unusable};
 
 impl From<Unusable> for StorageError {
     fn from(unusable: Unusable) -> Self {
-        let error = Self::config(unusable.attempted, unusable.why);
-        match unusable.remedy {
-            Some(remedy) => error.with_remedy(remedy),
-            None => error,
+        Self::config(unusable.attempted, unusable.why).with_known_remedy(unusable.remedy)
+    }
+}
+
+/// The error for a request without an answer.
+pub(crate) fn unanswered(
+    kind: StorageErrorKind,
+    attempted: impl Into<String>,
+    failure: TransportFailure,
+) -> StorageError {
+    StorageError::new(kind, attempted, failure.what).with_known_remedy(failure.remedy)
+}
+
+/// The error for an answer outside 2xx.
+pub(crate) fn refused(
+    kind: StorageErrorKind,
+    attempted: impl Into<String>,
+    answer: HttpError,
+) -> StorageError {
+    StorageError::new(kind, attempted, answer.cause())
+        .with_status(answer.status.as_u16())
+        .with_code(answer.code)
+        .with_request_id(answer.request_id)
+        .with_retry_after(answer.retry_after)
+}
+
+/// The kind of an answer of Object Storage; the code only distinguishes conflicts.
+pub(crate) fn storage_kind(answer: &HttpError) -> StorageErrorKind {
+    match (answer.meaning(), answer.code.as_deref()) {
+        (HttpMeaning::Unauthenticated, _) => StorageErrorKind::Unauthenticated,
+        (HttpMeaning::Forbidden, _) => StorageErrorKind::Forbidden,
+        (HttpMeaning::NotFound, _) => StorageErrorKind::NotFound,
+        (HttpMeaning::Conflict, Some("NotRestored")) => StorageErrorKind::Archived,
+        (
+            HttpMeaning::Conflict,
+            Some("ConcurrentObjectUpdate" | "IncorrectState" | "LockConflict"),
+        )
+        | (HttpMeaning::Unavailable, _) => StorageErrorKind::Unavailable,
+        (HttpMeaning::PreconditionFailed, _) => StorageErrorKind::Changed,
+        (HttpMeaning::RangeNotSatisfiable, _) => StorageErrorKind::RangeNotSatisfiable,
+        (HttpMeaning::Throttled, _) => StorageErrorKind::Throttled,
+        // Without a code the answer comes from a server in between.
+        (HttpMeaning::Conflict | HttpMeaning::Refused, Some(_)) => StorageErrorKind::Invalid,
+        _ => StorageErrorKind::Protocol,
+    }
+}
+
+/// The kind of an answer of a service that issues credentials.
+pub(crate) fn identity_kind(answer: &HttpError) -> StorageErrorKind {
+    match answer.meaning() {
+        HttpMeaning::Unauthenticated => StorageErrorKind::Unauthenticated,
+        HttpMeaning::Forbidden => StorageErrorKind::Forbidden,
+        HttpMeaning::Throttled | HttpMeaning::Unavailable => StorageErrorKind::Identity,
+        HttpMeaning::Unexpected | HttpMeaning::LoginRequired => StorageErrorKind::Protocol,
+        _ => StorageErrorKind::Invalid,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderMap, StatusCode};
+
+    use super::*;
+
+    #[test]
+    fn the_status_decides_and_the_code_distinguishes_conflicts() {
+        for (status, code, kind) in [
+            (400, Some("InvalidParameter"), StorageErrorKind::Invalid),
+            (401, Some("NotAuthenticated"), StorageErrorKind::Unauthenticated),
+            (403, None, StorageErrorKind::Forbidden),
+            (404, Some("NotAuthorizedOrNotFound"), StorageErrorKind::NotFound),
+            (405, Some("MethodNotAllowed"), StorageErrorKind::Invalid),
+            (405, None, StorageErrorKind::Protocol),
+            (408, None, StorageErrorKind::Unavailable),
+            (409, Some("NotRestored"), StorageErrorKind::Archived),
+            (409, Some("ConcurrentObjectUpdate"), StorageErrorKind::Unavailable),
+            (409, Some("ObjectAlreadyExists"), StorageErrorKind::Invalid),
+            (407, None, StorageErrorKind::Protocol),
+            (412, None, StorageErrorKind::Changed),
+            (416, None, StorageErrorKind::RangeNotSatisfiable),
+            (429, None, StorageErrorKind::Throttled),
+            (301, None, StorageErrorKind::Protocol),
+            (500, None, StorageErrorKind::Unavailable),
+            (501, None, StorageErrorKind::Protocol),
+            (511, None, StorageErrorKind::Protocol),
+            (503, Some("ServiceUnavailable"), StorageErrorKind::Unavailable),
+        ] {
+            let body = code.map(|code| format!(r#"{{"code":"{code}"}}"#)).unwrap_or_default();
+            let (status, now) = (StatusCode::from_u16(status).unwrap(), std::time::UNIX_EPOCH);
+            let answer = HttpError::of_json(status, &HeaderMap::new(), body.as_bytes(), now);
+            assert_eq!(storage_kind(&answer), kind, "{status} {code:?}");
         }
     }
 }

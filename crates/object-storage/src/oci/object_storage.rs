@@ -21,13 +21,14 @@ pub use self::pages::Pages;
 use super::answer::{self, PrefixListing};
 use super::clock::Clock;
 use super::encode::strict;
-use super::error::{StorageError, StorageErrorKind, excerpt};
+use super::error::{StorageError, StorageErrorKind};
 use super::identity::Identity;
 use super::identity::workload::Workloads;
 use super::settings::{Environment, RequestObserver};
 use crate::source::{
     AuthMethod, Bucket, ObjectBody, ObjectHead, ObjectName, RetryPolicy, Workload,
 };
+use crate::text::excerpt;
 use crate::transport::Transport;
 
 /// A client of Object Storage at one location with one identity; cheap to clone.

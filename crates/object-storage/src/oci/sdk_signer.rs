@@ -9,10 +9,10 @@ use std::sync::Arc;
 use http::HeaderMap;
 use oci_rust_sdk::auth::{AuthProvider, RequestSigner};
 
-use super::answer;
 use super::error::StorageError;
 use super::key::KeyPair;
 use super::sign::{DateHeader, Request, Signed};
+use crate::http_error::header_text;
 
 /// One API key's signer.
 pub(crate) struct SdkSigner(RequestSigner);
@@ -78,7 +78,7 @@ impl SdkSigner {
         if seen != request.target {
             return Err(refused(format!("it would sign {seen:?} instead of {:?}", request.target)));
         }
-        let take = |name| answer::text(&headers, name).map(str::to_owned);
+        let take = |name| header_text(&headers, name).map(str::to_owned);
         Ok(Signed {
             authorization: take("authorization").ok_or_else(|| refused("no signature".into()))?,
             content_sha256: take("x-content-sha256"),

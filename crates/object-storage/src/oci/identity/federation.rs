@@ -8,10 +8,10 @@ use http_body_util::Full;
 use serde::{Deserialize, Serialize};
 
 use super::certificate::InstanceCertificate;
-use crate::oci::answer::{self, ErrorBody};
+use crate::http_error::{HttpError, server_time};
 use crate::oci::clock::{Clock, skew_remedy};
 use crate::oci::endpoint::Endpoint;
-use crate::oci::error::{StorageError, StorageErrorKind, excerpt};
+use crate::oci::error::{StorageError, StorageErrorKind, identity_kind, refused, unanswered};
 use crate::oci::key::KeyPair;
 use crate::oci::sign;
 use crate::source::RetryPolicy;
@@ -135,22 +135,11 @@ impl Federation {
         request: Request<Full<Bytes>>,
         attempted: &str,
     ) -> Result<SecurityToken, StorageError> {
-        let unreachable = |what: String| {
-            StorageError::new(StorageErrorKind::Identity, attempted.to_owned(), what)
-        };
-        let response = self.transport.send(request).await.map_err(|failure| {
-            let error = unreachable(failure.what);
-            match failure.remedy {
-                Some(remedy) => error.with_remedy(remedy),
-                None => error,
-            }
-        })?;
+        let unreachable =
+            |failure| unanswered(StorageErrorKind::Identity, attempted.to_owned(), failure);
+        let response = self.transport.send(request).await.map_err(unreachable)?;
         let (parts, body) = response.into_parts();
-        let body = self
-            .transport
-            .read(body, LONGEST_ANSWER)
-            .await
-            .map_err(|failure| unreachable(failure.what))?;
+        let body = self.transport.read(body, LONGEST_ANSWER).await.map_err(unreachable)?;
         if parts.status == StatusCode::OK {
             let answer: ExchangeAnswer = serde_json::from_slice(&body).map_err(|_| {
                 // Not quoted: it may hold a token.
@@ -160,29 +149,14 @@ impl Federation {
                     "the answer has no token",
                 )
             })?;
-            let server_time = answer::text(&parts.headers, "date")
-                .and_then(|date| httpdate::parse_http_date(date).ok());
+            let server_time = server_time(&parts.headers);
             return Ok(SecurityToken { jwt: answer.token, server_time });
         }
-        let kind = match parts.status {
-            StatusCode::UNAUTHORIZED => StorageErrorKind::Unauthenticated,
-            StatusCode::FORBIDDEN => StorageErrorKind::Forbidden,
-            status if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS => {
-                StorageErrorKind::Identity
-            }
-            status if status.is_client_error() => StorageErrorKind::Invalid,
-            _ => StorageErrorKind::Protocol,
-        };
-        let ErrorBody { code, message } = serde_json::from_slice(&body).unwrap_or_default();
-        let message = message.unwrap_or_else(|| "refused".to_owned());
-        let error = StorageError::new(kind, attempted.to_owned(), excerpt(&message, 300))
-            .with_status(parts.status.as_u16())
-            .with_code(code)
-            .with_request_id(answer::text(&parts.headers, "opc-request-id").map(str::to_owned))
-            .with_retry_after(answer::retry_after(&parts.headers, self.clock.now()));
-        Err(match skew_remedy(self.clock.now(), &parts.headers, "the identity service") {
-            Some(remedy) if kind == StorageErrorKind::Unauthenticated => error.with_remedy(remedy),
-            _ => error,
-        })
+        let now = self.clock.now();
+        let answer = HttpError::of_json(parts.status, &parts.headers, &body, now);
+        let kind = identity_kind(&answer);
+        let remedy = skew_remedy(now, &parts.headers, "the identity service")
+            .filter(|_| kind == StorageErrorKind::Unauthenticated);
+        Err(refused(kind, attempted, answer).with_known_remedy(remedy))
     }
 }

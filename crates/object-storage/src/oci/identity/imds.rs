@@ -1,14 +1,17 @@
 //! The instance metadata service, version 2.
 
+use std::time::SystemTime;
+
 use bytes::Bytes;
 use http::{Request, StatusCode, header};
 use http_body_util::Full;
 
+use crate::http_error::{HttpError, HttpMeaning};
 use crate::oci::endpoint::Endpoint;
-use crate::oci::error::{StorageError, StorageErrorKind, excerpt};
+use crate::oci::error::{StorageError, StorageErrorKind, refused};
 use crate::oci::settings::Settings;
 use crate::source::RetryPolicy;
-use crate::transport::{Transport, TransportTimeouts};
+use crate::transport::{Transport, TransportFailure, TransportTimeouts};
 
 /// The address of the service on every instance; link-local, so never through a proxy.
 const DEFAULT_BASE: &str = "http://169.254.169.254/opc/v2";
@@ -63,31 +66,28 @@ impl Imds {
                     .body(Full::new(Bytes::new()))
             })
             .map_err(|error| StorageError::config(attempted.clone(), error.to_string()))?;
-        let unreachable = |what: String| {
-            StorageError::new(StorageErrorKind::Identity, attempted.clone(), what).with_remedy(
+        let unreachable = |failure: TransportFailure| {
+            let kind = StorageErrorKind::Identity;
+            StorageError::new(kind, attempted.clone(), failure.what).with_remedy(
                 "instance_principal works on OCI compute instances only: elsewhere use \
                  --auth api_key; on an instance, check that pods may reach 169.254.169.254",
             )
         };
-        let response =
-            self.transport.send(request).await.map_err(|failure| unreachable(failure.what))?;
-        let status = response.status();
-        let body = self
-            .transport
-            .read(response.into_body(), LONGEST_ANSWER)
-            .await
-            .map_err(|failure| unreachable(failure.what))?;
-        if status == StatusCode::OK {
+        let response = self.transport.send(request).await.map_err(unreachable)?;
+        let (parts, body) = response.into_parts();
+        let body = self.transport.read(body, LONGEST_ANSWER).await.map_err(unreachable)?;
+        if parts.status == StatusCode::OK {
             return String::from_utf8(body.to_vec()).map_err(|_| {
                 StorageError::new(StorageErrorKind::Protocol, attempted, "the answer is not text")
             });
         }
-        let passes = status == StatusCode::NOT_FOUND
-            || status == StatusCode::TOO_MANY_REQUESTS
-            || status.is_server_error();
-        let kind = if passes { StorageErrorKind::Identity } else { StorageErrorKind::Config };
-        let text = excerpt(&String::from_utf8_lossy(&body), 120);
-        let cause = if text.is_empty() { "refused".to_owned() } else { text };
-        Err(StorageError::new(kind, attempted, cause).with_status(status.as_u16()))
+        let answer = HttpError::of_text(parts.status, &parts.headers, &body, SystemTime::now());
+        let kind = match answer.meaning() {
+            HttpMeaning::NotFound | HttpMeaning::Throttled | HttpMeaning::Unavailable => {
+                StorageErrorKind::Identity
+            }
+            _ => StorageErrorKind::Config,
+        };
+        Err(refused(kind, attempted, answer))
     }
 }

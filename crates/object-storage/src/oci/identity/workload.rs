@@ -15,21 +15,21 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use http::{HeaderValue, Request, StatusCode, header};
+use http::{HeaderValue, Request, header};
 use http_body_util::Full;
 use serde::Deserialize;
 use tokio::time::Instant;
 
 use super::token::Lifetime;
 use super::{Credential, CredentialSource, Identity, lock};
-use crate::oci::answer::{self, ErrorBody};
+use crate::http_error::{HttpError, HttpMeaning, server_time};
 use crate::oci::clock::Clock;
 use crate::oci::endpoint::Endpoint;
-use crate::oci::error::{StorageError, StorageErrorKind, excerpt};
+use crate::oci::error::{StorageError, StorageErrorKind, identity_kind, refused};
 use crate::oci::key::KeyPair;
 use crate::oci::settings::Settings;
 use crate::source::{RetryPolicy, Workload};
-use crate::transport::Transport;
+use crate::transport::{Transport, TransportFailure};
 
 /// The port of OKE's identity service in every cluster.
 const PORT: u16 = 12250;
@@ -225,22 +225,15 @@ impl Exchange {
         let request = self
             .request(token, body)
             .map_err(|why| StorageError::config(attempted.to_owned(), why))?;
-        let unreachable = |what: String| {
-            StorageError::new(StorageErrorKind::Identity, attempted.to_owned(), what).with_remedy(
+        let unreachable = |failure: TransportFailure| {
+            StorageError::new(StorageErrorKind::Identity, attempted, failure.what).with_remedy(
                 "check that the driver's pods may reach the cluster's own address on port 12250",
             )
         };
-        let response =
-            self.transport.send(request).await.map_err(|failure| unreachable(failure.what))?;
+        let response = self.transport.send(request).await.map_err(unreachable)?;
         let (parts, body) = response.into_parts();
-        let body = self
-            .transport
-            .read(body, LONGEST_ANSWER)
-            .await
-            .map_err(|failure| unreachable(failure.what))?;
+        let body = self.transport.read(body, LONGEST_ANSWER).await.map_err(unreachable)?;
         if parts.status.is_success() {
-            let theirs = answer::text(&parts.headers, "date")
-                .and_then(|date| httpdate::parse_http_date(date).ok());
             let jwt = session_token(&body).ok_or_else(|| {
                 // Not quoted: it may hold a token.
                 StorageError::new(
@@ -249,39 +242,27 @@ impl Exchange {
                     "the answer has no token",
                 )
             })?;
-            return Ok((jwt, theirs));
+            return Ok((jwt, server_time(&parts.headers)));
         }
-        let (kind, remedy) = match parts.status {
-            StatusCode::UNAUTHORIZED => (
-                StorageErrorKind::Unauthenticated,
-                Some(
-                    "check the audience in tokenRequests of the CSIDriver object: \"\" is the cluster's own",
-                ),
-            ),
-            StatusCode::FORBIDDEN | StatusCode::NOT_FOUND => (
-                StorageErrorKind::Forbidden,
-                Some("oke_workload_identity needs an enhanced cluster: use one, or another auth"),
-            ),
-            StatusCode::TOO_MANY_REQUESTS => (StorageErrorKind::Identity, None),
-            status if status.is_server_error() => (StorageErrorKind::Identity, None),
-            status if status.is_client_error() => (StorageErrorKind::Forbidden, None),
-            _ => (StorageErrorKind::Protocol, None),
-        };
-        let ErrorBody { code, message } = serde_json::from_slice(&body).unwrap_or_default();
-        let message = message.unwrap_or_else(|| "refused".to_owned());
+        let now = self.clock.now();
+        let mut answer = HttpError::of_json(parts.status, &parts.headers, &body, now);
         // A service that quotes its input must not put a token into our messages.
-        let message = if message.contains(token) { "refused" } else { &message };
-        let error = StorageError::new(kind, attempted.to_owned(), excerpt(message, 200))
-            .with_status(parts.status.as_u16())
-            .with_code(code.map(|code| excerpt(&code, 60)))
-            .with_request_id(
-                answer::text(&parts.headers, "opc-request-id").map(|id| excerpt(id, 80)),
-            )
-            .with_retry_after(answer::retry_after(&parts.headers, self.clock.now()));
-        Err(match remedy {
-            Some(remedy) => error.with_remedy(remedy),
-            None => error,
-        })
+        answer.message = answer.message.filter(|message| !message.contains(token));
+        let remedy = match answer.meaning() {
+            HttpMeaning::Unauthenticated => Some(
+                "check the audience in tokenRequests of the CSIDriver object: \"\" is the cluster's own",
+            ),
+            HttpMeaning::Forbidden | HttpMeaning::NotFound => {
+                Some("oke_workload_identity needs an enhanced cluster: use one, or another auth")
+            }
+            _ => None,
+        };
+        // Whatever else it refuses is not the fault of the request for a model.
+        let kind = match identity_kind(&answer) {
+            StorageErrorKind::Invalid => StorageErrorKind::Forbidden,
+            kind => kind,
+        };
+        Err(refused(kind, attempted, answer).with_known_remedy(remedy))
     }
 
     fn request(&self, token: &str, body: Bytes) -> Result<Request<Full<Bytes>>, String> {

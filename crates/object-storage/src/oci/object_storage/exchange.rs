@@ -10,15 +10,15 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 
 use super::ObjectStorageInner;
-use crate::oci::answer::{self, ErrorBody};
+use crate::http_error::{HttpError, HttpMeaning, header_text};
 use crate::oci::clock::skew_remedy;
 use crate::oci::endpoint::Endpoint;
-use crate::oci::error::{StorageError, StorageErrorKind, excerpt};
+use crate::oci::error::{StorageError, StorageErrorKind, refused, storage_kind, unanswered};
 use crate::oci::identity::Credential;
 use crate::oci::sign;
 use crate::random;
 use crate::source::{AuthMethod, Bucket, Workload};
-use crate::transport::TransportFailure;
+use crate::text::excerpt;
 
 const USER_AGENT: &str = concat!("oci-model-csi/", env!("CARGO_PKG_VERSION"));
 
@@ -203,13 +203,9 @@ impl ObjectStorageInner {
         if let Some(observe) = &self.observer {
             observe(call.operation, answer.as_ref().ok().map(|answer| answer.status().as_u16()));
         }
-        answer.map_err(|TransportFailure { what, remedy }| {
+        answer.map_err(|failure| {
             let attempted = format!("{} at {}", call.attempted(), endpoint.host());
-            let error = StorageError::new(StorageErrorKind::Unavailable, attempted, what);
-            match remedy {
-                Some(remedy) => error.with_remedy(remedy),
-                None => error,
-            }
+            unanswered(StorageErrorKind::Unavailable, attempted, failure)
         })
     }
 
@@ -235,39 +231,20 @@ impl ObjectStorageInner {
         parts: &response::Parts,
         body: &[u8],
     ) -> StorageError {
-        let ErrorBody { code, message } = serde_json::from_slice(body).unwrap_or_default();
-        let kind = classify(parts.status, code.as_deref());
-        let cause = message
-            .filter(|message| !message.is_empty())
-            .or_else(|| parts.status.canonical_reason().map(str::to_owned))
-            .unwrap_or_else(|| "refused".to_owned());
-        // The service's own answers have a code; others come from a server in between.
-        let cause = match answer::text(&parts.headers, "via").filter(|_| code.is_none()) {
-            Some(via) => format!("{} (from a proxy: Via: {})", cause.trim_end_matches('.'), via),
-            None => cause,
-        };
-        let attempted = format!("{} at {}", call.attempted(), endpoint.host());
         let now = self.clock.now();
-        let remedy = match kind {
-            StorageErrorKind::Unauthenticated => skew_remedy(now, &parts.headers, "Object Storage")
+        let answer = HttpError::of_json(parts.status, &parts.headers, body, now);
+        let kind = storage_kind(&answer);
+        let remedy = match answer.meaning() {
+            HttpMeaning::Unauthenticated => skew_remedy(now, &parts.headers, "Object Storage")
                 .or_else(|| Some(self.unauthenticated_remedy())),
-            _ if wants_login(parts.status) => Some(login_remedy(&parts.headers, endpoint.host())),
+            HttpMeaning::LoginRequired => Some(login_remedy(&parts.headers, endpoint.host())),
             _ => {
-                let workload = self.workload.as_ref();
-                remedy(kind, code.as_deref(), call.bucket, self.method, workload)
+                let (code, workload) = (answer.code.as_deref(), self.workload.as_ref());
+                remedy(kind, code, call.bucket, self.method, workload)
             }
         };
-        let error = StorageError::new(kind, attempted, excerpt(&cause, 300))
-            .with_status(parts.status.as_u16())
-            .with_code(code.map(|code| excerpt(&code, 60)))
-            .with_request_id(
-                answer::text(&parts.headers, "opc-request-id").map(|id| excerpt(id, 80)),
-            )
-            .with_retry_after(answer::retry_after(&parts.headers, now));
-        match remedy {
-            Some(remedy) => error.with_remedy(remedy),
-            None => error,
-        }
+        let attempted = format!("{} at {}", call.attempted(), endpoint.host());
+        refused(kind, attempted, answer).with_known_remedy(remedy)
     }
 
     fn unauthenticated_remedy(&self) -> String {
@@ -289,38 +266,8 @@ fn client_request_id() -> String {
     format!("{:032X}", u128::from_be_bytes(random::bytes()))
 }
 
-/// The kind of an error, by its status; the code only distinguishes conflicts.
-fn classify(status: StatusCode, code: Option<&str>) -> StorageErrorKind {
-    match (status.as_u16(), code) {
-        (401, _) => StorageErrorKind::Unauthenticated,
-        (403, _) => StorageErrorKind::Forbidden,
-        (404, _) => StorageErrorKind::NotFound,
-        (409, Some("NotRestored")) => StorageErrorKind::Archived,
-        (409, Some("ConcurrentObjectUpdate" | "IncorrectState" | "LockConflict")) | (408, _) => {
-            StorageErrorKind::Unavailable
-        }
-        (412, _) => StorageErrorKind::Changed,
-        (416, _) => StorageErrorKind::RangeNotSatisfiable,
-        (429, _) => StorageErrorKind::Throttled,
-        (501 | 100..=399, _) => StorageErrorKind::Protocol,
-        _ if wants_login(status) => StorageErrorKind::Protocol,
-        (500.., _) => StorageErrorKind::Unavailable,
-        // Without a code the answer comes from a server in between.
-        (_, None) => StorageErrorKind::Protocol,
-        _ => StorageErrorKind::Invalid,
-    }
-}
-
-/// Whether the answer is not the service's: a proxy asks for a login.
-fn wants_login(status: StatusCode) -> bool {
-    matches!(
-        status,
-        StatusCode::PROXY_AUTHENTICATION_REQUIRED | StatusCode::NETWORK_AUTHENTICATION_REQUIRED
-    )
-}
-
 fn login_remedy(headers: &HeaderMap, host: &str) -> String {
-    let how = answer::text(headers, "proxy-authenticate");
+    let how = header_text(headers, "proxy-authenticate");
     let how = how.map(|how| format!(" ({})", excerpt(how, 80))).unwrap_or_default();
     format!(
         "a proxy between this node and Object Storage asks for a login{how}, and this driver has \
@@ -382,33 +329,6 @@ fn remedy(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_status_decides_and_the_code_distinguishes_conflicts() {
-        for (status, code, kind) in [
-            (400, Some("InvalidParameter"), StorageErrorKind::Invalid),
-            (401, Some("NotAuthenticated"), StorageErrorKind::Unauthenticated),
-            (403, None, StorageErrorKind::Forbidden),
-            (404, Some("NotAuthorizedOrNotFound"), StorageErrorKind::NotFound),
-            (405, Some("MethodNotAllowed"), StorageErrorKind::Invalid),
-            (405, None, StorageErrorKind::Protocol),
-            (409, Some("NotRestored"), StorageErrorKind::Archived),
-            (409, Some("ConcurrentObjectUpdate"), StorageErrorKind::Unavailable),
-            (409, Some("ObjectAlreadyExists"), StorageErrorKind::Invalid),
-            (407, None, StorageErrorKind::Protocol),
-            (412, None, StorageErrorKind::Changed),
-            (416, None, StorageErrorKind::RangeNotSatisfiable),
-            (429, None, StorageErrorKind::Throttled),
-            (301, None, StorageErrorKind::Protocol),
-            (500, None, StorageErrorKind::Unavailable),
-            (501, None, StorageErrorKind::Protocol),
-            (511, None, StorageErrorKind::Protocol),
-            (503, Some("ServiceUnavailable"), StorageErrorKind::Unavailable),
-        ] {
-            let status = StatusCode::from_u16(status).unwrap();
-            assert_eq!(classify(status, code), kind, "{status} {code:?}");
-        }
-    }
 
     #[test]
     fn a_404_names_the_missing_policy_unless_the_bucket_was_visible() {

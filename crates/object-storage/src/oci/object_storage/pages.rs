@@ -6,8 +6,9 @@ use super::ObjectStorageInner;
 use super::exchange::UnsignedRequest;
 use crate::oci::answer::{PAGE_LIMIT, RawPage};
 use crate::oci::encode::strict;
-use crate::oci::error::{StorageError, StorageErrorKind, excerpt};
+use crate::oci::error::{StorageError, StorageErrorKind};
 use crate::source::{Bucket, ObjectSummary};
+use crate::text::excerpt;
 
 /// The longest page that is read: the memory of one listing. Usual pages
 /// of a thousand objects have a third of it.
