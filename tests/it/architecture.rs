@@ -5,6 +5,8 @@
 //! cache, and its table of crates says which modules may use a crate. These tests compare all
 //! of them with the sources.
 
+mod circles;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -4,7 +4,7 @@
 //!
 //! | step | module |
 //! |---|---|
-//! | the configuration, and the `oci` CLI's variables and file | `settings`, `config_file` |
+//! | the configuration, and the `oci` CLI's variables and file | `settings`, `environment`, `config_file` |
 //! | the calls: list, head, get | `object_storage`, `answer` |
 //! | the identity: one immutable credential behind an atomic swap | [`identity`] |
 //! | the signature, a pure function | [`sign`], [`key`], `legacy_pem` |
@@ -20,6 +20,7 @@ mod config_file;
 mod connector;
 mod encode;
 mod endpoint;
+mod environment;
 mod error;
 pub mod identity;
 pub mod key;
@@ -35,5 +36,6 @@ mod test_server;
 
 pub use answer::PrefixListing;
 pub use connector::StorageConnector;
+pub use environment::Environment;
 pub use object_storage::{ObjectStorage, Pages};
-pub use settings::{Environment, RequestObserver, Settings, Timeouts};
+pub use settings::{RequestObserver, Settings, Timeouts};

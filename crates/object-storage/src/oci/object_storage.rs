@@ -21,10 +21,11 @@ pub use self::pages::Pages;
 use super::answer::{self, PrefixListing};
 use super::clock::Clock;
 use super::encode::strict;
+use super::environment::Environment;
 use super::error::{StorageError, StorageErrorKind};
 use super::identity::Identity;
 use super::identity::workload::Workloads;
-use super::settings::{Environment, RequestObserver};
+use super::settings::RequestObserver;
 use crate::source::{
     AuthMethod, Bucket, ObjectBody, ObjectHead, ObjectName, RetryPolicy, Workload,
 };

@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-use super::settings::Environment;
+use super::environment::Environment;
 
 /// Realm key to the domain of its services.
 const REALMS: &[(&str, &str)] = &[

@@ -1,6 +1,7 @@
 use std::path::Path;
 
 use super::*;
+use crate::oci::settings::Settings;
 use crate::oci::sign::tests::vectors;
 use crate::source::{AuthMethod, StorageError};
 
@@ -35,7 +36,7 @@ impl Home {
     }
 
     fn load(&self, variables: &[(&str, &str)]) -> Result<Credential, StorageError> {
-        ProfileSource::new(&self.settings(variables)).credential()
+        ApiKey(ProfileSource::new(&self.settings(variables))).credential()
     }
 }
 
@@ -74,7 +75,7 @@ fn a_profile_is_chosen_by_setting_before_variable_and_inherits() {
     let mut settings = home.settings(&[("OCI_CLI_PROFILE", "a")]);
     let region = |settings: &Settings| {
         let source = ProfileSource::new(settings);
-        assert!(source.credential().is_ok());
+        assert!(ApiKey(source.clone()).credential().is_ok());
         source.region(&source.read().unwrap())
     };
     assert_eq!(region(&settings).as_deref(), Some("phx"));
@@ -109,7 +110,7 @@ fn variables_alone_are_enough() {
     };
     let source = ProfileSource::new(&settings);
     assert!(source.is_there());
-    assert!(source.credential().is_ok());
+    assert!(ApiKey(source.clone()).credential().is_ok());
 }
 
 #[test]

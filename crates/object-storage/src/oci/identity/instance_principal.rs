@@ -17,10 +17,11 @@ use super::token::Lifetime;
 use super::{Credential, CredentialSource};
 use crate::oci::clock::Clock;
 use crate::oci::endpoint::Endpoint;
+use crate::oci::environment::Environment;
 use crate::oci::error::{StorageError, StorageErrorKind};
 use crate::oci::key::KeyPair;
 use crate::oci::region::Region;
-use crate::oci::settings::{Environment, Settings};
+use crate::oci::settings::Settings;
 use crate::transport::Transport;
 
 /// Certificate and key are two reads; if a rotation comes in between, both are read again.

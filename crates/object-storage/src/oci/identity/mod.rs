@@ -11,6 +11,7 @@ pub(crate) mod certificate;
 pub(crate) mod federation;
 pub(crate) mod imds;
 pub(crate) mod instance_principal;
+pub(crate) mod profile;
 pub(crate) mod token;
 pub(crate) mod workload;
 

@@ -7,9 +7,10 @@ use crate::oci::clock::Clock;
 use crate::oci::endpoint::Endpoint;
 use crate::oci::error::StorageError;
 use crate::oci::identity::Identity;
-use crate::oci::identity::api_key::ProfileSource;
+use crate::oci::identity::api_key::ApiKey;
 use crate::oci::identity::imds::Imds;
 use crate::oci::identity::instance_principal::{InstancePrincipal, InstanceRegion};
+use crate::oci::identity::profile::ProfileSource;
 use crate::oci::identity::workload::Workloads;
 use crate::oci::region::Region;
 use crate::oci::settings::Settings;
@@ -127,7 +128,7 @@ fn prepare(settings: Settings, clock: Clock) -> Result<ObjectStorageInner, Stora
                 Some(region) => Some(region),
                 None => profile.region(&profile.read()?),
             };
-            (fixed(region)?, Some(Identity::new(profile, clock.clone())))
+            (fixed(region)?, Some(Identity::new(ApiKey(profile), clock.clone())))
         }
         AuthMethod::InstancePrincipal => {
             let imds = Arc::new(Imds::new(&settings)?);
