@@ -44,18 +44,18 @@ pub async fn call(
     };
     let gone = |e: hyper::Error| {
         let text = format!("the driver at {shown} closed the connection: {e}; try again");
-        Error::new(ErrorKind::Unavailable, text)
+        Error::new(ErrorKind::Unavailable, text).caused_by(e)
     };
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(gone)?;
     let conversation = async {
         let json = serde_json::to_vec(command)
-            .map_err(|e| Error::internal(format!("writing a command: {e}")))?;
+            .map_err(|e| Error::internal(format!("writing a command: {e}")).caused_by(e))?;
         let request = Request::builder()
             .method(Method::POST)
             .uri("/cache")
             .header(header::HOST, "localhost")
             .body(Full::new(Bytes::from(json)))
-            .map_err(|e| Error::internal(format!("writing a command: {e}")))?;
+            .map_err(|e| Error::internal(format!("writing a command: {e}")).caused_by(e))?;
         let response = sender.send_request(request).await.map_err(gone)?;
         let (parts, body) = response.into_parts();
         if parts.status != StatusCode::OK {
@@ -94,7 +94,9 @@ async fn lines(
                 Ok(AnswerLine::Progress(progress)) => report(progress),
                 Ok(AnswerLine::Answer(answer)) => return Ok(answer),
                 Ok(AnswerLine::Error { kind, message }) => return Err(Error::new(kind, message)),
-                Err(e) => return Err(Error::internal(format!("the driver's answer: {e}"))),
+                Err(e) => {
+                    return Err(Error::internal(format!("the driver's answer: {e}")).caused_by(e));
+                }
             }
         }
     }

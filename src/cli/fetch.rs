@@ -111,7 +111,7 @@ pub(super) fn run(args: &FetchArgs, runtime: &Runtime) -> Result<()> {
         // The last journal entries are written before the program ends.
         tokio::task::spawn_blocking(move || engine.stop(Duration::from_secs(5)))
             .await
-            .map_err(|e| Error::internal(format!("stopping the downloads: {e}")))?;
+            .map_err(|e| Error::internal(format!("stopping the downloads: {e}")).caused_by(e))?;
         outcome
     })?;
     print(args, &report)

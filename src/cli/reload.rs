@@ -102,8 +102,9 @@ impl ConfigWatcher {
         let Some(cache) = cache else { return };
         let needed = now.restricts() || before.is_some_and(RecordedConfig::restricts);
         let written = blocking(move || {
-            let json = serde_json::to_vec(&now)
-                .map_err(|e| Error::internal(format!("writing the configuration in force: {e}")))?;
+            let json = serde_json::to_vec(&now).map_err(|e| {
+                Error::internal(format!("writing the configuration in force: {e}")).caused_by(e)
+            })?;
             match cache.config_in_force()? {
                 Some(recorded) if recorded == json => Ok(()),
                 None if !needed => Ok(()),

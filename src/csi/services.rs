@@ -95,7 +95,7 @@ async fn serve_within(
     };
     tokio::select! {
         served = serving => {
-            served.map_err(|error| Error::internal(format!("serving the CSI socket: {error}")))
+            served.map_err(|error| Error::internal(format!("serving the CSI socket: {error}")).caused_by(error))
         }
         () = too_long => {
             let seconds = grace.as_secs();

@@ -13,6 +13,8 @@ pub async fn blocking<T: Send + 'static>(
     let span = tracing::Span::current();
     match tokio::task::spawn_blocking(move || span.in_scope(work)).await {
         Ok(result) => result,
-        Err(error) => Err(Error::internal(format!("a blocking task failed: {error}"))),
+        Err(error) => {
+            Err(Error::internal(format!("a blocking task failed: {error}")).caused_by(error))
+        }
     }
 }

@@ -3,7 +3,9 @@
 //! The names of the meanings are enough to write the gRPC mapping, which
 //! `csi::status` does; nothing else knows gRPC codes.
 
-use std::fmt;
+use std::error::Error as StdError;
+use std::sync::Arc;
+use std::{fmt, io};
 
 use nix::errno::Errno;
 
@@ -43,11 +45,15 @@ pub enum ErrorKind {
 /// An error for people: what was attempted, on what, how often, what to do next.
 ///
 /// Cheap to clone, since every waiter of a download gets the same cause.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone)]
 pub struct Error {
     kind: ErrorKind,
     message: Box<str>,
+    cause: Option<Cause>,
 }
+
+/// An error of the system or of a library, shared by all clones of what it caused.
+pub type Cause = Arc<dyn StdError + Send + Sync>;
 
 /// The library's result.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -86,7 +92,7 @@ impl Error {
             };
             message = message.chars().map(visible).collect();
         }
-        Self { kind, message: message.into_boxed_str() }
+        Self { kind, message: message.into_boxed_str(), cause: None }
     }
 
     /// The request itself is wrong.
@@ -101,8 +107,8 @@ impl Error {
 
     /// An input/output error on something local: out of space, short of
     /// descriptors or memory for the moment, and a failing disk have different meanings.
-    pub fn io(attempted: impl fmt::Display, error: &std::io::Error) -> Self {
-        use std::io::ErrorKind as Io;
+    pub fn io(attempted: impl fmt::Display, error: &io::Error) -> Self {
+        use io::ErrorKind as Io;
         let errno = error.raw_os_error().map(Errno::from_raw);
         let (kind, hint) = match errno {
             Some(Errno::EMFILE) => (ErrorKind::Unavailable, OWN_DESCRIPTORS),
@@ -116,7 +122,20 @@ impl Error {
                 _ => (ErrorKind::Internal, ""),
             },
         };
-        Self::new(kind, format!("{attempted}: {error}{hint}"))
+        Self::new(kind, format!("{attempted}: {error}{hint}")).caused_by(copy_of(error))
+    }
+
+    /// Keeps the cause for callers that look at it with [`source`](StdError::source). The
+    /// message has its text already, so only the message is printed.
+    #[must_use]
+    pub fn caused_by(self, cause: impl StdError + Send + Sync + 'static) -> Self {
+        self.with_cause(Some(Arc::new(cause)))
+    }
+
+    /// As [`caused_by`](Self::caused_by), where there is a cause.
+    #[must_use]
+    pub fn with_cause(self, cause: Option<Cause>) -> Self {
+        Self { cause, ..self }
     }
 
     /// The meaning.
@@ -132,7 +151,7 @@ impl Error {
     /// The same meaning with `context: ` before the sentence.
     #[must_use]
     pub fn context(self, context: impl fmt::Display) -> Self {
-        Self::new(self.kind, format!("{context}: {}", self.message))
+        Self::new(self.kind, format!("{context}: {}", self.message)).with_cause(self.cause)
     }
 }
 
@@ -148,7 +167,28 @@ impl fmt::Debug for Error {
     }
 }
 
-impl std::error::Error for Error {}
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.cause.as_deref().map(|cause| cause as &(dyn StdError + 'static))
+    }
+}
+
+/// By meaning and message: the message has the text of the cause.
+impl PartialEq for Error {
+    fn eq(&self, other: &Self) -> bool {
+        (self.kind, &self.message) == (other.kind, &other.message)
+    }
+}
+
+impl Eq for Error {}
+
+/// What a caller can look at of an error that cannot be cloned.
+fn copy_of(error: &io::Error) -> io::Error {
+    match error.raw_os_error() {
+        Some(code) => io::Error::from_raw_os_error(code),
+        None => io::Error::new(error.kind(), error.to_string()),
+    }
+}
 
 /// Whether a character shows nothing, or changes the order in which others are
 /// shown: Unicode's `Default_Ignorable_Code_Point`, the bidirectional controls
@@ -171,6 +211,17 @@ mod tests {
         let error = Error::invalid("prefix a\u{202e}b\u{200b} is wrong").context("c\u{feff}");
         assert_eq!(error.message(), "c\\u{feff}: prefix a\\u{202e}b\\u{200b} is wrong");
         assert_eq!(Error::invalid("größer als 模型").message(), "größer als 模型");
+    }
+
+    #[test]
+    fn the_cause_is_kept_with_the_context_and_shown_once() {
+        let full = io::Error::from_raw_os_error(Errno::ENOSPC as i32);
+        let error = Error::io("writing a", &full).context("model m");
+        let cause = error.source().and_then(|cause| cause.downcast_ref::<io::Error>()).unwrap();
+        assert_eq!(cause.raw_os_error(), full.raw_os_error());
+        assert_eq!(error.to_string().matches("No space left").count(), 1, "{error}");
+        assert_eq!(format!("{error:?}").matches("No space left").count(), 1, "{error:?}");
+        assert!(Error::invalid("no").source().is_none());
     }
 
     #[test]

@@ -21,6 +21,7 @@ use rustls::pki_types::CertificateDer;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use crate::error::Cause;
 use crate::text::shown;
 use crate::text::{self, pem};
 
@@ -48,6 +49,14 @@ pub struct TransportFailure {
     pub what: String,
     /// What to do about it, where that is known.
     pub remedy: Option<&'static str>,
+    /// The error of the library below, where it is one.
+    pub cause: Option<Cause>,
+}
+
+impl TransportFailure {
+    fn new(what: String) -> Self {
+        Self { what, remedy: None, cause: None }
+    }
 }
 
 /// How long each step may take. There is no limit on a whole body, only a minimum
@@ -127,12 +136,12 @@ impl Transport {
                 noticed.notify_one();
             }
         });
-        let no_answer = |what| Err(TransportFailure { what, remedy: None });
+        let no_answer = |what| Err(TransportFailure::new(what));
         let answered = tokio::time::timeout(self.response_head, self.client.request(request));
         tokio::select! {
             answered = answered => match answered {
                 Ok(Ok(response)) => Ok(response),
-                Ok(Err(error)) => Err(describe(&error)),
+                Ok(Err(error)) => Err(describe(error)),
                 Err(_) => {
                     no_answer(format!("no answer within {} s", self.response_head.as_secs_f64()))
                 }
@@ -161,10 +170,7 @@ impl Transport {
 
     /// Reads the whole of a body that is expected to be small.
     pub async fn read(&self, body: Incoming, limit: usize) -> Result<Bytes, TransportFailure> {
-        let too_long = || {
-            let what = format!("the answer is longer than {limit} bytes");
-            TransportFailure { what, remedy: None }
-        };
+        let too_long = || TransportFailure::new(format!("the answer is longer than {limit} bytes"));
         self.read_short(body, limit).await?.ok_or_else(too_long)
     }
 
@@ -208,7 +214,7 @@ impl MinimumProgress {
         if self.arrived < MINIMUM && self.waited >= WINDOW {
             let (arrived, seconds) = (self.arrived, self.waited.as_secs());
             let what = format!("the body trickles: {arrived} bytes in {seconds} s");
-            return Err(TransportFailure { what, remedy: None });
+            return Err(TransportFailure::new(what));
         }
         if self.arrived >= MINIMUM {
             (self.waited, self.arrived) = (Duration::ZERO, 0);
@@ -239,11 +245,12 @@ async fn next_chunk(
             },
             Ok(Some(Err(error))) => {
                 let what = format!("the body broke off: {}", causes(&error));
-                return Err(TransportFailure { what, remedy: None });
+                let cause: Cause = Arc::new(error);
+                return Err(TransportFailure { what, remedy: None, cause: Some(cause) });
             }
             Err(_) => {
                 let what = format!("the body stalled for {} s", idle.as_secs_f64());
-                return Err(TransportFailure { what, remedy: None });
+                return Err(TransportFailure::new(what));
             }
         }
     }
@@ -304,8 +311,8 @@ fn trust(roots: &mut rustls::RootCertStore, path: &Path) -> Result<(), String> {
     Ok(())
 }
 
-fn describe(error: &hyper_util::client::legacy::Error) -> TransportFailure {
-    let what = causes(error);
+fn describe(error: hyper_util::client::legacy::Error) -> TransportFailure {
+    let what = causes(&error);
     let remedy = what
         .contains("UnknownIssuer")
         .then_some("name the CA that signed the endpoint's certificate with --ca-file");
@@ -314,7 +321,7 @@ fn describe(error: &hyper_util::client::legacy::Error) -> TransportFailure {
     } else {
         format!("the exchange broke off: {what}")
     };
-    TransportFailure { what, remedy }
+    TransportFailure { what, remedy, cause: Some(Arc::new(error)) }
 }
 
 /// The causes below the library's own wrapper, innermost last.

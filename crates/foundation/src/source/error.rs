@@ -1,7 +1,10 @@
 //! The errors of a source of objects, each as one sentence.
 
+use std::error::Error as StdError;
 use std::fmt;
 use std::time::Duration;
+
+use crate::error::Cause;
 
 /// What a caller can do about a [`StorageError`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -53,6 +56,7 @@ struct StorageErrorInner {
     elapsed: Duration,
     remedy: Option<String>,
     of_identity: bool,
+    source: Option<Cause>,
 }
 
 impl StorageError {
@@ -74,6 +78,7 @@ impl StorageError {
             elapsed: Duration::ZERO,
             remedy: None,
             of_identity: false,
+            source: None,
         }))
     }
 
@@ -119,6 +124,13 @@ impl StorageError {
             Some(remedy) => self.with_remedy(remedy),
             None => self,
         }
+    }
+
+    /// Keeps what caused it, for callers that look at it.
+    #[must_use]
+    pub fn with_source(mut self, source: Option<Cause>) -> Self {
+        self.0.source = source;
+        self
     }
 
     /// Adds how often it was attempted, and for how long.
@@ -220,7 +232,11 @@ impl fmt::Debug for StorageError {
     }
 }
 
-impl std::error::Error for StorageError {}
+impl StdError for StorageError {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.0.source.as_deref().map(|source| source as &(dyn StdError + 'static))
+    }
+}
 
 impl From<StorageError> for crate::Error {
     fn from(error: StorageError) -> Self {
@@ -241,7 +257,7 @@ impl From<StorageError> for crate::Error {
             StorageErrorKind::Invalid => Meaning::Invalid,
             StorageErrorKind::RangeNotSatisfiable => Meaning::Internal,
         };
-        Self::new(meaning, error.to_string())
+        Self::new(meaning, error.to_string()).with_cause(error.0.source)
     }
 }
 

@@ -162,7 +162,9 @@ impl Engine {
         let work = self.0.workers.spawn(run.in_current_span());
         match AbortOnDropHandle::new(work).await {
             Ok(result) => result,
-            Err(error) => Err(Error::internal(format!("a download task failed: {error}"))),
+            Err(error) => {
+                Err(Error::internal(format!("a download task failed: {error}")).caused_by(error))
+            }
         }
     }
 
@@ -185,7 +187,8 @@ impl Engine {
             let local = path.display().to_string();
             let adopted =
                 tokio::task::spawn_blocking(move || DownloadTarget::adopt(&path, size, progress));
-            let adopted = adopted.await.map_err(|e| Error::internal(format!("{local}: {e}")))?;
+            let adopted =
+                adopted.await.map_err(|e| Error::internal(format!("{local}: {e}")).caused_by(e))?;
             let target = adopted.map_err(|e| Error::io(format!("reading {local}"), &e))?;
             let Some(target) = target else { return Ok(None) };
             if size == 0 {
@@ -208,7 +211,9 @@ impl Engine {
         });
         match AbortOnDropHandle::new(work).await {
             Ok(result) => result,
-            Err(error) => Err(Error::internal(format!("a verifying task failed: {error}"))),
+            Err(error) => {
+                Err(Error::internal(format!("a verifying task failed: {error}")).caused_by(error))
+            }
         }
     }
 
@@ -271,7 +276,9 @@ impl Engine {
         let opened = tokio::task::spawn_blocking(move || {
             DownloadTarget::open(&staging.data, &staging.journal, size, &etag, progress, write_back)
         });
-        let opened = opened.await.map_err(|e| Error::internal(format!("opening {data}: {e}")))?;
+        let opened = opened
+            .await
+            .map_err(|e| Error::internal(format!("opening {data}: {e}")).caused_by(e))?;
         let name = shown(&object.name.name, 200);
         let target = opened.map_err(|e| {
             Error::io(format!("making room for {size} bytes of {name} in {data}"), &e)
@@ -454,7 +461,9 @@ impl Engine {
             running.spawn(work.in_current_span());
         }
         while let Some(done) = running.join_next().await {
-            done.map_err(|e| Error::internal(format!("a download worker failed: {e}")))??;
+            done.map_err(|e| {
+                Error::internal(format!("a download worker failed: {e}")).caused_by(e)
+            })??;
         }
         Ok(())
     }
@@ -469,7 +478,7 @@ fn spawn(work: impl Future<Output = std::io::Result<[u8; 16]>> + Send + 'static)
 const READ_BACK: &str = "reading a download back for its MD5";
 
 fn joined(result: Result<std::io::Result<[u8; 16]>, tokio::task::JoinError>) -> Result<[u8; 16]> {
-    let ended = result.map_err(|e| Error::internal(format!("{READ_BACK}: {e}")))?;
+    let ended = result.map_err(|e| Error::internal(format!("{READ_BACK}: {e}")).caused_by(e))?;
     ended.map_err(|e| Error::io(READ_BACK, &e))
 }
 

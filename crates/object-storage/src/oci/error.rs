@@ -17,7 +17,9 @@ pub(crate) fn unanswered(
     attempted: impl Into<String>,
     failure: TransportFailure,
 ) -> StorageError {
-    StorageError::new(kind, attempted, failure.what).with_known_remedy(failure.remedy)
+    StorageError::new(kind, attempted, failure.what)
+        .with_known_remedy(failure.remedy)
+        .with_source(failure.cause)
 }
 
 /// The error for an answer outside 2xx.

@@ -377,8 +377,9 @@ impl Blobs {
         files::make_directory(&self.layout.blob_directory(id), 0o755)?;
         // A leftover record of a dropped blob must not count for this one.
         files::remove(&self.layout.blob_record(id))?;
-        let json = serde_json::to_vec(record)
-            .map_err(|e| Error::internal(format!("writing the record of blob {id}: {e}")))?;
+        let json = serde_json::to_vec(record).map_err(|e| {
+            Error::internal(format!("writing the record of blob {id}: {e}")).caused_by(e)
+        })?;
         files::write_whole(&self.layout.blob_record_unsynced(id), &json, 0o644)
     }
 

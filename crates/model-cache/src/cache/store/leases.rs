@@ -214,7 +214,7 @@ impl Leases {
 
     fn write(&self, record: LeaseRecord) -> Result<()> {
         let json = serde_json::to_vec(&record)
-            .map_err(|e| Error::internal(format!("writing a lease: {e}")))?;
+            .map_err(|e| Error::internal(format!("writing a lease: {e}")).caused_by(e))?;
         files::write_whole(&self.path(&record.volume_id, &record.target), &json, 0o600)?;
         abort_point::reach("lease-1");
         self.lock().insert(record.target.clone(), record);

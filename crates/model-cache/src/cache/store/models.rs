@@ -269,8 +269,9 @@ impl Models {
         model: &CachedModel,
     ) -> Result<bool> {
         let latest = Latest { model: model.key.clone(), revision: model.summary.revision.clone() };
-        let json = serde_json::to_vec(&latest)
-            .map_err(|e| Error::internal(format!("recording the newest revision: {e}")))?;
+        let json = serde_json::to_vec(&latest).map_err(|e| {
+            Error::internal(format!("recording the newest revision: {e}")).caused_by(e)
+        })?;
         let path = self.layout.request(request);
         let before = files::read(&path)?;
         files::remove(&self.layout.superseded(&model.key))?;

@@ -8,7 +8,7 @@ use http_body_util::Full;
 
 use crate::http_error::{HttpError, HttpMeaning};
 use crate::oci::endpoint::Endpoint;
-use crate::oci::error::{StorageError, StorageErrorKind, refused};
+use crate::oci::error::{StorageError, StorageErrorKind, refused, unanswered};
 use crate::oci::settings::Settings;
 use crate::source::RetryPolicy;
 use crate::transport::{Transport, TransportFailure, TransportTimeouts};
@@ -68,7 +68,7 @@ impl Imds {
             .map_err(|error| StorageError::config(attempted.clone(), error.to_string()))?;
         let unreachable = |failure: TransportFailure| {
             let kind = StorageErrorKind::Identity;
-            StorageError::new(kind, attempted.clone(), failure.what).with_remedy(
+            unanswered(kind, attempted.clone(), failure).with_remedy(
                 "instance_principal works on OCI compute instances only: elsewhere use \
                  --auth api_key; on an instance, check that pods may reach 169.254.169.254",
             )

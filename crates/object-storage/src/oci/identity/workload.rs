@@ -25,7 +25,7 @@ use super::{Credential, CredentialSource, Identity, lock};
 use crate::http_error::{HttpError, HttpMeaning, server_time};
 use crate::oci::clock::Clock;
 use crate::oci::endpoint::Endpoint;
-use crate::oci::error::{StorageError, StorageErrorKind, identity_kind, refused};
+use crate::oci::error::{StorageError, StorageErrorKind, identity_kind, refused, unanswered};
 use crate::oci::key::KeyPair;
 use crate::oci::settings::Settings;
 use crate::source::{RetryPolicy, Workload};
@@ -226,7 +226,7 @@ impl Exchange {
             .request(token, body)
             .map_err(|why| StorageError::config(attempted.to_owned(), why))?;
         let unreachable = |failure: TransportFailure| {
-            StorageError::new(StorageErrorKind::Identity, attempted, failure.what).with_remedy(
+            unanswered(StorageErrorKind::Identity, attempted, failure).with_remedy(
                 "check that the driver's pods may reach the cluster's own address on port 12250",
             )
         };

@@ -182,7 +182,10 @@ impl ObjectStorageInner {
                     let (parts, body) = response.into_parts();
                     match self.transport.read_short(body, limit).await {
                         Ok(body) => return Ok((parts.headers, body)),
-                        Err(failure) => call.error(StorageErrorKind::Unavailable, failure.what),
+                        Err(failure) => {
+                            let kind = StorageErrorKind::Unavailable;
+                            unanswered(kind, call.attempted(), failure)
+                        }
                     }
                 }
                 Err(error) => error,
