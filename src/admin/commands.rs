@@ -5,15 +5,18 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{DefaultBodyLimit, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt, Either, Full, Limited, StreamBody};
-use hyper::body::{Frame, Incoming};
+use http::{StatusCode, header};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::{Admin, Body};
+use super::Admin;
 use crate::error::{Error, ErrorKind, Result};
 use crate::manage::{CacheCommand, CommandAnswer, CommandProgress, ProgressCallback};
 
@@ -22,8 +25,6 @@ const MOST_BYTES: usize = 1 << 20;
 
 /// Lines that wait for a slow client; further progress is dropped.
 const WAITING: usize = 16;
-
-pub(super) type Lines = StreamBody<ReceiverStream<Result<Frame<Bytes>, Infallible>>>;
 
 /// One line of the answer.
 #[derive(Debug, Serialize, Deserialize)]
@@ -35,10 +36,10 @@ pub(super) enum AnswerLine {
 }
 
 impl AnswerLine {
-    fn frame(&self) -> Frame<Bytes> {
+    fn json(&self) -> Bytes {
         let mut json = serde_json::to_vec(self).unwrap_or_default();
         json.push(b'\n');
-        Frame::data(json.into())
+        json.into()
     }
 }
 
@@ -51,43 +52,37 @@ impl From<Result<CommandAnswer>> for AnswerLine {
     }
 }
 
+/// The path at which commands are taken.
+pub(super) fn router() -> Router<Admin> {
+    let wrong_method =
+        || async { (StatusCode::METHOD_NOT_ALLOWED, "commands are sent with POST\n") };
+    let route = post(answer).fallback(wrong_method).layer(DefaultBodyLimit::max(MOST_BYTES));
+    Router::new().route("/cache", route)
+}
+
 /// Runs the command of a request. It is cancelled when the client disconnects.
-pub(super) async fn answer(admin: &Admin, request: Request<Incoming>) -> Response<Body> {
-    let refused = |status: StatusCode, text: String| {
-        let mut response = Response::new(Either::Left(Full::from(text)));
-        *response.status_mut() = status;
-        response
-    };
-    if request.method() != Method::POST {
-        return refused(StatusCode::METHOD_NOT_ALLOWED, "commands are sent with POST\n".into());
-    }
-    let body = Limited::new(request.into_body(), MOST_BYTES).collect().await;
-    let command = match body.map(http_body_util::Collected::to_bytes) {
-        Ok(bytes) => serde_json::from_slice::<CacheCommand>(&bytes).map_err(|e| e.to_string()),
-        Err(e) => Err(e.to_string()),
-    };
-    let command = match command {
+async fn answer(State(admin): State<Admin>, body: Bytes) -> Response {
+    let command = match serde_json::from_slice::<CacheCommand>(&body) {
         Ok(command) => command,
-        Err(why) => return refused(StatusCode::BAD_REQUEST, format!("no command: {why}\n")),
+        Err(why) => {
+            return (StatusCode::BAD_REQUEST, format!("no command: {why}\n")).into_response();
+        }
     };
-    let (lines, receiver) = mpsc::channel(WAITING);
-    let admin = admin.clone();
+    let (lines, receiver) = mpsc::channel::<Result<Bytes, Infallible>>(WAITING);
     tokio::spawn(async move {
         let listener = lines.clone();
         let report: ProgressCallback = Arc::new(move |progress| {
             // A slow client gets the next one.
-            let _ = listener.try_send(Ok(AnswerLine::Progress(progress).frame()));
+            let _ = listener.try_send(Ok(AnswerLine::Progress(progress).json()));
         });
         let result = tokio::select! {
             result = execute(&admin, command, &report) => result,
             () = lines.closed() => return,
         };
-        let _ = lines.send(Ok(AnswerLine::from(result).frame())).await;
+        let _ = lines.send(Ok(AnswerLine::from(result).json())).await;
     });
-    let mut response = Response::new(Either::Right(StreamBody::new(ReceiverStream::new(receiver))));
-    let kind = http::HeaderValue::from_static("application/x-ndjson");
-    response.headers_mut().insert(header::CONTENT_TYPE, kind);
-    response
+    let kind = [(header::CONTENT_TYPE, "application/x-ndjson")];
+    (kind, Body::from_stream(ReceiverStream::new(receiver))).into_response()
 }
 
 async fn execute(

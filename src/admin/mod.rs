@@ -8,17 +8,17 @@ mod commands;
 mod connections;
 mod status;
 
-use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::{HeaderValue, Request, Response, StatusCode, header};
-use http_body_util::{Either, Full};
-use hyper::body::Incoming;
-use hyper::service::service_fn;
+use axum::Router;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use http::{HeaderMap, StatusCode, header};
 use hyper_util::rt::TokioIo;
+use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
@@ -30,7 +30,6 @@ use crate::csi::Readiness;
 use crate::error::{Error, Result};
 use crate::manage::Manager;
 use crate::metrics::Metrics;
-use commands::Lines;
 use connections::{ConnectionLimits, Connections};
 
 /// The state that the endpoints report.
@@ -45,9 +44,6 @@ pub struct Admin {
     /// For `/cache`; `None` in the controller.
     pub manager: Option<Manager>,
 }
-
-/// A text, or the lines of a command as they arrive.
-type Body = Either<Full<Bytes>, Lines>;
 
 /// A listener of the endpoints.
 pub enum Listener {
@@ -114,17 +110,7 @@ impl Admin {
             tracing::debug!(?address, "too many connections for metrics or status: closed one");
             return;
         };
-        let (admin, trusted) = (self.clone(), address.is_none());
-        let service = service_fn(move |request: Request<Incoming>| {
-            let admin = admin.clone();
-            async move {
-                let answer = match request.uri().path() {
-                    "/cache" if trusted => commands::answer(&admin, request).await,
-                    _ => admin.answer(&request, trusted).map(Either::Left),
-                };
-                Ok::<Response<Body>, Infallible>(answer)
-            }
-        });
+        let service = TowerToHyperService::new(self.router(address.is_none()));
         let limits = connections.limits();
         let served = limits.http().serve_connection(TokioIo::new(stream), service);
         tokio::spawn(async move {
@@ -149,42 +135,51 @@ impl Admin {
         });
     }
 
-    fn answer(&self, request: &Request<Incoming>, trusted: bool) -> Response<Full<Bytes>> {
-        const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-        const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
-        const PLAIN: &str = "text/plain; charset=utf-8";
-        const JSON: &str = "application/json";
-        let (status, kind, text) = match request.uri().path() {
-            "/metrics" if takes_openmetrics(request) => {
-                (StatusCode::OK, OPENMETRICS, self.metrics.to_text())
-            }
-            "/metrics" => (StatusCode::OK, PROMETHEUS, self.metrics.to_plain_text()),
-            "/healthz" => (StatusCode::OK, PLAIN, "ok\n".to_owned()),
-            "/readyz" => match self.readiness.check() {
-                Ok(()) => (StatusCode::OK, PLAIN, "ready\n".to_owned()),
-                Err(error) => (StatusCode::SERVICE_UNAVAILABLE, PLAIN, format!("{error}\n")),
-            },
-            "/status" if trusted => (StatusCode::OK, JSON, status::json(self)),
-            _ => {
-                let known = "known are /metrics, /healthz, /readyz, and on the admin socket \
-                             /status and /cache";
-                (StatusCode::NOT_FOUND, PLAIN, format!("{known}\n"))
-            }
-        };
-        let mut response = Response::new(Full::from(text));
-        *response.status_mut() = status;
-        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
-        response
+    /// The endpoints, for a client that is trusted or not.
+    fn router(&self, trusted: bool) -> Router {
+        let mut router = Router::new()
+            .route("/metrics", get(metrics))
+            .route("/healthz", get("ok\n"))
+            .route("/readyz", get(readiness))
+            .fallback(unknown_path);
+        if trusted {
+            router = router.route("/status", get(status::answer)).merge(commands::router());
+        }
+        router.with_state(self.clone())
     }
+}
+
+async fn metrics(State(admin): State<Admin>, headers: HeaderMap) -> impl IntoResponse {
+    const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
+    let (kind, text) = if takes_openmetrics(&headers) {
+        (OPENMETRICS, admin.metrics.to_text())
+    } else {
+        (PROMETHEUS, admin.metrics.to_plain_text())
+    };
+    ([(header::CONTENT_TYPE, kind)], text)
 }
 
 /// Whether the client accepts OpenMetrics. Prometheus says so; others may know the older
 /// format only.
-fn takes_openmetrics(request: &Request<Incoming>) -> bool {
-    let accepted = request.headers().get_all(header::ACCEPT).iter();
+fn takes_openmetrics(headers: &HeaderMap) -> bool {
+    let accepted = headers.get_all(header::ACCEPT).iter();
     accepted
         .filter_map(|value| value.to_str().ok())
         .any(|value| value.contains("application/openmetrics-text"))
+}
+
+async fn readiness(State(admin): State<Admin>) -> Response {
+    match admin.readiness.check() {
+        Ok(()) => "ready\n".into_response(),
+        Err(error) => (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")).into_response(),
+    }
+}
+
+async fn unknown_path() -> (StatusCode, &'static str) {
+    let known =
+        "known are /metrics, /healthz, /readyz, and on the admin socket /status and /cache\n";
+    (StatusCode::NOT_FOUND, known)
 }
 
 #[cfg(test)]

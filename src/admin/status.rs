@@ -1,11 +1,18 @@
 //! `/status`: running downloads, and the leases.
 
+use axum::extract::State;
+use axum::response::IntoResponse;
+use http::header;
 use serde_json::{Value, json};
 
 use super::Admin;
 use crate::manage::Manager;
 
-pub(super) fn json(admin: &Admin) -> String {
+pub(super) async fn answer(State(admin): State<Admin>) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "application/json")], json(&admin))
+}
+
+fn json(admin: &Admin) -> String {
     let (downloads, leases): (Vec<Value>, Vec<Value>) = match &admin.cache {
         None => (Vec::new(), Vec::new()),
         Some(cache) => {

@@ -498,7 +498,7 @@ async fn a_server_that_is_not_there_is_unavailable_and_named() {
     let text = error.to_string();
     assert!(text.contains(&host) && text.contains("Connection refused"), "{text}");
     assert_eq!(text.matches("Connection refused").count(), 1, "{text}");
-    assert!(std::error::Error::source(&crate::Error::from(error)).is_some());
+    assert!(std::error::Error::source(&crate::error::Error::from(error)).is_some());
 }
 
 #[tokio::test]
