@@ -2,6 +2,10 @@
 //! may have reached are bits of a few words, and each character of a name moves
 //! all of them at once. Nothing is tried twice, whatever stars, sets and
 //! question marks there are.
+//!
+//! regex-automata over a translated pattern would be linear in the name too, but times the length
+//! of the pattern: `*a` and 480 question marks over 1,000 names of 1,000 letters, `a` or `c` at
+//! random, took each of its engines (lazy DFA, PikeVM, meta) 11 to 13 s, and this one 0.06 s.
 
 use super::pattern::PatternToken;
 
