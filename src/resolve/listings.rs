@@ -181,8 +181,8 @@ impl ListingsInner {
     ) -> Result<HeldListing> {
         let once = || self.list_once(route, source, bucket, title, waiters);
         match self.buckets.ask(BucketOperation::List, (route, bucket), once).await {
-            Ok(Ok(held)) => Ok(held),
-            Ok(Err(ListingRefusal { error, largest })) => {
+            Ok(ListingOutcome::Listed(held)) => Ok(held),
+            Ok(ListingOutcome::Refused { error, largest }) => {
                 // An identity that may list may not be allowed to read; it must not learn anything else.
                 let largest = largest.filter(|_| route.workload().is_some());
                 self.authorizer.ask_for_one(&self.buckets, route, source, largest).await?;
@@ -192,8 +192,7 @@ impl ListingsInner {
         }
     }
 
-    /// Lists the prefix once. The outer result is Object Storage's, the inner one the
-    /// driver's limits.
+    /// Lists the prefix once.
     async fn list_once(
         &self,
         route: &Route,
@@ -201,20 +200,20 @@ impl ListingsInner {
         bucket: &Bucket,
         title: &str,
         waiters: &Waiters,
-    ) -> Result<Result<HeldListing, ListingRefusal>, StorageError> {
+    ) -> Result<ListingOutcome, StorageError> {
         let small = waiters.take(&self.small, SMALL);
         let mut held = match wait_for(&self.small, small, SMALL, &waiters.pulse).await {
             Ok(permit) => {
                 HeldListing { listing: ObjectListing::new(source.prefix.clone()), permit }
             }
-            Err(error) => return Ok(Err(ListingRefusal { error, largest: None })),
+            Err(error) => return Ok(ListingOutcome::Refused { error, largest: None }),
         };
         let mut pages = route.client().pages(bucket, source.prefix.as_str(), self.max_objects);
         let mut most = SMALL;
         while let Some(page) = pages.next().await? {
             waiters.pulse.beat();
             if let Err(error) = self.add(&mut held, &mut most, page, title, waiters).await {
-                return Ok(Err(ListingRefusal { error, largest: held.largest() }));
+                return Ok(ListingOutcome::Refused { error, largest: held.largest() });
             }
         }
         if pages.truncated() {
@@ -226,10 +225,10 @@ impl ListingsInner {
                     self.max_objects
                 ),
             );
-            return Ok(Err(ListingRefusal { error, largest: held.largest() }));
+            return Ok(ListingOutcome::Refused { error, largest: held.largest() });
         }
         held.permit.shrink(held.listing.weight());
-        Ok(Ok(held))
+        Ok(ListingOutcome::Listed(held))
     }
 
     /// Adds a page; takes a permit of the large listings once the listing is large.
@@ -256,11 +255,15 @@ impl ListingsInner {
     }
 }
 
-/// Why a listing failed, and its largest object: only an identity that can read that
-/// object may learn the reason.
-struct ListingRefusal {
-    error: Error,
-    largest: Option<ObjectSummary>,
+/// The outcome of a listing that Object Storage answered.
+enum ListingOutcome {
+    Listed(HeldListing),
+    /// The driver's limits refuse it. Only an identity that can read the largest object
+    /// may learn the reason.
+    Refused {
+        error: Error,
+        largest: Option<ObjectSummary>,
+    },
 }
 
 impl HeldListing {

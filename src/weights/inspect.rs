@@ -7,7 +7,7 @@ use std::path::Path;
 
 use super::loaders::{self, FileKind, Format, Role};
 use super::report::WeightsReport;
-use super::safetensors::{self, MAX_INDEX};
+use super::safetensors::{self, IndexContent, MAX_INDEX};
 use crate::error::{Error, Result};
 use crate::model::Manifest;
 
@@ -52,14 +52,14 @@ fn inspect_indexes<'a>(
             return Ok(None);
         }
         let (there, found) = match read(tree, index, |file| safetensors::shards(file))? {
-            Ok(None) => return Ok(None),
-            Ok(Some(shards)) => {
+            IndexContent::Other => return Ok(None),
+            IndexContent::Shards(shards) => {
                 let (there, mut missing) = loaders::named_by(index, shards, &paths);
                 missing.truncate(left);
                 left -= missing.len();
                 (Some(there), Ok(missing))
             }
-            Err(why) => (None, Err(why)),
+            IndexContent::Flawed(why) => (None, Err(why)),
         };
         indexes.push((index, found));
         Ok(there)
@@ -86,18 +86,18 @@ fn inspect_files(
         let path = file.path.as_str();
         let Some(FileKind::Weights(format)) = loaders::kind(path) else { continue };
         let Some(role) = roles.get(path) else { continue };
-        let checked = match format {
+        let flaw = match format {
             Format::Safetensors => read(tree, path, |f| safetensors::check(f, file.size))?,
             Format::Gguf => read(tree, path, |f| loaders::check_gguf(f, file.size))?,
             Format::Bin if loaders::can_be_pointer(file.size) => {
                 read(tree, path, |f| loaders::check_bin(f))?
             }
-            Format::Bin => Ok(()),
+            Format::Bin => None,
         };
-        match (role, checked) {
-            (Role::Offered, checked) => offered.add(path, checked),
-            (role, Err(why)) => report.record(path, *role, &why),
-            (_, Ok(())) => {}
+        match (role, flaw) {
+            (Role::Offered, flaw) => offered.add(path, flaw),
+            (role, Some(why)) => report.record(path, *role, &why),
+            (_, None) => {}
         }
     }
     offered.record_in(report);
@@ -128,9 +128,9 @@ struct Offered<'a> {
 }
 
 impl<'a> Offered<'a> {
-    fn add(&mut self, path: &'a str, checked: Result<(), String>) {
-        *self.sets.entry(loaders::gguf_set(path)).or_insert(true) &= checked.is_ok();
-        if let Err(why) = checked {
+    fn add(&mut self, path: &'a str, flaw: Option<String>) {
+        *self.sets.entry(loaders::gguf_set(path)).or_insert(true) &= flaw.is_none();
+        if let Some(why) = flaw {
             // Further ones are counted, not named.
             let why = if self.broken.len() < MISSING { why } else { String::new() };
             self.broken.push((path, why));

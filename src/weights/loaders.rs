@@ -245,22 +245,22 @@ pub(super) fn gguf_set(path: &str) -> &str {
     parts.unwrap_or(stem)
 }
 
-/// Checks the beginning of a GGUF file; `Ok(Err)` says in words for people what is wrong.
+/// Checks the beginning of a GGUF file; returns its flaw, if there is one.
 ///
 /// # Errors
 /// When `file` cannot be read.
-pub(super) fn check_gguf(file: impl Read, size: u64) -> std::io::Result<Result<(), String>> {
+pub(super) fn check_gguf(file: impl Read, size: u64) -> std::io::Result<Option<String>> {
     let start = start(file)?;
     Ok(match () {
-        () if start.is_empty() => Err("it is empty".to_owned()),
-        () if start.starts_with(POINTER_START) => Err(POINTER.to_owned()),
+        () if start.is_empty() => Some("it is empty".to_owned()),
+        () if start.starts_with(POINTER_START) => Some(POINTER.to_owned()),
         () if !start.starts_with(GGUF_START) => {
-            Err("it does not begin as a GGUF file does".to_owned())
+            Some("it does not begin as a GGUF file does".to_owned())
         }
-        () if size < GGUF_HEADER => Err(format!(
+        () if size < GGUF_HEADER => Some(format!(
             "it has {size} bytes, and its header takes {GGUF_HEADER}: it was cut short"
         )),
-        () => Ok(()),
+        () => None,
     })
 }
 
@@ -274,12 +274,12 @@ pub(super) fn can_be_pointer(size: u64) -> bool {
 ///
 /// # Errors
 /// When `file` cannot be read.
-pub(super) fn check_bin(file: impl Read) -> std::io::Result<Result<(), String>> {
+pub(super) fn check_bin(file: impl Read) -> std::io::Result<Option<String>> {
     let start = start(file)?;
     Ok(match () {
-        () if start.is_empty() => Err("it is empty".to_owned()),
-        () if start.starts_with(POINTER_START) => Err(POINTER.to_owned()),
-        () => Ok(()),
+        () if start.is_empty() => Some("it is empty".to_owned()),
+        () if start.starts_with(POINTER_START) => Some(POINTER.to_owned()),
+        () => None,
     })
 }
 
@@ -437,14 +437,14 @@ mod tests {
     fn pointers_and_truncated_files_are_reported() {
         let pointer = &b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n"[..];
         let gguf = |bytes: &[u8]| check_gguf(bytes, bytes.len() as u64).unwrap();
-        assert_eq!(gguf(b"GGUF\x03\0\0\0 and so on, 24 bytes at least"), Ok(()));
-        assert_eq!(gguf(pointer), Err(POINTER.to_owned()));
+        assert_eq!(gguf(b"GGUF\x03\0\0\0 and so on, 24 bytes at least"), None);
+        assert_eq!(gguf(pointer), Some(POINTER.to_owned()));
         for (bytes, why) in [(&b""[..], "empty"), (b"GGUF\x03", "cut short"), (b"ggml", "begin")] {
-            assert!(gguf(bytes).unwrap_err().contains(why), "{bytes:?}");
+            assert!(gguf(bytes).unwrap().contains(why), "{bytes:?}");
         }
-        assert_eq!(check_bin(pointer).unwrap(), Err(POINTER.to_owned()));
+        assert_eq!(check_bin(pointer).unwrap(), Some(POINTER.to_owned()));
         assert!(can_be_pointer(pointer.len() as u64) && can_be_pointer(0));
-        assert!(check_bin(&b""[..]).unwrap().is_err());
-        assert_eq!(check_bin(&b"PK\x03\x04"[..]).unwrap(), Ok(()));
+        assert!(check_bin(&b""[..]).unwrap().is_some());
+        assert_eq!(check_bin(&b"PK\x03\x04"[..]).unwrap(), None);
     }
 }

@@ -47,57 +47,69 @@ const NAME_MAX: usize = 1024;
 /// The beginning of a Git LFS pointer, which a repository has instead of a file that was not fetched.
 const LFS_POINTER: &[u8; 8] = b"version ";
 
-/// Reads the header of a file of tensors that is `size` bytes long; `Ok(Err)`
-/// says in words for people why no loader accepts it.
+/// Reads the header of a file of tensors that is `size` bytes long. Returns the flaw for
+/// which no loader accepts it, if there is one.
 ///
 /// # Errors
 /// When `file` cannot be read. A file that ends early is a flaw instead.
-pub(super) fn check(mut file: impl Read, size: u64) -> io::Result<Result<(), String>> {
+pub(super) fn check(mut file: impl Read, size: u64) -> io::Result<Option<String>> {
     if size < PREFIX {
-        return Ok(Err(match size {
+        return Ok(Some(match size {
             0 => "it is empty".to_owned(),
             _ => format!("it has {size} bytes, and the length of its header alone takes {PREFIX}"),
         }));
     }
     let mut prefix = [0; 8];
     match file.read_exact(&mut prefix) {
-        Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(Err(ended(size))),
+        Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(Some(ended(size))),
         other => other?,
     }
     if &prefix == LFS_POINTER {
-        return Ok(Err(super::loaders::POINTER.to_owned()));
+        return Ok(Some(super::loaders::POINTER.to_owned()));
     }
     let header = u64::from_le_bytes(prefix);
     let rest = size - PREFIX;
     if header > MAX_HEADER {
-        return Ok(Err(format!(
+        return Ok(Some(format!(
             "its header would have {header} bytes, and loaders take {MAX_HEADER}: it is no \
              safetensors file, or its beginning is damaged"
         )));
     }
     if header > rest {
-        return Ok(Err(format!(
+        return Ok(Some(format!(
             "its header has {header} bytes, and only {rest} follow: it was cut short"
         )));
     }
     match serde_json::from_reader::<_, Tensors>(buffered(file.take(header))) {
-        Ok(Tensors(Some(pieces))) => Ok(covers(pieces, rest - header)),
-        Ok(Tensors(None)) => Ok(Ok(())),
-        Err(e) if e.is_io() => unless_too_long(e.into()).map(Ok),
-        Err(e) => Ok(Err(format!("its header is not what it should be: {}", said(&e)))),
+        Ok(Tensors(Some(pieces))) => Ok(flaw_of_pieces(pieces, rest - header)),
+        Ok(Tensors(None)) => Ok(None),
+        Err(e) if e.is_io() => unless_too_long(e.into()).map(|()| None),
+        Err(e) => Ok(Some(format!("its header is not what it should be: {}", said(&e)))),
     }
 }
 
-/// The files that an index names, or in words for people why it is not an index.
-/// `None`: this JSON has no `weight_map`, so it is not an index of this kind.
+/// The content of a file whose name is that of an index.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum IndexContent {
+    /// The files that it names.
+    Shards(BTreeSet<String>),
+    /// JSON without a `weight_map`: it is not an index of this kind.
+    Other,
+    /// No loader accepts it.
+    Flawed(String),
+}
+
+/// Reads an index.
 ///
 /// # Errors
 /// When `file` cannot be read.
-pub(super) fn shards(file: impl Read) -> io::Result<Result<Option<BTreeSet<String>>, String>> {
+pub(super) fn shards(file: impl Read) -> io::Result<IndexContent> {
     match serde_json::from_reader::<_, Index>(buffered(file.take(MAX_INDEX))) {
-        Ok(index) => Ok(Ok(index.0)),
-        Err(e) if e.is_io() => unless_too_long(e.into()).map(|()| Ok(None)),
-        Err(e) => Ok(Err(format!("it is not what an index should be: {}", said(&e)))),
+        Ok(index) => Ok(index.0.map_or(IndexContent::Other, IndexContent::Shards)),
+        Err(e) if e.is_io() => unless_too_long(e.into()).map(|()| IndexContent::Other),
+        Err(e) => {
+            Ok(IndexContent::Flawed(format!("it is not what an index should be: {}", said(&e))))
+        }
     }
 }
 
@@ -175,12 +187,12 @@ fn said(error: &serde_json::Error) -> String {
 }
 
 /// Checks that the tensors follow each other from 0 to the end.
-fn covers(mut places: Vec<(u64, u64)>, data: u64) -> Result<(), String> {
+fn flaw_of_pieces(mut places: Vec<(u64, u64)>, data: u64) -> Option<String> {
     places.sort_unstable();
     let mut at = 0;
     for (start, end) in places {
         if start != at || end < start {
-            return Err(format!(
+            return Some(format!(
                 "its header is not consistent: a tensor has the bytes {start} to {end} where one \
                  from {at} on should be"
             ));
@@ -189,15 +201,15 @@ fn covers(mut places: Vec<(u64, u64)>, data: u64) -> Result<(), String> {
     }
     let (has, needs) = (size_text(data), size_text(at));
     match at {
-        end if end > data => Err(format!(
+        end if end > data => Some(format!(
             "its header lists {needs} ({at} bytes) of tensors, and the file has {has} ({data} \
              bytes): it was cut short"
         )),
-        end if end < data => Err(format!(
+        end if end < data => Some(format!(
             "its header lists {needs} ({at} bytes) of tensors, and the file has {has} ({data} \
              bytes): it is longer than it should be"
         )),
-        _ => Ok(()),
+        _ => None,
     }
 }
 

@@ -18,7 +18,7 @@ async fn a_copy_of_an_import_counts_once_while_it_grows() {
     // A copy does not resume an interrupted download.
     fs::write(layout.part(&id("a")), vec![1; 1 << 20]).unwrap();
     fs::write(layout.copy(&id("a"), 7), "").unwrap();
-    let _copying = reservations.reserve(&wanted("a", SIZE), None).unwrap().unwrap();
+    let _copying = reservations.reserve(&wanted("a", SIZE), None).unwrap().unwrap_reserved();
     let to_come = || reservations.assess(&wanted("b", SIZE), None).unwrap().running;
     assert_eq!(to_come(), SIZE);
     for has in 1..=3_u64 {

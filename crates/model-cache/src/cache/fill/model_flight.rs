@@ -12,6 +12,7 @@ use super::CacheFill;
 use super::progress::{BlobProgress, FillProgress, Phase};
 use super::slots::{Candidate, DownloadSlot};
 use crate::blocking::blocking;
+use crate::cache::space::admission::Admission;
 use crate::cache::space::reservations::{BLOCK, SpaceRequest};
 use crate::cache::space::shortfall::Shortfall;
 use crate::cache::store::disk_space::Space;
@@ -170,8 +171,8 @@ async fn attempt(
         blocking(move || fill.space.admit(&wanted)).await?
     };
     let reservation = match admitted {
-        Ok(reservation) => reservation,
-        Err(shortfall) => return Ok(FillOutcome::NoSpace(Box::new(shortfall))),
+        Admission::Granted(reservation) => reservation,
+        Admission::Short(shortfall) => return Ok(FillOutcome::NoSpace(shortfall)),
     };
     progress.short(None);
     let to_come: u64 = missing.iter().map(|file| file.size).fold(0, u64::saturating_add);

@@ -110,12 +110,19 @@ struct SlotHolder {
     tenant: Tenant,
     since: Instant,
     asked: Arc<Notify>,
-    /// Set once it was asked to yield; whether because it is stalled.
-    yielding: Option<Stalled>,
+    /// Set once it was asked to yield.
+    yielding: Option<YieldReason>,
 }
 
 /// Whether a model makes no progress.
-type Stalled = bool;
+/// Why a model must yield its slot; the stronger reason is greater.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum YieldReason {
+    /// It is the turn of another one.
+    Turn,
+    /// It is stalled.
+    Stalled,
+}
 
 #[derive(Debug)]
 struct SlotRequest {
@@ -168,9 +175,10 @@ impl Slots {
         model: &Candidate,
         slot: DownloadSlot,
     ) -> DownloadSlot {
-        let stalled = slot.id.and_then(|id| self.lock().holders.get(&id)?.yielding);
+        let reason = slot.id.and_then(|id| self.lock().holders.get(&id)?.yielding);
         drop(slot);
-        let cooldown = if stalled == Some(true) { YIELD_COOLDOWN } else { Duration::ZERO };
+        let cooldown =
+            if reason == Some(YieldReason::Stalled) { YIELD_COOLDOWN } else { Duration::ZERO };
         self.wait(model, cooldown).await
     }
 
@@ -281,17 +289,17 @@ impl SlotsState {
         }
         let mut patient = self.in_order(patient).into_iter();
         let found = patient.find_map(|(_, next)| self.find_yielding(next, now));
-        let Some((stalled, id)) = found else { return };
+        let Some((reason, id)) = found else { return };
         if let Some(holder) = self.holders.get_mut(&id) {
-            tracing::debug!(stalled, tenant = %holder.tenant, "a model was asked to yield its slot");
-            holder.yielding = Some(stalled);
+            tracing::debug!(?reason, tenant = %holder.tenant, "a model was asked to yield its slot");
+            holder.yielding = Some(reason);
             holder.asked.notify_one();
         }
     }
 
     /// Finds a model that must yield its slot to this one, and whether because it is
     /// stalled.
-    fn find_yielding(&self, next: &SlotRequest, now: Instant) -> Option<(Stalled, u64)> {
+    fn find_yielding(&self, next: &SlotRequest, now: Instant) -> Option<(YieldReason, u64)> {
         let (urgent, cooling_down) = (next.model.share.is_urgent(), now < next.cooldown_until);
         let tenant = self.tenant(&next.model.share);
         let theirs = self.tenants.running(&tenant);
@@ -312,9 +320,10 @@ impl SlotsState {
             } else {
                 urgent && only_large
             };
-            must_yield.then_some((stalled, mine, *id))
+            let reason = if stalled { YieldReason::Stalled } else { YieldReason::Turn };
+            must_yield.then_some((reason, mine, *id))
         });
-        leaving.max().map(|(stalled, _, id)| (stalled, id))
+        leaving.max().map(|(reason, _, id)| (reason, id))
     }
 
     fn begin(&mut self, id: u64, model: Candidate) -> Arc<Notify> {

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::CacheSpace;
 use super::evict::{self, RetentionReasons};
 use super::policy::{self, EvictionGoal, RetentionReason};
-use super::reservations::{MissingSpace, Reservation, SpaceRequest, Taken};
+use super::reservations::{MissingSpace, Reservation, ReserveOutcome, SpaceRequest, Taken};
 use super::shortfall::{Shortfall, SpaceHolder};
 use crate::cache::store::disk_space::Space;
 use crate::error::Result;
@@ -19,20 +19,25 @@ use crate::model::{BlobId, Summary};
 /// evicted files open, or fill the disk in the meantime.
 const MAX_EVICTIONS: u32 = 3;
 
+/// The answer to a request for space.
+#[derive(Debug)]
+pub(in crate::cache) enum Admission {
+    /// The space is reserved.
+    Granted(Reservation),
+    /// There is not enough, even after evictions.
+    Short(Box<Shortfall>),
+}
+
 impl CacheSpace {
-    /// Admits a model's missing blobs, evicting other models as needed, or returns
-    /// the shortfall. Blocks while files are deleted.
-    pub(in crate::cache) fn admit(
-        &self,
-        wanted: &SpaceRequest,
-    ) -> Result<Result<Reservation, Shortfall>> {
-        let gap = match self.reserve(wanted)? {
-            Ok(reservation) => return Ok(Ok(reservation)),
-            Err(gap) => gap,
+    /// Admits a model's missing blobs, evicting other models as needed. Blocks while
+    /// files are deleted.
+    pub(in crate::cache) fn admit(&self, wanted: &SpaceRequest) -> Result<Admission> {
+        let mut gap = match self.reserve(wanted)? {
+            ReserveOutcome::Reserved(reservation) => return Ok(Admission::Granted(reservation)),
+            ReserveOutcome::Missing(gap) => gap,
         };
         let _alone = self.admissions.lock();
         let own: HashSet<_> = wanted.missing.iter().map(|(id, _)| id.clone()).collect();
-        let mut gap = gap;
         for attempt in 0..=MAX_EVICTIONS {
             match attempt {
                 0 => {
@@ -47,33 +52,30 @@ impl CacheSpace {
                 }
             }
             gap = match self.reserve_from_trash(wanted)? {
-                Ok(reservation) => return Ok(Ok(reservation)),
-                Err(gap) => gap,
+                ReserveOutcome::Reserved(reservation) => {
+                    return Ok(Admission::Granted(reservation));
+                }
+                ReserveOutcome::Missing(gap) => gap,
             };
         }
-        self.shortfall(gap).map(Err)
+        Ok(Admission::Short(Box::new(self.shortfall(gap)?)))
     }
 
     /// Reserves space, deleting only as much of the trash as that needs. The rest
     /// is deleted in the background.
-    fn reserve_from_trash(
-        &self,
-        wanted: &SpaceRequest,
-    ) -> Result<Result<Reservation, MissingSpace>> {
-        let mut more = true;
+    fn reserve_from_trash(&self, wanted: &SpaceRequest) -> Result<ReserveOutcome> {
         loop {
-            let gap = match self.reserve(wanted)? {
-                Ok(reservation) => return Ok(Ok(reservation)),
-                Err(gap) if more => gap,
-                Err(gap) => return Ok(Err(gap)),
-            };
+            let outcome = self.reserve(wanted)?;
+            let ReserveOutcome::Missing(gap) = outcome else { return Ok(outcome) };
             // Each pass deletes something. After the last one, reserve once more:
             // the background task may have deleted the rest.
-            more = self.store.free_from_trash(Some(gap.deficit()))? > 0;
+            if self.store.free_from_trash(Some(gap.deficit()))? == 0 {
+                return self.reserve(wanted);
+            }
         }
     }
 
-    fn reserve(&self, wanted: &SpaceRequest) -> Result<Result<Reservation, MissingSpace>> {
+    fn reserve(&self, wanted: &SpaceRequest) -> Result<ReserveOutcome> {
         self.reservations.reserve(wanted, self.taken()?.as_ref())
     }
 

@@ -1,7 +1,7 @@
 //! How much space there is, and who gets it: reservations, admission, eviction.
 //! Knows [`super::store`], and not [`super::fill`].
 
-mod admission;
+pub(super) mod admission;
 pub(super) mod evict;
 mod maintenance;
 mod pods;

@@ -122,6 +122,13 @@ pub(in crate::cache) struct Reservation {
     tree: u64,
 }
 
+/// The answer to a request for a reservation.
+#[derive(Debug)]
+pub(in crate::cache) enum ReserveOutcome {
+    Reserved(Reservation),
+    Missing(MissingSpace),
+}
+
 /// The space that a model needs.
 #[derive(Debug, Clone)]
 pub(in crate::cache) struct SpaceRequest {
@@ -211,19 +218,18 @@ impl Reservations {
         Counting(self.clone())
     }
 
-    /// Reserves space for the missing blobs of a model, or returns what is missing.
-    /// `taken` is required where the cache has a limit. Blocks on a few file system
+    /// Reserves space for the missing blobs of a model, if there is enough. `taken` is required where the cache has a limit. Blocks on a few file system
     /// calls.
     pub(in crate::cache) fn reserve(
         &self,
         wanted: &SpaceRequest,
         taken: Option<&Taken>,
-    ) -> Result<Result<Reservation, MissingSpace>> {
+    ) -> Result<ReserveOutcome> {
         let measured = self.measure(wanted)?;
         let mut totals = self.lock();
         let gap = self.compare(&totals, &measured, wanted, taken);
         if gap.deficit() != Space::default() {
-            return Ok(Err(gap));
+            return Ok(ReserveOutcome::Missing(gap));
         }
         for (id, size) in &wanted.missing {
             let entry = totals.pending.entry(id.clone());
@@ -233,7 +239,8 @@ impl Reservations {
         let tree = wanted.tree.bytes;
         totals.trees = totals.trees.saturating_add(tree);
         drop(totals);
-        Ok(Ok(Reservation { reservations: self.clone(), blobs, tree }))
+        let reservation = Reservation { reservations: self.clone(), blobs, tree };
+        Ok(ReserveOutcome::Reserved(reservation))
     }
 
     /// Extends the reservation of a blob until its own download ends, which is a moment

@@ -17,11 +17,27 @@ fn wanted(n: u8, size: u64) -> SpaceRequest {
     SpaceRequest { missing: vec![(id(n), size)], tree: Space { bytes: 0, inodes: 3 } }
 }
 
+impl ReserveOutcome {
+    pub(in crate::cache) fn unwrap_reserved(self) -> Reservation {
+        match self {
+            Self::Reserved(reservation) => reservation,
+            Self::Missing(gap) => panic!("{gap:?}"),
+        }
+    }
+
+    fn unwrap_missing(self) -> MissingSpace {
+        match self {
+            Self::Missing(gap) => gap,
+            Self::Reserved(reservation) => panic!("{reservation:?}"),
+        }
+    }
+}
+
 #[test]
 fn a_model_that_does_not_fit_is_refused_with_the_numbers() {
     let dir = tempfile::tempdir().unwrap();
     let reservations = reservations(dir.path(), 1 << 30, None);
-    let gap = reservations.reserve(&wanted(1, 100 << 30), None).unwrap().unwrap_err();
+    let gap = reservations.reserve(&wanted(1, 100 << 30), None).unwrap().unwrap_missing();
     assert_eq!(gap.needs, Space { bytes: 100 << 30, inodes: INODES_PER_BLOB + 1 + 3 });
     assert!(matches!(gap.bound, ExhaustedLimit::Reserve { .. }));
     assert!(gap.deficit().bytes > 98 << 30);
@@ -32,14 +48,14 @@ fn a_model_that_does_not_fit_is_refused_with_the_numbers() {
 fn running_downloads_count_once_and_until_they_end() {
     let dir = tempfile::tempdir().unwrap();
     let reservations = reservations(dir.path(), 4 << 30, None);
-    let first = reservations.reserve(&wanted(1, 3 << 30), None).unwrap().unwrap();
-    let shared = reservations.reserve(&wanted(1, 3 << 30), None).unwrap().unwrap();
-    let gap = reservations.reserve(&wanted(2, 3 << 30), None).unwrap().unwrap_err();
+    let first = reservations.reserve(&wanted(1, 3 << 30), None).unwrap().unwrap_reserved();
+    let shared = reservations.reserve(&wanted(1, 3 << 30), None).unwrap().unwrap_reserved();
+    let gap = reservations.reserve(&wanted(2, 3 << 30), None).unwrap().unwrap_missing();
     assert_eq!(gap.running, 3 << 30);
     drop(first);
-    assert!(reservations.reserve(&wanted(2, 3 << 30), None).unwrap().is_err(), "b still runs");
+    reservations.reserve(&wanted(2, 3 << 30), None).unwrap().unwrap_missing();
     drop(shared);
-    reservations.reserve(&wanted(2, 3 << 30), None).unwrap().unwrap();
+    reservations.reserve(&wanted(2, 3 << 30), None).unwrap().unwrap_reserved();
 }
 
 #[test]
@@ -47,13 +63,15 @@ fn the_limit_of_the_cache_counts_stored_and_arriving_blobs() {
     let dir = tempfile::tempdir().unwrap();
     let reservations = reservations(dir.path(), 1 << 40, Some(10 << 30));
     let taken = |gib: u64| Taken::new(gib << 30, reservations.count());
-    let running = reservations.reserve(&wanted(1, 3 << 30), Some(&taken(4))).unwrap().unwrap();
-    let gap = reservations.reserve(&wanted(2, 4 << 30), Some(&taken(4))).unwrap().unwrap_err();
+    let running =
+        reservations.reserve(&wanted(1, 3 << 30), Some(&taken(4))).unwrap().unwrap_reserved();
+    let gap = reservations.reserve(&wanted(2, 4 << 30), Some(&taken(4))).unwrap().unwrap_missing();
     assert_eq!(gap.bound, ExhaustedLimit::Limit { bytes: 10 << 30 });
     assert_eq!((gap.free.bytes, gap.deficit().bytes), (3 << 30, 1 << 30));
     drop(running);
-    reservations.reserve(&wanted(2, 4 << 30), Some(&taken(4))).unwrap().unwrap();
-    let over = reservations.reserve(&wanted(2, 4 << 30), Some(&taken(15))).unwrap().unwrap_err();
+    reservations.reserve(&wanted(2, 4 << 30), Some(&taken(4))).unwrap().unwrap_reserved();
+    let over =
+        reservations.reserve(&wanted(2, 4 << 30), Some(&taken(15))).unwrap().unwrap_missing();
     assert_eq!(over.deficit().bytes, 9 << 30, "the excess must go first");
 }
 
@@ -63,16 +81,17 @@ fn a_blob_that_arrives_during_a_measurement_counts_with_its_full_size() {
     let reservations = reservations(dir.path(), 1 << 40, Some(10 << 30));
     let before = Taken::new(4 << 30, reservations.count());
     // Admitted or ended since the scan: the scan saw neither as stored.
-    let running = reservations.reserve(&wanted(1, 3 << 30), Some(&before)).unwrap().unwrap();
-    let gap = reservations.reserve(&wanted(2, 4 << 30), Some(&before)).unwrap().unwrap_err();
+    let running =
+        reservations.reserve(&wanted(1, 3 << 30), Some(&before)).unwrap().unwrap_reserved();
+    let gap = reservations.reserve(&wanted(2, 4 << 30), Some(&before)).unwrap().unwrap_missing();
     assert_eq!(gap.free.bytes, 3 << 30);
     // Admitted and ended since the scan: the scan missed it.
     drop(running);
-    let gap = reservations.reserve(&wanted(2, 4 << 30), Some(&before)).unwrap().unwrap_err();
+    let gap = reservations.reserve(&wanted(2, 4 << 30), Some(&before)).unwrap().unwrap_missing();
     assert_eq!(gap.free.bytes, 3 << 30);
     drop(before);
     let after = Taken::new(4 << 30, reservations.count());
-    reservations.reserve(&wanted(2, 4 << 30), Some(&after)).unwrap().unwrap();
+    reservations.reserve(&wanted(2, 4 << 30), Some(&after)).unwrap().unwrap_reserved();
 }
 
 #[test]
@@ -83,7 +102,7 @@ fn a_reservation_that_begins_or_ends_during_a_measurement_counts_in_full() {
     let before = reservations.measure(&second).unwrap();
     let compare = |measured| reservations.compare(&reservations.lock(), measured, &second, None);
     assert_eq!(compare(&before).deficit(), Space::default());
-    let first = reservations.reserve(&wanted(1, 3 << 30), None).unwrap().unwrap();
+    let first = reservations.reserve(&wanted(1, 3 << 30), None).unwrap().unwrap_reserved();
     assert_eq!(compare(&before).running, 3 << 30);
     let before = reservations.measure(&second).unwrap();
     drop(first);
@@ -101,8 +120,8 @@ fn inodes_are_reserved_too() {
     let reservations = Reservations::new(Layout::new(dir.path()), limits);
     let gap = reservations.reserve(&wanted(1, 1), None).unwrap();
     // A file system without a fixed number of inodes never refuses.
-    assert_eq!(gap.is_err(), free.total_inodes > 0);
-    if let Err(gap) = gap {
+    assert_eq!(matches!(gap, ReserveOutcome::Missing(_)), free.total_inodes > 0);
+    if let ReserveOutcome::Missing(gap) = gap {
         assert!(matches!(gap.bound, ExhaustedLimit::Inodes { .. }));
     }
 }

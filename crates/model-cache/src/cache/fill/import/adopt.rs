@@ -16,6 +16,7 @@ use super::{ImportCandidate, open_for_writing};
 use crate::abort_point;
 use crate::blocking::blocking;
 use crate::cache::fill::CacheFill;
+use crate::cache::space::admission::Admission;
 use crate::cache::space::reservations::{Reservation, SpaceRequest};
 use crate::cache::store::blobs::Placed;
 use crate::cache::store::disk_space::Space;
@@ -43,6 +44,13 @@ pub(super) enum AdoptOutcome {
     Gone,
 }
 
+/// The outcome of taking a file over without a copy.
+enum Takeover {
+    Done(AdoptOutcome),
+    /// It must be copied instead.
+    Impossible(Box<SourceFile>),
+}
+
 /// Adopts the files of one import.
 pub(super) struct Adopter {
     pub(super) fill: Arc<CacheFill>,
@@ -68,38 +76,44 @@ impl Adopter {
         };
         if self.take && !found.linked {
             let shown = self.source.path().join(&candidate.path).display().to_string();
-            match self.take(&candidate.file, found, shown, Arc::clone(&progress)).await? {
-                Ok(outcome) => return Ok(outcome),
-                Err(found) => return self.copy(&candidate.file, found, progress).await,
-            }
+            return match self.take(&candidate.file, found, shown, Arc::clone(&progress)).await? {
+                Takeover::Done(outcome) => Ok(outcome),
+                Takeover::Impossible(found) => self.copy(&candidate.file, *found, progress).await,
+            };
         }
         self.copy(&candidate.file, found, progress).await
     }
 
-    /// Performs steps 1 to 4. `Err` returns the file, to be copied instead.
+    /// Performs steps 1 to 4.
     async fn take(
         &self,
         file: &ManifestFile,
         found: SourceFile,
         shown: String,
         progress: Arc<ObjectProgress>,
-    ) -> Result<Result<AdoptOutcome, SourceFile>> {
+    ) -> Result<Takeover> {
         let failed = |e: io::Error| Error::io(format!("looking at {shown}"), &e);
         if found.has_other_names().map_err(failed)? {
-            return Ok(Err(found));
+            return Ok(Takeover::Impossible(Box::new(found)));
         }
         // A file system without leases, or another user's file and no right to
         // lease it: writers cannot be ruled out.
-        let Ok(lease) = ReadLease::take(Arc::clone(&found.file)) else { return Ok(Err(found)) };
+        let Ok(lease) = ReadLease::take(Arc::clone(&found.file)) else {
+            return Ok(Takeover::Impossible(Box::new(found)));
+        };
         let Some(lease) = lease else { return Err(open_for_writing(&shown)) };
         let verified = self.verify(file, &found.as_opened(), progress).await?;
-        let Some(verified) = verified else { return Ok(Ok(AdoptOutcome::Differs)) };
+        let Some(verified) = verified else {
+            return Ok(Takeover::Done(AdoptOutcome::Differs));
+        };
         let (fill, manifest) = (Arc::clone(&self.fill), Arc::clone(&self.manifest));
         let file = file.clone();
         blocking(move || match fill.take_file(&manifest, &file, &found, &lease, verified)? {
-            Placed::Blob => Ok(Ok(AdoptOutcome::Moved)),
-            Placed::Late => Ok(Ok(AdoptOutcome::Gone)),
-            Placed::Refused if lease.holds().is_ok_and(|holds| holds) => Ok(Err(found)),
+            Placed::Blob => Ok(Takeover::Done(AdoptOutcome::Moved)),
+            Placed::Late => Ok(Takeover::Done(AdoptOutcome::Gone)),
+            Placed::Refused if lease.holds().is_ok_and(|holds| holds) => {
+                Ok(Takeover::Impossible(Box::new(found)))
+            }
             Placed::Refused => Err(open_for_writing(&shown)),
         })
         .await
@@ -225,8 +239,11 @@ impl CacheFill {
             AdoptOutcome::Cloned
         } else {
             let missing = vec![(file.blob.clone(), file.size)];
-            let admitted = self.space.admit(&SpaceRequest { missing, tree: Space::default() })?;
-            staged.room = Some(admitted.map_err(|short| short.error(&file.path))?);
+            let wanted = SpaceRequest { missing, tree: Space::default() };
+            staged.room = match self.space.admit(&wanted)? {
+                Admission::Granted(room) => Some(room),
+                Admission::Short(shortfall) => return Err(shortfall.error(&file.path)),
+            };
             copy(&found.file, &to).map_err(failed)?;
             AdoptOutcome::Copied
         };
