@@ -104,7 +104,6 @@ impl Manager {
         request: &ModelRequest,
         on_progress: &ProgressCallback,
     ) -> Result<(EnsureOutcome, Vec<Warning>)> {
-        let title = request.title();
         let mut changes = Changes::default();
         let Remote { engine, resolver, .. } = self.remote()?;
         let route = resolver.route(request, "").await?;
@@ -114,18 +113,17 @@ impl Manager {
                 break (EnsureOutcome::Cached(model), manifest.warnings.clone());
             }
             let client = route.client();
-            let mut waiter =
-                self.0.cache.fill(engine, &manifest, &title, &Priority::Prefetch, client);
+            let mut waiter = self.0.cache.fill(engine, &manifest, &Priority::Prefetch, client);
             let progress = waiter.shared_progress();
             let filling = async {
                 tokio::select! {
                     completed = waiter.completed() => completed,
-                    short = progress.short_of_space() => Err(short.error(&title)),
+                    short = progress.short_of_space() => Err(short.error()),
                 }
             };
-            match report_progress(on_progress, filling, || fill_progress(&title, &progress)).await {
+            match report_progress(on_progress, filling, || fill_progress(&progress)).await {
                 Ok(model) => break (EnsureOutcome::Downloaded(model), manifest.warnings.clone()),
-                Err(error) => changes.retry(&title, error)?,
+                Err(error) => changes.retry(progress.title(), error)?,
             }
         };
         warnings.extend(self.record_latest(request, &route, outcome.model()).await?);
@@ -150,7 +148,7 @@ impl Manager {
             let progress = ImportProgress::default();
             let cache = &self.0.cache;
             let client = route.client();
-            let importing = cache.import(engine, client, &manifest, &title, options, &progress);
+            let importing = cache.import(engine, client, &manifest, options, &progress);
             match report_progress(on_progress, importing, || import_progress(&title, &progress))
                 .await
             {
@@ -219,7 +217,8 @@ fn prefetched(uri: &str, (outcome, warnings): (EnsureOutcome, Vec<Warning>)) -> 
     }
 }
 
-fn fill_progress(title: &str, progress: &FillProgress) -> CommandProgress {
+fn fill_progress(progress: &FillProgress) -> CommandProgress {
+    let title = progress.title();
     let now = progress.snapshot();
     let total = if now.phase == Phase::Downloading { now.total } else { 0 };
     CommandProgress { subject: title.to_owned(), text: now.text(title), done: now.done, total }

@@ -131,7 +131,6 @@ impl Listings {
         &self,
         route: &Route,
         source: &ModelSource,
-        title: &str,
     ) -> Waiter<Waiters, Arc<HeldListing>> {
         let bucket = Bucket::new(source.namespace.as_str(), source.bucket.as_str());
         let key = Key {
@@ -144,10 +143,9 @@ impl Listings {
         let tenant = route.tenant();
         let inner = Arc::clone(&self.0);
         let route = route.clone();
-        let title = title.to_owned();
         let source = source.clone();
         let waiter = self.0.flights.join(key, Waiters::default(), move |waiters| async move {
-            inner.list(&route, &source, &bucket, &title, &waiters).await.map(Arc::new)
+            inner.list(&route, &source, &bucket, &waiters).await.map(Arc::new)
         });
         waiter.progress().add(tenant);
         waiter
@@ -176,10 +174,9 @@ impl ListingsInner {
         route: &Route,
         source: &ModelSource,
         bucket: &Bucket,
-        title: &str,
         waiters: &Waiters,
     ) -> Result<HeldListing> {
-        let once = || self.list_once(route, source, bucket, title, waiters);
+        let once = || self.list_once(route, source, bucket, waiters);
         match self.buckets.ask(BucketOperation::List, (route, bucket), once).await {
             Ok(ListingOutcome::Listed(held)) => Ok(held),
             Ok(ListingOutcome::Refused { error, largest }) => {
@@ -198,7 +195,6 @@ impl ListingsInner {
         route: &Route,
         source: &ModelSource,
         bucket: &Bucket,
-        title: &str,
         waiters: &Waiters,
     ) -> Result<ListingOutcome, StorageError> {
         let small = waiters.take(&self.small, SMALL);
@@ -212,7 +208,7 @@ impl ListingsInner {
         let mut most = SMALL;
         while let Some(page) = pages.next().await? {
             waiters.pulse.beat();
-            if let Err(error) = self.add(&mut held, &mut most, page, title, waiters).await {
+            if let Err(error) = self.add(&mut held, &mut most, page, source, waiters).await {
                 return Ok(ListingOutcome::Refused { error, largest: held.largest() });
             }
         }
@@ -220,8 +216,9 @@ impl ListingsInner {
             let error = Error::new(
                 ErrorKind::Precondition,
                 format!(
-                    "{title} has more than {} objects (limits.maxObjects): name a longer prefix, or \
-                     ask the administrator to raise the limit",
+                    "{} has more than {} objects (limits.maxObjects): name a longer prefix, or ask \
+                     the administrator to raise the limit",
+                    source.title(),
                     self.max_objects
                 ),
             );
@@ -237,7 +234,7 @@ impl ListingsInner {
         held: &mut HeldListing,
         most: &mut u64,
         page: Vec<ObjectSummary>,
-        title: &str,
+        source: &ModelSource,
         waiters: &Waiters,
     ) -> Result<()> {
         held.listing.push(page.into_iter().map(listed))?;
@@ -249,7 +246,7 @@ impl ListingsInner {
             *most = large;
         }
         if weight > *most {
-            return Err(too_long(title, *most));
+            return Err(too_long(&source.title(), *most));
         }
         Ok(())
     }
@@ -355,10 +352,10 @@ mod tests {
         };
         let small = &listings.0.small;
         let _all = small.take(greedy.tenant(), small.most()).await.unwrap();
-        let mut first = listings.start(&greedy, &source, "m/");
+        let mut first = listings.start(&greedy, &source);
         let waits = tokio::time::timeout(Duration::from_millis(100), first.completed());
         assert!(waits.await.is_err(), "it has half of the memory already");
-        let mut second = listings.start(&victim, &source, "m/");
+        let mut second = listings.start(&victim, &source);
         let completed = tokio::time::timeout(Duration::from_secs(20), second.completed());
         assert_eq!(completed.await.unwrap().unwrap().listing.len(), 1);
         assert!(second.joined() && first.completed().await.is_ok(), "one listing for both");

@@ -204,7 +204,7 @@ impl ResolverInner {
     ) -> Result<Manifest> {
         let source = self.source(request, route).await?;
         let bucket = Bucket::new(source.namespace.as_str(), source.bucket.as_str());
-        let mut listing = self.listings.start(route, &source, &request.title());
+        let mut listing = self.listings.start(route, &source);
         pulse.follow(Arc::clone(&listing.progress().pulse));
         let held = listing.completed().await?;
         // From here on, only `held` keeps the listing's memory.

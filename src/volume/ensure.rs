@@ -102,11 +102,9 @@ impl Volumes {
         manifest: &Arc<Manifest>,
     ) -> (PublishResult, Result<CachedModel>) {
         let parts = self.parts();
-        let title = &attempt.title;
         let recorder = self.recorder(attempt.pod.as_ref());
         let priority = Priority::Pod(route.tenant().clone());
-        let mut waiter =
-            parts.cache.fill(&parts.engine, manifest, title, &priority, route.client());
+        let mut waiter = parts.cache.fill(&parts.engine, manifest, &priority, route.client());
         let joined = waiter.joined();
         let how = if joined { PublishResult::Joined } else { PublishResult::Downloaded };
         let progress = waiter.shared_progress();
@@ -116,17 +114,17 @@ impl Volumes {
             completed = waiter.completed() => completed,
             short = progress.short_of_space() => {
                 let namespace = attempt.pod.as_ref().map(|pod| pod.namespace.as_str());
-                Err(short.error_of_pod(title, namespace))
+                Err(short.error_of_pod(namespace))
             }
-            never = recorder.progress(&progress, title) => match never {},
+            never = recorder.progress(&progress) => match never {},
             () = tokio::time::sleep_until(attempt.deadline) => {
-                Err(Error::new(ErrorKind::InProgress, progress.snapshot().text(title)))
+                Err(Error::new(ErrorKind::InProgress, progress.snapshot().text(progress.title())))
             }
         };
         if filled.is_ok()
             && let Some(files) = progress.unverified()
         {
-            recorder.unverified(&files, title);
+            recorder.unverified(&files, progress.title());
         }
         (how, filled)
     }

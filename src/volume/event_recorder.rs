@@ -30,19 +30,20 @@ impl<'a> EventRecorder<'a> {
     }
 
     /// Records the progress of a download for as long as this is polled.
-    pub(super) async fn progress(&self, progress: &FillProgress, title: &str) -> Infallible {
+    pub(super) async fn progress(&self, progress: &FillProgress) -> Infallible {
         let mut second = tokio::time::interval(Duration::from_secs(1));
         loop {
             second.tick().await;
             let now = progress.snapshot();
             if now.phase == Phase::Downloading && now.done > 0 {
-                self.record(Reason::Pulling, &now.text(title));
+                self.record(Reason::Pulling, &now.text(progress.title()));
             }
         }
     }
 
     /// Records how the pod got its model.
-    pub(super) fn published(&self, how: PublishResult, model: &CachedModel, title: &str) {
+    pub(super) fn published(&self, how: PublishResult, model: &CachedModel) {
+        let title = model.summary.source.title();
         let (size, revision) = (size_text(model.summary.bytes), &model.summary.revision);
         match how {
             PublishResult::Hit => {

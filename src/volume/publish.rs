@@ -147,7 +147,7 @@ impl Volumes {
         blocking(move || inner.mount(guard, &mounting, mounted)).await?;
         self.0.calls.end(&attempt.key.target);
         let recorder = self.recorder(attempt.pod.as_ref());
-        recorder.published(how, &model, &attempt.title);
+        recorder.published(how, &model);
         recorder.suspect(&warnings, &attempt.title, &self.0.parts.metrics);
         tracing::info!(
             target = %attempt.key.target.display(),

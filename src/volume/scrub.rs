@@ -56,7 +56,7 @@ impl Volumes {
     /// Downloads damaged content again, if Object Storage still has it.
     pub async fn repair(&self, damage: &Damage) {
         for manifest in &damage.models {
-            let title = manifest.source.to_string();
+            let title = manifest.source.title();
             let route = match self.route_to(manifest).await {
                 Ok(route) => route,
                 Err(error) => {
@@ -66,13 +66,12 @@ impl Volumes {
             };
             let engine = &self.parts().engine;
             let client = route.client();
-            let mut waiter =
-                self.parts().cache.fill(engine, manifest, &title, &Priority::Prefetch, client);
+            let mut waiter = self.parts().cache.fill(engine, manifest, &Priority::Prefetch, client);
             let progress = waiter.shared_progress();
             let completed = tokio::select! {
                 completed = waiter.completed() => completed,
                 // Only pods wait for space.
-                short = progress.short_of_space() => Err(short.error(&title)),
+                short = progress.short_of_space() => Err(short.error()),
             };
             match completed {
                 Ok(_) => tracing::info!(model = title, "repaired a model"),

@@ -100,7 +100,7 @@ impl Node {
         let options = ImportOptions { dir: dir.to_owned(), move_files: take };
         let progress = ImportProgress::default();
         let client = &self.client;
-        self.cache.import(&self.engine, client, &manifest, "the model", options, &progress).await
+        self.cache.import(&self.engine, client, &manifest, options, &progress).await
     }
 
     /// Imports, and checks that the model is what the store has.

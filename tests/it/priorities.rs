@@ -178,7 +178,7 @@ impl Node {
         let request = ModelRequest::of(uri.namespace, uri.bucket, uri.prefix);
         let route = self.resolver.route(&request, "").await.unwrap();
         let manifest = self.resolver.resolve(&request, &route).await.unwrap();
-        self.cache.fill(&self.engine, &manifest, name, &asker, route.client())
+        self.cache.fill(&self.engine, &manifest, &asker, route.client())
     }
 }
 

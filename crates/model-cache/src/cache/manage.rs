@@ -135,11 +135,10 @@ impl Cache {
         engine: &Engine,
         client: &Arc<dyn ObjectSource>,
         manifest: &Arc<Manifest>,
-        title: &str,
         options: ImportOptions,
         progress: &ImportProgress,
     ) -> Result<(CachedModel, Imported)> {
-        self.fill.import(engine, client, manifest, title, options, progress).await
+        self.fill.import(engine, client, manifest, options, progress).await
     }
 
     /// Returns the time until the next scrub is due, counted from the last scrub, even

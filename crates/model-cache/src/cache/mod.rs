@@ -153,11 +153,10 @@ impl Cache {
         &self,
         engine: &Engine,
         manifest: &Arc<Manifest>,
-        title: &str,
         priority: &Priority,
         client: &Arc<dyn ObjectSource>,
     ) -> Waiter<FillProgress, CachedModel> {
-        self.fill.fill(engine, manifest, title, priority, client)
+        self.fill.fill(engine, manifest, priority, client)
     }
 
     /// Returns the newest revision of a request, if it is complete.

@@ -7,7 +7,11 @@ fn id(digit: &str) -> BlobId {
 }
 
 fn wanted(digit: &str, size: u64) -> SpaceRequest {
-    SpaceRequest { missing: vec![(id(digit), size)], tree: Space { bytes: 0, inodes: 1 } }
+    SpaceRequest {
+        subject: "m".to_owned(),
+        missing: vec![(id(digit), size)],
+        tree: Space { bytes: 0, inodes: 1 },
+    }
 }
 
 #[tokio::test]

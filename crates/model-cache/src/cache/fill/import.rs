@@ -190,7 +190,6 @@ impl CacheFill {
         engine: &Engine,
         client: &Arc<dyn ObjectSource>,
         manifest: &Arc<Manifest>,
-        title: &str,
         options: ImportOptions,
         progress: &ImportProgress,
     ) -> Result<(CachedModel, Imported)> {
@@ -242,12 +241,12 @@ impl CacheFill {
         imported.downloaded_files = missing.len();
         imported.downloaded_bytes =
             missing.iter().map(|file| file.size).fold(0, u64::saturating_add);
-        let mut waiter = self.fill(engine, manifest, title, &Priority::Prefetch, client);
+        let mut waiter = self.fill(engine, manifest, &Priority::Prefetch, client);
         let filling = waiter.shared_progress();
         progress.enter(Stage::Filling(Arc::clone(&filling)));
         let model = tokio::select! {
             completed = waiter.completed() => completed?,
-            short = filling.short_of_space() => return Err(short.error(title)),
+            short = filling.short_of_space() => return Err(short.error()),
         };
         (imported.left_files, imported.left) = blocking(move || Ok(source.left(NAMED))).await?;
         Ok((model, imported))

@@ -89,19 +89,17 @@ impl CacheFill {
         self: &Arc<Self>,
         engine: &Engine,
         manifest: &Arc<Manifest>,
-        title: &str,
         priority: &Priority,
         client: &Arc<dyn ObjectSource>,
     ) -> Waiter<FillProgress, CachedModel> {
-        let (fill, engine) = (Arc::clone(self), engine.clone());
-        let (manifest, title) = (Arc::clone(manifest), title.to_owned());
+        let (fill, engine, manifest) = (Arc::clone(self), engine.clone(), Arc::clone(manifest));
         let started = FillProgress::new(Some(Arc::clone(&manifest)), priority.share());
         started.share().add_reader(client);
         let waiter = self.flights.models.join(manifest.key(), started, move |progress| {
             // A root span, since the flight has many callers and outlives them.
-            let flight = progress.id();
-            let span = tracing::error_span!(parent: None, "download", flight, model = title);
-            model_flight::fill(fill, engine, manifest, title, progress).instrument(span)
+            let (flight, model) = (progress.id(), progress.title());
+            let span = tracing::error_span!(parent: None, "download", flight, model);
+            model_flight::fill(fill, engine, manifest, progress).instrument(span)
         });
         waiter.progress().share().add_reader(client);
         priority.apply_to(waiter.progress().share());

@@ -46,7 +46,6 @@ pub(super) async fn fill(
     fill: Arc<CacheFill>,
     engine: Engine,
     manifest: Arc<Manifest>,
-    title: String,
     progress: Arc<FillProgress>,
 ) -> Result<CachedModel> {
     let ticker = async {
@@ -56,7 +55,7 @@ pub(super) async fn fill(
             progress.sample();
         }
     };
-    let work = steps(&fill, &engine, &manifest, &title, &progress);
+    let work = steps(&fill, &engine, &manifest, &progress);
     let done = tokio::select! {
         done = work => done,
         () = ticker => Err(Error::internal("a timer ended")),
@@ -71,12 +70,11 @@ async fn steps(
     fill: &Arc<CacheFill>,
     engine: &Engine,
     manifest: &Arc<Manifest>,
-    title: &str,
     progress: &Arc<FillProgress>,
 ) -> Result<CachedModel> {
     let mut warned = false;
     loop {
-        match attempt(fill, engine, manifest, title, progress).await? {
+        match attempt(fill, engine, manifest, progress).await? {
             FillOutcome::Complete(model) => {
                 if progress.share().is_urgent() {
                     fill.space.await_pod(&model);
@@ -85,13 +83,13 @@ async fn steps(
             }
             FillOutcome::Retry => {}
             FillOutcome::NoSpace(shortfall) => {
-                let error = shortfall.error(title);
+                let error = shortfall.error();
                 if !progress.share().is_urgent() {
                     // Only pods wait for space.
                     return Err(error);
                 }
                 // Repeated every few seconds, so warn only once.
-                let error = shortfall.error_of_pod(title, None);
+                let error = shortfall.error_of_pod(None);
                 match std::mem::replace(&mut warned, true) {
                     false => tracing::warn!("{error}"),
                     true => tracing::debug!("{error}"),
@@ -127,7 +125,6 @@ async fn attempt(
     fill: &Arc<CacheFill>,
     engine: &Engine,
     manifest: &Arc<Manifest>,
-    title: &str,
     progress: &Arc<FillProgress>,
 ) -> Result<FillOutcome> {
     let candidate = Candidate {
@@ -158,6 +155,7 @@ async fn attempt(
     let missing = missing(fill, manifest).await?;
     let directories = u64::try_from(manifest.all_directories().len()).unwrap_or(u64::MAX);
     let wanted = SpaceRequest {
+        subject: progress.title().to_owned(),
         missing: missing.iter().map(|file| (file.blob.clone(), file.size)).collect(),
         // The tree's files are links. Counted are its directories, and five more: its
         // root, the model's directory, the manifest, the summary and `durable`.
@@ -178,7 +176,7 @@ async fn attempt(
     let to_come: u64 = missing.iter().map(|file| file.size).fold(0, u64::saturating_add);
     progress.start(manifest.bytes(), manifest.bytes().saturating_sub(to_come));
     drop(preparing);
-    let fetching = Fetching { fill, engine, manifest, title, progress };
+    let fetching = Fetching { fill, engine, manifest, progress };
     let outcome = fetching.run(slot, &candidate, missing).await;
     drop(reservation);
     match outcome {
@@ -216,7 +214,6 @@ struct Fetching<'a> {
     fill: &'a Arc<CacheFill>,
     engine: &'a Engine,
     manifest: &'a Arc<Manifest>,
-    title: &'a str,
     progress: &'a Arc<FillProgress>,
 }
 
@@ -229,11 +226,11 @@ impl Fetching<'_> {
         candidate: &Candidate,
         mut missing: Vec<ManifestFile>,
     ) -> Result<CachedModel> {
-        let Self { fill, engine, manifest, title, progress } = *self;
+        let Self { fill, engine, manifest, progress } = *self;
         loop {
             let arrived = tokio::select! {
                 biased;
-                arrived = download(fill, engine, manifest, &missing, title, progress) => {
+                arrived = download(fill, engine, manifest, &missing, progress) => {
                     Some(arrived?)
                 }
                 () = slot.asked_to_yield() => None,
@@ -263,7 +260,6 @@ async fn download(
     engine: &Engine,
     manifest: &Arc<Manifest>,
     missing: &[ManifestFile],
-    title: &str,
     progress: &Arc<FillProgress>,
 ) -> Result<()> {
     if missing.is_empty() {
@@ -286,7 +282,7 @@ async fn download(
             Ok(())
         })
         .await
-        .map_err(|error: Error| error.context(format!("downloading {title}")))?;
+        .map_err(|error: Error| error.context(format!("downloading {}", progress.title())))?;
     let seconds = started.elapsed().as_secs_f64();
     fill.metrics.download_duration.observe(seconds);
     tracing::info!(revision, objects, bytes, seconds, "downloaded");

@@ -75,6 +75,7 @@ pub struct Unverified {
 #[derive(Debug)]
 pub struct FillProgress {
     id: String,
+    title: String,
     manifest: Option<Arc<Manifest>>,
     state: Mutex<ProgressState>,
     /// The shortfall, while the model waits for space.
@@ -113,6 +114,7 @@ impl FillProgress {
         let (shortfall, _) = watch::channel(None);
         Self {
             id: trace::id(),
+            title: manifest.as_ref().map_or_else(String::new, |all| all.source.title()),
             manifest,
             state: Mutex::default(),
             shortfall,
@@ -124,6 +126,11 @@ impl FillProgress {
     /// The id of the flight, for its own log lines and those of its waiters.
     pub fn id(&self) -> &str {
         &self.id
+    }
+
+    /// The model's name for people.
+    pub fn title(&self) -> &str {
+        &self.title
     }
 
     /// The manifest of the model.

@@ -58,7 +58,7 @@ impl CacheSpace {
                 ReserveOutcome::Missing(gap) => gap,
             };
         }
-        Ok(Admission::Short(Box::new(self.shortfall(gap)?)))
+        Ok(Admission::Short(Box::new(self.shortfall(wanted, gap)?)))
     }
 
     /// Reserves space, deleting only as much of the trash as that needs. The rest
@@ -92,7 +92,7 @@ impl CacheSpace {
     }
 
     /// Describes the shortfall: what is missing, and which pods hold the rest.
-    pub(in crate::cache) fn shortfall(&self, gap: MissingSpace) -> Result<Shortfall> {
+    fn shortfall(&self, wanted: &SpaceRequest, gap: MissingSpace) -> Result<Shortfall> {
         let taken = self.store.usage()?;
         let kept = RetentionReasons::now(&self.store)?;
         let input = evict::eviction_input(&taken, &kept, &self.store.holds().held_blobs());
@@ -107,6 +107,7 @@ impl CacheSpace {
             SpaceHolder { pod: lease.pod, bytes }
         });
         Ok(Shortfall {
+            subject: wanted.subject.clone(),
             needs: gap.needs,
             available: gap.free.saturating_add(evictable),
             evictable,
@@ -150,7 +151,7 @@ impl CacheSpace {
         cause: String,
     ) -> Result<Shortfall> {
         let gap = self.reservations.assess(wanted, self.taken()?.as_ref())?;
-        let mut shortfall = self.shortfall(gap)?;
+        let mut shortfall = self.shortfall(wanted, gap)?;
         shortfall.cut_short = Some(cause);
         Ok(shortfall)
     }

@@ -132,6 +132,8 @@ pub(in crate::cache) enum ReserveOutcome {
 /// The space that a model needs.
 #[derive(Debug, Clone)]
 pub(in crate::cache) struct SpaceRequest {
+    /// What it is for, in messages: a model or a file.
+    pub(in crate::cache) subject: String,
     /// Missing blobs, and their sizes.
     pub(in crate::cache) missing: Vec<(BlobId, u64)>,
     /// The directories of the tree, and the files beside it.

@@ -14,7 +14,11 @@ fn reservations(dir: &Path, bytes: u64, max_size: Option<u64>) -> Reservations {
 }
 
 fn wanted(n: u8, size: u64) -> SpaceRequest {
-    SpaceRequest { missing: vec![(id(n), size)], tree: Space { bytes: 0, inodes: 3 } }
+    SpaceRequest {
+        subject: "m".to_owned(),
+        missing: vec![(id(n), size)],
+        tree: Space { bytes: 0, inodes: 3 },
+    }
 }
 
 impl ReserveOutcome {

@@ -14,6 +14,8 @@ const NAMED: usize = 3;
 /// The space that is missing for a model, and who holds the rest.
 #[derive(Debug, Clone)]
 pub struct Shortfall {
+    /// What the space is for: a model or a file.
+    pub(in crate::cache) subject: String,
     /// Space that the model still needs.
     pub(in crate::cache) needs: Space,
     /// Space that would be available after evicting everything evictable.
@@ -59,28 +61,29 @@ pub(in crate::cache) struct SpaceHolder {
 impl Shortfall {
     /// Returns the error for a pod in this Kubernetes namespace, whose download starts
     /// when there is space. Pods of other namespaces are counted, but not named.
-    pub fn error_of_pod(&self, title: &str, namespace: Option<&str>) -> Error {
+    pub fn error_of_pod(&self, namespace: Option<&str>) -> Error {
         let remedy = "it starts by itself when there is space: end pods that hold models, or give \
                       the cache a larger disk";
-        self.with_remedy(title, namespace, remedy)
+        self.with_remedy(namespace, remedy)
     }
 
     /// Returns the error for callers that do not wait for space: commands, prefetches,
     /// repairs.
-    pub fn error(&self, title: &str) -> Error {
+    pub fn error(&self) -> Error {
         let remedy = "only pods wait for space: end pods that hold models, or give the cache a \
                       larger disk, and try again";
-        self.with_remedy(title, None, remedy)
+        self.with_remedy(None, remedy)
     }
 
-    fn with_remedy(&self, title: &str, namespace: Option<&str>, remedy: &str) -> Error {
+    fn with_remedy(&self, namespace: Option<&str>, remedy: &str) -> Error {
+        let subject = &self.subject;
         let needs = match self.bound {
             ExhaustedLimit::Inodes { .. } => format!(
-                "{title} needs {} inodes; {} available",
+                "{subject} needs {} inodes; {} available",
                 self.needs.inodes, self.available.inodes
             ),
             _ => format!(
-                "{title} needs {}; {} available",
+                "{subject} needs {}; {} available",
                 size_text(self.needs.bytes),
                 size_text(self.available.bytes)
             ),
@@ -161,6 +164,7 @@ mod tests {
     fn shortfall() -> Shortfall {
         let held = |pod: &str, gib| SpaceHolder { pod: Some(pod.to_owned()), bytes: gib * GIB };
         Shortfall {
+            subject: "models/llama3-70b/".to_owned(),
             needs: Space { bytes: 140 * GIB, inodes: 30 },
             available: Space { bytes: 96 * GIB, inodes: 1000 },
             evictable: Space { bytes: 65 * GIB, inodes: 40 },
@@ -181,7 +185,7 @@ mod tests {
 
     #[test]
     fn the_message_has_the_numbers_and_the_holders() {
-        let error = shortfall().error_of_pod("models/llama3-70b/", Some("team-a"));
+        let error = shortfall().error_of_pod(Some("team-a"));
         assert_eq!(error.kind(), ErrorKind::NoSpace);
         assert!(
             error.message().starts_with(
@@ -196,7 +200,7 @@ mod tests {
     #[test]
     fn pods_of_other_namespaces_are_not_named() {
         for namespace in [None, Some("d"), Some("team")] {
-            let text = shortfall().error_of_pod("m", namespace).message().to_owned();
+            let text = shortfall().error_of_pod(namespace).message().to_owned();
             assert!(text.contains("held by 4 pods of other namespaces"), "{text}");
         }
     }
@@ -206,11 +210,11 @@ mod tests {
         let mut short = shortfall();
         short.bound = ExhaustedLimit::Limit { bytes: 100 * GIB };
         short.running = GIB;
-        let text = short.error_of_pod("m", None).message().to_owned();
+        let text = short.error_of_pod(None).message().to_owned();
         assert!(text.contains("31 GiB left of cache.maxSize 100 GiB, 65 GiB evictable"), "{text}");
         assert!(text.contains("running downloads take 1 GiB more"), "{text}");
         short.bound = ExhaustedLimit::Inodes { inodes: 10 };
-        let text = short.error_of_pod("m", None).message().to_owned();
+        let text = short.error_of_pod(None).message().to_owned();
         assert!(text.contains("needs 30 inodes; 1000 available"), "{text}");
     }
 
@@ -219,15 +223,15 @@ mod tests {
         let mut short = shortfall();
         // 20 % of this, in whole bytes, is a little less than a fifth.
         short.bound = ExhaustedLimit::Reserve { bytes: 1003 / 5, of: 1003 };
-        let text = short.error("m").message().to_owned();
+        let text = short.error().message().to_owned();
         assert!(text.contains("free above the 20 % reserve"), "{text}");
     }
 
     #[test]
     fn only_the_error_for_a_pod_says_that_its_download_starts_by_itself() {
         let starts = |error: Error| error.message().contains("it starts by itself");
-        assert!(starts(shortfall().error_of_pod("m", None)));
-        assert!(!starts(shortfall().error("m")));
+        assert!(starts(shortfall().error_of_pod(None)));
+        assert!(!starts(shortfall().error()));
     }
 
     #[test]
@@ -235,7 +239,7 @@ mod tests {
         let mut short = shortfall();
         let held = |n| SpaceHolder { pod: Some(format!("{}/{n:063}", "n".repeat(40))), bytes: GIB };
         short.holders = (0..200).map(held).collect();
-        let text = short.error_of_pod("m", Some(&"n".repeat(40))).message().to_owned();
+        let text = short.error_of_pod(Some(&"n".repeat(40))).message().to_owned();
         assert!(text.contains("197 more of this namespace"), "{text}");
         assert!(text.chars().count() < 800, "{}", text.len());
     }

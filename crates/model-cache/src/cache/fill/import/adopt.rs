@@ -239,10 +239,11 @@ impl CacheFill {
             AdoptOutcome::Cloned
         } else {
             let missing = vec![(file.blob.clone(), file.size)];
-            let wanted = SpaceRequest { missing, tree: Space::default() };
+            let subject = file.path.clone();
+            let wanted = SpaceRequest { subject, missing, tree: Space::default() };
             staged.room = match self.space.admit(&wanted)? {
                 Admission::Granted(room) => Some(room),
-                Admission::Short(shortfall) => return Err(shortfall.error(&file.path)),
+                Admission::Short(shortfall) => return Err(shortfall.error()),
             };
             copy(&found.file, &to).map_err(failed)?;
             AdoptOutcome::Copied
