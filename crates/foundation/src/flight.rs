@@ -24,7 +24,7 @@ use crate::sync::lock;
 
 /// How long a failure is remembered: long enough that a hundred pods do not each
 /// repeat it, short enough not to delay a retry.
-pub const MEMO: Duration = Duration::from_millis(1500);
+const MEMO: Duration = Duration::from_millis(1500);
 
 /// The running flights of one kind.
 pub struct Flights<K, P, T> {
@@ -161,6 +161,16 @@ where
         waiter
     }
 
+    /// Waits until no flight of this key runs. This is not a caller of the flight, so an
+    /// abandoned one ends nevertheless. Cancellation safe.
+    pub async fn ended(&self, key: &K) {
+        let running = self.shared.lock().get(key).map(|entry| entry.outcome.clone());
+        if let Some(mut outcome) = running {
+            // An error means that the flight was lost, which ends it too.
+            let _ = outcome.wait_for(Option::is_some).await;
+        }
+    }
+
     /// Returns the keys and progress of the running flights.
     pub fn running(&self) -> Vec<(K, Arc<P>)> {
         let entries = self.shared.lock();
@@ -239,6 +249,13 @@ impl<P, T: Clone> Waiter<P, T> {
     /// Whether the flight is over, and only its failure is still remembered.
     pub fn is_over(&self) -> bool {
         self.outcome.borrow().is_some()
+    }
+
+    /// Waits until the registry has forgotten the flight: it is over, and if it failed, the
+    /// time for which that is remembered has passed. Cancellation safe.
+    pub async fn forgotten(&mut self) {
+        // The task drops its sender after it has removed its entry.
+        while self.outcome.changed().await.is_ok() {}
     }
 
     /// Whether another caller had started the flight.

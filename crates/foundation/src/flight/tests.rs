@@ -150,3 +150,29 @@ async fn a_panic_in_the_work_reaches_every_waiter_and_frees_the_key() {
     assert_eq!(waiter.completed().await.unwrap_err().kind(), ErrorKind::Internal);
     assert_eq!(f.join(async { Ok(1) }).completed().await, Ok(1));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_flight_is_over_at_once_and_forgotten_later() {
+    let f = fixture();
+    let mut waiter = f.join(async { Err(Error::new(ErrorKind::NoSpace, "full")) });
+    waiter.completed().await.unwrap_err();
+    let began = Instant::now();
+    f.flights.ended(&"key").await;
+    assert_eq!(began.elapsed(), Duration::ZERO);
+    assert!(f.join(async { Ok(7) }).completed().await.is_err(), "it is remembered");
+    waiter.forgotten().await;
+    assert!(began.elapsed() >= MEMO);
+    assert_eq!(f.join(async { Ok(7) }).completed().await, Ok(7));
+}
+
+#[tokio::test(start_paused = true)]
+async fn waiting_for_the_end_of_a_flight_does_not_keep_it() {
+    let f = fixture();
+    let waiter = f.join(std::future::pending());
+    let ended = f.flights.ended(&"key");
+    tokio::pin!(ended);
+    assert!(futures_util::poll!(&mut ended).is_pending());
+    drop(waiter);
+    ended.await;
+    f.flights.ended(&"key").await;
+}

@@ -136,12 +136,7 @@ impl Cache {
     /// Waits until a model is durable, which it is soon after its commit; `false` when
     /// that takes longer than `patience`.
     pub async fn wait_until_durable(&self, key: &ModelKey, patience: Duration) -> bool {
-        let interval = Duration::from_millis(50);
-        let durable = async {
-            while !self.store.models().is_durable(key) {
-                tokio::time::sleep(interval).await;
-            }
-        };
+        let durable = self.store.models().wait_until_durable(key);
         tokio::time::timeout(patience, durable).await.is_ok()
     }
 

@@ -41,7 +41,8 @@ use crate::sync::lock;
 /// How long a request waits before it may preempt another.
 pub(crate) const PATIENCE: Duration = Duration::from_millis(500);
 
-/// Interval of the checks for requests to preempt, while others wait.
+/// Interval of the checks for requests to preempt, while others wait. Patience and lack of
+/// progress end with time, and not with an event.
 const CHECK_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Admits the requests of all downloads; clones are the same limiter.

@@ -19,7 +19,7 @@ use crate::cache::store::disk_space::Space;
 use crate::cache::store::models::CachedModel;
 use crate::download::{Check, Engine, FairShare, ObjectVersion, Origin};
 use crate::error::{Error, ErrorKind, Result};
-use crate::flight::{MEMO, Waiter};
+use crate::flight::Waiter;
 use crate::model::{BlobId, Manifest, ManifestFile, progress_text};
 use crate::source::{Bucket, ObjectName};
 use crate::text::shown;
@@ -32,14 +32,15 @@ const BLOBS_AT_ONCE: usize = 64;
 /// time.
 const LARGE: usize = 20_000;
 
-/// Longest interval between two attempts of a model that waits for space.
+/// Longest interval between two attempts of a model that waits for space: other programs
+/// free space without an announcement.
 const SPACE_POLL: Duration = Duration::from_secs(5);
 
 /// Shortest interval between them.
 const SPACE_PAUSE: Duration = Duration::from_millis(200);
 
-/// Checks, a fifth of [`MEMO`] apart, whether a remembered failure has expired.
-const MEMO_CHECKS: u32 = 20;
+/// How long to wait for the flights of a model's other blobs, after one has failed.
+const FLIGHTS_END: Duration = Duration::from_secs(5);
 
 /// Adds one model to the cache.
 pub(super) async fn fill(
@@ -299,12 +300,8 @@ async fn make_room(fill: &Arc<CacheFill>, wanted: &SpaceRequest) {
     for (id, _) in &wanted.missing {
         let mut waiter = give_back(fill, id);
         // The failed flight is remembered for a moment, and its blob took the most.
-        for _ in 0..MEMO_CHECKS {
-            if !(waiter.joined() && waiter.is_over()) {
-                break;
-            }
-            drop(waiter);
-            tokio::time::sleep(MEMO / 5).await;
+        if waiter.joined() && waiter.is_over() {
+            waiter.forgotten().await;
             waiter = give_back(fill, id);
         }
         if waiter.joined() {
@@ -337,13 +334,13 @@ fn give_back(fill: &CacheFill, id: &BlobId) -> Waiter<BlobProgress, ()> {
 /// Waits for the flights of the model's other blobs, which end soon after the one
 /// that failed.
 async fn wait_for_flights(fill: &CacheFill, wanted: &SpaceRequest) {
-    let ours: HashSet<_> = wanted.missing.iter().map(|(id, _)| id).collect();
-    for _ in 0..100 {
-        if !fill.flights.blobs.running().iter().any(|(id, _)| ours.contains(id)) {
-            return;
+    let ended = async {
+        for (id, _) in &wanted.missing {
+            fill.flights.blobs.ended(id).await;
         }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    };
+    // Those that another model waits for too may take longer.
+    let _ = tokio::time::timeout(FLIGHTS_END, ended).await;
 }
 
 struct InFlight<'a>(&'a CacheFill);

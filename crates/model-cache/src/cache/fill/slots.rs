@@ -45,7 +45,8 @@ const YIELD_COOLDOWN: Duration = Duration::from_secs(30);
 /// How long a large model keeps its slot while one of another tenant waits.
 const LARGE_TURN: Duration = Duration::from_secs(20);
 
-/// How often to check whether a model must yield, while others wait.
+/// How often to check whether a model must yield, while others wait. Patience and lack of
+/// progress end with time, and not with an event.
 const CHECK_PERIOD: Duration = Duration::from_millis(250);
 
 /// The priority of a request for a model.

@@ -26,6 +26,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
 
 use super::files;
 use super::holds::{Holds, ModelHold};
@@ -98,6 +99,8 @@ pub(in crate::cache) struct Models {
     /// Models that this process built or checked.
     known: OrderedMutex<HashMap<ModelKey, Arc<Summary>>>,
     reading: OrderedMutex<()>,
+    /// Notified when a model has become durable.
+    became_durable: Notify,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -113,6 +116,7 @@ impl Models {
             holds,
             known: OrderedMutex::new(lock_order::MODELS, HashMap::new()),
             reading: OrderedMutex::new(lock_order::LARGE_MANIFEST, ()),
+            became_durable: Notify::new(),
         }
     }
 
@@ -346,12 +350,25 @@ impl Models {
             files::write_whole(&ModelFile::Durable.of(Path::new(&model)), b"", 0o644)
                 .map_err(|e| e.context(self.layout.durable(key).display()))?;
             abort_point::reach("model-commit-5");
+            self.became_durable.notify_waiters();
         }
         Ok(())
     }
 
     pub(in crate::cache) fn is_durable(&self, key: &ModelKey) -> bool {
         self.layout.durable(key).exists()
+    }
+
+    /// Waits until a model is recorded as durable. Cancellation safe.
+    pub(in crate::cache) async fn wait_until_durable(&self, key: &ModelKey) {
+        loop {
+            // Created before the check, so that no notification is missed.
+            let became_durable = self.became_durable.notified();
+            if self.is_durable(key) {
+                return;
+            }
+            became_durable.await;
+        }
     }
 
     fn cached(&self, key: ModelKey, summary: Arc<Summary>, hold: ModelHold) -> CachedModel {
