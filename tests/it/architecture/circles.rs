@@ -153,7 +153,7 @@ fn circle(arrows: &BTreeMap<String, BTreeSet<String>>) -> Vec<String> {
     }
 }
 
-/// `["oci", "identity"]` for `src/oci/identity/mod.rs`.
+/// `["oci", "identity"]` for `crates/object-storage/src/oci/identity/mod.rs`.
 fn module_path(path: &Path) -> Vec<String> {
     let parts = below_src(&path.with_extension(""));
     let parts = parts.components().take(levels(path));

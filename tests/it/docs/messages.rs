@@ -50,7 +50,7 @@ const OTHER_FILES: [(&str, &str); 11] = [
 ];
 
 /// Literals that no user meets as a message, or that are parts of one whose cause has a row.
-const OTHER_LITERALS: [(&str, &str); 34] = [
+const OTHER_LITERALS: [(&str, &str); 33] = [
     ("oci-model-csi journal 1", "the first line of a file"),
     ("oci-model-csi cache ", "the first line of a file"),
     ("version https://git-lfs.github.com/spec/", "the first line of a file"),
@@ -74,10 +74,6 @@ const OTHER_LITERALS: [(&str, &str); 34] = [
         "help",
     ),
     ("Remove the whole cache of this node? [y/N] ", "a question"),
-    (
-        "known are /metrics, /healthz, /readyz, and on the admin socket /status and /cache\n",
-        "a page of the admin endpoint",
-    ),
     ("a request is removed only after its caller left", "a bug"),
     ("no part is being hashed", "a bug"),
     ("{path} names no mount", "a bug"),
