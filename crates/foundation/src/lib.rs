@@ -8,8 +8,6 @@ pub mod blocking;
 pub mod error;
 pub mod flight;
 pub mod http_error;
-#[cfg(debug_assertions)]
-pub mod interleave;
 pub mod log_throttle;
 pub mod metrics;
 pub mod random;

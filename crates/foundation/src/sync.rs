@@ -1,5 +1,8 @@
 //! Locks: how they are taken, and in which order.
 
+#[cfg(debug_assertions)]
+pub mod interleave;
+
 use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -8,8 +11,8 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 /// crate's mutexes are consistent at every instant, so such a panic does them no harm.
 pub fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     #[cfg(debug_assertions)]
-    if crate::interleave::is_running() {
-        return crate::interleave::lock(mutex);
+    if interleave::is_running() {
+        return interleave::lock(mutex);
     }
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -72,7 +75,7 @@ impl<T> OrderedGuard<'_, T> {
         mut condition: impl FnMut(&mut T) -> bool,
     ) -> Self {
         #[cfg(debug_assertions)]
-        if crate::interleave::is_running() {
+        if interleave::is_running() {
             while condition(&mut self.guard) {
                 drop(self.guard);
                 self.guard = lock(self.mutex);

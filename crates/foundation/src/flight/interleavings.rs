@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::*;
-use crate::interleave::{Work, block_on, poll_for, random, run_on_tokio, switch};
+use crate::sync::interleave::{Work, block_on, poll_for, random, run_on_tokio, switch};
 
 const SEEDS: std::ops::Range<u64> = 0..300;
 

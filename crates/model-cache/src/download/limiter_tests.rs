@@ -1,7 +1,7 @@
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
-use oci_model_csi_foundation::interleave::{Work, poll_for, random, run_on_tokio, switch};
+use oci_model_csi_foundation::sync::interleave::{Work, poll_for, random, run_on_tokio, switch};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 

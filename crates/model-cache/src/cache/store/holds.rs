@@ -161,7 +161,7 @@ mod tests {
     use std::thread;
     use std::time::Duration;
 
-    use oci_model_csi_foundation::interleave::{run, switch};
+    use oci_model_csi_foundation::sync::interleave::{run, switch};
 
     use super::*;
     use crate::sync::lock;
