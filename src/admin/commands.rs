@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Body;
+use axum::extract::rejection::BytesRejection;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
@@ -61,8 +62,11 @@ pub(super) fn router() -> Router<Admin> {
 }
 
 /// Runs the command of a request. It is cancelled when the client disconnects.
-async fn answer(State(admin): State<Admin>, body: Bytes) -> Response {
-    let command = match serde_json::from_slice::<CacheCommand>(&body) {
+async fn answer(State(admin): State<Admin>, body: Result<Bytes, BytesRejection>) -> Response {
+    let parsed = body.map_err(|why| why.body_text()).and_then(|body| {
+        serde_json::from_slice::<CacheCommand>(&body).map_err(|why| why.to_string())
+    });
+    let command = match parsed {
         Ok(command) => command,
         Err(why) => {
             return (StatusCode::BAD_REQUEST, format!("no command: {why}\n")).into_response();

@@ -36,6 +36,11 @@ pub(super) struct StorageArgs {
     ca_file: Option<PathBuf>,
 }
 
+/// What connects the sources of objects; opaque to the commands, which only pass it along.
+pub(super) struct SourceSettings {
+    object_storage: Settings,
+}
+
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Pods' own identities")]
 pub(super) struct OkeArgs {
@@ -49,7 +54,8 @@ pub(super) struct OkeArgs {
 
 impl OkeArgs {
     /// Sets the service at which clients exchange the tokens of pods.
-    pub(super) fn apply(&self, settings: &mut Settings, service_account: &Path) {
+    pub(super) fn apply(&self, settings: &mut SourceSettings, service_account: &Path) {
+        let settings = &mut settings.object_storage;
         settings.oke_endpoint.clone_from(&self.oke_endpoint);
         let given = || Some(service_account.join("ca.crt")).filter(|file| file.exists());
         settings.oke_ca_file = self.oke_ca_file.clone().or_else(given);
@@ -59,10 +65,10 @@ impl OkeArgs {
 /// Connects the driver's own source, and reports the state of its credential to the
 /// metrics; others are connected at their first use. A configuration error is `Invalid`.
 pub(super) async fn connect(
-    settings: Settings,
+    settings: SourceSettings,
     metrics: &Metrics,
 ) -> Result<Arc<dyn SourceConnector>> {
-    let connector = StorageConnector::connect(settings).await.map_err(as_invalid)?;
+    let connector = StorageConnector::connect(settings.object_storage).await.map_err(as_invalid)?;
     if let Some(identity) = connector.identity().cloned() {
         metrics.watch_credential(move || CredentialState {
             refresh_failures: identity.refresh_failures(),
@@ -80,13 +86,13 @@ fn as_invalid(error: StorageError) -> Error {
 }
 
 impl StorageArgs {
-    /// The settings of the client: flags before `config`, before `default_auth`.
+    /// The settings of the sources: flags before `config`, before `default_auth`.
     pub(super) fn settings(
         &self,
         config: Option<&config::ObjectStorageSection>,
         default_auth: AuthMethod,
         metrics: &Arc<Metrics>,
-    ) -> Result<Settings> {
+    ) -> Result<SourceSettings> {
         let auth = match (&self.auth, config) {
             (Some(flag), _) => flag.parse::<AuthMethod>().map_err(as_invalid)?,
             (None, Some(config)) => config.auth,
@@ -103,6 +109,6 @@ impl StorageArgs {
         settings.observer = Some(Arc::new(move |operation, status| {
             metrics.object_storage_request(operation, status);
         }));
-        Ok(settings)
+        Ok(SourceSettings { object_storage: settings })
     }
 }

@@ -214,7 +214,7 @@ fn pods_that_run_during_an_upgrade_of_the_layout_stay_known_and_its_space_is_fre
         assert!(counted > 3 * MIB && listing["cache"]["totalBytes"].as_u64().unwrap() >= counted);
         assert_eq!(aside["mounts"][0], running.target().to_str().unwrap());
         let text = commands.text(&["ls"]).await;
-        assert!(text.contains("in an older layout, 1 mounts"), "{text}");
+        assert!(text.contains("in an older layout, 1 mount\n"), "{text}");
         commands.text(&["gc", "--all"]).await;
         let purge = commands.run(&["purge", "--yes"]).await;
         assert_ne!(purge.code, 0, "a pod uses it");

@@ -281,6 +281,24 @@ fn the_documented_codes_are_those_of_the_driver() {
 }
 
 #[test]
+fn alerts_and_panels_name_codes_that_the_driver_answers_with() {
+    let answered: BTreeSet<&str> = KINDS.into_iter().map(status::code).map(status::name).collect();
+    let mut seen = 0;
+    for file in ["prometheusrule.yaml", "oci-model-csi.json"] {
+        let text = read(&format!("deploy/helm/oci-model-csi/files/{file}")).replace("\\\"", "\"");
+        for (at, matcher) in text.match_indices("{code=") {
+            let value = text[at + matcher.len()..].trim_start_matches('~').strip_prefix('"');
+            let codes = value.and_then(|value| value.split('"').next()).expect("a quoted value");
+            for code in codes.split('|') {
+                assert!(answered.contains(code), "{file} names {code}");
+                seen += 1;
+            }
+        }
+    }
+    assert!(seen > 0, "an alert names codes");
+}
+
+#[test]
 fn every_test_that_a_document_names_exists() {
     let anywhere: String = sources()
         .into_iter()

@@ -95,7 +95,7 @@ pub(crate) fn is_running() -> bool {
     MEMBER.with_borrow(Option::is_some)
 }
 
-/// Lets a thread of the run go on, perhaps this one. Does nothing outside of a run.
+/// Lets a thread of the run continue, perhaps this one. Does nothing outside of a run.
 pub fn switch() {
     let Some(member) = MEMBER.with_borrow(Clone::clone) else { return };
     let mut state = member.run.lock();

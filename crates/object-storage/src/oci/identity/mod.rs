@@ -106,7 +106,8 @@ impl fmt::Debug for Credential {
 
 /// A source of credentials: one implementation per authentication method.
 pub(crate) trait CredentialSource: Send + Sync + 'static {
-    /// Fetches a new credential; transient failures are repeated inside.
+    /// Fetches a new credential; transient failures are repeated inside. Its `refresh_at` has to
+    /// lie in the future, because the next one is fetched then.
     fn fetch(&self) -> BoxFuture<'_, Result<Credential, StorageError>>;
 
     /// Whether a credential is replaced even while no request needs it.
