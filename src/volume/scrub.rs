@@ -56,7 +56,7 @@ impl Volumes {
     /// Downloads damaged content again, if Object Storage still has it.
     pub async fn repair(&self, damage: &Damage) {
         for manifest in &damage.models {
-            let title = manifest.source.title();
+            let title = manifest.source.to_string();
             let route = match self.route_to(manifest).await {
                 Ok(route) => route,
                 Err(error) => {

@@ -62,6 +62,8 @@ pub(crate) fn identity_kind(answer: &HttpError) -> StorageErrorKind {
         HttpMeaning::Unauthenticated => StorageErrorKind::Unauthenticated,
         HttpMeaning::Forbidden => StorageErrorKind::Forbidden,
         HttpMeaning::Throttled | HttpMeaning::Unavailable => StorageErrorKind::Identity,
+        // Whatever is wrong with the service may be mended; an outage is never a refusal.
+        _ if answer.status.is_server_error() => StorageErrorKind::Identity,
         HttpMeaning::Unexpected | HttpMeaning::LoginRequired => StorageErrorKind::Protocol,
         _ => StorageErrorKind::Invalid,
     }
@@ -100,6 +102,15 @@ mod tests {
             let (status, now) = (StatusCode::from_u16(status).unwrap(), std::time::UNIX_EPOCH);
             let answer = HttpError::of_json(status, &HeaderMap::new(), body.as_bytes(), now);
             assert_eq!(storage_kind(&answer), kind, "{status} {code:?}");
+        }
+    }
+
+    #[test]
+    fn an_identity_service_that_fails_is_asked_again_whatever_the_status() {
+        for status in [429, 500, 501, 502, 503, 504, 511] {
+            let (status, now) = (StatusCode::from_u16(status).unwrap(), std::time::UNIX_EPOCH);
+            let answer = HttpError::of_json(status, &HeaderMap::new(), b"", now);
+            assert_eq!(identity_kind(&answer), StorageErrorKind::Identity, "{status}");
         }
     }
 }

@@ -86,6 +86,7 @@ impl Imds {
             HttpMeaning::NotFound | HttpMeaning::Throttled | HttpMeaning::Unavailable => {
                 StorageErrorKind::Identity
             }
+            _ if answer.status.is_server_error() => StorageErrorKind::Identity,
             _ => StorageErrorKind::Config,
         };
         Err(refused(kind, attempted, answer))
