@@ -180,25 +180,6 @@ fn home(dir: &Path) -> Result<(MountTable, mountinfo::Device)> {
     Ok((table, device))
 }
 
-/// Every visible mount of the file system that `dir` is on, with the identity of what it shows.
-///
-/// This finds the bind mounts of a cache whatever made them: this process, an
-/// earlier one, or kubelet (`subPath`). Mount points of other file systems are
-/// not accessed, since one dead NFS server would block the caller.
-pub fn mounts_of_file_system(dir: &Path) -> Result<Vec<Mounted>> {
-    let (table, device) = home(dir)?;
-    let mut found = Vec::new();
-    for entry in table.on_device(device) {
-        match fs::symlink_metadata(&entry.mount_point) {
-            Ok(metadata) => found.push(Mounted::new(entry, DirId::from(&metadata))),
-            // Unmounted since the table was read, or hidden below another mount.
-            Err(error) if is_absent(&error) => {}
-            Err(error) => return Err(lookup_failed(&entry.mount_point, &error)),
-        }
-    }
-    Ok(found)
-}
-
 fn lookup_failed(path: &Path, error: &io::Error) -> Error {
     on_disk(Error::io(format_args!("lookup_failed for a mount at {}", path.display()), error), path)
 }

@@ -126,15 +126,6 @@ impl MountTable {
         here.iter().rfind(|entry| !covered(entry)).or(here.last()).copied()
     }
 
-    /// The mounts that show this directory or file of this file system.
-    pub fn of_root<'a>(
-        &'a self,
-        device: Device,
-        root: &'a Path,
-    ) -> impl Iterator<Item = &'a MountEntry> {
-        self.on_device(device).filter(move |entry| entry.root == root)
-    }
-
     /// The mounts that show any part of this file system.
     pub fn on_device(&self, device: Device) -> impl Iterator<Item = &MountEntry> {
         self.entries.iter().filter(move |entry| entry.device == device)
@@ -261,7 +252,8 @@ mod tests {
     fn mounts_are_found_by_device_and_root() {
         let table = MountTable::parse(SAMPLE).unwrap();
         let disk = Device { major: 254, minor: 0 };
-        let ids = |root| table.of_root(disk, Path::new(root)).map(|e| e.id).collect::<Vec<_>>();
+        let shows = |root| table.on_device(disk).filter(move |entry| entry.root == Path::new(root));
+        let ids = |root| shows(root).map(|entry| entry.id).collect::<Vec<_>>();
         assert_eq!(ids("/cache/models/c"), [41]);
         assert_eq!(ids("/cache/models"), [0; 0]);
         assert_eq!(table.on_device(disk).count(), 3);

@@ -105,11 +105,6 @@ impl ObjectStorage {
         self.0.identity.as_ref()
     }
 
-    /// How requests are repeated, for callers that resume on their own.
-    pub fn retry_policy(&self) -> &RetryPolicy {
-        &self.0.retry
-    }
-
     /// The configured namespace, else the tenancy's, which is requested until it is known.
     pub async fn namespace(&self) -> Result<String, StorageError> {
         if let Some(configured) = &self.0.configured_namespace {
