@@ -231,7 +231,9 @@ fn hostile_patterns_delay_no_other_listing() {
 
 #[test]
 fn fifty_models_whose_headers_take_long_delay_no_other_models_check() {
-    const TENSORS: usize = 12_000;
+    // Development builds are not optimised: the check of one header of so many takes as long there
+    // as that of several times as many in a release.
+    const TENSORS: usize = 5_000;
     end_to_end(async |scratch| {
         let mut scene = Scene::start(scratch, "checkSafetensors: true\n").await;
         let alone = scene.victims(OTHER).await;
