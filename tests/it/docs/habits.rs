@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::ops::Range;
 
-use crate::support::documents::{files, shown, sources};
+use crate::support::documents::{files, production, shown};
 
 /// The sleeps of the integration tests: a file, how many, and why each is not a wait for a state.
 const SLEEPS: [(&str, usize, &str); 12] = [
@@ -44,15 +44,9 @@ fn no_test_sleeps_but_those_that_say_why() {
 #[test]
 fn no_async_code_calls_the_file_system() {
     let (mut found, mut blocks) = (Vec::new(), 0);
-    for path in sources() {
-        let place = shown(&path);
-        if place.contains("test") || place.starts_with("crates/fake-source/") {
-            continue;
-        }
-        let source = fs::read_to_string(&path).unwrap();
-        let source = source.split("#[cfg(test)]\nmod tests {").next().unwrap();
-        blocks += async_blocks(&blanked(source)).len();
-        found.extend(file_calls(source).into_iter().map(|line| format!("{place}:{line}")));
+    for (place, source) in production() {
+        blocks += async_blocks(&blanked(&source)).len();
+        found.extend(file_calls(&source).into_iter().map(|line| format!("{place}:{line}")));
     }
     assert!(blocks > 200, "{blocks} async functions and blocks");
     let excused = |place: &&String| {

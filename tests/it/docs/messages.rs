@@ -5,9 +5,8 @@
 //! out by the call that they are an argument of, by file, or by name, each with a reason.
 
 use std::collections::BTreeSet;
-use std::fs;
 
-use crate::support::documents::{quoted, read, shown, sources};
+use crate::support::documents::{production, quoted, read};
 use crate::support::literals::{Literal, literals};
 
 /// Calls whose arguments are not messages.
@@ -117,7 +116,7 @@ fn every_message_of_the_code_has_a_row() {
     let (mut seen, mut missing) = (0, Vec::new());
     let others = || OTHER_LITERALS.iter().map(|(text, _)| *text).chain(PARTS);
     let mut met = BTreeSet::new();
-    for (place, literal) in production() {
+    for (place, literal) in literals_by_file() {
         let text = literal.text.as_str();
         if !is_message(&literal) || OTHER_FILES.iter().any(|(area, _)| place.starts_with(area)) {
             continue;
@@ -139,7 +138,8 @@ fn every_message_of_the_code_has_a_row() {
 
 #[test]
 fn every_quoted_message_exists_in_the_code() {
-    let said: Vec<String> = production().iter().map(|(_, literal)| plain(&literal.text)).collect();
+    let said: Vec<String> =
+        literals_by_file().iter().map(|(_, literal)| plain(&literal.text)).collect();
     let rows = rows();
     let is_said = |part: &&str| said.iter().any(|text| text.contains(part));
     let unsaid: Vec<String> = rows
@@ -248,18 +248,14 @@ fn rows() -> Vec<String> {
 }
 
 /// The literals of the sources, without those of its tests, by file.
-fn production() -> Vec<(String, Literal)> {
-    let mut found = Vec::new();
-    for path in sources() {
-        let place = shown(&path);
-        if place.contains("test") || place.starts_with("crates/fake-source/") {
-            continue;
-        }
-        let source = fs::read_to_string(&path).unwrap();
-        let source = source.split("#[cfg(test)]\nmod tests {").next().unwrap();
-        found.extend(literals(source).into_iter().map(|literal| (place.clone(), literal)));
-    }
-    found
+fn literals_by_file() -> Vec<(String, Literal)> {
+    let of_file = |(place, source): (String, String)| {
+        literals(&source)
+            .into_iter()
+            .map(move |literal| (place.clone(), literal))
+            .collect::<Vec<_>>()
+    };
+    production().into_iter().flat_map(of_file).collect()
 }
 
 /// A format as users see it, without its arguments.

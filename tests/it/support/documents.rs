@@ -53,6 +53,21 @@ pub(crate) fn sources() -> Vec<PathBuf> {
     source_directories().iter().flat_map(|directory| files(directory, "rs")).collect()
 }
 
+/// The Rust sources without tests and what only tests use: path from the root, and text.
+pub(crate) fn production() -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    for path in sources() {
+        let place = shown(&path);
+        if place.contains("test") || place.starts_with("crates/fake-source/") {
+            continue;
+        }
+        let source = fs::read_to_string(&path).unwrap();
+        let code = source.split("#[cfg(test)]\nmod tests {").next().unwrap();
+        found.push((place, code.to_owned()));
+    }
+    found
+}
+
 /// The rows of the table that begins with this header, as cells.
 pub(crate) fn table(document: &str, header: &str) -> Vec<Vec<String>> {
     let rows: Vec<Vec<String>> = read(document)

@@ -64,7 +64,8 @@ pub fn run(seed: u64, threads: Vec<Work<'_>>) {
     });
 }
 
-/// As [`run`], on a tokio runtime: a thread more runs the tasks that the others spawn.
+/// As [`run`], on a tokio runtime: a thread more runs the tasks that the others spawn. The seed
+/// does not repeat tokio's own choices, such as the branch that `select!` polls first.
 ///
 /// # Panics
 /// As [`run`], or if no runtime can be made.

@@ -89,9 +89,12 @@ impl Cache {
         tasks: &TaskTracker,
         shutdown: &CancellationToken,
     ) -> Result<Self> {
-        let (dir, metrics_) = (options.dir, Arc::clone(&metrics));
-        let store = CacheStore::open(dir, options.require_mount, metrics_, shutdown.clone())?;
-        let store = Arc::new(store);
+        let store = Arc::new(CacheStore::open(
+            options.dir,
+            options.require_mount,
+            Arc::clone(&metrics),
+            shutdown.clone(),
+        )?);
         let flights = Arc::new(FillFlights::new(options.abandon_after, tasks, shutdown));
         let space = Arc::new(CacheSpace::new(
             Arc::clone(&store),

@@ -200,10 +200,11 @@ impl CacheFill {
         let _held = blocking(move || Ok(store.holds().blobs(blobs.into_iter()))).await?;
         let missing = model_flight::missing(self, manifest).await?;
         imported.cached_files = manifest.files.len().saturating_sub(missing.len());
-        let (store, manifest_, take) =
-            (Arc::clone(&self.store), Arc::clone(manifest), options.move_files);
+        let store = Arc::clone(&self.store);
+        let wanted = Arc::clone(manifest);
+        let take = options.move_files;
         let DirectorySurvey { source, candidates, differing, not_adopted } =
-            blocking(move || survey(store.layout(), &manifest_, missing, &options)).await?;
+            blocking(move || survey(store.layout(), &wanted, missing, &options)).await?;
         (imported.differing, imported.not_adopted) = (differing, not_adopted);
         let parts: Vec<Arc<ObjectProgress>> = candidates.iter().map(|_| Arc::default()).collect();
         let total = candidates.iter().map(|one| one.file.size).fold(0, u64::saturating_add);

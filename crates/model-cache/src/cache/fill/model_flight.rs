@@ -186,8 +186,9 @@ async fn attempt(
             let done = progress.snapshot().done;
             wait_for_flights(fill, &wanted).await;
             make_room(fill, &wanted).await;
-            let (evicting, wanted_) = (Arc::clone(fill), wanted.clone());
-            if blocking(move || evicting.space.evict_for_quota(&wanted_)).await? {
+            let space = Arc::clone(&fill.space);
+            let request = wanted.clone();
+            if blocking(move || space.evict_for_quota(&request)).await? {
                 return Ok(FillOutcome::Retry);
             }
             let cause = format!(
@@ -382,11 +383,10 @@ fn join_blob(
     share: &FairShare,
 ) -> Waiter<BlobProgress, ()> {
     let id = file.blob.clone();
-    let (fill_, engine, manifest, file) =
-        (Arc::clone(fill), engine.clone(), Arc::clone(manifest), file.clone());
     let started = BlobProgress::new(share.clone());
-    let waiter = fill.flights.blobs.join(id, started, move |progress| {
-        fetch_blob(fill_, engine, manifest, file, progress).in_current_span()
+    let waiter = fill.flights.blobs.join(id, started, |progress| {
+        let (engine, manifest, file) = (engine.clone(), Arc::clone(manifest), file.clone());
+        fetch_blob(Arc::clone(fill), engine, manifest, file, progress).in_current_span()
     });
     waiter.progress().demand.join(share);
     waiter

@@ -271,7 +271,7 @@ fn set(indices: &[usize]) -> BTreeSet<usize> {
 }
 
 proptest! {
-    #![proptest_config(seeded::cases(5_000))]
+    #![proptest_config(seeded::cases(20_000))]
 
     #[test]
     fn the_choice_is_that_of_the_obvious_algorithm(

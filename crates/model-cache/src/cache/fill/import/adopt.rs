@@ -125,8 +125,9 @@ impl Adopter {
         found: SourceFile,
         progress: Arc<ObjectProgress>,
     ) -> Result<AdoptOutcome> {
-        let (fill, file_) = (Arc::clone(&self.fill), file.clone());
-        let (staged, how) = blocking(move || fill.stage(&file_, &found)).await?;
+        let fill = Arc::clone(&self.fill);
+        let copied = file.clone();
+        let (staged, how) = blocking(move || fill.stage(&copied, &found)).await?;
         let verified = self.verify(file, &staged.path, progress).await?;
         let Some(verified) = verified else { return Ok(AdoptOutcome::Differs) };
         let (fill, manifest) = (Arc::clone(&self.fill), Arc::clone(&self.manifest));
