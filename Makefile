@@ -107,6 +107,16 @@ msrv: ## Build with the oldest Rust that Cargo.toml supports
 	rustup toolchain install $(MSRV).0 --profile minimal --no-self-update
 	cargo +$(MSRV).0 check --locked --lib --bins
 
+# The cross compiler, the emulator, and the C library that the tests find there.
+ARM := aarch64-unknown-linux-gnu
+
+.PHONY: arm
+arm: ## Run the MD5 tests with NEON, under emulation (needs qemu-user, gcc-aarch64-linux-gnu, libc6-dev-arm64-cross)
+	rustup target add $(ARM)
+	CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \
+		CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64 -L /usr/aarch64-linux-gnu" \
+		cargo test --locked --target $(ARM) --package oci-model-csi-md5-lanes --lib
+
 .PHONY: feature
 feature: ## Check that the feature oci-rust-sdk builds, and signs as our own signer does
 	# The whole workspace, so that cargo reuses what other targets have built.

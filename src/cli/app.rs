@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::cache_dir;
-use super::descriptors;
+use super::process_limits;
 use super::reload::{self, ConfigWatcher};
 use super::service_args::ServiceArgs;
 use crate::admin::{Admin, Listener};
@@ -33,7 +33,7 @@ use crate::model::ModelUri;
 use crate::policy::Policy;
 use crate::resolve::{ClientPool, Resolver, RevisionSelector};
 use crate::socket::{self, SocketGuard};
-use crate::volume::{ClaimReader, Provisioner, VolumeParts, Volumes};
+use crate::volume::{ClaimReader, PageWarmer, Provisioner, VolumeParts, Volumes};
 use crate::weights::WeightsChecker;
 
 /// How long background work may take to stop after the last call has ended.
@@ -56,8 +56,11 @@ pub(super) fn run(args: ServiceArgs, mode: Mode, runtime: &Runtime) -> Result<()
         driver = args.driver_name,
         "starting"
     );
-    if let Err(error) = descriptors::raise_limit() {
+    if let Err(error) = process_limits::raise_descriptors() {
         tracing::warn!(%error, "the driver may run out of file descriptors under load");
+    }
+    if let Some(bytes) = args.heap_limit {
+        process_limits::limit_heap(bytes)?;
     }
     runtime.block_on(async {
         let app = App::build(args, config, &text, mode).await?;
@@ -222,6 +225,7 @@ impl NodeParts {
             weights: weights.clone(),
             policy: shared.policy.clone(),
             events: shared.events.clone(),
+            warmer: PageWarmer::start(config.cache.warm_page_cache, tasks, shutdown),
             metrics: Arc::clone(metrics),
         });
         let remote = Remote { engine: engine.clone(), resolver: resolver.clone(), weights };

@@ -4,10 +4,10 @@
 mod app;
 mod cache;
 mod cache_dir;
-mod descriptors;
 mod exit;
 mod fetch;
 mod logging;
+mod process_limits;
 mod reload;
 mod service_args;
 mod storage;
@@ -94,9 +94,12 @@ fn serve(log: &LogArgs, args: ServiceArgs, mode: Mode) -> Result<()> {
     result
 }
 
-/// Builds the runtime of everything but the downloads, which have their own.
+/// Builds the runtime of everything but the downloads, which have their own. More threads would
+/// not help, and the stacks of hundreds count for `--heap-limit`.
 fn runtime() -> Result<tokio::runtime::Runtime> {
+    let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
     tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(cores.clamp(2, 16))
         .enable_all()
         .build()
         .map_err(|e| Error::io("starting the runtime", &e))

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use clap::Args;
 
+use super::process_limits::parse_heap_limit;
 use super::storage::{self, OkeArgs, StorageArgs};
 use crate::config::{Config, ObjectStorageSection};
 use crate::error::Result;
@@ -70,6 +71,15 @@ pub(super) struct ServiceArgs {
     /// Address of /metrics, /healthz and /readyz, such as 0.0.0.0:9090 [default: none]
     #[arg(long, env = "OCI_MODEL_CSI_METRICS_ADDRESS", value_name = "ADDRESS:PORT")]
     pub(super) metrics_address: Option<SocketAddr>,
+    /// Memory that the driver itself may allocate, such as 2GiB; the page cache, in which models
+    /// stay, does not count [default: no limit]
+    #[arg(
+        long,
+        env = "OCI_MODEL_CSI_HEAP_LIMIT",
+        value_name = "SIZE",
+        value_parser = parse_heap_limit
+    )]
+    pub(super) heap_limit: Option<u64>,
     #[command(flatten)]
     storage: StorageArgs,
     #[command(flatten)]

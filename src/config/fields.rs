@@ -17,6 +17,7 @@ use crate::download::Verify;
 use crate::model::{ModelUri, nearest};
 use crate::resolve::ListedBucket;
 use crate::source::AuthMethod;
+use crate::volume::WarmPageCache;
 use crate::weights::SafetensorsCheck;
 
 /// A scalar as it was written; the YAML types of numbers and words do not matter.
@@ -150,6 +151,17 @@ pub(super) fn verify<'de, D: Deserializer<'de>>(input: D) -> Result<Verify, D::E
         other => Err(Error::custom(format!(
             "`{other}` is invalid: expected `always`, `cheap` or `strict`"
         ))),
+    }
+}
+
+pub(super) fn warm_page_cache<'de, D>(input: D) -> Result<WarmPageCache, D::Error>
+where
+    D: Deserializer<'de>,
+{
+    match text(input)?.as_str() {
+        "never" => Ok(WarmPageCache::Never),
+        "onHit" => Ok(WarmPageCache::OnHit),
+        other => Err(Error::custom(format!("`{other}` is invalid: expected `never` or `onHit`"))),
     }
 }
 

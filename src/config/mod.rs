@@ -23,6 +23,7 @@ use crate::model::ModelUri;
 use crate::policy::Rule;
 use crate::resolve::{ListedBucket, ResolveLimits};
 use crate::source::{AuthMethod, RetryPolicy};
+use crate::volume::WarmPageCache;
 use crate::weights::SafetensorsCheck;
 use crate::{Error, Result, text};
 
@@ -79,6 +80,9 @@ pub struct CacheSection {
     /// Bytes per second that this scrub reads from the disk; 1 MiB to 1 TiB.
     #[serde(deserialize_with = "fields::scrub_rate")]
     pub scrub_rate: u64,
+    /// When models are read ahead into the page cache.
+    #[serde(deserialize_with = "fields::warm_page_cache")]
+    pub warm_page_cache: WarmPageCache,
 }
 
 /// The `download` section.
@@ -177,6 +181,7 @@ impl Default for CacheSection {
             idle_ttl: None,
             scrub_interval: None,
             scrub_rate: 50 << 20,
+            warm_page_cache: WarmPageCache::Never,
         }
     }
 }

@@ -13,6 +13,7 @@ const SAMPLE: &str = r#"cache:
   maxSize: 100%           # bytes (IEC units) or percent of the file system
   minFree: auto           # 20 % on a file system shared with kubelet or root (kubelet acts at 10-15 %), else 5 %
   minFreeInodes: 10%
+  warmPageCache: never    # onHit: read the model's files ahead after a hit, as far as memory is free
 download: {concurrency: 16, rangeSize: 16MiB, bandwidthLimit: 0, maxModels: 4, verify: always, abandonAfter: 10m}
 limits: {maxObjects: 100000, maxModelSize: 0}
 objectStorage:

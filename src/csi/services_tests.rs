@@ -28,7 +28,7 @@ use crate::metrics::Metrics;
 use crate::policy::Policy;
 use crate::resolve::{Resolver, RevisionSelector};
 use crate::source::RetryPolicy;
-use crate::volume::{ClaimReader, Provisioner, VolumeParts, Volumes};
+use crate::volume::{ClaimReader, PageWarmer, Provisioner, VolumeParts, Volumes, WarmPageCache};
 use crate::weights::{SafetensorsCheck, WeightsChecker};
 use oci_model_csi_fake_source::FakeSource;
 
@@ -137,6 +137,7 @@ fn volumes(
         weights: WeightsChecker::new(SafetensorsCheck::Refuse, grace, &tasks, shutdown),
         policy: watch::channel(Policy::default()).1,
         events: Events::default(),
+        warmer: PageWarmer::start(WarmPageCache::Never, &tasks, shutdown),
         metrics: Arc::clone(metrics),
     })
 }

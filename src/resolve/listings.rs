@@ -302,8 +302,8 @@ fn too_long(title: &str, most: u64) -> Error {
         ErrorKind::Precondition,
         format!(
             "the names under {title} take more than the {} of memory that one listing may have: \
-             name a longer prefix, or ask the administrator to raise the memory limit of the \
-             driver's container",
+             name a longer prefix, or ask the administrator to raise the driver's memory limit \
+             (--heap-limit, or that of its container)",
             size_text(most)
         ),
     )

@@ -6,6 +6,7 @@ mod claims;
 mod ensure;
 mod event_recorder;
 mod mounting;
+mod page_warmer;
 mod permit;
 mod provision;
 mod publish;
@@ -17,6 +18,7 @@ mod template;
 use std::path::PathBuf;
 
 pub use claims::ClaimReader;
+pub use page_warmer::{PageWarmer, WarmPageCache};
 pub use provision::{Capacity, NewVolume, ProvisionRequest, Provisioner, is_volume_id};
 pub use publish::{VolumeParts, Volumes};
 

@@ -11,6 +11,7 @@ use tracing::Span;
 use super::calls::Calls;
 use super::ensure::Ensured;
 use super::event_recorder::{self, EventRecorder};
+use super::page_warmer::PageWarmer;
 use super::targets::{TargetGuard, Targets};
 use super::{IncomingPublish, PublishKey, PublishRequest, VolumeStats};
 use crate::blocking::blocking;
@@ -45,6 +46,8 @@ pub struct VolumeParts {
     pub policy: watch::Receiver<Policy>,
     /// Takes the events about pods.
     pub events: Events,
+    /// Reads models ahead after a hit.
+    pub warmer: PageWarmer,
     /// Counts publishes.
     pub metrics: Arc<Metrics>,
 }
@@ -146,6 +149,9 @@ impl Volumes {
         let mounted = model.clone();
         blocking(move || inner.mount(guard, &mounting, mounted)).await?;
         self.0.calls.end(&attempt.key.target);
+        if matches!(how, PublishResult::Hit | PublishResult::Stale) {
+            self.0.parts.warmer.hit(&model);
+        }
         let recorder = self.recorder(attempt.pod.as_ref());
         recorder.published(how, &model);
         recorder.suspect(&warnings, &attempt.title, &self.0.parts.metrics);

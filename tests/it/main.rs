@@ -29,6 +29,7 @@ mod node;
 mod oci_client;
 mod other_buckets;
 mod outage;
+mod pages;
 mod permission;
 mod policy;
 mod power_loss;

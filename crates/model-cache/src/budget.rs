@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use nix::sys::resource::{Resource, getrlimit};
 use tokio::sync::oneshot;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -92,7 +93,8 @@ impl MemoryBudget {
                 format!(
                     "it needs {} of memory for {what}, and one namespace may use {} of the {} for \
                      that: use a longer prefix, leave files out with `exclude`, or ask \
-                     the administrator to raise the memory limit of the driver's container",
+                     the administrator to raise the driver's memory limit (--heap-limit, or that of \
+                     its container)",
                     size_text(bytes),
                     size_text(self.most()),
                     size_text(*total)
@@ -199,9 +201,16 @@ pub(crate) fn trim_soon() {
     }
 }
 
-/// The memory limit of this process: that of its control group, or the
-/// machine's memory, or `UNLIMITED`. Blocks for a moment.
+/// The memory limit of this process: that of its control group, half of what it may
+/// allocate (the other half is for the stacks of its threads), or `UNLIMITED`, whichever
+/// is least. Blocks for a moment.
 pub fn memory_limit() -> u64 {
+    let allocated = getrlimit(Resource::RLIMIT_DATA).map_or(UNLIMITED, |(soft, _)| soft / 2);
+    memory_limit_of_group().unwrap_or(UNLIMITED).min(allocated).min(UNLIMITED)
+}
+
+/// The memory limit of the process's control group, if there is one. Blocks for a moment.
+pub fn memory_limit_of_group() -> Option<u64> {
     let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let of_group = LIMITS.iter().flat_map(|(root, controller, file)| {
         let own = group_of(&groups, controller).unwrap_or("/").trim_start_matches('/').to_owned();
@@ -209,7 +218,7 @@ pub fn memory_limit() -> u64 {
         [Path::new(root).join(own).join(file), Path::new(root).join(file)]
     });
     let read = |path: std::path::PathBuf| std::fs::read_to_string(path).ok()?.trim().parse().ok();
-    of_group.filter_map(read).chain([UNLIMITED]).min().unwrap_or(UNLIMITED)
+    of_group.filter_map(read).min()
 }
 
 /// The path of the process's group: `id:controllers:path`; no controllers in version 2.

@@ -13,3 +13,4 @@ use oci_model_csi_foundation::{
     Error, ErrorKind, Result, abort_point, blocking, error, flight, metrics, source, sync, text,
     trace,
 };
+use oci_model_csi_md5_lanes::md5_lanes;

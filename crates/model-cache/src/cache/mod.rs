@@ -10,6 +10,7 @@ mod manage;
 mod report;
 mod space;
 mod store;
+mod warm;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -34,6 +35,7 @@ pub use store::quarantine::Damage;
 pub use store::recover::Recovered;
 pub use store::set_aside::{Older, SetAside};
 pub use store::verify::{Verification, VerifyProgress};
+pub use warm::{Warmed, warm};
 
 use crate::blocking::blocking;
 use crate::download::Engine;

@@ -6,14 +6,17 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crate::md5_lanes::Lanes;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::task::JoinSet;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument as _;
 
 use super::expected::Expected;
+use super::hashing::HashService;
+use super::layouts::MultipartLayouts;
 use super::limiter::{ConcurrencyLimiter, ObjectDownload, Origin};
-use super::md5::{self, MultipartLayouts};
+use super::md5;
 use super::pace::RateLimiter;
 use super::range::{self, RangeJob};
 use super::target::DownloadTarget;
@@ -89,6 +92,7 @@ struct EngineInner {
     options: EngineOptions,
     limiter: ConcurrencyLimiter,
     pace: Option<RateLimiter>,
+    hashing: HashService,
     metrics: Arc<Metrics>,
     workers: Handle,
     runtime: Mutex<Option<Runtime>>,
@@ -118,9 +122,19 @@ impl Engine {
             .map_err(|e| Error::io("starting the download threads", &e))?;
         let limiter = ConcurrencyLimiter::new(options.concurrency.max(1));
         let pace = options.bandwidth.map(RateLimiter::new);
+        let hashing = HashService::new(Lanes::detect());
+        tracing::debug!(lanes = hashing.lanes().name(), "MD5 is hashed in lanes");
         let workers = runtime.handle().clone();
         let runtime = Mutex::new(Some(runtime));
-        Ok(Self(Arc::new(EngineInner { options, limiter, pace, metrics, workers, runtime })))
+        Ok(Self(Arc::new(EngineInner {
+            options,
+            limiter,
+            pace,
+            hashing,
+            metrics,
+            workers,
+            runtime,
+        })))
     }
 
     pub(super) fn limiter(&self) -> &ConcurrencyLimiter {
@@ -204,7 +218,7 @@ impl Engine {
             if expected.unprovable().is_some() {
                 return Ok(None);
             }
-            let md5 = Self::follow(&job, &expected);
+            let md5 = engine.follow(&job, &expected);
             let (crc32c, check) = engine.prove(&job, expected, md5).await?;
             let check = check.filter(|check| !unproved(*check));
             Ok(check.map(|check| Verified { crc32c, check }))
@@ -312,7 +326,7 @@ impl Engine {
     /// and the check that it passed, if any.
     async fn round(&self, job: &RangeJob) -> Result<(u32, Option<Check>)> {
         let size = job.target.size();
-        let missing = job.target.missing(self.0.options.range_size);
+        let mut missing = job.target.missing(self.0.options.range_size);
         // A small object's plain GET returns the checksums too.
         let whole = missing.len() == 1 && missing[0] == (0..size);
         let (expected, md5) = if whole {
@@ -322,12 +336,15 @@ impl Engine {
                 None => self.head(job).await?,
             };
             let expected = self.admit(job, self.expected(job, &head)?)?;
-            let md5 = Self::follow(job, &expected);
+            let md5 = self.follow(job, &expected);
             (expected, md5)
         } else {
             let expected = self.expected(job, &self.head(job).await?)?;
             let expected = self.admit(job, expected)?;
-            let md5 = Self::follow(job, &expected);
+            let md5 = self.follow(job, &expected);
+            if let Some(part_size) = expected.part_size() {
+                md5::interleave(&mut missing, size, part_size);
+            }
             self.fetch_all(job, missing).await?;
             (expected, md5)
         };
@@ -387,13 +404,13 @@ impl Engine {
     }
 
     /// Hashes behind the writers, with the most likely part size.
-    fn follow(job: &RangeJob, expected: &Expected) -> Option<Hashing> {
-        let target = Arc::clone(&job.target);
+    fn follow(&self, job: &RangeJob, expected: &Expected) -> Option<Hashing> {
+        let (service, target) = (self.0.hashing.clone(), Arc::clone(&job.target));
         match expected {
-            Expected::Md5(_) => Some(spawn(md5::of_whole(target))),
-            Expected::Multipart { layouts, .. } => {
-                let part_size = *layouts.part_sizes().first()?;
-                Some(spawn(md5::of_parts(target, part_size)))
+            Expected::Md5(_) => Some(spawn(md5::of_whole(service, target))),
+            Expected::Multipart { .. } => {
+                let part_size = expected.part_size()?;
+                Some(spawn(md5::of_parts(service, target, part_size)))
             }
             Expected::Crc32c(_) | Expected::Nothing => None,
         }
@@ -411,7 +428,7 @@ impl Engine {
         layouts: &MultipartLayouts,
     ) -> Result<Option<Check>> {
         let others = layouts.part_sizes().get(1..).unwrap_or_default();
-        let fits = md5::fits_one_of(&job.target, others, digest).await;
+        let fits = md5::fits_one_of(self.0.hashing.lanes(), &job.target, others, digest).await;
         if fits.map_err(|e| Error::io(READ_BACK, &e))? {
             return Ok(Some(Check::MultipartMd5));
         }
@@ -443,7 +460,7 @@ impl Engine {
         }
     }
 
-    /// Fetches the ranges in ascending order on as many workers as may run at
+    /// Fetches the ranges in their order on as many workers as may run at
     /// once. The first error stops them all.
     async fn fetch_all(&self, job: &RangeJob, ranges: Vec<Range<u64>>) -> Result<()> {
         let workers = ranges.len().min(self.0.options.concurrency.max(1));

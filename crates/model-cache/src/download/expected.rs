@@ -1,7 +1,7 @@
 //! Selects the checksum that proves an object's bytes, from its headers, the
 //! listing, and the administrator's `verify`.
 
-use super::md5::MultipartLayouts;
+use super::layouts::MultipartLayouts;
 use super::{Check, Verify};
 use crate::source::{ListedMd5, ObjectHead};
 
@@ -61,6 +61,14 @@ impl Expected {
             Self::Multipart { layouts, .. } if layouts.part_sizes().is_empty() => {
                 layouts.unknown().map(str::to_owned)
             }
+            _ => None,
+        }
+    }
+
+    /// The most likely size of the object's parts, where its checksum is that of parts.
+    pub(super) fn part_size(&self) -> Option<u64> {
+        match self {
+            Self::Multipart { layouts, .. } => layouts.part_sizes().first().copied(),
             _ => None,
         }
     }

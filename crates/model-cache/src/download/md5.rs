@@ -8,111 +8,57 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use md5::{Digest, Md5};
+use crate::md5_lanes::{Lanes, Md5Stream, Piece};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::hashing::{HashService, LONGEST_STEP};
 use super::target::DownloadTarget;
 
-/// Bytes hashed at once on a blocking thread.
-const STEP: u64 = 8 << 20;
-const BUFFER: usize = 256 * 1024;
-const MIB: u64 = 1 << 20;
-const MB: u64 = 1_000_000;
+/// Bytes that a stream waits for.
+const STEP: u64 = 4 << 20;
 
 /// Bytes of one read for all layouts: what one object holds in memory for it.
-const BLOCK: u64 = MIB;
+const BLOCK: u64 = 1 << 20;
 
-/// Part sizes that uploaders use, the oci CLI's first.
-const USUAL_PARTS: &[u64] = &[128, 64, 256, 100, 50, 32, 512, 1024, 16, 20, 25, 200, 8, 10, 5];
+/// Parts that are requested side by side: as many as there are lanes.
+pub(super) const INTERLEAVED: u64 = 16;
 
-/// The most layouts that are tried: with more, a match proves little, and the
-/// search costs a core for hours.
-const MAX_LAYOUTS: usize = 64;
-
-/// Part sizes that an object uploaded in several parts may have had.
-///
-/// Object Storage gives the number of parts but not their size
-/// (`opc-multipart-md5`: base64 of the MD5 of the parts' MD5s, `-` and the
-/// number of parts).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct MultipartLayouts {
-    part_sizes: Vec<u64>,
-    /// Why the right one may be missing.
-    unknown: Option<String>,
-}
-
-impl MultipartLayouts {
-    /// The part sizes that fit, the most likely first: usual ones, binary and
-    /// decimal, then every whole MiB that gives this number of parts.
-    pub(super) fn of(size: u64, parts: Option<u32>) -> Self {
-        let usual =
-            [MIB, MB].into_iter().flat_map(|unit| USUAL_PARTS.iter().map(move |n| n * unit));
-        let Some(parts) = parts.map(u64::from) else {
-            let why = "the number of its parts is not given".to_owned();
-            return Self { part_sizes: usual.collect(), unknown: Some(why) };
-        };
-        if parts <= 1 {
-            // The same digest whatever the size of that part.
-            return Self { part_sizes: vec![size.max(1)], unknown: None };
-        }
-        let usual: Vec<u64> = usual.filter(|part| size.div_ceil(*part) == parts).collect();
-        let least = size.div_ceil(parts).div_ceil(MIB).max(1);
-        let most = size.saturating_sub(1) / (parts - 1) / MIB;
-        let fitting =
-            |mib: &u64| size.div_ceil(mib * MIB) == parts && !usual.contains(&(mib * MIB));
-        // One more than the limit shows that there are more.
-        let others = (least..=most).filter(fitting).take(MAX_LAYOUTS + 1);
-        let others: Vec<u64> = others.map(|mib| mib * MIB).collect();
-        if usual.len() + others.len() > MAX_LAYOUTS {
-            let why = format!("its {parts} parts may have more than {MAX_LAYOUTS} sizes");
-            return Self { part_sizes: usual, unknown: Some(why) };
-        }
-        let part_sizes = [usual, others].concat();
-        let unusual = || format!("no size of parts that uploaders use gives {parts} of them");
-        let unknown = part_sizes.is_empty().then(unusual);
-        Self { part_sizes, unknown }
-    }
-
-    /// The part sizes in bytes.
-    pub(super) fn part_sizes(&self) -> &[u64] {
-        &self.part_sizes
-    }
-
-    /// Why a digest that none of them gives proves nothing about the bytes; `None`
-    /// where all sizes that an uploader may have chosen are listed.
-    pub(super) fn unknown(&self) -> Option<&str> {
-        self.unknown.as_deref()
-    }
-}
+/// Parts whose streams are open at once: twice [`INTERLEAVED`], since the first ranges of the
+/// next parts come before the last ones of those before.
+const OPEN: usize = 32;
 
 /// MD5 of the whole file, computed as its bytes arrive, in order.
-pub(super) async fn of_whole(target: Arc<DownloadTarget>) -> io::Result<[u8; 16]> {
+pub(super) async fn of_whole(
+    service: HashService,
+    target: Arc<DownloadTarget>,
+) -> io::Result<[u8; 16]> {
     let size = target.size();
-    of_range(&target, 0..size).await
+    of_range(&service, &target, 0..size).await
 }
 
 /// MD5 of the parts' MD5s. Parts are hashed side by side.
-pub(super) async fn of_parts(target: Arc<DownloadTarget>, part_size: u64) -> io::Result<[u8; 16]> {
+pub(super) async fn of_parts(
+    service: HashService,
+    target: Arc<DownloadTarget>,
+    part_size: u64,
+) -> io::Result<[u8; 16]> {
     let size = target.size();
-    let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
-    let mut whole = Md5::new();
+    let mut whole = Md5Stream::new();
     let mut running = VecDeque::new();
     for n in 0..size.div_ceil(part_size) {
         let range = n * part_size..((n + 1) * part_size).min(size);
-        if running.len() == cores {
-            whole.update(next(&mut running).await?);
+        if running.len() == OPEN {
+            whole.update(&next(&mut running).await?);
         }
-        // In the order in which they are downloaded: a part that waits for
-        // bytes that come last would keep a core from all the others.
-        let target = Arc::clone(&target);
+        let (service, target) = (service.clone(), Arc::clone(&target));
         running.push_back(AbortOnDropHandle::new(tokio::spawn(async move {
-            of_range(&target, range).await
+            of_range(&service, &target, range).await
         })));
     }
     while !running.is_empty() {
-        whole.update(next(&mut running).await?);
+        whole.update(&next(&mut running).await?);
     }
-    Ok(whole.finalize().into())
+    Ok(whole.finish())
 }
 
 type Running = VecDeque<AbortOnDropHandle<io::Result<[u8; 16]>>>;
@@ -124,42 +70,44 @@ async fn next(running: &mut Running) -> io::Result<[u8; 16]> {
     }
 }
 
-async fn of_range(target: &DownloadTarget, range: Range<u64>) -> io::Result<[u8; 16]> {
-    let mut hasher = Md5::new();
+async fn of_range(
+    service: &HashService,
+    target: &DownloadTarget,
+    range: Range<u64>,
+) -> io::Result<[u8; 16]> {
+    let mut stream = service.open();
     let mut at = range.start;
     while at < range.end {
-        let step = at..(at + STEP).min(range.end);
-        target.covered(step.clone()).await;
+        let present = target.covered(at..(at + STEP).min(range.end)).await;
+        let step = at..present.min(at + LONGEST_STEP).min(range.end);
         at = step.end;
-        let file = target.file();
-        hasher = tokio::task::spawn_blocking(move || hash(&file, step, hasher))
-            .await
-            .map_err(io::Error::other)??;
+        stream.hash(target.file(), step).await?;
     }
-    Ok(hasher.finalize().into())
+    Ok(stream.finish())
 }
 
-fn hash(file: &File, range: Range<u64>, mut hasher: Md5) -> io::Result<Md5> {
-    let mut buffer = vec![0; BUFFER];
-    let mut at = range.start;
-    while at < range.end {
-        let want = usize::try_from(range.end - at).unwrap_or(usize::MAX).min(BUFFER);
-        file.read_exact_at(&mut buffer[..want], at)?;
-        hasher.update(&buffer[..want]);
-        at += want as u64;
-    }
-    Ok(hasher)
+/// Puts ranges into the order in which they are requested: those of up to
+/// [`INTERLEAVED`] parts in turn, since parts that arrive side by side are hashed
+/// side by side, and one part that arrives last would be hashed alone.
+pub(super) fn interleave(ranges: &mut [Range<u64>], size: u64, part_size: u64) {
+    let parts = size.div_ceil(part_size).max(1);
+    let in_group = parts.div_ceil(parts.div_ceil(INTERLEAVED));
+    ranges.sort_by_key(|range| {
+        let part = range.start / part_size;
+        (part / in_group, range.start % part_size, part)
+    });
 }
 
 /// Whether one of the part sizes gives this digest: all of them are hashed in
 /// one reading of the file, on half of the cores at most.
 pub(super) async fn fits_one_of(
+    lanes: Lanes,
     target: &DownloadTarget,
     part_sizes: &[u64],
     digest: [u8; 16],
 ) -> io::Result<bool> {
     let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
-    let per_group = part_sizes.len().div_ceil((cores / 2).max(1)).max(1);
+    let per_group = part_sizes.len().div_ceil((cores / 2).max(1)).max(lanes.count());
     let mut groups: Vec<Vec<LayoutDigest>> = part_sizes
         .chunks(per_group)
         .map(|sizes| sizes.iter().map(|size| LayoutDigest::new(*size)).collect())
@@ -176,9 +124,7 @@ pub(super) async fn fits_one_of(
             .map(|mut group| {
                 let bytes = Arc::clone(&bytes);
                 tokio::task::spawn_blocking(move || {
-                    for layout in &mut group {
-                        layout.update(&bytes);
-                    }
+                    update_all(lanes, &mut group, &bytes);
                     group
                 })
             })
@@ -202,33 +148,48 @@ struct LayoutDigest {
     part_size: u64,
     /// Bytes that the current part still lacks.
     left: u64,
-    part: Md5,
-    parts: Md5,
+    part: Md5Stream,
+    parts: Md5Stream,
+}
+
+/// Adds bytes to all layouts, up to where a part of one of them ends, and so on.
+fn update_all(lanes: Lanes, layouts: &mut [LayoutDigest], mut bytes: &[u8]) {
+    while !bytes.is_empty() {
+        let left = layouts.iter().map(|layout| layout.left).min().unwrap_or(u64::MAX);
+        let len = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
+        let (now, later) = bytes.split_at(len);
+        let mut pieces: Vec<_> =
+            layouts.iter_mut().map(|layout| Piece::new(&mut layout.part, now)).collect();
+        lanes.update(&mut pieces);
+        for layout in &mut *layouts {
+            layout.advance(len as u64);
+        }
+        bytes = later;
+    }
 }
 
 impl LayoutDigest {
     fn new(part_size: u64) -> Self {
-        Self { part_size, left: part_size, part: Md5::new(), parts: Md5::new() }
+        Self { part_size, left: part_size, part: Md5Stream::new(), parts: Md5Stream::new() }
     }
 
-    fn update(&mut self, mut bytes: &[u8]) {
-        while !bytes.is_empty() {
-            let len = usize::try_from(self.left).unwrap_or(usize::MAX).min(bytes.len());
-            self.part.update(&bytes[..len]);
-            bytes = &bytes[len..];
-            self.left -= len as u64;
-            if self.left == 0 {
-                self.parts.update(self.part.finalize_reset());
-                self.left = self.part_size;
-            }
+    fn advance(&mut self, bytes: u64) {
+        self.left -= bytes;
+        if self.left == 0 {
+            self.end_part();
         }
+    }
+
+    fn end_part(&mut self) {
+        self.parts.update(&std::mem::take(&mut self.part).finish());
+        self.left = self.part_size;
     }
 
     fn finish(mut self) -> [u8; 16] {
         if self.left < self.part_size {
-            self.parts.update(self.part.finalize());
+            self.end_part();
         }
-        self.parts.finalize().into()
+        self.parts.finish()
     }
 }
 
@@ -236,61 +197,7 @@ impl LayoutDigest {
 mod tests {
     use super::*;
 
-    fn sizes(size: u64, parts: u32) -> Vec<u64> {
-        let layouts = MultipartLayouts::of(size, Some(parts));
-        assert_eq!(layouts.unknown(), None, "{parts} parts of {size}");
-        layouts.part_sizes
-    }
-
-    #[test]
-    fn only_part_sizes_that_give_the_number_of_parts_are_tried_and_the_usual_ones_first() {
-        let three = sizes(300 * MIB, 3);
-        assert_eq!(three[..2], [128 * MIB, 100 * MIB]);
-        assert_eq!(three[2], 128 * MB);
-        assert!(three[3..].iter().all(|part| part % MIB == 0), "{three:?}");
-        assert!(three.iter().all(|part| (300 * MIB).div_ceil(*part) == 3));
-        assert_eq!(three.len(), 51, "each whole MiB from 100 to 149 besides");
-        assert_eq!(sizes(128 * MIB * 2 + 1, 3)[0], 128 * MIB);
-        assert_eq!(sizes(7 * MIB, 1), [7 * MIB], "one part is the whole");
-        assert_eq!(sizes(0, 1), [1]);
-    }
-
-    #[test]
-    fn what_uploaders_choose_is_among_the_sizes_that_are_tried() {
-        for (size, parts, part) in [
-            (20 * MIB, 3, 8 * MIB),
-            (20 * MIB + 5, 3, 9 * MIB),
-            (250 * MIB, 3, 100 * MIB),
-            (300 * MIB, 2, 256 * MIB),
-            (1100 * MIB, 3, 512 * MIB),
-            (2 * MIB * 1024 + 1, 3, 1024 * MIB),
-            (70 * MB, 7, 10 * MB),
-            (300 * MB, 3, 100 * MB),
-            (70 << 30, 560, 128 * MIB),
-            (70 << 30, 6517, 11 * MIB),
-        ] {
-            let found = MultipartLayouts::of(size, Some(parts));
-            assert!(found.part_sizes().contains(&part), "{size} in {parts} parts of {part}");
-            assert!(found.part_sizes().len() <= MAX_LAYOUTS);
-        }
-    }
-
-    #[test]
-    fn a_layout_is_unknown_where_too_many_are_possible_or_the_number_of_parts_is_not_given() {
-        let none = MultipartLayouts::of(MIB, None);
-        assert!(none.unknown().unwrap().contains("number of its parts"), "{none:?}");
-        assert_eq!(none.part_sizes()[0], 128 * MIB);
-        for (size, parts) in [(400 * MIB, 2), (u64::MAX, 2), (u64::MAX, 1 << 10)] {
-            let many = MultipartLayouts::of(size, Some(parts));
-            assert!(many.unknown().unwrap().contains("more than 64 sizes"), "{many:?}");
-        }
-        assert_eq!(MultipartLayouts::of(400 * MIB, Some(2)).part_sizes()[0], 256 * MIB);
-        for (size, parts) in [(10, 3), (0, 3), (500_000, 5), (u64::MAX, u32::MAX)] {
-            let small = MultipartLayouts::of(size, Some(parts));
-            assert!(small.part_sizes().is_empty(), "{small:?}");
-            assert!(small.unknown().unwrap().contains("that uploaders use"), "{small:?}");
-        }
-    }
+    const MIB: u64 = 1 << 20;
 
     #[tokio::test]
     async fn all_layouts_are_hashed_in_one_reading_and_give_what_each_gives_alone() {
@@ -301,12 +208,38 @@ mod tests {
         let size = bytes.len() as u64;
         let target = Arc::new(DownloadTarget::adopt(&path, size, Arc::default()).unwrap().unwrap());
         let all = [2 * MIB, 3 * MIB, MIB + 1, MIB, 700_000, size, 1000];
-        for part_size in all {
-            let digest = of_parts(Arc::clone(&target), part_size).await.unwrap();
-            assert!(fits_one_of(&target, &all, digest).await.unwrap(), "{part_size}");
-            let others: Vec<u64> = all.into_iter().filter(|size| *size != part_size).collect();
-            assert!(!fits_one_of(&target, &others, digest).await.unwrap(), "{part_size}");
+        for lanes in Lanes::available() {
+            let service = HashService::new(lanes);
+            for part_size in all {
+                let digest = of_parts(service.clone(), Arc::clone(&target), part_size).await;
+                let digest = digest.unwrap();
+                let fits =
+                    async |sizes: &[u64]| fits_one_of(lanes, &target, sizes, digest).await.unwrap();
+                assert!(fits(&all).await, "{part_size}, {}", lanes.name());
+                let others: Vec<u64> = all.into_iter().filter(|size| *size != part_size).collect();
+                assert!(!fits(&others).await, "{part_size}, {}", lanes.name());
+            }
+            assert!(!fits_one_of(lanes, &target, &[], [0; 16]).await.unwrap());
         }
-        assert!(!fits_one_of(&target, &[], [0; 16]).await.unwrap());
+    }
+
+    #[test]
+    fn ranges_of_up_to_sixteen_parts_are_requested_in_turn() {
+        let order = |size: u64, part_size: u64, range_size: u64| {
+            let mut ranges: Vec<Range<u64>> = (0..size.div_ceil(range_size))
+                .map(|n| n * range_size..((n + 1) * range_size).min(size))
+                .collect();
+            interleave(&mut ranges, size, part_size);
+            ranges.into_iter().map(|range| range.start).collect::<Vec<_>>()
+        };
+        assert_eq!(order(5, 2, 1), [0, 2, 4, 1, 3]);
+        assert_eq!(order(5, 8, 1), [0, 1, 2, 3, 4], "one part");
+        // 18 parts: two groups of 9, and not 16 and 2.
+        let two = order(36, 2, 1);
+        assert_eq!(two[..9], [0, 2, 4, 6, 8, 10, 12, 14, 16]);
+        assert_eq!(two[9..19], [1, 3, 5, 7, 9, 11, 13, 15, 17, 18]);
+        // Ranges that parts do not divide evenly, and parts that ranges do not.
+        assert_eq!(order(20, 5, 2), [0, 10, 6, 16, 2, 12, 8, 18, 4, 14]);
+        assert_eq!(order(6, 1, 2), [0, 2, 4]);
     }
 }

@@ -15,13 +15,16 @@
 //! limiter how fast all of them together may be. Workers run on their own runtime,
 //! since a write may block on the disk, and an RPC must never wait for that.
 
+mod combine;
 mod content;
 mod engine;
 mod expected;
 mod fair_share;
 mod flow;
 mod give_back;
+mod hashing;
 mod journal;
+mod layouts;
 mod limiter;
 mod md5;
 mod pace;

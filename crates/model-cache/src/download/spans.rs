@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use super::combine::crc32c_of_both;
+
 /// A run of bytes that was written, with its CRC-32C.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Span {
@@ -57,12 +59,13 @@ impl Spans {
 
     /// Whether every byte of the range is present.
     pub(super) fn covers(&self, range: &Range<u64>) -> bool {
-        range.is_empty()
-            || self
-                .by_start
-                .range(..=range.start)
-                .next_back()
-                .is_some_and(|(_, span)| span.end() >= range.end)
+        self.end_from(range.start) >= range.end
+    }
+
+    /// Where the bytes that are present from `at` on end; `at` itself when that byte is missing.
+    pub(super) fn end_from(&self, at: u64) -> u64 {
+        let before = self.by_start.range(..=at).next_back();
+        before.map_or(at, |(_, span)| span.end().max(at))
     }
 
     /// The missing parts of a file of `size` bytes, in ascending order, in
@@ -94,12 +97,10 @@ impl Spans {
 }
 
 fn join(left: Span, right: Span) -> Span {
-    // On the 64-bit targets of this project a length always fits.
-    let right_len = usize::try_from(right.len).unwrap_or(usize::MAX);
     Span {
         start: left.start,
         len: left.len + right.len,
-        crc32c: crc32c::crc32c_combine(left.crc32c, right.crc32c, right_len),
+        crc32c: crc32c_of_both(left.crc32c, right.crc32c, right.len),
     }
 }
 

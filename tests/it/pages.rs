@@ -1,0 +1,143 @@
+//! The driver's own memory, and the page cache, in which models stay.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use crate::support::driver::{Driver, Setup};
+use crate::support::models::{MIB, PHI3, content_of, store_with_phi3};
+use crate::support::run::{end_to_end, end_to_end_within, eventually, figure};
+use localstore::{LocalStore, PutOptions, Source};
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+
+/// What downloads may need at 16 requests, the default.
+const MOST: u64 = 64;
+
+/// For states that are reached soon.
+const BOUND: Duration = Duration::from_secs(60);
+
+/// For a download of 8 GiB with a development build.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// Bytes of a file that are in the page cache.
+fn resident(file: &Path) -> u64 {
+    let mut fincore = Command::new("fincore");
+    fincore.args(["--bytes", "--noheadings", "--output", "RES"]).arg(file);
+    let output = fincore.output().expect("fincore of util-linux");
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap().trim().parse().unwrap()
+}
+
+/// Removes most of a file from the page cache, once it is on the disk. Pages that the kernel
+/// has in hand just now stay.
+async fn leave_the_page_cache(path: &Path) {
+    let file = fs::File::open(path).unwrap();
+    eventually("the file has left the page cache", BOUND, async || {
+        file.sync_all().unwrap();
+        posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).unwrap();
+        (resident(path) < file.metadata().unwrap().len() / 4).then_some(())
+    })
+    .await;
+}
+
+/// The peak of the driver's resident memory in MiB.
+fn peak(driver: &Driver) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", driver.pid())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
+}
+
+#[test]
+fn a_driver_under_its_heap_limit_publishes() {
+    end_to_end(async |scratch| {
+        let store = store_with_phi3();
+        let mut setup = Setup::new(scratch, &store);
+        setup.arguments = vec!["--heap-limit".to_owned(), "256MiB".to_owned()];
+        let driver = setup.start().await;
+        let limits = fs::read_to_string(format!("/proc/{}/limits", driver.pid())).unwrap();
+        let line = limits.lines().find(|line| line.starts_with("Max data size")).unwrap();
+        assert_eq!(line.split_whitespace().nth(3), Some((256 * MIB).to_string().as_str()));
+        let volume = driver.kubelet().inline("1", &PHI3);
+        volume.publish().await.unwrap();
+        assert_eq!(content_of(&volume.target()).len(), 4);
+    });
+}
+
+#[test]
+fn a_download_needs_its_buffers_only_and_leaves_the_model_in_memory() {
+    // The larger one takes a minute, and the disk.
+    let large = std::env::var_os("OCI_MODEL_CSI_TEST_LARGE").is_some();
+    let sizes = if large { vec![1024 * MIB, 8192 * MIB] } else { vec![1024 * MIB] };
+    end_to_end_within(PATIENCE, async |scratch| {
+        let store = LocalStore::builder().start().unwrap();
+        let driver = Driver::start(scratch, &store).await;
+        for size in sizes {
+            for crc32c in [true, false] {
+                let prefix = format!("{size}-{crc32c}/");
+                let options =
+                    PutOptions { crc32c, part_size: Some(128 * MIB), ..PutOptions::default() };
+                let source = Source::Synthetic { size, seed: 1 };
+                store.put_with("b", &format!("{prefix}weights.bin"), source, options).unwrap();
+                let attributes = [("bucket", "b"), ("prefix", prefix.as_str())];
+                let volume = driver.kubelet().inline(&prefix.replace('/', ""), &attributes);
+                volume.publish().await.unwrap();
+                let there = resident(&volume.target().join("weights.bin"));
+                let check = if crc32c { "CRC-32C" } else { "MD5s of parts" };
+                figure(format_args!(
+                    "{} MiB with {check}: peak memory {} MiB, {there} bytes in the page cache",
+                    size / MIB,
+                    peak(&driver)
+                ));
+                assert!(peak(&driver) <= MOST, "{} MiB", peak(&driver));
+                assert!(there >= size / 100 * 95, "{there} of {size} bytes");
+                volume.unpublish().await.unwrap();
+            }
+        }
+        let by_md5 = driver.metric("verify_total{check=\"multipart_md5\",result=\"passed\"}").await;
+        assert_eq!(by_md5, u64::from(large) + 1);
+    });
+}
+
+#[test]
+fn a_hit_reads_the_model_ahead_from_the_disk_if_that_is_configured() {
+    end_to_end(async |scratch| {
+        let store = LocalStore::builder().start().unwrap();
+        let size = 40 * MIB + 5;
+        let source = Source::Synthetic { size, seed: 1 };
+        store.put_with("b", "m/weights.bin", source, PutOptions::default()).unwrap();
+        for (config, warms) in [("", false), ("cache: {warmPageCache: onHit, minFree: 1MiB}", true)]
+        {
+            let driver = Setup::new(scratch, &store).with_config(config).start().await;
+            let attributes = [("bucket", "b"), ("prefix", "m/")];
+            let volume = driver.kubelet().inline(&format!("first-{warms}"), &attributes);
+            volume.publish().await.unwrap();
+            let path = volume.target().join("weights.bin");
+            // The second driver finds the first one's model: its first publish is a hit, too.
+            let reads = async |times| {
+                eventually("the driver reports what it read ahead", BOUND, async || {
+                    let log = driver.log();
+                    let lines = log.lines().filter(|line| line.contains("read ahead into"));
+                    let whole = format!("bytes={size} complete=true");
+                    (lines.filter(|line| line.contains(&whole)).count() == times).then_some(())
+                })
+                .await;
+            };
+            if warms {
+                reads(1).await;
+            }
+            leave_the_page_cache(&path).await;
+            let again = driver.kubelet().inline(&format!("second-{warms}"), &attributes);
+            again.publish().await.unwrap();
+            if warms {
+                reads(2).await;
+                assert!(resident(&path) >= size, "{} bytes", resident(&path));
+            } else {
+                assert!(resident(&path) < size);
+                assert!(!driver.log().contains("read ahead"), "{}", driver.log());
+            }
+            volume.unpublish().await.unwrap();
+            again.unpublish().await.unwrap();
+        }
+    });
+}
