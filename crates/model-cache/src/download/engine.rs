@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::md5_lanes::Lanes;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::task::JoinSet;
 use tokio_util::task::AbortOnDropHandle;
@@ -23,6 +22,7 @@ use super::target::DownloadTarget;
 use super::{Check, FairShare, Interest, ObjectProgress, Verified};
 use crate::abort_point;
 use crate::error::{Error, ErrorKind, Result};
+use crate::md5_lanes::Lanes;
 use crate::metrics::Metrics;
 use crate::source::{Bucket, ObjectHead, ObjectName, ObjectSource, RetryPolicy};
 use crate::sync::lock;

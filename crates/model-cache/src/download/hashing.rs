@@ -186,8 +186,10 @@ impl Drop for OpenStream {
     fn drop(&mut self) {
         let mut queues = self.service.0.lock();
         queues.open_streams -= 1;
-        // A step whose caller has left keeps its file open, and locked.
-        queues.of(self.from).waiting.retain(|step| !step.hashed.is_closed());
+        // A step whose caller has left keeps its file open, and locked, in either queue.
+        for from in [BytesFrom::PageCache, BytesFrom::Disk] {
+            queues.of(from).waiting.retain(|step| !step.hashed.is_closed());
+        }
         if self.service.0.is_gathered(&queues) {
             self.service.0.gathered.notify_one();
         }

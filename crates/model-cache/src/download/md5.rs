@@ -8,11 +8,11 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use crate::md5_lanes::{Lanes, Md5Stream, Piece};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::hashing::{HashService, LONGEST_STEP};
 use super::target::DownloadTarget;
+use crate::md5_lanes::{Lanes, Md5Stream, Piece};
 
 /// Bytes that a stream waits for.
 const STEP: u64 = 4 << 20;
