@@ -99,7 +99,11 @@ impl StorageArgs {
             (None, None) => default_auth,
         };
         let mut settings = Settings::new(auth);
-        settings.region = self.region.clone().or_else(|| config?.region.clone());
+        let region = self.region.as_deref().filter(|text| !text.trim().is_empty());
+        settings.region = match region {
+            Some(flag) => Some(flag.parse().map_err(as_invalid)?),
+            None => config.and_then(|config| config.region.clone()),
+        };
         settings.endpoint = self.oci_endpoint.clone().or_else(|| config?.endpoint.clone());
         settings.namespace = config.and_then(|config| config.namespace.clone());
         settings.ca_file = self.ca_file.clone().or_else(|| config?.ca_file.clone());

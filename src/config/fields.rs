@@ -16,7 +16,7 @@ use super::size::parse_size;
 use crate::download::Verify;
 use crate::model::{ModelUri, nearest};
 use crate::resolve::ListedBucket;
-use crate::source::AuthMethod;
+use crate::source::{AuthMethod, RegionName};
 use crate::volume::WarmPageCache;
 use crate::weights::SafetensorsCheck;
 
@@ -219,7 +219,7 @@ fn auth_method<E: Error>(text: &str) -> Result<AuthMethod, E> {
     })
 }
 
-/// A bucket, namespace or region; Oracle's names have no other characters.
+/// A bucket or a namespace; Oracle's names have no other characters.
 fn name<'de, D: Deserializer<'de>>(input: D) -> Result<String, D::Error> {
     let text = text(input)?;
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
@@ -239,6 +239,15 @@ where
         empty if empty.is_empty() => Ok(None),
         text => name(serde::de::value::StringDeserializer::new(text)).map(Some),
     }
+}
+
+/// A region; none if the text is empty.
+pub(super) fn optional_region<'de, D>(input: D) -> Result<Option<RegionName>, D::Error>
+where
+    D: Deserializer<'de>,
+{
+    let text = text(input)?;
+    if text.is_empty() { Ok(None) } else { text.parse().map(Some).map_err(Error::custom) }
 }
 
 pub(super) fn endpoint<'de, D: Deserializer<'de>>(input: D) -> Result<Option<String>, D::Error> {
@@ -269,8 +278,8 @@ struct BucketSection {
     name: String,
     #[serde(default, deserialize_with = "optional_name")]
     namespace: Option<String>,
-    #[serde(default, deserialize_with = "optional_name")]
-    region: Option<String>,
+    #[serde(default, deserialize_with = "optional_region")]
+    region: Option<RegionName>,
     #[serde(default, deserialize_with = "endpoint")]
     endpoint: Option<String>,
     #[serde(default, deserialize_with = "optional_auth")]

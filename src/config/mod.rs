@@ -22,7 +22,7 @@ use crate::download::{EngineOptions, Verify};
 use crate::model::ModelUri;
 use crate::policy::Rule;
 use crate::resolve::{ListedBucket, ResolveLimits};
-use crate::source::{AuthMethod, RetryPolicy};
+use crate::source::{AuthMethod, RegionName, RetryPolicy};
 use crate::volume::WarmPageCache;
 use crate::weights::SafetensorsCheck;
 use crate::{Error, Result, text};
@@ -129,8 +129,8 @@ pub struct ObjectStorageSection {
     #[serde(deserialize_with = "fields::auth")]
     pub auth: AuthMethod,
     /// The region.
-    #[serde(deserialize_with = "fields::optional_name")]
-    pub region: Option<String>,
+    #[serde(deserialize_with = "fields::optional_region")]
+    pub region: Option<RegionName>,
     /// Replaces the region's Object Storage endpoint; without a trailing slash.
     #[serde(deserialize_with = "fields::endpoint")]
     pub endpoint: Option<String>,

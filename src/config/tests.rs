@@ -262,13 +262,13 @@ prefetch: [oci://shared/models/a, oci://far@other/models/b/, oci://shared/models
     assert_eq!(config.limits.max_objects, 7);
     assert_eq!(config.limits.max_model_size, Some(1536 << 30));
     assert_eq!(config.object_storage.auth, AuthMethod::OkeWorkloadIdentity);
-    assert_eq!(config.object_storage.region.as_deref(), Some("eu-frankfurt-1"));
+    assert_eq!(config.object_storage.region, Some("eu-frankfurt-1".parse().unwrap()));
     assert_eq!(config.object_storage.endpoint.as_deref(), Some("http://127.0.0.1:8080"));
     assert_eq!(config.object_storage.namespace.as_deref(), Some("mytenancy"));
     assert_eq!(config.object_storage.ca_file.as_deref(), Some(Path::new("/etc/ca.pem")));
     let [shared, far] = &config.object_storage.buckets[..] else { panic!("two buckets") };
     assert_eq!((shared.name.as_str(), &shared.region, &shared.auth), ("shared", &None, &None));
-    assert_eq!(far.region.as_deref(), Some("us-ashburn-1"));
+    assert_eq!(far.region, Some("us-ashburn-1".parse().unwrap()));
     assert_eq!(far.namespace.as_deref(), Some("other"));
     assert_eq!(far.auth, Some(AuthMethod::ApiKey));
     assert!(!config.serve_stale_on_outage);
@@ -304,6 +304,7 @@ fn an_unknown_key_is_refused_with_file_line_and_the_nearest_key() {
 
 #[test]
 fn a_wrong_value_is_refused_with_line_key_and_what_would_be_right() {
+    let mut messages = Vec::new();
     for (line, key, right) in [
         ("cache: {dir: models}", "dir", "absolute path"),
         ("cache: {dir: }", "dir", "no value"),
@@ -329,7 +330,7 @@ fn a_wrong_value_is_refused_with_line_key_and_what_would_be_right() {
         ("limits: {maxObjects: 0}", "maxObjects", "from 1 to 10000000"),
         ("limits: {maxModelSize: big}", "maxModelSize", "not a size"),
         ("objectStorage: {auth: instance_principals}", "auth", "`instance_principal`?"),
-        ("objectStorage: {region: a b}", "region", "letters, digits"),
+        ("objectStorage: {region: a b}", "region", "such as eu-frankfurt-1"),
         ("objectStorage: {endpoint: objectstorage.example}", "endpoint", "https://host"),
         ("objectStorage: {endpoint: 'ftp://host'}", "endpoint", "https://host"),
         ("objectStorage: {endpoint: 'https://host/n/x'}", "endpoint", "without path"),
@@ -341,7 +342,9 @@ fn a_wrong_value_is_refused_with_line_key_and_what_would_be_right() {
     ] {
         let message = error(&format!("# a comment\n{line}\n"));
         assert_all_in(&message, &["config.yaml, line 2, column ", &format!(": {key}: "), right]);
+        messages.push(format!("{line}\n    {message}"));
     }
+    insta::assert_snapshot!(messages.join("\n"));
 }
 
 #[test]

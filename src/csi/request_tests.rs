@@ -55,6 +55,39 @@ fn refused(request: &NodePublishVolumeRequest) -> String {
 }
 
 #[test]
+fn the_refusals_of_attributes_are_reviewed() {
+    let of_pods = [
+        ("bucket", ""),
+        ("bucket", "a/b"),
+        ("namespace", "My Tenancy"),
+        ("prefix", "/models"),
+        ("prefix", "models/../x"),
+        ("include", "["),
+        ("exclude", "a//b"),
+        ("pullPolicy", "always"),
+        ("revision", "latest"),
+        ("region", "us-ashburn-1"),
+        ("readOnly", "false"),
+        ("pullpolicy", "Always"),
+    ];
+    let of_administrators = [
+        ("region", "Frankfurt"),
+        ("auth", "instance"),
+        ("cacheScope", "node"),
+        ("endpoint", "https://objectstorage.example"),
+    ];
+    let refusal = |ephemeral: &str, (key, value): (&str, &str)| {
+        let request = from_kubelet(ephemeral, &[(key, value)]);
+        let text =
+            parse(&request).map_or_else(|error| error.to_string(), |_| "accepted".to_owned());
+        format!("{key}: {value:?}\n    {text}")
+    };
+    let mut texts = Vec::from(of_pods.map(|one| refusal("true", one)));
+    texts.extend(of_administrators.map(|one| refusal("false", one)));
+    insta::assert_snapshot!(texts.join("\n"));
+}
+
+#[test]
 fn an_inline_volume_of_kubelet_is_accepted() {
     let IncomingPublish { key, pod, request } = incoming(&from_kubelet("true", &[])).unwrap();
     assert_eq!(request.unwrap().model.title(), "models/phi3-mini/ from ai-model-cache");

@@ -6,9 +6,10 @@
 //! that begin with `DRIVER/model.` belong to the driver; it touches no others.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use serde_json::{Value, json};
+use tokio::time::timeout;
 
 use super::{RetryState, node_path};
 use crate::blocking::blocking;
@@ -17,8 +18,8 @@ use crate::error::Result;
 use crate::kubernetes::{ApiFailure, ApiServer, Patch};
 use crate::model::{LABEL_START, node_label};
 
-/// Between two checks for new or removed models, so also between two patches.
-const POLL: Duration = Duration::from_secs(10);
+/// Between two patches: models that come or go together are one patch.
+const PAUSE: Duration = Duration::from_secs(10);
 
 /// The labels are compared again this often: an administrator may have edited them.
 const COMPARE: Duration = Duration::from_secs(10 * 60);
@@ -37,40 +38,29 @@ pub(super) async fn sync_labels(
     cache: &Cache,
 ) {
     let mut retry = RetryState::default();
-    let mut seen = None;
-    let mut compared = tokio::time::Instant::now();
+    // Subscribed before the cache is read, so that no change is missed.
+    let mut models = cache.model_changes();
     loop {
-        let changed = cache_changed(cache).await;
-        if seen.is_none() || changed != seen || compared.elapsed() > COMPARE {
-            let wanted = match wanted_labels(cache, driver, most).await {
-                Ok(wanted) => wanted,
-                Err(error) => {
-                    tracing::debug!(%error, "the cache could not be listed for labels");
-                    tokio::time::sleep(POLL).await;
-                    continue;
-                }
-            };
-            match patch_labels(api, node, driver, &wanted).await {
+        models.mark_unchanged();
+        let pause = match wanted_labels(cache, driver, most).await {
+            Ok(wanted) => match patch_labels(api, node, driver, &wanted).await {
                 Ok(()) => {
                     retry.reset();
-                    seen = changed;
-                    compared = tokio::time::Instant::now();
+                    let _ = timeout(COMPARE, models.changed()).await;
+                    PAUSE
                 }
                 Err(failure) => {
                     let needs = "get and patch of nodes; or switch it off with --model-labels=0";
-                    let pause = retry.failed(&failure, "labelling the node", needs);
-                    tokio::time::sleep(pause).await;
+                    retry.failed(&failure, "labelling the node", needs)
                 }
+            },
+            Err(error) => {
+                tracing::debug!(%error, "the cache could not be listed for labels");
+                PAUSE
             }
-        }
-        tokio::time::sleep(POLL).await;
+        };
+        tokio::time::sleep(pause).await;
     }
-}
-
-/// Changes whenever a model enters or leaves the directory of models.
-async fn cache_changed(cache: &Cache) -> Option<SystemTime> {
-    let models = tokio::fs::metadata(cache.layout().models()).await;
-    models.and_then(|metadata| metadata.modified()).ok()
 }
 
 async fn wanted_labels(cache: &Cache, driver: &str, most: usize) -> Result<Labels> {

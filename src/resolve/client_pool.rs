@@ -9,7 +9,7 @@ use crate::model::{
     ModelRequest, NamespaceName, PodIdentity, PodTokens, RequestDigest, Tenant, account_uid,
 };
 use crate::source::{
-    AuthMethod, BucketLocation, ObjectSource, SourceConnector, StorageError, Workload,
+    AuthMethod, BucketLocation, ObjectSource, RegionName, SourceConnector, Workload,
 };
 
 /// The prefix of an identity in a scope.
@@ -23,7 +23,7 @@ pub struct ListedBucket {
     /// Its Object Storage namespace; `None` means that of the driver's own tenancy.
     pub namespace: Option<String>,
     /// Its region; `None` means the driver's.
-    pub region: Option<String>,
+    pub region: Option<RegionName>,
     /// `http(s)://host[:port]` to use instead of the region's endpoint.
     pub endpoint: Option<String>,
     /// How its requests are signed; `None` means the driver's method.
@@ -108,9 +108,13 @@ impl Route {
         &self.scope
     }
 
-    /// The identity in a scope, as [`ClientPool::route`] writes it.
-    pub(crate) fn auth_of_scope(scope: &str) -> Option<&str> {
-        scope.split(' ').find_map(|part| part.strip_prefix(APART))
+    /// The identity in a scope, as [`ClientPool::route`] writes it; `None` for the usual one.
+    ///
+    /// # Errors
+    /// `Precondition` for an identity that this version does not know.
+    pub(crate) fn auth_of_scope(scope: &str) -> Result<Option<AuthMethod>> {
+        let name = scope.split(' ').find_map(|part| part.strip_prefix(APART));
+        Ok(name.map(str::parse::<AuthMethod>).transpose()?)
     }
 
     /// The pod whose own identity is used, or `None` for the driver's identity.
@@ -168,8 +172,7 @@ impl ClientPool {
     ///
     /// # Errors
     /// `Precondition` if a pod's own identity is needed and the requester is not a pod,
-    /// or kubelet sends no token of it. `Invalid` for an unknown identity. `Precondition`
-    /// if the administrator's settings for it cannot be used. `Unavailable` if a service
+    /// or kubelet sends no token of it, or if the administrator's settings for it cannot be used. `Unavailable` if a service
     /// that is needed to find the route cannot be reached.
     pub async fn route(
         &self,
@@ -199,10 +202,7 @@ impl ClientPool {
         let usual = self.usual(request, caller).await?;
         let usual_method = usual.auth.unwrap_or_else(|| self.0.own.method());
         let mut place = usual.clone();
-        if let Some(auth) = &request.auth {
-            place.auth =
-                Some(auth.parse().map_err(|e: StorageError| Error::invalid(e.to_string()))?);
-        }
+        place.auth = request.auth.or(place.auth);
         if let Some(region) = &request.region
             && !self.0.connector.is_in(&usual, region).await?
         {

@@ -85,10 +85,10 @@ impl Volumes {
         let source = manifest.source.clone();
         let namespace = Some(source.namespace);
         let mut request = ModelRequest::of(namespace, source.bucket, source.prefix);
-        request.auth = Route::auth_of_scope(&manifest.scope).map(str::to_owned);
+        request.auth = Route::auth_of_scope(&manifest.scope)?;
         // Only the administrator can configure an endpoint; a request has none.
         let by_region = !source.location.contains("://");
-        request.region = by_region.then(|| source.location.clone());
+        request.region = if by_region { Some(source.location.parse()?) } else { None };
         let route = self.parts().selector.resolver().route(&request, "").await?;
         if route.location() == source.location {
             return Ok(route);

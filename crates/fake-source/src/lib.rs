@@ -14,7 +14,7 @@ use tokio::sync::watch;
 
 use oci_model_csi_foundation::source::{
     AuthMethod, BodyChunks, Bucket, BucketLocation, ListingPages, ObjectBody, ObjectHead,
-    ObjectName, ObjectSource, ObjectSummary, Result, SourceConnector, StorageError,
+    ObjectName, ObjectSource, ObjectSummary, RegionName, Result, SourceConnector, StorageError,
     StorageErrorKind,
 };
 
@@ -327,7 +327,7 @@ impl SourceConnector for FakeSource {
     fn is_in<'a>(
         &'a self,
         _place: &'a BucketLocation,
-        _region: &'a str,
+        _region: &'a RegionName,
     ) -> BoxFuture<'a, oci_model_csi_foundation::Result<bool>> {
         async { Ok(true) }.boxed()
     }

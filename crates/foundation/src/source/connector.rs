@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 
-use super::{AuthMethod, ObjectSource};
+use super::{AuthMethod, ObjectSource, RegionName};
 use crate::error::Result;
 
 /// Where and as whom a bucket is read; what is `None` is the driver's own.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct BucketLocation {
-    /// The region's name or short code.
-    pub region: Option<String>,
+    /// The region.
+    pub region: Option<RegionName>,
     /// `http(s)://host[:port]` to use instead of the region's endpoint.
     pub endpoint: Option<String>,
     /// How requests are signed.
@@ -37,6 +37,6 @@ pub trait SourceConnector: Send + Sync {
     fn is_in<'a>(
         &'a self,
         place: &'a BucketLocation,
-        region: &'a str,
+        region: &'a RegionName,
     ) -> BoxFuture<'a, Result<bool>>;
 }

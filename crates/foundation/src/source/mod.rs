@@ -11,6 +11,7 @@ mod connector;
 mod error;
 mod names;
 mod objects;
+mod region_name;
 mod retry;
 mod workload;
 
@@ -28,6 +29,7 @@ pub use error::{StorageError, StorageErrorKind};
 pub use names::{Bucket, ObjectName};
 pub use objects::parse_md5;
 pub use objects::{ListedMd5, MultipartMd5, ObjectHead, ObjectSummary};
+pub use region_name::RegionName;
 pub use retry::{Attempts, RetryPolicy};
 pub use workload::Workload;
 

@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -173,6 +174,11 @@ impl Cache {
     pub async fn has_models(&self) -> Result<bool> {
         let models = self.store.layout().models();
         Ok(!blocking(move || files::names(&models)).await?.is_empty())
+    }
+
+    /// Reports each model that is added or removed; several at once may be one report.
+    pub fn model_changes(&self) -> watch::Receiver<()> {
+        self.store.models().changes()
     }
 
     /// Returns the recorded newest revision of a request, complete or not. Blocks.

@@ -8,6 +8,7 @@ use super::{
     nearest,
 };
 use crate::error::{Error, Result};
+use crate::source::StorageError;
 use crate::text::shown;
 
 /// The author of the attributes, which decides the keys that may be used.
@@ -83,11 +84,15 @@ pub fn parse_attributes(
         filters: Filters::parse(get("include"), get("exclude"))?,
         pull_policy: get("pullPolicy").map_or(Ok(PullPolicy::default()), PullPolicy::parse)?,
         revision: get("revision").map(Revision::parse).transpose()?,
-        region: get("region").map(str::to_owned),
-        auth: get("auth").map(str::to_owned),
+        region: get("region").map(str::parse).transpose().map_err(unusable)?,
+        auth: get("auth").map(str::parse).transpose().map_err(unusable)?,
         scope: get("cacheScope").map_or(Ok(CacheScope::default()), CacheScope::parse)?,
     };
     Ok((request, ours))
+}
+
+fn unusable(error: StorageError) -> Error {
+    Error::invalid(error.to_string())
 }
 
 fn check_key(key: &str, source: AttributeSource) -> Result<()> {

@@ -2,6 +2,7 @@
 
 use super::{BucketName, Filters, NamespaceName, Prefix, RequestDigest, Revision};
 use crate::error::{Error, Result};
+use crate::source::{AuthMethod, RegionName};
 use crate::text::shown;
 
 /// When to check in Object Storage which revision is current.
@@ -84,9 +85,9 @@ pub struct ModelRequest {
     /// This exact revision or nothing.
     pub revision: Option<Revision>,
     /// Region of the bucket (administrators only).
-    pub region: Option<String>,
+    pub region: Option<RegionName>,
     /// Identity to read it with (administrators only).
-    pub auth: Option<String>,
+    pub auth: Option<AuthMethod>,
     /// Which pods share the cached bytes (administrators only).
     pub scope: CacheScope,
 }

@@ -10,7 +10,9 @@ use tokio::sync::OnceCell;
 use super::identity::Identity;
 use super::{ObjectStorage, Settings};
 use crate::error::{Error, Result};
-use crate::source::{AuthMethod, BucketLocation, ObjectSource, SourceConnector, StorageError};
+use crate::source::{
+    AuthMethod, BucketLocation, ObjectSource, RegionName, SourceConnector, StorageError,
+};
 use crate::sync::lock;
 
 /// How many clients for other locations are kept; further ones are created per request.
@@ -45,7 +47,7 @@ impl StorageConnector {
         self.own.identity()
     }
 
-    async fn is_at(&self, place: &BucketLocation, region: &str) -> Result<bool> {
+    async fn is_at(&self, place: &BucketLocation, region: &RegionName) -> Result<bool> {
         let here = place.region.is_none() && place.endpoint.is_none();
         let configured = if here { self.settings.region.as_ref() } else { place.region.as_ref() };
         if configured.is_some_and(|configured| self.settings.same_region(configured, region)) {
@@ -66,7 +68,7 @@ impl StorageConnector {
             Some(method) if method != self.own.method() => self.other(method, place).await?,
             _ => self.own.clone(),
         };
-        let client = identity.at(place.region.as_deref(), place.endpoint.as_deref())?;
+        let client = identity.at(place.region.as_ref(), place.endpoint.as_deref())?;
         let client: Arc<dyn ObjectSource> = Arc::new(client);
         let mut elsewhere = self.elsewhere();
         if elsewhere.len() < KEPT {
@@ -91,7 +93,7 @@ impl StorageConnector {
                 if location.contains("://") {
                     settings.endpoint = Some(location);
                 } else {
-                    settings.region = Some(location);
+                    settings.region = Some(location.parse()?);
                 }
             }
             Ok::<_, StorageError>(ObjectStorage::connect(settings).await?.beside(&self.own))
@@ -122,7 +124,7 @@ impl SourceConnector for StorageConnector {
     fn is_in<'a>(
         &'a self,
         place: &'a BucketLocation,
-        region: &'a str,
+        region: &'a RegionName,
     ) -> BoxFuture<'a, Result<bool>> {
         self.is_at(place, region).boxed()
     }

@@ -7,6 +7,7 @@
 use std::fmt;
 
 use super::environment::Environment;
+use crate::source::RegionName;
 
 /// Realm key to the domain of its services.
 const REALMS: &[(&str, &str)] = &[
@@ -89,31 +90,31 @@ pub struct Region {
 }
 
 impl Region {
-    /// Resolves a region's name or short code, in any case.
+    /// Resolves a region's name or short code.
     ///
     /// A region that is not in the table is looked up in `OCI_REGION_METADATA` (one
     /// JSON object); then a value with a `.` is used as the whole domain after
     /// the service's label; then `OCI_DEFAULT_REALM` gives the domain; then oc1.
     /// The order is that of the official SDKs.
-    pub fn resolve(text: &str, environment: &Environment) -> Self {
-        let wanted = text.trim().to_ascii_lowercase();
-        if let Some(known) = Self::known(&wanted) {
+    pub fn resolve(wanted: &RegionName, environment: &Environment) -> Self {
+        let wanted = wanted.as_str();
+        if let Some(known) = Self::known(wanted) {
             return known;
         }
         if let Some(metadata) = environment.get("OCI_REGION_METADATA")
             && let Some(region) = Self::from_metadata(metadata)
-            && (region.name == wanted || metadata_key(metadata) == Some(wanted.clone()))
+            && (region.name == wanted || has_key(metadata, wanted))
         {
             return region;
         }
         if wanted.contains('.') {
-            return Self { suffix: wanted.clone(), name: wanted };
+            return Self { suffix: wanted.to_owned(), name: wanted.to_owned() };
         }
         let domain = environment.get("OCI_DEFAULT_REALM").unwrap_or_else(|| {
             tracing::warn!(region = wanted, "unknown region, assumed to be in realm oc1");
             FIRST_REALM
         });
-        Self::of(&wanted, domain)
+        Self::of(wanted, domain)
     }
 
     /// The region of a `regionInfo` document, as the metadata service and
@@ -171,9 +172,9 @@ struct RegionInfo {
     region_key: Option<String>,
 }
 
-fn metadata_key(json: &str) -> Option<String> {
-    let info: RegionInfo = serde_json::from_str(json).ok()?;
-    Some(info.region_key?.to_ascii_lowercase())
+fn has_key(json: &str, key: &str) -> bool {
+    let info: Option<RegionInfo> = serde_json::from_str(json).ok();
+    info.and_then(|info| info.region_key).is_some_and(|own| own.eq_ignore_ascii_case(key))
 }
 
 #[cfg(test)]
@@ -182,7 +183,7 @@ mod tests {
 
     fn url(text: &str, environment: &[(&str, &str)]) -> String {
         let environment = environment.iter().copied().collect();
-        Region::resolve(text, &environment).object_storage_url()
+        Region::resolve(&text.parse().unwrap(), &environment).object_storage_url()
     }
 
     #[test]
@@ -196,7 +197,7 @@ mod tests {
             assert_eq!(url(text, &[]), expected);
         }
         assert_eq!(
-            Region::resolve("phx", &Environment::empty()).federation_url(),
+            Region::resolve(&"phx".parse().unwrap(), &Environment::empty()).federation_url(),
             "https://auth.us-phoenix-1.oraclecloud.com/v1/x509"
         );
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::environment::Environment;
 use super::region::Region;
-use crate::source::{AuthMethod, RetryPolicy};
+use crate::source::{AuthMethod, RegionName, RetryPolicy, StorageError};
 use crate::transport::TransportTimeouts;
 
 /// How long each step may take. There is no limit on a whole body: a slow
@@ -54,8 +54,8 @@ pub type RequestObserver = Arc<dyn Fn(&'static str, Option<u16>) + Send + Sync>;
 pub struct Settings {
     /// The authentication method.
     pub auth: AuthMethod,
-    /// A region's name or short code. The instance principal asks the metadata service.
-    pub region: Option<String>,
+    /// The region. The instance principal asks the metadata service.
+    pub region: Option<RegionName>,
     /// `http(s)://host[:port]` instead of the region's.
     pub endpoint: Option<String>,
     /// The Object Storage namespace instead of the tenancy's own.
@@ -106,10 +106,18 @@ impl Settings {
         }
     }
 
-    /// Whether two texts, names or short codes, mean one region.
-    pub fn same_region(&self, one: &str, other: &str) -> bool {
-        let of = |text: &str| Region::resolve(text, &self.environment);
-        one.eq_ignore_ascii_case(other) || of(one) == of(other)
+    /// Whether two names, or a name and a short code, mean one region.
+    pub fn same_region(&self, one: &RegionName, other: &RegionName) -> bool {
+        let of = |name: &RegionName| Region::resolve(name, &self.environment);
+        one == other || of(one) == of(other)
+    }
+
+    /// `region`, else that of `OCI_CLI_REGION`.
+    pub(crate) fn region_or_variable(&self) -> Result<Option<RegionName>, StorageError> {
+        match &self.region {
+            Some(region) => Ok(Some(region.clone())),
+            None => self.or_variable(None, "OCI_CLI_REGION").map(|text| text.parse()).transpose(),
+        }
     }
 
     /// `ca_file`, else the oci CLI's variable for the same.
@@ -162,11 +170,11 @@ mod tests {
 
     #[test]
     fn a_configured_value_wins_over_the_variable_and_a_blank_one_does_not() {
-        let environment = [("OCI_CLI_REGION", "phx")].into_iter().collect();
+        let environment = [("OCI_CLI_PROFILE", "a")].into_iter().collect();
         let settings = Settings { environment, ..Settings::default() };
         let resolve = |chosen: &str| {
-            settings.or_variable(Some(&chosen.to_owned()), "OCI_CLI_REGION").unwrap()
+            settings.or_variable(Some(&chosen.to_owned()), "OCI_CLI_PROFILE").unwrap()
         };
-        assert_eq!((resolve("iad"), resolve(" ")), ("iad".into(), "phx".into()));
+        assert_eq!((resolve("b"), resolve(" ")), ("b".into(), "a".into()));
     }
 }

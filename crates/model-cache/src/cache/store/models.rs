@@ -26,7 +26,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use super::files;
 use super::holds::{Holds, ModelHold};
@@ -34,7 +34,7 @@ use super::layout::Layout;
 use super::layout::names::{Directory, ModelFile};
 use super::lock_order;
 use super::reread::is_damage;
-use super::trash::discard;
+use super::trash::{discard, move_aside};
 use crate::abort_point;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{BlobId, Manifest, ModelKey, RequestDigest, Revision, Summary};
@@ -101,6 +101,8 @@ pub(in crate::cache) struct Models {
     reading: OrderedMutex<()>,
     /// Notified when a model has become durable.
     became_durable: Notify,
+    /// Notified when a model was added or removed.
+    set_changed: watch::Sender<()>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -117,6 +119,7 @@ impl Models {
             known: OrderedMutex::new(lock_order::MODELS, HashMap::new()),
             reading: OrderedMutex::new(lock_order::LARGE_MANIFEST, ()),
             became_durable: Notify::new(),
+            set_changed: watch::Sender::new(()),
         }
     }
 
@@ -144,12 +147,13 @@ impl Models {
         abort_point::reach("model-commit-3");
         // A blob may have been quarantined since it was linked.
         if let Some(Mismatch { path, why, .. }) = self.mismatch(&key, manifest) {
-            discard(&self.layout, &model)?;
+            self.remove(&key, Directory::Trash)?;
             let text = format!("{path} changed while its model was built ({why}); try again");
             return Err(Error::new(ErrorKind::InProgress, text));
         }
         let summary = Arc::new(summary);
         self.lock().insert(key.clone(), Arc::clone(&summary));
+        self.set_changed.send_replace(());
         Ok(self.cached(key, summary, held))
     }
 
@@ -197,6 +201,19 @@ impl Models {
     /// Forgets that a model was checked: it will be checked again.
     pub(in crate::cache) fn distrust(&self, key: &ModelKey) {
         self.lock().remove(key);
+    }
+
+    /// Moves a model out of reach, to the trash or the quarantine. Blocks.
+    pub(in crate::cache) fn remove(&self, key: &ModelKey, to: Directory) -> Result<()> {
+        self.distrust(key);
+        move_aside(&self.layout.model(key), &self.layout.directory(to))?;
+        self.set_changed.send_replace(());
+        Ok(())
+    }
+
+    /// Reports each change of the set of models; several at once may be one.
+    pub(in crate::cache) fn changes(&self) -> watch::Receiver<()> {
+        self.set_changed.subscribe()
     }
 
     /// Locks the reading of large manifests; `None` for a small one. Blocks.

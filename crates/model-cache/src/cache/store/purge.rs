@@ -4,7 +4,6 @@ use super::CacheStore;
 use super::files;
 use super::foreign;
 use super::layout::names::Directory;
-use super::trash::discard;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{ModelKey, size_text};
 
@@ -35,13 +34,13 @@ impl CacheStore {
         for name in files::names(&self.layout.models())? {
             // A model that is found now may be leased next: first move it out of
             // reach, and only if it is not held.
-            let model = self.layout.models().join(&name);
             let Some(key) = ModelKey::parse(&name) else { continue };
             let moved = self.holds.unless_held(&key, || {
                 let leased = self.leases.all().iter().any(|lease| lease.model == key);
-                self.models.distrust(&key);
-                if leased { Err(self.in_use("a pod has just mounted a model")) } else { Ok(()) }
-                    .and_then(|()| discard(&self.layout, &model))
+                if leased {
+                    return Err(self.in_use("a pod has just mounted a model"));
+                }
+                self.models.remove(&key, Directory::Trash)
             });
             moved.unwrap_or_else(|| Err(self.in_use("a model has just come into use")))?;
             models += 1;

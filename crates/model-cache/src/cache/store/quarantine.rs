@@ -19,9 +19,8 @@ use std::sync::Arc;
 use super::CacheStore;
 use super::disk_usage::DiskUsage;
 use super::files;
-use super::layout::names::QuarantineFile;
+use super::layout::names::{Directory, QuarantineFile};
 use super::leases::LeaseRecord;
-use super::trash::move_aside;
 use crate::error::Result;
 use crate::model::{BlobId, Manifest, ModelKey};
 use crate::mount;
@@ -101,8 +100,7 @@ impl CacheStore {
         for key in models {
             let manifest = self.models.read_manifest(&key).unwrap_or_default();
             let root = mount::identity(&self.layout.tree(&key)).ok();
-            self.models.distrust(&key);
-            move_aside(&self.layout.model(&key), &self.layout.quarantine())?;
+            self.models.remove(&key, Directory::Quarantine)?;
             if let Some(root) = root {
                 volumes.extend(self.leases.mark_damaged(root, what));
             }

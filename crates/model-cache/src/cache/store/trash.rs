@@ -92,8 +92,7 @@ impl CacheStore {
             if self.leases.all().iter().any(|lease| lease.model == *key) {
                 return Ok(false);
             }
-            self.models.distrust(key);
-            discard(&self.layout, &self.layout.model(key)).map(|()| true)
+            self.models.remove(key, Directory::Trash).map(|()| true)
         });
         Ok(moved.transpose()?.unwrap_or(false))
     }

@@ -22,6 +22,7 @@ use crate::oci::error::{StorageError, StorageErrorKind};
 use crate::oci::key::KeyPair;
 use crate::oci::region::Region;
 use crate::oci::settings::Settings;
+use crate::source::RegionName;
 use crate::transport::Transport;
 
 /// Certificate and key are two reads; if a rotation comes in between, both are read again.
@@ -29,32 +30,36 @@ const READS_UNTIL_THEY_MATCH: usize = 3;
 
 /// The region: the configured one, or the instance's own, requested once.
 pub(crate) struct InstanceRegion {
-    chosen: Option<String>,
+    chosen: Option<RegionName>,
     environment: Environment,
     imds: Arc<Imds>,
     found: OnceCell<Region>,
 }
 
 impl InstanceRegion {
-    pub(crate) fn new(chosen: Option<String>, environment: Environment, imds: Arc<Imds>) -> Self {
+    pub(crate) fn new(
+        chosen: Option<RegionName>,
+        environment: Environment,
+        imds: Arc<Imds>,
+    ) -> Self {
         Self { chosen, environment, imds, found: OnceCell::new() }
     }
 
     pub(crate) async fn get(&self) -> Result<&Region, StorageError> {
         self.found
             .get_or_try_init(|| async {
-                let text = match &self.chosen {
-                    Some(chosen) => return Ok(Region::resolve(chosen, &self.environment)),
-                    None => self.imds.get("/instance/region").await?,
-                };
-                if let Some(known) = Region::known(&text.trim().to_ascii_lowercase()) {
+                if let Some(chosen) = &self.chosen {
+                    return Ok(Region::resolve(chosen, &self.environment));
+                }
+                let name: RegionName = self.imds.get("/instance/region").await?.parse()?;
+                if let Some(known) = Region::known(name.as_str()) {
                     return Ok(known);
                 }
                 // Newer than the built-in table: the instance knows its realm's domain.
                 let info = self.imds.get("/instance/regionInfo").await.ok();
                 Ok(info
                     .and_then(|json| Region::from_metadata(&json))
-                    .unwrap_or_else(|| Region::resolve(&text, &self.environment)))
+                    .unwrap_or_else(|| Region::resolve(&name, &self.environment)))
             })
             .await
     }

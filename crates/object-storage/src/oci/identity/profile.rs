@@ -6,6 +6,7 @@ use crate::oci::config_file::{ConfigFile, Profile};
 use crate::oci::environment::Environment;
 use crate::oci::error::StorageError;
 use crate::oci::settings::Settings;
+use crate::source::RegionName;
 
 /// Where to find a profile, and which one.
 #[derive(Clone)]
@@ -65,9 +66,11 @@ impl ProfileSource {
     }
 
     /// The region of `OCI_CLI_REGION`, the profile or `OCI_REGION`, in this order.
-    pub(crate) fn region(&self, profile: &Profile) -> Option<String> {
+    pub(crate) fn region(&self, profile: &Profile) -> Result<Option<RegionName>, StorageError> {
         self.value(profile, "OCI_CLI_REGION", "region")
             .or_else(|| self.environment.get("OCI_REGION").map(str::to_owned))
+            .map(|text| text.parse())
+            .transpose()
     }
 
     /// The error for a value that neither the profile nor the variable has.

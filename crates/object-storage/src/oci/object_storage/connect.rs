@@ -14,7 +14,7 @@ use crate::oci::identity::profile::ProfileSource;
 use crate::oci::identity::workload::Workloads;
 use crate::oci::region::Region;
 use crate::oci::settings::Settings;
-use crate::source::AuthMethod;
+use crate::source::{AuthMethod, RegionName};
 use crate::transport::Transport;
 
 /// The location of Object Storage.
@@ -80,7 +80,11 @@ impl ObjectStorage {
     ///
     /// # Errors
     /// `Config` when the endpoint is invalid.
-    pub fn at(&self, region: Option<&str>, endpoint: Option<&str>) -> Result<Self, StorageError> {
+    pub fn at(
+        &self,
+        region: Option<&RegionName>,
+        endpoint: Option<&str>,
+    ) -> Result<Self, StorageError> {
         let place = match (endpoint, region) {
             (Some(url), _) => ServiceLocation::chosen(url)?,
             (None, Some(region)) => {
@@ -98,8 +102,8 @@ impl ObjectStorage {
         Self(Arc::new(ObjectStorageInner { place, ..ObjectStorageInner::clone(&self.0) }))
     }
 
-    /// Whether `region`, a name or short code, is this client's.
-    pub async fn is_in(&self, region: &str) -> Result<bool, StorageError> {
+    /// Whether `region` is this client's.
+    pub async fn is_in(&self, region: &RegionName) -> Result<bool, StorageError> {
         let named = Region::resolve(region, &self.0.environment);
         Ok(self.location().await? == named.name())
     }
@@ -108,11 +112,11 @@ impl ObjectStorage {
 fn prepare(settings: Settings, clock: Clock) -> Result<ObjectStorageInner, StorageError> {
     let transport = Transport::new((&settings.timeouts).into(), settings.ca_file().as_deref())?;
     let endpoint = settings.or_variable(settings.endpoint.as_ref(), "OCI_CLI_ENDPOINT");
-    let region = settings.or_variable(settings.region.as_ref(), "OCI_CLI_REGION");
+    let region = settings.region_or_variable()?;
     let profile = ProfileSource::new(&settings);
     let method = resolve_auto(&settings, &profile)?;
     let environment = &settings.environment;
-    let fixed = |region: Option<String>| match (&endpoint, region) {
+    let fixed = |region: Option<RegionName>| match (&endpoint, region) {
         (Some(url), _) => ServiceLocation::chosen(url),
         (None, Some(region)) => ServiceLocation::of_region(&Region::resolve(&region, environment)),
         (None, None) => Err(StorageError::config(
@@ -126,7 +130,7 @@ fn prepare(settings: Settings, clock: Clock) -> Result<ObjectStorageInner, Stora
         AuthMethod::ApiKey => {
             let region = match region {
                 Some(region) => Some(region),
-                None => profile.region(&profile.read()?),
+                None => profile.region(&profile.read()?)?,
             };
             (fixed(region)?, Some(Identity::new(ApiKey(profile), clock.clone())))
         }
@@ -153,8 +157,11 @@ fn prepare(settings: Settings, clock: Clock) -> Result<ObjectStorageInner, Stora
         }
         AuthMethod::None => (fixed(region)?, None),
         AuthMethod::OkeWorkloadIdentity => {
-            let variable = || environment.get("OCI_RESOURCE_PRINCIPAL_REGION").map(str::to_owned);
-            let region = region.or_else(variable);
+            let variable = environment.get("OCI_RESOURCE_PRINCIPAL_REGION");
+            let region = match (region, variable) {
+                (None, Some(text)) => Some(text.parse()?),
+                (region, _) => region,
+            };
             let place = if endpoint.is_some() || region.is_some() {
                 fixed(region)?
             } else {

@@ -331,7 +331,42 @@ fn remedy(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::oci::test_server::{ScriptedAnswer, TestServer};
+    use crate::oci::{Environment, ObjectStorage, Settings};
+
+    #[tokio::test]
+    async fn the_refusals_of_the_service_are_reviewed() {
+        let mut texts = Vec::new();
+        for (status, code) in [
+            (400, "InvalidParameter"),
+            (401, "NotAuthenticated"),
+            (403, "NotAllowed"),
+            (404, "BucketNotFound"),
+            (404, "ObjectNotFound"),
+            (407, "ProxyAuthenticationRequired"),
+            (409, "NotRestored"),
+            (412, "IfMatchFailed"),
+            (413, "PayloadTooLarge"),
+            (429, "TooManyRequests"),
+            (500, "InternalServerError"),
+        ] {
+            let server = TestServer::start(move |_, _| ScriptedAnswer::refusal(status, code)).await;
+            let settings = Settings {
+                endpoint: Some(server.url.clone()),
+                environment: Environment::empty(),
+                ..Settings::new(AuthMethod::None)
+            };
+            let client = ObjectStorage::connect(settings).await.unwrap();
+            let object = Arc::new(Bucket::new("ns", "models")).object("phi3/config.json");
+            let error = client.get_object(&object, "e", None).await.unwrap_err().to_string();
+            // The port differs with each run.
+            texts.push(error.replace(server.url.trim_start_matches("http://"), "HOST"));
+        }
+        insta::assert_snapshot!(texts.join("\n"));
+    }
 
     #[test]
     fn a_404_names_the_missing_policy_unless_the_bucket_was_visible() {

@@ -520,7 +520,7 @@ async fn an_unsupported_or_missing_setting_is_reported_before_anything_is_sent()
 #[tokio::test]
 async fn the_location_is_the_region_or_the_configured_endpoint() {
     let settings = |region: Option<&str>, endpoint: Option<&str>| Settings {
-        region: region.map(str::to_owned),
+        region: region.map(|text| text.parse().unwrap()),
         endpoint: endpoint.map(str::to_owned),
         environment: [("OCI_CLI_REGION", "phx")].into_iter().collect(),
         ..Settings::new(AuthMethod::None)
@@ -538,7 +538,7 @@ async fn the_location_is_the_region_or_the_configured_endpoint() {
 #[tokio::test]
 async fn auto_is_the_variable_then_a_configured_key_then_the_instance() {
     let connect = async |variables: &[(&str, &str)]| {
-        let region = Some("iad".to_owned());
+        let region = Some("iad".parse().unwrap());
         let environment = variables.iter().copied().collect();
         let settings = Settings { region, environment, ..Settings::new(AuthMethod::Auto) };
         ObjectStorage::connect(settings).await
