@@ -132,8 +132,8 @@ $(CARGO_DENY):
 	rm -rf $(TOOLS)/build
 
 .PHONY: bench
-bench: ## Compare oci-model-csi fetch with curl: time, CPU, memory (takes minutes and 2 GB of disk)
-	benches/fetch.sh
+bench: ## Compare with curl, rclone and the oci CLI, and write docs/performance.md (as root; 12 GB of disk)
+	benches/compare.sh
 
 .PHONY: clean
 clean: ## Remove build outputs; installed tools stay in ~/.cache/oci-model-csi

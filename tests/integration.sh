@@ -2,6 +2,9 @@
 # The Rust integration tests: first those that may run beside each other, then,
 # file by file, those that measure time or memory and need the machine for themselves.
 # Arguments are for the test programs.
+#
+# cargo-nextest takes 11 minutes to compile on two cores, and runs the unit tests in 35 s where
+# cargo test takes 30 s, so it does not pay for itself on a fresh machine.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

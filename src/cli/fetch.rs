@@ -13,7 +13,7 @@ use tokio_util::task::TaskTracker;
 
 use super::storage::{self, StorageArgs};
 use crate::config::{Download, LimitsSection};
-use crate::download::Engine;
+use crate::download::{Concurrency, Engine};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fetch::{FetchProgress, FetchReport, describe_checks, fetch};
 use crate::metrics::Metrics;
@@ -47,14 +47,9 @@ pub(super) struct FetchArgs {
     /// Fail unless the model is at this revision (sha256:…)
     #[arg(long, env = "OCI_MODEL_CSI_REVISION")]
     revision: Option<String>,
-    /// Number of concurrent requests
-    #[arg(
-        long,
-        env = "OCI_MODEL_CSI_CONCURRENCY",
-        default_value_t = 16,
-        value_parser = clap::value_parser!(u32).range(1..=1024)
-    )]
-    concurrency: u32,
+    /// Concurrent requests: auto (16 to 256, by what the network gives), or 1 to 1024
+    #[arg(long, env = "OCI_MODEL_CSI_CONCURRENCY", default_value_t, value_name = "NUMBER")]
+    concurrency: Concurrency,
     /// Format of the result on stdout
     #[arg(long, env = "OCI_MODEL_CSI_OUTPUT", value_enum, default_value = "text")]
     output: Output,
@@ -87,8 +82,7 @@ pub(super) fn run(args: &FetchArgs, runtime: &Runtime) -> Result<()> {
     let metrics = Arc::new(Metrics::default());
     let settings = args.storage.settings(None, AuthMethod::ApiKey, &metrics)?;
     let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
-    let concurrency = usize::try_from(args.concurrency).unwrap_or(usize::MAX);
-    let download = Download { concurrency, ..Download::default() };
+    let download = Download { concurrency: args.concurrency, ..Download::default() };
     let limits = ResolveLimits::from(&LimitsSection::default());
     let progress = FetchProgress::default();
     let report = runtime.block_on(async {

@@ -25,7 +25,7 @@ fn text<'de, D: Deserializer<'de>>(input: D) -> Result<String, D::Error> {
     String::deserialize(input)
 }
 
-fn parsed<'de, D, T>(input: D) -> Result<T, D::Error>
+pub(super) fn parsed<'de, D, T>(input: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,
     T: FromStr<Err: Display>,

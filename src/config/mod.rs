@@ -18,7 +18,7 @@ pub use amount::{Amount, MinFree, Percent};
 pub use size::parse_size;
 pub use whole::RecordedConfig;
 
-use crate::download::{EngineOptions, Verify};
+use crate::download::{Concurrency, EngineOptions, Verify};
 use crate::model::ModelUri;
 use crate::policy::Rule;
 use crate::resolve::{ListedBucket, ResolveLimits};
@@ -89,10 +89,10 @@ pub struct CacheSection {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Download {
-    /// Connections at once, for all models together; 1 to 1024.
-    #[serde(deserialize_with = "fields::workers")]
-    pub concurrency: usize,
-    /// Bytes per request; 1 MiB to 1 GiB.
+    /// Requests at once, for all models together.
+    #[serde(deserialize_with = "fields::parsed")]
+    pub concurrency: Concurrency,
+    /// Bytes per request, as [`EngineOptions::range_size`]; 1 MiB to 1 GiB.
     #[serde(deserialize_with = "fields::range_size")]
     pub range_size: u64,
     /// Bytes per second for all models together; `None` is no limit.
@@ -189,7 +189,7 @@ impl Default for CacheSection {
 impl Default for Download {
     fn default() -> Self {
         Self {
-            concurrency: 16,
+            concurrency: Concurrency::Auto,
             range_size: 16 << 20,
             bandwidth_limit: None,
             max_models: 4,

@@ -14,7 +14,7 @@ const SAMPLE: &str = r#"cache:
   minFree: auto           # 20 % on a file system shared with kubelet or root (kubelet acts at 10-15 %), else 5 %
   minFreeInodes: 10%
   warmPageCache: never    # onHit: read the model's files ahead after a hit, as far as memory is free
-download: {concurrency: 16, rangeSize: 16MiB, bandwidthLimit: 0, maxModels: 4, verify: always, abandonAfter: 10m}
+download: {concurrency: auto, rangeSize: 16MiB, bandwidthLimit: 0, maxModels: 4, verify: always, abandonAfter: 10m}
 limits: {maxObjects: 100000, maxModelSize: 0}
 objectStorage:
   auth: instance_principal
@@ -76,7 +76,7 @@ fn every_default_is_the_documented_one() {
     assert_eq!(config.cache.max_size, "100%".parse().unwrap());
     assert_eq!(config.cache.min_free, MinFree::Auto);
     assert_eq!(config.cache.min_free_inodes, "10%".parse().unwrap());
-    assert_eq!(config.download.concurrency, 16);
+    assert_eq!(config.download.concurrency, Concurrency::Auto);
     assert_eq!(config.download.range_size, 16 << 20);
     assert_eq!(config.download.bandwidth_limit, None);
     assert_eq!(config.download.max_models, 4);
@@ -253,7 +253,7 @@ prefetch: [oci://shared/models/a, oci://far@other/models/b/, oci://shared/models
     assert_eq!(config.cache.max_size, Amount::Bytes(ByteSize::tib(2)));
     assert_eq!(config.cache.min_free, MinFree::Amount(Amount::Bytes(ByteSize::gib(50))));
     assert_eq!(config.cache.min_free_inodes.of(100), 5);
-    assert_eq!(config.download.concurrency, 1024);
+    assert_eq!(config.download.concurrency, Concurrency::Fixed(1024));
     assert_eq!(config.download.range_size, 1 << 30);
     assert_eq!(config.download.bandwidth_limit, Some(100 << 20));
     assert_eq!(config.download.max_models, 1);

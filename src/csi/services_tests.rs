@@ -22,7 +22,7 @@ use crate::csi::proto::node_service_capability::rpc::Type as NodeRpc;
 use crate::csi::proto::volume_capability::access_mode::Mode;
 use crate::csi::proto::*;
 use crate::csi::{NodeOptions, Readiness};
-use crate::download::{Engine, EngineOptions, Verify};
+use crate::download::{Concurrency, Engine, EngineOptions, Verify};
 use crate::events::Events;
 use crate::metrics::Metrics;
 use crate::policy::Policy;
@@ -118,7 +118,7 @@ fn volumes(
         abandon_after: Duration::from_secs(60),
     };
     let engine = EngineOptions {
-        concurrency: 1,
+        concurrency: Concurrency::Fixed(1),
         bandwidth: None,
         range_size: 1 << 20,
         verify: Verify::Always,

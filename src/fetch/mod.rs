@@ -151,7 +151,7 @@ async fn fetch_revision(
         manifest.files.iter().zip(parts).collect();
     let share = FairShare::urgent();
     share.add_reader(client);
-    work.sort_by(|(a, _), (b, _)| (a.size, &a.path).cmp(&(b.size, &b.path)));
+    work.sort_by(|(a, _), (b, _)| ManifestFile::in_load_order(a, b));
     let verified: Vec<Verified> = stream::iter(work)
         .map(|(file, part)| {
             let object = ObjectVersion {
@@ -159,6 +159,7 @@ async fn fetch_revision(
                 size: file.size,
                 etag: file.etag.clone(),
                 md5: file.md5.clone(),
+                position: manifest.position(file),
             };
             fetch_file(engine, client, &directory, file, object, &share, part)
         })

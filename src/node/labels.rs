@@ -59,7 +59,7 @@ pub(super) async fn sync_labels(
                 PAUSE
             }
         };
-        tokio::time::sleep(pause).await;
+        tokio::time::sleep(pause.max(PAUSE)).await;
     }
 }
 

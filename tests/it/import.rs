@@ -23,7 +23,7 @@ use oci_model_csi::ErrorKind;
 use oci_model_csi::cache::{
     Cache, CacheLimits, CacheOptions, CachedModel, ImportOptions, ImportProgress, Imported,
 };
-use oci_model_csi::download::{Engine, EngineOptions, Verify};
+use oci_model_csi::download::{Concurrency, Engine, EngineOptions, Verify};
 use oci_model_csi::metrics::Metrics;
 use oci_model_csi::model::{Manifest, ModelRequest, ModelUri};
 use oci_model_csi::oci::{Environment, Settings, StorageConnector};
@@ -59,7 +59,7 @@ impl Node {
         let connector = Arc::new(StorageConnector::connect(settings).await.unwrap());
         let client = connector.own();
         let options = EngineOptions {
-            concurrency: 4,
+            concurrency: Concurrency::Fixed(4),
             range_size: MIB,
             verify: Verify::Always,
             bandwidth: None,

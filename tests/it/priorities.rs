@@ -12,7 +12,7 @@ use localstore::{Action, LocalStore, Operation, PutOptions, Rule};
 use oci_model_csi::cache::{
     Cache, CacheLimits, CacheOptions, CachedModel, FillProgress, Phase, Priority,
 };
-use oci_model_csi::download::{Engine, EngineOptions, Verify};
+use oci_model_csi::download::{Concurrency, Engine, EngineOptions, Verify};
 use oci_model_csi::flight::Waiter;
 use oci_model_csi::metrics::Metrics;
 use oci_model_csi::model::{ModelRequest, ModelUri, Tenant};
@@ -149,7 +149,7 @@ impl Node {
         let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
         let metrics = Arc::new(Metrics::default());
         let options = EngineOptions {
-            concurrency: 4,
+            concurrency: Concurrency::Fixed(4),
             bandwidth: Some(bandwidth),
             range_size: MIB,
             verify: Verify::Always,

@@ -82,7 +82,7 @@ impl<T> OrderedGuard<'_, T> {
             }
             return self;
         }
-        let guard = condvar.wait_while(self.guard, condition);
+        let guard = condvar.wait_while(self.guard, &mut condition);
         self.guard = guard.unwrap_or_else(PoisonError::into_inner);
         self
     }

@@ -29,8 +29,9 @@ use crate::text::{self, pem};
 /// most twice that: 128 to 512 KiB measured best when they go straight to positional writes.
 const READ_BUFFER: usize = 256 * 1024;
 
-/// Idle connections kept per host: more than the workers of one node's downloads use.
-const IDLE_CONNECTIONS: usize = 64;
+/// Idle connections kept per host: as many as downloads use at most, unless an administrator
+/// fixed a larger number.
+const IDLE_CONNECTIONS: usize = 256;
 
 /// Interim answers (`100 Continue`, `103 Early Hints`) that are skipped before the final one.
 const INTERIM_ANSWERS: usize = 16;

@@ -40,8 +40,9 @@ Examples:
         http://127.0.0.1:8080/_localstore/faults
     curl http://127.0.0.1:8080/_localstore/stats
 
-Faults: latency{ms} bandwidth{bytes_per_sec} status{code,oci_code,message,retry_after}
-  disconnect reset_after{bytes} stall_after{bytes} short_body{missing} wrong_range
+Faults, each for all matching requests, or with \"skip\", \"every\" and \"times\" for some:
+  latency{ms} bandwidth{bytes_per_sec} connection_bandwidth{bytes_per_sec}
+  status{code,oci_code,message,retry_after} disconnect reset_after{bytes} stall_after{bytes} short_body{missing} wrong_range
   ignore_range flip_byte{offset} replace_object{seed,size} date_offset{secs} archived
   header{name,value} proxied
 Admin: GET POST DELETE /_localstore/faults, GET /_localstore/stats and /requests,

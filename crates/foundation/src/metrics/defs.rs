@@ -1,5 +1,6 @@
 //! The table of all metrics: a row has the field, its type, the name and the help.
 
+use std::fmt;
 use std::sync::OnceLock;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -48,6 +49,12 @@ pub(super) struct RequestLabels {
 type Seconds = Family<ResultLabel, Histogram, fn() -> Histogram>;
 type RpcSeconds = Family<RpcLabels, Histogram, fn() -> Histogram>;
 
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Metrics").finish_non_exhaustive()
+    }
+}
+
 /// Makes the struct of all metrics, and registers each.
 macro_rules! metrics {
     ($($vis:vis $field:ident: $type:ty $(= $new:expr)?, $name:literal, $help:literal;)+) => {
@@ -85,6 +92,8 @@ macro_rules! new {
 metrics! {
     pub download_bytes: Counter,
         "download_bytes", "Bytes received from Object Storage, repeated ones included";
+    pub download_concurrency: Gauge,
+        "download_concurrency", "Requests for model data that may run at once (download.concurrency)";
     pub download_duration: Histogram = download_buckets(),
         "download_duration_seconds", "Duration of successful model downloads in seconds";
     pub downloads_in_flight: Gauge,

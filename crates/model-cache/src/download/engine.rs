@@ -1,11 +1,11 @@
 //! From one object to one verified file.
 
-use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::task::JoinSet;
 use tokio_util::task::AbortOnDropHandle;
@@ -17,9 +17,10 @@ use super::layouts::MultipartLayouts;
 use super::limiter::{ConcurrencyLimiter, ObjectDownload, Origin};
 use super::md5;
 use super::pace::RateLimiter;
+use super::plan::RangePlan;
 use super::range::{self, RangeJob};
 use super::target::DownloadTarget;
-use super::{Check, FairShare, Interest, ObjectProgress, Verified};
+use super::{Check, Concurrency, FairShare, Interest, ObjectProgress, Verified};
 use crate::abort_point;
 use crate::error::{Error, ErrorKind, Result};
 use crate::md5_lanes::Lanes;
@@ -30,6 +31,9 @@ use crate::text::shown;
 
 /// Times that an object is downloaded before its bytes are reported as damaged.
 const ROUNDS: u32 = 3;
+
+/// Of one object as many requests wait at once as one part of so many of those that may run.
+const WAITING_PART: usize = 4;
 
 /// Which checksums are compared.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -54,16 +58,19 @@ pub struct ObjectVersion {
     pub etag: String,
     /// The listing's `md5`, which is used where headers have no checksum.
     pub md5: Option<String>,
+    /// Its place in the order of its model: large objects are downloaded in this order.
+    pub position: usize,
 }
 
 /// The options of an engine.
 #[derive(Debug, Clone)]
 pub struct EngineOptions {
-    /// The most requests at once, over all downloads.
-    pub concurrency: usize,
+    /// Requests at once, over all downloads.
+    pub concurrency: Concurrency,
     /// Bytes per second of all downloads together; `None` is no limit.
     pub bandwidth: Option<u64>,
-    /// Bytes per request.
+    /// Bytes per request. Under `Concurrency::Auto` a request may take up to four times as many;
+    /// the last ones of a download are smaller.
     pub range_size: u64,
     /// Which checksums are compared.
     pub verify: Verify,
@@ -120,7 +127,7 @@ impl Engine {
             .enable_all()
             .build()
             .map_err(|e| Error::io("starting the download threads", &e))?;
-        let limiter = ConcurrencyLimiter::new(options.concurrency.max(1));
+        let limiter = ConcurrencyLimiter::new(options.concurrency, Arc::clone(&metrics));
         let pace = options.bandwidth.map(RateLimiter::new);
         let hashing = HashService::new(Lanes::detect());
         tracing::debug!(lanes = hashing.lanes().name(), "MD5 is hashed in lanes");
@@ -209,7 +216,7 @@ impl Engine {
                 return Ok(Some(Verified { crc32c: 0, check: Check::Empty }));
             }
             // Local bytes need no permit for the network.
-            let download = engine.object_download(&object.name, size, Interest::of(share)).await?;
+            let download = engine.object_download(&object, Interest::of(share)).await?;
             let target = Arc::new(target);
             let job = RangeJob::new(engine.clone(), object, target, download);
             let expected = engine.expected(&job, &engine.head(&job).await?)?;
@@ -248,7 +255,7 @@ impl Engine {
         progress: Arc<ObjectProgress>,
     ) -> Result<Verified> {
         let size = object.size;
-        let download = self.object_download(&object.name, size, interest.clone()).await?;
+        let download = self.object_download(&object, interest.clone()).await?;
         let opening = interest.own_work();
         let target = self.open(&object, staging, progress).await?;
         drop(opening);
@@ -266,16 +273,15 @@ impl Engine {
     /// The object's entry in the limiter.
     async fn object_download(
         &self,
-        object: &ObjectName,
-        size: u64,
+        object: &ObjectVersion,
         interest: Interest,
     ) -> Result<ObjectDownload> {
         let reader = interest.reader().ok_or_else(|| {
-            Error::internal(format!("no client reads {}", shown(&object.name, 200)))
+            Error::internal(format!("no client reads {}", shown(&object.name.name, 200)))
         })?;
         let location = reader.location().await?;
-        let origin = Origin { location, bucket: Bucket::clone(&object.bucket) };
-        Ok(ObjectDownload::new(interest, size, Arc::new(origin)))
+        let origin = Origin { location, bucket: Bucket::clone(&object.name.bucket) };
+        Ok(ObjectDownload::new(interest, object.size, object.position, Arc::new(origin)))
     }
 
     async fn open(
@@ -326,11 +332,12 @@ impl Engine {
     /// and the check that it passed, if any.
     async fn round(&self, job: &RangeJob) -> Result<(u32, Option<Check>)> {
         let size = job.target.size();
-        let mut missing = job.target.missing(self.0.options.range_size);
+        let range_size = self.0.options.range_size;
+        let missing = job.target.missing(range_size);
         // A small object's plain GET returns the checksums too.
         let whole = missing.len() == 1 && missing[0] == (0..size);
         let (expected, md5) = if whole {
-            let head = range::fetch(job, 0..size, true).await?;
+            let head = range::fetch(job, 0..size, true, None).await?;
             let head = match head {
                 Some(head) => head,
                 None => self.head(job).await?,
@@ -342,10 +349,7 @@ impl Engine {
             let expected = self.expected(job, &self.head(job).await?)?;
             let expected = self.admit(job, expected)?;
             let md5 = self.follow(job, &expected);
-            if let Some(part_size) = expected.part_size() {
-                md5::interleave(&mut missing, size, part_size);
-            }
-            self.fetch_all(job, missing).await?;
+            self.fetch_all(job, RangePlan::new(missing, range_size, expected.part_size())).await?;
             (expected, md5)
         };
         abort_point::reach("download-4");
@@ -460,29 +464,43 @@ impl Engine {
         }
     }
 
-    /// Fetches the ranges in their order on as many workers as may run at
-    /// once. The first error stops them all.
-    async fn fetch_all(&self, job: &RangeJob, ranges: Vec<Range<u64>>) -> Result<()> {
-        let workers = ranges.len().min(self.0.options.concurrency.max(1));
-        let plan = Arc::new((ranges, AtomicUsize::new(0)));
-        let mut running: JoinSet<Result<()>> = JoinSet::new();
-        for _ in 0..workers {
-            let (job, plan) = (job.clone(), Arc::clone(&plan));
-            let work = async move {
-                loop {
-                    let next = plan.1.fetch_add(1, Ordering::Relaxed);
-                    let Some(range) = plan.0.get(next) else { return Ok(()) };
-                    range::fetch(&job, range.clone(), false).await?;
+    /// Fetches all ranges, as many at once as the limiter admits. The first error stops them all.
+    async fn fetch_all(&self, job: &RangeJob, mut plan: RangePlan) -> Result<()> {
+        let (limiter, download) = (self.limiter(), &job.download);
+        let mut running: JoinSet<Result<usize>> = JoinSet::new();
+        // Several wait, so that a model that comes late gets its share soon.
+        let mut waiting = FuturesUnordered::new();
+        loop {
+            let (most, ahead) = (limiter.most(), (limiter.most() / WAITING_PART).max(1));
+            download.set_streams(plan.streams());
+            if plan.is_empty() {
+                waiting.clear();
+            } else {
+                let all = most + ahead;
+                while waiting.len() < ahead && running.len() + waiting.len() < all {
+                    waiting.push(limiter.enter(download));
                 }
-            };
-            running.spawn(work.in_current_span());
+            }
+            tokio::select! {
+                Some(permit) = waiting.next() => {
+                    let size = limiter.request_size(download, self.0.options.range_size);
+                    let Some((part, range)) = plan.take(size) else { continue };
+                    let job = job.clone();
+                    let work = async move {
+                        range::fetch(&job, range, false, Some(permit)).await?;
+                        Ok(part)
+                    };
+                    running.spawn(work.in_current_span());
+                }
+                Some(done) = running.join_next() => {
+                    let part = done.map_err(|e| {
+                        Error::internal(format!("a download worker failed: {e}")).caused_by(e)
+                    })??;
+                    plan.ended(part);
+                }
+                else => return Ok(()),
+            }
         }
-        while let Some(done) = running.join_next().await {
-            done.map_err(|e| {
-                Error::internal(format!("a download worker failed: {e}")).caused_by(e)
-            })??;
-        }
-        Ok(())
     }
 }
 

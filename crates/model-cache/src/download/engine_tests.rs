@@ -10,9 +10,13 @@ const NAME: &str = "models/m/weights";
 const SIZE: u64 = (3 << 20) + 17;
 
 fn engine() -> Engine {
+    engine_of(Concurrency::Fixed(4))
+}
+
+fn engine_of(concurrency: Concurrency) -> Engine {
     let (initial, max) = (Duration::from_millis(1), Duration::from_millis(5));
     let options = EngineOptions {
-        concurrency: 4,
+        concurrency,
         bandwidth: None,
         range_size: 1 << 20,
         verify: Verify::Always,
@@ -28,11 +32,20 @@ fn version(etag: &str) -> ObjectVersion {
         size: SIZE,
         etag: etag.to_owned(),
         md5: None,
+        position: 0,
     }
 }
 
 /// Downloads the object as one of these readers, and returns what is in the file.
 async fn download(sources: &[&FakeSource], etag: &str) -> Result<(Verified, Vec<u8>)> {
+    download_with(&engine(), sources, etag).await
+}
+
+async fn download_with(
+    engine: &Engine,
+    sources: &[&FakeSource],
+    etag: &str,
+) -> Result<(Verified, Vec<u8>)> {
     let directory = tempfile::tempdir().unwrap();
     let staging =
         Staging { data: directory.path().join("data"), journal: directory.path().join("journal") };
@@ -41,7 +54,7 @@ async fn download(sources: &[&FakeSource], etag: &str) -> Result<(Verified, Vec<
         share.add_reader(&(Arc::new((*source).clone()) as Arc<dyn ObjectSource>));
     }
     let (data, interest) = (staging.data.clone(), Interest::of(share));
-    let verified = engine().download(version(etag), staging, interest, Arc::default()).await?;
+    let verified = engine.download(version(etag), staging, interest, Arc::default()).await?;
     Ok((verified, std::fs::read(data).unwrap()))
 }
 
@@ -58,6 +71,15 @@ async fn bytes_arrive_whole_over_throttling_broken_bodies_and_odd_chunks() {
         assert_eq!(verified, Verified { crc32c, check: Check::Crc32c });
         assert!(source.throttled() > 0 && source.broken() > 0, "{source:?}");
     }
+}
+
+#[tokio::test]
+async fn all_bytes_arrive_where_the_number_of_requests_adapts() {
+    let source = FakeSource::new(&[(NAME, SIZE)]).throttling_each(3).breaking_each(2, 300_000);
+    let engine = engine_of(Concurrency::Auto);
+    assert_eq!(engine.metrics().download_concurrency.get(), 16);
+    let (_, file) = download_with(&engine, &[&source], ETAG).await.unwrap();
+    assert!(file == *source.bytes(NAME));
 }
 
 #[tokio::test]

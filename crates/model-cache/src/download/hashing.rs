@@ -17,13 +17,14 @@ use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use nix::sys::resource::{UsageWho, getrusage};
 use tokio::sync::oneshot;
 
 use crate::md5_lanes::{Lanes, Md5Stream, Piece};
 use crate::sync::lock;
 
-/// The longest step: others have their turn after it.
-pub(super) const LONGEST_STEP: u64 = 8 << 20;
+/// The length of a step, unless a stream ends: those of equal length keep all lanes busy.
+pub(super) const STEP: u64 = 4 << 20;
 
 /// Bytes of one read of each lane. 16 of them fit into the second-level cache of a core.
 const PIECE: usize = 64 << 10;
@@ -31,11 +32,14 @@ const PIECE: usize = 64 << 10;
 /// Steps of at most so many bytes are hashed at once, where they are: in two milliseconds.
 const SMALL: u64 = 1 << 20;
 
-/// How long a thread waits for more streams.
-const GATHER: Duration = Duration::from_millis(50);
+/// How long a thread waits for more streams, which get their bytes from the network.
+const GATHER: Duration = Duration::from_millis(100);
+
+/// How long it waits where a stream has many more bytes than its step already, or ends with it.
+const GATHER_BEHIND: Duration = Duration::from_millis(5);
 
 /// How long a step waits before another thread starts for it.
-const PATIENCE: Duration = Duration::from_millis(100);
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// A read of [`PIECE`] that takes longer comes from the disk.
 const SLOW_READ: Duration = Duration::from_millis(5);
@@ -83,6 +87,8 @@ struct HashStep {
     range: Range<u64>,
     stream: Md5Stream,
     since: Instant,
+    /// Whether the next steps could be hashed too, or there is none.
+    behind: bool,
     /// Whether a read was slow.
     slow: bool,
     /// Closed when the caller has left.
@@ -138,18 +144,23 @@ pub(super) struct OpenStream {
 }
 
 impl OpenStream {
-    /// Adds bytes of a file. The stream of a call that was cancelled is of no use any more.
+    /// Adds bytes of a file. `behind`: the stream does not wait for the network. The stream of a call that was cancelled is of no use any more.
     ///
     /// # Errors
     /// Those of reading the file.
-    pub(super) async fn hash(&mut self, file: Arc<File>, range: Range<u64>) -> io::Result<()> {
+    pub(super) async fn hash(
+        &mut self,
+        file: Arc<File>,
+        range: Range<u64>,
+        behind: bool,
+    ) -> io::Result<()> {
         if range.end - range.start <= SMALL {
             return self.hash_here(&file, range);
         }
         let (hashed, mut answer) = oneshot::channel();
         let stream = std::mem::take(&mut self.stream);
         let since = Instant::now();
-        let step = HashStep { file, range, stream, since, slow: false, hashed };
+        let step = HashStep { file, range, stream, since, behind, slow: false, hashed };
         self.service.0.add(step, self.from);
         loop {
             match tokio::time::timeout(PATIENCE, &mut answer).await {
@@ -219,13 +230,9 @@ impl ServiceInner {
         }
     }
 
-    /// Whether no more steps will come soon, or enough for all lanes are there, or so many bytes
-    /// that it does not pay to wait.
+    /// Whether no more steps will come soon, or enough for all lanes are there.
     fn is_gathered(&self, queues: &HashQueues) -> bool {
-        let waiting = &queues.page_cache.waiting;
-        let long = |step: &HashStep| step.range.end - step.range.start >= LONGEST_STEP;
-        waiting.len() >= queues.open_streams.min(self.lanes.count())
-            || waiting.front().is_some_and(long)
+        queues.page_cache.waiting.len() >= queues.open_streams.min(self.lanes.count())
     }
 
     fn lock(&self) -> MutexGuard<'_, HashQueues> {
@@ -247,9 +254,11 @@ impl HashThread {
         let count = self.inner.lanes.count();
         let mut buffers = vec![0; count * PIECE];
         let mut active: Vec<HashStep> = Vec::with_capacity(count);
+        let mut disk = DiskReads::default();
+        disk.was_read();
         while self.take(&mut active) {
             active.retain(|step| !step.hashed.is_closed());
-            active = self.round(active, &mut buffers);
+            active = self.round(active, &mut buffers, &mut disk);
         }
     }
 
@@ -260,8 +269,10 @@ impl HashThread {
         let mut queues = inner.lock();
         let gathers = self.from == BytesFrom::PageCache && active.is_empty();
         if gathers && !queues.page_cache.waiting.is_empty() {
+            let behind = queues.page_cache.waiting.iter().any(|step| step.behind);
+            let most = if behind { GATHER_BEHIND } else { GATHER };
             let gathering =
-                inner.gathered.wait_timeout_while(queues, GATHER, |all| !inner.is_gathered(all));
+                inner.gathered.wait_timeout_while(queues, most, |all| !inner.is_gathered(all));
             queues = gathering.unwrap_or_else(PoisonError::into_inner).0;
         }
         let queue = queues.of(self.from);
@@ -275,11 +286,16 @@ impl HashThread {
     }
 
     /// Reads a piece of each step, and hashes all of them; returns the steps that continue here.
-    fn round(&self, active: Vec<HashStep>, buffers: &mut [u8]) -> Vec<HashStep> {
+    fn round(
+        &self,
+        active: Vec<HashStep>,
+        buffers: &mut [u8],
+        disk: &mut DiskReads,
+    ) -> Vec<HashStep> {
         let mut lengths = Vec::with_capacity(active.len());
         let mut read = Vec::with_capacity(active.len());
         for (mut step, buffer) in active.into_iter().zip(buffers.chunks_exact_mut(PIECE)) {
-            match step.read(buffer) {
+            match step.read(buffer, disk) {
                 Ok(len) => {
                     lengths.push(&buffer[..len]);
                     read.push(step);
@@ -309,14 +325,29 @@ impl HashThread {
     }
 }
 
+/// The reads from disks of the current thread.
+#[derive(Debug, Default)]
+struct DiskReads(i64);
+
+impl DiskReads {
+    /// Whether there were any since the last call.
+    fn was_read(&mut self) -> bool {
+        // Where the kernel does not count them, a slow read is taken for one.
+        let Ok(usage) = getrusage(UsageWho::RUSAGE_THREAD) else { return true };
+        let before = std::mem::replace(&mut self.0, usage.block_reads());
+        self.0 > before
+    }
+}
+
 impl HashStep {
     /// Reads the next piece, and returns its length.
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+    fn read(&mut self, buffer: &mut [u8], disk: &mut DiskReads) -> io::Result<usize> {
         let left = self.range.end - self.range.start;
         let len = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
         let started = Instant::now();
         self.file.read_exact_at(&mut buffer[..len], self.range.start)?;
-        self.slow |= started.elapsed() >= SLOW_READ;
+        // On a busy machine a read from memory may take as long.
+        self.slow |= started.elapsed() >= SLOW_READ && disk.was_read();
         self.range.start += len as u64;
         Ok(len)
     }
@@ -350,7 +381,7 @@ mod tests {
         while at < range.end {
             let step = at..(at + 300_001).min(range.end);
             at = step.end;
-            stream.hash(Arc::clone(file), step).await.unwrap();
+            stream.hash(Arc::clone(file), step, false).await.unwrap();
         }
         stream.finish()
     }
@@ -382,8 +413,8 @@ mod tests {
         let service = HashService::new(Lanes::detect());
         let size = bytes.len() as u64;
         let (mut beyond, mut left) = (service.open(), service.open());
-        let behind_the_end = beyond.hash(Arc::clone(&file), 0..size + 1);
-        let given_up = left.hash(Arc::clone(&file), 0..size);
+        let behind_the_end = beyond.hash(Arc::clone(&file), 0..size + 1, true);
+        let given_up = left.hash(Arc::clone(&file), 0..size, true);
         let given_up = tokio::time::timeout(Duration::ZERO, given_up);
         let whole = digest(&service, &file, 0..size);
         let (behind_the_end, _, whole) = tokio::join!(behind_the_end, given_up, whole);
@@ -399,6 +430,7 @@ mod tests {
             range: 0..1,
             stream: Md5Stream::new(),
             since,
+            behind: false,
             slow: false,
             hashed: oneshot::channel().0,
         };
@@ -427,8 +459,7 @@ mod tests {
         let service = HashService::new(Lanes::detect());
         let mut stream = service.open();
         stream.from = BytesFrom::Disk;
-        stream.hash(Arc::clone(&file), 0..size).await.unwrap();
-        assert_eq!(stream.from, BytesFrom::PageCache, "no read was slow");
+        stream.hash(Arc::clone(&file), 0..size, true).await.unwrap();
         assert_eq!(stream.finish(), <[u8; 16]>::from(Md5::digest(&bytes)));
         assert_eq!(service.0.lock().disk.waiting.len(), 0);
     }

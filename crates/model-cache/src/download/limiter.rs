@@ -1,8 +1,8 @@
 //! Limits how many requests run at once, and decides whose is next.
 //!
-//! At most as many as configured run at once; fewer of one bucket after Object
-//! Storage throttled there, or delivered next to nothing (`buckets`). The order of
-//! those that wait:
+//! At most as many as configured run at once, or as many as give the most (`growth`);
+//! fewer of one bucket after Object Storage throttled there, or delivered next to
+//! nothing (`buckets`). The order of those that wait:
 //!
 //! 1. a model that a pod waits for, before those that are downloaded ahead;
 //! 2. a bucket that delivers, before one that delivered next to nothing lately;
@@ -11,19 +11,21 @@
 //!    tenant gets its share and not more;
 //! 4. likewise the model within the tenant: two models share the connections
 //!    evenly, however many objects and ranges each of them has;
-//! 5. the smaller object, since a loader starts with the configuration and the
-//!    tokenizer;
-//! 6. the one that came first.
+//! 5. an object that has a stream to hash for each of its requests;
+//! 6. the smaller object among small ones, since a loader starts with the configuration
+//!    and the tokenizer, and small ones before large ones;
+//! 7. the first one in the order of the model, then the one that came first.
 //!
 //! A running request keeps its permit to the end of its range, unless a request
 //! that may preempt it has waited for [`PATIENCE`]: then it is asked to give way
 //! (`preempt`), and continues later from the byte that it reached.
 
 mod buckets;
+mod growth;
 mod preempt;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -32,10 +34,14 @@ use tokio::time::Instant;
 
 use self::buckets::Buckets;
 pub(crate) use self::buckets::Origin;
+use self::growth::{Growth, Received};
+use super::Concurrency;
 use super::fair_share::{FairShare, Interest};
 use super::flow::Flow;
+use super::plan::RequestSize;
 use crate::fair::{TurnOrder, Turns};
-use crate::model::Tenant;
+use crate::metrics::Metrics;
+use crate::model::{SMALL_FILE, Tenant};
 use crate::sync::lock;
 
 /// How long a request waits before it may preempt another.
@@ -47,11 +53,40 @@ const CHECK_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Admits the requests of all downloads; clones are the same limiter.
 #[derive(Debug, Clone)]
-pub(crate) struct ConcurrencyLimiter(Arc<Mutex<LimiterState>>);
+pub(crate) struct ConcurrencyLimiter(Arc<LimiterInner>);
+
+#[derive(Debug)]
+struct LimiterInner {
+    state: Mutex<LimiterState>,
+    received: ReceivedTotals,
+}
+
+/// Counted without the limiter's lock, by all running requests.
+#[derive(Debug, Default)]
+struct ReceivedTotals {
+    bytes: AtomicU64,
+    answers: AtomicU64,
+    waited_micros: AtomicU64,
+    failures: AtomicU64,
+}
+
+impl ReceivedTotals {
+    fn now(&self) -> Received {
+        Received {
+            bytes: self.bytes.load(Ordering::Relaxed),
+            answers: self.answers.load(Ordering::Relaxed),
+            waited: Duration::from_micros(self.waited_micros.load(Ordering::Relaxed)),
+            failures: self.failures.load(Ordering::Relaxed),
+        }
+    }
+}
 
 #[derive(Debug)]
 struct LimiterState {
     most: usize,
+    metrics: Arc<Metrics>,
+    /// What decides `most`, unless it is fixed.
+    growth: Option<Growth>,
     buckets: Buckets,
     standings: LimiterTurns,
     /// Admissions so far.
@@ -76,6 +111,7 @@ struct Running {
     share: FairShare,
     tenant: Tenant,
     origin: Arc<Origin>,
+    streams: Arc<Streams>,
     flow: Flow,
     asked: Arc<Notify>,
     /// Whether it was asked to give way already.
@@ -101,19 +137,45 @@ pub(crate) struct ObjectDownload {
     /// Unique in this process, and ascending.
     id: u64,
     interest: Interest,
+    /// Of a small object in bytes; all larger ones are alike.
     size: u64,
+    /// Its place in the order of its model.
+    position: usize,
     origin: Arc<Origin>,
+    streams: Arc<Streams>,
+}
+
+/// How many requests of an object run, and for how many of them there is a stream of bytes that
+/// is hashed in order.
+#[derive(Debug)]
+struct Streams {
+    running: AtomicUsize,
+    hashed: AtomicUsize,
 }
 
 impl ObjectDownload {
     /// Creates the download of an object of this size.
-    pub(crate) fn new(interest: Interest, size: u64, origin: Arc<Origin>) -> Self {
+    pub(crate) fn new(interest: Interest, size: u64, position: usize, origin: Arc<Origin>) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        Self { id: NEXT.fetch_add(1, Ordering::Relaxed), interest, size, origin }
+        let size = if size <= SMALL_FILE { size } else { u64::MAX };
+        let streams =
+            Streams { running: AtomicUsize::new(0), hashed: AtomicUsize::new(usize::MAX) };
+        let (id, streams) = (NEXT.fetch_add(1, Ordering::Relaxed), Arc::new(streams));
+        Self { id, interest, size, position, origin, streams }
     }
 
     pub(super) fn interest(&self) -> &Interest {
         &self.interest
+    }
+
+    /// Says how many requests have a stream of their own. Further ones come after those of the
+    /// model's other objects: lanes that hash in parallel would be empty.
+    pub(super) fn set_streams(&self, streams: Option<usize>) {
+        self.streams.hashed.store(streams.unwrap_or(usize::MAX), Ordering::Relaxed);
+    }
+
+    fn is_crowded(&self) -> bool {
+        self.streams.running.load(Ordering::Relaxed) >= self.streams.hashed.load(Ordering::Relaxed)
     }
 }
 
@@ -128,6 +190,26 @@ pub(crate) struct RequestPermit {
 }
 
 impl RequestPermit {
+    /// Records that the request was answered after this time.
+    pub(super) fn answered(&self, waited: Duration) {
+        let Some(totals) = self.totals() else { return };
+        let micros = u64::try_from(waited.as_micros()).unwrap_or(u64::MAX);
+        totals.waited_micros.fetch_add(micros, Ordering::Relaxed);
+        totals.answers.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Records bytes that arrived.
+    pub(super) fn arrived(&self, bytes: u64) {
+        self.flow.arrived(bytes);
+        if let Some(totals) = self.totals() {
+            totals.bytes.fetch_add(bytes, Ordering::Relaxed);
+        }
+    }
+
+    fn totals(&self) -> Option<&ReceivedTotals> {
+        self.limiter.as_ref().map(|limiter| &limiter.0.received)
+    }
+
     /// The request's throughput; the request keeps it up to date.
     pub(super) fn flow(&self) -> &Flow {
         &self.flow
@@ -140,20 +222,47 @@ impl RequestPermit {
 }
 
 /// The order of those that wait, the least is next: whether it is downloaded
-/// ahead, whether its bucket is slow, tenant, share, size, id of the download.
-type Rank = (bool, bool, TurnOrder, TurnOrder, u64, u64);
+/// ahead, whether its bucket is slow, tenant, share, whether the object is crowded, size,
+/// position, id of the download.
+type Rank = (bool, bool, TurnOrder, TurnOrder, bool, u64, usize, u64);
 
 impl ConcurrencyLimiter {
-    pub(crate) fn new(most: usize) -> Self {
-        Self(Arc::new(Mutex::new(LimiterState {
+    pub(crate) fn new(concurrency: Concurrency, metrics: Arc<Metrics>) -> Self {
+        let most = concurrency.first();
+        let mut state = LimiterState {
+            metrics,
             most,
+            growth: (concurrency == Concurrency::Auto).then(Growth::new),
             buckets: Buckets::new(most),
             standings: LimiterTurns::default(),
             turns: 0,
             running: BTreeMap::new(),
             lines: BTreeMap::new(),
             watched: false,
-        })))
+        };
+        state.set_most(most);
+        let (state, received) = (Mutex::new(state), ReceivedTotals::default());
+        Self(Arc::new(LimiterInner { state, received }))
+    }
+
+    /// How many requests may run at once now.
+    pub(super) fn most(&self) -> usize {
+        self.lock().most
+    }
+
+    /// How much the next request of this object takes, from ranges of this size.
+    pub(super) fn request_size(&self, download: &ObjectDownload, range_size: u64) -> RequestSize {
+        let mut state = self.lock();
+        state.forget_gone();
+        let now = Instant::now();
+        let mut others = state.lines.values().filter(|line| line.download.id != download.id);
+        if others.any(|line| !state.buckets.is_full(&line.download.origin, now)) {
+            return RequestSize { ranges: 1, share: None };
+        }
+        let ranges = state.growth.as_ref().map_or(1, |growth| growth.ranges_at_once(range_size));
+        // More requests would be throttled more.
+        let throttled = state.buckets.limit(&download.origin) < state.most;
+        RequestSize { ranges, share: (!throttled).then_some(state.most) }
     }
 
     /// Waits for a permit. Cancellation safe: a caller that leaves loses its turn.
@@ -187,7 +296,9 @@ impl ConcurrencyLimiter {
         loop {
             tokio::time::sleep(CHECK_INTERVAL).await;
             let mut state = self.lock();
-            // A bucket may be slow no longer.
+            state.forget_gone();
+            state.adapt(self.0.received.now(), Instant::now());
+            // A bucket may be slow no longer, or more may run.
             self.admit(&mut state);
             if state.lines.is_empty() {
                 state.watched = false;
@@ -199,7 +310,18 @@ impl ConcurrencyLimiter {
 
     /// Halves the limit of this bucket: Object Storage answered 429 or 503.
     pub(super) fn throttled(&self, download: &ObjectDownload) {
-        self.lock().buckets.throttled(&download.origin);
+        let mut state = self.lock();
+        state.buckets.throttled(&download.origin);
+        if let Some(growth) = &mut state.growth {
+            growth.throttled(Instant::now());
+            let most = growth.most();
+            state.set_most(most);
+        }
+    }
+
+    /// Records a request that broke off and will be repeated.
+    pub(super) fn failed(&self) {
+        self.0.received.failures.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Marks the bucket as slow: a request received next to nothing, so others get its permits.
@@ -246,11 +368,26 @@ impl ConcurrencyLimiter {
     }
 
     fn lock(&self) -> MutexGuard<'_, LimiterState> {
-        lock(&self.0)
+        lock(&self.0.state)
     }
 }
 
 impl LimiterState {
+    /// Lets the number of requests follow what was received.
+    fn adapt(&mut self, received: Received, now: Instant) {
+        let limited = self.running.len() >= self.most && !self.lines.is_empty();
+        let Some(growth) = &mut self.growth else { return };
+        growth.sample(now, received, limited);
+        let most = growth.most();
+        self.set_most(most);
+    }
+
+    fn set_most(&mut self, most: usize) {
+        self.most = most;
+        self.buckets.set_most(most);
+        self.metrics.download_concurrency.set(i64::try_from(most).unwrap_or(i64::MAX));
+    }
+
     /// Takes the next request from its queue. Checks each queue once: there are as
     /// many as running objects, however many requests each of them has.
     fn next(&mut self) -> Option<(oneshot::Sender<RequestPermit>, Running)> {
@@ -260,14 +397,15 @@ impl LimiterState {
         let admitted = lines.filter(|line| self.buckets.admits(&line.download.origin, 0, now));
         let ranked = admitted.map(|line| self.rank(&self.standings, &line.download, &slow, now));
         let (rank, (share, tenant)) = ranked.min_by_key(|(rank, _)| *rank)?;
-        let line = self.lines.get_mut(&rank.5)?;
+        let line = self.lines.get_mut(&rank.7)?;
         let grant = line.waiting.pop_front()?.grant;
         let origin = Arc::clone(&line.download.origin);
+        let streams = Arc::clone(&line.download.streams);
         if line.waiting.is_empty() {
-            self.lines.remove(&rank.5);
+            self.lines.remove(&rank.7);
         }
         let (flow, asked) = (Flow::default(), Arc::default());
-        Some((grant, Running { share, tenant, origin, flow, asked, leaves: false }))
+        Some((grant, Running { share, tenant, origin, streams, flow, asked, leaves: false }))
     }
 
     /// Whose the next request of an object is, and when its turn comes.
@@ -281,7 +419,10 @@ impl LimiterState {
         let (share, tenant) = download.interest.account(standings);
         let slow = slow.contains(&download.origin) || self.buckets.is_slow(&download.origin, now);
         let (of_tenant, of_share) = standings.of(&share, &tenant);
-        let rank = (!share.is_urgent(), slow, of_tenant, of_share, download.size, download.id);
+        let crowded = download.is_crowded();
+        let (size, position) = (download.size, download.position);
+        let rank =
+            (!share.is_urgent(), slow, of_tenant, of_share, crowded, size, position, download.id);
         (rank, (share, tenant))
     }
 
@@ -304,6 +445,7 @@ impl LimiterState {
         self.standings.begin(&running.share, &running.tenant);
         running.share.admitted();
         self.buckets.begin(&running.origin, Instant::now());
+        running.streams.running.fetch_add(1, Ordering::Relaxed);
         self.running.insert(id, running);
     }
 
@@ -312,6 +454,7 @@ impl LimiterState {
             self.standings.end(&running.share, &running.tenant);
             running.share.left();
             self.buckets.end(&running.origin);
+            running.streams.running.fetch_sub(1, Ordering::Relaxed);
         }
     }
 }

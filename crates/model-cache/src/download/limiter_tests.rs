@@ -22,7 +22,7 @@ struct LimiterScene {
 impl LimiterScene {
     fn new(most: usize) -> Self {
         let (report, entered) = mpsc::unbounded_channel();
-        Self { limiter: ConcurrencyLimiter::new(most), entered, report, tasks: JoinSet::new() }
+        Self { limiter: fixed(most), entered, report, tasks: JoinSet::new() }
     }
 
     /// Adds requests of one object to the limiter, where they wait.
@@ -55,12 +55,16 @@ impl LimiterScene {
     }
 }
 
+fn fixed(most: usize) -> ConcurrencyLimiter {
+    ConcurrencyLimiter::new(Concurrency::Fixed(most), Arc::default())
+}
+
 fn object(share: &FairShare, size: u64) -> ObjectDownload {
     object_in("bucket", share, size)
 }
 
 fn object_in(bucket: &str, share: &FairShare, size: u64) -> ObjectDownload {
-    ObjectDownload::new(Interest::of(share.clone()), size, origin(bucket))
+    ObjectDownload::new(Interest::of(share.clone()), size, 0, origin(bucket))
 }
 
 fn origin(bucket: &str) -> Arc<Origin> {
@@ -75,7 +79,7 @@ fn share_of(namespace: &str) -> FairShare {
 
 #[tokio::test]
 async fn throttling_halves_and_successes_raise_step_by_step() {
-    let (limiter, download) = (ConcurrencyLimiter::new(8), object(&FairShare::urgent(), 1));
+    let (limiter, download) = (fixed(8), object(&FairShare::urgent(), 1));
     let mut held = Vec::new();
     for _ in 0..8 {
         held.push(limiter.enter(&download).await);
@@ -206,7 +210,7 @@ async fn small_objects_of_a_model_come_first() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_waiter_that_is_dropped_keeps_no_permit() {
     const MOST: usize = 3;
-    let limiter = ConcurrencyLimiter::new(MOST);
+    let limiter = fixed(MOST);
     let shares: Vec<FairShare> = (0..4).map(|_| FairShare::urgent()).collect();
     let most = Arc::new(AtomicUsize::new(0));
     let mut tasks = JoinSet::new();
@@ -296,7 +300,7 @@ async fn trickle(
 async fn requests_that_trickle_give_their_slots_to_others_within_a_second() {
     // As one tenant's two buckets, and as two tenants'.
     for namespace in ["same", "other"] {
-        let (limiter, gave_way) = (ConcurrencyLimiter::new(16), Arc::new(AtomicUsize::new(0)));
+        let (limiter, gave_way) = (fixed(16), Arc::new(AtomicUsize::new(0)));
         let mut tasks = JoinSet::new();
         let slow = object_in("slow", &share_of("same"), 1 << 30);
         for _ in 0..64 {
@@ -318,7 +322,7 @@ async fn requests_that_trickle_give_their_slots_to_others_within_a_second() {
 
 #[tokio::test(start_paused = true)]
 async fn many_slow_tenants_leave_half_of_the_slots_to_one_that_is_not() {
-    let (limiter, gave_way) = (ConcurrencyLimiter::new(16), Arc::new(AtomicUsize::new(0)));
+    let (limiter, gave_way) = (fixed(16), Arc::new(AtomicUsize::new(0)));
     let mut tasks = JoinSet::new();
     for n in 0..30 {
         let share = share_of(&format!("slow-{n}"));
@@ -354,7 +358,7 @@ async fn many_slow_tenants_leave_half_of_the_slots_to_one_that_is_not() {
 
 #[tokio::test(start_paused = true)]
 async fn a_slow_line_is_shared_and_nothing_goes_back_and_forth() {
-    let (limiter, gave_way) = (ConcurrencyLimiter::new(8), Arc::new(AtomicUsize::new(0)));
+    let (limiter, gave_way) = (fixed(8), Arc::new(AtomicUsize::new(0)));
     let mut tasks = JoinSet::new();
     for namespace in ["a", "b"] {
         let download = object_in(namespace, &share_of(namespace), 1 << 30);
@@ -391,7 +395,7 @@ async fn a_fast_request_keeps_its_slot_beside_as_many_of_another_tenant() {
 #[test]
 fn in_any_order_no_permit_is_granted_twice_or_lost() {
     for seed in 0..300 {
-        let (limiter, running) = (ConcurrencyLimiter::new(2), AtomicUsize::new(0));
+        let (limiter, running) = (fixed(2), AtomicUsize::new(0));
         let wants = || {
             let bucket = ["one", "two"][usize::try_from(random(2)).unwrap()];
             let download = object_in(bucket, &share_of("a"), 1);
@@ -409,4 +413,58 @@ fn in_any_order_no_permit_is_granted_twice_or_lost() {
         run_on_tokio(seed, (0..4).map(|_| -> Work<'_> { Box::new(wants) }).collect());
         assert!(limiter.lock().running.is_empty(), "seed {seed}: a permit was lost");
     }
+}
+
+#[tokio::test]
+async fn shards_come_in_their_order_and_a_further_request_of_one_after_the_streams_of_the_others() {
+    let share = FairShare::urgent();
+    let shard = |position| {
+        ObjectDownload::new(Interest::of(share.clone()), 5 << 30, position, origin("bucket"))
+    };
+    let (second, first) = (shard(1), shard(0));
+    first.set_streams(Some(2));
+    let mut scene = LimiterScene::new(1);
+    let held = scene.limiter.enter(&object(&share, 1)).await;
+    scene.add("second", 2, &second).await;
+    scene.add("first", 3, &first).await;
+    drop(held);
+    // One at a time: the first shard never has two requests.
+    assert_eq!(scene.order(5).await, ["first", "first", "first", "second", "second"]);
+
+    let mut scene = LimiterScene::new(8);
+    let mut permits = Vec::new();
+    for _ in 0..8 {
+        permits.push(scene.limiter.enter(&object(&share, 1)).await);
+    }
+    scene.add("second", 2, &second).await;
+    scene.add("first", 3, &first).await;
+    drop(permits);
+    let mut order = Vec::new();
+    let mut held = Vec::new();
+    for _ in 0..5 {
+        let (name, permit) = scene.next().await;
+        order.push(name);
+        held.push(permit);
+    }
+    order.truncate(4);
+    order.sort_unstable();
+    assert_eq!(order, ["first", "first", "second", "second"], "two streams of the first");
+}
+
+#[tokio::test]
+async fn a_request_takes_a_part_of_the_rest_only_where_no_other_object_could_use_the_connection() {
+    let limiter = fixed(2);
+    let (mine, other) = (object(&FairShare::urgent(), 1), object(&FairShare::urgent(), 1));
+    let size = |share| RequestSize { ranges: 1, share };
+    assert_eq!(limiter.request_size(&mine, 1 << 20), size(Some(2)));
+    let held = [limiter.enter(&mine).await, limiter.enter(&mine).await];
+    let waiting = limiter.enter(&other);
+    tokio::pin!(waiting);
+    assert!(tokio::time::timeout(Duration::from_millis(1), &mut waiting).await.is_err());
+    assert_eq!(limiter.request_size(&mine, 1 << 20), size(None));
+    drop(held);
+    drop(waiting.await);
+    assert_eq!(limiter.request_size(&mine, 1 << 20), size(Some(2)));
+    limiter.throttled(&mine);
+    assert_eq!(limiter.request_size(&mine, 1 << 20), size(None), "its bucket is throttled");
 }

@@ -10,21 +10,18 @@ use std::sync::Arc;
 
 use tokio_util::task::AbortOnDropHandle;
 
-use super::hashing::{HashService, LONGEST_STEP};
+use super::hashing::{HashService, STEP};
 use super::target::DownloadTarget;
 use crate::md5_lanes::{Lanes, Md5Stream, Piece};
-
-/// Bytes that a stream waits for.
-const STEP: u64 = 4 << 20;
 
 /// Bytes of one read for all layouts: what one object holds in memory for it.
 const BLOCK: u64 = 1 << 20;
 
-/// Parts that are requested side by side: as many as there are lanes.
-pub(super) const INTERLEAVED: u64 = 16;
+/// Bytes that have arrived beyond a step where a stream lags behind the network.
+const BEHIND: u64 = 3 * STEP;
 
-/// Parts whose streams are open at once: twice [`INTERLEAVED`], since the first ranges of the
-/// next parts come before the last ones of those before.
+/// Parts whose streams are open at once: more than are requested side by side, since the first
+/// ranges of the next parts come before the last ones of those before.
 const OPEN: usize = 32;
 
 /// MD5 of the whole file, computed as its bytes arrive, in order.
@@ -78,24 +75,14 @@ async fn of_range(
     let mut stream = service.open();
     let mut at = range.start;
     while at < range.end {
-        let present = target.covered(at..(at + STEP).min(range.end)).await;
-        let step = at..present.min(at + LONGEST_STEP).min(range.end);
+        let step = at..(at + STEP).min(range.end);
+        target.covered(step.clone()).await;
         at = step.end;
-        stream.hash(target.file(), step).await?;
+        let next = at..(at + BEHIND).min(range.end);
+        let behind = next.is_empty() || target.is_covered(&next);
+        stream.hash(target.file(), step, behind).await?;
     }
     Ok(stream.finish())
-}
-
-/// Puts ranges into the order in which they are requested: those of up to
-/// [`INTERLEAVED`] parts in turn, since parts that arrive side by side are hashed
-/// side by side, and one part that arrives last would be hashed alone.
-pub(super) fn interleave(ranges: &mut [Range<u64>], size: u64, part_size: u64) {
-    let parts = size.div_ceil(part_size).max(1);
-    let in_group = parts.div_ceil(parts.div_ceil(INTERLEAVED));
-    ranges.sort_by_key(|range| {
-        let part = range.start / part_size;
-        (part / in_group, range.start % part_size, part)
-    });
 }
 
 /// Whether one of the part sizes gives this digest: all of them are hashed in
@@ -221,25 +208,5 @@ mod tests {
             }
             assert!(!fits_one_of(lanes, &target, &[], [0; 16]).await.unwrap());
         }
-    }
-
-    #[test]
-    fn ranges_of_up_to_sixteen_parts_are_requested_in_turn() {
-        let order = |size: u64, part_size: u64, range_size: u64| {
-            let mut ranges: Vec<Range<u64>> = (0..size.div_ceil(range_size))
-                .map(|n| n * range_size..((n + 1) * range_size).min(size))
-                .collect();
-            interleave(&mut ranges, size, part_size);
-            ranges.into_iter().map(|range| range.start).collect::<Vec<_>>()
-        };
-        assert_eq!(order(5, 2, 1), [0, 2, 4, 1, 3]);
-        assert_eq!(order(5, 8, 1), [0, 1, 2, 3, 4], "one part");
-        // 18 parts: two groups of 9, and not 16 and 2.
-        let two = order(36, 2, 1);
-        assert_eq!(two[..9], [0, 2, 4, 6, 8, 10, 12, 14, 16]);
-        assert_eq!(two[9..19], [1, 3, 5, 7, 9, 11, 13, 15, 17, 18]);
-        // Ranges that parts do not divide evenly, and parts that ranges do not.
-        assert_eq!(order(20, 5, 2), [0, 10, 6, 16, 2, 12, 8, 18, 4, 14]);
-        assert_eq!(order(6, 1, 2), [0, 2, 4]);
     }
 }

@@ -11,11 +11,12 @@
 //!
 //! Each range stays on one worker from socket to disk; a worker holds one
 //! chunk at a time, so memory is bounded by `concurrency` × chunk, whatever
-//! the size of the object. The limiter decides whose range is next, and the rate
-//! limiter how fast all of them together may be. Workers run on their own runtime,
+//! the size of the object. The limiter decides how many requests run at once and whose
+//! range is next, and the rate limiter how fast all of them together may be. Workers run on their own runtime,
 //! since a write may block on the disk, and an RPC must never wait for that.
 
 mod combine;
+mod concurrency;
 mod content;
 mod engine;
 mod expected;
@@ -28,11 +29,13 @@ mod layouts;
 mod limiter;
 mod md5;
 mod pace;
+mod plan;
 mod progress;
 mod range;
 mod spans;
 mod target;
 
+pub use concurrency::Concurrency;
 pub use content::crc32c_of_file;
 pub use engine::{Engine, EngineOptions, ObjectVersion, Staging, Verify};
 pub use fair_share::{FairShare, Interest, OwnWork};

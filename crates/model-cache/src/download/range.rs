@@ -122,11 +122,12 @@ pub(super) fn gone(error: StorageError) -> Error {
 }
 
 /// Fetches the range, or the whole object without a range header; the head of
-/// a whole answer has the object's checksums.
+/// a whole answer has the object's checksums. `permit` is for the first attempt.
 pub(super) async fn fetch(
     job: &RangeJob,
     range: Range<u64>,
     whole: bool,
+    mut permit: Option<RequestPermit>,
 ) -> Result<Option<ObjectHead>> {
     let mut at = range.start;
     let mut head = None;
@@ -137,7 +138,10 @@ pub(super) async fn fetch(
         attempts += 1;
         let from = at;
         let (limiter, download) = (job.engine.limiter(), &job.download);
-        let slot = limiter.enter(download).await;
+        let slot = match permit.take() {
+            Some(permit) => permit,
+            None => limiter.enter(download).await,
+        };
         let as_whole = whole && at == 0;
         let outcome = tokio::select! {
             biased;
@@ -172,6 +176,9 @@ pub(super) async fn fetch(
         };
         if slow && error.is_transient() {
             limiter.slow(download);
+        }
+        if error.is_transient() {
+            limiter.failed();
         }
         if is_refusal(&error) && job.switch_reader(&mut client, &error)? {
             continue;
@@ -216,7 +223,9 @@ async fn attempt(
     let range = (!whole).then_some(*at..end);
     let (flow, interest) = (slot.flow(), job.download.interest());
     let asked = client.get(&job.object, &job.etag, range);
+    let started = tokio::time::Instant::now();
     let mut body = flow.waiting(asked).await.map_err(RangeOutcome::Storage)?;
+    slot.answered(started.elapsed());
     let size = job.target.size();
     if let Some(other) = body.head.size.filter(|other| *other != size) {
         let name = shown(&job.object.name, 200);
@@ -247,7 +256,7 @@ async fn attempt(
         };
         // Until the next chunk is requested: the disk, and our own pacing.
         let _own = interest.own_work();
-        flow.arrived(chunk.len() as u64);
+        slot.arrived(chunk.len() as u64);
         interest.received(chunk.len() as u64);
         let left = usize::try_from(end - *at).unwrap_or(usize::MAX);
         let chunk = &chunk[..chunk.len().min(left)];

@@ -63,7 +63,7 @@ impl Spans {
     }
 
     /// Where the bytes that are present from `at` on end; `at` itself when that byte is missing.
-    pub(super) fn end_from(&self, at: u64) -> u64 {
+    fn end_from(&self, at: u64) -> u64 {
         let before = self.by_start.range(..=at).next_back();
         before.map_or(at, |(_, span)| span.end().max(at))
     }

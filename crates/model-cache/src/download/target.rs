@@ -179,17 +179,20 @@ impl DownloadTarget {
         self.lock().spans.whole(self.size)
     }
 
-    /// Waits until every byte of the range is recorded, and returns where the recorded bytes
-    /// end. Cancellation safe.
-    pub(crate) async fn covered(&self, range: Range<u64>) -> u64 {
+    /// Whether every byte of the range is recorded.
+    pub(crate) fn is_covered(&self, range: &Range<u64>) -> bool {
+        self.lock().spans.covers(range)
+    }
+
+    /// Waits until every byte of the range is recorded. Cancellation safe.
+    pub(crate) async fn covered(&self, range: Range<u64>) {
         loop {
             let completed = self.completed.notified();
             tokio::pin!(completed);
             // Registered before the check, so that no record falls in between.
             completed.as_mut().enable();
-            let end = self.lock().spans.end_from(range.start);
-            if end >= range.end {
-                return end;
+            if self.is_covered(&range) {
+                return;
             }
             completed.await;
         }

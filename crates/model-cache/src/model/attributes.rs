@@ -84,14 +84,14 @@ pub fn parse_attributes(
         filters: Filters::parse(get("include"), get("exclude"))?,
         pull_policy: get("pullPolicy").map_or(Ok(PullPolicy::default()), PullPolicy::parse)?,
         revision: get("revision").map(Revision::parse).transpose()?,
-        region: get("region").map(str::parse).transpose().map_err(unusable)?,
-        auth: get("auth").map(str::parse).transpose().map_err(unusable)?,
+        region: get("region").map(str::parse).transpose().map_err(|e| unusable(&e))?,
+        auth: get("auth").map(str::parse).transpose().map_err(|e| unusable(&e))?,
         scope: get("cacheScope").map_or(Ok(CacheScope::default()), CacheScope::parse)?,
     };
     Ok((request, ours))
 }
 
-fn unusable(error: StorageError) -> Error {
+fn unusable(error: &StorageError) -> Error {
     Error::invalid(error.to_string())
 }
 

@@ -6,6 +6,7 @@ mod attributes;
 mod digest;
 mod label;
 mod listing;
+mod load_order;
 mod manifest;
 mod matcher;
 mod names;
@@ -24,6 +25,7 @@ pub use attributes::{AttributeSource, own_attributes, parse_attributes, plain_at
 pub use digest::{BlobId, ModelKey, ModelSource, RequestDigest, Revision};
 pub use label::{LABEL_START, node_label};
 pub use listing::ObjectListing;
+pub use load_order::SMALL_FILE;
 pub use manifest::{Attachment, Manifest, ManifestFile, Summary};
 pub use names::{BucketName, NamespaceName, Prefix};
 pub use nearest::nearest;

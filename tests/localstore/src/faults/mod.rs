@@ -144,12 +144,15 @@ impl Active {
 
     fn takes_its_turn(&self) -> bool {
         let turn = self.matched.fetch_add(1, Ordering::Relaxed);
-        turn >= self.rule.skip && self.rule.times.is_none_or(|times| turn - self.rule.skip < times)
+        let Some(turn) = turn.checked_sub(self.rule.skip) else { return false };
+        let every = self.rule.every.unwrap_or(1).max(1);
+        turn % every == 0 && self.rule.times.is_none_or(|times| turn / every < times)
     }
 
     fn state(&self) -> RuleState {
         let matched = self.matched.load(Ordering::Relaxed);
         let past_skip = matched.saturating_sub(self.rule.skip);
+        let past_skip = past_skip.div_ceil(self.rule.every.unwrap_or(1).max(1));
         let hits = self.rule.times.map_or(past_skip, |times| times.min(past_skip));
         RuleState { id: self.id, rule: self.rule.clone(), matched, hits }
     }
@@ -214,6 +217,9 @@ impl Effects {
     fn add(&mut self, active: &Active, facts: &Facts<'_>) {
         match &active.rule.action {
             Action::Latency { ms } => self.latency += Duration::from_millis(*ms),
+            Action::ConnectionBandwidth { bytes_per_sec } => {
+                self.body.throttles.push(Arc::new(Throttle::new(*bytes_per_sec)));
+            }
             Action::Bandwidth { .. } => self.body.throttles.extend(active.throttle.clone()),
             Action::Status { code, oci_code, message, retry_after } => {
                 let refusal = refusal(*code, oci_code.as_ref(), message.as_ref(), facts);
@@ -293,6 +299,15 @@ mod tests {
         assert_eq!([(); 4].map(|()| hit("x.bin")), [false, true, true, false]);
         let state = &faults.list()[0];
         assert_eq!((state.matched, state.hits), (4, 2));
+    }
+
+    #[test]
+    fn a_rule_hits_each_of_so_many() {
+        let faults = Faults::default();
+        faults.add(Rule::new(Action::status(503)).skip(1).every(3).times(2));
+        let hits = [(); 9].map(|()| faults.apply(&get("x")).refusal.is_some());
+        assert_eq!(hits, [false, true, false, false, true, false, false, false, false]);
+        assert_eq!(faults.list()[0].hits, 2);
     }
 
     #[test]

@@ -22,6 +22,9 @@ pub struct Rule {
     /// How many it hits then; without a number all.
     #[serde(default)]
     pub times: Option<u64>,
+    /// Of those, only each of so many; without a number each one.
+    #[serde(default)]
+    pub every: Option<u64>,
     /// What happens to them.
     pub action: Action,
 }
@@ -54,6 +57,11 @@ pub enum Action {
     },
     /// Slows bodies, up and down; all connections of the rule share the rate.
     Bandwidth {
+        /// Bytes in a second.
+        bytes_per_sec: u64,
+    },
+    /// Slows each body to this rate, up and down.
+    ConnectionBandwidth {
         /// Bytes in a second.
         bytes_per_sec: u64,
     },
@@ -155,7 +163,7 @@ impl Action {
 impl Rule {
     /// For all requests, always; narrow it with the methods below.
     pub fn new(action: Action) -> Self {
-        Self { matching: Match::default(), skip: 0, times: None, action }
+        Self { matching: Match::default(), skip: 0, times: None, every: None, action }
     }
 
     /// Only this operation (or these, when called again).
@@ -190,6 +198,13 @@ impl Rule {
     #[must_use]
     pub fn skip(mut self, count: u64) -> Self {
         self.skip = count;
+        self
+    }
+
+    /// Hits only each of so many requests.
+    #[must_use]
+    pub fn every(mut self, count: u64) -> Self {
+        self.every = Some(count);
         self
     }
 

@@ -352,8 +352,8 @@ impl Drop for InFlight<'_> {
     }
 }
 
-/// Lists the files whose blobs must be downloaded, each blob once, small ones first:
-/// a loader starts with the configuration and the tokenizer.
+/// Lists the files whose blobs must be downloaded, each blob once, in the order in which
+/// a loader opens them.
 pub(in crate::cache) async fn missing(
     fill: &Arc<CacheFill>,
     manifest: &Arc<Manifest>,
@@ -369,7 +369,7 @@ pub(in crate::cache) async fn missing(
                 missing.push(file.clone());
             }
         }
-        missing.sort_by(|a, b| (a.size, &a.path).cmp(&(b.size, &b.path)));
+        missing.sort_by(ManifestFile::in_load_order);
         Ok(missing)
     })
     .await
@@ -418,6 +418,7 @@ async fn fetch_blob(
         size: file.size,
         etag: file.etag.clone(),
         md5: file.md5.clone(),
+        position: manifest.position(&file),
     };
     let (demand, progress) = (blob.demand.clone(), Arc::clone(&blob.progress));
     let downloaded = engine.download(object, staging, demand, progress).await;

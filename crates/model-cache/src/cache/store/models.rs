@@ -141,7 +141,7 @@ impl Models {
         if model.exists() {
             // Its flight found it damaged. Pods that mount it keep their content:
             // mounted trees in the trash are not deleted.
-            discard(&self.layout, &model)?;
+            self.remove(&key, Directory::Trash)?;
         }
         files::rename(&building, &model)?;
         abort_point::reach("model-commit-3");

@@ -41,9 +41,9 @@ pub(super) struct Buckets {
 #[derive(Debug)]
 struct BucketEntry {
     running: usize,
-    /// Requests that may run at once, `1..=most`. `running` is above it until
-    /// enough of them have ended.
-    limit: usize,
+    /// Requests that may run at once after it throttled, below `most`. `running` is above it
+    /// until enough of them have ended.
+    limit: Option<usize>,
     successes: usize,
     slow_until: Option<Instant>,
     used: Instant,
@@ -60,6 +60,11 @@ impl Buckets {
         Self { most, entries: HashMap::new() }
     }
 
+    /// Changes how many requests may run at once, over all buckets.
+    pub(super) fn set_most(&mut self, most: usize) {
+        self.most = most;
+    }
+
     /// What slow buckets may have running together: the others find permits.
     pub(super) fn slow_limit(&self) -> usize {
         (self.most / 2).max(1)
@@ -68,8 +73,15 @@ impl Buckets {
     /// Whether one more request may run there, in addition to what runs and `more`.
     pub(super) fn admits(&self, origin: &Origin, more: usize, now: Instant) -> bool {
         let Some(entry) = self.entries.get(origin) else { return true };
-        entry.running + more < entry.limit
+        entry.running + more < entry.limit.unwrap_or(self.most)
             && (!entry.is_slow(now) || self.slow_running(now) + more < self.slow_limit())
+    }
+
+    /// Whether it has all the requests that it may have, while others may have more.
+    pub(super) fn is_full(&self, origin: &Origin, now: Instant) -> bool {
+        let Some(entry) = self.entries.get(origin) else { return false };
+        entry.limit.is_some_and(|limit| entry.running >= limit)
+            || (entry.is_slow(now) && self.slow_running(now) >= self.slow_limit())
     }
 
     /// Whether its requests received next to nothing lately.
@@ -90,15 +102,17 @@ impl Buckets {
         let now = Instant::now();
         let Some(entry) = self.entries.get_mut(origin) else { return };
         (entry.running, entry.used) = (entry.running.saturating_sub(1), now);
-        if entry.running == 0 && entry.limit == self.most && !entry.is_slow(now) {
+        if entry.running == 0 && entry.limit.is_none() && !entry.is_slow(now) {
             self.entries.remove(origin);
         }
     }
 
     /// Halves the limit: Object Storage answered 429 or 503.
     pub(super) fn throttled(&mut self, origin: &Arc<Origin>) {
+        let most = self.most;
         let entry = self.entry(origin, Instant::now());
-        entry.limit = (entry.limit / 2).max(1);
+        let limit = entry.limit.unwrap_or(most).min(most);
+        entry.limit = Some((limit / 2).max(1)).filter(|limit| *limit < most);
         entry.successes = 0;
     }
 
@@ -113,21 +127,19 @@ impl Buckets {
         let most = self.most;
         let Some(entry) = self.entries.get_mut(origin) else { return false };
         let was_slow = entry.slow_until.take().is_some();
-        if entry.limit == most {
-            return was_slow;
-        }
+        let Some(limit) = entry.limit else { return was_slow };
         entry.successes += 1;
         let step = entry.successes >= SUCCESSES_PER_STEP;
         if step {
-            (entry.successes, entry.limit) = (0, entry.limit + 1);
+            entry.successes = 0;
+            entry.limit = Some(limit + 1).filter(|limit| *limit < most);
         }
         was_slow || step
     }
 
     /// The current limit there.
-    #[cfg(test)]
     pub(super) fn limit(&self, origin: &Origin) -> usize {
-        self.entries.get(origin).map_or(self.most, |entry| entry.limit)
+        self.entries.get(origin).and_then(|entry| entry.limit).unwrap_or(self.most)
     }
 
     fn entry(&mut self, origin: &Arc<Origin>, now: Instant) -> &mut BucketEntry {
@@ -135,10 +147,10 @@ impl Buckets {
             self.entries.retain(|_, entry| entry.running > 0);
         }
         let fresh =
-            BucketEntry { running: 0, limit: self.most, successes: 0, slow_until: None, used: now };
+            BucketEntry { running: 0, limit: None, successes: 0, slow_until: None, used: now };
         let entry = self.entries.entry(Arc::clone(origin)).or_insert(fresh);
         if entry.running == 0 && now - entry.used >= REMEMBERED {
-            entry.limit = self.most;
+            entry.limit = None;
         }
         entry.used = now;
         entry

@@ -155,6 +155,7 @@ impl Adopter {
             size: file.size,
             etag: file.etag.clone(),
             md5: file.md5.clone(),
+            position: self.manifest.position(file),
         };
         self.engine.verify(&self.client, object, path, progress).await
     }

@@ -1,0 +1,86 @@
+"""The programs that download, and the measuring of them in turn."""
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+from .store import MIB
+
+RANGES = 4
+ENVIRONMENT = {"SUPPRESS_LABEL_WARNING": "True", "OCI_CLI_SUPPRESS_FILE_PERMISSIONS_WARNING": "True"}
+OURS, CURL, RCLONE, OCI = "oci-model-csi fetch", "curl, 4 ranges", "rclone", "oci bulk-download"
+
+
+class Programs:
+    def __init__(self, given):
+        self.given, self.out = given, given.directory / "out"
+
+    def fetch(self, store, bucket, _files, *arguments):
+        ca = ["--ca-file", store.ca_file] if store.ca_file else []
+        return [[[self.given.programs / "oci-model-csi", "fetch", f"oci://{bucket}@{store.namespace}/m/",
+                  self.out / "m", "--config-file", store.config, "--oci-endpoint", store.endpoint, *ca, *arguments]]]
+
+    def curl(self, store, bucket, files):
+        """Large objects one after the other, in four ranges at once, which stay separate files:
+        joining them would cost curl extra time. All small ones in one call."""
+        ca = ["--cacert", store.ca_file] if store.ca_file else []
+        small = ["curl", "-fsS", "--parallel", *ca]
+        batches = []
+        for name, size in files:
+            url = store.url(bucket, name)
+            if size < 16 * MIB:
+                small += ["-o", self.out / name, url]
+                continue
+            step = size // RANGES
+            ends = [*(step * n for n in range(1, RANGES)), size]
+            batches.append([["curl", "-fsS", *ca, "-r", f"{step * n}-{end - 1}", "-o", self.out / f"{name}.{n}", url]
+                            for n, end in enumerate(ends)])
+        return batches + ([[small]] if "-o" in small else [])
+
+    def rclone(self, store, bucket, files):
+        config = self.given.directory / "rclone.conf"
+        config.write_text("[oos]\n" + "".join(f"{key} = {value}\n" for key, value in {
+            "type": "oracleobjectstorage", "provider": "user_principal_auth", "namespace": store.namespace,
+            "region": "us-ashburn-1", "endpoint": store.endpoint, "compartment": "ocid1.compartment.oc1..x",
+            "config_file": store.config, "config_profile": "DEFAULT"}.items()))
+        ca = ["--ca-cert", store.ca_file] if store.ca_file else []
+        many = ["--transfers", "16"] if len(files) > 100 else []
+        return [[[self.given.tools / "rclone", "--config", config, "copy", f"oos:{bucket}/m", self.out / "m",
+                  *ca, *many]]]
+
+    def oci_cli(self, store, bucket, _files):
+        return [[[self.given.tools / "oci", "--config-file", store.config, "--endpoint", store.endpoint,
+                  *(["--cert-bundle", store.ca_file] if store.ca_file else []),
+                  "os", "object", "bulk-download", "-ns", store.namespace, "-bn", bucket, "--prefix", "m/",
+                  "--dest-dir", self.out, "--overwrite"]]]
+
+    def everyone(self):
+        return {OURS: self.fetch, CURL: self.curl, RCLONE: self.rclone, OCI: self.oci_cli}
+
+    def run(self, batches, complete=()):
+        """Runs batches of commands in an empty directory, and checks that all bytes arrive."""
+        shutil.rmtree(self.out, ignore_errors=True)
+        self.out.mkdir()
+        os.sync()
+        request = {"environment": ENVIRONMENT,
+                   "batches": [[[str(word) for word in command] for command in batch] for batch in batches]}
+        measure = Path(__file__).with_name("measure.py")
+        answer = subprocess.run([sys.executable, "-S", "-E", measure], input=json.dumps(request), text=True,
+                                stdout=subprocess.PIPE, check=True)
+        arrived = sum(file.stat().st_size for file in self.out.rglob("*") if file.is_file())
+        if arrived < sum(size for _, size in complete):
+            raise SystemExit(f"{batches[0][0][0]}: only {arrived} bytes arrived")
+        return json.loads(answer.stdout)
+
+    def compare(self, store, bucket, files, programs, rounds):
+        """Medians of wall, CPU and memory by program, which take turns."""
+        runs = {name: [] for name in programs}
+        for _ in range(rounds):
+            for name, commands in programs.items():
+                found = self.run(commands(store, bucket, files), files)
+                runs[name].append([found[key] for key in ("wall", "cpu", "memory")])
+        return {name: [statistics.median(column) for column in zip(*rows)] for name, rows in runs.items()}
