@@ -104,6 +104,22 @@ async fn parts_of_an_unknown_size_are_downloaded_once_and_said_to_be_unproved() 
 }
 
 #[tokio::test]
+async fn where_each_connection_is_slow_more_of_them_are_used_than_at_first() {
+    let (scratch, store) = (scratch(), LocalStore::builder().start().unwrap());
+    let size = 256 * MIB;
+    let crc32c = PutOptions { crc32c: true, ..PutOptions::default() };
+    put_large(&store, "model.safetensors", size, 1, crc32c);
+    let slow = Action::ConnectionBandwidth { bytes_per_sec: 2 * MIB };
+    store.faults().add(Rule::new(slow).operation(Operation::Get));
+    let fetched = Fetch::new(scratch.path(), &store).with(&["--log-level", "info"]).run().await;
+    assert_eq!(fetched.code, 0, "{}", fetched.stderr);
+    let (stats, most) = (store.stats(), store.stats().concurrent_requests_max);
+    figure(format_args!("2 MiB/s a connection: {most} requests at once under auto"));
+    assert!(most >= 32, "{most} at once: {}", fetched.stderr);
+    assert_eq!(stats.body_bytes, size, "each byte once");
+}
+
+#[tokio::test]
 async fn a_second_fetch_into_the_same_directory_downloads_nothing() {
     let (scratch, store) = (scratch(), store_with_phi3());
     let fetch = Fetch::new(scratch.path(), &store).with(&["--output", "json"]);

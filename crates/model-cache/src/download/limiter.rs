@@ -262,7 +262,10 @@ impl ConcurrencyLimiter {
         let ranges = state.growth.as_ref().map_or(1, |growth| growth.ranges_at_once(range_size));
         // More requests would be throttled more.
         let throttled = state.buckets.limit(&download.origin) < state.most;
-        RequestSize { ranges, share: (!throttled).then_some(state.most) }
+        // While more are tried, something has to be left for them.
+        let grows = state.growth.as_ref().is_some_and(Growth::tries_more);
+        let share = if grows { state.most * 2 } else { state.most };
+        RequestSize { ranges, share: (!throttled).then_some(share) }
     }
 
     /// Waits for a permit. Cancellation safe: a caller that leaves loses its turn.

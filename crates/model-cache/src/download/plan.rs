@@ -21,6 +21,8 @@ const SIDE_BY_SIDE: usize = 16;
 pub(super) struct RangePlan {
     /// Of each part in turn; one part is the whole object where its order does not matter.
     parts: Vec<PartPlan>,
+    /// All parts before this one are done.
+    first: usize,
     part_size: u64,
     left: u64,
     range_size: u64,
@@ -33,12 +35,19 @@ struct PartPlan {
     running: usize,
 }
 
+impl PartPlan {
+    fn is_done(&self) -> bool {
+        self.running == 0 && self.ranges.is_empty()
+    }
+}
+
 /// What decides how much the next request takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct RequestSize {
     /// Ranges of the configured size in one request; more than one at high throughput.
     pub(super) ranges: u64,
-    /// The requests among which the rest of the object is divided: as many as may run at once.
+    /// The requests among which the rest of the object is divided: as many as may run at once, or
+    /// soon.
     /// `None` while other objects have requests for the free connections.
     pub(super) share: Option<usize>,
 }
@@ -47,9 +56,10 @@ impl RangePlan {
     /// The plan for these ranges of an object, in ascending order. `part_size`: of the parts that
     /// are hashed, each in order.
     pub(super) fn new(ranges: Vec<Range<u64>>, range_size: u64, part_size: Option<u64>) -> Self {
-        let part_size = part_size.unwrap_or(u64::MAX);
+        // A range with whole parts in it has no order.
+        let part_size = part_size.filter(|size| *size > range_size).unwrap_or(u64::MAX);
         let left = ranges.iter().map(|range| range.end - range.start).sum();
-        let mut plan = Self { parts: Vec::new(), part_size, left, range_size };
+        let mut plan = Self { parts: Vec::new(), first: 0, part_size, left, range_size };
         for range in ranges {
             // A range that begins in one part and ends in the next counts for the first.
             let part = usize::try_from(range.start / part_size).unwrap_or(usize::MAX);
@@ -68,7 +78,7 @@ impl RangePlan {
     /// How many requests at once have parts of their own; `None` where the order of bytes does
     /// not matter.
     pub(super) fn streams(&self) -> Option<usize> {
-        let open = self.parts.iter().filter(|part| part.running > 0 || !part.ranges.is_empty());
+        let open = self.parts[self.first..].iter().filter(|part| !part.is_done());
         (self.part_size != u64::MAX).then(|| open.take(SIDE_BY_SIDE).count())
     }
 
@@ -76,7 +86,7 @@ impl RangePlan {
     /// ranges become one, up to the size that is asked for. The last ranges are divided, so that
     /// all connections end together.
     pub(super) fn take(&mut self, size: RequestSize) -> Option<(usize, Range<u64>)> {
-        let parts = self.parts.iter_mut().enumerate();
+        let parts = self.parts.iter_mut().enumerate().skip(self.first);
         let open = parts.filter(|(_, part)| !part.ranges.is_empty()).take(SIDE_BY_SIDE);
         let (number, part) = open.min_by_key(|(_, part)| part.running)?;
         let mut next = part.ranges.pop_front()?;
@@ -106,6 +116,10 @@ impl RangePlan {
     pub(super) fn ended(&mut self, part: usize) {
         if let Some(part) = self.parts.get_mut(part) {
             part.running -= 1;
+        }
+        // Objects may have many thousand parts: those that are done are not looked at again.
+        while self.parts.get(self.first).is_some_and(PartPlan::is_done) {
+            self.first += 1;
         }
     }
 }
@@ -169,7 +183,24 @@ mod tests {
         assert_eq!(start(&mut plan), 1, "more than one request of a part where all have one");
         while plan.take(PLAIN).is_some() {}
         assert!(plan.is_empty());
-        assert_eq!(RangePlan::new(Vec::new(), MIB, Some(MIB)).streams(), Some(0));
+        assert_eq!(RangePlan::new(Vec::new(), MIB, Some(2 * MIB)).streams(), Some(0));
+        assert_eq!(RangePlan::new(Vec::new(), MIB, Some(MIB)).streams(), None, "in any order");
+    }
+
+    #[test]
+    fn parts_that_are_done_are_not_looked_at_again() {
+        let count = 200_000;
+        let ranges: Vec<Range<u64>> = (0..count).map(|n| n * 16..(n + 1) * 16).collect();
+        let mut plan = RangePlan::new(ranges, 8, Some(16));
+        let mut running = VecDeque::new();
+        for _ in 0..count {
+            running.push_back(plan.take(PLAIN).unwrap().0);
+            if running.len() > 256 {
+                plan.ended(running.pop_front().unwrap());
+            }
+            assert_eq!(plan.first, running[0]);
+        }
+        assert!(plan.is_empty());
     }
 
     proptest! {

@@ -123,6 +123,15 @@ impl Growth {
         self.most
     }
 
+    /// Whether more requests are tried now, or will be soon.
+    pub(super) fn tries_more(&self) -> bool {
+        match self.step {
+            GrowthStep::Measuring => true,
+            GrowthStep::Trying { before, .. } => before < self.most,
+            GrowthStep::Keeping { .. } => false,
+        }
+    }
+
     /// How many ranges of this size one request may take, so that connections are not idle
     /// between short requests.
     pub(super) fn ranges_at_once(&self, range_size: u64) -> u64 {
@@ -188,7 +197,8 @@ impl Growth {
                 if self.troubled >= WINDOWS && self.most > Concurrency::LEAST {
                     self.step = GrowthStep::Trying { before: self.most, rate: measured.rate };
                     self.set((self.most * 3 / 4).max(Concurrency::LEAST), now);
-                } else if now >= until && !trouble {
+                } else if now >= until && (!trouble || self.most == Concurrency::LEAST) {
+                    // Of the least number, late answers may be what this service gives.
                     self.try_more(measured.rate, now);
                 }
             }

@@ -113,6 +113,12 @@ async fn a_service_farther_away_keeps_its_connections() {
     }
     run.download(120, |requests| given(2 * requests));
     assert_eq!(run.growth.most(), Concurrency::MOST);
+
+    let mut run = SimulatedDownload::new();
+    run.download(10, |_| given(1000));
+    assert_eq!(run.growth.most(), Concurrency::LEAST);
+    run.download(300, far);
+    assert!(run.growth.most() > 200, "{}", run.growth.most());
 }
 
 #[tokio::test(start_paused = true)]
