@@ -41,7 +41,7 @@ const GATHER_BEHIND: Duration = Duration::from_millis(5);
 /// How long a step waits before another thread starts for it.
 const PATIENCE: Duration = Duration::from_millis(500);
 
-/// A read of [`PIECE`] that takes longer comes from the disk.
+/// A read of [`PIECE`] that takes longer may come from the disk.
 const SLOW_READ: Duration = Duration::from_millis(5);
 
 /// The service; clones share its threads.

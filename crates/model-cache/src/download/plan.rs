@@ -47,8 +47,7 @@ pub(super) struct RequestSize {
     /// Ranges of the configured size in one request; more than one at high throughput.
     pub(super) ranges: u64,
     /// The requests among which the rest of the object is divided: as many as may run at once, or
-    /// soon.
-    /// `None` while other objects have requests for the free connections.
+    /// soon. `None` while other objects have requests for the free connections.
     pub(super) share: Option<usize>,
 }
 
