@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Builds helm, kustomize, kubeconform, actionlint and promtool with the Go toolchain, makes
-# the Kubernetes schemas, and prints the directory that has them all:
+# Builds helm, kustomize, kubeconform, actionlint, promtool and the evaluator of Terraform
+# modules with the Go toolchain, makes the Kubernetes schemas, and prints the directory that
+# has them all:
 #
 #   DEPLOY_TOOLS="$(tests/deploy/tools.sh)" pytest tests/deploy
 #
@@ -25,7 +26,7 @@ mkdir -p "$cache/bin"
 exec 9>"$cache/deploy-tools.lock"
 flock 9
 
-digest="$(cat "$here/tools.sh" "$here/schemas.py" | sha256sum | cut -c1-16)"
+digest="$(cat "$here/tools.sh" "$here/schemas.py" "$here"/terraform/{main.go,go.mod,go.sum} | sha256sum | cut -c1-16)"
 all="$cache/deploy-$digest"
 if [ ! -e "$all/complete" ]; then
     rm -rf "$all"
@@ -42,6 +43,7 @@ if [ ! -e "$all/complete" ]; then
         fi
         ln -s "$cache/bin/$name-$version" "$all/$name"
     done
+    (cd "$here/terraform" && CGO_ENABLED=0 GOFLAGS=-p=2 nice go build -trimpath -o "$all/terraform-evaluate" .) >&2
     "${PYTHON:-python3}" "$here/schemas.py" "$all/schemas" >&2
     touch "$all/complete"
 fi
