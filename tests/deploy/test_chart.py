@@ -238,9 +238,99 @@ def test_the_sidecars_may_use_the_socket_where_selinux_enforces():
     assert options("openshift.enabled=true", "sidecars.seLinuxOptions.type=mine") == "{'type': 'mine'}"
 
 
+def test_no_value_is_checked_by_a_pattern_that_its_user_would_see():
+    text = (CHART / "values.schema.json").read_text()
+    assert '"pattern"' not in text and '"anyOf"' not in text, "_words.tpl says what to write"
+
+
+def images(*settings):
+    found = chart("--values", BASE, *(word for setting in settings for word in ("--set", setting)))
+    return [one["image"] for template in pods(found) for one in template["spec"]["containers"]]
+
+
+def test_one_registry_has_all_images_under_their_paths():
+    mirrored = images("imageRegistry=fra.ocir.io/mytenancy", "image.repository=")
+    assert mirrored[0] == mirrored[3] == f"fra.ocir.io/mytenancy/oci-model-csi:{mirrored[0].split(':')[1]}"
+    names = ["csi-node-driver-registrar", "livenessprobe", "csi-provisioner"]
+    assert [one.split(":")[0] for one in (mirrored[1], mirrored[2], mirrored[4])] == [
+        f"fra.ocir.io/mytenancy/sig-storage/{name}" for name in names]
+    # An image that names its registry keeps it.
+    assert images("imageRegistry=fra.ocir.io/mytenancy")[0].startswith("image.invalid/oci-model-csi:")
+    tags = [one.rsplit("/", 1)[1] for one in images()]
+    assert [one.rsplit("/", 1)[1] for one in mirrored] == tags, "versions do not depend on the registry"
+
+
+def test_the_list_for_a_mirror_has_every_image_of_the_chart():
+    text = (REPOSITORY / "deploy/image/README.md").read_text()
+    sidecars = images()[1:3] + images()[4:]
+    assert sorted(re.findall(r"^\| `(registry\S+)` \|", text, re.MULTILINE)) == sorted(sidecars)
+    [loop] = re.findall(r"^for image in (.*); do$", text, re.MULTILINE)
+    assert sorted(f"registry.k8s.io/sig-storage/{one}" for one in loop.split()) == sorted(sidecars)
+
+
+def test_a_digest_replaces_the_tag_of_any_image():
+    digest = "sha256:" + "2" * 64
+    sidecars = ("nodeDriverRegistrar", "livenessProbe", "provisioner")
+    pinned = images(f"image.digest={digest}", *(f"sidecars.{name}.image.digest={digest}" for name in sidecars))
+    assert len(pinned) == 5 and all(one.endswith(f"@{digest}") and one.count(":") == 1 for one in pinned)
+
+
+def test_every_object_has_the_common_annotations_and_labels():
+    found = chart("--values", CHART / "ci/everything-values.yaml", "--set", "controller.serviceAccount.create=true")
+    assert len(found) >= 18
+    for key, one in found.items():
+        assert one["metadata"]["annotations"]["example.com/contact"] == "ml-platform", key
+        assert one["metadata"]["labels"]["team"] == "ml-platform", key
+    assert found["ServiceAccount", "models-node"]["metadata"]["annotations"]["example.com/a"] == "b"
+    for template in pods(found):
+        assert "example.com/contact" not in template["metadata"]["annotations"], "those of pods have their own key"
+
+
+def test_no_pod_of_the_driver_is_on_a_virtual_node_by_default():
+    for template in pods(chart("--values", BASE)):
+        [term] = template["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"][
+            "nodeSelectorTerms"]
+        assert term == {"matchExpressions": [{"key": "node-role.kubernetes.io/virtual-node", "operator": "DoesNotExist"}]}
+
+
+def test_a_budget_and_a_spread_select_the_pods_of_the_controller():
+    found = chart("--values", CHART / "ci/everything-values.yaml")
+    labels = only(found, "Deployment")["spec"]["template"]["metadata"]["labels"]
+    budget = only(found, "PodDisruptionBudget")["spec"]
+    assert budget["maxUnavailable"] == "50%"
+    [spread] = only(found, "Deployment")["spec"]["template"]["spec"]["topologySpreadConstraints"]
+    assert spread["topologyKey"] == "topology.kubernetes.io/zone"
+    for selector in (budget["selector"], spread["labelSelector"]):
+        assert selector["matchLabels"].items() <= labels.items()
+        assert selector["matchLabels"]["app.kubernetes.io/component"] == "controller"
+    assert not [kind for kind, _ in chart("--values", BASE) if kind == "PodDisruptionBudget"]
+
+
+def test_containers_before_the_driver_are_the_users():
+    templates = pods(chart("--values", CHART / "ci/everything-values.yaml"))
+    assert [[one["name"] for one in template["spec"]["initContainers"]] for template in templates] == [["wait"], ["wait"]]
+    assert not any("initContainers" in template["spec"] for template in pods(chart("--values", BASE)))
+
+
+def test_the_values_for_oke_need_only_an_image():
+    path = CHART / "values-oke.yaml"
+    found = chart("--values", path, "--set", "image.repository=fra.ocir.io/mytenancy/oci-model-csi")
+    config = yaml.safe_load(found["ConfigMap", config_name(found)]["data"]["config.yaml"])
+    spec = only(found, "DaemonSet")["spec"]["template"]["spec"]
+    assert config["cache"]["requireMount"] is True
+    assert set(spec["nodeSelector"]) > {"kubernetes.io/os"}, "nodes without the disk would stop every rollout"
+    [label] = set(spec["nodeSelector"].items()) - {("kubernetes.io/os", "linux")}
+    assert label == ("model-cache", "true")
+    for page in ("deploy/README.md", "docs/nodes.md"):
+        text = (REPOSITORY / page).read_text()
+        assert "values-oke.yaml" in text and 'model-cache: "true"' in text, page
+
+
 def test_one_node_at_a_time_and_never_two_drivers_on_one_cache():
     strategy = only(chart("--values", BASE), "DaemonSet")["spec"]["updateStrategy"]
     assert strategy == {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 1, "maxSurge": 0}}
+    strategy = only(chart("--values", BASE, "--set", "node.updateStrategy=OnDelete"), "DaemonSet")["spec"]["updateStrategy"]
+    assert strategy == {"type": "OnDelete"}
 
 
 def test_an_old_cluster_gets_no_field_that_it_does_not_know():

@@ -94,6 +94,28 @@ def test_the_values_for_new_nodes_prefetch_models_and_remove_the_taint():
     assert f"{taint}:NoSchedule" in (REPOSITORY / "docs/nodes.md").read_text()
 
 
+def test_examples_are_what_users_run():
+    kinds = {one["kind"] for _, one in documents()}
+    assert "Deployment" in kinds and "Pod" not in kinds, "a bare pod is not replaced when its node fails"
+
+
+def test_commands_of_the_documents_work_in_zsh_too():
+    """An interactive zsh passes a comment on as arguments, and expands patterns outside of quotes."""
+    seen = 0
+    for path in [REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md"), *(REPOSITORY / "deploy").rglob("*.md")]:
+        # Of developers, and written by `make bench`.
+        if path.name == "performance.md":
+            continue
+        for block in re.findall(r"```sh\n(.*?)```", path.read_text(), re.DOTALL):
+            for line in block.splitlines():
+                bare = re.sub(r"'[^']*'|\"[^\"]*\"", "", line)
+                assert not re.search(r"(^|\s)#", bare), f"{path.name}: {line}"
+                # `[ -s file ]` is a command, and the patterns of one command are meant.
+                assert not re.search(r"[*?{}]|\[\S|\S\]", bare.replace("models/*/", "").replace("leases/*", "")), f"{path.name}: {line}"
+                seen += 1
+    assert seen > 60
+
+
 def test_every_example_is_in_the_table():
     text = (REPOSITORY / "deploy/README.md").read_text()
     linked = set(re.findall(r"\]\(examples/([\w./-]+\.ya?ml)\)", text))

@@ -15,6 +15,11 @@ app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end -}}
 
+{{- define "oci-model-csi.controllerSelector" -}}
+{{ include "oci-model-csi.selector" . }}
+app.kubernetes.io/component: controller
+{{- end -}}
+
 {{- define "oci-model-csi.labels" -}}
 {{ include "oci-model-csi.selector" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
@@ -22,6 +27,14 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- with .Values.commonLabels }}
 {{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{/* Annotations of an object, as a part of its metadata. */}}
+{{- define "oci-model-csi.annotations" -}}
+{{- with .Values.commonAnnotations }}
+  annotations:
+    {{- toYaml . | nindent 4 }}
 {{- end }}
 {{- end -}}
 
@@ -89,10 +102,25 @@ it is null: when there is a right to limit, and the cluster supports the policy.
 
 {{- define "oci-model-csi.image" -}}
 {{- $image := .Values.image -}}
+{{- $repository := default (printf "%s/oci-model-csi" .Values.imageRegistry) $image.repository -}}
 {{- if $image.digest -}}
-{{- printf "%s@%s" $image.repository $image.digest -}}
+{{- printf "%s@%s" $repository $image.digest -}}
 {{- else -}}
-{{- printf "%s:%s" $image.repository (default .Chart.AppVersion $image.tag) -}}
+{{- printf "%s:%s" $repository (default .Chart.AppVersion $image.tag) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* The image of a sidecar, of a list of the root and the values of the image. With imageRegistry the path stays and the host changes. */}}
+{{- define "oci-model-csi.sidecarImage" -}}
+{{- $image := index . 1 -}}
+{{- $repository := $image.repository -}}
+{{- with (index . 0).Values.imageRegistry -}}
+{{- $repository = printf "%s/%s" . (regexReplaceAll "^[^/]*[.:][^/]*/" $repository "") -}}
+{{- end -}}
+{{- if $image.digest -}}
+{{- printf "%s@%s" $repository $image.digest -}}
+{{- else -}}
+{{- printf "%s:%s" $repository $image.tag -}}
 {{- end -}}
 {{- end -}}
 

@@ -4,8 +4,12 @@ anything is rendered, so a mistake fails `helm install` instead of a pod.
 */}}
 {{- define "oci-model-csi.validate" -}}
 {{- $values := .Values -}}
-{{- if not $values.image.repository -}}
+{{- include "oci-model-csi.words" . -}}
+{{- if not (or $values.image.repository $values.imageRegistry) -}}
 {{- fail "image.repository is empty: no image is published yet. Build one with deploy/image, push it to your registry, and name it with --set image.repository=…" -}}
+{{- end -}}
+{{- if and $values.node.tolerateAllTaints $values.node.tolerations -}}
+{{- fail "node.tolerations has no effect while node.tolerateAllTaints is true: the node plugin tolerates every taint already; set node.tolerateAllTaints to false, or leave node.tolerations out" -}}
 {{- end -}}
 
 {{- $name := $values.csiDriver.name -}}
@@ -63,6 +67,10 @@ anything is rendered, so a mistake fails `helm install` instead of a pod.
 {{- end -}}
 {{- if and (has "oke_workload_identity" $auths) (not $values.csiDriver.tokenRequests) -}}
 {{- fail "config.objectStorage reads as oke_workload_identity, and csiDriver.tokenRequests is empty: kubelet gives the driver no token of a pod; set csiDriver.tokenRequests to [{audience: \"\"}]" -}}
+{{- end -}}
+
+{{- if and $values.metrics.podMonitor.enabled $values.networkPolicy.enabled (not $values.networkPolicy.metricsNamespaces) -}}
+{{- fail "metrics.podMonitor.enabled needs networkPolicy.metricsNamespaces: without it the NetworkPolicy lets no Prometheus read the metrics; write the labels of its namespace, such as {kubernetes.io/metadata.name: monitoring}" -}}
 {{- end -}}
 
 {{- if and $values.metrics.prometheusRule.enabled (not $values.metrics.prometheusRule.runbookUrl) -}}
