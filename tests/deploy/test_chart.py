@@ -321,9 +321,10 @@ def test_the_values_for_oke_need_only_an_image():
     assert set(spec["nodeSelector"]) > {"kubernetes.io/os"}, "nodes without the disk would stop every rollout"
     [label] = set(spec["nodeSelector"].items()) - {("kubernetes.io/os", "linux")}
     assert label == ("model-cache", "true")
-    for page in ("deploy/README.md", "docs/nodes.md"):
+    for page in ("deploy/README.md", "docs/nodes.md", "docs/quickstart.md"):
         text = (REPOSITORY / page).read_text()
-        assert "values-oke.yaml" in text and 'model-cache: "true"' in text, page
+        assert "values-oke.yaml" in text, page
+        assert '"key": "model-cache", "value": "true"' in text or 'model-cache: "true"' in text, page
 
 
 def test_one_node_at_a_time_and_never_two_drivers_on_one_cache():

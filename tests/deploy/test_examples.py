@@ -25,7 +25,7 @@ def pod_specs():
     for name, one in documents():
         if one["kind"] == "Pod":
             yield name, one["spec"]
-        if one["kind"] == "Deployment":
+        if one["kind"] in ("Deployment", "DaemonSet"):
             yield name, one["spec"]["template"]["spec"]
 
 

@@ -1,4 +1,4 @@
-# A bucket that the worker nodes of the same compartment may read:
+# A bucket that the worker nodes of the same compartment may read, for docs/quickstart.md:
 #
 #   terraform init
 #   terraform apply -var tenancy_id=ocid1.tenancy.… -var compartment_id=ocid1.compartment.… -var region=eu-frankfurt-1
