@@ -327,6 +327,19 @@ def test_the_values_for_oke_need_only_an_image():
         assert '"key": "model-cache", "value": "true"' in text or 'model-cache: "true"' in text, page
 
 
+def test_the_notes_warn_of_nodes_without_the_required_disk():
+    def notes(*settings):
+        done = run("helm", "install", "oci-model-csi", CHART, "--dry-run=client", "--namespace", "oci-model-csi", "--values", BASE,
+                   *(word for setting in settings for word in ("--set", setting)))
+        assert done.returncode == 0, done.stderr
+        return done.stdout.split("NOTES:")[1]
+    warned = "On nodes without a disk at /mnt/models"
+    disk = "config.cache.dir=/mnt/models", "config.cache.requireMount=true"
+    assert warned in notes(*disk)
+    assert warned not in notes(*disk, "node.nodeSelector.model-cache=yes")
+    assert "the first of them stops every rollout" not in notes()
+
+
 def test_one_node_at_a_time_and_never_two_drivers_on_one_cache():
     strategy = only(chart("--values", BASE), "DaemonSet")["spec"]["updateStrategy"]
     assert strategy == {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 1, "maxSurge": 0}}
