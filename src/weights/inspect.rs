@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::ErrorKind as Io;
 use std::path::Path;
 
+use super::contents;
 use super::loaders::{self, FileKind, Format, Role};
 use super::report::WeightsReport;
 use super::safetensors::{self, IndexContent, MAX_INDEX};
@@ -88,9 +89,9 @@ fn inspect_files(
         let Some(role) = roles.get(path) else { continue };
         let flaw = match format {
             Format::Safetensors => read(tree, path, |f| safetensors::check(f, file.size))?,
-            Format::Gguf => read(tree, path, |f| loaders::check_gguf(f, file.size))?,
-            Format::Bin if loaders::can_be_pointer(file.size) => {
-                read(tree, path, |f| loaders::check_bin(f))?
+            Format::Gguf => read(tree, path, |f| contents::check_gguf(f, file.size))?,
+            Format::Bin if contents::can_be_pointer(file.size) => {
+                read(tree, path, |f| contents::check_bin(f))?
             }
             Format::Bin => None,
         };

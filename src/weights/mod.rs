@@ -9,6 +9,7 @@
 //! requests whose filters would have selected it, since filters may leave shards out
 //! on purpose.
 
+mod contents;
 mod inspect;
 mod loaders;
 mod report;

@@ -65,7 +65,7 @@ pub(super) fn check(mut file: impl Read, size: u64) -> io::Result<Option<String>
         other => other?,
     }
     if &prefix == LFS_POINTER {
-        return Ok(Some(super::loaders::POINTER.to_owned()));
+        return Ok(Some(super::contents::POINTER.to_owned()));
     }
     let header = u64::from_le_bytes(prefix);
     let rest = size - PREFIX;

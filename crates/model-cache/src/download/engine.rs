@@ -11,18 +11,15 @@ use tokio::task::JoinSet;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument as _;
 
-use super::expected::Expected;
 use super::hashing::HashService;
-use super::layouts::MultipartLayouts;
 use super::limiter::{ConcurrencyLimiter, ObjectDownload, Origin};
-use super::md5;
 use super::pace::RateLimiter;
 use super::plan::RangePlan;
 use super::range::{self, RangeJob};
 use super::target::DownloadTarget;
 use super::{Check, Concurrency, FairShare, Interest, ObjectProgress, Verified};
 use crate::abort_point;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::md5_lanes::Lanes;
 use crate::metrics::Metrics;
 use crate::source::{Bucket, ObjectHead, ObjectName, ObjectSource, RetryPolicy};
@@ -158,6 +155,14 @@ impl Engine {
 
     pub(super) fn retry(&self) -> &RetryPolicy {
         &self.0.options.retry
+    }
+
+    pub(super) fn verify_mode(&self) -> Verify {
+        self.0.options.verify
+    }
+
+    pub(super) fn hashing(&self) -> &HashService {
+        &self.0.hashing
     }
 
     /// Downloads one object version into the staging file and verifies it.
@@ -356,100 +361,6 @@ impl Engine {
         self.prove(job, expected, md5).await
     }
 
-    /// The CRC of the whole content, and the check that it passed, if any.
-    async fn prove(
-        &self,
-        job: &RangeJob,
-        expected: Expected,
-        md5: Option<Hashing>,
-    ) -> Result<(u32, Option<Check>)> {
-        let _own = job.download.interest().own_work();
-        job.target.check_disk().map_err(|e| {
-            Error::io(format!("writing {} to the disk", shown(&job.object.name, 200)), &e)
-        })?;
-        let crc32c = job.target.whole().ok_or_else(|| {
-            Error::internal(format!("{} is not whole after its download", job.object.name))
-        })?;
-        let md5 = match md5 {
-            Some(md5) => Some(joined(md5.await)?),
-            None => None,
-        };
-        let check = match (expected.passes(crc32c, md5), &expected) {
-            (None, Expected::Multipart { digest, layouts }) => {
-                self.other_layouts(job, *digest, layouts).await?
-            }
-            (check, _) => check,
-        };
-        Ok((crc32c, check))
-    }
-
-    /// What is known about the content before it is downloaded.
-    fn expected(&self, job: &RangeJob, head: &ObjectHead) -> Result<Expected> {
-        let (size, verify) = (job.target.size(), self.0.options.verify);
-        Expected::of(head, job.listed_md5.as_deref(), size, verify).map_err(|md5| {
-            let (name, md5) = (shown(&job.object.name, 200), shown(&md5, 60));
-            Error::new(
-                ErrorKind::Unavailable,
-                format!(
-                    "object {name} is listed with the MD5 \"{md5}\", which is not a checksum, and \
-                     has no other; the listing is requested again. If it persists, a proxy on the \
-                     way alters answers: let this node reach Object Storage without it"
-                ),
-            )
-        })
-    }
-
-    /// Refuses content that cannot be proved, under [`Verify::Strict`].
-    fn admit(&self, job: &RangeJob, expected: Expected) -> Result<Expected> {
-        match expected.unprovable().filter(|_| self.0.options.verify == Verify::Strict) {
-            Some(why) => Err(job.unproved(&why)),
-            None => Ok(expected),
-        }
-    }
-
-    /// Hashes behind the writers, with the most likely part size.
-    fn follow(&self, job: &RangeJob, expected: &Expected) -> Option<Hashing> {
-        let (service, target) = (self.0.hashing.clone(), Arc::clone(&job.target));
-        match expected {
-            Expected::Md5(_) => Some(spawn(md5::of_whole(service, target))),
-            Expected::Multipart { .. } => {
-                let part_size = expected.part_size()?;
-                Some(spawn(md5::of_parts(service, target, part_size)))
-            }
-            Expected::Crc32c(_) | Expected::Nothing => None,
-        }
-    }
-
-    /// Tries all layouts but the first, which was hashed behind the writers.
-    ///
-    /// If no layout gives the digest and all possible layouts were tried, the bytes
-    /// are damaged. If the right layout may be missing from the list, the result
-    /// proves nothing, and another download would not change that.
-    async fn other_layouts(
-        &self,
-        job: &RangeJob,
-        digest: [u8; 16],
-        layouts: &MultipartLayouts,
-    ) -> Result<Option<Check>> {
-        let others = layouts.part_sizes().get(1..).unwrap_or_default();
-        let fits = md5::fits_one_of(self.0.hashing.lanes(), &job.target, others, digest).await;
-        if fits.map_err(|e| Error::io(READ_BACK, &e))? {
-            return Ok(Some(Check::MultipartMd5));
-        }
-        let Some(why) = layouts.unknown() else { return Ok(None) };
-        if self.0.options.verify == Verify::Strict {
-            return Err(job.unproved(why));
-        }
-        tracing::warn!(
-            object = job.object.name,
-            reason = why,
-            tried = layouts.part_sizes().len(),
-            "the sizes of the object's parts are unknown, so only its size and ETag are verified; \
-             upload it again with a CRC-32C checksum to have its content verified"
-        );
-        Ok(Some(Check::UnknownLayout))
-    }
-
     async fn head(&self, job: &RangeJob) -> Result<ObjectHead> {
         let mut client = job.reader()?;
         loop {
@@ -502,19 +413,6 @@ impl Engine {
             }
         }
     }
-}
-
-type Hashing = AbortOnDropHandle<std::io::Result<[u8; 16]>>;
-
-fn spawn(work: impl Future<Output = std::io::Result<[u8; 16]>> + Send + 'static) -> Hashing {
-    AbortOnDropHandle::new(tokio::spawn(work))
-}
-
-const READ_BACK: &str = "reading a download back for its MD5";
-
-fn joined(result: Result<std::io::Result<[u8; 16]>, tokio::task::JoinError>) -> Result<[u8; 16]> {
-    let ended = result.map_err(|e| Error::internal(format!("{READ_BACK}: {e}")).caused_by(e))?;
-    ended.map_err(|e| Error::io(READ_BACK, &e))
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Downloads from a source in memory that throttles, breaks bodies off and cuts them oddly.
 
 use super::*;
+use crate::error::ErrorKind;
 use crate::source::RetryPolicy;
 use oci_model_csi_fake_source::{ETAG, FakeSource};
 

@@ -31,6 +31,7 @@ mod md5;
 mod pace;
 mod plan;
 mod progress;
+mod proof;
 mod range;
 mod spans;
 mod target;
