@@ -18,6 +18,7 @@ mod docs;
 mod events;
 mod faults;
 mod fetch;
+mod few_connections;
 mod import;
 mod kill_points;
 mod listeners;

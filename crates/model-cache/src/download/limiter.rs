@@ -1,8 +1,8 @@
 //! Limits how many requests run at once, and decides whose is next.
 //!
 //! At most as many as configured run at once, or as many as give the most (`growth`);
-//! fewer of one bucket after Object Storage throttled there, or delivered next to
-//! nothing (`buckets`). The order of those that wait:
+//! fewer of one bucket after Object Storage throttled there, reset many connections, or
+//! delivered next to nothing (`buckets`). The order of those that wait:
 //!
 //! 1. a model that a pod waits for, before those that are downloaded ahead;
 //! 2. a bucket that delivers, before one that delivered next to nothing lately;
@@ -23,9 +23,10 @@
 mod buckets;
 mod growth;
 mod preempt;
+mod request;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -35,13 +36,15 @@ use tokio::time::Instant;
 use self::buckets::Buckets;
 pub(crate) use self::buckets::Origin;
 use self::growth::{Growth, Received};
+use self::request::Streams;
+pub(crate) use self::request::{ObjectDownload, RequestPermit};
 use super::Concurrency;
-use super::fair_share::{FairShare, Interest};
+use super::fair_share::FairShare;
 use super::flow::Flow;
 use super::plan::RequestSize;
 use crate::fair::{TurnOrder, Turns};
 use crate::metrics::Metrics;
-use crate::model::{SMALL_FILE, Tenant};
+use crate::model::Tenant;
 use crate::sync::lock;
 
 /// How long a request waits before it may preempt another.
@@ -113,6 +116,7 @@ struct Running {
     origin: Arc<Origin>,
     streams: Arc<Streams>,
     flow: Flow,
+    answered: Arc<AtomicBool>,
     asked: Arc<Notify>,
     /// Whether it was asked to give way already.
     leaves: bool,
@@ -129,96 +133,6 @@ struct ObjectQueue {
 struct QueuedRequest {
     since: Instant,
     grant: oneshot::Sender<RequestPermit>,
-}
-
-/// One object's download, as the limiter knows it; clones wait in the same queue.
-#[derive(Debug, Clone)]
-pub(crate) struct ObjectDownload {
-    /// Unique in this process, and ascending.
-    id: u64,
-    interest: Interest,
-    /// Of a small object in bytes; all larger ones are alike.
-    size: u64,
-    /// Its place in the order of its model.
-    position: usize,
-    origin: Arc<Origin>,
-    streams: Arc<Streams>,
-}
-
-/// How many requests of an object run, and for how many of them there is a stream of bytes that
-/// is hashed in order.
-#[derive(Debug)]
-struct Streams {
-    running: AtomicUsize,
-    hashed: AtomicUsize,
-}
-
-impl ObjectDownload {
-    /// Creates the download of an object of this size.
-    pub(crate) fn new(interest: Interest, size: u64, position: usize, origin: Arc<Origin>) -> Self {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        let size = if size <= SMALL_FILE { size } else { u64::MAX };
-        let streams =
-            Streams { running: AtomicUsize::new(0), hashed: AtomicUsize::new(usize::MAX) };
-        let (id, streams) = (NEXT.fetch_add(1, Ordering::Relaxed), Arc::new(streams));
-        Self { id, interest, size, position, origin, streams }
-    }
-
-    pub(super) fn interest(&self) -> &Interest {
-        &self.interest
-    }
-
-    /// Says how many requests have a stream of their own. Further ones come after those of the
-    /// model's other objects: lanes that hash in parallel would be empty.
-    pub(super) fn set_streams(&self, streams: Option<usize>) {
-        self.streams.hashed.store(streams.unwrap_or(usize::MAX), Ordering::Relaxed);
-    }
-
-    fn is_crowded(&self) -> bool {
-        self.streams.running.load(Ordering::Relaxed) >= self.streams.hashed.load(Ordering::Relaxed)
-    }
-}
-
-/// The permit of a running request; returned when dropped.
-#[derive(Debug)]
-pub(crate) struct RequestPermit {
-    /// `None` once it is returned.
-    limiter: Option<ConcurrencyLimiter>,
-    id: u64,
-    flow: Flow,
-    asked: Arc<Notify>,
-}
-
-impl RequestPermit {
-    /// Records that the request was answered after this time.
-    pub(super) fn answered(&self, waited: Duration) {
-        let Some(totals) = self.totals() else { return };
-        let micros = u64::try_from(waited.as_micros()).unwrap_or(u64::MAX);
-        totals.waited_micros.fetch_add(micros, Ordering::Relaxed);
-        totals.answers.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Records bytes that arrived.
-    pub(super) fn arrived(&self, bytes: u64) {
-        self.flow.arrived(bytes);
-        if let Some(totals) = self.totals() {
-            totals.bytes.fetch_add(bytes, Ordering::Relaxed);
-        }
-    }
-
-    fn totals(&self) -> Option<&ReceivedTotals> {
-        self.limiter.as_ref().map(|limiter| &limiter.0.received)
-    }
-
-    /// The request's throughput; the request keeps it up to date.
-    pub(super) fn flow(&self) -> &Flow {
-        &self.flow
-    }
-
-    /// Returns when the request must give way to another. Cancellation safe.
-    pub(super) async fn preempted(&self) {
-        self.asked.notified().await;
-    }
 }
 
 /// The order of those that wait, the least is next: whether it is downloaded
@@ -315,16 +229,26 @@ impl ConcurrencyLimiter {
     pub(super) fn throttled(&self, download: &ObjectDownload) {
         let mut state = self.lock();
         state.buckets.throttled(&download.origin);
-        if let Some(growth) = &mut state.growth {
-            growth.throttled(Instant::now());
-            let most = growth.most();
-            state.set_most(most);
-        }
+        state.stop_trying_more();
     }
 
     /// Records a request that broke off and will be repeated.
     pub(super) fn failed(&self) {
         self.0.received.failures.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Records that the connection of a request ended before an answer. Where that happens to
+    /// many while others are answered, there are more connections than may be.
+    pub(super) fn unanswered(&self, download: &ObjectDownload) {
+        let mut state = self.lock();
+        let of_bucket = state.running.values().filter(|running| running.origin == download.origin);
+        let answered = of_bucket.filter(|running| running.answered.load(Ordering::Relaxed)).count();
+        if state.buckets.broke(&download.origin, answered) {
+            let requests = state.buckets.limit(&download.origin);
+            let bucket = &download.origin.bucket.name;
+            tracing::info!(bucket, requests, "connections are reset beyond this number");
+            state.stop_trying_more();
+        }
     }
 
     /// Marks the bucket as slow: a request received next to nothing, so others get its permits.
@@ -346,10 +270,10 @@ impl ConcurrencyLimiter {
             state.turns += 1;
             let id = state.turns;
             let (flow, asked) = (running.flow.clone(), Arc::clone(&running.asked));
+            let (limiter, answered) = (Some(self.clone()), Arc::clone(&running.answered));
             state.begin(id, running);
-            if let Err(mut refused) =
-                grant.send(RequestPermit { limiter: Some(self.clone()), id, flow, asked })
-            {
+            let permit = RequestPermit { limiter, id, flow, answered, asked };
+            if let Err(mut refused) = grant.send(permit) {
                 // Its caller has just left. Taken apart here, since its
                 // drop would lock the limiter once more.
                 refused.limiter = None;
@@ -385,6 +309,15 @@ impl LimiterState {
         self.set_most(most);
     }
 
+    /// Returns to the number before, if a larger one is being tried.
+    fn stop_trying_more(&mut self) {
+        if let Some(growth) = &mut self.growth {
+            growth.throttled(Instant::now());
+            let most = growth.most();
+            self.set_most(most);
+        }
+    }
+
     fn set_most(&mut self, most: usize) {
         self.most = most;
         self.buckets.set_most(most);
@@ -407,8 +340,9 @@ impl LimiterState {
         if line.waiting.is_empty() {
             self.lines.remove(&rank.7);
         }
-        let (flow, asked) = (Flow::default(), Arc::default());
-        Some((grant, Running { share, tenant, origin, streams, flow, asked, leaves: false }))
+        let (flow, answered, asked, leaves) = Default::default();
+        let running = Running { share, tenant, origin, streams, flow, answered, asked, leaves };
+        Some((grant, running))
     }
 
     /// Whose the next request of an object is, and when its turn comes.
@@ -476,16 +410,6 @@ impl LimiterTurns {
     pub(super) fn end(&mut self, share: &FairShare, tenant: &Tenant) {
         self.tenants.end(tenant);
         self.shares.end(&share.id());
-    }
-}
-
-impl Drop for RequestPermit {
-    fn drop(&mut self) {
-        if let Some(limiter) = self.limiter.take() {
-            let mut state = limiter.lock();
-            state.leave(self.id);
-            limiter.admit(&mut state);
-        }
     }
 }
 

@@ -7,6 +7,7 @@ use tokio::task::JoinSet;
 
 use super::buckets::SUCCESSES_PER_STEP;
 use super::*;
+use crate::download::fair_share::Interest;
 use crate::source::Bucket;
 
 const BOUND: Duration = Duration::from_secs(20);

@@ -150,7 +150,7 @@ pub(super) async fn fetch(
             }
             () = slot.preempted() => None,
         };
-        let slow = slot.flow().is_slow();
+        let (slow, answered) = (slot.flow().is_slow(), slot.is_answered());
         drop(slot);
         let error = match outcome {
             Some(Ok(())) => {
@@ -179,6 +179,9 @@ pub(super) async fn fetch(
         }
         if error.is_transient() {
             limiter.failed();
+        }
+        if !answered && error.kind() == StorageErrorKind::Unavailable && error.status().is_none() {
+            limiter.unanswered(download);
         }
         if is_refusal(&error) && job.switch_reader(&mut client, &error)? {
             continue;

@@ -1,5 +1,6 @@
 //! Faults on demand: which rules hit a request, and what they do to it together.
 
+mod connections;
 mod rule;
 mod throttle;
 
@@ -11,6 +12,8 @@ use std::time::Duration;
 use http::StatusCode;
 use serde::Serialize;
 
+use connections::ConnectionSeats;
+pub(crate) use connections::OpenConnection;
 pub use rule::{Action, Match, Rule};
 pub(crate) use throttle::Throttle;
 
@@ -37,6 +40,7 @@ struct Active {
     rule: Rule,
     matched: AtomicU64,
     throttle: Option<Arc<Throttle>>,
+    seats: Option<ConnectionSeats>,
 }
 
 /// A rule and what it did so far.
@@ -58,9 +62,16 @@ impl Faults {
         let id = self.0.next_id.fetch_add(1, Ordering::Relaxed);
         let throttle = match rule.action {
             Action::Bandwidth { bytes_per_sec } => Some(Arc::new(Throttle::new(bytes_per_sec))),
+            Action::Crowding { bytes_per_sec, bodies } => {
+                Some(Arc::new(Throttle::crowded(bytes_per_sec, bodies)))
+            }
             _ => None,
         };
-        let active = Active { id, rule, matched: AtomicU64::new(0), throttle };
+        let seats = match rule.action {
+            Action::ConnectionLimit { connections } => Some(ConnectionSeats::new(connections)),
+            _ => None,
+        };
+        let active = Active { id, rule, matched: AtomicU64::new(0), throttle, seats };
         self.0.rules.write().push(Arc::new(active));
         id
     }
@@ -87,7 +98,7 @@ impl Faults {
     pub(crate) fn apply(&self, facts: &Facts<'_>) -> Effects {
         let mut effects = Effects::default();
         for active in self.0.rules.read().iter() {
-            if active.matches(facts) && active.takes_its_turn() {
+            if active.matches(facts) && !active.seats(facts) && active.takes_its_turn() {
                 effects.add(active, facts);
             }
         }
@@ -122,6 +133,8 @@ pub(crate) struct Facts<'a> {
     pub(crate) object: &'a str,
     /// The Range header; none is the whole object.
     pub(crate) range: Option<RangeHeader>,
+    /// What the request came on.
+    pub(crate) connection: &'a OpenConnection,
 }
 
 impl Active {
@@ -140,6 +153,11 @@ impl Active {
             && flipped.is_none_or(reaches)
             // Its own interface stays usable whatever the rules are.
             && facts.operation != Operation::Admin
+    }
+
+    /// Whether the rule limits connections and this one is within the limit: no hit.
+    fn seats(&self, facts: &Facts<'_>) -> bool {
+        self.seats.as_ref().is_some_and(|seats| seats.take(facts.connection))
     }
 
     fn takes_its_turn(&self) -> bool {
@@ -220,7 +238,9 @@ impl Effects {
             Action::ConnectionBandwidth { bytes_per_sec } => {
                 self.body.throttles.push(Arc::new(Throttle::new(*bytes_per_sec)));
             }
-            Action::Bandwidth { .. } => self.body.throttles.extend(active.throttle.clone()),
+            Action::Bandwidth { .. } | Action::Crowding { .. } => {
+                self.body.throttles.extend(active.throttle.clone());
+            }
             Action::Status { code, oci_code, message, retry_after } => {
                 let refusal = refusal(*code, oci_code.as_ref(), message.as_ref(), facts);
                 self.refusal.get_or_insert(match retry_after {
@@ -229,7 +249,7 @@ impl Effects {
                 });
             }
             Action::Page { code } => self.page = Some(*code),
-            Action::Disconnect => self.disconnect = true,
+            Action::Disconnect | Action::ConnectionLimit { .. } => self.disconnect = true,
             Action::ResetAfter { bytes } => self.body.cut = Some(Cut::ResetAfter(*bytes)),
             Action::StallAfter { bytes } => self.body.cut = Some(Cut::StallAfter(*bytes)),
             Action::ShortBody { missing } => self.body.cut = Some(Cut::Missing(*missing)),
@@ -283,11 +303,14 @@ fn refusal(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
     use super::*;
 
     fn get(object: &str) -> Facts<'_> {
-        let operation = Operation::Get;
-        Facts { operation, method: "GET", bucket: "models", object, range: None }
+        static CONNECTION: LazyLock<OpenConnection> = LazyLock::new(OpenConnection::default);
+        let (operation, connection) = (Operation::Get, &*CONNECTION);
+        Facts { operation, method: "GET", bucket: "models", object, range: None, connection }
     }
 
     #[test]
@@ -338,10 +361,35 @@ mod tests {
 
     #[test]
     fn a_throttle_spreads_its_rate_over_all_senders() {
-        let throttle = Throttle::new(1000);
+        let throttle = Arc::new(Throttle::new(1000));
         let first = throttle.spend(100);
         let second = throttle.spend(100);
         assert!(first <= Duration::from_millis(100));
         assert!(second > first && second <= Duration::from_millis(200), "{second:?}");
+    }
+
+    #[test]
+    fn a_crowded_throttle_loses_its_rate_to_bodies_beyond_its_number() {
+        let throttle = Arc::new(Throttle::crowded(1000, 2));
+        let bodies = vec![Arc::clone(&throttle); 2];
+        assert!(throttle.spend(100) <= Duration::from_millis(100));
+        let more = vec![Arc::clone(&throttle); 2];
+        let crowded = throttle.spend(1000);
+        assert!(crowded > Duration::from_secs(2) - Duration::from_millis(50), "{crowded:?}");
+        drop((bodies, more));
+    }
+
+    #[test]
+    fn connections_beyond_the_limit_are_hit_until_one_is_closed() {
+        let faults = Faults::default();
+        faults.add(Rule::new(Action::ConnectionLimit { connections: 1 }));
+        let (first, second) = (OpenConnection::default(), OpenConnection::default());
+        let hit = |connection: &OpenConnection| {
+            faults.apply(&Facts { connection, ..get("x") }).disconnect
+        };
+        assert_eq!([hit(&first), hit(&second), hit(&first)], [false, true, false]);
+        drop(first);
+        assert!(!hit(&second));
+        assert_eq!(faults.list()[0].hits, 1);
     }
 }

@@ -65,6 +65,20 @@ pub enum Action {
         /// Bytes in a second.
         bytes_per_sec: u64,
     },
+    /// Keeps the rate that all bodies share up to this many bodies at once; with more of them the
+    /// whole rate falls, with twice as many to a half.
+    Crowding {
+        /// Bytes in a second, of all bodies together.
+        bytes_per_sec: u64,
+        /// Bodies at once that the rate holds for.
+        bodies: u64,
+    },
+    /// Lets so many connections send requests; the first request of each further one is reset,
+    /// until one of them is closed.
+    ConnectionLimit {
+        /// Open connections.
+        connections: usize,
+    },
     /// Answers this instead.
     Status {
         /// HTTP status.

@@ -24,6 +24,7 @@ pub(crate) use call::Call;
 use connection::{Connection, ResetSwitch};
 pub(crate) use tls::Tls;
 
+use crate::faults::OpenConnection;
 use crate::state::State;
 
 /// The first byte of a TLS handshake; no HTTP method begins with it.
@@ -79,8 +80,10 @@ async fn serve_http<S>(stream: S, state: Arc<State>, reset: ResetSwitch) -> io::
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
-    let service =
-        service_fn(move |request| service::answer(Arc::clone(&state), reset.clone(), request));
+    let open = OpenConnection::default();
+    let service = service_fn(move |request| {
+        service::answer(Arc::clone(&state), reset.clone(), open.clone(), request)
+    });
     http1::Builder::new()
         .timer(TokioTimer::new())
         // Idle connections are the client's to close.

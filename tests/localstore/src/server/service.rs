@@ -11,7 +11,7 @@ use super::reply::{self, Failure, Handled, Reply};
 use crate::api;
 use crate::auth::{Access, READING, Refusal, WITH_BODY};
 use crate::error::{ApiError, ApiResult};
-use crate::faults::Facts;
+use crate::faults::{Facts, OpenConnection};
 use crate::objects::PublicAccess;
 use crate::range::RangeHeader;
 use crate::route::{Operation, Target};
@@ -33,6 +33,7 @@ impl std::error::Error for Aborted {}
 pub(crate) async fn answer(
     state: Arc<State>,
     reset: ResetSwitch,
+    connection: OpenConnection,
     request: Request<Incoming>,
 ) -> Result<Reply, Aborted> {
     let (parts, body) = request.into_parts();
@@ -52,6 +53,7 @@ pub(crate) async fn answer(
         bucket: &target.bucket,
         object: &target.object,
         range: header("range").and_then(RangeHeader::parse),
+        connection: &connection,
     });
     let mut record = RequestRecord {
         operation: target.operation,

@@ -51,6 +51,39 @@ fn bandwidth_is_shared_by_all_connections() {
 }
 
 #[test]
+fn a_crowded_store_sends_less_in_all() {
+    let store = store();
+    // The second body halves the rate: two seconds for what one takes half a second each.
+    store.faults().add(Rule::new(Action::Crowding { bytes_per_sec: 2 * SIZE, bodies: 1 }));
+    let begin = Instant::now();
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| Client::new(&store).get(&at(&store, "b/o/x")));
+        }
+    });
+    assert!(begin.elapsed() >= Duration::from_millis(1500), "{:?}", begin.elapsed());
+    assert_eq!(store.stats().body_bytes, 2 * SIZE);
+}
+
+#[test]
+fn a_connection_beyond_the_limit_is_reset_until_another_is_closed() {
+    let store = store();
+    store.faults().add(Rule::new(Action::ConnectionLimit { connections: 1 }));
+    let target = at(&store, "b/o/x");
+    let mut first = Client::new(&store);
+    assert_eq!(first.get(&target).status, 200);
+    let error = Client::new(&store).try_call("GET", &target, &[], b"").unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    assert_eq!(first.get(&target).status, 200);
+    drop(first);
+    let begin = Instant::now();
+    // The store learns of the close a moment later.
+    while Client::new(&store).try_call("GET", &target, &[], b"").is_err() {
+        assert!(begin.elapsed() < Duration::from_secs(10), "the place of a closed connection");
+    }
+}
+
+#[test]
 fn a_status_has_ocis_code_and_retry_after() {
     for (code, name) in [
         (401, "NotAuthenticated"),

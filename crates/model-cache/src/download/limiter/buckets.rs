@@ -1,6 +1,7 @@
 //! Limits how many requests run at once in each bucket: all that the limiter
-//! allows, fewer after Object Storage throttled there, and more again while it
-//! does not. Throttling in one bucket slows no other bucket.
+//! allows, fewer after Object Storage throttled there or reset the connections of many
+//! requests while it answered others, and more again while it does not. Throttling in
+//! one bucket slows no other bucket.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,6 +13,13 @@ use crate::source::Bucket;
 
 /// Requests that have to succeed before one more may run at once again.
 pub(super) const SUCCESSES_PER_STEP: usize = 32;
+
+/// What a request that broke off unanswered counts, in requests that succeed meanwhile: one of
+/// five is what a bad network may cost.
+const BREAK_WEIGHT: usize = 4;
+
+/// Four of them in a row are many.
+const MANY_BREAKS: usize = 4 * BREAK_WEIGHT;
 
 /// How long a bucket counts as slow after a request received next to nothing.
 const SLOW_FOR: Duration = Duration::from_secs(30);
@@ -45,6 +53,8 @@ struct BucketEntry {
     /// until enough of them have ended.
     limit: Option<usize>,
     successes: usize,
+    /// Requests that broke off unanswered, by their weight, less those that succeeded.
+    broken: usize,
     slow_until: Option<Instant>,
     used: Instant,
 }
@@ -116,6 +126,24 @@ impl Buckets {
         entry.successes = 0;
     }
 
+    /// Records that a request broke off before its answer, while so many others were answered.
+    /// Returns whether there may be fewer now: of many that break off, the connections are more
+    /// than the service, or what is in front of it, allows. If none is answered, it is an outage.
+    pub(super) fn broke(&mut self, origin: &Arc<Origin>, answered: usize) -> bool {
+        let most = self.most;
+        let entry = self.entry(origin, Instant::now());
+        entry.broken += BREAK_WEIGHT;
+        if entry.broken < MANY_BREAKS || answered == 0 {
+            return false;
+        }
+        let limit = entry.limit.unwrap_or(most).min(most);
+        // Some of those that are served may not be answered yet.
+        let limit = answered.clamp((limit / 2).max(1), limit);
+        entry.limit = Some(limit).filter(|limit| *limit < most);
+        (entry.broken, entry.successes) = (0, 0);
+        true
+    }
+
     /// Records that a request there received next to nothing while others waited.
     pub(super) fn slow(&mut self, origin: &Arc<Origin>, now: Instant) {
         self.throttled(origin);
@@ -126,6 +154,7 @@ impl Buckets {
     pub(super) fn succeeded(&mut self, origin: &Origin) -> bool {
         let most = self.most;
         let Some(entry) = self.entries.get_mut(origin) else { return false };
+        entry.broken = entry.broken.saturating_sub(1);
         let was_slow = entry.slow_until.take().is_some();
         let Some(limit) = entry.limit else { return was_slow };
         entry.successes += 1;
@@ -146,8 +175,9 @@ impl Buckets {
         if self.entries.len() >= KEPT && !self.entries.contains_key(origin) {
             self.entries.retain(|_, entry| entry.running > 0);
         }
+        let (running, successes, broken) = (0, 0, 0);
         let fresh =
-            BucketEntry { running: 0, limit: None, successes: 0, slow_until: None, used: now };
+            BucketEntry { running, limit: None, successes, broken, slow_until: None, used: now };
         let entry = self.entries.entry(Arc::clone(origin)).or_insert(fresh);
         if entry.running == 0 && now - entry.used >= REMEMBERED {
             entry.limit = None;
@@ -183,6 +213,38 @@ mod tests {
         tokio::time::advance(REMEMBERED).await;
         buckets.begin(&busy, Instant::now());
         assert_eq!(buckets.limit(&busy), 16, "and not without end");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn many_requests_that_break_off_beside_answered_ones_lower_the_limit() {
+        let mut buckets = Buckets::new(16);
+        let origin = origin("a");
+        buckets.begin(&origin, Instant::now());
+        let breaks = |buckets: &mut Buckets, answered| {
+            for _ in 0..4 {
+                buckets.broke(&origin, answered);
+            }
+            buckets.limit(&origin)
+        };
+        assert_eq!(breaks(&mut buckets, 0), 16, "an outage");
+        assert_eq!(breaks(&mut buckets, 12), 12);
+        assert_eq!(breaks(&mut buckets, 1), 6, "at most halved");
+        assert_eq!(breaks(&mut buckets, 9), 6, "never raised");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_request_of_ten_that_breaks_off_costs_no_connection() {
+        let mut buckets = Buckets::new(16);
+        let origin = origin("a");
+        buckets.begin(&origin, Instant::now());
+        for request in 0..1000 {
+            if request % 10 == 0 {
+                assert!(!buckets.broke(&origin, 15));
+            } else {
+                buckets.succeeded(&origin);
+            }
+        }
+        assert_eq!(buckets.limit(&origin), 16);
     }
 
     #[tokio::test(start_paused = true)]
