@@ -69,6 +69,7 @@ SCHEMA = [
     (["config.download.abandonAfter=soon"], 'config.download.abandonAfter is "soon": write a duration'),
     (["config.download.rangeSize=16MB"], 'config.download.rangeSize is "16MB": write a number of bytes'),
     (["config.download.concurrency=0"], "at '/config/download/concurrency': minimum: got 0, want 1"),
+    (["config.download.concurrency=10000"], "at '/config/download/concurrency': maximum: got 10,000, want 1,024"),
     (["config.download.concurrency=many"], 'config.download.concurrency is "many": write auto, or a number from 1 to 1024'),
     (["config.limits.maxModelSize=1TB"], 'config.limits.maxModelSize is "1TB": write a number of bytes'),
     (["config.download.verify=never"], "value must be one of 'always', 'cheap'"),

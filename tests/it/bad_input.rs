@@ -330,6 +330,11 @@ fn a_driver_with_an_impossible_configuration_does_not_start() {
         for (config, words) in [
             ("cache:\n  minFree: 1MiB\n  sise: 3\n", ["config.yaml, line 3", "sise"]),
             ("download: {concurrency: many}\n", ["config.yaml, line 2", "concurrency"]),
+            (
+                "download: {concurrency: 0}\n",
+                ["config.yaml, line 2", "whole number from 1 to 1024"],
+            ),
+            ("download: {concurrency: 10000}\n", ["`10000` is", "whole number from 1 to 1024"]),
             ("download:\n\t- x\n", ["config.yaml, line", "tab"]),
             (
                 &format!("policy:\n  rules:\n  - {rule}\n"),

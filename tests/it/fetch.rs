@@ -242,6 +242,12 @@ async fn wrong_usage_exits_with_2() {
         let wrong = Fetch { uri: uri.to_owned(), ..fetch.clone() };
         assert_eq!(wrong.run().await.code, 2, "{uri}");
     }
+    for number in ["0", "10000", "-1", "many"] {
+        let refused = fetch.clone().with(&[&format!("--concurrency={number}")]).run().await;
+        assert_eq!(refused.code, 2, "{number}: {}", refused.stderr);
+        let expected = format!("`{number}` is neither auto nor a whole number from 1 to 1024");
+        assert!(refused.stderr.contains(&expected), "{}", refused.stderr);
+    }
     for (arguments, word) in [
         (["--include", "*.{a,b}"], "braces"),
         (["--revision", "latest"], "latest"),
