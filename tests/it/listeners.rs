@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::process::Command;
 use std::time::Duration;
 
-use crate::support::driver::Driver;
+use crate::support::driver::{Driver, memory_of};
 use crate::support::models::{MIB, PHI3, store_with_phi3};
 use crate::support::run::{end_to_end, eventually, figure};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -61,13 +61,6 @@ async fn probe(server: SocketAddr, path: &str) -> Option<u16> {
     answer.split(' ').nth(1)?.parse().ok()
 }
 
-/// The peak memory of a process in bytes.
-fn peak_memory(pid: u32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
-}
-
 fn descriptors(pid: u32) -> usize {
     fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
 }
@@ -88,12 +81,12 @@ fn unfinished_headers_take_no_memory_and_publishes_continue() {
         let driver = Driver::start(scratch, &store).await;
         limit_descriptors(&driver);
         let server = driver.metrics_address();
-        let before = peak_memory(driver.pid());
+        let before = memory_of(driver.pid(), "VmHWM");
         let header = format!("GET /metrics HTTP/1.1\r\nX: {}", "a".repeat(397 << 10));
         let header: &'static [u8] = header.leak().as_bytes();
         let held = attack(CLIENTS, |client| client, server, header).await;
         driver.kubelet().inline("1", &PHI3).publish().await.unwrap();
-        let grown = peak_memory(driver.pid()) - before;
+        let grown = memory_of(driver.pid(), "VmHWM") - before;
         figure(format_args!(
             "{} connections with 397 KiB of unfinished header: peak memory {} KiB more",
             held.len(),

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::support::driver::{Driver, Setup};
+use crate::support::driver::{Driver, Setup, memory_of};
 use crate::support::kubelet::{Volume, is_final, mount_capability};
 use crate::support::models::{BUCKET, MIB, PHI3, store_with_phi3};
 use crate::support::run::{end_to_end_within, eventually, figure};
@@ -109,12 +109,7 @@ impl Drop for Group {
 
 /// Resident memory of the driver in MiB: now, and at most so far.
 fn memory(driver: &Driver) -> (u64, u64) {
-    let status = fs::read_to_string(format!("/proc/{}/status", driver.pid())).expect("the driver");
-    let kib = |key: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(key)).expect("the line");
-        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number")
-    };
-    (kib("VmRSS:") / 1024, kib("VmHWM:") / 1024)
+    (memory_of(driver.pid(), "VmRSS") / MIB, memory_of(driver.pid(), "VmHWM") / MIB)
 }
 
 /// Runs an attack beside a publish of a small model, which must succeed, and

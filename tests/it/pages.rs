@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use crate::support::driver::{Driver, Setup};
+use crate::support::driver::{Driver, Setup, memory_of};
 use crate::support::models::{MIB, PHI3, content_of, store_with_phi3};
 use crate::support::run::{end_to_end, end_to_end_within, eventually, figure};
 use localstore::{LocalStore, PutOptions, Source};
@@ -43,9 +43,7 @@ async fn leave_the_page_cache(path: &Path) {
 
 /// The peak of the driver's resident memory in MiB.
 fn peak(driver: &Driver) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", driver.pid())).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
+    memory_of(driver.pid(), "VmHWM") / MIB
 }
 
 #[test]

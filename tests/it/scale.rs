@@ -8,7 +8,7 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use crate::support::driver::Driver;
+use crate::support::driver::{Driver, memory_of};
 use crate::support::models::BUCKET;
 use crate::support::run::{end_to_end_within, eventually, figure};
 use localstore::{LocalStore, Operation};
@@ -41,12 +41,7 @@ const DESCRIPTORS: usize = 16;
 
 /// Memory of a process in KiB: its own now, and all of it at most so far.
 fn memory(pid: u32) -> (u64, u64) {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("a running process");
-    let kib = |key: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(key)).expect("the line");
-        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number")
-    };
-    (kib("RssAnon:"), kib("VmHWM:"))
+    (memory_of(pid, "RssAnon") / 1024, memory_of(pid, "VmHWM") / 1024)
 }
 
 fn descriptors(pid: u32) -> usize {

@@ -331,6 +331,14 @@ pub(crate) async fn stopped(pid: u32) {
     .await;
 }
 
+/// A kind of memory of a process in bytes: `VmRSS`, `RssAnon`, or `VmHWM`, the peak of the first.
+pub(crate) fn memory_of(pid: u32, kind: &str) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("a running process");
+    let mut lines = status.lines().filter_map(|line| line.split_once(':'));
+    let (_, size) = lines.find(|(key, _)| *key == kind).expect("the line");
+    size.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
+}
+
 /// The state of a process, as in its `stat`.
 pub(crate) fn process_state(pid: u32) -> Option<char> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
