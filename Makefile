@@ -135,6 +135,10 @@ $(CARGO_DENY):
 bench: ## Compare with curl, rclone and the oci CLI, and write docs/performance.md (as root; 12 GB of disk)
 	benches/compare.sh
 
+.PHONY: bench-pure
+bench-pure: ## Measure the pure parts with criterion: MD5 lanes, CRCs, patterns, listings, headers, signatures
+	cargo bench --locked --package pure-benches
+
 .PHONY: clean
 clean: ## Remove build outputs; installed tools stay in ~/.cache/oci-model-csi
 	cargo clean

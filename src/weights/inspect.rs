@@ -88,7 +88,7 @@ fn inspect_files(
         let Some(FileKind::Weights(format)) = loaders::kind(path) else { continue };
         let Some(role) = roles.get(path) else { continue };
         let flaw = match format {
-            Format::Safetensors => read(tree, path, |f| safetensors::check(f, file.size))?,
+            Format::Safetensors => read(tree, path, |f| safetensors::check_header(f, file.size))?,
             Format::Gguf => read(tree, path, |f| contents::check_gguf(f, file.size))?,
             Format::Bin if contents::can_be_pointer(file.size) => {
                 read(tree, path, |f| contents::check_bin(f))?

@@ -30,6 +30,7 @@ use crate::flight::Flights;
 use crate::model::{ModelKey, ModelRequest, Tenant, Warning};
 use crate::sync::lock;
 use report::WeightsReport;
+pub use safetensors::check_header;
 
 /// Most reports that are remembered. Beyond that, all are dropped.
 const REMEMBERED: usize = 10_000;

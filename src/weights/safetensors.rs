@@ -52,7 +52,7 @@ const LFS_POINTER: &[u8; 8] = b"version ";
 ///
 /// # Errors
 /// When `file` cannot be read. A file that ends early is a flaw instead.
-pub(super) fn check(mut file: impl Read, size: u64) -> io::Result<Option<String>> {
+pub fn check_header(mut file: impl Read, size: u64) -> io::Result<Option<String>> {
     if size < PREFIX {
         return Ok(Some(match size {
             0 => "it is empty".to_owned(),

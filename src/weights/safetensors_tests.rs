@@ -26,7 +26,7 @@ fn with_header(header: &str, data: u64) -> Vec<u8> {
 }
 
 fn checked(bytes: &[u8]) -> Option<String> {
-    check(bytes, bytes.len() as u64).unwrap()
+    check_header(bytes, bytes.len() as u64).unwrap()
 }
 
 fn flaw_of_index(index: &str) -> String {
@@ -78,9 +78,9 @@ fn each_flaw_is_named() {
 
 #[test]
 fn a_file_that_is_shorter_than_announced_is_a_flaw() {
-    assert!(check(&b"123"[..], 100).unwrap().unwrap().contains("ended before"));
+    assert!(check_header(&b"123"[..], 100).unwrap().unwrap().contains("ended before"));
     let good = file(&[10]);
-    assert!(check(&good[..20], good.len() as u64).unwrap().is_some());
+    assert!(check_header(&good[..20], good.len() as u64).unwrap().is_some());
 }
 
 #[test]
@@ -124,7 +124,7 @@ fn a_header_of_one_long_string_is_left_to_the_loader_before_it_is_held() {
     let bytes = u64::to_le_bytes(length);
     let json = (&br#"{""#[..]).chain(repeated(b"x", length));
     let counted = Counted { json: (&bytes[..]).chain(json), count: &mut consumed };
-    assert_eq!(check(counted, length + 8).unwrap(), None);
+    assert_eq!(check_header(counted, length + 8).unwrap(), None);
     assert!(consumed < MAX_STRING as u64 + (1 << 20), "{consumed} bytes were read");
 }
 

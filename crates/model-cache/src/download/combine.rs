@@ -37,7 +37,7 @@ const fn multiply(a: u32, b: u32) -> u32 {
 }
 
 /// The CRC-32C of bytes with the CRC `first`, followed by `len` bytes with the CRC `second`.
-pub(super) fn crc32c_of_both(first: u32, second: u32, len: u64) -> u32 {
+pub fn crc32c_of_both(first: u32, second: u32, len: u64) -> u32 {
     let bits = (0..64).filter(|bit| len >> bit & 1 == 1);
     bits.fold(first, |crc, bit| multiply(crc, POWERS[bit])) ^ second
 }

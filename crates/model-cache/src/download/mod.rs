@@ -36,6 +36,7 @@ mod range;
 mod spans;
 mod target;
 
+pub use combine::crc32c_of_both;
 pub use concurrency::Concurrency;
 pub use content::crc32c_of_file;
 pub use engine::{Engine, EngineOptions, ObjectVersion, Staging, Verify};
