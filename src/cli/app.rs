@@ -225,7 +225,7 @@ impl NodeParts {
             weights: weights.clone(),
             policy: shared.policy.clone(),
             events: shared.events.clone(),
-            warmer: PageWarmer::start(config.cache.warm_page_cache, tasks, shutdown),
+            warmer: PageWarmer::start(config.cache.warm_page_cache, &cache, tasks, shutdown),
             metrics: Arc::clone(metrics),
         });
         let remote = Remote { engine: engine.clone(), resolver: resolver.clone(), weights };

@@ -129,6 +129,7 @@ fn volumes(
     let grace = options.abandon_after;
     let cache = Cache::open(options, Arc::clone(metrics), &tasks, shutdown).unwrap();
     cache.recover(&dir.join("kubelet/pods")).unwrap();
+    let warmer = PageWarmer::start(WarmPageCache::Never, &cache, &tasks, shutdown);
     Volumes::new(VolumeParts {
         cache,
         kubelet: dir.join("kubelet"),
@@ -137,7 +138,7 @@ fn volumes(
         weights: WeightsChecker::new(SafetensorsCheck::Refuse, grace, &tasks, shutdown),
         policy: watch::channel(Policy::default()).1,
         events: Events::default(),
-        warmer: PageWarmer::start(WarmPageCache::Never, &tasks, shutdown),
+        warmer,
         metrics: Arc::clone(metrics),
     })
 }

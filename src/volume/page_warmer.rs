@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::blocking::blocking;
-use crate::cache::{CachedModel, warm};
+use crate::cache::{Cache, CachedModel, warm};
 use crate::model::ModelKey;
 use crate::sync::lock;
 
@@ -48,13 +48,18 @@ struct QueuedModel {
 
 impl PageWarmer {
     /// Starts the background task, if there is something to do, until `shutdown`.
-    pub fn start(when: WarmPageCache, tasks: &TaskTracker, shutdown: &CancellationToken) -> Self {
+    pub fn start(
+        when: WarmPageCache,
+        cache: &Cache,
+        tasks: &TaskTracker,
+        shutdown: &CancellationToken,
+    ) -> Self {
         if when == WarmPageCache::Never {
             return Self(None);
         }
         let (sender, models) = mpsc::channel(QUEUE);
         let queue = WarmQueue { sender, queued: Arc::default() };
-        tasks.spawn(run(models, Arc::clone(&queue.queued), shutdown.clone()));
+        tasks.spawn(run(models, cache.clone(), Arc::clone(&queue.queued), shutdown.clone()));
         Self(Some(queue))
     }
 
@@ -75,14 +80,17 @@ impl PageWarmer {
 
 async fn run(
     mut models: mpsc::Receiver<QueuedModel>,
+    cache: Cache,
     queued: Arc<Mutex<HashSet<ModelKey>>>,
     shutdown: CancellationToken,
 ) {
     while let Some(Some(model)) = shutdown.run_until_cancelled(models.recv()).await {
         let started = Instant::now();
         let QueuedModel { key, source, tree } = model;
-        let stop = shutdown.clone();
-        let warmed = blocking(move || warm(&tree, || stop.is_cancelled())).await;
+        let (stop, cache, leased) = (shutdown.clone(), cache.clone(), key.clone());
+        // When its last pod has ended, others need the memory.
+        let stop = move || stop.is_cancelled() || !cache.is_leased(&leased);
+        let warmed = blocking(move || warm(&tree, stop)).await;
         lock(&queued).remove(&key);
         match warmed {
             Ok(warmed) => tracing::info!(

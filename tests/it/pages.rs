@@ -1,15 +1,22 @@
 //! The driver's own memory, and the page cache, in which models stay.
 
 use std::fs;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use crate::support::driver::{Driver, Setup, memory_of};
+use crate::support::kubelet::Volume;
 use crate::support::models::{MIB, PHI3, content_of, store_with_phi3};
 use crate::support::run::{end_to_end, end_to_end_within, eventually, figure};
 use localstore::{LocalStore, PutOptions, Source};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+use nix::libc;
+use nix::mount::{MsFlags, mount};
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 
 /// What downloads may need at 16 requests, the default.
 const MOST: u64 = 64;
@@ -19,6 +26,8 @@ const BOUND: Duration = Duration::from_secs(60);
 
 /// For a download of 8 GiB with a development build.
 const PATIENCE: Duration = Duration::from_secs(300);
+
+const WEIGHTS: [(&str, &str); 2] = [("bucket", "b"), ("prefix", "m/")];
 
 /// Bytes of a file that are in the page cache.
 fn resident(file: &Path) -> u64 {
@@ -107,8 +116,7 @@ fn a_hit_reads_the_model_ahead_from_the_disk_if_that_is_configured() {
         for (config, warms) in [("", false), ("cache: {warmPageCache: onHit, minFree: 1MiB}", true)]
         {
             let driver = Setup::new(scratch, &store).with_config(config).start().await;
-            let attributes = [("bucket", "b"), ("prefix", "m/")];
-            let volume = driver.kubelet().inline(&format!("first-{warms}"), &attributes);
+            let volume = driver.kubelet().inline(&format!("first-{warms}"), &WEIGHTS);
             volume.publish().await.unwrap();
             let path = volume.target().join("weights.bin");
             // The second driver finds the first one's model: its first publish is a hit, too.
@@ -125,7 +133,7 @@ fn a_hit_reads_the_model_ahead_from_the_disk_if_that_is_configured() {
                 reads(1).await;
             }
             leave_the_page_cache(&path).await;
-            let again = driver.kubelet().inline(&format!("second-{warms}"), &attributes);
+            let again = driver.kubelet().inline(&format!("second-{warms}"), &WEIGHTS);
             again.publish().await.unwrap();
             if warms {
                 reads(2).await;
@@ -137,5 +145,78 @@ fn a_hit_reads_the_model_ahead_from_the_disk_if_that_is_configured() {
             volume.unpublish().await.unwrap();
             again.unpublish().await.unwrap();
         }
+    });
+}
+
+/// What the driver reads as the memory of the machine: one eighth is the reserve, and above it so
+/// many bytes are available.
+fn meminfo(above_the_reserve: u64) -> String {
+    let (total, reserve) = (1024 * MIB, 128 * MIB);
+    let available = reserve + above_the_reserve;
+    format!("MemTotal: {} kB\nMemAvailable: {} kB\n", total >> 10, available >> 10)
+}
+
+/// Lets the drivers of this test read another file as /proc/meminfo.
+fn replace_meminfo(path: &Path) {
+    let nothing: Option<&str> = None;
+    mount(Some(path), "/proc/meminfo", nothing, MsFlags::MS_BIND, nothing).expect("a bind mount");
+}
+
+/// A driver that reads ahead, and a cached model of one file that a pod uses.
+async fn warming(scratch: &Path, store: &LocalStore, size: u64) -> (Driver, Volume) {
+    let source = Source::Synthetic { size, seed: 1 };
+    store.put_with("b", "m/weights.bin", source, PutOptions::default()).unwrap();
+    let config = "cache: {warmPageCache: onHit, minFree: 1MiB}";
+    let driver = Setup::new(scratch, store).with_config(config).start().await;
+    let volume = driver.kubelet().inline("first", &WEIGHTS);
+    volume.publish().await.unwrap();
+    (driver, volume)
+}
+
+#[test]
+fn reading_ahead_ends_where_memory_is_short_and_the_pod_starts() {
+    end_to_end(async |scratch| {
+        let (store, size) = (LocalStore::builder().start().unwrap(), 40 * MIB);
+        let file = scratch.join("meminfo");
+        fs::write(&file, meminfo(16 * MIB + MIB / 2)).unwrap();
+        replace_meminfo(&file);
+        let (driver, _first) = warming(scratch, &store, size).await;
+        for (pod, room) in [("some", 16 * MIB), ("none", 0)] {
+            driver.kubelet().inline(pod, &WEIGHTS).publish().await.unwrap();
+            let ended = format!("bytes={room} complete=false");
+            eventually("reading ahead has ended", BOUND, async || {
+                driver.log().contains(&ended).then_some(())
+            })
+            .await;
+            fs::write(&file, meminfo(0)).unwrap();
+        }
+        assert!(!driver.log().contains("complete=true"), "{}", driver.log());
+    });
+}
+
+#[test]
+fn no_publish_waits_for_reading_ahead_which_ends_with_the_last_pod() {
+    end_to_end(async |scratch| {
+        let store = LocalStore::builder().start().unwrap();
+        // Who reads the memory waits until the test writes it.
+        let pipe = scratch.join("meminfo");
+        mkfifo(&pipe, Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
+        replace_meminfo(&pipe);
+        let (driver, first) = warming(scratch, &store, 40 * MIB).await;
+        let second = driver.kubelet().inline("second", &WEIGHTS);
+        second.publish().await.unwrap();
+        assert!(!driver.log().contains("read ahead"), "{}", driver.log());
+        first.unpublish().await.unwrap();
+        second.unpublish().await.unwrap();
+        eventually("reading ahead has ended", BOUND, async || {
+            let mut options = fs::File::options();
+            options.write(true).custom_flags(libc::O_NONBLOCK);
+            // Without a reader there is nothing to open.
+            if let Ok(mut reader) = options.open(&pipe) {
+                reader.write_all(meminfo(512 * MIB).as_bytes()).unwrap();
+            }
+            driver.log().contains("bytes=0 complete=false").then_some(())
+        })
+        .await;
     });
 }

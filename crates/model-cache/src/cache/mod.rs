@@ -233,6 +233,11 @@ impl Cache {
         self.store.lease_of(target)
     }
 
+    /// Whether a volume uses this model.
+    pub fn is_leased(&self, key: &ModelKey) -> bool {
+        self.store.is_leased(key)
+    }
+
     /// All leases.
     pub fn leases(&self) -> Vec<LeaseRecord> {
         self.store.leases()

@@ -57,6 +57,11 @@ impl CacheStore {
         self.leases.of_target(target)
     }
 
+    /// Whether a volume uses this model.
+    pub(in crate::cache) fn is_leased(&self, key: &ModelKey) -> bool {
+        self.leases.has(key)
+    }
+
     /// All leases.
     pub(in crate::cache) fn leases(&self) -> Vec<LeaseRecord> {
         self.leases.all()

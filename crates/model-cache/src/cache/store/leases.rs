@@ -253,6 +253,11 @@ impl Leases {
         self.lock().get(target).cloned()
     }
 
+    /// Whether a volume uses this model.
+    pub(in crate::cache) fn has(&self, model: &ModelKey) -> bool {
+        self.lock().values().any(|lease| lease.model == *model)
+    }
+
     /// All leases.
     pub(in crate::cache) fn all(&self) -> Vec<LeaseRecord> {
         self.lock().values().cloned().collect()
