@@ -38,9 +38,11 @@ impl Volumes {
         silence: &UnansweredSince,
     ) -> Result<Ensured> {
         self.permit(attempt).await?;
+        attempt.steps.ended("permit");
         let ensured = self.ensure(attempt, silence).await?;
         // The rules may have changed during the download.
         self.permit(attempt).await?;
+        attempt.steps.ended("permit");
         Ok(ensured)
     }
 
@@ -59,17 +61,23 @@ impl Volumes {
         let route = resolver.route_of(attempt.requester(), request, &scope).await?;
         let mut changes = Changes::default();
         let mut refused_once = false;
+        let steps = &attempt.steps;
+        steps.ended("route");
         let (model, how, current) = loop {
-            let manifest =
-                match parts.selector.select(&parts.cache, request, &route, silence).await? {
-                    Selection::Cached(model) => break (model, PublishResult::Hit, None),
-                    Selection::Stale(model) => break (model, PublishResult::Stale, None),
-                    Selection::Current(manifest) => manifest,
-                };
-            if let Some(model) = parts.cache.find(&manifest.key()).await? {
+            let selected = parts.selector.select(&parts.cache, request, &route, silence).await?;
+            steps.ended("revision");
+            let manifest = match selected {
+                Selection::Cached(model) => break (model, PublishResult::Hit, None),
+                Selection::Stale(model) => break (model, PublishResult::Stale, None),
+                Selection::Current(manifest) => manifest,
+            };
+            let found = parts.cache.find(&manifest.key()).await?;
+            steps.ended("lookup");
+            if let Some(model) = found {
                 break (model, PublishResult::Hit, Some(manifest));
             }
             let (how, filled) = self.fill(attempt, &route, &manifest).await;
+            steps.ended("download");
             match filled {
                 Ok(model) => break (model, how, Some(manifest)),
                 // The callers that began the download were refused; this one may not be.
@@ -85,8 +93,10 @@ impl Volumes {
             }
         };
         let suspect = parts.weights.check(&model, request, route.tenant()).await?;
+        steps.ended("weights");
         if how != PublishResult::Stale {
             self.record_result(attempt, &route, &model, current.is_some()).await?;
+            steps.ended("record");
         }
         let mut warnings = current.map(|manifest| manifest.warnings.clone()).unwrap_or_default();
         warnings.extend(suspect);

@@ -12,6 +12,7 @@ mod provision;
 mod publish;
 mod records;
 mod scrub;
+mod step_times;
 mod targets;
 mod template;
 

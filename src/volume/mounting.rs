@@ -32,6 +32,7 @@ impl VolumesInner {
             ))
         })?;
         let existing = self.prepare(&place, &model.tree)?;
+        attempt.steps.ended("mountpoint");
         let holder = LeaseHolder {
             volume_id: attempt.key.volume_id.clone(),
             target: target.clone(),
@@ -45,6 +46,7 @@ impl VolumesInner {
             Err(error) if existing.is_some() => return Err(error),
             Err(error) => return self.undo(&place, false, error),
         };
+        attempt.steps.ended("lease");
         if let Some(mounted) = existing {
             self.parts.cache.record_mount(target, mounted.id);
             return Ok(());

@@ -12,6 +12,7 @@ use super::calls::Calls;
 use super::ensure::Ensured;
 use super::event_recorder::{self, EventRecorder};
 use super::page_warmer::PageWarmer;
+use super::step_times::StepTimes;
 use super::targets::{TargetGuard, Targets};
 use super::{IncomingPublish, PublishKey, PublishRequest, VolumeStats};
 use crate::blocking::blocking;
@@ -67,6 +68,8 @@ pub(super) struct PublishAttempt {
     pub(super) title: String,
     /// When the call must have answered.
     pub(super) deadline: Instant,
+    /// For the log.
+    pub(super) steps: StepTimes,
 }
 
 impl Volumes {
@@ -111,7 +114,9 @@ impl Volumes {
         let request = request.inspect_err(|error| self.recorder(pod.as_ref()).failed(error))?;
         let title = request.model.title();
         let deadline = started + wait;
-        let attempt = Arc::new(PublishAttempt { key, pod, request, title, deadline });
+        let steps = StepTimes::since(started);
+        steps.ended("target");
+        let attempt = Arc::new(PublishAttempt { key, pod, request, title, deadline, steps });
         let result = match published {
             Ok(_) => self.mount_model(guard, &attempt).await,
             Err(error) => Err(error),
@@ -119,7 +124,11 @@ impl Volumes {
         let result = result.map_err(|error| self.on_disk(error));
         let metrics = &self.0.parts.metrics;
         match &result {
-            Ok((how, first)) => metrics.published(*how, first.elapsed().as_secs_f64()),
+            Ok((how, first)) => {
+                attempt.steps.ended("answer");
+                tracing::debug!(steps = %attempt.steps, "milliseconds of the publish by step");
+                metrics.published(*how, first.elapsed().as_secs_f64());
+            }
             Err(error) if error.kind() == ErrorKind::InProgress => {}
             Err(error) => {
                 self.recorder(attempt.pod.as_ref()).failed(error);
@@ -148,6 +157,7 @@ impl Volumes {
         let mounting = Arc::clone(attempt);
         let mounted = model.clone();
         blocking(move || inner.mount(guard, &mounting, mounted)).await?;
+        attempt.steps.ended("bind");
         self.0.calls.end(&attempt.key.target);
         if matches!(how, PublishResult::Hit | PublishResult::Stale) {
             self.0.parts.warmer.hit(&model);

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::support::driver::{Driver, Setup};
-use crate::support::models::{BUCKET, MIB, PHI3, put_large};
+use crate::support::models::{BUCKET, MIB, PHI3, put_large, store_with_phi3};
 use crate::support::run::{end_to_end, eventually};
 use localstore::{Action, LocalStore, Operation, PutOptions, Rule};
 use serde_json::Value;
@@ -129,5 +129,38 @@ fn a_refusal_that_kubelet_gets_repeatedly_is_one_line() {
                 .await
                 >= 10
         );
+    });
+}
+
+#[test]
+fn the_debug_log_has_the_milliseconds_of_each_step_of_a_publish() {
+    end_to_end(async |scratch| {
+        let store = store_with_phi3();
+        let mut setup = Setup::new(scratch, &store);
+        setup.arguments.extend(["--log-format=json", "--log-level=debug"].map(str::to_owned));
+        let driver = setup.start().await;
+        let without_listing = [PHI3[0], PHI3[1], ("pullPolicy", "IfNotPresent")];
+        for (pod, attributes) in [("1", &PHI3[..]), ("2", &PHI3[..]), ("3", &without_listing[..])] {
+            driver.kubelet().inline(pod, attributes).publish().await.unwrap();
+        }
+        let lines = lines(&driver);
+        let timed = lines.iter().map(|line| text(line, "/steps")).filter(|steps| !steps.is_empty());
+        let steps: Vec<Vec<&str>> = timed
+            .map(|steps| {
+                let pairs = steps.split(' ').map(|step| step.split_once('=').unwrap());
+                pairs
+                    .map(|(step, millis)| {
+                        assert!(millis.parse::<f64>().unwrap() >= 0.0, "{steps}");
+                        step
+                    })
+                    .collect()
+            })
+            .collect();
+        let shared = ["weights", "record", "mountpoint", "lease", "bind", "answer"];
+        let expected = |found: &[&'static str]| {
+            [&["target", "permit", "route", "revision"], found, &shared].concat()
+        };
+        let (first, second) = (expected(&["lookup", "download"]), expected(&["lookup"]));
+        assert_eq!(steps, [first, second, expected(&[])]);
     });
 }
