@@ -1,9 +1,7 @@
 """What is measured. Each scenario returns tables: a title, columns, and rows of a name and figures.
 A figure is a number, or a number and its ratio to another."""
 
-import os
 import re
-import subprocess
 import threading
 import time
 
@@ -174,39 +172,11 @@ def memory(programs, store, rounds):
 def hits(programs, store, rounds):
     """NodePublishVolume of a cached model, beside many cached files."""
     del rounds
-    import driver  # after OCI_MODEL_CSI_BIN is set
+    from . import hits as of_hits  # imports the driver: after OCI_MODEL_CSI_BIN is set
 
     store.put_small("cached", MANY)
-    store.put("hit", [("config.json", 700), ("weights.bin", 64 * MIB)])
-    directory = programs.given.directory / "driver"
-    directory.mkdir()
-    node = driver.Driver(directory, store)
-    rows = []
-
-    def publish(pod, **attributes):
-        started = time.perf_counter()
-        node.publish(pod, prefix="m/", **attributes)
-        took = time.perf_counter() - started
-        node.unpublish(pod)
-        return took * 1000
-
-    try:
-        publish("cached", bucket="cached")
-        publish("first", bucket="hit")
-        # The cache writes the files to the disk after the publish.
-        os.sync()
-        for policy in ("IfNotPresent", "Always"):
-            times = sorted(publish(f"{policy.lower()}-{n}", bucket="hit", pullPolicy=policy) for n in range(400))
-            rows.append([policy, times[200], times[396]])
-        target = node.publish("resident", bucket="hit", prefix="m/") / "weights.bin"
-        resident = subprocess.run(["fincore", "--bytes", "--noheadings", "--output", "RES", target],
-                                  capture_output=True, text=True, check=True)
-        rows.append(["share of the file in memory after the download", int(resident.stdout) / (64 * MIB), "–"])
-        node.unpublish("resident")
-    finally:
-        node.stop()
-    return [{"title": f"NodePublishVolume of a cached model, beside {MANY:,} cached files", "rows": rows,
-             "columns": ["Pull policy", "Median, ms", "99th percentile, ms"]}]
+    store.put("hit", [("config.json", 700), ("weights.bin", of_hits.SIZE)])
+    return of_hits.tables(programs.given.directory / "driver", store, f"{MANY:,}")
 
 
 ALL = {scenario.__name__.replace("_", "-"): scenario for scenario in (

@@ -69,20 +69,20 @@ def free_port():
 class Driver:
     """A running driver that reads from `store` with the API key of the oci CLI's file."""
 
-    def __init__(self, directory, store):
+    def __init__(self, directory, store, settings="cache: {minFree: 1MiB, minFreeInodes: 0%}\n", arguments=()):
         self.kubelet = directory / "kubelet"
-        (self.kubelet / "pods").mkdir(parents=True)
+        (self.kubelet / "pods").mkdir(parents=True, exist_ok=True)
         socket = directory / "csi.sock"
         self.metrics = f"127.0.0.1:{free_port()}"
         config = directory / "config.yaml"
-        config.write_text("cache: {minFree: 1MiB, minFreeInodes: 0%}\n")
+        config.write_text(settings)
         self.log = directory / "driver.log"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [BINARY, "all", "--csi-endpoint", f"unix://{socket}", "--node-id", "node-1",
                  "--cache-dir", directory / "cache", "--kubelet-dir", self.kubelet,
                  "--config", config, "--auth", "api_key", "--config-file", store.config,
-                 "--oci-endpoint", store.endpoint, "--metrics-address", self.metrics],
+                 "--oci-endpoint", store.endpoint, "--metrics-address", self.metrics, *arguments],
                 env={}, stderr=log)
         self.csi, stubs = csi_modules(directory)
         # Without this option grpcio sends the percent-encoded path as authority.
@@ -103,6 +103,13 @@ class Driver:
                 pass
             time.sleep(0.05)
         raise AssertionError(f"the driver is not ready:\n{self.log.read_text()}")
+
+    def until_logged(self, text, times):
+        """Waits until the log has this text so many times."""
+        deadline = time.monotonic() + 20
+        while self.log.read_text().count(text) < times:
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.01)
 
     def target(self, pod):
         return self.kubelet / "pods" / f"uid-of-{pod}" / "volumes/kubernetes.io~csi/model/mount"
