@@ -54,6 +54,13 @@ fn numbers(log: &str) -> (Vec<usize>, Vec<usize>) {
     (of("concurrency changes", " to="), of("concurrency is kept", " requests="))
 }
 
+/// The numbers to which resets lowered the requests for the bucket.
+fn lowered(log: &str) -> Vec<usize> {
+    let lines = log.lines().filter(|line| line.contains("connections are reset beyond"));
+    let values = lines.filter_map(|line| line.split("requests=").nth(1)?.split(' ').next());
+    values.map(|value| value.parse().expect("a number")).collect()
+}
+
 /// Asserts that `auto` tried more requests than the store bears, and returned to fewer.
 fn assert_settled_below_the_cap(what: &str, log: &str) {
     let (tried, kept) = numbers(log);
@@ -74,6 +81,8 @@ async fn auto_stays_below_the_number_of_connections_beyond_which_they_are_reset(
     assert_settled_below_the_cap("resets connections beyond 40", &fetched.stderr);
     let reset = store.faults().list()[1].hits;
     assert!(reset > 0, "no connection was reset");
+    let lowered = lowered(&fetched.stderr);
+    assert!(lowered.iter().all(|number| *number >= CAP / 2), "{lowered:?}");
 }
 
 #[test]
@@ -109,7 +118,9 @@ async fn a_store_that_bears_fewer_connections_than_auto_begins_with_serves_a_mod
     let (store, fetched) = fetch_under(scratch.path(), &faults).await;
     let (tried, kept) = numbers(&fetched.stderr);
     let reset = store.faults().list()[1].hits;
-    figure(format_args!("requests reset of {OBJECTS} where 6 connections may be: {reset}"));
+    let lowered = lowered(&fetched.stderr);
+    figure(format_args!("reset where 6 connections may be: {reset}, lowered to {lowered:?}"));
+    assert!(lowered.last().is_some_and(|number| (3..=8).contains(number)), "{lowered:?}");
     assert!(tried.iter().chain(&kept).all(|number| *number <= 16), "{tried:?}, {kept:?}");
     // Without a limit for this bucket there are more than objects, and downloads that fail.
     assert!((1..=OBJECTS / 2).contains(&reset), "{reset} requests were reset");

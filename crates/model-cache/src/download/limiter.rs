@@ -122,6 +122,13 @@ struct Running {
     leaves: bool,
 }
 
+impl Running {
+    /// Whether its answer has begun, and brings bytes.
+    fn is_served(&self) -> bool {
+        self.answered.load(Ordering::Relaxed) && !self.flow.is_slow()
+    }
+}
+
 /// The waiting requests of one object, in the order of arrival.
 #[derive(Debug)]
 struct ObjectQueue {
@@ -229,7 +236,7 @@ impl ConcurrencyLimiter {
     pub(super) fn throttled(&self, download: &ObjectDownload) {
         let mut state = self.lock();
         state.buckets.throttled(&download.origin);
-        state.stop_trying_more();
+        state.stop_trying_more(&download.origin);
     }
 
     /// Records a request that broke off and will be repeated.
@@ -238,16 +245,18 @@ impl ConcurrencyLimiter {
     }
 
     /// Records that the connection of a request ended before an answer. Where that happens to
-    /// many while others are answered, there are more connections than may be.
-    pub(super) fn unanswered(&self, download: &ObjectDownload) {
+    /// many while others get their bytes, there are more connections than may be.
+    pub(super) fn unanswered(&self, download: &ObjectDownload, request: u64) {
         let mut state = self.lock();
         let of_bucket = state.running.values().filter(|running| running.origin == download.origin);
-        let answered = of_bucket.filter(|running| running.answered.load(Ordering::Relaxed)).count();
-        if state.buckets.broke(&download.origin, answered) {
+        // In an outage many have their answers, and no bytes.
+        let served = of_bucket.filter(|running| running.is_served()).count();
+        let newest = state.turns;
+        if state.buckets.broke(&download.origin, request, newest, served) {
             let requests = state.buckets.limit(&download.origin);
             let bucket = &download.origin.bucket.name;
             tracing::info!(bucket, requests, "connections are reset beyond this number");
-            state.stop_trying_more();
+            state.stop_trying_more(&download.origin);
         }
     }
 
@@ -309,8 +318,13 @@ impl LimiterState {
         self.set_most(most);
     }
 
-    /// Returns to the number before, if a larger one is being tried.
-    fn stop_trying_more(&mut self) {
+    /// Returns to the number before, if a larger one is being tried, and most requests are for
+    /// this bucket: else its trouble says nothing about the number.
+    fn stop_trying_more(&mut self, origin: &Origin) {
+        let of_bucket = self.running.values().filter(|running| *running.origin == *origin).count();
+        if of_bucket < self.running.len() / 2 {
+            return;
+        }
         if let Some(growth) = &mut self.growth {
             growth.throttled(Instant::now());
             let most = growth.most();

@@ -1,6 +1,7 @@
 //! One worker fetches one range: from the socket to the disk, resumed from
 //! the byte it reached.
 
+use std::error::Error as StdError;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -114,6 +115,12 @@ pub(super) fn is_refusal(error: &StorageError) -> bool {
     }
 }
 
+/// Whether a connection could not be opened, or broke: only then is the cause an error of the
+/// transport. Answers that cannot be used, and those that do not come, have none.
+fn is_broken_connection(error: &StorageError) -> bool {
+    error.kind() == StorageErrorKind::Unavailable && StdError::source(error).is_some()
+}
+
 /// An object that is gone has changed: the listing had it.
 pub(super) fn gone(error: StorageError) -> Error {
     let gone = matches!(error.kind(), StorageErrorKind::Changed | StorageErrorKind::NotFound);
@@ -150,7 +157,8 @@ pub(super) async fn fetch(
             }
             () = slot.preempted() => None,
         };
-        let (slow, answered) = (slot.flow().is_slow(), slot.is_answered());
+        let slow = slot.flow().is_slow();
+        let unanswered = (!slot.is_answered()).then(|| slot.number());
         drop(slot);
         let error = match outcome {
             Some(Ok(())) => {
@@ -180,8 +188,10 @@ pub(super) async fn fetch(
         if error.is_transient() {
             limiter.failed();
         }
-        if !answered && error.kind() == StorageErrorKind::Unavailable && error.status().is_none() {
-            limiter.unanswered(download);
+        if let Some(request) = unanswered
+            && is_broken_connection(&error)
+        {
+            limiter.unanswered(download, request);
         }
         if is_refusal(&error) && job.switch_reader(&mut client, &error)? {
             continue;

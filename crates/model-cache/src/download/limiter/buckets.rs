@@ -14,6 +14,9 @@ use crate::source::Bucket;
 /// Requests that have to succeed before one more may run at once again.
 pub(super) const SUCCESSES_PER_STEP: usize = 32;
 
+/// Of a limit above this, such a part may run in addition, in place of one more.
+const STEPS: usize = 16;
+
 /// What a request that broke off unanswered counts, in requests that succeed meanwhile: one of
 /// five is what a bad network may cost.
 const BREAK_WEIGHT: usize = 4;
@@ -55,11 +58,19 @@ struct BucketEntry {
     successes: usize,
     /// Requests that broke off unanswered, by their weight, less those that succeeded.
     broken: usize,
+    /// The last request that began before the limit was lowered for that: what those before it
+    /// met, the lower limit may have ended.
+    lowered_after: u64,
     slow_until: Option<Instant>,
     used: Instant,
 }
 
 impl BucketEntry {
+    fn new(now: Instant) -> Self {
+        let (running, limit, successes, broken, lowered_after, slow_until) = Default::default();
+        Self { running, limit, successes, broken, lowered_after, slow_until, used: now }
+    }
+
     fn is_slow(&self, now: Instant) -> bool {
         self.slow_until.is_some_and(|until| now < until)
     }
@@ -126,21 +137,33 @@ impl Buckets {
         entry.successes = 0;
     }
 
-    /// Records that a request broke off before its answer, while so many others were answered.
-    /// Returns whether there may be fewer now: of many that break off, the connections are more
-    /// than the service, or what is in front of it, allows. If none is answered, it is an outage.
-    pub(super) fn broke(&mut self, origin: &Arc<Origin>, answered: usize) -> bool {
+    /// Records that a request broke off before its answer, while so many others get their bytes.
+    /// Requests are numbered in the order in which they begin; `newest` is the last one.
+    ///
+    /// Returns whether there may be fewer now: where many break off, the connections are more
+    /// than the service, or what is in front of it, allows. If no other gets bytes, it is an outage.
+    pub(super) fn broke(
+        &mut self,
+        origin: &Arc<Origin>,
+        request: u64,
+        newest: u64,
+        served: usize,
+    ) -> bool {
         let most = self.most;
         let entry = self.entry(origin, Instant::now());
-        entry.broken += BREAK_WEIGHT;
-        if entry.broken < MANY_BREAKS || answered == 0 {
+        if served == 0 {
+            entry.broken = 0;
+        } else if request > entry.lowered_after {
+            entry.broken += BREAK_WEIGHT;
+        }
+        if entry.broken < MANY_BREAKS {
             return false;
         }
         let limit = entry.limit.unwrap_or(most).min(most);
-        // Some of those that are served may not be answered yet.
-        let limit = answered.clamp((limit / 2).max(1), limit);
+        // Some of those that will be served have no bytes yet, so it falls by a quarter at most.
+        let limit = served.clamp((limit - limit.div_ceil(4)).max(1), limit);
         entry.limit = Some(limit).filter(|limit| *limit < most);
-        (entry.broken, entry.successes) = (0, 0);
+        (entry.broken, entry.successes, entry.lowered_after) = (0, 0, newest);
         true
     }
 
@@ -161,7 +184,7 @@ impl Buckets {
         let step = entry.successes >= SUCCESSES_PER_STEP;
         if step {
             entry.successes = 0;
-            entry.limit = Some(limit + 1).filter(|limit| *limit < most);
+            entry.limit = Some(limit + (limit / STEPS).max(1)).filter(|limit| *limit < most);
         }
         was_slow || step
     }
@@ -175,12 +198,9 @@ impl Buckets {
         if self.entries.len() >= KEPT && !self.entries.contains_key(origin) {
             self.entries.retain(|_, entry| entry.running > 0);
         }
-        let (running, successes, broken) = (0, 0, 0);
-        let fresh =
-            BucketEntry { running, limit: None, successes, broken, slow_until: None, used: now };
-        let entry = self.entries.entry(Arc::clone(origin)).or_insert(fresh);
+        let entry = self.entries.entry(Arc::clone(origin)).or_insert_with(|| BucketEntry::new(now));
         if entry.running == 0 && now - entry.used >= REMEMBERED {
-            entry.limit = None;
+            *entry = BucketEntry::new(now);
         }
         entry.used = now;
         entry
@@ -220,16 +240,44 @@ mod tests {
         let mut buckets = Buckets::new(16);
         let origin = origin("a");
         buckets.begin(&origin, Instant::now());
-        let breaks = |buckets: &mut Buckets, answered| {
+        let mut newest = 0;
+        let mut breaks = |buckets: &mut Buckets, served| {
             for _ in 0..4 {
-                buckets.broke(&origin, answered);
+                newest += 1;
+                buckets.broke(&origin, newest, newest, served);
             }
             buckets.limit(&origin)
         };
-        assert_eq!(breaks(&mut buckets, 0), 16, "an outage");
-        assert_eq!(breaks(&mut buckets, 12), 12);
-        assert_eq!(breaks(&mut buckets, 1), 6, "at most halved");
-        assert_eq!(breaks(&mut buckets, 9), 6, "never raised");
+        assert_eq!(breaks(&mut buckets, 14), 14);
+        assert_eq!(breaks(&mut buckets, 1), 10, "by a quarter at most");
+        assert_eq!(breaks(&mut buckets, 12), 10, "never raised");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_outage_costs_no_connection_and_is_forgotten() {
+        let mut buckets = Buckets::new(16);
+        let origin = origin("a");
+        buckets.begin(&origin, Instant::now());
+        for request in 1..=100 {
+            assert!(!buckets.broke(&origin, request, request, 0));
+        }
+        for request in 101..=103 {
+            assert!(!buckets.broke(&origin, request, request, 9), "not many");
+        }
+        assert_eq!(buckets.limit(&origin), 16);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn requests_that_break_off_together_lower_the_limit_once() {
+        let mut buckets = Buckets::new(256);
+        let origin = origin("a");
+        buckets.begin(&origin, Instant::now());
+        let lowered = (1..=200).filter(|request| buckets.broke(&origin, *request, 256, 5)).count();
+        assert_eq!((lowered, buckets.limit(&origin)), (1, 192));
+        for request in 257..=260 {
+            buckets.broke(&origin, request, 300, 5);
+        }
+        assert_eq!(buckets.limit(&origin), 144, "those that began since then count");
     }
 
     #[tokio::test(start_paused = true)]
@@ -239,7 +287,7 @@ mod tests {
         buckets.begin(&origin, Instant::now());
         for request in 0..1000 {
             if request % 10 == 0 {
-                assert!(!buckets.broke(&origin, 15));
+                assert!(!buckets.broke(&origin, request, request, 15));
             } else {
                 buckets.succeeded(&origin);
             }

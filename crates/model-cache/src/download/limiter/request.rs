@@ -80,6 +80,11 @@ impl RequestPermit {
         totals.answers.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Its number, in the order in which requests begin.
+    pub(in crate::download) fn number(&self) -> u64 {
+        self.id
+    }
+
     /// Whether the answer has begun.
     pub(in crate::download) fn is_answered(&self) -> bool {
         self.answered.load(Ordering::Relaxed)
