@@ -118,9 +118,10 @@ impl Engine {
     /// `Internal` when the system starts no threads.
     pub fn new(options: EngineOptions, metrics: Arc<Metrics>) -> Result<Self> {
         let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+        // Twice the cores: writes to one file wait for each other.
         let runtime = Builder::new_multi_thread()
             .thread_name("download")
-            .worker_threads(cores.clamp(2, 16))
+            .worker_threads((cores * 2).clamp(4, 32))
             .enable_all()
             .build()
             .map_err(|e| Error::io("starting the download threads", &e))?;

@@ -123,7 +123,7 @@ struct Running {
 }
 
 impl Running {
-    /// Whether its answer has begun, and brings bytes.
+    /// Whether its answer has begun, and its bytes arrive.
     fn is_served(&self) -> bool {
         self.answered.load(Ordering::Relaxed) && !self.flow.is_slow()
     }
