@@ -39,6 +39,7 @@
 //! - [`node`] removes the startup taint and labels the node with its models, through the
 //!   API client of [`kubernetes`].
 //! - [`fetch`] downloads a model into a plain directory, without a cluster.
+//! - [`browse`] lists the models under a prefix, and what is wrong with each.
 //!
 //! # Errors
 //!
@@ -47,6 +48,7 @@
 //! the crash tests stop the process.
 
 pub mod admin;
+pub mod browse;
 pub mod cli;
 pub mod config;
 pub mod csi;

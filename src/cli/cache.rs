@@ -3,7 +3,7 @@
 
 mod bars;
 mod local;
-mod show;
+pub(super) mod show;
 
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -22,9 +22,12 @@ use crate::admin;
 use crate::cache::Layout;
 use crate::config::{Config, parse_size};
 use crate::error::{Error, ErrorKind, Result};
-use crate::manage::{CacheCommand, CollectionScope, CommandAnswer, ModelSpec, ProgressCallback};
+use crate::manage::{
+    CacheCommand, CollectionScope, CommandAnswer, ModelSpec, PrefetchResult, ProgressCallback,
+};
 use crate::model::counted;
 use crate::socket::SocketEndpoint;
+use crate::text::shown;
 use bars::Bars;
 
 const AFTER_HELP: &str = "\
@@ -75,7 +78,7 @@ enum Commands {
         #[arg(long, env = "OCI_MODEL_CSI_DRY_RUN", value_parser = BoolishValueParser::new())]
         dry_run: bool,
         /// Remove every model that no pod uses and that is not pinned
-        #[arg(long, env = "OCI_MODEL_CSI_ALL", value_parser = BoolishValueParser::new())]
+        #[arg(long)]
         all: bool,
         /// Free this much, such as 100GiB
         #[arg(
@@ -125,7 +128,7 @@ enum Commands {
         /// oci://BUCKET@NAMESPACE/PREFIX
         uri: String,
         /// Move the files into the cache instead of copying them
-        #[arg(long = "move", env = "OCI_MODEL_CSI_MOVE", value_parser = BoolishValueParser::new())]
+        #[arg(long = "move")]
         take: bool,
         #[command(flatten)]
         filters: FilterArgs,
@@ -137,7 +140,7 @@ enum Commands {
     /// Remove the whole cache; refused while pods use it
     Purge {
         /// Do not ask for confirmation
-        #[arg(long, env = "OCI_MODEL_CSI_YES", value_parser = BoolishValueParser::new())]
+        #[arg(long)]
         yes: bool,
         #[command(flatten)]
         common: Common,
@@ -180,6 +183,13 @@ struct Common {
 
 fn size(text: &str) -> Result<u64, String> {
     parse_size(text).map(|size| size.as_u64())
+}
+
+impl Common {
+    /// Whether the arguments say where the driver is, without its configuration.
+    fn names_driver(&self) -> bool {
+        self.admin_endpoint.is_some() || self.cache_dir.is_some()
+    }
 }
 
 impl FilterArgs {
@@ -276,11 +286,15 @@ pub(super) fn run(args: CacheArgs, runtime: Runtime) -> Result<ExitCode> {
     let text = if json { show::json(&answer) } else { show::text(&answer) };
     writeln!(std::io::stdout(), "{}", text.trim_end())
         .map_err(|e| Error::io("writing the result", &e))?;
-    Ok(match failure_in(&answer) {
+    let mut code = ExitCode::SUCCESS;
+    for (index, error) in failures_in(&answer).iter().enumerate() {
         // The answer has it already, so JSON output does not repeat it.
-        Some(error) => exit::report(&error, false),
-        None => ExitCode::SUCCESS,
-    })
+        let reported = exit::report(error, false);
+        if index == 0 {
+            code = reported;
+        }
+    }
+    Ok(code)
 }
 
 /// Executes the command in the running driver, or in this process without one.
@@ -290,7 +304,15 @@ async fn execute(
     storage: Option<&StorageArgs>,
     on_progress: &ProgressCallback,
 ) -> Result<CommandAnswer> {
-    let config = common.config.as_deref().map_or_else(|| Ok(Config::default()), Config::load)?;
+    let loaded = common.config.as_deref().map_or_else(|| Ok(Config::default()), Config::load);
+    let (config, broken) = match loaded {
+        Ok(config) => (config, None),
+        // The running driver does not need the file, and may show what is wrong.
+        Err(error) if common.names_driver() || command.only_reads() => {
+            (Config::default(), Some(error))
+        }
+        Err(error) => return Err(error),
+    };
     let dir = common.cache_dir.as_deref().unwrap_or(&config.cache.dir);
     let socket = match &common.admin_endpoint {
         Some(endpoint) => Ok(endpoint.clone()),
@@ -301,6 +323,13 @@ async fn execute(
         // The path is too long for a socket, so no driver listens there.
         Err(_) => None,
     };
+    if let Some(error) = broken {
+        if answer.is_none() {
+            return Err(error);
+        }
+        // With a closed stderr there is no way left to report it.
+        let _ = writeln!(std::io::stderr(), "oci-model-csi: warning: {error}");
+    }
     match (answer, &common.admin_endpoint) {
         (Some(answer), _) => Ok(answer),
         (None, Some(endpoint)) => Err(Error::new(
@@ -311,25 +340,28 @@ async fn execute(
     }
 }
 
-/// The failure in an answer that must become the exit code.
-fn failure_in(answer: &CommandAnswer) -> Option<Error> {
+/// The failures in an answer, for stderr; the first one must become the exit code.
+fn failures_in(answer: &CommandAnswer) -> Vec<Error> {
     match answer {
-        CommandAnswer::Verify(found) if !found.damaged.is_empty() => Some(Error::new(
+        CommandAnswer::Verify(found) if !found.damaged.is_empty() => vec![Error::new(
             ErrorKind::Corrupt,
             format!(
                 "damage in {}; what is damaged is in quarantine, and downloaded again at the next use",
                 counted(found.damaged.len(), "file")
             ),
-        )),
+        )],
         CommandAnswer::Gc(collection) if !collection.reached => {
-            Some(Error::new(ErrorKind::NoSpace, "nothing more can be evicted"))
+            vec![Error::new(ErrorKind::NoSpace, "nothing more can be evicted")]
         }
-        CommandAnswer::Prefetch(models) => models.iter().find_map(|one| {
-            let kind = one.kind?;
-            Some(Error::new(kind, format!("{}: {}", one.uri, one.error.as_deref()?)))
-        }),
-        _ => None,
+        CommandAnswer::Prefetch(models) => models.iter().filter_map(prefetch_failure).collect(),
+        _ => Vec::new(),
     }
+}
+
+fn prefetch_failure(result: &PrefetchResult) -> Option<Error> {
+    let (kind, error) = (result.kind?, result.error.as_deref()?);
+    let (uri, error) = (shown(&result.uri, 200), shown(error, 800));
+    Some(Error::new(kind, format!("prefetch failed: {uri}: {error}")))
 }
 
 fn confirm(yes: bool) -> Result<()> {

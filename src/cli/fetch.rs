@@ -27,7 +27,7 @@ Examples:
   oci-model-csi fetch oci://ai-model-cache@mytenancy/models/phi3-mini ./phi3 --include '*.json'
   oci-model-csi fetch oci://public-models@mytenancy/tiny ./tiny --auth none --region us-ashburn-1
 
-Run an interrupted fetch again to resume it.";
+Run an interrupted fetch again to resume it. After a new upload, --update replaces what changed.";
 
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
@@ -47,6 +47,10 @@ pub(super) struct FetchArgs {
     /// Fail unless the model is at this revision (sha256:…)
     #[arg(long, env = "OCI_MODEL_CSI_REVISION")]
     revision: Option<String>,
+    /// Replace files that an older revision of this model left in DIR; other files are refused
+    /// as ever
+    #[arg(long)]
+    update: bool,
     /// Concurrent requests: auto (16 to 256, by what the network gives), or 1 to 1024
     #[arg(long, env = "OCI_MODEL_CSI_CONCURRENCY", default_value_t, value_name = "NUMBER")]
     concurrency: Concurrency,
@@ -89,7 +93,8 @@ pub(super) fn run(args: &FetchArgs, runtime: &Runtime) -> Result<()> {
         let connector = storage::connect(settings, &metrics).await?;
         let engine = Engine::new(download.engine(false), metrics)?;
         let resolver = Resolver::new(ClientPool::new(connector, Vec::new()), limits, &tasks, &shutdown);
-        let work = fetch(&resolver, &engine, &request, &args.dir, &progress);
+        let dir = (args.dir.as_path(), args.update);
+        let work = fetch(&resolver, &engine, &request, dir, &progress);
         let outcome = tokio::select! {
             outcome = work => outcome,
             interrupted = tokio::signal::ctrl_c() => Err(match interrupted {

@@ -7,6 +7,7 @@ mod cache_dir;
 mod exit;
 mod fetch;
 mod logging;
+mod ls;
 mod process_limits;
 mod reload;
 mod service_args;
@@ -26,7 +27,8 @@ const ABOUT: &str = "Kubernetes CSI driver: AI models from OCI Object Storage as
                      read-only volumes";
 
 const AFTER_HELP: &str = "\
-Every flag can be given by an environment variable: --cache-dir is OCI_MODEL_CSI_CACHE_DIR.
+Every flag but --all, --move, --update and --yes, which remove or replace files, can be given by an
+environment variable: --cache-dir is OCI_MODEL_CSI_CACHE_DIR.
 If a value is given several times, the first of these wins: flag, OCI_MODEL_CSI_*, --config,
 OCI_CLI_*, the oci CLI's profile.
 
@@ -51,6 +53,8 @@ enum Command {
     All(ServiceArgs),
     /// Download a model into a directory, without a cluster: verified and resumable
     Fetch(fetch::FetchArgs),
+    /// List the models under a prefix: objects, size, revision, and what is wrong
+    Ls(ls::LsArgs),
     /// Inspect and manage the models in this node's cache
     Cache(cache::CacheArgs),
 }
@@ -67,6 +71,11 @@ pub fn run() -> ExitCode {
             logging::start(&cli.log, "warn");
             let json = args.wants_json();
             (runtime().and_then(|runtime| fetch::run(&args, &runtime)), json)
+        }
+        Command::Ls(args) => {
+            logging::start(&cli.log, "warn");
+            let json = args.wants_json();
+            (runtime().and_then(|runtime| ls::run(&args, &runtime)), json)
         }
         Command::Cache(args) => {
             // Warnings of the driver would drown the answer.
@@ -128,8 +137,11 @@ mod tests {
         insta::assert_snapshot!(help.join("\n----\n\n"));
     }
 
+    /// Flags that remove or replace files: only the command line itself may ask for that.
+    const REMOVING: [&str; 4] = ["all", "move", "update", "yes"];
+
     #[test]
-    fn every_flag_has_its_variable() {
+    fn every_flag_has_its_variable_but_those_that_remove_files() {
         let mut command = Cli::command();
         command.build();
         let all = command
@@ -141,6 +153,10 @@ mod tests {
         let mut seen = 0;
         for flag in flags {
             let long = flag.get_long().unwrap_or_default();
+            if REMOVING.contains(&long) {
+                assert_eq!(flag.get_env(), None, "--{long}");
+                continue;
+            }
             let expected = format!("OCI_MODEL_CSI_{}", long.to_uppercase().replace('-', "_"));
             let variable = flag.get_env().map(|v| v.to_string_lossy().into_owned());
             assert_eq!(variable.as_deref(), Some(expected.as_str()), "--{long}");

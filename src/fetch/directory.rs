@@ -20,13 +20,14 @@ const LOST_AND_FOUND: &str = "lost+found";
 pub(super) struct DirectoryClaim {
     dir: PathBuf,
     state: PathBuf,
+    update: bool,
     _lock: File,
 }
 
 impl DirectoryClaim {
     /// Claims the directory, which may be absent. Changes nothing in it but the
-    /// fetch's own state.
-    pub(super) fn take(dir: &Path, manifest: &Manifest) -> Result<Self> {
+    /// fetch's own state. With `update`, files of the model that differ may be replaced.
+    pub(super) fn take(dir: &Path, manifest: &Manifest, update: bool) -> Result<Self> {
         check(dir, manifest)?;
         let state = dir.join(STATE);
         fs::create_dir_all(&state)
@@ -35,7 +36,7 @@ impl DirectoryClaim {
         let file = File::create(&lock)
             .map_err(|e| Error::io(format!("creating {}", lock.display()), &e))?;
         match file.try_lock() {
-            Ok(()) => Ok(Self { dir: dir.to_owned(), state, _lock: file }),
+            Ok(()) => Ok(Self { dir: dir.to_owned(), state, update, _lock: file }),
             Err(TryLockError::WouldBlock) => Err(Error::new(
                 ErrorKind::Conflict,
                 format!("another fetch is running in {}; wait for it", dir.display()),
@@ -54,6 +55,8 @@ pub(super) struct FetchDirectory {
     state: PathBuf,
     /// Files that an earlier fetch finished but did not rename into place.
     finished: HashMap<BlobId, (PathBuf, Verified)>,
+    /// Paths of the model's files that were there before and may be replaced.
+    replaceable: HashSet<String>,
 }
 
 impl FetchDirectory {
@@ -66,7 +69,19 @@ impl FetchDirectory {
         let dir = claim.dir.clone();
         let state = claim.state.clone();
         let finished = finished_in(&state)?;
-        Ok(Self { dir, state, finished })
+        let replaceable = match claim.update {
+            true => {
+                let paths = manifest.files.iter().map(|file| &file.path);
+                paths.filter(|path| dir.join(path).is_file()).cloned().collect()
+            }
+            false => HashSet::new(),
+        };
+        Ok(Self { dir, state, finished, replaceable })
+    }
+
+    /// Whether a file that is in the directory already may be replaced.
+    pub(super) fn may_replace(&self, file: &ManifestFile) -> bool {
+        self.replaceable.contains(&file.path)
     }
 
     pub(super) fn part(&self, id: &BlobId) -> PathBuf {
@@ -126,7 +141,7 @@ impl FetchDirectory {
         for file in &manifest.files {
             let target = self.dir.join(&file.path);
             if let Some((from, _)) = finished.get(&file.blob) {
-                if target.exists() {
+                if target.exists() && !self.may_replace(file) {
                     return Err(Error::new(
                         ErrorKind::Conflict,
                         format!("{} appeared during the fetch; move it away", target.display()),

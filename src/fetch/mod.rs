@@ -4,7 +4,7 @@
 //! All files are downloaded into `DIR/.oci-model-csi/` first, under the ids of
 //! their object versions, and renamed into directory once all of them are complete: a
 //! directory never mixes two revisions of a model. Files that were in the directory
-//! before are never deleted or overwritten.
+//! before are never deleted, and overwritten only by an update: the model's own, if they differ.
 
 mod directory;
 
@@ -75,7 +75,8 @@ impl FetchProgress {
 }
 
 /// Fetches a model into `dir`. Dropping the future keeps what was downloaded;
-/// the next fetch into the same directory resumes it.
+/// the next fetch into the same directory resumes it. With `update`, files of the model that
+/// are in the directory and differ from their objects are replaced, once all are downloaded.
 ///
 /// # Errors
 /// `Conflict` if the directory holds anything that does not belong to the model;
@@ -84,7 +85,7 @@ pub async fn fetch(
     resolver: &Resolver,
     engine: &Engine,
     request: &ModelRequest,
-    dir: &Path,
+    (dir, update): (&Path, bool),
     progress: &FetchProgress,
 ) -> Result<FetchReport> {
     let started = Instant::now();
@@ -93,13 +94,13 @@ pub async fn fetch(
     let mut claim = None;
     loop {
         let route = resolver.route(request, "").await?;
-        let manifest = resolver.resolve(request, &route).await?;
+        let manifest = resolver.resolve_or_suggest(request, &route).await?;
         // Each file is renamed into its directory.
         let manifest = Arc::new(Manifest::clone(&manifest).with_a_blob_for_each_file());
         check_revision(request, &manifest)?;
         let claim = match &claim {
             Some(claim) => claim,
-            None => claim.insert(DirectoryClaim::take(dir, &manifest)?),
+            None => claim.insert(DirectoryClaim::take(dir, &manifest, update)?),
         };
         let outcome = fetch_revision(engine, route.client(), &manifest, claim, progress).await;
         received += progress.received();
@@ -196,17 +197,21 @@ async fn fetch_file(
         return Ok(verified);
     }
     if let Some(path) = directory.in_place(file) {
-        let verified = engine.verify(client, object, &path, progress).await?;
-        return verified.ok_or_else(|| {
-            Error::new(
+        let verified = engine.verify(client, object.clone(), &path, Arc::clone(&progress)).await?;
+        if let Some(verified) = verified {
+            return Ok(verified);
+        }
+        if !directory.may_replace(file) {
+            return Err(Error::new(
                 ErrorKind::Conflict,
                 format!(
-                    "{} exists already and cannot be verified against the object; it was not \
-                     changed: move it away, or fetch into an empty directory",
+                    "{} exists already and is not known to have the object's bytes; it was not \
+                     changed: replace files of an older revision with --update, move it away, or \
+                     fetch into an empty directory",
                     path.display()
                 ),
-            )
-        });
+            ));
+        }
     }
     let staging =
         Staging { data: directory.part(&file.blob), journal: directory.journal(&file.blob) };

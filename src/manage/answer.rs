@@ -336,11 +336,11 @@ impl ModelEntry {
         let summary = report.summary.as_deref();
         let now = match &report.state {
             ModelState::Arriving(progress) => Some(progress.snapshot()),
-            ModelState::Complete | ModelState::Unsynced | ModelState::Damaged => None,
+            ModelState::Complete | ModelState::Unchecked | ModelState::Damaged => None,
         };
         let state = match &report.state {
             ModelState::Complete => "complete",
-            ModelState::Unsynced => "unchecked",
+            ModelState::Unchecked => "unchecked",
             ModelState::Damaged => "damaged",
             ModelState::Arriving(_) => match now.map(|now| now.phase) {
                 Some(Phase::Waiting | Phase::Yielded | Phase::WaitingForSpace) => "waiting",

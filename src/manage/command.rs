@@ -63,6 +63,11 @@ pub enum CacheCommand {
 }
 
 impl CacheCommand {
+    /// Whether it changes nothing.
+    pub fn only_reads(&self) -> bool {
+        matches!(self, Self::Ls | Self::Inspect { .. })
+    }
+
     /// Whether the command may download models, even into a new cache.
     pub fn downloads(&self) -> bool {
         matches!(self, Self::Prefetch { .. } | Self::Import { .. })

@@ -65,7 +65,7 @@ impl Manager {
         }
         let resolver = &self.remote()?.resolver;
         let route = resolver.route(&request, "").await?;
-        let manifest = resolver.resolve(&request, &route).await?;
+        let manifest = resolver.resolve_or_suggest(&request, &route).await?;
         let started = PrefetchResult {
             uri: uri.to_owned(),
             result: "started".to_owned(),
@@ -108,7 +108,7 @@ impl Manager {
         let Remote { engine, resolver, .. } = self.remote()?;
         let route = resolver.route(request, "").await?;
         let (outcome, mut warnings) = loop {
-            let manifest = resolver.resolve(request, &route).await?;
+            let manifest = resolver.resolve_or_suggest(request, &route).await?;
             if let Some(model) = self.0.cache.find(&manifest.key()).await? {
                 break (EnsureOutcome::Cached(model), manifest.warnings.clone());
             }
@@ -117,8 +117,10 @@ impl Manager {
             let progress = waiter.shared_progress();
             let filling = async {
                 tokio::select! {
+                    // First: it names the holders, which the flight's own error must not.
+                    biased;
+                    short = progress.short_of_space() => Err(short.error_of_administrator()),
                     completed = waiter.completed() => completed,
-                    short = progress.short_of_space() => Err(short.error()),
                 }
             };
             match report_progress(on_progress, filling, || fill_progress(&progress)).await {
@@ -143,7 +145,7 @@ impl Manager {
         let Remote { engine, resolver, .. } = self.remote()?;
         let route = resolver.route(&request, "").await?;
         let (model, imported, mut warnings) = loop {
-            let manifest = resolver.resolve(&request, &route).await?;
+            let manifest = resolver.resolve_or_suggest(&request, &route).await?;
             let options = ImportOptions { dir: dir.clone(), move_files: take };
             let progress = ImportProgress::default();
             let cache = &self.0.cache;

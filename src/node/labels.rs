@@ -75,7 +75,7 @@ fn labels(models: &[ModelReport], driver: &str, most: usize) -> Labels {
     let mut labels = Labels::new();
     for model in models {
         let Some(summary) = &model.summary else { continue };
-        let complete = matches!(model.state, ModelState::Complete | ModelState::Unsynced);
+        let complete = matches!(model.state, ModelState::Complete | ModelState::Unchecked);
         if !complete || !summary.scope.is_empty() {
             continue;
         }

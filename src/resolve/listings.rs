@@ -310,11 +310,7 @@ fn too_long(title: &str, most: u64) -> Error {
 }
 
 fn listed(object: ObjectSummary) -> ListedObject {
-    // A restored object can be read; one that is being restored cannot yet.
-    let archived = match object.archival_state.as_deref() {
-        Some(state) => !state.eq_ignore_ascii_case("restored"),
-        None => object.storage_tier.as_deref().is_some_and(|t| t.eq_ignore_ascii_case("archive")),
-    };
+    let archived = object.is_archived();
     let (name, size, etag, md5) = (object.name, object.size, object.etag, object.md5);
     ListedObject { name, size, etag, md5, archived }
 }

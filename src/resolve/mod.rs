@@ -12,6 +12,7 @@ mod outage;
 mod proofs;
 mod resolver;
 mod select;
+mod siblings;
 
 pub(crate) use changes::Changes;
 pub use client_pool::{ClientPool, ListedBucket, Requester, Route};
@@ -19,3 +20,4 @@ pub(crate) use outage::UnansweredSince;
 pub use resolver::{ResolveLimits, Resolver};
 pub use select::RevisionSelector;
 pub(crate) use select::Selection;
+pub(crate) use siblings::with_siblings;

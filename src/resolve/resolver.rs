@@ -1,5 +1,7 @@
 //! Resolves a request to the exact set of object versions that it means now.
 
+use std::error::Error as StdError;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -54,6 +56,18 @@ struct ResolverInner {
     /// Fair between tenants.
     arranging: FairSemaphore,
 }
+
+/// The cause of the error for a prefix whose listing was answered, and has no object.
+#[derive(Debug)]
+pub(super) struct EmptyPrefix;
+
+impl fmt::Display for EmptyPrefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("no object has this prefix")
+    }
+}
+
+impl StdError for EmptyPrefix {}
 
 /// The result of arranging a listing.
 enum ArrangedListing {
@@ -316,10 +330,12 @@ impl ResolverInner {
         if let Some(workload) = route.workload() {
             return unseen(route, source, workload);
         }
+        let (bucket, namespace) = (&source.bucket, &source.namespace);
         not_found(format!(
-            "no object under {} in {place}, or the driver may not see it; to allow it: {}",
+            "no object under {} in {place}: the listing was answered, so the prefix is empty or \
+             misspelt; `oci-model-csi ls oci://{bucket}@{namespace}/` lists the bucket's models",
             if source.prefix.as_str().is_empty() { "/" } else { source.prefix.as_str() },
-            route.client().how_to_allow(source.bucket.as_str())
         ))
+        .caused_by(EmptyPrefix)
     }
 }

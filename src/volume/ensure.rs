@@ -11,9 +11,11 @@ use crate::blocking::blocking;
 use crate::cache::{CachedModel, Priority};
 use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::PublishResult;
-use crate::model::{Manifest, Warning};
+use crate::model::{Manifest, ModelRequest, Warning};
 use crate::policy::Subject;
-use crate::resolve::{Changes, Requester, Route, Selection, UnansweredSince, newest};
+use crate::resolve::{
+    Changes, Requester, Route, Selection, UnansweredSince, newest, with_siblings,
+};
 
 /// A cached model for a publish.
 pub(super) struct Ensured {
@@ -47,9 +49,28 @@ impl Volumes {
     }
 
     async fn permit(&self, attempt: &PublishAttempt) -> Result<()> {
+        self.permit_model(attempt, &attempt.request.model).await
+    }
+
+    async fn permit_model(&self, attempt: &PublishAttempt, model: &ModelRequest) -> Result<()> {
         let parts = self.parts();
         let asking = (Subject::Pod(attempt.pod.as_ref()), attempt.requester());
-        permit(&parts.policy, parts.selector.resolver(), asking, &attempt.request.model).await
+        permit(&parts.policy, parts.selector.resolver(), asking, model).await
+    }
+
+    /// Adds to the error of an empty prefix the nearest directories that the rules let this
+    /// pod mount.
+    async fn name_siblings(&self, attempt: &PublishAttempt, route: &Route, error: Error) -> Error {
+        let request = &attempt.request.model;
+        let resolver = self.parts().selector.resolver();
+        let mut allowed = Vec::new();
+        for prefix in resolver.siblings(&error, request, route).await {
+            let model = ModelRequest { prefix: prefix.clone(), ..request.clone() };
+            if self.permit_model(attempt, &model).await.is_ok() {
+                allowed.push(prefix);
+            }
+        }
+        with_siblings(error, &allowed)
     }
 
     /// Ensures that the model is cached, and checks its weights.
@@ -64,12 +85,13 @@ impl Volumes {
         let steps = &attempt.steps;
         steps.ended("route");
         let (model, how, current) = loop {
-            let selected = parts.selector.select(&parts.cache, request, &route, silence).await?;
+            let selected = parts.selector.select(&parts.cache, request, &route, silence).await;
             steps.ended("revision");
             let manifest = match selected {
-                Selection::Cached(model) => break (model, PublishResult::Hit, None),
-                Selection::Stale(model) => break (model, PublishResult::Stale, None),
-                Selection::Current(manifest) => manifest,
+                Ok(Selection::Cached(model)) => break (model, PublishResult::Hit, None),
+                Ok(Selection::Stale(model)) => break (model, PublishResult::Stale, None),
+                Ok(Selection::Current(manifest)) => manifest,
+                Err(error) => return Err(self.name_siblings(attempt, &route, error).await),
             };
             let found = parts.cache.find(&manifest.key()).await?;
             steps.ended("lookup");

@@ -31,6 +31,7 @@ use crate::model::{ModelKey, ModelRequest, Tenant, Warning};
 use crate::sync::lock;
 use report::WeightsReport;
 pub use safetensors::check_header;
+use safetensors::{IndexContent, MAX_INDEX, shard_path, shards};
 
 /// Most reports that are remembered. Beyond that, all are dropped.
 const REMEMBERED: usize = 10_000;
@@ -41,6 +42,29 @@ const REMEMBERED_BYTES: usize = 16 << 20;
 /// Models checked at once, at most two of one tenant. Each takes up to about 20 MB of
 /// memory (see [`safetensors`]).
 const AT_ONCE: usize = 3;
+
+/// The longest index of shards that is read, in bytes.
+pub(crate) const LONGEST_INDEX: u64 = MAX_INDEX;
+
+/// The shards that an index of this name and content names and a listing lacks, by full names.
+///
+/// # Errors
+/// Why no loader accepts the index.
+pub(crate) fn missing_shards(
+    index: &str,
+    content: &[u8],
+    has: impl Fn(&str) -> bool,
+) -> Result<Vec<String>, String> {
+    match shards(content).map_err(|error| error.to_string())? {
+        IndexContent::Flawed(why) => Err(why),
+        IndexContent::Other => Ok(Vec::new()),
+        IndexContent::Shards(named) => Ok(named
+            .into_iter()
+            .map(|shard| shard_path(index, &shard).unwrap_or(shard))
+            .filter(|shard| !has(shard))
+            .collect()),
+    }
+}
 
 /// What to do with a model whose weights no loader can open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

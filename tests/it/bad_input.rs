@@ -178,7 +178,7 @@ fn a_target_outside_kubelets_pods_is_invalid_and_untouched() {
 }
 
 #[test]
-fn a_missing_model_is_not_found_and_both_causes_are_named() {
+fn a_missing_model_is_not_found_and_the_nearest_ones_are_named() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         store.put(BUCKET, "models/marker/", b"").unwrap();
@@ -187,11 +187,11 @@ fn a_missing_model_is_not_found_and_both_causes_are_named() {
             (vec![("bucket", "nobodys"), ("prefix", "m")], &["nobodys", "exist", "authorized"]),
             (
                 vec![("bucket", BUCKET), ("prefix", "models/phi4/")],
-                &["models/phi4/", BUCKET, "or the driver may not see it", IAM],
+                &["models/phi4/", BUCKET, "the nearest prefixes are models/phi3-mini/"],
             ),
             (
                 vec![("bucket", BUCKET), ("prefix", "models/phi3")],
-                &["models/phi3/", "or the driver may not see it"],
+                &["models/phi3/", "the listing was answered", "models/phi3-mini/"],
             ),
             (
                 vec![("bucket", BUCKET), ("prefix", "models/phi3-mini/config.json")],

@@ -117,6 +117,7 @@ fn a_model_is_prefetched_once_and_its_pod_downloads_nothing() {
 
         // Each failure is reported, and sets the exit code.
         let said = cache.fails(3, &["prefetch", "oci://ai-model-cache/nothing/", OTHER]).await;
+        assert_eq!(said.matches("no object under").count(), 1, "{said}");
         assert!(said.contains("failed: oci://ai-model-cache/nothing/: no object under"), "{said}");
         assert!(said.contains(&format!("cached: {OTHER}")), "{said}");
         cache.fails(2, &["prefetch", "models/phi3-mini"]).await;

@@ -216,7 +216,7 @@ fn a_claim_reads_in_its_events_why_it_gets_no_volume() {
         let message = event["message"].as_str().unwrap();
         figure(format_args!("event on the claim: {message}"));
         assert!(message.starts_with("no object under models/phi4/ in bucket ai-model-cache"));
-        assert!(message.contains("Allow group <the user's group>"), "the remedy: {message}");
+        assert!(message.contains("oci-model-csi ls oci://"), "the remedy: {message}");
 
         api.put(PLACE, model("a/b"));
         refused(&driver.kubelet(), request(), Code::InvalidArgument, &[]).await;

@@ -235,6 +235,32 @@ async fn a_file_that_differs_from_its_object_is_never_overwritten() {
 }
 
 #[tokio::test]
+async fn an_update_replaces_the_files_of_an_older_revision_and_nothing_else() {
+    let (scratch, store) = (scratch(), store_with_phi3());
+    let fetch = Fetch::new(scratch.path(), &store);
+    assert_eq!(fetch.run().await.code, 0);
+    put(&store, "config.json", b"{\"new\": true}");
+    let config = fetch.directory.join("config.json");
+    let old = fs::read(&config).unwrap();
+    assert_failed(&fetch.run().await, 1, &["config.json", "--update"]);
+    assert_eq!(fs::read(&config).unwrap(), old);
+
+    let update = fetch.clone().with(&["--update"]);
+    fs::write(fetch.directory.join("notes"), "mine").unwrap();
+    assert_failed(&update.run().await, 1, &["notes", "not part of the model"]);
+    assert_eq!(fs::read(&config).unwrap(), old);
+
+    fs::remove_file(fetch.directory.join("notes")).unwrap();
+    let before = store.stats().body_bytes;
+    let updated = update.run().await;
+    assert_eq!(updated.code, 0, "{}", updated.stderr);
+    assert_eq!(fs::read(&config).unwrap(), b"{\"new\": true}");
+    assert!(store.stats().body_bytes - before < MIB, "only what changed is downloaded");
+    let names: Vec<String> = content_of(&fetch.directory).into_keys().collect();
+    assert_eq!(names, ["config.json", "model.safetensors", "tokenizer", "tokenizer/vocab.txt"]);
+}
+
+#[tokio::test]
 async fn wrong_usage_exits_with_2() {
     let (scratch, store) = (scratch(), store_with_phi3());
     let fetch = Fetch::new(scratch.path(), &store);
@@ -265,9 +291,12 @@ async fn wrong_usage_exits_with_2() {
 async fn a_missing_model_exits_with_3_and_a_refused_one_with_4() {
     let (scratch, store) = (scratch(), store_with_phi3());
     let fetch = Fetch::new(scratch.path(), &store);
-    for uri in [format!("oci://{BUCKET}/models/phi4/"), "oci://nobodys/models/".to_owned()] {
+    for (uri, word) in [
+        (format!("oci://{BUCKET}/models/phi4/"), "the nearest prefixes are models/phi3-mini/"),
+        ("oci://nobodys/models/".to_owned(), "Allow group <the user's group>"),
+    ] {
         let missing = Fetch { uri, ..fetch.clone() };
-        assert_failed(&missing.run().await, 3, &["Allow group <the user's group>"]);
+        assert_failed(&missing.run().await, 3, &[word]);
     }
     for status in [401, 403] {
         let rule = Rule::new(Action::status(status)).operation(Operation::List);

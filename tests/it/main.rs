@@ -5,6 +5,7 @@ mod support;
 
 mod architecture;
 mod bad_input;
+mod cache_answers;
 mod cache_commands;
 mod cache_life;
 mod checksums;
@@ -23,6 +24,7 @@ mod import;
 mod kill_points;
 mod listeners;
 mod logs;
+mod ls;
 mod memory;
 mod mounts;
 mod neighbours;

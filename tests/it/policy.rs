@@ -413,3 +413,22 @@ fn a_claim_is_refused_where_no_service_account_could_be_allowed() {
         kubelet.persistent(&made.volume_id, "2", &trainer).publish().await.unwrap();
     });
 }
+
+#[test]
+fn the_nearest_prefixes_are_named_only_as_far_as_the_rules_allow_them() {
+    end_to_end(async |scratch| {
+        let store = store_with_phi3();
+        for name in ["phi3-maxi", "phi3-secret"] {
+            store.put(BUCKET, &format!("models/{name}/w"), b"w").unwrap();
+        }
+        let secret = "- {namespaces: ['*'], buckets: ['*'], prefixes: [models/phi3-secret/], \
+                      allow: false}";
+        let driver = driver_with(scratch, &store, &[secret, TEAM_A]).await;
+        let wrong =
+            driver.kubelet().inline("1", &[("bucket", BUCKET), ("prefix", "models/phi3-secre")]);
+        let (code, message) = wrong.refused().await;
+        assert_eq!(code, Code::NotFound, "{message}");
+        assert!(message.contains("models/phi3-maxi/") && message.contains("models/phi3-mini/"));
+        assert!(!message.contains("models/phi3-secret/"), "{message}");
+    });
+}

@@ -2,7 +2,7 @@
 //! is set by knobs that can be combined.
 
 use std::any::Any;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -230,6 +230,18 @@ impl ObjectSource for FakeSource {
         let truncated = objects.len() > max;
         objects.truncate(max);
         Box::new(FakePages { source: self, page: Some(objects), truncated })
+    }
+
+    fn directories<'a>(
+        &'a self,
+        _bucket: &'a Bucket,
+        prefix: &'a str,
+    ) -> BoxFuture<'a, Result<Vec<String>>> {
+        let below = self.objects.keys().filter_map(|name| name.strip_prefix(prefix));
+        let below = below.filter_map(|rest| rest.split_once('/'));
+        let found: BTreeSet<String> =
+            below.map(|(directory, _)| format!("{prefix}{directory}/")).collect();
+        async { Ok(found.into_iter().collect()) }.boxed()
     }
 
     fn head<'a>(

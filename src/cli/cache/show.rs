@@ -11,6 +11,9 @@ use crate::manage::{
 use crate::model::{counted, duration_text, size_text};
 use crate::text::shown;
 
+/// Pods of a model that a table names.
+const NAMED: usize = 3;
+
 /// Digits of keys and revisions in tables.
 const DIGITS: usize = 12;
 
@@ -96,7 +99,7 @@ fn list(listing: &CacheListing) -> String {
 }
 
 fn model_table(models: &[ModelEntry]) -> String {
-    let header = ["KEY", "MODEL", "REVISION", "SIZE", "SHARED", "LAST USED", "PODS", "STATE"];
+    let header = ["KEY", "MODEL", "REVISION", "SIZE", "SHARED", "LAST USED", "STATE", "PODS"];
     let mut rows = vec![header.map(str::to_owned)];
     rows.extend(models.iter().map(|model| {
         [
@@ -109,11 +112,27 @@ fn model_table(models: &[ModelEntry]) -> String {
                 bytes => size_text(bytes),
             },
             ago(&model.last_used),
-            model.holders.len().to_string(),
             state(model),
+            pods(model),
         ]
     }));
     table(&rows)
+}
+
+/// The pods that hold a model, by name.
+fn pods(model: &ModelEntry) -> String {
+    let mut names: Vec<String> = model
+        .holders
+        .iter()
+        .take(NAMED)
+        .map(|holder| shown(holder.pod.as_deref().unwrap_or(&holder.volume_id), 120))
+        .collect();
+    match model.holders.len() - names.len() {
+        _ if names.is_empty() => return "-".to_owned(),
+        0 => {}
+        more => names.push(format!("{more} more")),
+    }
+    names.join(", ")
 }
 
 fn inspect(model: &ModelEntry) -> String {
@@ -210,7 +229,8 @@ fn collected(collection: &Collection) -> String {
 fn prefetched(model: &PrefetchResult) -> String {
     let uri = shown(&model.uri, 200);
     let text = match (&model.error, &model.revision) {
-        (Some(error), _) => format!("failed: {uri}: {}\n", shown(error, 500)),
+        // Failures go to stderr.
+        (Some(_), _) => String::new(),
         (None, Some(revision)) => {
             format!("{}: {uri}: {}, revision {revision}\n", model.result, size_text(model.bytes))
         }
@@ -275,7 +295,7 @@ fn state(model: &ModelEntry) -> String {
 }
 
 /// The first digits of an id, which are enough for people.
-fn short(id: &str) -> &str {
+pub(in crate::cli) fn short(id: &str) -> &str {
     let digits = id.strip_prefix("sha256:").unwrap_or(id);
     digits.get(..DIGITS).unwrap_or(digits)
 }
@@ -293,7 +313,7 @@ fn ago(time: &str) -> String {
 }
 
 /// Formats rows as columns, each as wide as its widest cell.
-fn table<const N: usize>(rows: &[[String; N]]) -> String {
+pub(in crate::cli) fn table<const N: usize>(rows: &[[String; N]]) -> String {
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
     let widths: Vec<usize> = (0..N).map(|column| width(column).unwrap_or_default()).collect();
     let mut text = String::new();

@@ -33,11 +33,13 @@ const OTHER_CALLS: [(&str, &str); 19] = [
 ];
 
 /// Files and directories without messages.
-const OTHER_FILES: [(&str, &str); 11] = [
+const OTHER_FILES: [(&str, &str); 13] = [
     ("crates/foundation/src/metrics/", "names and help of metrics"),
     ("src/node/", "only logged"),
     ("src/volume/event_recorder.rs", "events, which docs/events.md has"),
     ("src/cli/cache/show.rs", "output of commands that succeed"),
+    ("src/cli/ls/show.rs", "output of a command that succeeds"),
+    ("src/browse/problem.rs", "output of ls, which docs/commands.md describes"),
     ("crates/object-storage/src/oci/sdk_signer.rs", "disagreement of two signers, a bug"),
     // Those of keys and values name the file, the line, the key and what is valid there.
     ("src/config/amount.rs", "values of the configuration"),
@@ -49,7 +51,7 @@ const OTHER_FILES: [(&str, &str); 11] = [
 ];
 
 /// Literals that no user meets as a message, or that are parts of one whose cause has a row.
-const OTHER_LITERALS: [(&str, &str); 33] = [
+const OTHER_LITERALS: [(&str, &str); 35] = [
     ("oci-model-csi journal 1", "the first line of a file"),
     ("oci-model-csi cache ", "the first line of a file"),
     ("version https://git-lfs.github.com/spec/", "the first line of a file"),
@@ -64,6 +66,12 @@ const OTHER_LITERALS: [(&str, &str); 33] = [
         "Signature version=\"1\",keyId=\"{key_id}\",algorithm=\"rsa-sha256\",\
          headers=\"{headers}\",signature=\"{signature}\"",
         "a header",
+    ),
+    ("the disk is almost full, and the cache has no model: other files fill the disk", "the log"),
+    (
+        "the disk is almost full, and no model in the cache can be evicted: pods use them, or \
+         they are pinned",
+        "the log",
     ),
     ("ENCRYPTED PRIVATE KEY", "a marker of PEM"),
     ("RSA PRIVATE KEY", "a marker of PEM"),
@@ -94,11 +102,12 @@ const OTHER_LITERALS: [(&str, &str); 33] = [
 ];
 
 /// Ends and beginnings that are not worth a row, since they explain themselves.
-const PARTS: [&str; 12] = [
+const PARTS: [&str; 13] = [
     " (opc-request-id {id})",
     ", after {attempts} attempts in {:.1} s",
     "after {n} attempts in {spent} s",
     "oci-model-csi: {error}",
+    "oci-model-csi: warning: {error}",
     "the disk of {}",
     "{} is on {} ({}, mounted at {}), which",
     ", may not mount {}: ",

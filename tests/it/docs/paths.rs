@@ -9,7 +9,7 @@ use super::{documents, is_file, without_blocks};
 use crate::support::documents::{quoted, read, root};
 
 /// Names of files that are not in the tree: a node, a bucket or a program makes them.
-const ELSEWHERE: [(&str, &str); 8] = [
+const ELSEWHERE: [(&str, &str); 10] = [
     ("summary.json", "a file of the cache"),
     ("manifest.json", "a file of the cache"),
     ("config-in-force.json", "a file of the cache"),
@@ -17,6 +17,8 @@ const ELSEWHERE: [(&str, &str); 8] = [
     ("models/phi3-mini/config.json", "an object"),
     ("tiny/config.json", "an object"),
     ("config.json", "an object"),
+    ("model_index.json", "an object"),
+    ("params.json", "an object"),
     ("bucket.json", "a file of the local store"),
 ];
 

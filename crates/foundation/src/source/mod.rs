@@ -65,6 +65,14 @@ pub trait ObjectSource: Any + Debug + Send + Sync {
         max: usize,
     ) -> Box<dyn ListingPages + 'a>;
 
+    /// The directories directly below `prefix`, as full names that end in `/`, from one
+    /// request: of very many only the first.
+    fn directories<'a>(
+        &'a self,
+        bucket: &'a Bucket,
+        prefix: &'a str,
+    ) -> BoxFuture<'a, Result<Vec<String>>>;
+
     /// Gets the object's size, ETag and checksums; with `if_match`, of this version only.
     fn head<'a>(
         &'a self,

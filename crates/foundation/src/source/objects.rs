@@ -59,6 +59,17 @@ impl ListedMd5 {
     }
 }
 
+impl ObjectSummary {
+    /// Whether it lies in the archive tier and cannot be read. A restored object can be read; one
+    /// that is being restored cannot yet.
+    pub fn is_archived(&self) -> bool {
+        match self.archival_state.as_deref() {
+            Some(state) => !state.eq_ignore_ascii_case("restored"),
+            None => self.storage_tier.as_deref().is_some_and(|t| t.eq_ignore_ascii_case("archive")),
+        }
+    }
+}
+
 /// What a source says about one object.
 ///
 /// The service sends checksums with HEAD and with whole objects, never with ranges.

@@ -72,11 +72,11 @@ impl ModelReport {
 /// The state of a model.
 #[derive(Debug, Clone)]
 pub enum ModelState {
-    /// Complete and durable.
+    /// Complete: it is durable, or this process built or checked it.
     Complete,
-    /// Complete, but not known to be durable. One of an earlier process is checked
-    /// before it is served.
-    Unsynced,
+    /// Left by an earlier process, and not known to be durable: it is checked before it is
+    /// served.
+    Unchecked,
     /// Being downloaded.
     Arriving(Arc<FillProgress>),
     /// In quarantine.
@@ -107,9 +107,9 @@ impl Cache {
             let mounts = uses.iter().filter(shows);
             let shared = model.blobs.iter().filter(|at| references[**at] > 1);
             models.push(ModelReport {
-                state: match self.store.models().is_durable(&model.key) {
+                state: match self.store.models().needs_no_check(&model.key) {
                     true => ModelState::Complete,
-                    false => ModelState::Unsynced,
+                    false => ModelState::Unchecked,
                 },
                 bytes: model.summary.as_ref().map_or(0, |summary| summary.bytes),
                 allocated: model.own.bytes + model.blobs.iter().map(bytes).sum::<u64>(),

@@ -135,16 +135,42 @@ impl Revision {
     pub fn of<'a>(selected: impl Iterator<Item = (&'a str, u64, &'a str)>) -> Self {
         let mut lines: Vec<_> = selected.collect();
         lines.sort_unstable();
-        let mut fields = Fields::of_format("oci-model-csi revision", REVISION_FORMAT);
+        let mut hasher = RevisionHasher::new();
         for (name, size, etag) in lines {
-            fields.add(name).add(&size.to_string()).add(etag);
+            hasher.add(name, size, etag);
         }
-        Self(format!("sha256:{}", fields.hex().as_str()))
+        hasher.finish()
     }
 
     /// The text, `sha256:…`.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+/// Computes the revision of objects that come one by one, in the order of their names.
+pub struct RevisionHasher(Fields);
+
+impl RevisionHasher {
+    /// Begins without an object.
+    pub fn new() -> Self {
+        Self(Fields::of_format("oci-model-csi revision", REVISION_FORMAT))
+    }
+
+    /// Adds an object by its name below the prefix.
+    pub fn add(&mut self, relative: &str, bytes: u64, etag: &str) {
+        self.0.add(relative).add(&bytes.to_string()).add(etag);
+    }
+
+    /// The revision of all objects.
+    pub fn finish(mut self) -> Revision {
+        Revision(format!("sha256:{}", self.0.hex().as_str()))
+    }
+}
+
+impl Default for RevisionHasher {
+    fn default() -> Self {
+        Self::new()
     }
 }
 

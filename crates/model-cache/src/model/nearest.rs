@@ -5,19 +5,34 @@
 pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let plain = word.to_lowercase().replace(['-', '_'], "");
     let allowed = 2.max(plain.chars().count() / 3);
-    let distance = |candidate: &str| {
-        let candidate = candidate.to_lowercase();
-        let typos = strsim::damerau_levenshtein(&plain, &candidate);
-        // `bucketName` is far from `bucket`, and still means it.
-        let within = plain.len() >= 3 && (plain.contains(&candidate) || candidate.contains(&plain));
-        if within { typos.min(2) } else { typos }
-    };
     candidates
         .into_iter()
-        .map(|one| (distance(one), one))
+        .map(|one| (distance(&plain, one), one))
         .filter(|(distance, one)| *distance <= allowed && *distance < one.chars().count())
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, one)| one)
+}
+
+/// All candidates, the most similar to `word` first: names with the same beginning before others.
+pub fn nearest_first<'a>(
+    word: &str,
+    candidates: impl IntoIterator<Item = &'a str>,
+) -> Vec<&'a str> {
+    let plain = word.to_lowercase();
+    let mut ranked: Vec<(f64, &str)> = candidates
+        .into_iter()
+        .map(|one| (strsim::jaro_winkler(&plain, &one.to_lowercase()), one))
+        .collect();
+    ranked.sort_by(|(a, one), (b, other)| b.total_cmp(a).then(one.cmp(other)));
+    ranked.into_iter().map(|(_, one)| one).collect()
+}
+
+fn distance(plain: &str, candidate: &str) -> usize {
+    let candidate = candidate.to_lowercase();
+    let typos = strsim::damerau_levenshtein(plain, &candidate);
+    // `bucketName` is far from `bucket`, and still means it.
+    let within = plain.len() >= 3 && (plain.contains(&candidate) || candidate.contains(plain));
+    if within { typos.min(2) } else { typos }
 }
 
 #[cfg(test)]
@@ -40,5 +55,12 @@ mod tests {
         ] {
             assert_eq!(nearest(typed, keys), meant, "{typed}");
         }
+    }
+
+    #[test]
+    fn names_with_the_same_beginning_come_first() {
+        let names = ["marker", "llama3-8b", "phi3-mini", "phi3"];
+        assert_eq!(nearest_first("phi4", names)[..2], ["phi3", "phi3-mini"]);
+        assert_eq!(nearest_first("Llama3-8B-Instruct", names)[0], "llama3-8b");
     }
 }

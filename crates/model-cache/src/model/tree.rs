@@ -261,24 +261,26 @@ fn check_size(name: &str, object: &Listed<'_>) -> Result<()> {
 }
 
 fn check_name(name: &str, relative: &str) -> Result<()> {
+    flaw_of_name(name, relative).map_or(Ok(()), |why| Err(refuse(name, relative, why)))
+}
+
+/// Why no directory can show an object of this name, `relative` being its end below the prefix;
+/// `None` if one can.
+pub fn flaw_of_name(name: &str, relative: &str) -> Option<&'static str> {
     if name.len() > LONGEST_NAME {
-        return Err(refuse(name, relative, "has a name over 1,024 bytes"));
+        return Some("has a name over 1,024 bytes");
     }
     if relative.contains('\0') {
-        return Err(refuse(name, relative, "contains a NUL, which no file name can"));
+        return Some("contains a NUL, which no file name can");
     }
     // The one slash at the end of a directory's marker is not an empty segment.
     let path = relative.strip_suffix('/').unwrap_or(relative);
-    for segment in path.split('/') {
-        let why = match segment {
-            "" => "has an empty path segment ('//' or a leading '/')",
-            "." | ".." => "has a '.' or '..' path segment",
-            long if long.len() > NAME_MAX => "has a path segment over 255 bytes",
-            _ => continue,
-        };
-        return Err(refuse(name, relative, why));
-    }
-    Ok(())
+    path.split('/').find_map(|segment| match segment {
+        "" => Some("has an empty path segment ('//' or a leading '/')"),
+        "." | ".." => Some("has a '.' or '..' path segment"),
+        long if long.len() > NAME_MAX => Some("has a path segment over 255 bytes"),
+        _ => None,
+    })
 }
 
 fn too_much(prefix: &str, why: &str) -> Error {

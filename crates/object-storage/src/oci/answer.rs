@@ -107,6 +107,9 @@ pub(crate) struct RawPage {
     /// Null or a list; an answer without it is not a listing, JSON or not.
     #[serde(deserialize_with = "Option::deserialize")]
     pub(crate) objects: Option<PageObjects>,
+    /// Names up to the delimiter, where one was requested.
+    #[serde(default)]
+    pub(crate) prefixes: Option<Vec<String>>,
     #[serde(default)]
     pub(crate) next_start_with: Option<String>,
 }

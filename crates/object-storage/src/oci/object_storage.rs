@@ -155,6 +155,16 @@ impl ObjectStorage {
         Pages::new(&self.0, bucket, prefix, max)
     }
 
+    /// The directories directly below a prefix, as full names that end in `/`: those of one
+    /// page, so of very many only the first.
+    pub async fn directories(
+        &self,
+        bucket: &Bucket,
+        prefix: &str,
+    ) -> Result<Vec<String>, StorageError> {
+        pages::directories(&self.0, bucket, prefix).await
+    }
+
     /// Checks whether the bytes of an object may be read: requests the first one, with
     /// `if_match` of this version only. Empty objects have no first byte and
     /// are requested whole.

@@ -84,9 +84,10 @@ async fn steps(
             }
             FillOutcome::Retry => {}
             FillOutcome::NoSpace(shortfall) => {
-                let error = shortfall.error();
                 if !progress.share().is_urgent() {
                     // Only pods wait for space.
+                    let error = shortfall.error();
+                    progress.short(Some(*shortfall));
                     return Err(error);
                 }
                 // Repeated every few seconds, so warn only once.

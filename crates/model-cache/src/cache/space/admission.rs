@@ -109,6 +109,8 @@ impl CacheSpace {
         Ok(Shortfall {
             subject: wanted.subject.clone(),
             needs: gap.needs,
+            whole: gap.whole,
+            capacity: gap.capacity,
             available: gap.free.saturating_add(evictable),
             evictable,
             running: gap.running,

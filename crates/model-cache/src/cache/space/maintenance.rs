@@ -19,6 +19,7 @@ use crate::cache::store::disk_space::Space;
 use crate::cache::store::trash::QUARANTINED;
 use crate::error::Result;
 use crate::metrics::EvictionReason;
+use crate::model::size_text;
 
 /// Interval between checks of the free space: other programs can fill a disk fast.
 const WATERMARK_PERIOD: Duration = Duration::from_secs(5);
@@ -108,6 +109,17 @@ async fn every<F: Future<Output = Result<()>>>(
     }
 }
 
+/// Explains why an almost full disk gets no space from a cache of this many models.
+fn nothing_to_evict(models: usize) -> &'static str {
+    match models {
+        0 => "the disk is almost full, and the cache has no model: other files fill the disk",
+        _ => {
+            "the disk is almost full, and no model in the cache can be evicted: pods use them, or \
+             they are pinned"
+        }
+    }
+}
+
 impl CacheSpace {
     /// Evicts models when the free space is below the watermark. Blocks.
     fn check_watermark(&self) -> Result<()> {
@@ -122,8 +134,7 @@ impl CacheSpace {
         let missing = self.below_watermark()?;
         let evicted =
             self.evict(&EvictionGoal::BestEffort(missing), Some(EvictionReason::Watermark))?;
-        self.warn_watermark(&evicted);
-        Ok(())
+        self.warn_watermark(&evicted)
     }
 
     /// Returns the space to free once the watermark is passed, including the margin
@@ -140,17 +151,24 @@ impl CacheSpace {
         Ok(Space { bytes, inodes })
     }
 
-    fn warn_watermark(&self, evicted: &Evicted) {
+    fn warn_watermark(&self, evicted: &Evicted) -> Result<()> {
         let (models, bytes) = (evicted.models.len(), evicted.freed.bytes);
         if models > 0 {
             tracing::warn!(models, bytes, "the disk is almost full; unused models were evicted");
         } else if !evicted.reached && !self.watermark_warned.swap(true, Ordering::Relaxed) {
+            let root = self.store.layout().root();
+            let (fs, cached) = (FileSystem::of(root)?, self.store.usage()?);
             tracing::warn!(
-                cache = %self.store.layout().root().display(),
-                "the disk is almost full, and nothing in the cache can be evicted: pods hold all \
-                 of it, or other programs filled the disk"
+                cache = %root.display(),
+                models = cached.models.len(),
+                cached = size_text(cached.total().bytes),
+                free = size_text(fs.free_bytes),
+                reserve = size_text(self.reservations.limits().min_free),
+                "{}",
+                nothing_to_evict(cached.models.len())
             );
         }
+        Ok(())
     }
 
     /// Enforces `cache.maxSize` and `cache.idleTTL`, ends leases of pods that are gone,
@@ -198,5 +216,17 @@ impl CacheSpace {
         }
         let _alone = self.store.holds().lock_eviction();
         self.store.sweep(&self.wanted_blobs())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_cache_is_not_said_to_be_held_by_pods() {
+        assert!(nothing_to_evict(0).contains("other files fill the disk"));
+        assert!(!nothing_to_evict(0).contains("pods"));
+        assert!(nothing_to_evict(1).contains("pods use them"));
     }
 }

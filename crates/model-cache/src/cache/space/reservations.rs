@@ -80,6 +80,18 @@ pub struct CacheLimits {
     pub max_size: Option<u64>,
 }
 
+impl CacheLimits {
+    /// The most that a cache may take on this file system, if nothing else were on it.
+    fn capacity(&self, fs: &FileSystem) -> Space {
+        let inodes = match fs.total_inodes {
+            0 => u64::MAX,
+            total => total.saturating_sub(self.min_free_inodes),
+        };
+        let bytes = fs.total_bytes.saturating_sub(self.min_free);
+        Space { bytes: bytes.min(self.max_size.unwrap_or(u64::MAX)), inodes }
+    }
+}
+
 /// Counts the space that running downloads will still take.
 #[derive(Debug, Clone)]
 pub(in crate::cache) struct Reservations {
@@ -183,6 +195,10 @@ impl Taken {
 pub(in crate::cache) struct MissingSpace {
     /// Space that the model still needs.
     pub(in crate::cache) needs: Space,
+    /// Space that its missing files take in all, with what was downloaded of them.
+    pub(in crate::cache) whole: Space,
+    /// The most that the limits allow on this disk, were the rest of it empty.
+    pub(in crate::cache) capacity: Space,
     /// Free space, minus the reservations of running downloads.
     pub(in crate::cache) free: Space,
     /// By how much the limits are already exceeded.
@@ -287,6 +303,9 @@ impl Reservations {
             .saturating_mul(INODES_PER_BLOB)
             .saturating_add(measured.fans);
         let needs = Space { bytes, inodes }.saturating_add(wanted.tree);
+        let sizes = wanted.missing.iter().map(|(_, size)| size.next_multiple_of(BLOCK));
+        let bytes = sizes.fold(0, u64::saturating_add);
+        let whole = Space { bytes, inodes }.saturating_add(wanted.tree);
         let ended = measured.running.keys().filter(|id| !pending.contains_key(*id)).count();
         let new_inodes = count(pending.len() + ended).saturating_mul(INODES_PER_BLOB);
         let kept = Space {
@@ -299,6 +318,8 @@ impl Reservations {
         let (free, debt) = (available.saturating_sub(kept), kept.saturating_sub(available));
         let on_disk = MissingSpace {
             needs,
+            whole,
+            capacity: self.limits.capacity(fs),
             free,
             debt,
             running,

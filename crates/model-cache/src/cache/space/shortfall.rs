@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use crate::cache::store::disk_space::Space;
 use crate::error::{Error, ErrorKind};
-use crate::model::size_text;
+use crate::model::{counted, size_text};
 
 /// Pods named in one message.
 const NAMED: usize = 3;
@@ -18,6 +18,10 @@ pub struct Shortfall {
     pub(in crate::cache) subject: String,
     /// Space that the model still needs.
     pub(in crate::cache) needs: Space,
+    /// Space that its missing files take in all.
+    pub(in crate::cache) whole: Space,
+    /// The most that the cache's limits allow on this disk.
+    pub(in crate::cache) capacity: Space,
     /// Space that would be available after evicting everything evictable.
     pub(in crate::cache) available: Space,
     /// The evictable part of that.
@@ -50,6 +54,15 @@ pub(in crate::cache) enum ExhaustedLimit {
     Limit { bytes: u64 },
 }
 
+/// Which holders a message names; the others are counted.
+#[derive(Debug, Clone, Copy)]
+enum HolderNames<'a> {
+    /// Pods of this Kubernetes namespace, if there is one.
+    Namespace(Option<&'a str>),
+    /// All pods.
+    All,
+}
+
 /// A pod, or a volume whose pod is unknown, and the size of its model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::cache) struct SpaceHolder {
@@ -62,20 +75,69 @@ impl Shortfall {
     /// Returns the error for a pod in this Kubernetes namespace, whose download starts
     /// when there is space. Pods of other namespaces are counted, but not named.
     pub fn error_of_pod(&self, namespace: Option<&str>) -> Error {
-        let remedy = "it starts by itself when there is space: end pods that hold models, or give \
-                      the cache a larger disk";
-        self.with_remedy(namespace, remedy)
+        let remedy = match self.holders.is_empty() {
+            true => {
+                "it starts by itself when there is space: no pod holds a model, so remove other \
+                 files from the disk, or give the cache a larger disk"
+            }
+            false => {
+                "it starts by itself when there is space: end pods that hold models, or give the \
+                 cache a larger disk"
+            }
+        };
+        self.with_remedy(HolderNames::Namespace(namespace), remedy)
     }
 
-    /// Returns the error for callers that do not wait for space: commands, prefetches,
-    /// repairs.
+    /// Returns the error for callers that do not wait for space, and may be anyone:
+    /// prefetches, repairs.
     pub fn error(&self) -> Error {
-        let remedy = "only pods wait for space: end pods that hold models, or give the cache a \
-                      larger disk, and try again";
-        self.with_remedy(None, remedy)
+        self.with_remedy(HolderNames::Namespace(None), self.remedy_without_waiting())
     }
 
-    fn with_remedy(&self, namespace: Option<&str>, remedy: &str) -> Error {
+    /// As [`error`](Self::error), for the node's administrator: it names the pods of all
+    /// namespaces.
+    pub fn error_of_administrator(&self) -> Error {
+        self.with_remedy(HolderNames::All, self.remedy_without_waiting())
+    }
+
+    fn remedy_without_waiting(&self) -> &'static str {
+        match self.holders.is_empty() {
+            true => {
+                "only pods wait for space: no pod holds a model, so remove other files from the \
+                 disk, or give the cache a larger disk, and try again"
+            }
+            false => {
+                "only pods wait for space: end pods that hold models, or give the cache a larger \
+                 disk, and try again"
+            }
+        }
+    }
+
+    /// What to change for a model that does not fit into the cache even if nothing else is
+    /// on the disk; `None` for one that may fit later.
+    fn never(&self) -> Option<String> {
+        let (whole, most) = (self.whole, self.capacity);
+        if most.covers(whole) {
+            return None;
+        }
+        Some(match whole.bytes > most.bytes {
+            true => format!(
+                "it can never fit: it takes {}, and this cache can have {} at most: give the cache \
+                 a larger disk, change its limits (cache.maxSize, cache.minFree), or leave files \
+                 out with exclude",
+                size_text(whole.bytes),
+                size_text(most.bytes)
+            ),
+            false => format!(
+                "it can never fit: it takes {} inodes, and this cache can have {} at most: make a \
+                 file system with more inodes, lower cache.minFreeInodes, or leave files out with \
+                 exclude",
+                whole.inodes, most.inodes
+            ),
+        })
+    }
+
+    fn with_remedy(&self, names: HolderNames<'_>, remedy: &str) -> Error {
         let subject = &self.subject;
         let needs = match self.bound {
             ExhaustedLimit::Inodes { .. } => format!(
@@ -89,10 +151,10 @@ impl Shortfall {
             ),
         };
         let mut clauses = vec![format!("{needs} in {} ({})", self.dir.display(), self.parts())];
-        clauses.extend(self.held(namespace).map(|held| format!("held by {held}")));
+        clauses.extend(self.held(names).map(|held| format!("held by {held}")));
         clauses.extend((self.pinned > 0).then(|| format!("{} pinned", size_text(self.pinned))));
         clauses.extend(self.cut_short.clone());
-        clauses.push(remedy.to_owned());
+        clauses.push(self.never().unwrap_or_else(|| remedy.to_owned()));
         Error::new(ErrorKind::NoSpace, clauses.join("; "))
     }
 
@@ -129,10 +191,13 @@ impl Shortfall {
         }
     }
 
-    fn held(&self, namespace: Option<&str>) -> Option<String> {
+    fn held(&self, names: HolderNames<'_>) -> Option<String> {
         let own = |held: &&SpaceHolder| {
             let pod = held.pod.as_deref().and_then(|pod| pod.split_once('/'));
-            pod.is_some_and(|(its, _)| Some(its) == namespace)
+            match names {
+                HolderNames::Namespace(own) => pod.is_some_and(|(its, _)| Some(its) == own),
+                HolderNames::All => pod.is_some(),
+            }
         };
         let mut named: Vec<&SpaceHolder> = self.holders.iter().filter(own).collect();
         named.sort_by(|a, b| (b.bytes, &a.pod).cmp(&(a.bytes, &b.pod)));
@@ -144,9 +209,16 @@ impl Shortfall {
             })
             .collect();
         if named.len() > NAMED {
-            parts.push(format!("{} more of this namespace", named.len() - NAMED));
+            let more = named.len() - NAMED;
+            parts.push(match names {
+                HolderNames::Namespace(_) => format!("{more} more of this namespace"),
+                HolderNames::All => format!("{more} more, which cache ls names"),
+            });
         }
         match self.holders.len() - named.len() {
+            n if n > 0 && matches!(names, HolderNames::All) => {
+                parts.push(format!("{} of unknown pods", counted(n, "volume")));
+            }
             0 => {}
             1 => parts.push("1 pod of another namespace".to_owned()),
             n => parts.push(format!("{n} pods of other namespaces")),
@@ -166,6 +238,8 @@ mod tests {
         Shortfall {
             subject: "models/llama3-70b/".to_owned(),
             needs: Space { bytes: 140 * GIB, inodes: 30 },
+            whole: Space { bytes: 150 * GIB, inodes: 30 },
+            capacity: Space { bytes: 800 * GIB, inodes: 100_000 },
             available: Space { bytes: 96 * GIB, inodes: 1000 },
             evictable: Space { bytes: 65 * GIB, inodes: 40 },
             running: 0,
@@ -232,6 +306,47 @@ mod tests {
         let starts = |error: Error| error.message().contains("it starts by itself");
         assert!(starts(shortfall().error_of_pod(None)));
         assert!(!starts(shortfall().error()));
+    }
+
+    #[test]
+    fn a_model_that_can_never_fit_does_not_promise_to_start() {
+        let mut short = shortfall();
+        short.capacity.bytes = 149 * GIB;
+        for error in [short.error_of_pod(Some("team-a")), short.error()] {
+            let text = error.message();
+            assert!(
+                text.ends_with(
+                    "it can never fit: it takes 150 GiB, and this cache can have 149 GiB at most: \
+                     give the cache a larger disk, change its limits (cache.maxSize, \
+                     cache.minFree), or leave files out with exclude"
+                ),
+                "{text}"
+            );
+            assert!(!text.contains("starts by itself") && !text.contains("try again"), "{text}");
+        }
+        short.capacity = Space { bytes: 150 * GIB, inodes: 29 };
+        let text = short.error().message().to_owned();
+        assert!(text.contains("it takes 30 inodes, and this cache can have 29 at most"), "{text}");
+    }
+
+    #[test]
+    fn without_holders_no_message_asks_to_end_pods() {
+        let mut short = shortfall();
+        short.holders.clear();
+        for error in [short.error_of_pod(None), short.error(), short.error_of_administrator()] {
+            let text = error.message();
+            assert!(text.contains("no pod holds a model") && !text.contains("end pods"), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_administrator_sees_the_names_of_all_holders() {
+        let mut short = shortfall();
+        short.holders.push(SpaceHolder { pod: None, bytes: GIB });
+        let text = short.error_of_administrator().message().to_owned();
+        let held = "held by team-a/vllm-0 (52 GiB) and b/x (1 GiB) and b/y (1 GiB) and 1 more, \
+                    which cache ls names and 1 volume of unknown pods";
+        assert!(text.contains(held), "{text}");
     }
 
     #[test]

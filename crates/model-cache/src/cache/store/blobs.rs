@@ -420,6 +420,13 @@ impl Blobs {
         self.layout.trash().join(names::trashed_blob(id, number))
     }
 
+    /// Records that a blob was read from the disk and is good. A durable one needs no mark.
+    pub(in crate::cache) fn confirm(&self, id: &BlobId) {
+        if !self.is_durable(id) {
+            self.mark_good(id);
+        }
+    }
+
     fn mark_good(&self, id: &BlobId) {
         self.lock_distrusted().remove(id);
         let number = self.next.fetch_add(1, Ordering::Relaxed);

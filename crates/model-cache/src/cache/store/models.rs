@@ -376,6 +376,12 @@ impl Models {
         self.layout.durable(key).exists()
     }
 
+    /// Whether a complete model can be served without a check: it is durable, or this process
+    /// built or checked it.
+    pub(in crate::cache) fn needs_no_check(&self, key: &ModelKey) -> bool {
+        self.is_durable(key) || self.lock().contains_key(key)
+    }
+
     /// Waits until a model is recorded as durable. Cancellation safe.
     pub(in crate::cache) async fn wait_until_durable(&self, key: &ModelKey) {
         loop {

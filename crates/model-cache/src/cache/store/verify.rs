@@ -61,6 +61,7 @@ impl CacheStore {
         let wanted = |key: &ModelKey| keys.is_none_or(|keys| keys.contains(key));
         let mut found = Verification::default();
         let mut blobs: Vec<usize> = Vec::new();
+        let mut unchecked = Vec::new();
         for model in taken.models.iter().filter(|model| wanted(&model.key)) {
             // Held against eviction; a model that was evicted before is not damage.
             let _held = self.holds.model(&model.key);
@@ -78,8 +79,12 @@ impl CacheStore {
                     .mismatch(&model.key, &manifest)
                     .map(|mismatch| (mismatch.path, mismatch.why)),
             };
-            if let Some((what, why)) = mismatch {
-                found.damaged.push(self.quarantine_model(&model.key, &what, &why)?);
+            match mismatch {
+                Some((what, why)) => {
+                    found.damaged.push(self.quarantine_model(&model.key, &what, &why)?);
+                }
+                None if !self.models.is_durable(&model.key) => unchecked.push(&model.key),
+                None => {}
             }
         }
         if keys.is_none() {
@@ -91,12 +96,12 @@ impl CacheStore {
         progress.total.store(bytes.fold(0, u64::saturating_add), Ordering::Relaxed);
         let mut pace = ReadPacer::new(rate);
         for at in blobs {
-            let Some(id) = taken.blobs[at].ids.first() else { continue };
+            let ids = &taken.blobs[at].ids;
             let keep_reading = |bytes| {
                 progress.done.fetch_add(bytes, Ordering::Relaxed);
                 !cancelled.is_cancelled()
             };
-            let Some((bytes, damage)) = self.verify_blob(id, &mut pace, keep_reading)? else {
+            let Some((bytes, damage)) = self.verify_blob(ids, &mut pace, keep_reading)? else {
                 continue;
             };
             found.blobs += 1;
@@ -107,17 +112,32 @@ impl CacheStore {
             }
         }
         progress.total.store(progress.done(), Ordering::Relaxed);
+        for key in unchecked {
+            self.accept(key)?;
+        }
         Ok(found)
     }
 
-    /// Verifies one blob: returns the bytes read, and the damage. `None` when the blob
+    /// Accepts a model that was read and found good, but whose files may not have been durable:
+    /// it needs no check before it is served, and the next sync makes it durable.
+    fn accept(&self, key: &ModelKey) -> Result<()> {
+        if let Some(model) = self.check_model(key)?
+            && let Some(manifest) = self.models.read_manifest(key)?
+        {
+            self.make_durable(&model, &manifest);
+        }
+        Ok(())
+    }
+
+    /// Verifies one blob, which has these ids: returns the bytes read, and the damage. `None` when the blob
     /// is gone.
     fn verify_blob(
         &self,
-        id: &BlobId,
+        ids: &[BlobId],
         pace: &mut ReadPacer,
         keep_reading: impl FnMut(u64) -> bool,
     ) -> Result<Option<(u64, Option<Damage>)>> {
+        let Some(id) = ids.first() else { return Ok(None) };
         // Held against eviction while it is read.
         let _held = self.holds.blobs(std::iter::once(id.clone()));
         let path = self.layout.blob(id);
@@ -151,7 +171,12 @@ impl CacheStore {
             Some(why) if self.blobs.is_unchanged(id, read) => {
                 Some(self.quarantine_blob(id, &record.object, &why)?)
             }
-            _ => None,
+            Some(_) => None,
+            None => {
+                let same = ids.iter().filter(|id| self.blobs.is_unchanged(id, read));
+                same.for_each(|id| self.blobs.confirm(id));
+                None
+            }
         };
         Ok(Some((bytes, damage)))
     }
@@ -184,6 +209,11 @@ impl CacheStore {
         // Dropping this future ends the reading.
         let cancelled = self.shutdown.child_token();
         let _ends = cancelled.clone().drop_guard();
-        blocking(move || self.read_again(keys.as_deref(), rate, &progress, &cancelled)).await
+        let store = Arc::clone(&self);
+        let verified =
+            blocking(move || self.read_again(keys.as_deref(), rate, &progress, &cancelled)).await?;
+        // What was found good is durable when this returns, or the next check reads it again.
+        store.wait_until_synced().await;
+        Ok(verified)
     }
 }

@@ -112,8 +112,7 @@ impl<'a> Pages<'a> {
             target.push_str("&start=");
             target.push_str(&strict(start).to_string());
         }
-        let subject = format!("prefix {:?} in {}", excerpt(self.prefix, 200), self.bucket);
-        UnsignedRequest::new("ListObjects", subject, Method::GET, target).in_bucket(self.bucket)
+        list_call(self.bucket, self.prefix, target)
     }
 
     fn advance(&mut self, call: &UnsignedRequest<'_>, next: String) -> Result<(), StorageError> {
@@ -127,4 +126,30 @@ impl<'a> Pages<'a> {
         self.start = Some(next);
         Ok(())
     }
+}
+
+/// The directories directly below a prefix that one page shows.
+pub(super) async fn directories(
+    store: &ObjectStorageInner,
+    bucket: &Bucket,
+    prefix: &str,
+) -> Result<Vec<String>, StorageError> {
+    let target = format!(
+        "/n/{}/b/{}/o?fields=name&limit={PAGE_LIMIT}&delimiter=%2F&prefix={}",
+        strict(&bucket.namespace),
+        strict(&bucket.name),
+        strict(prefix),
+    );
+    let call = list_call(bucket, prefix, target);
+    let (_, body) = store.read_retrying(&call, LONGEST_PAGE).await?;
+    let page: RawPage = serde_json::from_slice(&body).map_err(|error| {
+        let why = format!("the answer is not a listing: {error}");
+        call.error(StorageErrorKind::Protocol, why)
+    })?;
+    Ok(page.prefixes.unwrap_or_default())
+}
+
+fn list_call<'a>(bucket: &'a Bucket, prefix: &str, target: String) -> UnsignedRequest<'a> {
+    let subject = format!("prefix {:?} in {bucket}", excerpt(prefix, 200));
+    UnsignedRequest::new("ListObjects", subject, Method::GET, target).in_bucket(bucket)
 }

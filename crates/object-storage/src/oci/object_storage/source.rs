@@ -45,6 +45,14 @@ impl ObjectSource for ObjectStorage {
         Box::new(self.pages(bucket, prefix, max))
     }
 
+    fn directories<'a>(
+        &'a self,
+        bucket: &'a Bucket,
+        prefix: &'a str,
+    ) -> BoxFuture<'a, Result<Vec<String>>> {
+        self.directories(bucket, prefix).boxed()
+    }
+
     fn head<'a>(
         &'a self,
         object: &'a ObjectName,

@@ -245,7 +245,9 @@ impl CacheFill {
             let wanted = SpaceRequest { subject, missing, tree: Space::default() };
             staged.room = match self.space.admit(&wanted)? {
                 Admission::Granted(room) => Some(room),
-                Admission::Short(shortfall) => return Err(shortfall.error()),
+                Admission::Short(shortfall) => {
+                    return Err(shortfall.error_of_administrator());
+                }
             };
             copy(&found.file, &to).map_err(failed)?;
             AdoptOutcome::Copied

@@ -1,0 +1,159 @@
+//! `oci-model-csi ls URI`
+
+mod show;
+
+use std::io::{BufWriter, Write};
+use std::sync::Arc;
+
+use clap::Args;
+use clap::builder::BoolishValueParser;
+use tokio::runtime::Runtime;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::fetch::Output;
+use super::storage::{self, StorageArgs};
+use crate::browse;
+use crate::config::LimitsSection;
+use crate::error::{Error, Result};
+use crate::metrics::Metrics;
+use crate::model::{ModelRequest, ModelUri, Pattern};
+use crate::resolve::{ClientPool, ResolveLimits, Resolver};
+use crate::source::AuthMethod;
+
+const AFTER_HELP: &str = "\
+Examples:
+  oci-model-csi ls oci://ai-model-cache/models/
+  oci-model-csi ls 'oci://ai-model-cache@mytenancy/models/llama*'
+  oci-model-csi ls oci://ai-model-cache/models/phi3-mini/ --objects
+
+A model is a directory that directly has a file that loaders open, such as config.json,
+*.safetensors or *.gguf, with everything below it.";
+
+#[derive(Debug, Args)]
+#[command(after_help = AFTER_HELP)]
+pub(super) struct LsArgs {
+    /// oci://BUCKET@NAMESPACE/PREFIX, or oci://BUCKET/PREFIX in the tenancy's namespace; the last
+    /// part of PREFIX may have *, ? and [...]: quote it
+    #[arg(value_name = "URI")]
+    uri: String,
+    /// List the objects of the model under PREFIX, with their checksums
+    #[arg(long, env = "OCI_MODEL_CSI_OBJECTS", value_parser = BoolishValueParser::new())]
+    objects: bool,
+    /// Format of the result on stdout
+    #[arg(long, env = "OCI_MODEL_CSI_OUTPUT", value_enum, default_value = "text")]
+    output: Output,
+    #[command(flatten)]
+    storage: StorageArgs,
+}
+
+impl LsArgs {
+    pub(super) fn wants_json(&self) -> bool {
+        self.output == Output::Json
+    }
+
+    /// The request for everything under the prefix, and the pattern below it.
+    fn request(&self) -> Result<(ModelRequest, Option<Pattern>)> {
+        let (uri, pattern) = split_at_pattern(&self.uri);
+        let ModelUri { namespace, bucket, prefix } = ModelUri::parse(uri)?;
+        let pattern = pattern.map(Pattern::parse).transpose()?;
+        if self.objects && pattern.is_some() {
+            return Err(Error::invalid(
+                "--objects lists the objects of one model: name its prefix without *, ? and [",
+            ));
+        }
+        Ok((ModelRequest::of(namespace, bucket, prefix), pattern))
+    }
+}
+
+/// Splits a URI before the first segment of its prefix that has a wildcard.
+fn split_at_pattern(uri: &str) -> (&str, Option<&str>) {
+    let Some(wildcard) = uri.find(['*', '?', '[']) else { return (uri, None) };
+    match uri[..wildcard].rfind('/') {
+        Some(slash) => (&uri[..=slash], Some(uri[slash + 1..].trim_end_matches('/'))),
+        None => (uri, None),
+    }
+}
+
+pub(super) fn run(args: &LsArgs, runtime: &Runtime) -> Result<()> {
+    let (request, pattern) = args.request()?;
+    let metrics = Arc::new(Metrics::default());
+    let settings = args.storage.settings(None, AuthMethod::ApiKey, &metrics)?;
+    let limits = ResolveLimits::from(&LimitsSection::default());
+    let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
+    let mut stdout = BufWriter::new(std::io::stdout().lock());
+    runtime.block_on(async {
+        let connector = storage::connect(settings, &metrics).await?;
+        let resolver =
+            Resolver::new(ClientPool::new(connector, Vec::new()), limits, &tasks, &shutdown);
+        if args.objects {
+            return objects(args, &resolver, &request, &mut stdout).await;
+        }
+        let models = browse::models(&resolver, &request, pattern.as_ref()).await?;
+        let route = resolver.route(&request, "").await?;
+        let source = resolver.source(&request, &route).await?;
+        let text = match args.wants_json() {
+            true => show::models_json(&source, &models),
+            false => show::models(&models, columns()),
+        };
+        writeln!(stdout, "{}", text.trim_end()).map_err(|e| write_failed(&e))
+    })?;
+    stdout.flush().map_err(|e| write_failed(&e))
+}
+
+/// Prints objects as they come; as JSON at the end, since an error must not follow half of it.
+async fn objects(
+    args: &LsArgs,
+    resolver: &Resolver,
+    request: &ModelRequest,
+    stdout: &mut impl Write,
+) -> Result<()> {
+    let (json, mut all) = (args.wants_json(), Vec::new());
+    if !json {
+        writeln!(stdout, "{}", show::OBJECT_HEADER).map_err(|e| write_failed(&e))?;
+    }
+    let sum = browse::objects(resolver, request, |object| {
+        if json {
+            all.push(show::object_json(&object));
+            return Ok(());
+        }
+        writeln!(stdout, "{}", show::object(&object)).map_err(|e| write_failed(&e))
+    })
+    .await?;
+    let text = match json {
+        true => {
+            let route = resolver.route(request, "").await?;
+            let source = resolver.source(request, &route).await?;
+            show::objects_json(&source, &sum, &all)
+        }
+        false => show::sum(&sum),
+    };
+    writeln!(stdout, "{text}").map_err(|e| write_failed(&e))
+}
+
+/// The width of the terminal; `None` without one.
+fn columns() -> Option<usize> {
+    console::Term::stdout().size_checked().map(|(_, columns)| usize::from(columns))
+}
+
+fn write_failed(error: &std::io::Error) -> Error {
+    Error::io("writing the result", error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_uri_is_split_before_its_first_wildcard() {
+        for (uri, expected) in [
+            ("oci://b/m/", ("oci://b/m/", None)),
+            ("oci://b/m/llama*", ("oci://b/m/", Some("llama*"))),
+            ("oci://b@ns/m/*/v[12]/", ("oci://b@ns/m/", Some("*/v[12]"))),
+            ("oci://b/?", ("oci://b/", Some("?"))),
+            ("oci://b*/m", ("oci://", Some("b*/m"))),
+        ] {
+            assert_eq!(split_at_pattern(uri), expected);
+        }
+    }
+}
