@@ -14,6 +14,7 @@ root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 programs="${CARGO_TARGET_DIR:-$root/target}/release"
 
 (cd "$root" && cargo build --locked --quiet --release --bins)
+(cd "$root" && cargo build --locked --quiet --release -p oci-model-csi-model-cache --example floor)
 venv="$("$root/tests/tools.sh")"
 if [ -n "${BENCH_DIR:-}" ]; then mkdir -p "$BENCH_DIR"; fi
 work="$(mktemp -d -p "${BENCH_DIR:-${TMPDIR:-/tmp}}")"

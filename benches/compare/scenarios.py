@@ -5,7 +5,7 @@ import re
 import threading
 import time
 
-from .programs import CURL, OCI, OURS
+from .programs import CURL, FLOOR, OCI, OURS
 from .store import MIB, SHARDS, SMALL, Store
 
 MANY, LISTED = 10_000, 100_000
@@ -28,7 +28,8 @@ def one_object(programs, store, rounds):
 
 def model(programs, store, rounds):
     store.put("model", SHARDS + SMALL)
-    medians = programs.compare(store, "model", SHARDS + SMALL, programs.everyone(), rounds)
+    everyone = programs.everyone() | {FLOOR: programs.floor}
+    medians = programs.compare(store, "model", SHARDS + SMALL, everyone, rounds)
     return [comparison("A model: 4 shards, 5 small files, 1.5 GB, with CRC-32Cs", medians, CURL)]
 
 
