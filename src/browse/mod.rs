@@ -105,7 +105,7 @@ pub async fn models(
         pattern.is_none_or(|pattern| pattern.matches(below.trim_end_matches('/')))
     };
     let mut found = Vec::new();
-    for scanned in scan.models() {
+    for scanned in scan.models(pattern.is_none()) {
         if wanted(&scanned.model.prefix) {
             found.push(with_missing_shards(&**route.client(), &bucket, scanned).await?);
         }

@@ -86,9 +86,9 @@ impl Scan {
             let Some(slash) = name[from..].find('/') else { break };
             self.open.push(OpenDirectory::new(&name[..=from + slash]));
         }
-        let problems = self.problems(object);
+        let (problems, collides_in) = self.problems(object);
         for directory in &mut self.open {
-            directory.add(object, &problems);
+            directory.add(object, &problems, collides_in);
         }
         if let Some(last) = self.open.last_mut() {
             last.add_own(object);
@@ -96,11 +96,15 @@ impl Scan {
         Ok(())
     }
 
-    fn problems(&mut self, object: &ObjectSummary) -> Vec<ProblemKind> {
+    /// What is wrong with an object; and for a collision the length of the longest name that it
+    /// collides with: only directories above that name have it.
+    fn problems(&mut self, object: &ObjectSummary) -> (Vec<ProblemKind>, usize) {
         let name = object.name.as_str();
         self.beginnings.retain(|beginning| name.starts_with(beginning.as_str()));
         let mut problems = Vec::new();
-        if self.beginnings.iter().any(|one| name[one.len()..].starts_with('/')) {
+        let colliding = self.beginnings.iter().filter(|one| name[one.len()..].starts_with('/'));
+        let collides_in = colliding.map(String::len).max().unwrap_or_default();
+        if collides_in > 0 {
             problems.push(ProblemKind::Collision);
         }
         let is_marker = name.ends_with('/');
@@ -119,7 +123,7 @@ impl Scan {
         if !has_md5 && object.size > 0 {
             problems.push(ProblemKind::NoChecksum);
         }
-        problems
+        (problems, collides_in)
     }
 
     fn close(&mut self) {
@@ -130,12 +134,13 @@ impl Scan {
         }
     }
 
-    /// Ends the scan. Returns the models in the order of their names.
-    pub(super) fn models(mut self) -> Vec<ScannedModel> {
+    /// Ends the scan. Returns the models in the order of their names, the root among them or not.
+    pub(super) fn models(mut self, with_root: bool) -> Vec<ScannedModel> {
         while self.open.len() > 1 {
             self.close();
         }
-        let mut models = self.open.pop().map(OpenDirectory::models).unwrap_or_default();
+        let of_root = |root: OpenDirectory| if with_root { root.models() } else { root.found };
+        let mut models = self.open.pop().map(of_root).unwrap_or_default();
         models.sort_by(|a, b| a.model.prefix.cmp(&b.model.prefix));
         models
     }
@@ -159,7 +164,7 @@ impl OpenDirectory {
     }
 
     /// Adds an object at any depth.
-    fn add(&mut self, object: &ObjectSummary, problems: &[ProblemKind]) {
+    fn add(&mut self, object: &ObjectSummary, problems: &[ProblemKind], collides_in: usize) {
         let relative = &object.name[self.name.len()..];
         // As the driver: a directory's own marker is not part of the model.
         if relative.is_empty() {
@@ -169,7 +174,16 @@ impl OpenDirectory {
         self.bytes = self.bytes.saturating_add(object.size);
         self.revision.add(relative, object.size, &object.etag);
         self.newest = self.newest.take().max(object.time_modified.clone());
-        for kind in problems {
+        let is_here = |kind: &&ProblemKind| match kind {
+            ProblemKind::Collision => collides_in > self.name.len(),
+            // A part above this directory may be what is unsafe.
+            ProblemKind::UnsafeName => {
+                relative.ends_with('/') || flaw_of_name(&object.name, relative).is_some()
+            }
+            _ => true,
+        };
+        let here: Vec<ProblemKind> = problems.iter().filter(is_here).copied().collect();
+        for kind in &here {
             match self.problems.iter_mut().find(|problem| problem.kind == *kind) {
                 Some(problem) => problem.objects += 1,
                 None => self.problems.push(ModelProblem::new(*kind, object.name.clone())),
@@ -250,7 +264,7 @@ mod tests {
             let object = ObjectSummary { name, size: 1, etag, md5, ..ObjectSummary::default() };
             scan.add(&object).unwrap();
         }
-        scan.models()
+        scan.models(true)
     }
 
     fn prefixes(root: &str, names: &[&str]) -> Vec<String> {
@@ -293,6 +307,25 @@ mod tests {
         assert_eq!(problems(&collision), [(ProblemKind::Collision, 2)]);
         let unsafe_names = ["m/a/config.json", "m/a/../b", "m/a/x//y"];
         assert_eq!(problems(&unsafe_names), [(ProblemKind::UnsafeName, 2)]);
+    }
+
+    #[test]
+    fn what_is_wrong_above_a_model_is_not_its_problem() {
+        let scanned = scan("", &["models/llama", "models/llama/config.json"]).remove(0);
+        let found = (scanned.model.prefix.as_str(), scanned.model.problems.len());
+        assert_eq!(found, ("models/llama/", 0));
+    }
+
+    #[test]
+    fn a_stray_file_at_the_root_hides_no_model_from_a_pattern() {
+        let mut scan = Scan::new("m/");
+        for name in ["m/config.json", "m/llama/config.json"] {
+            let object = ObjectSummary { name: name.to_owned(), size: 1, ..Default::default() };
+            scan.add(&object).unwrap();
+        }
+        let models = scan.models(false);
+        assert_eq!(models.len(), 1);
+        assert_eq!(models[0].model.prefix, "m/llama/");
     }
 
     #[test]

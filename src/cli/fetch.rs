@@ -47,8 +47,8 @@ pub(super) struct FetchArgs {
     /// Fail unless the model is at this revision (sha256:…)
     #[arg(long, env = "OCI_MODEL_CSI_REVISION")]
     revision: Option<String>,
-    /// Replace files that an older revision of this model left in DIR; other files are refused
-    /// as ever
+    /// Replace what is in DIR at the paths of the model's files, such as an older revision of it;
+    /// other files are refused as ever
     #[arg(long)]
     update: bool,
     /// Concurrent requests: auto (16 to 256, by what the network gives), or 1 to 1024

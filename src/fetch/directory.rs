@@ -138,15 +138,23 @@ impl FetchDirectory {
                 .map_err(|e| Error::io(format!("creating {}", path.display()), &e))?;
         }
         let finished = finished_in(&self.state)?;
+        // All are checked before the first one is replaced.
+        for file in &manifest.files {
+            let target = self.dir.join(&file.path);
+            if finished.contains_key(&file.blob) && target.exists() && !self.may_replace(file) {
+                return Err(Error::new(
+                    ErrorKind::Conflict,
+                    format!(
+                        "{} exists already; replace files of an older revision with --update, or \
+                         move it away",
+                        target.display()
+                    ),
+                ));
+            }
+        }
         for file in &manifest.files {
             let target = self.dir.join(&file.path);
             if let Some((from, _)) = finished.get(&file.blob) {
-                if target.exists() && !self.may_replace(file) {
-                    return Err(Error::new(
-                        ErrorKind::Conflict,
-                        format!("{} appeared during the fetch; move it away", target.display()),
-                    ));
-                }
                 fs::rename(from, &target)
                     .map_err(|e| Error::io(format!("renaming {} into place", file.path), &e))?;
             }

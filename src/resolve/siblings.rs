@@ -3,6 +3,7 @@
 
 use std::error::Error as StdError;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::Route;
 use super::resolver::{EmptyPrefix, Resolver};
@@ -14,8 +15,12 @@ use crate::text::shown;
 /// How many directories a message names.
 const NAMED: usize = 3;
 
-/// How many levels above a missing directory are listed.
+/// How many levels above a missing directory are listed, for commands. Pods see one: whether a
+/// level has directories at all may be a secret.
 const LEVELS: usize = 4;
+
+/// How long the listings may take: the error waits for them.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 impl Resolver {
     /// As [`Resolver::resolve`], for callers that may see whatever the route can list: the
@@ -31,7 +36,7 @@ impl Resolver {
         match self.resolve(request, route).await {
             Ok(manifest) => Ok(manifest),
             Err(error) => {
-                let siblings = self.siblings(&error, request, route).await;
+                let siblings = self.siblings(&error, request, route, LEVELS).await;
                 Err(with_siblings(error, &siblings))
             }
         }
@@ -45,15 +50,26 @@ impl Resolver {
         error: &Error,
         request: &ModelRequest,
         route: &Route,
+        levels: usize,
     ) -> Vec<Prefix> {
         let is_empty = matches!(StdError::source(error), Some(cause) if cause.is::<EmptyPrefix>());
         if !is_empty || route.workload().is_some() {
             return Vec::new();
         }
+        let found = tokio::time::timeout(PATIENCE, self.directories_beside(request, route, levels));
+        found.await.unwrap_or_default()
+    }
+
+    async fn directories_beside(
+        &self,
+        request: &ModelRequest,
+        route: &Route,
+        levels: usize,
+    ) -> Vec<Prefix> {
         let Ok(source) = self.source(request, route).await else { return Vec::new() };
         let bucket = Bucket::new(source.namespace.as_str(), source.bucket.as_str());
         let mut wanted = source.prefix.as_str().trim_end_matches('/');
-        for _ in 0..LEVELS {
+        for _ in 0..levels {
             let split = wanted.rfind('/').map_or(0, |slash| slash + 1);
             let (parent, name) = wanted.split_at(split);
             let found = match route.client().directories(&bucket, parent).await {

@@ -59,12 +59,16 @@ impl Volumes {
     }
 
     /// Adds to the error of an empty prefix the nearest directories that the rules let this
-    /// pod mount.
+    /// pod mount. None where the administrator's volume has an identity or a region of its own:
+    /// the pod could not mount others there.
     async fn name_siblings(&self, attempt: &PublishAttempt, route: &Route, error: Error) -> Error {
         let request = &attempt.request.model;
+        if request.auth.is_some() || request.region.is_some() {
+            return error;
+        }
         let resolver = self.parts().selector.resolver();
         let mut allowed = Vec::new();
-        for prefix in resolver.siblings(&error, request, route).await {
+        for prefix in resolver.siblings(&error, request, route, 1).await {
             let model = ModelRequest { prefix: prefix.clone(), ..request.clone() };
             if self.permit_model(attempt, &model).await.is_ok() {
                 allowed.push(prefix);

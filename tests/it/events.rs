@@ -69,7 +69,7 @@ fn the_events_of_a_pod_say_why_its_model_is_missing() {
             assert_eq!(wrong.refused().await.0, Code::NotFound);
         }
         let failed = event_message(&api, "ModelPullFailed").await;
-        assert!(failed.contains("Allow group <the user's group>"), "the remedy: {failed}");
+        assert!(failed.contains("the nearest prefixes are models/phi3-mini/"), "{failed}");
         assert_eq!(
             api.reported().len(),
             1,

@@ -233,7 +233,7 @@ fn a_disk_that_others_fill_gets_the_space_of_unused_models() {
         .await;
         disk.fill_but("and-more", 5 * MIB);
         eventually("it is logged", SOON, async || {
-            driver.log().contains("nothing in the cache can be evicted").then_some(())
+            driver.log().contains("no model in the cache can be evicted").then_some(())
         })
         .await;
         assert_synthetic(&held.target().join("weights"), 1, SIZE);

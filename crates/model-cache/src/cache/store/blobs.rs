@@ -422,7 +422,11 @@ impl Blobs {
 
     /// Records that a blob was read from the disk and is good. A durable one needs no mark.
     pub(in crate::cache) fn confirm(&self, id: &BlobId) {
-        if !self.is_durable(id) {
+        // One that is known keeps its number: a sync that has begun may count on it.
+        let is_known = self.lock().contains_key(id);
+        if is_known {
+            self.lock_distrusted().remove(id);
+        } else if !self.is_durable(id) {
             self.mark_good(id);
         }
     }
