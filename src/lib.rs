@@ -40,6 +40,7 @@
 //!   API client of [`kubernetes`].
 //! - [`fetch`] downloads a model into a plain directory, without a cluster.
 //! - [`browse`] lists the models under a prefix, and what is wrong with each.
+//! - [`push`] uploads one, through the sink of [`source`].
 //!
 //! # Errors
 //!
@@ -58,6 +59,7 @@ pub mod kubernetes;
 pub mod manage;
 pub mod node;
 pub mod policy;
+pub mod push;
 pub mod resolve;
 pub mod socket;
 pub mod volume;
@@ -73,5 +75,6 @@ pub use oci_model_csi_object_storage::oci;
 use oci_model_csi_foundation::{
     blocking, http_error, log_throttle, random, retry, sync, text, trace,
 };
+use oci_model_csi_md5_lanes::md5_lanes;
 use oci_model_csi_model_cache::{budget, fair};
 use oci_model_csi_object_storage::transport;

@@ -5,6 +5,9 @@ use std::process::ExitCode;
 
 use crate::error::{Error, ErrorKind};
 
+/// Something was left undone that the same command continues.
+pub(super) const UNDONE: u8 = 6;
+
 /// Prints the error on stderr, and for `--output json` as an object on
 /// stdout. Returns the exit code of its kind.
 pub(super) fn report(error: &Error, json: bool) -> ExitCode {
@@ -16,6 +19,11 @@ pub(super) fn report(error: &Error, json: bool) -> ExitCode {
         let _ = writeln!(std::io::stdout(), "{object}");
     }
     let _ = writeln!(std::io::stderr(), "oci-model-csi: {error}");
+    code_of(error)
+}
+
+/// The exit code of an error that was printed already.
+pub(super) fn code_of(error: &Error) -> ExitCode {
     ExitCode::from(code(error.kind()))
 }
 

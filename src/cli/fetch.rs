@@ -1,16 +1,16 @@
 //! `oci-model-csi fetch URI DIR`
 
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::progress_bar;
 use super::storage::{self, StorageArgs};
 use crate::config::{Download, LimitsSection};
 use crate::download::{Concurrency, Engine};
@@ -105,7 +105,7 @@ pub(super) fn run(args: &FetchArgs, runtime: &Runtime) -> Result<()> {
                 ),
                 Err(e) => Error::io("waiting for an interrupt", &e),
             }),
-            () = draw(&progress) => Err(Error::internal("the progress bar ended")),
+            () = progress_bar::draw(|| progress.now()) => Err(Error::internal("the progress bar ended")),
         };
         // The last journal entries are written before the program ends.
         tokio::task::spawn_blocking(move || engine.stop(Duration::from_secs(5)))
@@ -114,40 +114,6 @@ pub(super) fn run(args: &FetchArgs, runtime: &Runtime) -> Result<()> {
         outcome
     })?;
     print(args, &report)
-}
-
-/// Draws a progress bar until the future is dropped. Draws nothing without a terminal.
-async fn draw(progress: &FetchProgress) {
-    if !std::io::stderr().is_terminal() {
-        return std::future::pending().await;
-    }
-    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-    let style = "{bar:30} {percent:>3} %  {binary_bytes} of {binary_total_bytes}  \
-                 {binary_bytes_per_sec}  {eta} left";
-    if let Ok(style) = ProgressStyle::with_template(style) {
-        bar.set_style(style);
-    }
-    let _guard = clear_on_drop(&bar);
-    let mut tick = tokio::time::interval(Duration::from_millis(200));
-    loop {
-        tick.tick().await;
-        let (done, total) = progress.now();
-        if total > 0 {
-            bar.set_length(total);
-            bar.set_position(done);
-        }
-    }
-}
-
-/// Returns a guard that clears the bar, so that only the result remains.
-fn clear_on_drop(bar: &ProgressBar) -> impl Drop + use<> {
-    struct Clear(ProgressBar);
-    impl Drop for Clear {
-        fn drop(&mut self) {
-            self.0.finish_and_clear();
-        }
-    }
-    Clear(bar.clone())
 }
 
 fn print(args: &FetchArgs, report: &FetchReport) -> Result<()> {

@@ -9,6 +9,8 @@ mod fetch;
 mod logging;
 mod ls;
 mod process_limits;
+mod progress_bar;
+mod push;
 mod reload;
 mod service_args;
 mod storage;
@@ -27,12 +29,13 @@ const ABOUT: &str = "Kubernetes CSI driver: AI models from OCI Object Storage as
                      read-only volumes";
 
 const AFTER_HELP: &str = "\
-Every flag but --all, --move, --update and --yes, which remove or replace files, can be given by an
-environment variable: --cache-dir is OCI_MODEL_CSI_CACHE_DIR.
+Every flag but --all, --delete, --move, --update and --yes, which remove or replace files, can be given
+by an environment variable: --cache-dir is OCI_MODEL_CSI_CACHE_DIR.
 If a value is given several times, the first of these wins: flag, OCI_MODEL_CSI_*, --config,
 OCI_CLI_*, the oci CLI's profile.
 
-Exit codes: 0 success, 1 failure, 2 usage error, 3 not found, 4 not allowed, 5 verification failed.";
+Exit codes: 0 success, 1 failure, 2 usage error, 3 not found, 4 not allowed, 5 verification failed,
+6 something was left undone that the same command continues.";
 
 #[derive(Debug, Parser)]
 #[command(name = "oci-model-csi", version, about = ABOUT, after_help = AFTER_HELP)]
@@ -55,6 +58,8 @@ enum Command {
     Fetch(fetch::FetchArgs),
     /// List the models under a prefix: objects, size, revision, and what is wrong
     Ls(ls::LsArgs),
+    /// Upload a directory or a Hub snapshot: with checksums, in parts, and resumable
+    Push(push::PushArgs),
     /// Inspect and manage the models in this node's cache
     Cache(cache::CacheArgs),
 }
@@ -76,6 +81,14 @@ pub fn run() -> ExitCode {
             logging::start(&cli.log, "warn");
             let json = args.wants_json();
             (runtime().and_then(|runtime| ls::run(&args, &runtime)), json)
+        }
+        Command::Push(args) => {
+            logging::start(&cli.log, "warn");
+            let json = args.wants_json();
+            match runtime().and_then(|runtime| push::run(&args, runtime)) {
+                Ok(code) => return code,
+                Err(error) => (Err(error), json),
+            }
         }
         Command::Cache(args) => {
             // Warnings of the driver would drown the answer.
@@ -138,7 +151,7 @@ mod tests {
     }
 
     /// Flags that remove or replace files: only the command line itself may ask for that.
-    const REMOVING: [&str; 4] = ["all", "move", "update", "yes"];
+    const REMOVING: [&str; 5] = ["all", "delete", "move", "update", "yes"];
 
     #[test]
     fn every_flag_has_its_variable_but_those_that_remove_files() {

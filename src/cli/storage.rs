@@ -8,8 +8,8 @@ use clap::Args;
 use crate::config;
 use crate::error::{Error, Result};
 use crate::metrics::{CredentialState, Metrics};
-use crate::oci::{Settings, StorageConnector};
-use crate::source::{AuthMethod, SourceConnector, StorageError, StorageErrorKind};
+use crate::oci::{ObjectStorage, Settings, StorageConnector};
+use crate::source::{AuthMethod, ObjectSink, SourceConnector, StorageError, StorageErrorKind};
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Object Storage")]
@@ -78,6 +78,12 @@ pub(super) async fn connect(
     Ok(Arc::new(connector))
 }
 
+/// Connects a client that can write. A configuration error is `Invalid`.
+pub(super) async fn connect_sink(settings: SourceSettings) -> Result<Arc<dyn ObjectSink>> {
+    let client = ObjectStorage::connect(settings.object_storage).await.map_err(as_invalid)?;
+    Ok(Arc::new(client))
+}
+
 fn as_invalid(error: StorageError) -> Error {
     match error.kind() {
         StorageErrorKind::Config => Error::invalid(error.to_string()),
@@ -86,6 +92,22 @@ fn as_invalid(error: StorageError) -> Error {
 }
 
 impl StorageArgs {
+    /// The same access as options of the oci CLI. It has no method `auto`.
+    pub(super) fn of_the_oci_cli(&self) -> Vec<String> {
+        let path = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
+        let options = [
+            ("--auth", self.auth.clone().filter(|auth| auth != "auto")),
+            ("--profile", self.profile.clone()),
+            ("--config-file", path(&self.config_file)),
+            ("--region", self.region.clone()),
+            ("--endpoint", self.oci_endpoint.clone()),
+            ("--cert-bundle", path(&self.ca_file)),
+        ];
+        let given = options.into_iter().filter_map(|(name, value)| Some((name, value?)));
+        let given = given.filter(|(_, value)| !value.trim().is_empty());
+        given.flat_map(|(name, value)| [name.to_owned(), value]).collect()
+    }
+
     /// The settings of the sources: flags before `config`, before `default_auth`.
     pub(super) fn settings(
         &self,

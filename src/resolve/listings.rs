@@ -237,7 +237,7 @@ impl ListingsInner {
         source: &ModelSource,
         waiters: &Waiters,
     ) -> Result<()> {
-        held.listing.push(page.into_iter().map(listed))?;
+        held.listing.push(page.into_iter().map(ListedObject::from))?;
         let weight = held.listing.weight();
         if weight > *most && *most == SMALL {
             let large = self.large.most();
@@ -307,12 +307,6 @@ fn too_long(title: &str, most: u64) -> Error {
             size_text(most)
         ),
     )
-}
-
-fn listed(object: ObjectSummary) -> ListedObject {
-    let archived = object.is_archived();
-    let (name, size, etag, md5) = (object.name, object.size, object.etag, object.md5);
-    ListedObject { name, size, etag, md5, archived }
 }
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
 //! HTTP/1.1 over hyper and rustls: no redirects, no decompression, no proxies.
 //! The one place that opens connections. It knows nothing of the APIs above it.
 
+mod upload;
+
 use std::error::Error as StdError;
 use std::path::Path;
 use std::sync::Arc;
@@ -11,7 +13,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use futures_util::stream::{self, BoxStream};
 use http::{Request, Response};
-use http_body_util::{BodyExt as _, Full};
+use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client;
@@ -24,6 +26,8 @@ use tokio::time::Instant;
 use crate::error::Cause;
 use crate::text::shown;
 use crate::text::{self, pem};
+pub use upload::RequestBody;
+use upload::SendProgress;
 
 /// Size of one read from a connection. Chunks have this length where the network keeps up, and at
 /// most twice that: 128 to 512 KiB measured best when they go straight to positional writes.
@@ -66,9 +70,10 @@ impl TransportFailure {
 pub struct TransportTimeouts {
     /// For a TCP connection.
     pub connect: Duration,
-    /// From sending a request to the head of its answer, TLS handshake included.
+    /// From sending a request to the head of its answer, TLS handshake included. For a body
+    /// that is read while it is sent: from its last byte.
     pub response_head: Duration,
-    /// Between two chunks of a body.
+    /// Between two chunks of a body, received or sent.
     pub body_idle: Duration,
 }
 
@@ -86,7 +91,7 @@ pub struct Unusable {
 /// One pool of connections with its timeouts; cheap to clone.
 #[derive(Clone)]
 pub struct Transport {
-    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    client: Client<HttpsConnector<HttpConnector>, RequestBody>,
     response_head: Duration,
     body_idle: Duration,
 }
@@ -128,8 +133,9 @@ impl Transport {
     /// skipped; too many of them count as no answer.
     pub async fn send(
         &self,
-        mut request: Request<Full<Bytes>>,
+        request: Request<impl Into<RequestBody>>,
     ) -> Result<Response<Incoming>, TransportFailure> {
+        let mut request = request.map(Into::into);
         let (seen, too_many) = (AtomicUsize::new(0), Arc::new(Notify::new()));
         let noticed = Arc::clone(&too_many);
         hyper::ext::on_informational(&mut request, move |_| {
@@ -137,20 +143,29 @@ impl Transport {
                 noticed.notify_one();
             }
         });
-        let no_answer = |what| Err(TransportFailure::new(what));
-        let answered = tokio::time::timeout(self.response_head, self.client.request(request));
+        let sending = request.body().progress();
+        let answer = self.client.request(request);
         tokio::select! {
-            answered = answered => match answered {
-                Ok(Ok(response)) => Ok(response),
-                Ok(Err(error)) => Err(describe(error)),
-                Err(_) => {
-                    no_answer(format!("no answer within {} s", self.response_head.as_secs_f64()))
-                }
-            },
-            () = too_many.notified() => {
-                no_answer(format!("more than {INTERIM_ANSWERS} interim answers (1xx) and no other"))
-            }
+            biased;
+            answered = answer => answered.map_err(describe),
+            failure = self.out_of_patience(sending) => Err(failure),
+            () = too_many.notified() => Err(TransportFailure::new(format!(
+                "more than {INTERIM_ANSWERS} interim answers (1xx) and no other"
+            ))),
         }
+    }
+
+    /// Waits until a request has taken too long to answer: a whole one since it was begun, and
+    /// one whose body is read while it is sent since its last byte, or if that stalls.
+    async fn out_of_patience(&self, sending: Option<Arc<SendProgress>>) -> TransportFailure {
+        if let Some(sending) = sending
+            && let Some(stalled) = sending.watch(self.body_idle, self.minimum_progress()).await
+        {
+            return stalled;
+        }
+        tokio::time::sleep(self.response_head).await;
+        let seconds = self.response_head.as_secs_f64();
+        TransportFailure::new(format!("no answer within {seconds} s"))
     }
 
     /// The minimum progress that a body of this transport must make.

@@ -33,13 +33,14 @@ const OTHER_CALLS: [(&str, &str); 19] = [
 ];
 
 /// Files and directories without messages.
-const OTHER_FILES: [(&str, &str); 13] = [
+const OTHER_FILES: [(&str, &str); 14] = [
     ("crates/foundation/src/metrics/", "names and help of metrics"),
     ("src/node/", "only logged"),
     ("src/volume/event_recorder.rs", "events, which docs/events.md has"),
     ("src/cli/cache/show.rs", "output of commands that succeed"),
     ("src/cli/ls/show.rs", "output of a command that succeeds"),
     ("src/browse/problem.rs", "output of ls, which docs/commands.md describes"),
+    ("src/cli/push/show.rs", "output of commands that succeed"),
     ("crates/object-storage/src/oci/sdk_signer.rs", "disagreement of two signers, a bug"),
     // Those of keys and values name the file, the line, the key and what is valid there.
     ("src/config/amount.rs", "values of the configuration"),
@@ -102,13 +103,15 @@ const OTHER_LITERALS: [(&str, &str); 35] = [
 ];
 
 /// Ends and beginnings that are not worth a row, since they explain themselves.
-const PARTS: [&str; 13] = [
+const PARTS: [&str; 15] = [
     " (opc-request-id {id})",
     ", after {attempts} attempts in {:.1} s",
     "after {n} attempts in {spent} s",
     "oci-model-csi: {error}",
     "oci-model-csi: warning: {error}",
     "the disk of {}",
+    "oci os multipart abort {}",
+    "to give up instead: {abort}",
     "{} is on {} ({}, mounted at {}), which",
     ", may not mount {}: ",
     "a part of it",

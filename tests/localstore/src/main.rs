@@ -43,7 +43,7 @@ Examples:
 Faults, each for all matching requests, or with \"skip\", \"every\" and \"times\" for some:
   latency{ms} bandwidth{bytes_per_sec} connection_bandwidth{bytes_per_sec}
   crowding{bytes_per_sec,bodies} connection_limit{connections}
-  status{code,oci_code,message,retry_after} disconnect reset_after{bytes} stall_after{bytes} short_body{missing} wrong_range
+  status{code,oci_code,message,retry_after} disconnect lost_answer reset_after{bytes} stall_after{bytes} short_body{missing} wrong_range
   ignore_range flip_byte{offset} replace_object{seed,size} date_offset{secs} archived
   header{name,value} proxied
 Admin: GET POST DELETE /_localstore/faults, GET /_localstore/stats and /requests,

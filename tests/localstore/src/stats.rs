@@ -19,6 +19,7 @@ const RECORDS: usize = 20_000;
 pub(crate) struct Counters {
     tables: Mutex<Tables>,
     body_bytes: AtomicU64,
+    received_bytes: AtomicU64,
     connections: AtomicU64,
     in_flight: AtomicU64,
     in_flight_max: AtomicU64,
@@ -59,6 +60,8 @@ pub struct Stats {
     pub requests: BTreeMap<Operation, BTreeMap<u16, u64>>,
     /// Bytes of objects sent, all together.
     pub body_bytes: u64,
+    /// Bytes of objects and parts received, those of refused and broken uploads included.
+    pub received_bytes: u64,
     /// Bytes of objects sent, by `bucket/object`.
     pub object_bytes: BTreeMap<String, u64>,
     /// Connections accepted.
@@ -93,6 +96,11 @@ impl Stats {
 impl Counters {
     pub(crate) fn connection_accepted(&self) {
         self.connections.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts bytes of an upload.
+    pub(crate) fn received(&self, bytes: u64) {
+        self.received_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
     pub(crate) fn token_issued(&self) {
@@ -133,6 +141,7 @@ impl Counters {
         Stats {
             requests: tables.requests.clone(),
             body_bytes: load(&self.body_bytes),
+            received_bytes: load(&self.received_bytes),
             object_bytes: tables
                 .object_bytes
                 .iter()
@@ -157,7 +166,9 @@ impl Counters {
     /// Resets all counts; requests in progress stay counted as such.
     pub(crate) fn reset(&self) {
         *self.tables.lock() = Tables::default();
-        for counter in [&self.body_bytes, &self.connections, &self.tokens_issued] {
+        for counter in
+            [&self.body_bytes, &self.received_bytes, &self.connections, &self.tokens_issued]
+        {
             counter.store(0, Ordering::Relaxed);
         }
         self.in_flight_max.store(self.in_flight.load(Ordering::Relaxed), Ordering::Relaxed);

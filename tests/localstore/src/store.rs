@@ -144,6 +144,13 @@ impl LocalStore {
         Ok(bucket.get(name).map_err(|error| explain(&error))?.meta.etag.clone())
     }
 
+    /// The multipart uploads of a bucket that are neither committed nor aborted: object and id.
+    pub fn uploads(&self, bucket: &str) -> anyhow::Result<Vec<(String, String)>> {
+        let bucket = self.state().catalog.bucket(bucket).map_err(|error| explain(&error))?;
+        let all = bucket.uploads.all();
+        Ok(all.iter().map(|upload| (upload.object.clone(), upload.id.clone())).collect())
+    }
+
     /// Hides buckets from callers from now on; see [`Builder::hide`].
     pub fn hide(&self, caller: &str, bucket: &str) {
         self.state().keys.hide(caller, bucket);

@@ -2,8 +2,9 @@
 //! vocabulary for it.
 //!
 //! An [`ObjectSource`] lists the objects under a prefix, describes one, and returns bytes of
-//! one version, at one location and with one identity. `oci` implements it over Object Storage.
-//! Nothing above names `oci` but `cli`, which connects it.
+//! one version, at one location and with one identity. An [`ObjectSink`] also stores and deletes
+//! objects. `oci` implements both over Object Storage. Nothing above names `oci` but `cli`, which
+//! connects it.
 
 mod auth;
 mod body;
@@ -13,6 +14,7 @@ mod names;
 mod objects;
 mod region_name;
 mod retry;
+mod sink;
 mod workload;
 
 use std::any::Any;
@@ -31,6 +33,9 @@ pub use objects::parse_md5;
 pub use objects::{ListedMd5, MultipartMd5, ObjectHead, ObjectSummary};
 pub use region_name::RegionName;
 pub use retry::{Attempts, RetryPolicy};
+pub use sink::{
+    ObjectSink, PartToCommit, Replaces, RunningUpload, StoredBytes, UploadBody, UploadedPart,
+};
 pub use workload::Workload;
 
 /// The result of a call to a source.

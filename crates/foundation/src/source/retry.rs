@@ -47,6 +47,13 @@ impl RetryPolicy {
         Self { attempts: 1, backoff: Backoff::new(second, second), budget: Duration::ZERO }
     }
 
+    /// The same, for requests that take longer: the last attempt begins at most `budget` after
+    /// the first one.
+    #[must_use]
+    pub fn within(self, budget: Duration) -> Self {
+        Self { budget, ..self }
+    }
+
     /// Attempts in all.
     pub fn attempts(&self) -> u32 {
         self.attempts

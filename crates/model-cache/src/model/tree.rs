@@ -7,6 +7,7 @@ use super::manifest::new_directories;
 use super::twins::twins;
 use super::{Filters, ObjectListing, Pattern, Prefix, Revision, Warning, size_text};
 use crate::error::{Error, ErrorKind, Result};
+use crate::source::ObjectSummary;
 use crate::text::shown;
 
 /// Longest file name of Linux file systems, in bytes.
@@ -37,6 +38,14 @@ pub struct ListedObject {
     pub md5: Option<String>,
     /// The object lies in the archive tier and is not restored.
     pub archived: bool,
+}
+
+impl From<ObjectSummary> for ListedObject {
+    fn from(object: ObjectSummary) -> Self {
+        let archived = object.is_archived();
+        let (name, size, etag, md5) = (object.name, object.size, object.etag, object.md5);
+        Self { name, size, etag, md5, archived }
+    }
 }
 
 /// One file of the tree.

@@ -44,6 +44,34 @@ pub(super) fn twins<'a>(paths: impl IntoIterator<Item = &'a str>) -> Option<Warn
     found.warning()
 }
 
+/// Finds two paths that are one name in two Unicode forms.
+pub fn two_forms_of_one_name<'a>(
+    paths: impl IntoIterator<Item = &'a str>,
+) -> Option<(&'a str, &'a str)> {
+    let mut seen: HashMap<String, &str> = HashMap::new();
+    let others = paths.into_iter().filter(|path| !path.is_ascii());
+    others.into_iter().find_map(|path| match seen.entry(path.nfc().collect()) {
+        Entry::Occupied(taken) if *taken.get() != path => Some((*taken.get(), path)),
+        Entry::Occupied(_) => None,
+        Entry::Vacant(free) => {
+            free.insert(path);
+            None
+        }
+    })
+}
+
+/// Replaces all characters beyond ASCII by their code points, which distinguishes the forms.
+pub fn with_code_points(text: &str) -> String {
+    let mut visible = String::new();
+    for c in text.chars() {
+        match c.is_ascii() {
+            true => visible.push(c),
+            false => visible.extend(c.escape_unicode()),
+        }
+    }
+    visible
+}
+
 /// A directory whose entries are being compared.
 #[derive(Default)]
 struct Siblings<'a> {
@@ -72,7 +100,7 @@ impl TwinNames {
         let path = |name: &str| {
             let path = format!("{directory}{name}");
             match only_form {
-                true => shown(&visibly(&path), 120),
+                true => shown(&with_code_points(&path), 120),
                 false => shown(&path, 120),
             }
         };
@@ -107,18 +135,6 @@ fn folded(name: &str) -> String {
     name.nfd().flat_map(char::to_lowercase).nfd().collect()
 }
 
-/// Replaces characters that look alike by their code points.
-fn visibly(text: &str) -> String {
-    let mut visible = String::new();
-    for c in text.chars() {
-        match c.is_ascii() {
-            true => visible.push(c),
-            false => visible.extend(c.escape_unicode()),
-        }
-    }
-    visible
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -144,6 +160,13 @@ mod tests {
         assert!(text.contains("\"cafe\\u{301}.bin\""), "{text}");
         assert!(text.contains("two Unicode forms"), "{text}");
         assert!(warning(&["\u{ac00}", "\u{1100}\u{1161}"]).is_some(), "Hangul");
+    }
+
+    #[test]
+    fn only_two_forms_of_one_name_are_one_name() {
+        let forms = two_forms_of_one_name(["a", "caf\u{e9}", "Caf\u{e9}", "cafe\u{301}"]);
+        assert_eq!(forms, Some(("caf\u{e9}", "cafe\u{301}")));
+        assert_eq!(two_forms_of_one_name(["a/\u{e9}", "b/e\u{301}", "A", "a"]), None);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The calls: namespace, list, head, get.
+//! The calls: namespace, list, head, get; those that write are in `write`.
 //!
 //! Every call has one target string, which is signed and sent as the same
 //! bytes. After a 401 the call is repeated once with another credential before the
@@ -7,7 +7,10 @@
 mod connect;
 mod exchange;
 mod pages;
+mod remedies;
+mod sink;
 mod source;
+mod write;
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -98,7 +98,27 @@ fn summary(call: &Call, upload: &Upload) -> Value {
 pub(super) fn list_uploads(call: &Call) -> Handled {
     let uploads: Vec<Value> =
         call.bucket()?.uploads.all().iter().map(|upload| summary(call, upload)).collect();
-    Ok(reply::json(StatusCode::OK, &uploads))
+    page_of(call, uploads)
+}
+
+/// One page of a listing. The token of the next one is where it begins.
+fn page_of(call: &Call, entries: Vec<Value>) -> Handled {
+    let query = &call.target.query;
+    let number = |name: &'static str, text: &str| {
+        let wrong = || ApiError::invalid_parameter(format!("{name} is '{text}', not a number"));
+        text.parse::<usize>().map_err(|_| wrong())
+    };
+    let start = query.get("page").map_or(Ok(0), |text| number("page", text))?;
+    let most = call.state.max_page;
+    let limit = query.get("limit").map_or(Ok(most), |text| number("limit", text))?.clamp(1, most);
+    let end = start.saturating_add(limit);
+    let is_last = end >= entries.len();
+    let page: Vec<Value> = entries.into_iter().skip(start).take(limit).collect();
+    let mut reply = reply::json(StatusCode::OK, &page);
+    if !is_last {
+        reply::set(&mut reply, "opc-next-page", &end.to_string());
+    }
+    Ok(reply)
 }
 
 pub(super) async fn upload_part(call: &mut Call) -> Handled {
@@ -137,7 +157,7 @@ pub(super) fn list_parts(call: &Call) -> Handled {
             })
         })
         .collect();
-    Ok(reply::json(StatusCode::OK, &parts))
+    page_of(call, parts)
 }
 
 #[derive(Deserialize)]

@@ -188,6 +188,7 @@ pub(crate) struct Effects {
     /// The status of a page that is no answer of this API.
     pub(crate) page: Option<u16>,
     pub(crate) disconnect: bool,
+    pub(crate) lost_answer: bool,
     pub(crate) date_offset_secs: i64,
     pub(crate) range: RangeFault,
     pub(crate) replace: Option<Replacement>,
@@ -250,6 +251,7 @@ impl Effects {
             }
             Action::Page { code } => self.page = Some(*code),
             Action::Disconnect | Action::ConnectionLimit { .. } => self.disconnect = true,
+            Action::LostAnswer => self.lost_answer = true,
             Action::ResetAfter { bytes } => self.body.cut = Some(Cut::ResetAfter(*bytes)),
             Action::StallAfter { bytes } => self.body.cut = Some(Cut::StallAfter(*bytes)),
             Action::ShortBody { missing } => self.body.cut = Some(Cut::Missing(*missing)),

@@ -100,6 +100,8 @@ pub enum Action {
     },
     /// Resets the connection instead of answering.
     Disconnect,
+    /// Does what was asked for, and resets the connection instead of answering.
+    LostAnswer,
     /// Resets the connection after so many bytes of the body (of an upload's too).
     ResetAfter {
         /// Bytes.

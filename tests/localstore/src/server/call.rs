@@ -128,6 +128,7 @@ impl Call {
                 sha256.update(&bytes);
             }
             received += bytes.len() as u64;
+            self.state.counters.received(bytes.len() as u64);
             self.upload_faults(received, bytes.len() as u64).await?;
         }
         if let Some(signed) = &self.signed_digest {

@@ -81,6 +81,10 @@ pub(crate) async fn answer(
         None => handle(&mut call).await,
     };
     let mut reply = match handled {
+        Ok(_) if call.effects.lost_answer => {
+            call.reset.set();
+            return Err(Aborted);
+        }
         Ok(reply) => reply,
         Err(Failure::Aborted) => return Err(Aborted),
         Err(Failure::Refused(error)) => {

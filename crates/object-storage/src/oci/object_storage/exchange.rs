@@ -6,10 +6,10 @@ use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header, response,
 };
-use http_body_util::Full;
 use hyper::body::Incoming;
 
 use super::ObjectStorageInner;
+use super::remedies::remedy;
 use crate::http_error::{HttpError, HttpMeaning, header_text};
 use crate::oci::clock::skew_remedy;
 use crate::oci::endpoint::Endpoint;
@@ -17,8 +17,9 @@ use crate::oci::error::{StorageError, StorageErrorKind, refused, storage_kind, u
 use crate::oci::identity::Credential;
 use crate::oci::sign;
 use crate::random;
-use crate::source::{AuthMethod, Bucket, Workload};
+use crate::source::{Bucket, UploadBody};
 use crate::text::excerpt;
+use crate::transport::RequestBody;
 
 const USER_AGENT: &str = concat!("oci-model-csi/", env!("CARGO_PKG_VERSION"));
 
@@ -33,6 +34,8 @@ pub(super) struct UnsignedRequest<'a> {
     method: Method,
     target: String,
     pub(super) headers: Vec<(HeaderName, String)>,
+    /// A body that is signed; those of objects are sent without.
+    json: Option<Bytes>,
 }
 
 impl<'a> UnsignedRequest<'a> {
@@ -43,12 +46,23 @@ impl<'a> UnsignedRequest<'a> {
         target: String,
     ) -> Self {
         let subject = subject.to_string();
-        Self { operation, subject, bucket: None, method, target, headers: Vec::new() }
+        Self { operation, subject, bucket: None, method, target, headers: Vec::new(), json: None }
     }
 
     pub(super) fn in_bucket(mut self, bucket: &'a Bucket) -> Self {
         self.bucket = Some(bucket);
         self
+    }
+
+    /// With a body, which is signed.
+    pub(super) fn with_json(mut self, body: &serde_json::Value) -> Self {
+        self.json = Some(body.to_string().into());
+        self
+    }
+
+    /// Whether the request changes something.
+    fn writes(&self) -> bool {
+        !self.method.is_safe()
     }
 
     /// `GetObject of a/b in bucket c of namespace d`.
@@ -65,7 +79,8 @@ impl<'a> UnsignedRequest<'a> {
         endpoint: &Endpoint,
         date: &str,
         credential: Option<&Credential>,
-    ) -> Result<Request<Full<Bytes>>, StorageError> {
+        upload: Option<UploadBody>,
+    ) -> Result<Request<RequestBody>, StorageError> {
         let refuse = |error: http::Error| self.error(StorageErrorKind::Config, error.to_string());
         let uri = endpoint.uri(&self.target).map_err(refuse)?;
         let mut request = Request::builder()
@@ -77,6 +92,14 @@ impl<'a> UnsignedRequest<'a> {
         for (name, value) in &self.headers {
             request = request.header(name, value);
         }
+        if let Some(json) = &self.json {
+            request = request
+                .header(header::CONTENT_TYPE, sign::JSON)
+                .header(header::CONTENT_LENGTH, json.len());
+        }
+        if let Some(upload) = &upload {
+            request = request.header(header::CONTENT_LENGTH, upload.length);
+        }
         if let Some(credential) = credential {
             // The target comes from the URI that is sent, never from a second formatting.
             let target = uri.path_and_query().map_or("/", |target| target.as_str());
@@ -87,7 +110,10 @@ impl<'a> UnsignedRequest<'a> {
                     host: Some(endpoint.host()),
                     date,
                     date_header: sign::DateHeader::Date,
-                    body: None,
+                    body: self
+                        .json
+                        .as_ref()
+                        .map(|json| sign::Body { content_type: sign::JSON, bytes: json }),
                 },
                 &endpoint.origin(),
             )?;
@@ -95,8 +121,15 @@ impl<'a> UnsignedRequest<'a> {
                 .map_err(|error| self.error(StorageErrorKind::Config, error.to_string()))?;
             authorization.set_sensitive(true);
             request = request.header(header::AUTHORIZATION, authorization);
+            if let Some(hash) = signed.content_sha256 {
+                request = request.header("x-content-sha256", hash);
+            }
         }
-        request.uri(uri).body(Full::new(Bytes::new())).map_err(refuse)
+        let body = match upload {
+            Some(UploadBody { length, chunks }) => RequestBody::stream(length, chunks),
+            None => RequestBody::whole(self.json.clone().unwrap_or_default()),
+        };
+        request.uri(uri).body(body).map_err(refuse)
     }
 }
 
@@ -106,17 +139,14 @@ impl ObjectStorageInner {
         &self,
         call: &UnsignedRequest<'_>,
     ) -> Result<Response<Incoming>, StorageError> {
-        if self.workloads.is_some() && self.identity.is_none() {
-            let why = "oke_workload_identity asks as a pod, and there is none here";
-            return Err(call.error(StorageErrorKind::Config, why));
-        }
+        self.check_requester(call)?;
         let endpoint = self.place.endpoint().await?;
         let Some(identity) = &self.identity else {
-            let response = self.exchange(call, &endpoint, None).await?;
+            let response = self.exchange(call, &endpoint, None, None).await?;
             return self.succeeded(call, &endpoint, response).await;
         };
         let credential = identity.credentials().await.map_err(StorageError::of_identity)?;
-        let response = self.exchange(call, &endpoint, Some(&credential)).await?;
+        let response = self.exchange(call, &endpoint, Some(&credential), None).await?;
         if response.status() != StatusCode::UNAUTHORIZED {
             return self.succeeded(call, &endpoint, response).await;
         }
@@ -133,11 +163,43 @@ impl ObjectStorageInner {
         };
         // A connection whose body was read to its end can be used again.
         let _ = self.transport.read(response.into_body(), LONGEST_ERROR).await;
-        let response = self.exchange(call, &endpoint, Some(&other)).await?;
+        let response = self.exchange(call, &endpoint, Some(&other), None).await?;
         if response.status() == StatusCode::UNAUTHORIZED {
             identity.repeat_was_futile();
         }
         self.succeeded(call, &endpoint, response).await
+    }
+
+    /// Sends a request with a body that cannot be sent twice. After a 401 that another
+    /// credential may mend the error is transient: the caller sends the bytes again.
+    pub(super) async fn send_upload(
+        &self,
+        call: &UnsignedRequest<'_>,
+        body: UploadBody,
+    ) -> Result<Response<Incoming>, StorageError> {
+        self.check_requester(call)?;
+        let endpoint = self.place.endpoint().await?;
+        let Some(identity) = &self.identity else {
+            let response = self.exchange(call, &endpoint, None, Some(body)).await?;
+            return self.succeeded(call, &endpoint, response).await;
+        };
+        let credential = identity.credentials().await.map_err(StorageError::of_identity)?;
+        let response = self.exchange(call, &endpoint, Some(&credential), Some(body)).await?;
+        if response.status() == StatusCode::UNAUTHORIZED
+            && let Ok(Some(_)) = identity.invalidate(&credential).await
+        {
+            let why = "the credential was refused, and has been replaced";
+            return Err(call.error(StorageErrorKind::Unavailable, why));
+        }
+        self.succeeded(call, &endpoint, response).await
+    }
+
+    fn check_requester(&self, call: &UnsignedRequest<'_>) -> Result<(), StorageError> {
+        if self.workloads.is_some() && self.identity.is_none() {
+            let why = "oke_workload_identity asks as a pod, and there is none here";
+            return Err(call.error(StorageErrorKind::Config, why));
+        }
+        Ok(())
     }
 
     /// As [`send`](Self::send), repeated as the policy says.
@@ -199,9 +261,10 @@ impl ObjectStorageInner {
         call: &UnsignedRequest<'_>,
         endpoint: &Endpoint,
         credential: Option<&Credential>,
+        upload: Option<UploadBody>,
     ) -> Result<Response<Incoming>, StorageError> {
         let date = httpdate::fmt_http_date(self.clock.now());
-        let request = call.request(endpoint, &date, credential)?;
+        let request = call.request(endpoint, &date, credential, upload)?;
         let answer = self.transport.send(request).await;
         if let Some(observe) = &self.observer {
             observe(call.operation, answer.as_ref().ok().map(|answer| answer.status().as_u16()));
@@ -243,7 +306,7 @@ impl ObjectStorageInner {
             HttpMeaning::LoginRequired => Some(login_remedy(&parts.headers, endpoint.host())),
             _ => {
                 let (code, workload) = (answer.code.as_deref(), self.workload.as_ref());
-                remedy(kind, code, call.bucket, self.method, workload)
+                remedy(kind, code, call.bucket, call.writes(), self.method, workload)
             }
         };
         let attempted = format!("{} at {}", call.attempted(), endpoint.host());
@@ -278,57 +341,6 @@ fn login_remedy(headers: &HeaderMap, host: &str) -> String {
     )
 }
 
-/// The policy statement that lets the driver, or a pod, read a bucket, for the kind of its
-/// identity. Shown whole in errors, so that it can be copied.
-pub(crate) fn statement(bucket: &str, method: AuthMethod, workload: Option<&Workload>) -> String {
-    match (workload, method) {
-        (None, AuthMethod::ApiKey) => format!(
-            "Allow group <the user's group> to read objects in compartment <the bucket's> where \
-             target.bucket.name='{bucket}'"
-        ),
-        (None, AuthMethod::None) => format!(
-            "choose another --auth, or make it public with oci os bucket update --bucket-name \
-             {bucket} --public-access-type ObjectRead"
-        ),
-        (None, _) => format!(
-            "Allow dynamic-group <the nodes' group> to read objects in compartment <the bucket's> where \
-             target.bucket.name='{bucket}'"
-        ),
-        (Some(Workload { namespace, service_account, .. }), _) => format!(
-            "Allow any-user to read objects in compartment … where all \
-             {{request.principal.type='workload', request.principal.cluster_id='…', \
-             request.principal.namespace='{namespace}', \
-             request.principal.service_account='{service_account}', \
-             target.bucket.name='{bucket}'}}"
-        ),
-    }
-}
-
-fn remedy(
-    kind: StorageErrorKind,
-    code: Option<&str>,
-    bucket: Option<&Bucket>,
-    method: AuthMethod,
-    workload: Option<&Workload>,
-) -> Option<String> {
-    let bucket = bucket?;
-    let who = workload.map_or_else(|| "the driver".to_owned(), Workload::to_string);
-    let statement = statement(&bucket.name, method, workload);
-    match kind {
-        // The bucket was visible, so the permission exists.
-        StorageErrorKind::NotFound if code == Some("ObjectNotFound") => None,
-        StorageErrorKind::NotFound => {
-            Some(format!("it does not exist, or {who} may not see it; to allow it: {statement}"))
-        }
-        StorageErrorKind::Forbidden => Some(format!("to allow it: {statement}")),
-        StorageErrorKind::Archived => Some(format!(
-            "restore it first: oci os object restore --bucket-name {} --name NAME",
-            bucket.name
-        )),
-        _ => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -336,6 +348,7 @@ mod tests {
     use super::*;
     use crate::oci::test_server::{ScriptedAnswer, TestServer};
     use crate::oci::{Environment, ObjectStorage, Settings};
+    use crate::source::AuthMethod;
 
     #[tokio::test]
     async fn the_refusals_of_the_service_are_reviewed() {
@@ -366,29 +379,5 @@ mod tests {
             texts.push(error.replace(server.url.trim_start_matches("http://"), "HOST"));
         }
         insta::assert_snapshot!(texts.join("\n"));
-    }
-
-    #[test]
-    fn a_404_names_the_missing_policy_unless_the_bucket_was_visible() {
-        let bucket = Bucket::new("ns", "models");
-        let not_found = |code| {
-            let method = AuthMethod::InstancePrincipal;
-            remedy(StorageErrorKind::NotFound, Some(code), Some(&bucket), method, None)
-        };
-        let text = not_found("BucketNotFound").unwrap();
-        assert!(text.contains("target.bucket.name='models'"), "{text}");
-        assert_eq!(not_found("ObjectNotFound"), None);
-    }
-
-    #[test]
-    fn a_refusal_has_the_policy_for_the_kind_of_identity() {
-        for (method, remedy) in [
-            (AuthMethod::InstancePrincipal, "Allow dynamic-group <the nodes' group> to read"),
-            (AuthMethod::ApiKey, "Allow group <the user's group> to read objects in"),
-            (AuthMethod::None, "--bucket-name ai --public-access-type ObjectRead"),
-        ] {
-            let text = statement("ai", method, None);
-            assert!(text.contains(remedy), "{method}: {text}");
-        }
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 
-use super::exchange::statement;
+use super::remedies::statement;
 use super::{ObjectStorage, Pages};
 use crate::source::{
     AuthMethod, Bucket, ListingPages, ObjectBody, ObjectHead, ObjectName, ObjectSource,

@@ -1,0 +1,119 @@
+//! What to do about a refusal of the service.
+
+use crate::oci::error::StorageErrorKind;
+use crate::source::{AuthMethod, Bucket, Workload};
+
+/// The policy statement that lets the driver, or a pod, read a bucket, for the kind of its
+/// identity. Shown whole in errors, so that it can be copied.
+pub(crate) fn statement(bucket: &str, method: AuthMethod, workload: Option<&Workload>) -> String {
+    match (workload, method) {
+        (None, AuthMethod::ApiKey) => format!(
+            "Allow group <the user's group> to read objects in compartment <the bucket's> where \
+             target.bucket.name='{bucket}'"
+        ),
+        (None, AuthMethod::None) => format!(
+            "choose another --auth, or make it public with oci os bucket update --bucket-name \
+             {bucket} --public-access-type ObjectRead"
+        ),
+        (None, _) => format!(
+            "Allow dynamic-group <the nodes' group> to read objects in compartment <the bucket's> where \
+             target.bucket.name='{bucket}'"
+        ),
+        (Some(Workload { namespace, service_account, .. }), _) => format!(
+            "Allow any-user to read objects in compartment … where all \
+             {{request.principal.type='workload', request.principal.cluster_id='…', \
+             request.principal.namespace='{namespace}', \
+             request.principal.service_account='{service_account}', \
+             target.bucket.name='{bucket}'}}"
+        ),
+    }
+}
+
+/// The policy statement that lets a user's command write to a bucket.
+fn statement_for_writing(bucket: &str, method: AuthMethod) -> String {
+    match method {
+        AuthMethod::ApiKey => format!(
+            "Allow group <the user's group> to manage objects in compartment <the bucket's> where \
+             target.bucket.name='{bucket}'"
+        ),
+        AuthMethod::None => "choose another --auth: a push has to be signed".to_owned(),
+        _ => format!(
+            "Allow dynamic-group <the nodes' group> to manage objects in compartment <the bucket's> \
+             where target.bucket.name='{bucket}'"
+        ),
+    }
+}
+
+/// What to do about a refusal by the service; `writes` is whether the request changes something.
+pub(super) fn remedy(
+    kind: StorageErrorKind,
+    code: Option<&str>,
+    bucket: Option<&Bucket>,
+    writes: bool,
+    method: AuthMethod,
+    workload: Option<&Workload>,
+) -> Option<String> {
+    let bucket = bucket?;
+    let who = workload.map_or_else(|| "the driver".to_owned(), Workload::to_string);
+    let statement = match writes {
+        true => statement_for_writing(&bucket.name, method),
+        false => statement(&bucket.name, method, workload),
+    };
+    match kind {
+        // The bucket was visible, so the permission to read exists; that to write need not.
+        StorageErrorKind::NotFound if !writes && code == Some("ObjectNotFound") => None,
+        StorageErrorKind::NotFound if code == Some("UploadNotFound") => None,
+        StorageErrorKind::NotFound => {
+            Some(format!("it does not exist, or {who} may not see it; to allow it: {statement}"))
+        }
+        StorageErrorKind::Forbidden => Some(format!("to allow it: {statement}")),
+        StorageErrorKind::Archived => Some(format!(
+            "restore it first: oci os object restore --bucket-name {} --name NAME",
+            bucket.name
+        )),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_404_names_the_missing_policy_unless_the_bucket_was_visible() {
+        let bucket = Bucket::new("ns", "models");
+        let not_found = |code| {
+            let method = AuthMethod::InstancePrincipal;
+            remedy(StorageErrorKind::NotFound, Some(code), Some(&bucket), false, method, None)
+        };
+        let text = not_found("BucketNotFound").unwrap();
+        assert!(text.contains("target.bucket.name='models'"), "{text}");
+        assert_eq!(not_found("ObjectNotFound"), None);
+    }
+
+    #[test]
+    fn a_refusal_has_the_policy_for_the_kind_of_identity() {
+        for (method, remedy) in [
+            (AuthMethod::InstancePrincipal, "Allow dynamic-group <the nodes' group> to read"),
+            (AuthMethod::ApiKey, "Allow group <the user's group> to read objects in"),
+            (AuthMethod::None, "--bucket-name ai --public-access-type ObjectRead"),
+        ] {
+            let text = statement("ai", method, None);
+            assert!(text.contains(remedy), "{method}: {text}");
+        }
+    }
+
+    #[test]
+    fn a_refused_write_names_the_policy_for_writing() {
+        let bucket = Bucket::new("ns", "models");
+        let forbidden = |method| {
+            remedy(StorageErrorKind::Forbidden, None, Some(&bucket), true, method, None).unwrap()
+        };
+        let text = forbidden(AuthMethod::ApiKey);
+        assert!(text.contains("Allow group <the user's group> to manage objects in"), "{text}");
+        assert!(forbidden(AuthMethod::None).contains("has to be signed"));
+        let (kind, code) = (StorageErrorKind::NotFound, Some("ObjectNotFound"));
+        let text = remedy(kind, code, Some(&bucket), true, AuthMethod::ApiKey, None).unwrap();
+        assert!(text.contains("to manage objects in"), "{text}");
+    }
+}
