@@ -323,9 +323,20 @@ impl<'a> UnsignedRequest<'a> {
         object: &'a ObjectName,
         method: Method,
     ) -> Result<Self, StorageError> {
+        Self::of_name(operation, object, method, "o", "")
+    }
+
+    /// `/n/{namespace}/b/{bucket}/{kind}/{object}`, and a query that is encoded already.
+    fn of_name(
+        operation: &'static str,
+        object: &'a ObjectName,
+        method: Method,
+        kind: &str,
+        query: &str,
+    ) -> Result<Self, StorageError> {
         let ObjectName { bucket, name } = object;
         let target = format!(
-            "/n/{}/b/{}/o/{}",
+            "/n/{}/b/{}/{kind}/{}{query}",
             strict(&bucket.namespace),
             strict(&bucket.name),
             strict(name)

@@ -143,7 +143,8 @@ impl Growth {
         fit.min(MOST_RANGES)
     }
 
-    /// Object Storage throttled a bucket, or reset many connections: a larger number that is being tried may be the reason.
+    /// Object Storage throttled a bucket, or reset many connections: a larger number that is
+    /// being tried may be the reason.
     pub(super) fn throttled(&mut self, now: Instant) {
         if let GrowthStep::Trying { before, rate } = self.step
             && before < self.most

@@ -235,18 +235,7 @@ impl<'a> UnsignedRequest<'a> {
         method: Method,
         query: &str,
     ) -> Result<Self, StorageError> {
-        let ObjectName { bucket, name } = object;
-        let target = format!(
-            "/n/{}/b/{}/u/{}?{query}",
-            strict(&bucket.namespace),
-            strict(&bucket.name),
-            strict(name)
-        );
-        let call = Self::new(operation, object, method, target).in_bucket(bucket);
-        if name.is_empty() {
-            return Err(call.error(StorageErrorKind::Invalid, "the object's name is empty"));
-        }
-        Ok(call)
+        Self::of_name(operation, object, method, "u", &format!("?{query}"))
     }
 
     /// With the condition of a write.
