@@ -102,6 +102,12 @@ proto: ## Generates proto/csi.v1.rs from proto/csi.proto
 doc: ## Build the API documentation; warnings are errors
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items
 
+# Not with --quiet: then --strict sees no warnings.
+.PHONY: site
+site: ## Build the documents as a site into target/site, and check it (installs MkDocs with pip; needs Node)
+	venv="$$(tests/tools.sh site/requirements.txt)" && \
+		NO_MKDOCS_2_WARNING=1 "$$venv/bin/mkdocs" build --strict && "$$venv/bin/pytest" -q -p no:cacheprovider site
+
 .PHONY: msrv
 msrv: ## Build with the oldest Rust that Cargo.toml supports
 	rustup toolchain install $(MSRV).0 --profile minimal --no-self-update
@@ -111,11 +117,12 @@ msrv: ## Build with the oldest Rust that Cargo.toml supports
 ARM := aarch64-unknown-linux-gnu
 
 .PHONY: arm
-arm: ## Run the MD5 tests with NEON, under emulation (needs qemu-user, gcc-aarch64-linux-gnu, libc6-dev-arm64-cross)
+arm: ## Compile for 64-bit ARM and run it, under emulation (needs qemu-user, gcc-aarch64-linux-gnu, libc6-dev-arm64-cross)
 	rustup target add $(ARM)
 	CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \
 		CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64 -L /usr/aarch64-linux-gnu" \
 		cargo test --locked --target $(ARM) --package oci-model-csi-md5-lanes --lib
+	tests/arm/run.sh
 
 .PHONY: feature
 feature: ## Check that the feature oci-rust-sdk builds, and signs as our own signer does
@@ -134,6 +141,10 @@ $(CARGO_DENY):
 .PHONY: bench
 bench: ## Compare with curl, rclone and the oci CLI, and write docs/performance.md (as root; 12 GB of disk)
 	benches/compare.sh
+
+.PHONY: starts
+starts: ## Compare pod starts with bulk-download, also under faults, and write docs/bulk-download.md (as root)
+	benches/starts.sh
 
 .PHONY: bench-pure
 bench-pure: ## Measure the pure parts with criterion: MD5 lanes, CRCs, patterns, listings, headers, signatures

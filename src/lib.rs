@@ -41,6 +41,7 @@
 //! - [`fetch`] downloads a model into a plain directory, without a cluster.
 //! - [`browse`] lists the models under a prefix, and what is wrong with each.
 //! - [`push`] uploads one, through the sink of [`source`].
+//! - [`doctor`] looks at everything that a model needs, and says what to mend.
 //!
 //! # Errors
 //!
@@ -53,6 +54,7 @@ pub mod browse;
 pub mod cli;
 pub mod config;
 pub mod csi;
+pub mod doctor;
 pub mod events;
 pub mod fetch;
 pub mod kubernetes;

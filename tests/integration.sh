@@ -8,7 +8,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-alone=(cache_life::a_hundred_thousand_leftovers listeners:: memory:: neighbours:: outage:: priorities::)
+alone=(cache_life::a_hundred_thousand_leftovers doctor_speed:: listeners:: memory:: neighbours:: outage:: priorities::)
 
 # Both packages at once: alone, each would be built with other features of its dependencies.
 tests=(cargo test --locked --no-fail-fast --test it)

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-BEGIN, END = "<!-- figures of benches/compare.sh -->\n", "<!-- end of figures -->\n"
+END = "<!-- end of figures -->\n"
 COLOURS = {"oci-model-csi fetch": "#1f6feb", "curl, 4 ranges": "#8b949e", "rclone": "#bf8700", "rclone lsf": "#bf8700"}
 
 
@@ -61,15 +61,26 @@ def versions(tools):
             "oci": f"oci-cli {first(tools / 'oci', '--version')}"}
 
 
+def machine(found):
+    """The commit and the machine of the figures."""
+    return (f"Measured at commit {found['commit']} on {found['cores']} cores of an {found['cpu']}, shared with the "
+            f"server, Linux {found['kernel']}")
+
+
+def insert(path, script, lines):
+    """Replaces the figures of a script in a page."""
+    begin = f"<!-- figures of {script} -->\n"
+    figures = begin + "\n" + "\n".join(lines) + "\n" + END
+    text = path.read_text()
+    path.write_text(re.sub(re.escape(begin) + ".*?" + re.escape(END), lambda _: figures, text, flags=re.DOTALL))
+
+
 def write(path, tables, found, rounds):
-    lines = [f"Measured at commit {found['commit']} on {found['cores']} cores of an {found['cpu']}, shared with the "
-             f"server, Linux {found['kernel']}, with {found['curl']}, {found['rclone']} and {found['oci']}. "
+    lines = [f"{machine(found)}, with {found['curl']}, {found['rclone']} and {found['oci']}. "
              f"Medians of up to {rounds} rounds, in which the programs took turns; in brackets the ratio to curl, or to "
              "rclone where there is no curl.", "", "![Seconds by program](performance.svg)", ""]
     for table in tables:
         lines += markdown(table)
-    figures = BEGIN + "\n" + "\n".join(lines) + "\n" + END
-    text = path.read_text()
-    path.write_text(re.sub(re.escape(BEGIN) + ".*?" + re.escape(END), lambda _: figures, text, flags=re.DOTALL))
+    insert(path, "benches/compare.sh", lines)
     path.with_suffix(".svg").write_text(plot(tables))
     print(f"wrote {path} and {path.with_suffix('.svg')}")

@@ -1,11 +1,13 @@
 """What is measured. Each scenario returns tables: a title, columns, and rows of a name and figures.
 A figure is a number, or a number and its ratio to another."""
 
+import os
 import re
+import shutil
 import threading
 import time
 
-from .programs import CURL, FLOOR, OCI, OURS
+from .programs import CURL, FLOOR, OCI, OURS, RCLONE_UP, in_turn
 from .store import MIB, SHARDS, SMALL, Store
 
 MANY, LISTED = 10_000, 100_000
@@ -75,6 +77,61 @@ def listing(programs, store, rounds):
     return [comparison(f"Listing {LISTED:,} objects", medians, "rclone lsf")]
 
 
+def push(programs, store, rounds):
+    """The other direction: the model from a directory, each time to an empty prefix."""
+    files, source = SHARDS + SMALL, programs.given.directory / "source"
+    source.mkdir()
+    for name, size in files:
+        with open(source / name, "wb") as file:
+            for at in range(0, size, MIB):
+                file.write(os.urandom(min(MIB, size - at)))
+    store.put("pushed", [("other", 1)])
+
+    def run(name, commands):
+        prefix = name.replace(" ", "-")
+        found = programs.run(commands(store, "pushed", source, prefix))
+        store.take("pushed", prefix, files)
+        return found
+
+    medians = in_turn(programs.uploads(), rounds, run)
+    shutil.rmtree(source)
+    return [comparison("Upload of the model, 1.5 GB", medians, RCLONE_UP)]
+
+
+def push_latency(programs, store, rounds):
+    """A network far away for uploads: parts of 8 MiB over slow connections."""
+    del rounds
+    source, rows = programs.given.directory / "far-source", []
+    store.put("far-pushed", [("other", 1)])
+    store.clear()
+    store.fault({"latency": {"ms": 20}}, "upload_part")
+    store.fault({"connection_bandwidth": {"bytes_per_sec": 2_000_000}}, "upload_part")
+    try:
+        for number in ("auto", 16, 64, 256):
+            size = 2048 if number in ("auto", 256) else 512
+            source.mkdir()
+            with open(source / "weights.bin", "wb") as file:
+                file.truncate(size * MIB)
+            store.clear_stats()
+            found = programs.run(programs.push(
+                store, "far-pushed", source, str(number), "--part-size", "8MiB", "--concurrency", str(number),
+                "--log-level", "debug"))
+            store.take("far-pushed", str(number), [("weights.bin", size * MIB)])
+            shutil.rmtree(source)
+            rows.append([f"`--concurrency {number}`", round(size * MIB / found["wall"] / 1e6), round(found["memory"]),
+                         store.stats()["concurrent_requests_max"], chosen(found["output"])])
+    finally:
+        store.clear()
+    return [{"title": "Upload with 20 ms latency, 2 MB/s a connection, in parts of 8 MiB", "rows": rows,
+             "columns": ["", "MB/s, start included", "Peak memory, MiB", "Most requests at once", "What `auto` chose"]}]
+
+
+def chosen(output):
+    """The numbers of requests at once, from the debug log."""
+    steps = re.findall(r"changes from=(\d+) to=(\d+)", output)
+    return " → ".join([steps[0][0], *(to for _, to in steps)]) if steps else "–"
+
+
 class Fastest:
     """The most bytes per second that a store sends in two seconds."""
 
@@ -119,10 +176,9 @@ def latency(programs, store, rounds):
             with Fastest(store) as fastest:
                 found = programs.run(fetch)
             rate = size * MIB / found["wall"] / 1e6
-            steps = re.findall(r"changes from=(\d+) to=(\d+)", found["output"])
             most = store.stats()["concurrent_requests_max"]
             rows.append([f"`--concurrency {number}`", round(rate), round(fastest.rate / 1e6), round(found["memory"]), most,
-                         " → ".join([steps[0][0], *(to for _, to in steps)]) if steps else "–"])
+                         chosen(found["output"])])
     finally:
         store.clear()
     return [{"title": "20 ms latency, 2 MB/s a connection (512 MB/s with 256)", "rows": rows,
@@ -181,4 +237,4 @@ def hits(programs, store, rounds):
 
 
 ALL = {scenario.__name__.replace("_", "-"): scenario for scenario in (
-    one_object, model, md5, https, small_files, listing, latency, failures, memory, hits)}
+    one_object, model, md5, https, small_files, listing, push, latency, push_latency, failures, memory, hits)}

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import urllib.parse
 import urllib.request
 
 MIB = 1 << 20
@@ -45,11 +46,14 @@ class Store:
         for n in range(count):
             (directory / f"{n:06}.json").write_bytes(f"{n:06}".encode() * 170 + b"1234")
 
-    def fault(self, action, **rule):
-        self.admin("faults", {"match": {"operation": "get"}, "action": action, **rule})
+    def fault(self, action, operation="get", **rule):
+        self.admin("faults", {"match": {"operation": operation}, "action": action, **rule})
+
+    def clear_faults(self):
+        self.admin("faults", method="DELETE")
 
     def clear(self):
-        self.admin("faults", method="DELETE")
+        self.clear_faults()
         self.clear_stats()
 
     def clear_stats(self):
@@ -58,8 +62,17 @@ class Store:
     def stats(self):
         return json.loads(self.admin("stats"))
 
-    def url(self, bucket, name):
-        return f"{self.endpoint}/n/{self.namespace}/b/{bucket}/o/m%2F{name}"
+    def url(self, bucket, name, prefix="m/"):
+        return f"{self.endpoint}/n/{self.namespace}/b/{bucket}/o/{urllib.parse.quote(prefix + name, safe='')}"
+
+    def take(self, bucket, prefix, files):
+        """Deletes objects, and checks that they were there with these sizes."""
+        for name, size in files:
+            url = self.url(bucket, name, f"{prefix}/")
+            with urllib.request.urlopen(urllib.request.Request(url, method="HEAD")) as answer:
+                if int(answer.headers["content-length"]) != size:
+                    raise SystemExit(f"{url} has {answer.headers['content-length']} bytes and not {size}")
+            urllib.request.urlopen(urllib.request.Request(url, method="DELETE"))
 
     def stop(self):
         self.process.terminate()

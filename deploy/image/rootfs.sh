@@ -5,7 +5,8 @@
 #
 # Compiles the driver unless BINARY is given. The binary is linked statically
 # with glibc, which resolves names with only /etc/resolv.conf and /etc/hosts, and
-# whose allocator suits many threads.
+# whose allocator suits many threads. IMAGE_PROFILE is the Cargo profile, by default
+# `dist`.
 # arm64 on another machine needs gcc-aarch64-linux-gnu and libc6-dev-arm64-cross.
 set -euo pipefail
 
@@ -30,8 +31,10 @@ if [ -z "$binary" ]; then
     export "CARGO_TARGET_${upper}_RUSTFLAGS=-C target-feature=+crt-static --remap-path-prefix=$root=/src --remap-path-prefix=$cargo_home=/cargo --remap-path-prefix=$output=/target"
     export "CC_${target//-/_}=$gcc"
     export "CFLAGS_${target//-/_}=-ffile-prefix-map=$cargo_home=/cargo"
-    (cd "$root" && CARGO_TARGET_DIR="$output" cargo build --locked --profile dist --bin oci-model-csi --target "$target")
-    binary="$output/$target/dist/oci-model-csi"
+    profile="${IMAGE_PROFILE:-dist}"
+    (cd "$root" && CARGO_TARGET_DIR="$output" cargo build --locked --profile "$profile" --bin oci-model-csi --target "$target")
+    # Cargo's directory for `dev` has another name.
+    binary="$output/$target/${profile/#dev/debug}/oci-model-csi"
 fi
 
 rm -rf "$into"

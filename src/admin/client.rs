@@ -13,6 +13,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 
 use super::commands::AnswerLine;
+use super::status::DriverStatus;
 use crate::error::{Error, ErrorKind, Result};
 use crate::http_error::HttpError;
 use crate::manage::{CacheCommand, CommandAnswer, ProgressCallback};
@@ -30,36 +31,68 @@ pub async fn call(
     command: &CacheCommand,
     report: &ProgressCallback,
 ) -> Result<Option<CommandAnswer>> {
+    let json = serde_json::to_vec(command)
+        .map_err(|e| Error::internal(format!("writing a command: {e}")).caused_by(e))?;
+    let request = Request::builder().method(Method::POST).uri("/cache");
+    let read = async |body| lines(body, report, |e| gone(socket, e)).await;
+    exchange(socket, request, Bytes::from(json), read).await
+}
+
+/// Asks the driver behind this socket for its status. `None` when no driver listens there.
+///
+/// # Errors
+/// `Denied` when this user may not use the socket; `Unavailable` when the driver ends
+/// meanwhile.
+pub async fn status(socket: &Path) -> Result<Option<DriverStatus>> {
+    let read = async |body: Incoming| {
+        let bytes = body.collect().await.map_err(|e| gone(socket, e))?.to_bytes();
+        serde_json::from_slice(&bytes)
+            .map_err(|e| Error::internal(format!("the driver's answer: {e}")).caused_by(e))
+    };
+    exchange(socket, Request::builder().uri("/status"), Bytes::new(), read).await
+}
+
+fn gone(socket: &Path, e: hyper::Error) -> Error {
     let shown = socket.display();
-    let stream = match UnixStream::connect(socket).await {
-        Ok(stream) => stream,
+    let text = format!("the driver at {shown} closed the connection: {e}; try again");
+    Error::new(ErrorKind::Unavailable, text).caused_by(e)
+}
+
+async fn connect(socket: &Path) -> Result<Option<UnixStream>> {
+    let shown = socket.display();
+    match UnixStream::connect(socket).await {
+        Ok(stream) => Ok(Some(stream)),
         Err(e) => match e.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => return Ok(None),
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Ok(None),
             io::ErrorKind::PermissionDenied => {
                 let text = format!("asking the driver at {shown}: {e}; only its own user may");
-                return Err(Error::new(ErrorKind::Denied, text));
+                Err(Error::new(ErrorKind::Denied, text))
             }
-            _ => return Err(Error::io(format!("asking the driver at {shown}"), &e)),
+            _ => Err(Error::io(format!("asking the driver at {shown}"), &e)),
         },
-    };
-    let gone = |e: hyper::Error| {
-        let text = format!("the driver at {shown} closed the connection: {e}; try again");
-        Error::new(ErrorKind::Unavailable, text).caused_by(e)
-    };
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(gone)?;
+    }
+}
+
+/// One request on a connection of its own. The body of a good answer is what `read` makes of it.
+async fn exchange<T>(
+    socket: &Path,
+    request: http::request::Builder,
+    body: Bytes,
+    read: impl AsyncFnOnce(Incoming) -> Result<T>,
+) -> Result<Option<T>> {
+    let shown = socket.display();
+    let Some(stream) = connect(socket).await? else { return Ok(None) };
+    let handshake = http1::handshake(TokioIo::new(stream)).await;
+    let (mut sender, connection) = handshake.map_err(|e| gone(socket, e))?;
     let conversation = async {
-        let json = serde_json::to_vec(command)
-            .map_err(|e| Error::internal(format!("writing a command: {e}")).caused_by(e))?;
-        let request = Request::builder()
-            .method(Method::POST)
-            .uri("/cache")
+        let request = request
             .header(header::HOST, "localhost")
-            .body(Full::new(Bytes::from(json)))
+            .body(Full::new(body))
             .map_err(|e| Error::internal(format!("writing a command: {e}")).caused_by(e))?;
-        let response = sender.send_request(request).await.map_err(gone)?;
+        let response = sender.send_request(request).await.map_err(|e| gone(socket, e))?;
         let (parts, body) = response.into_parts();
         if parts.status != StatusCode::OK {
-            let body = body.collect().await.map_err(gone)?.to_bytes();
+            let body = body.collect().await.map_err(|e| gone(socket, e))?.to_bytes();
             let answer = HttpError::of_text(parts.status, &parts.headers, &body, SystemTime::now());
             return Err(Error::internal(format!(
                 "the driver at {shown} answers {} ({}); is it of another version?",
@@ -67,7 +100,7 @@ pub async fn call(
                 answer.cause()
             )));
         }
-        lines(body, report, gone).await
+        read(body).await
     };
     tokio::pin!(conversation);
     tokio::select! {

@@ -1,6 +1,6 @@
 //! The HTTP endpoints for operators and probes: `/metrics`, `/healthz` and
 //! `/readyz` on `--metrics-address`, and in addition, on the Unix socket of
-//! `--admin-endpoint`, `/status`, which names models and pods, and `/cache`,
+//! `--admin-endpoint`, `/status`, which names models and pods and quotes messages, and `/cache`,
 //! which takes commands.
 
 mod client;
@@ -23,10 +23,11 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
 
-pub use client::call;
+pub use client::{call, status};
+pub use status::{DownloadStatus, DriverStatus, LeaseStatus};
 
 use crate::cache::Cache;
-use crate::csi::Readiness;
+use crate::csi::{CallHistory, Readiness};
 use crate::error::{Error, Result};
 use crate::manage::Manager;
 use crate::metrics::Metrics;
@@ -39,6 +40,8 @@ pub struct Admin {
     pub metrics: Arc<Metrics>,
     /// For `/readyz`.
     pub readiness: Readiness,
+    /// For `/status`: what failed, and whether kubelet called.
+    pub history: CallHistory,
     /// For `/status`; `None` in the controller, which has no cache.
     pub cache: Option<Cache>,
     /// For `/cache`; `None` in the controller.

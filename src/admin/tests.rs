@@ -11,7 +11,13 @@ const IN_TRANSIT: usize = 512;
 fn admin() -> Admin {
     let readiness = Readiness::not_ready("nothing");
     readiness.ready();
-    Admin { metrics: Arc::default(), readiness, cache: None, manager: None }
+    Admin {
+        metrics: Arc::default(),
+        readiness,
+        history: CallHistory::default(),
+        cache: None,
+        manager: None,
+    }
 }
 
 /// The client's end of a connection: from the network, or from the admin socket.

@@ -19,8 +19,10 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{ModelRequest, Pattern, Revision, RevisionHasher};
-use crate::resolve::{Resolver, Route};
-use crate::source::{Bucket, ListedMd5, ObjectName, ObjectSource, ObjectSummary};
+use crate::resolve::{Resolver, Route, with_nearest_buckets};
+use crate::source::{
+    Bucket, ListedMd5, ListingPages, ObjectName, ObjectSource, ObjectSummary, StorageErrorKind,
+};
 use crate::weights::{LONGEST_INDEX, missing_shards};
 pub use problem::{ModelProblem, ProblemKind};
 use scan::{Scan, ScannedIndex, ScannedModel};
@@ -93,9 +95,9 @@ pub async fn models(
     let source = resolver.source(request, &route).await?;
     let bucket = Bucket::new(source.namespace.as_str(), source.bucket.as_str());
     let root = source.prefix.as_str();
-    let mut scan = Scan::new(root);
+    let mut scan = Scan::new(root, resolver.most_objects());
     let mut pages = route.client().pages(&bucket, root, usize::MAX);
-    while let Some(page) = pages.next().await? {
+    while let Some(page) = next_page(&mut *pages, &route, &bucket).await? {
         for object in &page {
             scan.add(object)?;
         }
@@ -146,7 +148,7 @@ pub async fn objects(
     let (mut objects, mut bytes, mut revision) = (0, 0_u64, RevisionHasher::new());
     let client = route.client();
     let mut pages = client.pages(&bucket, root, usize::MAX);
-    while let Some(page) = pages.next().await? {
+    while let Some(page) = next_page(&mut *pages, &route, &bucket).await? {
         let described = page.into_iter().filter(|object| object.name != root).map(|object| {
             let name = ObjectName::new(Arc::clone(&bucket), object.name.as_str());
             async move { describe(&**client, &name, object).await }
@@ -164,6 +166,18 @@ pub async fn objects(
         return Err(nothing(resolver, request, &route).await);
     }
     Ok(ObjectsSum { objects, bytes, revision: revision.finish() })
+}
+
+/// The next page; the error of a misspelt bucket names the nearest ones.
+async fn next_page(
+    pages: &mut dyn ListingPages,
+    route: &Route,
+    bucket: &Bucket,
+) -> Result<Option<Vec<ObjectSummary>>> {
+    match pages.next().await {
+        Ok(page) => Ok(page),
+        Err(error) => Err(with_nearest_buckets(error, route, bucket).await),
+    }
 }
 
 /// The error for a prefix without objects, as `fetch` gives it.
@@ -222,7 +236,16 @@ async fn with_missing_shards(
                 }),
                 Err(_flaw) => Some(ModelProblem::new(ProblemKind::BrokenIndex, name)),
             },
-            Err(_) => Some(ModelProblem::new(ProblemKind::UnreadIndex, name)),
+            Err(error) => match error.kind() {
+                StorageErrorKind::Forbidden
+                | StorageErrorKind::NotFound
+                | StorageErrorKind::Archived => {
+                    Some(ModelProblem::new(ProblemKind::UnreadIndex, name))
+                }
+                // What replaced it since the listing is not what was listed.
+                StorageErrorKind::Changed => None,
+                _ => return Err(error.into()),
+            },
         };
         model.problems.extend(problem);
     }

@@ -14,6 +14,10 @@ pub enum ProblemKind {
     UnsafeName,
     /// An object with the name of a directory of others.
     Collision,
+    /// Names of one directory that differ only in case or Unicode form.
+    NameTwins,
+    /// More objects than the driver mounts by default.
+    TooManyObjects,
     /// Shards that an index names and the model lacks.
     MissingShards,
     /// An index that no loader accepts.
@@ -23,6 +27,11 @@ pub enum ProblemKind {
 }
 
 impl ProblemKind {
+    /// Whether the driver or the loaders refuse the model.
+    pub fn is_fatal(self) -> bool {
+        !matches!(self, Self::NoChecksum | Self::NameTwins | Self::UnreadIndex)
+    }
+
     /// The name in JSON, which does not change.
     pub fn name(self) -> &'static str {
         match self {
@@ -30,6 +39,8 @@ impl ProblemKind {
             Self::NoChecksum => "noChecksum",
             Self::UnsafeName => "unsafeName",
             Self::Collision => "collision",
+            Self::NameTwins => "nameTwins",
+            Self::TooManyObjects => "tooManyObjects",
             Self::MissingShards => "missingShards",
             Self::BrokenIndex => "brokenIndex",
             Self::UnreadIndex => "unreadIndex",
@@ -69,6 +80,13 @@ impl ModelProblem {
             ProblemKind::NoChecksum => format!("{objects} without MD5"),
             ProblemKind::UnsafeName => format!("{objects} with unsafe names"),
             ProblemKind::Collision => format!("{objects} beside a directory of that name"),
+            ProblemKind::NameTwins if one => {
+                "1 name that differs from another only in case".to_owned()
+            }
+            ProblemKind::NameTwins => {
+                format!("{} names that differ from others only in case", self.objects)
+            }
+            ProblemKind::TooManyObjects => format!("{objects}, more than limits.maxObjects"),
             ProblemKind::MissingShards => format!("{} missing", counted(self.objects, "shard")),
             ProblemKind::BrokenIndex if one => "a broken index".to_owned(),
             ProblemKind::BrokenIndex => format!("{} broken indexes", self.objects),
@@ -76,10 +94,9 @@ impl ModelProblem {
         }
     }
 
-    /// The problem with an example and what to do.
-    pub fn text(&self) -> String {
-        let example = shown(&self.example, 200);
-        let remedy = match self.kind {
+    /// What to do about it.
+    pub fn fix(&self) -> &'static str {
+        match self.kind {
             ProblemKind::Archived => "restore them with `oci os object restore`",
             ProblemKind::NoChecksum => {
                 "if --objects shows no CRC-32C either, upload them again with a checksum"
@@ -87,10 +104,29 @@ impl ModelProblem {
             ProblemKind::UnsafeName | ProblemKind::Collision => {
                 "rename them, or leave them out with `exclude`: the driver refuses the model"
             }
+            ProblemKind::NameTwins => {
+                "rename it: some tools and file systems take both for one file"
+            }
+            ProblemKind::TooManyObjects => {
+                "divide the model, or raise limits.maxObjects of the driver"
+            }
             ProblemKind::MissingShards => "upload them: loaders refuse the model",
             ProblemKind::BrokenIndex => "upload it again: loaders refuse the model",
             ProblemKind::UnreadIndex => "check that this identity may read objects",
-        };
-        format!("{}, such as {example}: {remedy}", self.summary())
+        }
+    }
+
+    /// What is wrong, with an example.
+    pub fn described(&self) -> String {
+        match self.kind {
+            // All of them are.
+            ProblemKind::TooManyObjects => self.summary(),
+            _ => format!("{}, such as {}", self.summary(), shown(&self.example, 200)),
+        }
+    }
+
+    /// The problem with an example and what to do.
+    pub fn text(&self) -> String {
+        format!("{}: {}", self.described(), self.fix())
     }
 }

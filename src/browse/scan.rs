@@ -1,8 +1,10 @@
 //! Divides the names of a listing, which come in byte order, into models.
 
+use std::collections::HashMap;
+
 use super::{BucketModel, ModelProblem, ProblemKind};
 use crate::error::{Error, Result};
-use crate::model::{RevisionHasher, flaw_of_name};
+use crate::model::{RevisionHasher, flaw_of_name, folded};
 use crate::source::{ListedMd5, ObjectSummary};
 use crate::text::shown;
 
@@ -34,8 +36,14 @@ pub(super) struct ScannedIndex {
     pub(super) size: u64,
 }
 
+/// The most names of one directory that are kept to find twins: a directory with more of them is
+/// beyond what the driver mounts.
+const COMPARED: usize = 100_000;
+
 /// The state of a scan.
 pub(super) struct Scan {
+    /// The most objects of a model that the driver mounts.
+    most_objects: usize,
     /// The open directories, each within the one before; the first one is the root.
     open: Vec<OpenDirectory>,
     /// Names of objects that the current name begins with, each the beginning of the next.
@@ -57,11 +65,14 @@ struct OpenDirectory {
     shards: Vec<String>,
     /// The models below it that are closed.
     found: Vec<ScannedModel>,
+    /// The folded forms of its entries, but of those that are their own folded form: in byte
+    /// order, the first one of twins is not.
+    folded: HashMap<String, String>,
 }
 
 impl Scan {
-    pub(super) fn new(root: &str) -> Self {
-        Self { open: vec![OpenDirectory::new(root)], beginnings: Vec::new() }
+    pub(super) fn new(root: &str, most_objects: usize) -> Self {
+        Self { most_objects, open: vec![OpenDirectory::new(root)], beginnings: Vec::new() }
     }
 
     /// Adds the next object.
@@ -84,8 +95,11 @@ impl Scan {
         while let Some(last) = self.open.last().filter(|_| self.open.len() <= DEEPEST) {
             let from = last.name.len();
             let Some(slash) = name[from..].find('/') else { break };
-            self.open.push(OpenDirectory::new(&name[..=from + slash]));
+            let below = &name[..=from + slash];
+            self.compare_names(below);
+            self.open.push(OpenDirectory::new(below));
         }
+        self.compare_names(name);
         let (problems, collides_in) = self.problems(object);
         for directory in &mut self.open {
             directory.add(object, &problems, collides_in);
@@ -94,6 +108,17 @@ impl Scan {
             last.add_own(object);
         }
         Ok(())
+    }
+
+    /// Reports an entry of the innermost directory, with its full name, if an earlier one differs
+    /// from it in case or Unicode form only.
+    fn compare_names(&mut self, full: &str) {
+        let Some(last) = self.open.last_mut() else { return };
+        if last.has_twin(&full[last.name.len()..]) {
+            for directory in &mut self.open {
+                directory.count(ProblemKind::NameTwins, full);
+            }
+        }
     }
 
     /// What is wrong with an object; and for a collision the length of the longest name that it
@@ -141,6 +166,16 @@ impl Scan {
         }
         let of_root = |root: OpenDirectory| if with_root { root.models() } else { root.found };
         let mut models = self.open.pop().map(of_root).unwrap_or_default();
+        for ScannedModel { model, .. } in &mut models {
+            if model.objects > self.most_objects {
+                let problem = ModelProblem {
+                    objects: model.objects,
+                    ..ModelProblem::new(ProblemKind::TooManyObjects, model.prefix.clone())
+                };
+                model.problems.push(problem);
+            }
+            model.problems.sort_by_key(|problem| problem.kind);
+        }
         models.sort_by(|a, b| a.model.prefix.cmp(&b.model.prefix));
         models
     }
@@ -160,6 +195,29 @@ impl OpenDirectory {
             indexes: Vec::new(),
             shards: Vec::new(),
             found: Vec::new(),
+            folded: HashMap::new(),
+        }
+    }
+
+    /// Whether an earlier entry has this name in other case or Unicode form.
+    fn has_twin(&mut self, entry: &str) -> bool {
+        let name = entry.trim_end_matches('/');
+        let form = folded(name);
+        // An object and a directory of one name collide, which is another problem.
+        if let Some(first) = self.folded.get(&form) {
+            return first != name;
+        }
+        let may_come_first = form != name || !name.is_ascii();
+        if may_come_first && self.folded.len() < COMPARED {
+            self.folded.insert(form, name.to_owned());
+        }
+        false
+    }
+
+    fn count(&mut self, kind: ProblemKind, example: &str) {
+        match self.problems.iter_mut().find(|problem| problem.kind == kind) {
+            Some(problem) => problem.objects += 1,
+            None => self.problems.push(ModelProblem::new(kind, example.to_owned())),
         }
     }
 
@@ -183,11 +241,8 @@ impl OpenDirectory {
             _ => true,
         };
         let here: Vec<ProblemKind> = problems.iter().filter(is_here).copied().collect();
-        for kind in &here {
-            match self.problems.iter_mut().find(|problem| problem.kind == *kind) {
-                Some(problem) => problem.objects += 1,
-                None => self.problems.push(ModelProblem::new(*kind, object.name.clone())),
-            }
+        for kind in here {
+            self.count(kind, &object.name);
         }
     }
 
@@ -236,7 +291,6 @@ impl OpenDirectory {
             self.indexes.append(&mut within.indexes);
             self.shards.append(&mut within.shards);
         }
-        self.problems.sort_by_key(|problem| problem.kind);
         let model = BucketModel {
             prefix: self.name,
             objects: self.objects,
@@ -251,93 +305,5 @@ impl OpenDirectory {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn scan(root: &str, names: &[&str]) -> Vec<ScannedModel> {
-        let mut scan = Scan::new(root);
-        let mut names = names.to_vec();
-        names.sort_unstable();
-        for name in names {
-            let md5 = Some("1B2M2Y8AsgTpgAmY7PhCfg==".to_owned());
-            let (name, etag) = (name.to_owned(), "e".to_owned());
-            let object = ObjectSummary { name, size: 1, etag, md5, ..ObjectSummary::default() };
-            scan.add(&object).unwrap();
-        }
-        scan.models(true)
-    }
-
-    fn prefixes(root: &str, names: &[&str]) -> Vec<String> {
-        scan(root, names).into_iter().map(|scanned| scanned.model.prefix).collect()
-    }
-
-    #[test]
-    fn a_model_is_the_topmost_directory_with_a_file_that_loaders_open() {
-        for (root, names, expected) in [
-            ("m/", &["m/a/config.json", "m/b/w.gguf"][..], &["m/a/", "m/b/"][..]),
-            // Everything below belongs to it, also what comes before its own files.
-            ("m/", &["m/a/audio/config.json", "m/a/model_index.json"], &["m/a/"]),
-            ("", &["m/a/v1/w.safetensors", "m/a/v2/w.safetensors"], &["m/a/v1/", "m/a/v2/"]),
-            // Loose files beside models are no model.
-            ("m/", &["m/README.md", "m/a/config.json"], &["m/a/"]),
-            // The prefix may be a model itself.
-            ("m/a/", &["m/a/config.json", "m/a/sub/config.json"], &["m/a/"]),
-            // Without any such file, the topmost directory with objects counts.
-            ("m/", &["m/x/one", "m/y/deep/two", "m/y/deep/er/three"], &["m/x/", "m/y/deep/"]),
-            ("m/", &["m/a-b/config.json", "m/a/config.json"], &["m/a-b/", "m/a/"]),
-            ("m/", &["m/"], &[]),
-        ] {
-            assert_eq!(prefixes(root, names), expected, "{names:?}");
-        }
-    }
-
-    #[test]
-    fn names_that_no_directory_can_show_are_problems() {
-        let problems = |names: &[&str]| {
-            let scanned = scan("m/", names).remove(0);
-            scanned
-                .model
-                .problems
-                .into_iter()
-                .map(|one| (one.kind, one.objects))
-                .collect::<Vec<_>>()
-        };
-        assert_eq!(problems(&["m/a/config.json"]), []);
-        let collision = ["m/a/config.json", "m/a/w", "m/a/w-1", "m/a/w.x", "m/a/w/1", "m/a/w/2"];
-        assert_eq!(problems(&collision), [(ProblemKind::Collision, 2)]);
-        let unsafe_names = ["m/a/config.json", "m/a/../b", "m/a/x//y"];
-        assert_eq!(problems(&unsafe_names), [(ProblemKind::UnsafeName, 2)]);
-    }
-
-    #[test]
-    fn what_is_wrong_above_a_model_is_not_its_problem() {
-        let scanned = scan("", &["models/llama", "models/llama/config.json"]).remove(0);
-        let found = (scanned.model.prefix.as_str(), scanned.model.problems.len());
-        assert_eq!(found, ("models/llama/", 0));
-    }
-
-    #[test]
-    fn a_stray_file_at_the_root_hides_no_model_from_a_pattern() {
-        let mut scan = Scan::new("m/");
-        for name in ["m/config.json", "m/llama/config.json"] {
-            let object = ObjectSummary { name: name.to_owned(), size: 1, ..Default::default() };
-            scan.add(&object).unwrap();
-        }
-        let models = scan.models(false);
-        assert_eq!(models.len(), 1);
-        assert_eq!(models[0].model.prefix, "m/llama/");
-    }
-
-    #[test]
-    fn the_shards_of_a_model_are_those_of_all_its_directories_once() {
-        let names = ["m/a/config.json", "m/a/x/1.safetensors", "m/a/x/deep/2.safetensors"];
-        let scanned = scan("m/", &names).remove(0);
-        assert_eq!(scanned.shards, ["m/a/x/1.safetensors", "m/a/x/deep/2.safetensors"]);
-    }
-
-    #[test]
-    fn names_of_many_levels_do_not_take_memory_for_each() {
-        let deep = format!("m/a/config.json{}", "/x".repeat(400));
-        assert_eq!(prefixes("m/", &["m/a/config.json", &deep]), ["m/a/"]);
-    }
-}
+#[path = "scan_tests.rs"]
+mod tests;

@@ -21,7 +21,8 @@ use crate::blocking::blocking;
 use crate::cache::Cache;
 use crate::config::Config;
 use crate::csi::{
-    ControllerService, IdentityService, NodeOptions, NodeService, Readiness, Services, serve,
+    CallHistory, ControllerService, IdentityService, NodeOptions, NodeService, Readiness, Services,
+    serve,
 };
 use crate::download::Engine;
 use crate::error::{Error, Result};
@@ -92,6 +93,7 @@ struct SharedParts {
     events: Events,
     metrics: Arc<Metrics>,
     readiness: Readiness,
+    history: CallHistory,
     tasks: TaskTracker,
     shutdown: CancellationToken,
 }
@@ -125,6 +127,7 @@ impl App {
         let admin = Admin {
             metrics: Arc::clone(&shared.metrics),
             readiness: shared.readiness.clone(),
+            history: shared.history.clone(),
             cache,
             manager: node.as_ref().map(|node| node.manager.clone()),
         };
@@ -204,7 +207,18 @@ impl SharedParts {
             Events::to(server, &args.driver_name, &args.node_name(), &tasks, &shutdown)
         });
         let readiness = Readiness::not_ready("opening the cache");
-        Ok(Self { resolver, policy, kubernetes, events, metrics, readiness, tasks, shutdown })
+        let history = CallHistory::default();
+        Ok(Self {
+            resolver,
+            policy,
+            kubernetes,
+            events,
+            metrics,
+            readiness,
+            history,
+            tasks,
+            shutdown,
+        })
     }
 }
 
@@ -326,6 +340,7 @@ fn services(
             node_id: args.node_name(),
             kubelet_dir: args.kubelet_dir.clone(),
             registered: Arc::clone(&node.registered),
+            history: shared.history.clone(),
         };
         NodeService::new(node.volumes.clone(), options, readiness.clone(), Arc::clone(metrics))
     });

@@ -37,7 +37,7 @@ Examples:
   oci-model-csi cache import /data/phi3 oci://ai-model-cache/models/phi3-mini/ --move
   oci-model-csi cache gc --free 100GiB --dry-run
 
-A MODEL is a key as `ls` shows it, the beginning of a key, or oci://BUCKET@NAMESPACE/PREFIX. If a
+A MODEL is a key as `ls` shows it, the beginning of a key, or oci://BUCKET@NAMESPACE/PREFIX. If a \
 driver runs on the node, it executes the command. In a cluster:
   kubectl exec POD -- oci-model-csi cache ls";
 
@@ -81,13 +81,7 @@ enum Commands {
         #[arg(long)]
         all: bool,
         /// Free this much, such as 100GiB
-        #[arg(
-            long,
-            env = "OCI_MODEL_CSI_FREE",
-            value_name = "SIZE",
-            value_parser = size,
-            conflicts_with = "all"
-        )]
+        #[arg(long, value_name = "SIZE", value_parser = size, conflicts_with = "all")]
         free: Option<u64>,
         #[command(flatten)]
         common: Common,

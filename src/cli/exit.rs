@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, Result};
 
 /// Something was left undone that the same command continues.
 pub(super) const UNDONE: u8 = 6;
@@ -24,7 +24,20 @@ pub(super) fn report(error: &Error, json: bool) -> ExitCode {
 
 /// The exit code of an error that was printed already.
 pub(super) fn code_of(error: &Error) -> ExitCode {
-    ExitCode::from(code(error.kind()))
+    code_of_kind(error.kind())
+}
+
+/// The exit code of errors of this meaning.
+pub(super) fn code_of_kind(kind: ErrorKind) -> ExitCode {
+    ExitCode::from(code(kind))
+}
+
+/// Prints a result on stdout.
+///
+/// # Errors
+/// Those of writing to it.
+pub(super) fn print(text: &str) -> Result<()> {
+    writeln!(std::io::stdout(), "{text}").map_err(|e| Error::io("writing the result", &e))
 }
 
 fn code(kind: ErrorKind) -> u8 {

@@ -29,6 +29,12 @@ enum LogFormat {
     Json,
 }
 
+/// Whether lines are colored: on a terminal, unless NO_COLOR (no-color.org) is set.
+fn has_color() -> bool {
+    let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    std::io::stderr().is_terminal() && !refused
+}
+
 /// Starts logging for the whole process.
 pub(super) fn start(args: &LogArgs, default: &str) {
     let level = args.log_level.as_deref().unwrap_or(default);
@@ -40,7 +46,7 @@ pub(super) fn start(args: &LogArgs, default: &str) {
         .with_env_filter(filter)
         .with_target(false);
     match args.log_format {
-        LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).init(),
+        LogFormat::Text => builder.with_ansi(has_color()).init(),
         LogFormat::Json => {
             builder.json().flatten_event(true).with_span_list(false).init();
         }

@@ -3,6 +3,7 @@
 mod show;
 
 use std::io::{BufWriter, Write};
+use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Args;
@@ -11,6 +12,7 @@ use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::exit;
 use super::fetch::Output;
 use super::storage::{self, StorageArgs};
 use crate::browse;
@@ -27,7 +29,7 @@ Examples:
   oci-model-csi ls 'oci://ai-model-cache@mytenancy/models/llama*'
   oci-model-csi ls oci://ai-model-cache/models/phi3-mini/ --objects
 
-A model is a directory that directly has a file that loaders open, such as config.json,
+A model is a directory that directly has a file that loaders open, such as config.json, \
 *.safetensors or *.gguf, with everything below it.";
 
 #[derive(Debug, Args)]
@@ -75,14 +77,14 @@ fn split_at_pattern(uri: &str) -> (&str, Option<&str>) {
     }
 }
 
-pub(super) fn run(args: &LsArgs, runtime: &Runtime) -> Result<()> {
+pub(super) fn run(args: &LsArgs, runtime: &Runtime) -> Result<ExitCode> {
     let (request, pattern) = args.request()?;
     let metrics = Arc::new(Metrics::default());
     let settings = args.storage.settings(None, AuthMethod::ApiKey, &metrics)?;
     let limits = ResolveLimits::from(&LimitsSection::default());
     let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
     let mut stdout = BufWriter::new(std::io::stdout().lock());
-    runtime.block_on(async {
+    let code = runtime.block_on(async {
         let connector = storage::connect(settings, &metrics).await?;
         let resolver =
             Resolver::new(ClientPool::new(connector, Vec::new()), limits, &tasks, &shutdown);
@@ -96,39 +98,48 @@ pub(super) fn run(args: &LsArgs, runtime: &Runtime) -> Result<()> {
             true => show::models_json(&source, &models),
             false => show::models(&models, columns()),
         };
-        writeln!(stdout, "{}", text.trim_end()).map_err(|e| write_failed(&e))
+        writeln!(stdout, "{}", text.trim_end()).map_err(|e| write_failed(&e))?;
+        Ok(ExitCode::SUCCESS)
     })?;
-    stdout.flush().map_err(|e| write_failed(&e))
+    stdout.flush().map_err(|e| write_failed(&e))?;
+    Ok(code)
 }
 
-/// Prints objects as they come; as JSON at the end, since an error must not follow half of it.
+/// Prints objects as they come: there may be very many. JSON that an error breaks off ends with
+/// that error, so that it can be parsed.
 async fn objects(
     args: &LsArgs,
     resolver: &Resolver,
     request: &ModelRequest,
     stdout: &mut impl Write,
-) -> Result<()> {
-    let (json, mut all) = (args.wants_json(), Vec::new());
-    if !json {
-        writeln!(stdout, "{}", show::OBJECT_HEADER).map_err(|e| write_failed(&e))?;
-    }
-    let sum = browse::objects(resolver, request, |object| {
-        if json {
-            all.push(show::object_json(&object));
-            return Ok(());
+) -> Result<ExitCode> {
+    let route = resolver.route(request, "").await?;
+    let source = resolver.source(request, &route).await?;
+    let (json, mut is_first) = (args.wants_json(), true);
+    let listed = browse::objects(resolver, request, |object| {
+        let before = match (json, is_first) {
+            (true, true) => show::objects_head(&source),
+            (true, false) => ",\n".to_owned(),
+            (false, true) => format!("{}\n", show::OBJECT_HEADER),
+            (false, false) => String::new(),
+        };
+        is_first = false;
+        let line = match json {
+            true => show::object_json(&object).to_string(),
+            false => format!("{}\n", show::object(&object)),
+        };
+        write!(stdout, "{before}{line}").map_err(|e| write_failed(&e))
+    });
+    let (text, code) = match listed.await {
+        Ok(sum) if json => (show::objects_tail(&sum), ExitCode::SUCCESS),
+        Ok(sum) => (show::sum(&sum), ExitCode::SUCCESS),
+        Err(error) if json && !is_first => {
+            (show::objects_broken_off(&error), exit::report(&error, false))
         }
-        writeln!(stdout, "{}", show::object(&object)).map_err(|e| write_failed(&e))
-    })
-    .await?;
-    let text = match json {
-        true => {
-            let route = resolver.route(request, "").await?;
-            let source = resolver.source(request, &route).await?;
-            show::objects_json(&source, &sum, &all)
-        }
-        false => show::sum(&sum),
+        Err(error) => return Err(error),
     };
-    writeln!(stdout, "{text}").map_err(|e| write_failed(&e))
+    writeln!(stdout, "{text}").map_err(|e| write_failed(&e))?;
+    Ok(code)
 }
 
 /// The width of the terminal; `None` without one.

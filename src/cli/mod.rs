@@ -4,10 +4,13 @@
 mod app;
 mod cache;
 mod cache_dir;
+mod completions;
+mod doctor;
 mod exit;
 mod fetch;
 mod logging;
 mod ls;
+mod man;
 mod process_limits;
 mod progress_bar;
 mod push;
@@ -18,7 +21,8 @@ mod storage;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use console::Term;
 
 use crate::error::{Error, Result};
 use app::Mode;
@@ -29,16 +33,31 @@ const ABOUT: &str = "Kubernetes CSI driver: AI models from OCI Object Storage as
                      read-only volumes";
 
 const AFTER_HELP: &str = "\
-Every flag but --all, --delete, --move, --update and --yes, which remove or replace files, can be given
-by an environment variable: --cache-dir is OCI_MODEL_CSI_CACHE_DIR.
-If a value is given several times, the first of these wins: flag, OCI_MODEL_CSI_*, --config,
-OCI_CLI_*, the oci CLI's profile.
+Every flag but --all, --delete, --free, --move, --update and --yes, which remove or replace files, \
+can be given by an environment variable: --cache-dir is OCI_MODEL_CSI_CACHE_DIR. If a value is \
+given several times, the first of these wins: flag, OCI_MODEL_CSI_*, --config, OCI_CLI_*, the oci \
+CLI's profile.
 
-Exit codes: 0 success, 1 failure, 2 usage error, 3 not found, 4 not allowed, 5 verification failed,
+Exit codes: 0 success, 1 failure, 2 usage error, 3 not found, 4 not allowed, 5 verification failed, \
 6 something was left undone that the same command continues.";
 
+/// Name of the program.
+const NAME: &str = "oci-model-csi";
+
+/// Help in wider terminals has lines of this width: longer ones are hard to read.
+const MAX_COLUMNS: usize = 100;
+
+/// In fewer columns, flags leave too little of the line for their texts.
+const NARROW: u16 = 60;
+
 #[derive(Debug, Parser)]
-#[command(name = "oci-model-csi", version, about = ABOUT, after_help = AFTER_HELP)]
+#[command(
+    name = NAME,
+    version,
+    about = ABOUT,
+    after_help = AFTER_HELP,
+    max_term_width = MAX_COLUMNS
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -60,14 +79,20 @@ enum Command {
     Ls(ls::LsArgs),
     /// Upload a directory or a Hub snapshot: with checksums, in parts, and resumable
     Push(push::PushArgs),
+    /// Look for what keeps a model from a pod, and say how to mend it
+    Doctor(doctor::DoctorArgs),
     /// Inspect and manage the models in this node's cache
     Cache(cache::CacheArgs),
+    /// Print the script that completes commands and flags in a shell
+    Completions(completions::CompletionsArgs),
+    /// Print the manual page, or write those of all commands; they have the words of --help
+    Man(man::ManArgs),
 }
 
 /// Parses the arguments and runs the command.
 pub fn run() -> ExitCode {
     crate::budget::limit_arenas();
-    let cli = Cli::parse();
+    let cli = Cli::from_arg_matches(&command().get_matches()).unwrap_or_else(|e| e.exit());
     let (result, json) = match cli.command {
         Command::Node(args) => (serve(&cli.log, args, Mode::Node), false),
         Command::Controller(args) => (serve(&cli.log, args, Mode::Controller), false),
@@ -80,12 +105,24 @@ pub fn run() -> ExitCode {
         Command::Ls(args) => {
             logging::start(&cli.log, "warn");
             let json = args.wants_json();
-            (runtime().and_then(|runtime| ls::run(&args, &runtime)), json)
+            match runtime().and_then(|runtime| ls::run(&args, &runtime)) {
+                Ok(code) => return code,
+                Err(error) => (Err(error), json),
+            }
         }
         Command::Push(args) => {
             logging::start(&cli.log, "warn");
             let json = args.wants_json();
             match runtime().and_then(|runtime| push::run(&args, runtime)) {
+                Ok(code) => return code,
+                Err(error) => (Err(error), json),
+            }
+        }
+        Command::Doctor(args) => {
+            // Findings say what warnings would.
+            logging::start(&cli.log, "error");
+            let json = args.wants_json();
+            match runtime().and_then(|runtime| doctor::run(&args, runtime)) {
                 Ok(code) => return code,
                 Err(error) => (Err(error), json),
             }
@@ -99,11 +136,19 @@ pub fn run() -> ExitCode {
                 Err(error) => (Err(error), json),
             }
         }
+        Command::Completions(args) => (completions::run(&args, Cli::command()), false),
+        Command::Man(args) => (man::run(&args, Cli::command()), false),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => exit::report(&error, json),
     }
+}
+
+/// The commands and flags, with help for the width of this terminal.
+fn command() -> clap::Command {
+    let columns = Term::stdout().size_checked().map(|(_, columns)| columns);
+    Cli::command().next_line_help(columns.is_some_and(|columns| columns < NARROW))
 }
 
 fn serve(log: &LogArgs, args: ServiceArgs, mode: Mode) -> Result<()> {
@@ -129,8 +174,6 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
@@ -140,7 +183,8 @@ mod tests {
 
     #[test]
     fn the_help_of_every_command_is_reviewed() {
-        let mut command = Cli::command();
+        // Not the width of this terminal.
+        let mut command = Cli::command().term_width(MAX_COLUMNS);
         command.build();
         let mut help = vec![command.render_long_help().to_string()];
         for one in command.get_subcommands_mut() {
@@ -151,30 +195,41 @@ mod tests {
     }
 
     /// Flags that remove or replace files: only the command line itself may ask for that.
-    const REMOVING: [&str; 5] = ["all", "delete", "move", "update", "yes"];
+    const REMOVING: [&str; 6] = ["all", "delete", "free", "move", "update", "yes"];
+
+    /// How the help of such a flag begins, or of one that does not ask before it removes anything.
+    const REMOVES: [&str; 8] =
+        ["Delete", "Do not ask", "Evict", "Free", "Move", "Overwrite", "Remove", "Replace"];
+
+    /// The flags of a command and of all commands below it.
+    fn flags(command: &clap::Command) -> Vec<&clap::Arg> {
+        let own = command.get_arguments().filter(|flag| flag.get_long().is_some());
+        own.chain(command.get_subcommands().flat_map(flags)).collect()
+    }
 
     #[test]
     fn every_flag_has_its_variable_but_those_that_remove_files() {
         let mut command = Cli::command();
         command.build();
-        let all = command
-            .get_subcommands()
-            .flat_map(|one| [one].into_iter().chain(one.get_subcommands()));
-        let flags = all
-            .flat_map(clap::Command::get_arguments)
-            .filter(|arg| arg.get_long().is_some_and(|long| !matches!(long, "help" | "version")));
-        let mut seen = 0;
-        for flag in flags {
+        let (mut seen, mut removing) = (0, Vec::new());
+        for flag in flags(&command) {
             let long = flag.get_long().unwrap_or_default();
-            if REMOVING.contains(&long) {
-                assert_eq!(flag.get_env(), None, "--{long}");
-                continue;
-            }
-            let expected = format!("OCI_MODEL_CSI_{}", long.to_uppercase().replace('-', "_"));
+            let help = flag.get_help().map(ToString::to_string).unwrap_or_default();
+            let removes = REMOVES.iter().any(|verb| help.starts_with(verb));
+            assert_eq!(removes, REMOVING.contains(&long), "--{long}: {help}");
             let variable = flag.get_env().map(|v| v.to_string_lossy().into_owned());
-            assert_eq!(variable.as_deref(), Some(expected.as_str()), "--{long}");
-            seen += 1;
+            if removes {
+                removing.push(long);
+                assert_eq!(variable, None, "--{long}");
+                assert!(AFTER_HELP.contains(&format!("--{long}")), "--{long}");
+            } else if !matches!(long, "help" | "version") {
+                let expected = format!("OCI_MODEL_CSI_{}", long.to_uppercase().replace('-', "_"));
+                assert_eq!(variable.as_deref(), Some(expected.as_str()), "--{long}");
+                seen += 1;
+            }
         }
+        removing.sort_unstable();
+        assert_eq!(removing, REMOVING);
         assert!(seen > 20, "{seen} flags");
     }
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use bytesize::ByteSize;
 use clap::Args;
 use tokio::runtime::Runtime;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::fetch::Output;
 use super::storage::{self, StorageArgs};
@@ -30,11 +30,8 @@ Examples:
     oci://ai-model-cache/models/NAME/
   oci-model-csi push ./phi3 oci://ai-model-cache/models/phi3-mini/ --dry-run --delete
 
-.git and .cache are left out. Weights are sent first, indexes and config.json last. Run an
+.git and .cache are left out. Weights are sent first, indexes and config.json last. Run an \
 interrupted push again to continue it.";
-
-/// Requests with bytes that run at once with `--concurrency auto`.
-const AUTO: usize = 16;
 
 /// The most requests with bytes at once: each takes a thread, of which the runtime has 512 for
 /// these and all other work on files.
@@ -85,7 +82,7 @@ pub(super) struct PushArgs {
         value_parser = part_size
     )]
     part_size: ByteSize,
-    /// Concurrent requests with bytes: auto (16), or 1 to 256
+    /// Concurrent requests with bytes: auto (4 to 256, by what the network gives), or 1 to 256
     #[arg(
         long,
         env = "OCI_MODEL_CSI_CONCURRENCY",
@@ -137,10 +134,7 @@ impl PushArgs {
         Ok(PushOptions {
             filters: Filters::parse(self.include.as_deref(), self.exclude.as_deref())?,
             part_size: self.part_size.as_u64(),
-            concurrency: match self.concurrency {
-                Concurrency::Auto => AUTO,
-                Concurrency::Fixed(number) => number,
-            },
+            concurrency: self.concurrency,
             dry_run: self.dry_run,
             delete: self.delete,
             create_in: self.compartment_id.clone().filter(|_| self.create_bucket),
@@ -175,21 +169,31 @@ pub(super) fn run(args: &PushArgs, runtime: Runtime) -> Result<ExitCode> {
                 return Err(Error::internal("the progress bar ended"));
             }
         };
+        // Nothing is sent any more. What is left is to print, which may block.
+        tokio::spawn(end_at_once(interrupted, terminated));
         Ok(end)
+    });
+    let code = end.and_then(|end| match end {
+        PushEnd::Done(report) => show::print(args, &report).map(|()| ExitCode::SUCCESS),
+        PushEnd::Failed(failure) => Ok(fail(args, &failure, &progress)),
     });
     // A thread may wait for a disk that does not answer.
     runtime.shutdown_background();
-    match end? {
-        PushEnd::Done(report) => {
-            show::print(args, &report)?;
-            Ok(ExitCode::SUCCESS)
-        }
-        PushEnd::Failed(failure) => Ok(fail(args, &failure, &progress)),
-    }
+    code
 }
 
-fn stop_on(kind: SignalKind) -> Result<tokio::signal::unix::Signal> {
+fn stop_on(kind: SignalKind) -> Result<Signal> {
     signal(kind).map_err(|e| Error::io("waiting for signals", &e))
+}
+
+/// Ends the program at the next signal, whatever its main thread waits for.
+#[expect(clippy::exit, reason = "the main thread may be blocked in a write, and cannot return")]
+async fn end_at_once(mut interrupted: Signal, mut terminated: Signal) {
+    tokio::select! {
+        _ = interrupted.recv() => {}
+        _ = terminated.recv() => {}
+    }
+    std::process::exit(i32::from(exit::UNDONE));
 }
 
 fn interruption(progress: &PushProgress) -> PushFailure {

@@ -81,7 +81,7 @@ pub(super) struct ServiceArgs {
     )]
     pub(super) heap_limit: Option<u64>,
     #[command(flatten)]
-    storage: StorageArgs,
+    pub(super) storage: StorageArgs,
     #[command(flatten)]
     oke: OkeArgs,
 }

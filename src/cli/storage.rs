@@ -2,20 +2,23 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Args;
 
 use crate::config;
 use crate::error::{Error, Result};
 use crate::metrics::{CredentialState, Metrics};
-use crate::oci::{ObjectStorage, Settings, StorageConnector};
-use crate::source::{AuthMethod, ObjectSink, SourceConnector, StorageError, StorageErrorKind};
+use crate::oci::{ObjectStorage, Settings, StorageConnector, Timeouts};
+use crate::source::{
+    AuthMethod, ObjectSink, RetryPolicy, SourceConnector, StorageError, StorageErrorKind,
+};
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Object Storage")]
 pub(super) struct StorageArgs {
-    /// Identity, by the oci CLI's names: auto, api_key, instance_principal, none, and for services
-    /// oke_workload_identity; security_token and resource_principal are not supported yet
+    /// Identity, by the oci CLI's names: auto, api_key, security_token, instance_principal,
+    /// resource_principal, none, and for services oke_workload_identity
     /// [default: api_key for commands, instance_principal for services]
     #[arg(long, env = "OCI_MODEL_CSI_AUTH", value_name = "METHOD")]
     auth: Option<String>,
@@ -91,7 +94,34 @@ fn as_invalid(error: StorageError) -> Error {
     }
 }
 
+impl SourceSettings {
+    /// For a diagnosis, which has to say soon what is wrong.
+    pub(super) fn impatient(self) -> Result<Settings> {
+        let (first, longest) = (Duration::from_millis(250), Duration::from_secs(1));
+        let retry =
+            RetryPolicy::new(2, first, longest, Duration::from_secs(5)).map_err(as_invalid)?;
+        let timeouts = Timeouts {
+            connect: Duration::from_secs(5),
+            response_head: Duration::from_secs(15),
+            ..Timeouts::default()
+        };
+        Ok(Settings { retry, timeouts, ..self.object_storage })
+    }
+}
+
 impl StorageArgs {
+    /// These flags, and those of `other` where one is not given.
+    pub(super) fn or(&self, other: &Self) -> Self {
+        Self {
+            auth: self.auth.clone().or_else(|| other.auth.clone()),
+            profile: self.profile.clone().or_else(|| other.profile.clone()),
+            config_file: self.config_file.clone().or_else(|| other.config_file.clone()),
+            region: self.region.clone().or_else(|| other.region.clone()),
+            oci_endpoint: self.oci_endpoint.clone().or_else(|| other.oci_endpoint.clone()),
+            ca_file: self.ca_file.clone().or_else(|| other.ca_file.clone()),
+        }
+    }
+
     /// The same access as options of the oci CLI. It has no method `auto`.
     pub(super) fn of_the_oci_cli(&self) -> Vec<String> {
         let path = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());

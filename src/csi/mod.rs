@@ -10,6 +10,7 @@
 //! | the services on the socket, and their shutdown | [`services`](Services) |
 //! | one function per method | `identity`, `node`, `controller` |
 //! | metrics and logs of each call | `rpc` |
+//! | calls that failed lately | [`CallHistory`] |
 //! | refusal until recovery is done | [`Readiness`] |
 //! | from protobuf to validated types | `request`, `target`, `capability` |
 //! | how long a call may wait | `deadline` |
@@ -19,8 +20,10 @@ mod capability;
 mod connections;
 mod controller;
 mod deadline;
+mod history;
 mod identity;
 mod node;
+mod probe;
 mod readiness;
 mod request;
 mod rpc;
@@ -29,8 +32,10 @@ pub mod status;
 mod target;
 
 pub use controller::ControllerService;
+pub use history::{CallHistory, FailedCall};
 pub use identity::IdentityService;
 pub use node::{NodeOptions, NodeService};
+pub use probe::plugin_name;
 pub use readiness::Readiness;
 pub use services::{Services, serve};
 

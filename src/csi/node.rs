@@ -8,6 +8,7 @@ use tonic::{Request, Response, Status};
 use tracing::Instrument as _;
 use tracing::field::Empty;
 
+use super::history::CallHistory;
 use super::proto::node_server::Node;
 use super::proto::node_service_capability::{Rpc, Type, rpc};
 use super::proto::volume_usage::Unit;
@@ -36,6 +37,8 @@ pub struct NodeOptions {
     pub kubelet_dir: PathBuf,
     /// Notified by every NodeGetInfo, which kubelet calls when it registers the driver.
     pub registered: Arc<Notify>,
+    /// Gets the outcome of every call for a volume.
+    pub history: CallHistory,
 }
 
 /// Publishes and unpublishes volumes.
@@ -97,6 +100,15 @@ impl NodeService {
         Ok(stats_response(stats))
     }
 
+    /// Begins a call for a volume. Its outcome is recorded once the driver is ready: that
+    /// calls are refused until then is no failure.
+    fn begin(&self, method: &'static str, volume_id: &str, pod: Option<String>) -> RpcCall {
+        let call = RpcCall::begin(&self.metrics, method, volume_id);
+        let history = &self.options.history;
+        history.record_kubelet();
+        if self.readiness.is_ready() { call.recorded(history, pod) } else { call }
+    }
+
     /// Runs a parser that accesses the disk, off the reactor.
     async fn parse_blocking<T: Send + 'static>(
         &self,
@@ -137,7 +149,8 @@ impl Node for NodeService {
             flight = Empty
         );
         let publish = async {
-            let call = RpcCall::begin(&self.metrics, "NodePublishVolume", &volume_id);
+            let pod = request::pod_of(&request.get_ref().volume_context);
+            let call = self.begin("NodePublishVolume", &volume_id, pod);
             let result = self.publish(request).await.map_err(|error| status::of(&error));
             call.answer_logged_once(result, &self.refusals)
         };
@@ -158,7 +171,7 @@ impl Node for NodeService {
             model = Empty
         );
         let unpublish = async {
-            let call = RpcCall::begin(&self.metrics, "NodeUnpublishVolume", &volume_id);
+            let call = self.begin("NodeUnpublishVolume", &volume_id, None);
             let result = self.unpublish(request).await.map_err(|error| status::of(&error));
             call.answer_logged_once(result, &self.refusals)
         };
@@ -170,7 +183,7 @@ impl Node for NodeService {
         request: Request<NodeGetVolumeStatsRequest>,
     ) -> Result<Response<NodeGetVolumeStatsResponse>, Status> {
         let request = request.into_inner();
-        let call = RpcCall::begin(&self.metrics, "NodeGetVolumeStats", &request.volume_id);
+        let call = self.begin("NodeGetVolumeStats", &request.volume_id, None);
         call.answer(self.stats(request).await.map_err(|error| status::of(&error)))
     }
 
@@ -193,6 +206,7 @@ impl Node for NodeService {
     ) -> Result<Response<NodeGetInfoResponse>, Status> {
         let call = RpcCall::begin(&self.metrics, "NodeGetInfo", "");
         self.options.registered.notify_one();
+        self.options.history.record_kubelet();
         call.answer(Ok(NodeGetInfoResponse {
             node_id: self.options.node_id.clone(),
             // No limit on volumes, and every node can reach every bucket.

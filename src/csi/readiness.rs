@@ -34,6 +34,11 @@ impl Readiness {
         lock(&self.0).is_none()
     }
 
+    /// What the driver does while it is not ready.
+    pub fn activity(&self) -> Option<String> {
+        lock(&self.0).clone()
+    }
+
     /// Checks that the driver is ready.
     ///
     /// # Errors

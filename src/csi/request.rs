@@ -29,6 +29,12 @@ const EPHEMERAL: &str = "csi.storage.k8s.io/ephemeral";
 /// `serviceAccountTokenInSecrets`, otherwise in the context.
 const TOKENS: &str = "csi.storage.k8s.io/serviceAccount.tokens";
 
+/// Set by kubelet with `podInfoOnMount`.
+const POD_NAME: &str = "csi.storage.k8s.io/pod.name";
+
+/// The same.
+const POD_NAMESPACE: &str = "csi.storage.k8s.io/pod.namespace";
+
 /// Validates a volume id.
 ///
 /// # Errors
@@ -128,6 +134,14 @@ fn source(inline: bool, pod: Option<&PodIdentity>) -> AttributeSource {
     }
 }
 
+/// The pod that a call names, as `namespace/name`: for messages only, since a pod's author
+/// may have written it.
+pub(super) fn pod_of(context: &HashMap<String, String>) -> Option<String> {
+    let get = |key: &str| context.get(key).filter(|value| !value.is_empty());
+    let (namespace, name) = (get(POD_NAMESPACE)?, get(POD_NAME)?);
+    Some(format!("{namespace}/{name}"))
+}
+
 /// The pod, if kubelet's information can be trusted: a pod's author can write these
 /// keys if kubelet does not, but cannot know the UID in the path.
 fn pod_identity(
@@ -144,8 +158,8 @@ fn pod_identity(
             target.pod_uid
         )));
     }
-    let name = get("csi.storage.k8s.io/pod.name");
-    let namespace = get("csi.storage.k8s.io/pod.namespace");
+    let name = get(POD_NAME);
+    let namespace = get(POD_NAMESPACE);
     let (Some(name), Some(namespace)) = (name, namespace) else { return Ok(None) };
     let service_account = get("csi.storage.k8s.io/serviceAccount.name").unwrap_or_default();
     Ok(Some(PodIdentity { namespace, name, uid, service_account }))

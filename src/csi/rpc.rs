@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use tonic::{Code, Response, Status};
 use tracing::{debug, info, warn};
 
+use super::history::CallHistory;
 use super::status;
 use crate::log_throttle::LogThrottle;
 use crate::metrics::Metrics;
@@ -21,6 +22,8 @@ pub(super) struct RpcCall {
     metrics: Arc<Metrics>,
     method: &'static str,
     volume_id: String,
+    pod: Option<String>,
+    history: Option<CallHistory>,
     started: Instant,
     answered: bool,
 }
@@ -32,8 +35,31 @@ impl RpcCall {
             metrics: Arc::clone(metrics),
             method,
             volume_id: volume_id.chars().take(256).collect(),
+            pod: None,
+            history: None,
             started: Instant::now(),
             answered: false,
+        }
+    }
+
+    /// Records the outcome in `history`, with the pod that the call is for.
+    pub(super) fn recorded(mut self, history: &CallHistory, pod: Option<String>) -> Self {
+        self.history = Some(history.clone());
+        self.pod = pod;
+        self
+    }
+
+    /// Records the outcome where that was asked for.
+    fn record(&self, code: Code, message: &str) {
+        match &self.history {
+            Some(history) if code == Code::Ok => {
+                history.record_success(&self.volume_id, self.pod.as_deref());
+            }
+            Some(history) => {
+                let subject = (self.volume_id.as_str(), self.pod.as_deref());
+                history.record_failure(self.method, code, message, subject);
+            }
+            None => {}
         }
     }
 
@@ -63,6 +89,7 @@ impl RpcCall {
         };
         let name = status::name(code);
         self.metrics.rpc(method, name, seconds);
+        self.record(code, result.as_ref().err().map_or("", Status::message));
         match &result {
             Ok(_) => debug!(method, volume_id, code = name, seconds, "answered"),
             Err(status) if !is_new => {
@@ -91,6 +118,8 @@ impl Drop for RpcCall {
             let code = status::name(Code::DeadlineExceeded);
             self.metrics.rpc(method, code, seconds);
             info!(method, volume_id, code, seconds, "the caller gave up before the answer");
+            let message = format!("the caller gave up after {seconds:.1} s, before the answer");
+            self.record(Code::DeadlineExceeded, &message);
         }
     }
 }

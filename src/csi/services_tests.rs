@@ -21,7 +21,7 @@ use crate::csi::proto::node_client::NodeClient;
 use crate::csi::proto::node_service_capability::rpc::Type as NodeRpc;
 use crate::csi::proto::volume_capability::access_mode::Mode;
 use crate::csi::proto::*;
-use crate::csi::{NodeOptions, Readiness};
+use crate::csi::{CallHistory, NodeOptions, Readiness};
 use crate::download::{Concurrency, Engine, EngineOptions, Verify};
 use crate::events::Events;
 use crate::metrics::Metrics;
@@ -60,6 +60,7 @@ impl Driver {
                 node_id: "node-1".to_owned(),
                 kubelet_dir: dir.path().join("kubelet"),
                 registered: Arc::default(),
+                history: CallHistory::default(),
             },
             readiness.clone(),
             Arc::clone(&metrics),

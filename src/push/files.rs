@@ -2,7 +2,8 @@
 //! anything is sent.
 //!
 //! Of symbolic links only those are followed that lead to a file in the directory itself, or from
-//! a snapshot of a Hugging Face Hub cache into the `blobs` of the same repository.
+//! a snapshot of a Hugging Face Hub cache into the `blobs` of the same repository or those that all
+//! repositories of the cache share.
 
 use std::fs::{self, File, Metadata};
 use std::io;
@@ -28,7 +29,7 @@ const LONGEST_NAME: usize = 1024;
 const LARGEST_OBJECT: u64 = 10 << 40;
 
 /// Problems that one message names.
-const NAMED: usize = 5;
+const NAMED: usize = 20;
 
 /// Characters of a name in a message.
 const SHOWN: usize = 120;
@@ -37,6 +38,10 @@ const SHOWN: usize = 120;
 const HUB_REPOSITORY: &str = "models--";
 const HUB_SNAPSHOTS: &str = "snapshots";
 const HUB_BLOBS: &str = "blobs";
+
+/// Marks the `blobs` that all repositories of a Hub cache share, beside them (huggingface_hub 2).
+/// Blobs of a repository may be links to files there.
+const HUB_SHARED_MARKER: &str = ".huggingface-shared-blobs";
 
 /// Extensions of files with weights.
 const WEIGHTS: [&str; 12] = [
@@ -153,14 +158,18 @@ pub(super) fn scan(dir: &Path, prefix: &str, filters: &Filters) -> Result<Direct
     let Some(root) = root else {
         return Err(Error::invalid(format!("{} is not a directory", dir.display())));
     };
-    // It may be a link to another disk.
-    let blobs = hub_blobs(&root).map(|blobs| fs::canonicalize(&blobs).unwrap_or(blobs));
+    // They may be links to another disk.
+    let hub_blobs = hub_blobs(&root)
+        .into_iter()
+        .chain(shared_hub_blobs(&root))
+        .map(|blobs| fs::canonicalize(&blobs).unwrap_or(blobs))
+        .collect();
     let selection = filters.selection();
     let mut walk = Walk {
         dir,
         prefix,
         root,
-        blobs,
+        hub_blobs,
         selection,
         files: vec![],
         left_out: vec![],
@@ -198,11 +207,24 @@ fn hub_blobs(root: &Path) -> Option<PathBuf> {
     })
 }
 
+/// The blobs that all repositories of the Hub cache share which has this repository, or this
+/// directory of one. Blocks.
+fn shared_hub_blobs(root: &Path) -> Option<PathBuf> {
+    let is_repository = |path: &&Path| {
+        let name = path.file_name().and_then(|name| name.to_str());
+        name.is_some_and(|name| name.starts_with(HUB_REPOSITORY))
+    };
+    let blobs = root.ancestors().find(is_repository)?.parent()?.join(HUB_BLOBS);
+    let marker = fs::symlink_metadata(blobs.join(HUB_SHARED_MARKER));
+    marker.is_ok_and(|marker| marker.is_file()).then_some(blobs)
+}
+
 struct Walk<'a> {
     dir: &'a Path,
     prefix: &'a str,
     root: PathBuf,
-    blobs: Option<PathBuf>,
+    /// Where links may lead besides the root.
+    hub_blobs: Vec<PathBuf>,
     selection: NameSelection,
     files: Vec<LocalFile>,
     left_out: Vec<String>,
@@ -282,7 +304,7 @@ impl Walk<'_> {
             Err(error) => return Err(format!("cannot be read: {error}")),
         };
         let may_follow = real.starts_with(&self.root)
-            || self.blobs.as_ref().is_some_and(|blobs| real.starts_with(blobs));
+            || self.hub_blobs.iter().any(|blobs| real.starts_with(blobs));
         if !may_follow {
             let dir = self.dir.display();
             return Err(format!(

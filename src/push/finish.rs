@@ -1,6 +1,6 @@
 //! The end of a push: verifies what is stored, deletes other objects, and names the revision.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Plan;
 use super::files::SendStage;
@@ -131,19 +131,16 @@ impl Plan {
         let sent = self.files.iter().filter(|file| {
             self.uploader.is_in_parts(file.state.size) && !self.kept.contains_key(&file.name)
         });
-        let mut objects: Vec<String> = sent.map(|file| self.uploader.object(file).name).collect();
-        objects.extend(running.keys().cloned());
+        let sent = sent.map(|file| self.uploader.object(file).name);
+        let objects: BTreeSet<String> = sent.chain(running.keys().cloned()).collect();
         if objects.is_empty() {
             return Ok(Vec::new());
         }
-        objects.sort();
-        let listed = self.uploader.sink.running_uploads(&self.uploader.bucket).await;
-        let of_files = listed.map_err(refused)?.into_iter();
-        let of_files = of_files.filter(|upload| objects.binary_search(&upload.object).is_ok());
+        let listed = self.uploader.sink.running_uploads(&self.uploader.bucket, &objects).await;
         let named = |RunningUpload { object, id }| UnfinishedUpload {
             object: self.uploader.bucket.object(object),
             id,
         };
-        Ok(of_files.map(named).collect())
+        Ok(listed.map_err(refused)?.into_iter().map(named).collect())
     }
 }

@@ -23,6 +23,7 @@ mod parts;
 mod progress;
 mod remote;
 mod report;
+mod requests;
 mod upload;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,9 +32,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
-use tokio::sync::Semaphore;
 
 use crate::blocking::blocking;
+use crate::download::Concurrency;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Filters, ModelUri, NamespaceName};
 use crate::source::{Bucket, ObjectSink, Replaces, RetryPolicy, StorageErrorKind};
@@ -41,6 +42,7 @@ use files::{LocalFile, SendStage};
 pub use progress::PushProgress;
 use remote::RemoteObjects;
 pub use report::{PlannedFile, PushFailure, PushReport, UnfinishedUpload, command_line};
+use requests::RequestLimit;
 use upload::{StoredObject, Uploader, refused};
 
 /// Files that are sent at once; their requests are limited by the concurrency.
@@ -57,7 +59,7 @@ pub struct PushOptions {
     /// Size of a part in bytes; larger files are sent in parts.
     pub part_size: u64,
     /// Requests with bytes that run at once.
-    pub concurrency: usize,
+    pub concurrency: Concurrency,
     /// Only report what would be done.
     pub dry_run: bool,
     /// Delete objects that the directory does not have.
@@ -89,7 +91,10 @@ pub async fn push(
         report.elapsed = started.elapsed();
         return Ok(report);
     }
-    let stored = plan.send().await?;
+    let stored = tokio::select! {
+        stored = plan.send() => stored?,
+        never = plan.uploader.requests.follow(progress) => match never {},
+    };
     plan.complete(stored, &mut report).await.map_err(PushFailure::later)?;
     report.sent = progress.sent();
     report.elapsed = started.elapsed();
@@ -141,7 +146,7 @@ impl Plan {
             bucket,
             prefix: uri.prefix.as_str().to_owned(),
             part_size: options.part_size,
-            requests: Semaphore::new(options.concurrency),
+            requests: RequestLimit::new(options.concurrency),
             retry: RetryPolicy::default().within(RETRY_FOR),
             progress: Arc::clone(progress),
         };
@@ -195,7 +200,7 @@ impl Plan {
         if names.is_empty() {
             return Ok(Some(found));
         }
-        let listed = match self.uploader.sink.running_uploads(&self.uploader.bucket).await {
+        let listed = match self.uploader.sink.running_uploads(&self.uploader.bucket, &names).await {
             Ok(listed) => listed,
             // It takes a permission of its own, without which a push can still be made.
             Err(error)
@@ -209,7 +214,7 @@ impl Plan {
             }
             Err(error) => return Err(refused(error)),
         };
-        for upload in listed.into_iter().filter(|upload| names.contains(&upload.object)) {
+        for upload in listed {
             found.entry(upload.object).or_default().push(upload.id);
         }
         Ok(Some(found))

@@ -2,12 +2,11 @@
 
 use std::sync::Arc;
 
-use tokio::sync::Semaphore;
-
 use super::body::{OpenFile, ReadFailure, body_of};
 use super::files::LocalFile;
 use super::hashes::{RangeDigest, crc32c_of_parts, digests, md5_of_parts};
 use super::progress::PushProgress;
+use super::requests::RequestLimit;
 use crate::blocking::blocking;
 use crate::error::{Error, ErrorKind, Result};
 use crate::source::{
@@ -36,7 +35,7 @@ pub(super) struct Uploader {
     pub(super) prefix: String,
     pub(super) part_size: u64,
     /// Requests with a body that run at once.
-    pub(super) requests: Semaphore,
+    pub(super) requests: RequestLimit,
     pub(super) retry: RetryPolicy,
     pub(super) progress: Arc<PushProgress>,
 }
@@ -204,6 +203,7 @@ impl Uploader {
                 }
                 continue;
             }
+            self.requests.failed(&error);
             attempts.again(error).await.map_err(refused)?;
         }
     }
@@ -276,6 +276,7 @@ impl Uploader {
                     if error.kind() == StorageErrorKind::NotFound {
                         return Err(self.ended_or_refused(&object, upload, &[], error).await);
                     }
+                    self.requests.failed(&error);
                     attempts.again(error).await.map_err(refused)?;
                 }
             }

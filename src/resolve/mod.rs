@@ -5,6 +5,7 @@
 mod authorize;
 mod changes;
 mod client_pool;
+mod directories;
 mod known_buckets;
 mod listings;
 pub(crate) mod newest;
@@ -20,4 +21,4 @@ pub(crate) use outage::UnansweredSince;
 pub use resolver::{ResolveLimits, Resolver};
 pub use select::RevisionSelector;
 pub(crate) use select::Selection;
-pub(crate) use siblings::with_siblings;
+pub(crate) use siblings::{nearest_buckets, with_nearest_buckets, with_siblings};

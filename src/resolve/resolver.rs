@@ -10,6 +10,7 @@ use tokio_util::task::TaskTracker;
 
 use super::authorize::{Authorizer, Permission, unseen};
 use super::client_pool::{ClientPool, Requester, Route};
+use super::directories::DirectoryListings;
 use super::known_buckets::KnownBuckets;
 use super::listings::{HeldListing, Listings, SMALL_MANIFEST};
 use super::outage::LastAnswer;
@@ -48,6 +49,7 @@ struct ResolverInner {
     pool: ClientPool,
     limits: ResolveLimits,
     buckets: Arc<KnownBuckets>,
+    directories: DirectoryListings,
     listings: Listings,
     /// An answer to a pod's own identity is never shared with another identity, and a
     /// tenant never waits in the queue of another.
@@ -93,10 +95,21 @@ impl Resolver {
             limits,
             listings: Listings::new(limits.max_objects, tasks, shutdown, &buckets, &authorizer),
             buckets,
+            directories: DirectoryListings::default(),
             authorizer,
             flights,
             arranging: FairSemaphore::new(ARRANGED_AT_ONCE),
         }))
+    }
+
+    /// The directories that were listed to name them in messages.
+    pub(super) fn directories(&self) -> &DirectoryListings {
+        &self.0.directories
+    }
+
+    /// The most objects of a model.
+    pub(crate) fn most_objects(&self) -> usize {
+        self.0.limits.max_objects
     }
 
     /// The source of the request's model.

@@ -9,7 +9,7 @@ use super::Route;
 use super::resolver::{EmptyPrefix, Resolver};
 use crate::error::{Error, Result};
 use crate::model::{Manifest, ModelRequest, Prefix, nearest_first};
-use crate::source::Bucket;
+use crate::source::{Bucket, ObjectSource, StorageError};
 use crate::text::shown;
 
 /// How many directories a message names.
@@ -72,7 +72,7 @@ impl Resolver {
         for _ in 0..levels {
             let split = wanted.rfind('/').map_or(0, |slash| slash + 1);
             let (parent, name) = wanted.split_at(split);
-            let found = match route.client().directories(&bucket, parent).await {
+            let found = match self.directories().below(route, &bucket, parent).await {
                 Ok(found) => found,
                 Err(error) => {
                     tracing::debug!(%error, "listing the directories beside a prefix failed");
@@ -113,6 +113,39 @@ pub(crate) fn with_siblings(error: Error, siblings: &[Prefix]) -> Error {
     Error::new(error.kind(), text)
 }
 
+/// The error of a listing; if the bucket does not exist, with the names of those that are most
+/// like it, as far as this identity may list them. For callers that may see whatever the route
+/// can list.
+pub(crate) async fn with_nearest_buckets(
+    error: StorageError,
+    route: &Route,
+    bucket: &Bucket,
+) -> Error {
+    let is_missing = error.code() == Some("BucketNotFound");
+    let error = Error::from(error);
+    if !is_missing || route.workload().is_some() {
+        return error;
+    }
+    match nearest_buckets(&**route.client(), bucket).await {
+        Some(names) => {
+            let text = format!("{}; the nearest buckets are {names}", error.message());
+            Error::new(error.kind(), text)
+        }
+        None => error,
+    }
+}
+
+/// The names of the buckets that are most like this one, as a text; `None` if there are none that
+/// the source may list. Failures give none either: they must not hide the error.
+pub(crate) async fn nearest_buckets(source: &dyn ObjectSource, bucket: &Bucket) -> Option<String> {
+    let found = tokio::time::timeout(PATIENCE, source.buckets(&bucket.namespace)).await;
+    let found = found.ok().and_then(Result::ok)?;
+    let others = found.iter().map(String::as_str).filter(|name| *name != bucket.name);
+    let nearest = nearest_first(&bucket.name, others).into_iter().take(NAMED);
+    let names: Vec<String> = nearest.map(|name| shown(name, 120)).collect();
+    (!names.is_empty()).then(|| names.join(", "))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -143,6 +176,31 @@ mod tests {
     async fn a_missing_parent_is_searched_for_in_the_level_above() {
         let text = message(&["models/a/v1/w", "models/b/v1/w"], "model/a/v1").await;
         assert!(text.ends_with("; the nearest prefixes are models/"), "{text}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn many_callers_of_misspelt_prefixes_share_one_listing_for_a_while() {
+        let source = FakeSource::new(&[("m/phi3/w", 1)]);
+        let resolver = Resolver::of_fake(&source);
+        let ask = |name: String| {
+            let resolver = resolver.clone();
+            async move {
+                let prefix = Prefix::parse(&format!("m/{name}/")).unwrap();
+                let bucket = BucketName::parse("b").unwrap();
+                let request = ModelRequest::of(None, bucket, prefix);
+                let route = resolver.route(&request, "").await.unwrap();
+                let error = resolver.resolve_or_suggest(&request, &route).await.unwrap_err();
+                assert!(error.message().contains("nearest prefixes are m/phi3/"), "{error}");
+            }
+        };
+        futures_util::future::join_all((0..100).map(|n| ask(format!("at-once-{n}")))).await;
+        for n in 0..100 {
+            ask(format!("later-{n}")).await;
+        }
+        assert_eq!(source.directory_listings(), 1);
+        tokio::time::advance(Duration::from_secs(31)).await;
+        ask("much-later".to_owned()).await;
+        assert_eq!(source.directory_listings(), 2);
     }
 
     #[tokio::test]

@@ -14,6 +14,7 @@ mod inspect;
 mod loaders;
 mod report;
 mod safetensors;
+mod tensors;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};

@@ -3,7 +3,8 @@
 //! The format: eight bytes that hold the length of the header (little-endian),
 //! the header as JSON, then the tensors' bytes. Each tensor's `data_offsets`
 //! count from the header's end; together they cover the rest of the file, one
-//! after the other. What a loader refuses is refused here for the same
+//! after the other; each has as many bytes as its type and shape take
+//! (`weights/tensors.rs`). What a loader refuses is refused here for the same
 //! reasons, minutes earlier. An index (`*.safetensors.index.json`) says in its
 //! `weight_map` which file holds which tensor.
 //!
@@ -18,6 +19,7 @@ use std::io::{self, BufReader, Read};
 
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 
+use super::tensors::Tensors;
 use crate::model::size_text;
 use crate::text::shown;
 
@@ -33,10 +35,6 @@ pub(super) const MAX_INDEX: u64 = 16 << 20;
 /// The longest string in a header or an index that is read, in bytes: names are
 /// short, but a trainer's metadata can have a megabyte.
 const MAX_STRING: usize = 4 << 20;
-
-/// Pieces of a file that are remembered because the tensors of a header are not
-/// in the order of their bytes; the largest models have some 100,000 tensors.
-const MAX_PIECES: usize = 500_000;
 
 /// The most files that one index may name: more than a model has.
 const MAX_SHARDS: usize = 100_000;
@@ -210,54 +208,6 @@ fn flaw_of_pieces(mut places: Vec<(u64, u64)>, data: u64) -> Option<String> {
              bytes): it is longer than it should be"
         )),
         _ => None,
-    }
-}
-
-/// The pieces of a file that the tensors of a header cover, adjacent ones merged;
-/// `None` when they are too many.
-struct Tensors(Option<Vec<(u64, u64)>>);
-
-impl<'de> Deserialize<'de> for Tensors {
-    fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
-        input.deserialize_map(TensorsVisitor).map(Self)
-    }
-}
-
-struct TensorsVisitor;
-
-impl<'de> Visitor<'de> for TensorsVisitor {
-    type Value = Option<Vec<(u64, u64)>>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object with an entry for each tensor")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        #[derive(serde::Deserialize)]
-        struct Tensor {
-            data_offsets: (u64, u64),
-        }
-        let mut pieces: Vec<(u64, u64)> = Vec::new();
-        let mut too_many = false;
-        while let Some(name) = map.next_key::<String>()? {
-            if name == "__metadata__" {
-                map.next_value::<IgnoredAny>()?;
-                continue;
-            }
-            let (start, end) = map.next_value::<Tensor>()?.data_offsets;
-            if start == end {
-                // It has no bytes, and may lie between two that were merged.
-                continue;
-            }
-            let count = pieces.len();
-            match pieces.last_mut() {
-                Some((_, last)) if *last == start && start <= end => *last = end,
-                Some((first, _)) if *first == end && start <= end => *first = start,
-                _ if count < MAX_PIECES => pieces.push((start, end)),
-                _ => too_many = true,
-            }
-        }
-        Ok((!too_many).then_some(pieces))
     }
 }
 

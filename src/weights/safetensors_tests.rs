@@ -1,5 +1,6 @@
 use proptest::prelude::*;
 
+use super::super::tensors::MAX_PIECES;
 use super::*;
 
 /// A file of tensors of these sizes.
@@ -50,7 +51,7 @@ fn each_flaw_is_named() {
     let longer = [&good[..], b"x"].concat();
     let lfs = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n";
     let entry = |offsets: &str| {
-        with_header(&format!(r#"{{"t":{{"dtype":"U8","data_offsets":{offsets}}}}}"#), 10)
+        with_header(&format!(r#"{{"t":{{"dtype":"?","shape":[],"data_offsets":{offsets}}}}}"#), 10)
     };
     let too_long = [&(MAX_HEADER + 1).to_le_bytes()[..], &[b' '; 100]].concat();
     for (bytes, words) in [
@@ -64,7 +65,7 @@ fn each_flaw_is_named() {
         (&too_long, "no safetensors file"),
         (&with_header("not JSON", 0), "header is not what it should be"),
         (&with_header("[]", 0), "header is not what it should be"),
-        (&with_header(r#"{"t":{"dtype":"U8"}}"#, 0), "missing field `data_offsets`"),
+        (&with_header(r#"{"t":{"dtype":"U8","shape":[]}}"#, 0), "missing field `data_offsets`"),
         (&entry("[0,9]"), "longer than it should be"),
         (&entry("[1,10]"), "from 0 on"),
         (&entry("[10,0]"), "from 0 on"),
@@ -74,6 +75,45 @@ fn each_flaw_is_named() {
         let why = checked(bytes).unwrap();
         assert!(why.contains(words), "{words:?} is not in {why:?}");
     }
+}
+
+/// Verdicts of safetensors 0.8.0, which `tests/clients/test_weights.py` compares too.
+#[test]
+fn types_shapes_and_metadata_are_judged_as_the_library_judges_them() {
+    let header = |metadata: &str, dtype: &str, shape: &str| {
+        format!(
+            r#"{{"__metadata__":{metadata},"t":{{"dtype":"{dtype}","shape":{shape},"data_offsets":[0,8]}}}}"#
+        )
+    };
+    for (dtype, shape) in [
+        ("F32", "[2]"),
+        ("F32", "[1,2,1]"),
+        ("I64", "[]"),
+        ("C64", "[1]"),
+        ("BF16", "[4]"),
+        ("F8_E4M3", "[8]"),
+        ("F4", "[16]"),
+        ("OF_TOMORROW", "[3]"),
+    ] {
+        let good = header(r#"{"format":"pt"}"#, dtype, shape);
+        assert_eq!(checked(&with_header(&good, 8)), None, "{good}");
+    }
+    assert_eq!(checked(&with_header(&header("null", "U8", "[8]"), 8)), None);
+    for (metadata, dtype, shape, words) in [
+        ("{}", "F32", "[3]", "t has 8 bytes, and its shape of F32 does not take as many"),
+        ("{}", "F4", "[15]", "does not take as many"),
+        ("{}", "F32", "[0]", "does not take as many"),
+        ("{}", "U8", "[4294967296,4294967296]", "does not take as many"),
+        ("{}", "U8", "[-8]", "integer `-8`"),
+        (r#"{"n":1}"#, "U8", "[8]", "expected a string"),
+        ("[]", "U8", "[8]", "an object of strings"),
+    ] {
+        let bad = header(metadata, dtype, shape);
+        let why = checked(&with_header(&bad, 8)).unwrap();
+        assert!(why.contains(words), "{words:?} is not in {why:?}");
+    }
+    let without = r#"{"t":{"dtype":"U8","data_offsets":[0,8]}}"#;
+    assert!(checked(&with_header(without, 8)).unwrap().contains("missing field `shape`"));
 }
 
 #[test]
@@ -143,7 +183,7 @@ impl<R: Read> Read for Counted<'_, R> {
 
 #[test]
 fn quotes_inside_strings_do_not_end_them() {
-    let tricky = r#"{"__metadata__":{"a\\":"\"","b":"\\\""},"t":{"data_offsets":[0,5]}}"#;
+    let tricky = r#"{"__metadata__":{"a\\":"\"","b":"\\\""},"t":{"dtype":"U8","shape":[5],"data_offsets":[0,5]}}"#;
     assert_eq!(checked(&with_header(tricky, 5)), None);
     let long = format!(r#"{{"\"{}":1}}"#, "\\\"".repeat(MAX_STRING / 2));
     assert_eq!(checked(&with_header(&long, 5)), None, "it is longer than what is read");
@@ -152,13 +192,15 @@ fn quotes_inside_strings_do_not_end_them() {
 #[test]
 fn adjacent_tensors_are_merged_in_either_order_and_the_rest_is_limited() {
     let pieces = |header: &str| serde_json::from_str::<Tensors>(header).unwrap().0;
-    let entry = |at: u64| format!(r#""t{at}":{{"data_offsets":[{at},{}]}}"#, at + 1);
+    let entry = |at: u64| {
+        format!(r#""t{at}":{{"dtype":"U8","shape":[],"data_offsets":[{at},{}]}}"#, at + 1)
+    };
     let header = |ats: &mut dyn Iterator<Item = u64>| {
         format!("{{{}}}", ats.map(entry).collect::<Vec<_>>().join(","))
     };
     assert_eq!(pieces(&header(&mut (0..1000))), Some(vec![(0, 1000)]));
     assert_eq!(pieces(&header(&mut (0..1000).rev())), Some(vec![(0, 1000)]));
-    let empty = r#""e":{"data_offsets":[500,500]}"#;
+    let empty = r#""e":{"dtype":"U8","shape":[0],"data_offsets":[500,500]}"#;
     let mixed = header(&mut (0..1000)).replacen('}', &format!("}},{empty}"), 1);
     assert_eq!(pieces(&mixed), Some(vec![(0, 1000)]));
     let apart = header(&mut (0..=MAX_PIECES as u64).map(|n| n * 2));

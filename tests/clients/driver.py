@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from xml.etree import ElementTree
 
 import grpc
 import pytest
@@ -29,19 +30,57 @@ def in_mount_namespace(test):
     def run(request):
         if INSIDE in os.environ:
             return test(request)
-        flags = MOUNTS if os.geteuid() == 0 else ["--user", "--map-root-user", *MOUNTS]
-        possible = subprocess.run(["unshare", *flags, "true"], capture_output=True, text=True)
-        if possible.returncode != 0:
-            assert os.environ.get(MAY_SKIP) == "1", possible.stderr
-            pytest.skip(f"no namespaces here: {possible.stderr.strip()}")
-        environment = {**os.environ, INSIDE: "root" if os.geteuid() == 0 else "user"}
-        again = subprocess.run(
-            ["unshare", *flags, sys.executable, "-m", "pytest", "-q", request.node.nodeid],
-            cwd=request.config.rootpath, env=environment,
-            capture_output=True, text=True, timeout=300)
+        again = run_inside(request, request.node.nodeid)
         assert again.returncode == 0 and "1 passed" in again.stdout, again.stdout + again.stderr
 
     return run
+
+
+def in_one_mount_namespace(test):
+    """As `in_mount_namespace`, for tests that share what is mounted: all tests of the module
+    run again together, once, and each passes as it passed there. Besides `request` they have
+    only parameters."""
+
+    @functools.wraps(test)
+    def run(request, **parameters):
+        if INSIDE in os.environ:
+            return test(request, **parameters)
+        error = errors_inside(request).get(request.node.name, "it did not run")
+        assert error is None, error
+
+    return run
+
+
+INSIDE_ERRORS = pytest.StashKey()
+
+
+def errors_inside(request):
+    """The errors of this module's tests in a mount namespace, by name; `None` for those that
+    passed."""
+    known = request.session.stash.setdefault(INSIDE_ERRORS, {})
+    if request.path not in known:
+        names = [item.nodeid for item in request.session.items if item.path == request.path]
+        report = request.getfixturevalue("tmp_path") / "report.xml"
+        again = run_inside(request, f"--junitxml={report}", *names)
+        assert report.exists(), again.stdout + again.stderr
+        cases = ElementTree.parse(report).iter("testcase")
+        known[request.path] = {case.get("name"): "\n".join(
+            problem.text or problem.get("message") for problem in case) or None for case in cases}
+    return known[request.path]
+
+
+def run_inside(request, *arguments):
+    """Runs pytest in a mount namespace."""
+    flags = MOUNTS if os.geteuid() == 0 else ["--user", "--map-root-user", *MOUNTS]
+    possible = subprocess.run(["unshare", *flags, "true"], capture_output=True, text=True)
+    if possible.returncode != 0:
+        assert os.environ.get(MAY_SKIP) == "1", possible.stderr
+        pytest.skip(f"no namespaces here: {possible.stderr.strip()}")
+    environment = {**os.environ, INSIDE: "root" if os.geteuid() == 0 else "user"}
+    return subprocess.run(
+        ["unshare", *flags, sys.executable, "-m", "pytest", "-q", *arguments],
+        cwd=request.config.rootpath, env=environment,
+        capture_output=True, text=True, timeout=300)
 
 
 def csi_modules(directory):
@@ -70,27 +109,44 @@ class Driver:
     """A running driver that reads from `store` with the API key of the oci CLI's file."""
 
     def __init__(self, directory, store, settings="cache: {minFree: 1MiB, minFreeInodes: 0%}\n", arguments=()):
-        self.kubelet = directory / "kubelet"
+        self.directory, self.kubelet = directory, directory / "kubelet"
         (self.kubelet / "pods").mkdir(parents=True, exist_ok=True)
-        socket = directory / "csi.sock"
+        self.socket = directory / "csi.sock"
         self.metrics = f"127.0.0.1:{free_port()}"
         config = directory / "config.yaml"
         config.write_text(settings)
         self.log = directory / "driver.log"
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                [BINARY, "all", "--csi-endpoint", f"unix://{socket}", "--node-id", "node-1",
-                 "--cache-dir", directory / "cache", "--kubelet-dir", self.kubelet,
-                 "--config", config, "--auth", "api_key", "--config-file", store.config,
-                 "--oci-endpoint", store.endpoint, "--metrics-address", self.metrics, *arguments],
-                env={}, stderr=log)
-        self.csi, stubs = csi_modules(directory)
+        self.log.write_text("")
+        self.command = [
+            BINARY, "all", "--csi-endpoint", f"unix://{self.socket}", "--node-id", "node-1",
+            "--cache-dir", directory / "cache", "--kubelet-dir", self.kubelet,
+            "--config", config, "--auth", "api_key", "--config-file", store.config,
+            "--oci-endpoint", store.endpoint, "--metrics-address", self.metrics, *arguments]
+        self.csi, self.stubs = csi_modules(directory)
+        self.channels = []
+        self.start()
+
+    def start(self):
+        """Starts the program; again after `terminate` or `kill`, with the same cache and mounts."""
+        with self.log.open("a") as log:
+            self.process = subprocess.Popen(self.command, env={}, stderr=log)
+        self.until_listening()
+        # A channel of its own: an old one pauses for up to a second before it connects again.
         # Without this option grpcio sends the percent-encoded path as authority.
-        self.channel = grpc.insecure_channel(
-            f"unix:{socket}", options=[("grpc.default_authority", "localhost")])
-        self.node = stubs.NodeStub(self.channel)
-        self.identity = stubs.IdentityStub(self.channel)
+        self.channels.append(grpc.insecure_channel(
+            f"unix:{self.socket}", options=[("grpc.default_authority", "localhost")]))
+        self.node = self.stubs.NodeStub(self.channels[-1])
+        self.identity = self.stubs.IdentityStub(self.channels[-1])
         self.until_ready()
+
+    def until_listening(self):
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline and self.process.poll() is None:
+            with socket_module.socket(socket_module.AF_UNIX) as probe:
+                if probe.connect_ex(str(self.socket)) == 0:
+                    return
+            time.sleep(0.005)
+        raise AssertionError(f"the driver does not listen:\n{self.log.read_text()}")
 
     def until_ready(self):
         deadline = time.monotonic() + 20
@@ -117,7 +173,7 @@ class Driver:
     def publish(self, pod, **attributes):
         """Publishes an inline volume and returns its target path."""
         target = self.target(pod)
-        target.parent.mkdir(parents=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         capability = self.csi.VolumeCapability(
             mount={}, access_mode={"mode": "SINGLE_NODE_WRITER"})
         self.node.NodePublishVolume(self.csi.NodePublishVolumeRequest(
@@ -136,7 +192,22 @@ class Driver:
         self.node.NodeUnpublishVolume(self.csi.NodeUnpublishVolumeRequest(
             volume_id=f"csi-{pod}", target_path=str(self.target(pod))), timeout=60)
 
-    def stop(self):
-        self.channel.close()
+    def peak_memory(self):
+        """The most that was resident since the program started, in MiB."""
+        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
+        return int(next(line.split()[1] for line in lines if line.startswith("VmHWM:"))) / 1024
+
+    def terminate(self):
+        """Ends the program as kubelet does; mounts stay."""
         self.process.terminate()
         assert self.process.wait(timeout=30) == 0, self.log.read_text()
+
+    def kill(self):
+        """Ends the program as a crash does: with SIGKILL."""
+        self.process.kill()
+        self.process.wait(timeout=30)
+
+    def stop(self):
+        for channel in self.channels:
+            channel.close()
+        self.terminate()

@@ -264,8 +264,6 @@ def test_the_list_for_a_mirror_has_every_image_of_the_chart():
     text = (REPOSITORY / "deploy/image/README.md").read_text()
     sidecars = images()[1:3] + images()[4:]
     assert sorted(re.findall(r"^\| `(registry\S+)` \|", text, re.MULTILINE)) == sorted(sidecars)
-    [loop] = re.findall(r"^for image in (.*); do$", text, re.MULTILINE)
-    assert sorted(f"registry.k8s.io/sig-storage/{one}" for one in loop.split()) == sorted(sidecars)
 
 
 def test_a_digest_replaces_the_tag_of_any_image():

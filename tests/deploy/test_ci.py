@@ -8,7 +8,7 @@ import pytest
 import yaml
 from conftest import REPOSITORY
 
-STAGES = ["tools", "lint", "doc", "msrv", "arm", "deny", "feature", "demo", "deploy", "test", "cluster"]
+STAGES = ["tools", "lint", "doc", "site", "msrv", "arm", "deny", "feature", "demo", "deploy", "test", "cluster"]
 # Behaves like a machine that has everything. Each call is a line of the log.
 MAKE = """#!/bin/sh
 echo "$1 seed=$OCI_MODEL_CSI_TEST_SEED" >>"$LOG"
@@ -32,7 +32,7 @@ class Machine:
         self.script(self.root / "tests/cluster/run.sh", CHECK)
         self.script(self.programs / "make", MAKE)
         for name in ("cargo", "rustc", "rustup", "go", "apt-get", "shellcheck", "mkfs.xfs", "ip", "curl",
-                     "aarch64-linux-gnu-gcc", "qemu-aarch64"):
+                     "aarch64-linux-gnu-gcc", "qemu-aarch64", "groff", "script", "zsh", "fish", "node"):
             self.script(self.programs / name, "#!/bin/sh\n")
         self.script(self.programs / "ldconfig", "#!/bin/sh\necho libseccomp.so.2\n")
         self.git("init", "--quiet")

@@ -260,6 +260,33 @@ def test_the_dockerfile_fills_the_image_with_what_the_layout_has(tmp_path):
     assert by_docker == packed
 
 
+CROSS = {"arm64": {"gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"}, "amd64": {"gcc-x86-64-linux-gnu", "libc6-dev-amd64-cross"}}
+
+
+@pytest.mark.parametrize("build_arch", ["amd64", "arm64"])
+@pytest.mark.parametrize("target_arch", ["amd64", "arm64"])
+def test_the_dockerfile_installs_the_compiler_of_each_architecture_on_each(tmp_path, build_arch, target_arch):
+    log = tmp_path / "log"
+    for name in ("apt-get", "rustup"):
+        program = tmp_path / name
+        program.write_text(f'#!/bin/sh\necho "{name} $*" >>"{log}"\n')
+        program.chmod(0o755)
+    _, stage, _ = instructions()
+    before = stage[:stage.index(("COPY", ". ."))]
+    values = arguments(stage, BUILDARCH=build_arch, TARGETARCH=target_arch)
+    for command in (rest for name, rest in before if name == "RUN"):
+        done = subprocess.run(["sh", "-c", command], env={**values, "PATH": f"{tmp_path}:/usr/bin:/bin"},
+                              capture_output=True, text=True)
+        assert done.returncode == 0 and not done.stderr, done.stderr
+    update, install, target = log.read_text().splitlines()
+    assert update.startswith("apt-get update")
+    cross = CROSS[target_arch] if build_arch != target_arch else set()
+    assert {word for word in install.split() if "gcc" in word or "libc6" in word} == cross
+    assert {"ca-certificates", "python3"} <= set(install.split())
+    triple = {"amd64": "x86_64", "arm64": "aarch64"}[target_arch]
+    assert target == f"rustup target add {triple}-unknown-linux-gnu"
+
+
 def test_the_build_context_has_all_sources_of_the_driver():
     names = {str(path.relative_to(REPOSITORY)) for path in let_in("*")}
     sources = subprocess.run(["git", "ls-files", "src", "crates", "proto", "Cargo.*"], cwd=REPOSITORY, check=True,

@@ -73,7 +73,7 @@ SCHEMA = [
     (["config.download.concurrency=many"], 'config.download.concurrency is "many": write auto, or a number from 1 to 1024'),
     (["config.limits.maxModelSize=1TB"], 'config.limits.maxModelSize is "1TB": write a number of bytes'),
     (["config.download.verify=never"], "value must be one of 'always', 'cheap'"),
-    (["config.objectStorage.auth=security_token"], "at '/config/objectStorage/auth': value must be one of"),
+    (["config.objectStorage.auth=delegation_token"], "at '/config/objectStorage/auth': value must be one of"),
     (["config.objectStorage.auth=oke_workload_identity"], "csiDriver.tokenRequests is empty: kubelet gives the driver no token"),
     (["config.objectStorage.buckets[0].name=b", "config.objectStorage.buckets[0].auth=oke_workload_identity"],
      "csiDriver.tokenRequests is empty"),

@@ -21,10 +21,11 @@ const NAMES_ON_DISK: &str = "cache/store/layout/names.rs";
 const USERS_OF_CACHE: [&str; 5] = ["cache", "cli", "download", "manage", "volume"];
 
 /// Literals that only look like names on disk.
-const OTHER_NAMES: [(&str, &[&str], &str); 8] = [
+const OTHER_NAMES: [(&str, &[&str], &str); 9] = [
     ("cache/fill/import/source.rs", &["blobs"], "a directory of a Hub cache"),
     ("cache/space/usage.rs", &["staging", "trash", "quarantine"], "labels of a metric"),
     ("cli/cache.rs", &["models"], "the example of a URI"),
+    ("cli/doctor.rs", &["models"], "the example of a URI"),
     ("cli/fetch.rs", &["models"], "the example of a URI"),
     ("cli/ls.rs", &["models"], "the example of a URI"),
     ("cli/ls/show.rs", &["models"], "a key of JSON"),

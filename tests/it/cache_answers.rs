@@ -45,6 +45,7 @@ fn no_variable_confirms_a_purge_or_an_eviction_of_everything() {
         for name in ["OCI_MODEL_CSI_YES", "OCI_MODEL_CSI_ALL"] {
             cache.environment.push((name, "true".to_owned()));
         }
+        cache.environment.push(("OCI_MODEL_CSI_FREE", "1TiB".to_owned()));
         let said = cache.fails(2, &["purge"]).await;
         assert!(said.contains("confirm it with --yes"), "{said}");
         let said = cache.text(&["gc"]).await;

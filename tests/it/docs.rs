@@ -1,16 +1,17 @@
 //! The documents match the code: keys, flags, metrics, codes, messages, samples,
 //! names of tests and links are compared with it.
 
+mod commands;
 mod figures;
 mod habits;
 mod language;
 mod messages;
 mod paths;
+mod site;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
 use crate::support::documents::{files, quoted, read, root, shown, sources, table};
 use serde_json::Value;
@@ -215,51 +216,6 @@ fn every_attribute_is_documented_with_who_may_set_it() {
     assert_eq!(documented(&["all users"]), known(AttributeSource::Pod));
     let all = documented(&["all users", "administrators"]);
     assert_eq!(all, known(AttributeSource::Administrator));
-}
-
-#[test]
-fn the_documented_flags_are_those_of_the_help() {
-    let documented: BTreeSet<String> = ["docs/configuration.md", "docs/commands.md"]
-        .map(read)
-        .iter()
-        .flat_map(|text| text.lines())
-        .filter(|line| line.starts_with("| `--"))
-        .map(|line| quoted(line).remove(0))
-        .collect();
-    let mut offered = BTreeSet::new();
-    for command in commands() {
-        let help = help(&command);
-        let flags = help.lines().filter_map(|line| line.trim_start().strip_prefix("--"));
-        offered.extend(flags.map(|rest| format!("--{}", rest.split(' ').next().unwrap())));
-    }
-    assert_eq!(documented, offered);
-}
-
-/// All commands that have no commands of their own, as words.
-fn commands() -> Vec<Vec<String>> {
-    let (mut found, mut open) = (Vec::new(), vec![Vec::new()]);
-    while let Some(command) = open.pop() {
-        let help = help(&command);
-        let list = help.split_once("\nCommands:\n").map(|(_, rest)| rest);
-        let Some(list) = list.and_then(|rest| rest.split("\n\n").next()) else {
-            found.push(command);
-            continue;
-        };
-        let names = list.lines().filter_map(|line| line.split_whitespace().next());
-        let names = names.filter(|name| *name != "help");
-        open.extend(names.map(|name| [&command[..], &[name.to_owned()]].concat()));
-    }
-    assert!(found.len() > 10, "{found:?}");
-    found
-}
-
-fn help(command: &[String]) -> String {
-    let output = Command::new(env!("CARGO_BIN_EXE_oci-model-csi"))
-        .args(command)
-        .arg("--help")
-        .output()
-        .unwrap();
-    String::from_utf8(output.stdout).unwrap()
 }
 
 #[test]

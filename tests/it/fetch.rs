@@ -283,7 +283,8 @@ async fn wrong_usage_exits_with_2() {
         assert_failed(&wrong.run().await, 2, &[word]);
     }
     assert_failed(&fetch.clone().with(&["--no-such-flag"]).run().await, 2, &["--no-such-flag"]);
-    let missing = Fetch { oci_config: scratch.path().join("missing"), ..fetch };
+    let mut missing = fetch;
+    missing.access.oci_config = scratch.path().join("missing");
     assert_failed(&missing.run().await, 2, &["missing"]);
 }
 
@@ -335,7 +336,7 @@ async fn https_is_trusted_by_the_given_certificate_and_not_without() {
     let store = LocalStore::builder().tls(true).start().unwrap();
     put(&store, "config.json", b"{}");
     let fetch = Fetch::new(scratch.path(), &store);
-    assert!(fetch.endpoint.starts_with("https://"));
+    assert!(fetch.access.endpoint.starts_with("https://"));
     let ca = store.ca_file().unwrap().to_str().unwrap();
     let fetched = fetch.clone().with(&["--ca-file", ca]).run().await;
     assert_eq!(fetched.code, 0, "{}", fetched.stderr);

@@ -468,6 +468,29 @@ fn a_hub_snapshot_is_adopted_through_its_links_and_its_blobs_are_never_moved() {
     });
 }
 
+#[test]
+fn a_blob_that_repositories_of_a_hub_cache_share_is_adopted_and_another_link_is_not() {
+    end_to_end(async |scratch| {
+        let hub = scratch.join("hub");
+        let snapshot = hub_snapshot(&hub, "nothing");
+        let (blobs, shared) = (snapshot.join("../../blobs"), hub.join("blobs/be"));
+        fs::create_dir_all(&shared).unwrap();
+        fs::write(hub.join("blobs/.huggingface-shared-blobs"), "1\n").unwrap();
+        fs::rename(blobs.join("blob2"), shared.join("beef")).unwrap();
+        symlink("../../blobs/be/beef", blobs.join("blob2")).unwrap();
+        // Through the shared blobs to outside of the cache.
+        fs::rename(blobs.join("blob1"), scratch.join("vocab")).unwrap();
+        symlink("../../blobs/be/../../../vocab", blobs.join("blob1")).unwrap();
+        let node = Node::new(scratch, store_with_phi3()).await;
+        let imported = node.import(&snapshot, true).await;
+        assert_eq!((imported.adopted_files, imported.downloaded_files), (2, 1));
+        let [(name, why)] = reasons(&imported)[..] else { panic!("{imported:?}") };
+        assert_eq!(name, "tokenizer/vocab.txt");
+        assert!(why.contains("since it is not a blob of this Hub cache"), "{why}");
+        assert_eq!(fs::metadata(shared.join("beef")).unwrap().len(), SIZE, "it is not moved");
+    });
+}
+
 /// Why each file was not adopted.
 fn reasons(imported: &Imported) -> Vec<(&str, &str)> {
     imported.not_adopted.iter().map(|one| (one.path.as_str(), one.why.as_str())).collect()

@@ -1,11 +1,13 @@
 //! `oci-model-csi push`: the objects it leaves, its output, and its exit codes.
 
-use std::fs;
+use std::fs::{self, File};
+use std::time::Duration;
 
 use crate::support::fetch::Fetch;
 use crate::support::models::{BUCKET, MIB, PREFIX, content_of, put_large};
 use crate::support::push::{assert_failed, prepared};
-use localstore::{Operation, PutOptions, RequestRecord, synthetic_bytes};
+use crate::support::run::eventually;
+use localstore::{Action, Operation, PutOptions, RequestRecord, Rule, synthetic_bytes};
 use oci_model_csi::model::{AttributeSource, parse_attributes};
 use serde_json::{Value, json};
 
@@ -208,6 +210,30 @@ async fn objects_are_deleted_after_the_new_ones_were_seen_and_indexes_first() {
     let stored = requests.iter().rposition(|one| one.operation == Operation::Put).unwrap();
     assert!(requests[stored..delete].iter().any(|one| one.operation == list), "{requests:?}");
     assert_eq!(requests.last().map(|one| one.operation), Some(Operation::ListUploads));
+}
+
+#[tokio::test]
+async fn auto_adds_requests_while_that_sends_more_and_a_fixed_number_stays() {
+    for (concurrency, expected) in [("auto", 32), ("4", 4)] {
+        let (_scratch, store, push) = prepared();
+        let path = push.file("model.safetensors", b"");
+        File::options().write(true).open(path).unwrap().set_len(320 * MIB).unwrap();
+        let slow = Action::ConnectionBandwidth { bytes_per_sec: MIB };
+        store.faults().add(Rule::new(slow).operation(Operation::UploadPart));
+        let process = push.in_parts_of("5MiB").with(&["--concurrency", concurrency]).spawn();
+        let most = || store.stats().concurrent_requests_max;
+        eventually("so many requests at once", Duration::from_secs(20), async || {
+            (most() >= expected).then_some(())
+        })
+        .await;
+        // Long enough for `auto` to add some: the connections send 4 MiB in a second.
+        eventually("some seconds of sending", Duration::from_secs(60), async || {
+            (store.stats().received_bytes > 16 * MIB).then_some(())
+        })
+        .await;
+        assert!(concurrency == "auto" || most() == expected, "{}", most());
+        drop(process);
+    }
 }
 
 #[tokio::test]

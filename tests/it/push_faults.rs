@@ -4,7 +4,7 @@ use std::fs::OpenOptions;
 use std::io::Write as _;
 use std::time::Duration;
 
-use crate::support::fetch::Fetch;
+use crate::support::fetch::{Fetch, Fetched};
 use crate::support::models::{BUCKET, MIB, PREFIX, assert_synthetic};
 use crate::support::push::{
     Push, SIZE, assert_failed, half_way, large, prepared, send, slow_model,
@@ -116,7 +116,7 @@ async fn uploads_and_parts_are_found_on_all_pages() {
         })
         .await;
         send("-KILL", &process.id().unwrap().to_string());
-        Push::finish(process).await;
+        Fetched::of(process).await;
     }
     store.faults().remove(throttle);
     store.reset_stats();

@@ -1,9 +1,9 @@
 //! What `oci-model-csi push` reads: Hub snapshots, links, and all that it refuses.
 
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, Permissions};
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 
 use crate::support::fetch::Fetch;
 use crate::support::models::{BUCKET, MIB, PREFIX};
@@ -146,11 +146,42 @@ async fn whatever_cannot_be_pushed_is_named_before_anything_is_sent() {
 async fn many_problems_are_counted_and_excluded_ones_are_none() {
     let (_scratch, _store, push) = prepared();
     push.small_model();
-    for n in 0..8 {
+    for n in 0..23 {
         symlink("nowhere", push.directory.join(format!("{n}.lnk"))).unwrap();
     }
-    assert_failed(&push.run().await, 1, &["(8 problems)", "; and 3 more"]);
+    assert_failed(&push.run().await, 1, &["(23 problems)", "; and 3 more"]);
     push.with(&["--exclude", "*.lnk"]).succeeds().await;
+}
+
+#[tokio::test]
+async fn files_and_directories_that_may_not_be_read_are_all_named_before_anything_is_sent() {
+    let (_scratch, store, mut push) = prepared();
+    push.small_model();
+    let locked = Permissions::from_mode(0o000);
+    for n in 0..7 {
+        let path = push.file(&format!("locked-{n}.bin"), b"x");
+        fs::set_permissions(path, locked.clone()).unwrap();
+    }
+    fs::set_permissions(push.directory.join("tokenizer"), locked).unwrap();
+    if nix::unistd::geteuid().is_root() {
+        // Without these capabilities root reads no more than the permissions say.
+        push.access.through = vec![
+            "setpriv",
+            "--inh-caps=-dac_override,-dac_read_search",
+            "--bounding-set=-dac_override,-dac_read_search",
+        ];
+    }
+    let refused = push.run().await;
+    assert_failed(&refused, 1, &["nothing was sent (8 problems)"]);
+    assert_failed(&refused, 1, &["\"tokenizer/\" cannot be listed: Permission denied"]);
+    for n in 0..7 {
+        let named = format!("\"locked-{n}.bin\" cannot be read: Permission denied");
+        assert_failed(&refused, 1, &[&named]);
+    }
+    assert_eq!(store.stats().requests.len(), 0);
+    let readable = Permissions::from_mode(0o700);
+    fs::set_permissions(push.directory.join("tokenizer"), readable).unwrap();
+    push.with(&["--exclude", "locked-*"]).succeeds().await;
 }
 
 #[tokio::test]

@@ -38,6 +38,54 @@ async fn refusals_have_the_exit_code_of_their_kind_and_name_the_policy() {
 }
 
 #[tokio::test]
+async fn an_exhausted_quota_is_said_with_its_remedy_and_what_is_left_can_be_removed() {
+    for operation in [Operation::Put, Operation::CreateUpload, Operation::UploadPart] {
+        let (_scratch, store, push) = prepared();
+        push.small_model();
+        let full = Rule::new(coded(400, "QuotaExceeded")).operation(operation);
+        store.faults().add(full);
+        let refused = push.run().await;
+        assert_failed(&refused, 1, &["QuotaExceeded", "raise the compartment's quota"]);
+        // An upload that was being committed may be named too, and be gone.
+        for (_, upload) in store.uploads(BUCKET).unwrap() {
+            let abort = format!("--upload-id {upload}");
+            assert!(refused.stderr.contains(&abort), "{abort} is not in {:?}", refused.stderr);
+        }
+        assert!(store.etag(BUCKET, &format!("{PREFIX}config.json")).is_err(), "it comes last");
+    }
+}
+
+#[tokio::test]
+async fn a_bucket_that_may_not_be_created_names_the_policy() {
+    for (status, code) in [(403, 4), (404, 3)] {
+        let (_scratch, store, mut push) = prepared();
+        push.small_model();
+        push.uri = "oci://new-bucket/phi3/".to_owned();
+        store.faults().add(Rule::new(Action::status(status)).operation(Operation::CreateBucket));
+        let create = push.with(&["--create-bucket", "--compartment-id", "ocid1.compartment.x"]);
+        let allow = "Allow group <the user's group> to manage buckets in compartment";
+        assert_failed(&create.run().await, code, &[allow]);
+    }
+}
+
+#[tokio::test]
+async fn a_commit_that_keeps_failing_leaves_the_upload_and_is_continued_without_sending_again() {
+    let (_scratch, store, push) = prepared();
+    push.small_model();
+    let failing = Rule::new(Action::status(503)).operation(Operation::CommitUpload);
+    let failing = store.faults().add(failing);
+    let words = ["503", "to continue: ", "to give up instead: oci os multipart abort"];
+    assert_failed(&push.run().await, 6, &words);
+    assert!(store.etag(BUCKET, &format!("{PREFIX}model-00001-of-00002.safetensors")).is_err());
+    assert!(store.etag(BUCKET, &format!("{PREFIX}config.json")).is_err(), "it comes last");
+    store.faults().remove(failing);
+    store.reset_stats();
+    push.succeeds().await;
+    assert_eq!(store.stats().requests_of(Operation::UploadPart), 0, "all parts are there");
+    assert_eq!(store.uploads(BUCKET).unwrap(), []);
+}
+
+#[tokio::test]
 async fn an_upload_that_has_ended_is_begun_again_by_the_same_command() {
     let invalid = coded(400, "InvalidUploadPart");
     let ended = coded(404, "UploadNotFound");
@@ -81,15 +129,16 @@ async fn an_object_that_another_push_of_the_same_file_completed_meanwhile_is_kep
 async fn an_upload_without_parts_of_the_file_is_left_alone_and_named() {
     let (_scratch, store, push) = prepared();
     push.small_model();
-    let stalled = Action::Bandwidth { bytes_per_sec: 1 };
-    let stalled = store.faults().add(Rule::new(stalled).operation(Operation::UploadPart));
-    let other = push.spawn();
+    // Of a body that is only slow, the store would still read what has arrived.
+    let refused = Rule::new(Action::Disconnect).operation(Operation::UploadPart);
+    let refused = store.faults().add(refused);
+    let mut other = push.spawn();
     eventually("an empty upload", Duration::from_secs(20), async || {
         (store.uploads(BUCKET).unwrap().len() == 1).then_some(())
     })
     .await;
-    drop(other);
-    store.faults().remove(stalled);
+    other.kill().await.unwrap();
+    store.faults().remove(refused);
     let (_, theirs) = store.uploads(BUCKET).unwrap().remove(0);
     let report = push.succeeds().await.json();
     let left: Vec<String> = store.uploads(BUCKET).unwrap().into_iter().map(|(_, id)| id).collect();

@@ -44,6 +44,7 @@ struct FakeObject {
 #[derive(Debug, Default)]
 struct Counters {
     listings: AtomicUsize,
+    directories: AtomicUsize,
     gets: AtomicUsize,
     throttled: AtomicUsize,
     bodies: AtomicUsize,
@@ -99,6 +100,11 @@ impl FakeSource {
     /// How many pages of listings were requested.
     pub fn listings(&self) -> usize {
         self.counters.listings.load(Ordering::SeqCst)
+    }
+
+    /// How many listings of directories were requested.
+    pub fn directory_listings(&self) -> usize {
+        self.counters.directories.load(Ordering::SeqCst)
     }
 
     /// How many GETs were answered with 429.
@@ -237,11 +243,16 @@ impl ObjectSource for FakeSource {
         _bucket: &'a Bucket,
         prefix: &'a str,
     ) -> BoxFuture<'a, Result<Vec<String>>> {
+        self.counters.directories.fetch_add(1, Ordering::SeqCst);
         let below = self.objects.keys().filter_map(|name| name.strip_prefix(prefix));
         let below = below.filter_map(|rest| rest.split_once('/'));
         let found: BTreeSet<String> =
             below.map(|(directory, _)| format!("{prefix}{directory}/")).collect();
         async { Ok(found.into_iter().collect()) }.boxed()
+    }
+
+    fn buckets<'a>(&'a self, _namespace: &'a str) -> BoxFuture<'a, Result<Vec<String>>> {
+        async { Ok(Vec::new()) }.boxed()
     }
 
     fn head<'a>(

@@ -1,13 +1,16 @@
 //! Progress bars on stderr, one line per task. None without a terminal.
 
 use std::collections::HashMap;
-use std::io::IsTerminal;
 use std::sync::Mutex;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
+use super::super::progress_bar;
 use crate::manage::CommandProgress;
 use crate::sync::lock;
+
+/// In fewer columns, a bar leaves too little of the message.
+const NARROW: usize = 60;
 
 /// The progress bars of one command.
 #[derive(Default)]
@@ -18,13 +21,18 @@ pub(super) struct Bars {
 
 impl Bars {
     pub(super) fn update(&self, progress: &CommandProgress) {
-        if !std::io::stderr().is_terminal() {
+        if !progress_bar::is_wanted() {
             return;
         }
         let mut lines = lock(&self.lines);
         let line = lines.entry(progress.subject.clone()).or_insert_with(|| {
             let line = self.screen.add(ProgressBar::no_length());
-            if let Ok(style) = ProgressStyle::with_template("{bar:20} {wide_msg}") {
+            // The message takes the columns that are left, and is cut there.
+            let template = match progress_bar::columns() {
+                0..NARROW => "{percent:>3} % {wide_msg}",
+                _ => "{bar:20} {wide_msg}",
+            };
+            if let Ok(style) = ProgressStyle::with_template(template) {
                 line.set_style(style);
             }
             line

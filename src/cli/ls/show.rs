@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::browse::{BucketModel, BucketObject, ModelProblem, ObjectsSum};
 use crate::cli::cache::show::{short, table};
+use crate::error::Error;
 use crate::model::{ModelSource, counted, size_text};
 use crate::text::shown;
 
@@ -125,15 +126,20 @@ pub(super) fn sum(sum: &ObjectsSum) -> String {
     format!("{objects}, {bytes}, revision {}", sum.revision)
 }
 
-/// Objects and their sum as JSON.
-pub(super) fn objects_json(source: &ModelSource, sum: &ObjectsSum, objects: &[Value]) -> String {
-    json!({
-        "uri": source.to_string(),
-        "revision": sum.revision,
-        "bytes": sum.bytes,
-        "objects": objects,
-    })
-    .to_string()
+/// The beginning of objects as JSON; then come the objects, with commas between them.
+pub(super) fn objects_head(source: &ModelSource) -> String {
+    format!("{{\"uri\":{},\"objects\":[", json!(source.to_string()))
+}
+
+/// The end of objects as JSON: their sum.
+pub(super) fn objects_tail(sum: &ObjectsSum) -> String {
+    format!("],\"revision\":{},\"bytes\":{}}}", json!(sum.revision), sum.bytes)
+}
+
+/// The end of objects as JSON, when the others could not be listed.
+pub(super) fn objects_broken_off(error: &Error) -> String {
+    let (text, kind) = (json!(error.message()), json!(format!("{:?}", error.kind())));
+    format!("],\"error\":{text},\"kind\":{kind}}}")
 }
 
 /// A CRC-32C as Object Storage writes it.

@@ -33,7 +33,10 @@ const OTHER_CALLS: [(&str, &str); 19] = [
 ];
 
 /// Files and directories without messages.
-const OTHER_FILES: [(&str, &str); 14] = [
+const OTHER_FILES: [(&str, &str); 17] = [
+    ("crates/object-storage/src/oci/diagnosis.rs", "parts of findings"),
+    ("src/doctor/", "findings, each with its fix; docs/doctor.md has them"),
+    ("src/cli/doctor/show.rs", "output of doctor"),
     ("crates/foundation/src/metrics/", "names and help of metrics"),
     ("src/node/", "only logged"),
     ("src/volume/event_recorder.rs", "events, which docs/events.md has"),
@@ -52,7 +55,7 @@ const OTHER_FILES: [(&str, &str); 14] = [
 ];
 
 /// Literals that no user meets as a message, or that are parts of one whose cause has a row.
-const OTHER_LITERALS: [(&str, &str); 35] = [
+const OTHER_LITERALS: [(&str, &str); 42] = [
     ("oci-model-csi journal 1", "the first line of a file"),
     ("oci-model-csi cache ", "the first line of a file"),
     ("version https://git-lfs.github.com/spec/", "the first line of a file"),
@@ -95,6 +98,13 @@ const OTHER_LITERALS: [(&str, &str); 35] = [
     ("the identity service", "a placeholder for the host's name"),
     ("the endpoint of the region", "a placeholder for the host's name"),
     ("an open file", "a placeholder for the file's name"),
+    ("none was chosen", "a bug"),
+    ("{file} or OCI_CLI_USER is there", "a part of a finding of doctor"),
+    ("{file} is not there, and {VERSION} is set", "a part of a finding of doctor"),
+    ("neither {file} nor OCI_CLI_USER nor {VERSION} is there", "a part of a finding of doctor"),
+    ("OCI_CLI_AUTH says so", "a part of a finding of doctor"),
+    ("dynamic-group <the resource's group>", "a part of a statement"),
+    ("dynamic-group <the nodes' group>", "a part of a statement"),
     ("its size", "a placeholder for the field's name"),
     ("its etag", "a placeholder for the field's name"),
     ("an unknown number of", "a placeholder for a number"),

@@ -59,13 +59,7 @@ impl Commands {
 
     /// Runs a command to its end.
     pub(crate) async fn run(&self, arguments: &[&str]) -> Fetched {
-        let output = self.spawn(arguments).wait_with_output().await.expect("its output");
-        let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
-        Fetched {
-            code: output.status.code().unwrap_or(-1),
-            stdout: text(output.stdout),
-            stderr: text(output.stderr),
-        }
+        Fetched::of(self.spawn(arguments)).await
     }
 
     /// Runs a command that must succeed, and returns its text.

@@ -10,13 +10,16 @@
 //! SKIPPED and fails, unless `OCI_MODEL_CSI_TEST_MAY_SKIP=1` lets it pass.
 //! What a test measures it reports on stderr as a line `figure: …`.
 
+pub(crate) mod access;
 pub(crate) mod api_server;
 pub(crate) mod commands;
 pub(crate) mod disk;
+pub(crate) mod doctor;
 pub(crate) mod documents;
 pub(crate) mod driver;
 pub(crate) mod fetch;
 pub(crate) mod fuse;
+pub(crate) mod help;
 pub(crate) mod invariants;
 pub(crate) mod kubelet;
 pub(crate) mod literals;
@@ -30,4 +33,5 @@ pub(crate) mod push;
 pub(crate) mod random;
 pub(crate) mod run;
 pub(crate) mod steps;
+pub(crate) mod terminal;
 pub(crate) mod workloads;

@@ -2,13 +2,12 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::Duration;
 
 use localstore::{Action, LocalStore, Operation, Rule, synthetic_bytes};
 use tokio::process::{Child, Command};
 
-use super::driver::BINARY;
+use super::access::Access;
 use super::fetch::Fetched;
 use super::models::{BUCKET, MIB, PREFIX};
 use super::run::eventually;
@@ -20,8 +19,7 @@ pub(crate) struct Push {
     pub(crate) uri: String,
     pub(crate) arguments: Vec<String>,
     pub(crate) environment: Vec<(&'static str, String)>,
-    endpoint: String,
-    oci_config: PathBuf,
+    pub(crate) access: Access,
 }
 
 /// An empty store, and a push to it in parts of 1 MiB with its result as JSON.
@@ -69,7 +67,7 @@ pub(crate) async fn half_way(push: &Push, store: &LocalStore, what: impl FnOnce(
     })
     .await;
     what(&process.id().expect("a running push").to_string());
-    Push::finish(process).await
+    Fetched::of(process).await
 }
 
 /// Sends a signal to a process.
@@ -80,15 +78,12 @@ pub(crate) fn send(signal: &str, pid: &str) {
 impl Push {
     /// A push of `scratch/local`, with an API key that the store knows.
     pub(crate) fn new(scratch: &Path, store: &LocalStore) -> Self {
-        let oci = scratch.join("oci");
-        fs::create_dir_all(&oci).expect("a directory for the oci CLI's file");
         Self {
             directory: scratch.join("local"),
             uri: format!("oci://{BUCKET}/{PREFIX}"),
             arguments: Vec::new(),
             environment: Vec::new(),
-            endpoint: store.endpoint(),
-            oci_config: store.write_cli_config(&oci).expect("the oci CLI's file"),
+            access: Access::new(scratch, store),
         }
     }
 
@@ -122,40 +117,22 @@ impl Push {
         self.file("empty.txt", b"");
     }
 
-    /// Starts the process. It is killed when the returned value is dropped.
-    pub(crate) fn spawn(&self) -> Child {
-        Command::new(BINARY)
-            .arg("push")
-            .arg("--config-file")
-            .arg(&self.oci_config)
-            .args(["--oci-endpoint", &self.endpoint])
-            .args(&self.arguments)
-            .arg(&self.directory)
-            .arg(&self.uri)
-            .env_clear()
-            .envs(self.environment.iter().map(|(name, value)| (name, value)))
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .expect("the program")
+    /// The command, to be started. It is killed when the started process is dropped.
+    pub(crate) fn command(&self) -> Command {
+        let mut command = self.access.command("push");
+        command.args(&self.arguments).arg(&self.directory).arg(&self.uri);
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command
     }
 
-    /// Waits for the end of a started process.
-    pub(crate) async fn finish(child: Child) -> Fetched {
-        let output = child.wait_with_output().await.expect("its output");
-        let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
-        Fetched {
-            code: output.status.code().unwrap_or(-1),
-            stdout: text(output.stdout),
-            stderr: text(output.stderr),
-        }
+    /// Starts the process. It is killed when the returned value is dropped.
+    pub(crate) fn spawn(&self) -> Child {
+        self.command().spawn().expect("the program")
     }
 
     /// Runs the process to its end.
     pub(crate) async fn run(&self) -> Fetched {
-        Self::finish(self.spawn()).await
+        Fetched::of(self.spawn()).await
     }
 
     /// Runs a push that must succeed.

@@ -48,7 +48,7 @@ Faults, each for all matching requests, or with \"skip\", \"every\" and \"times\
   header{name,value} proxied
 Admin: GET POST DELETE /_localstore/faults, GET /_localstore/stats and /requests,
   POST /_localstore/stats/reset, /objects, /tokens/expire,
-  /tokens/service-account, /imds/rotate";
+  /tokens/service-account, /tokens/session, /imds/rotate";
 
 /// A local OCI Object Storage for tests and demos.
 #[derive(Debug, Parser)]

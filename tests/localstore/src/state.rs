@@ -1,8 +1,11 @@
 //! Everything that requests share.
 
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
-use crate::auth::{Cluster, Identity, Keys};
+use anyhow::Context as _;
+
+use crate::auth::{Cluster, Identity, Keys, Subject};
 use crate::error::ApiResult;
 use crate::faults::Faults;
 use crate::objects::{Bucket, Catalog, PublicAccess};
@@ -33,5 +36,28 @@ impl State {
             let compartment = &self.identity.instance.compartment;
             self.catalog.create_bucket(name, compartment, PublicAccess::NoPublicAccess)
         })
+    }
+
+    /// Issues a token for a session key, as an identity service would.
+    pub(crate) fn issue_token(
+        &self,
+        subject: &str,
+        session_spki: &[u8],
+        ttl: Duration,
+    ) -> anyhow::Result<String> {
+        let instance = &self.identity.instance;
+        let subject = Subject {
+            id: subject,
+            kind: "workload",
+            tenancy: &instance.tenancy,
+            compartment: &instance.compartment,
+        };
+        let now = SystemTime::now();
+        let token = self.identity.issue_token(&subject, session_spki, now, ttl);
+        let token = token.context("the session key is not an RSA key")?;
+        let added = self.keys.add_token(&token, subject.id, session_spki, now + ttl);
+        added.context("the session key is not an RSA key of at least 2048 bits")?;
+        self.counters.token_issued();
+        Ok(token)
     }
 }

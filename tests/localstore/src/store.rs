@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use tokio::sync::oneshot;
 
 use crate::auth::config_file::{self, ApiKey};
-use crate::auth::{Access, Subject, from_pem};
+use crate::auth::{Access, from_pem};
 use crate::builder::{Builder, reachable};
 use crate::error::ApiError;
 use crate::faults::Faults;
@@ -112,6 +112,12 @@ impl LocalStore {
     pub fn set_public_access(&self, bucket: &str, access: PublicAccess) -> anyhow::Result<()> {
         let bucket = self.state().bucket_or_create(bucket).map_err(|error| explain(&error))?;
         Ok(bucket.update_info(|info| info.public_access = access)?)
+    }
+
+    /// Says that a Vault key encrypts the bucket; objects stay as they are.
+    pub fn set_key(&self, bucket: &str, key: &str) -> anyhow::Result<()> {
+        let bucket = self.state().bucket_or_create(bucket).map_err(|error| explain(&error))?;
+        Ok(bucket.update_info(|info| info.kms_key_id = Some(key.to_owned()))?)
     }
 
     /// Puts an object as one PutObject would; the bucket is created when there is none.
@@ -218,19 +224,7 @@ impl LocalStore {
         session_spki: &[u8],
         ttl: Duration,
     ) -> anyhow::Result<String> {
-        let instance = &self.state().identity.instance;
-        let subject = Subject {
-            id: subject,
-            kind: "workload",
-            tenancy: &instance.tenancy,
-            compartment: &instance.compartment,
-        };
-        let now = SystemTime::now();
-        let token = self.state().identity.issue_token(&subject, session_spki, now, ttl);
-        let token = token.context("the session key is not an RSA key")?;
-        self.register_token(&token, subject.id, session_spki, now + ttl)?;
-        self.state().counters.token_issued();
-        Ok(token)
+        self.state().issue_token(subject, session_spki, ttl)
     }
 
     /// Accepts a foreign token, until it expires.

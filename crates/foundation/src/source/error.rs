@@ -156,6 +156,18 @@ impl StorageError {
         self
     }
 
+    /// What to do about it, where that is known.
+    pub fn remedy(&self) -> Option<&str> {
+        self.0.remedy.as_deref()
+    }
+
+    /// The same error without what to do about it.
+    #[must_use]
+    pub fn without_remedy(mut self) -> Self {
+        self.0.remedy = None;
+        self
+    }
+
     /// What a caller can do about it.
     pub fn kind(&self) -> StorageErrorKind {
         self.0.kind

@@ -78,6 +78,10 @@ pub trait ObjectSource: Any + Debug + Send + Sync {
         prefix: &'a str,
     ) -> BoxFuture<'a, Result<Vec<String>>>;
 
+    /// The names of the buckets of a namespace that this identity may list, from one request: of
+    /// very many only the first, and none where the compartment to ask for is not known.
+    fn buckets<'a>(&'a self, namespace: &'a str) -> BoxFuture<'a, Result<Vec<String>>>;
+
     /// Gets the object's size, ETag and checksums; with `if_match`, of this version only.
     fn head<'a>(
         &'a self,

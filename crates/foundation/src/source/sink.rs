@@ -1,5 +1,7 @@
 //! Writing objects: what a push needs of where objects are.
 
+use std::collections::BTreeSet;
+
 use futures_util::future::BoxFuture;
 
 use super::{BodyChunks, Bucket, ObjectHead, ObjectName, ObjectSource, Result};
@@ -122,10 +124,12 @@ pub trait ObjectSink: ObjectSource {
         replaces: &'a Replaces,
     ) -> BoxFuture<'a, Result<ObjectHead>>;
 
-    /// Lists all multipart uploads of the bucket that are neither committed nor aborted.
+    /// Lists the multipart uploads of these objects that are neither committed nor aborted. A
+    /// bucket may have millions of others, which take no memory.
     fn running_uploads<'a>(
         &'a self,
         bucket: &'a Bucket,
+        objects: &'a BTreeSet<String>,
     ) -> BoxFuture<'a, Result<Vec<RunningUpload>>>;
 
     /// Lists the parts of an upload.

@@ -21,7 +21,6 @@
 //! (`preempt`), and continues later from the byte that it reached.
 
 mod buckets;
-mod growth;
 mod preempt;
 mod request;
 
@@ -35,12 +34,12 @@ use tokio::time::Instant;
 
 use self::buckets::Buckets;
 pub(crate) use self::buckets::Origin;
-use self::growth::{Growth, Received};
 use self::request::Streams;
 pub(crate) use self::request::{ObjectDownload, RequestPermit};
 use super::Concurrency;
 use super::fair_share::FairShare;
 use super::flow::Flow;
+use super::growth::{ConcurrencyGrowth, TransferTotals};
 use super::plan::RequestSize;
 use crate::fair::{TurnOrder, Turns};
 use crate::metrics::Metrics;
@@ -74,8 +73,8 @@ struct ReceivedTotals {
 }
 
 impl ReceivedTotals {
-    fn now(&self) -> Received {
-        Received {
+    fn now(&self) -> TransferTotals {
+        TransferTotals {
             bytes: self.bytes.load(Ordering::Relaxed),
             answers: self.answers.load(Ordering::Relaxed),
             waited: Duration::from_micros(self.waited_micros.load(Ordering::Relaxed)),
@@ -89,7 +88,7 @@ struct LimiterState {
     most: usize,
     metrics: Arc<Metrics>,
     /// What decides `most`, unless it is fixed.
-    growth: Option<Growth>,
+    growth: Option<ConcurrencyGrowth>,
     buckets: Buckets,
     standings: LimiterTurns,
     /// Admissions so far.
@@ -153,7 +152,8 @@ impl ConcurrencyLimiter {
         let mut state = LimiterState {
             metrics,
             most,
-            growth: (concurrency == Concurrency::Auto).then(Growth::new),
+            growth: (concurrency == Concurrency::Auto)
+                .then(|| ConcurrencyGrowth::beginning_with(most)),
             buckets: Buckets::new(most),
             standings: LimiterTurns::default(),
             turns: 0,
@@ -184,7 +184,7 @@ impl ConcurrencyLimiter {
         // More requests would be throttled more.
         let throttled = state.buckets.limit(&download.origin) < state.most;
         // While more are tried, something has to be left for them.
-        let grows = state.growth.as_ref().is_some_and(Growth::tries_more);
+        let grows = state.growth.as_ref().is_some_and(ConcurrencyGrowth::tries_more);
         let share = if grows { state.most * 2 } else { state.most };
         RequestSize { ranges, share: (!throttled).then_some(share) }
     }
@@ -310,7 +310,7 @@ impl ConcurrencyLimiter {
 
 impl LimiterState {
     /// Lets the number of requests follow what was received.
-    fn adapt(&mut self, received: Received, now: Instant) {
+    fn adapt(&mut self, received: TransferTotals, now: Instant) {
         let limited = self.running.len() >= self.most && !self.lines.is_empty();
         let Some(growth) = &mut self.growth else { return };
         growth.sample(now, received, limited);

@@ -23,6 +23,7 @@ mod expected;
 mod fair_share;
 mod flow;
 mod give_back;
+mod growth;
 mod hashing;
 mod journal;
 mod layouts;
@@ -41,6 +42,7 @@ pub use concurrency::Concurrency;
 pub use content::crc32c_of_file;
 pub use engine::{Engine, EngineOptions, ObjectVersion, Staging, Verify};
 pub use fair_share::{FairShare, Interest, OwnWork};
+pub use growth::{ConcurrencyGrowth, TransferTotals};
 pub(crate) use limiter::{Origin, PATIENCE};
 pub use progress::ObjectProgress;
 

@@ -34,7 +34,7 @@ pub use request::{CacheScope, ModelRequest, PodIdentity, PullPolicy};
 pub use tenant::Tenant;
 pub use token::{PodTokens, account_uid};
 pub use tree::{ListedObject, Selected, Tree, TreeFile, TreeLimits, flaw_of_name};
-pub use twins::{two_forms_of_one_name, with_code_points};
+pub use twins::{folded, two_forms_of_one_name, with_code_points};
 pub use units::{counted, duration_text, progress_text, size_text};
 pub use uri::ModelUri;
 pub use warning::{Warning, WarningKind};

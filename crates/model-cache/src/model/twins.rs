@@ -127,8 +127,9 @@ impl TwinNames {
     }
 }
 
-/// Folds case and Unicode form.
-fn folded(name: &str) -> String {
+/// Folds case and Unicode form: names of one directory with the same result are one file for
+/// tools and file systems that fold names.
+pub fn folded(name: &str) -> String {
     if name.is_ascii() {
         return name.to_ascii_lowercase();
     }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::mountinfo::{MountEntry, MountTable};
+use super::mountinfo::MountTable;
 use crate::{Error, ErrorKind};
 
 /// Adds the name of the failed disk and what to do about it. An error
@@ -14,7 +14,7 @@ pub fn named(error: Error, path: &Path) -> Error {
     }
     // The disk itself is not asked for its name: only the table of mounts is read.
     let table = MountTable::read().unwrap_or_default();
-    let disk = around(&table, path).map_or_else(
+    let disk = table.around(path).map_or_else(
         || format!("the disk of {}", path.display()),
         |entry| {
             format!(
@@ -35,11 +35,6 @@ pub fn named(error: Error, path: &Path) -> Error {
     )
 }
 
-/// The mount that a path is on, by its name alone.
-fn around<'a>(table: &'a MountTable, path: &Path) -> Option<&'a MountEntry> {
-    path.ancestors().find_map(|ancestor| table.at(ancestor))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -50,7 +45,7 @@ mod tests {
             20 1 8:1 / / rw - ext4 /dev/sda1 rw\n\
             21 20 8:16 / /var/lib/oci-model-csi rw - xfs /dev/sdb rw\n";
         let table = MountTable::parse(table.as_bytes()).unwrap();
-        let device = |path: &str| around(&table, Path::new(path)).unwrap().source.clone();
+        let device = |path: &str| table.around(Path::new(path)).unwrap().source.clone();
         assert_eq!(device("/var/lib/oci-model-csi/blobs"), "/dev/sdb");
         assert_eq!(device("/var/lib/kubelet"), "/dev/sda1");
 

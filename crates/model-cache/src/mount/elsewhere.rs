@@ -51,16 +51,8 @@ mod tests {
             24 20 8:2 /deep/er/file /pods/2 rw - ext4 /dev/sdb rw\n\
             25 20 8:1 /models /host/models rw - ext4 /dev/sda rw\n";
         let table = MountTable::parse(table.as_bytes()).unwrap();
-        let own = table.on_mount_of(Path::new(dir));
+        let own = table.around(Path::new(dir)).expect("something is mounted at /");
         other_mount(&table, own, Path::new(dir)).map(|e| e.mount_point.display().to_string())
-    }
-
-    impl MountTable {
-        /// The mount whose mount point is the longest one around a path.
-        fn on_mount_of(&self, path: &Path) -> &MountEntry {
-            let around = path.ancestors().find_map(|ancestor| self.at(ancestor));
-            around.expect("something is mounted at /")
-        }
     }
 
     #[test]

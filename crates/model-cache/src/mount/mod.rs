@@ -8,6 +8,7 @@
 //! must prevent two concurrent calls for one target.
 
 mod bind;
+mod calls;
 mod disk;
 mod elsewhere;
 pub mod mountinfo;
@@ -24,6 +25,7 @@ use std::path::{Path, PathBuf};
 use nix::libc;
 
 pub use bind::BindOptions;
+pub use calls::{MountCalls, probe_calls};
 pub use disk::named as on_disk;
 pub use elsewhere::{on_one_mount, shown_elsewhere};
 use mountinfo::{MountEntry, MountTable};

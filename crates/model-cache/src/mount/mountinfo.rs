@@ -126,6 +126,12 @@ impl MountTable {
         here.iter().rfind(|entry| !covered(entry)).or(here.last()).copied()
     }
 
+    /// The mount that a path is on, by its name alone: the disk is not asked. The path must be
+    /// absolute and free of symbolic links.
+    pub fn around(&self, path: &Path) -> Option<&MountEntry> {
+        path.ancestors().find_map(|ancestor| self.at(ancestor))
+    }
+
     /// The mounts that show any part of this file system.
     pub fn on_device(&self, device: Device) -> impl Iterator<Item = &MountEntry> {
         self.entries.iter().filter(move |entry| entry.device == device)

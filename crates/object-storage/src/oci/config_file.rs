@@ -87,6 +87,12 @@ impl ConfigFile {
         Ok(Self { path: path.to_owned(), profiles })
     }
 
+    /// Whether the profile itself has this key, and does not inherit it.
+    pub(crate) fn has_own(&self, profile: &str, key: &str) -> bool {
+        let own = self.profiles.get(profile).and_then(|values| values.get(key));
+        own.is_some_and(|value| !value.is_empty())
+    }
+
     /// The profile of this name with `[DEFAULT]`, or an error that lists the profiles.
     pub(crate) fn profile(&self, name: &str) -> Result<Profile, StorageError> {
         let own = self.profiles.get(name).ok_or_else(|| {

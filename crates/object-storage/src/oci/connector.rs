@@ -42,6 +42,11 @@ impl StorageConnector {
         Ok(Self { own, own_source, settings, others, elsewhere })
     }
 
+    /// The driver's own client.
+    pub fn own_client(&self) -> &ObjectStorage {
+        &self.own
+    }
+
     /// The driver's own identity, if requests are signed.
     pub fn identity(&self) -> Option<&Identity> {
         self.own.identity()

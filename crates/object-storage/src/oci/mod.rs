@@ -9,6 +9,7 @@
 //! | the identity: one immutable credential behind an atomic swap | [`identity`] |
 //! | the signature, a pure function | [`sign`], [`key`], `legacy_pem` |
 //! | the host | [`region`], `endpoint` |
+//! | what a diagnosis asks beyond that | `diagnosis` |
 //! | failures and repetition | `error`, [`RetryPolicy`](crate::source::RetryPolicy) |
 //!
 //! Nothing outside this module builds a URL or a signature, and nothing in it
@@ -18,6 +19,7 @@ mod answer;
 mod clock;
 mod config_file;
 mod connector;
+mod diagnosis;
 mod encode;
 mod endpoint;
 mod environment;
@@ -36,6 +38,9 @@ mod test_server;
 
 pub use answer::PrefixListing;
 pub use connector::StorageConnector;
+pub use diagnosis::{
+    BucketFacts, Principal, Reached, key_statement, matching_rule, own_instance, read_statement,
+};
 pub use environment::Environment;
 pub use object_storage::{ObjectStorage, Pages};
 pub use settings::{RequestObserver, Settings, Timeouts};

@@ -21,6 +21,7 @@ use tokio::sync::OnceCell;
 use self::connect::ServiceLocation;
 use self::exchange::UnsignedRequest;
 pub use self::pages::Pages;
+pub(super) use self::remedies::statement_in;
 use super::answer::{self, PrefixListing};
 use super::clock::Clock;
 use super::encode::strict;
@@ -37,14 +38,16 @@ use crate::transport::Transport;
 
 /// A client of Object Storage at one location with one identity; cheap to clone.
 #[derive(Clone)]
-pub struct ObjectStorage(Arc<ObjectStorageInner>);
+pub struct ObjectStorage(pub(super) Arc<ObjectStorageInner>);
 
 #[derive(Clone)]
-struct ObjectStorageInner {
+pub(super) struct ObjectStorageInner {
     method: AuthMethod,
+    /// Why this method, where it was not configured.
+    pub(super) chosen: Option<String>,
     environment: Environment,
-    transport: Transport,
-    place: ServiceLocation,
+    pub(super) transport: Transport,
+    pub(super) place: ServiceLocation,
     identity: Option<Identity>,
     /// The identities of pods, where each request is a pod's.
     workloads: Option<Workloads>,
@@ -168,6 +171,18 @@ impl ObjectStorage {
         pages::directories(&self.0, bucket, prefix).await
     }
 
+    /// The names of the buckets in the root compartment of the identity's tenancy: those of one
+    /// page, and none where the tenancy is not known. Listing takes a compartment, and this is the
+    /// only one that an API key names.
+    pub async fn buckets(&self, namespace: &str) -> Result<Vec<String>, StorageError> {
+        let Some(identity) = &self.0.identity else { return Ok(Vec::new()) };
+        let credential = identity.credentials().await.map_err(StorageError::of_identity)?;
+        match credential.tenancy() {
+            Some(tenancy) => pages::buckets(&self.0, namespace, tenancy).await,
+            None => Ok(Vec::new()),
+        }
+    }
+
     /// Checks whether the bytes of an object may be read: requests the first one, with
     /// `if_match` of this version only. Empty objects have no first byte and
     /// are requested whole.
@@ -216,10 +231,18 @@ impl ObjectStorage {
 
     /// Checks whether the bucket exists and is visible.
     pub async fn head_bucket(&self, bucket: &Bucket) -> Result<(), StorageError> {
-        let target = format!("/n/{}/b/{}", strict(&bucket.namespace), strict(&bucket.name));
-        let call =
-            UnsignedRequest::new("HeadBucket", bucket, Method::HEAD, target).in_bucket(bucket);
+        let call = Self::bucket_request("HeadBucket", bucket, Method::HEAD);
         self.0.send_retrying(&call).await.map(drop)
+    }
+
+    /// A request for the bucket itself.
+    pub(super) fn bucket_request<'a>(
+        operation: &'static str,
+        bucket: &'a Bucket,
+        method: Method,
+    ) -> UnsignedRequest<'a> {
+        let target = format!("/n/{}/b/{}", strict(&bucket.namespace), strict(&bucket.name));
+        UnsignedRequest::new(operation, bucket, method, target).in_bucket(bucket)
     }
 
     /// Gets the object's size, ETag and checksums; with `if_match`, of this version only.

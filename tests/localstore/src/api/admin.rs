@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use anyhow::Context as _;
 use http::{Method, StatusCode};
 use serde::Deserialize;
 use serde_json::json;
 
+use crate::auth::from_pem;
 use crate::error::ApiError;
 use crate::faults::Rule;
 use crate::objects::{PutOptions, Source, StorageTier, put};
@@ -49,6 +51,14 @@ pub(crate) async fn handle(call: &mut Call) -> Handled {
             let token = token.map_err(|error| ApiError::internal(&error))?;
             reply::json(StatusCode::CREATED, &json!({ "token": token }))
         }
+        "tokens/session" if post => {
+            let SessionKey { subject, public_key, seconds } = call.read_json().await?;
+            let ttl = Duration::from_secs(seconds);
+            let token = from_pem(&public_key).context("no PEM block in the public key");
+            let token = token.and_then(|(_, spki)| state.issue_token(&subject, &spki, ttl));
+            let token = token.map_err(|error| ApiError::internal(&error))?;
+            reply::json(StatusCode::CREATED, &json!({ "token": token }))
+        }
         "imds/rotate" if post => {
             state.identity.rotate().map_err(|error| ApiError::internal(&error))?;
             done
@@ -68,6 +78,15 @@ struct ServiceAccount {
     name: String,
     #[serde(default)]
     pod_uid: Option<String>,
+    seconds: u64,
+}
+
+/// The owner and the key (PEM) of the requested session, and its lifetime.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SessionKey {
+    subject: String,
+    public_key: String,
     seconds: u64,
 }
 

@@ -105,7 +105,7 @@ fn describe(call: &Call, bucket: &Bucket) -> Reply {
         "objectEventsEnabled": false,
         "freeformTags": {},
         "definedTags": {},
-        "kmsKeyId": null,
+        "kmsKeyId": info.kms_key_id,
         "replicationEnabled": false,
         "isReadOnly": false,
         "id": format!("ocid1.bucket.oc1..{}", bucket.name),

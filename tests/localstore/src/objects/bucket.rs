@@ -34,6 +34,9 @@ pub(crate) struct BucketInfo {
     pub(crate) created_millis: u64,
     pub(crate) etag: String,
     pub(crate) public_access: PublicAccess,
+    /// The OCID of a Vault key, which only the description of the bucket has.
+    #[serde(default)]
+    pub(crate) kms_key_id: Option<String>,
 }
 
 /// `if-match` and `if-none-match: *` of a write.

@@ -81,6 +81,7 @@ impl Catalog {
             created_millis: clock::unix_millis(SystemTime::now()),
             etag: plain::derived_uuid("bucket", name),
             public_access: PublicAccess::NoPublicAccess,
+            kms_key_id: None,
         });
         let bucket = Arc::new(Bucket::open(name, self.root.join(name), side, info)?);
         Ok(Arc::clone(self.buckets.write().entry(name.to_owned()).or_insert(bucket)))
@@ -135,6 +136,7 @@ impl Catalog {
             created_millis: clock::unix_millis(SystemTime::now()),
             etag: uuid::Uuid::new_v4().to_string(),
             public_access,
+            kms_key_id: None,
         })?;
         Ok(self.open_bucket(name)?)
     }

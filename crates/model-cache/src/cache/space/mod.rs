@@ -2,6 +2,7 @@
 //! Knows [`super::store`], and not [`super::fill`].
 
 pub(super) mod admission;
+pub(super) mod disk;
 pub(super) mod evict;
 mod maintenance;
 mod pods;

@@ -24,29 +24,10 @@ pub(in crate::cache) struct Ownership {
 /// is refused and left unchanged.
 pub(in crate::cache) fn take(layout: &Layout, require_mount: bool) -> Result<Ownership> {
     let root = layout.root();
-    if !root.is_absolute() {
-        return Err(refused(root, "is not an absolute path; give one with --cache-dir"));
-    }
-    match std::fs::symlink_metadata(root) {
-        Ok(metadata) if metadata.is_dir() => {}
-        Ok(_) => {
-            return Err(refused(root, "is a file or a symbolic link; a cache must be a directory"));
-        }
-        Err(_) if require_mount => {
-            return Err(refused(root, "does not exist, and cache.requireMount is set: mount it"));
-        }
-        Err(_) => {
-            std::fs::create_dir_all(root)
-                .map_err(|e| Error::io(format!("creating the cache {}", root.display()), &e))?;
-            files::set_mode(root, 0o700)?;
-        }
-    }
-    if require_mount && !mount::is_own_file_system(root)? {
-        return Err(refused(
-            root,
-            "is not the mount point of a file system of its own, and cache.requireMount is set: \
-             its disk (or btrfs subvolume) is not mounted, and downloads would fill the one below",
-        ));
+    if !may_be_used(root, require_mount)? {
+        std::fs::create_dir_all(root)
+            .map_err(|e| Error::io(format!("creating the cache {}", root.display()), &e))?;
+        files::set_mode(root, 0o700)?;
     }
     check_owner(root)?;
     let lock = match files::read(&layout.version())? {
@@ -71,51 +52,111 @@ pub(in crate::cache) fn take(layout: &Layout, require_mount: bool) -> Result<Own
     Ok(Ownership { _lock: lock })
 }
 
+/// Whether the directory exists already; refuses one that must not become a cache.
+fn may_be_used(root: &Path, require_mount: bool) -> Result<bool> {
+    if !root.is_absolute() {
+        return Err(refused(root, "is not an absolute path; give one with --cache-dir"));
+    }
+    let exists = match std::fs::symlink_metadata(root) {
+        Ok(metadata) if metadata.is_dir() => true,
+        Ok(_) => {
+            return Err(refused(root, "is a file or a symbolic link; a cache must be a directory"));
+        }
+        Err(_) if require_mount => {
+            return Err(refused(root, "does not exist, and cache.requireMount is set: mount it"));
+        }
+        Err(_) => false,
+    };
+    if require_mount && !mount::is_own_file_system(root)? {
+        return Err(refused(
+            root,
+            "is not the mount point of a file system of its own, and cache.requireMount is set: \
+             its disk (or btrfs subvolume) is not mounted, and downloads would fill the one below",
+        ));
+    }
+    Ok(exists)
+}
+
+/// What a directory holds, as a driver that starts on it sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DirectoryContent {
+    /// It does not exist; the driver creates it.
+    Absent,
+    /// No file of another program; the driver makes it a cache.
+    Empty,
+    /// A cache of this layout.
+    Cache,
+    /// A cache of an older layout, which the driver sets aside.
+    OlderCache,
+}
+
+/// What a driver that starts on this directory would find. Changes nothing.
+///
+/// # Errors
+/// Those with which the driver would refuse to start, but that another process uses the cache.
+pub fn examine(root: &Path, require_mount: bool) -> Result<DirectoryContent> {
+    if !may_be_used(root, require_mount)? {
+        return Ok(DirectoryContent::Absent);
+    }
+    check_owner(root)?;
+    recognize(&Layout::new(root)).map(|(content, _)| content)
+}
+
+/// Recognizes the layout of an existing directory, with what VERSION says.
+///
+/// # Errors
+/// `Precondition` for a newer layout, and for another program's files.
+fn recognize(layout: &Layout) -> Result<(DirectoryContent, Vec<u8>)> {
+    let root = layout.root();
+    let Some(version) = files::read(&layout.version())? else {
+        // A start that was killed between setting an older layout aside and
+        // writing VERSION leaves only the set-aside cache.
+        let ours =
+            |name: &str| RootFile::may_precede_version(name) || is_set_aside(&root.join(name));
+        return match files::names(root)?.into_iter().find(|name| !ours(name)) {
+            None => Ok((DirectoryContent::Empty, Vec::new())),
+            Some(name) => Err(refused(
+                root,
+                &format!(
+                    "is neither empty nor a cache of this driver (it holds {name:?}); choose an \
+                     empty directory with --cache-dir"
+                ),
+            )),
+        };
+    };
+    if version == VERSION.as_bytes() {
+        return Ok((DirectoryContent::Cache, version));
+    }
+    if is_older(&version) {
+        return Ok((DirectoryContent::OlderCache, version));
+    }
+    let text = String::from_utf8_lossy(&version);
+    let shown: String = text.lines().next().unwrap_or("").chars().take(60).collect();
+    Err(refused(
+        root,
+        &match text.strip_prefix(VERSION_STEM) {
+            Some(_) => format!(
+                "has the layout {shown:?}; this version knows {:?}. It was left unchanged: \
+                 run the version that wrote it, or choose another --cache-dir",
+                VERSION.trim_end()
+            ),
+            None => format!("belongs to another program (VERSION says {shown:?})"),
+        },
+    ))
+}
+
 /// Recognizes the layout, or writes VERSION into an empty directory.
 fn claim(layout: &Layout) -> Result<()> {
-    let root = layout.root();
-    match files::read(&layout.version())? {
-        Some(version) if version == VERSION.as_bytes() => Ok(()),
-        Some(version) if is_older(&version) => {
-            check_hard_links(root)?;
-            set_aside(layout, &version)?;
-            files::write_durably(&layout.version(), VERSION.as_bytes(), 0o644)
-        }
-        Some(version) => {
-            let text = String::from_utf8_lossy(&version);
-            let shown: String = text.lines().next().unwrap_or("").chars().take(60).collect();
-            Err(refused(
-                root,
-                &match text.strip_prefix(VERSION_STEM) {
-                    Some(_) => format!(
-                        "has the layout {shown:?}; this version knows {:?}. It was left unchanged: \
-                         run the version that wrote it, or choose another --cache-dir",
-                        VERSION.trim_end()
-                    ),
-                    None => format!("belongs to another program (VERSION says {shown:?})"),
-                },
-            ))
-        }
-        None => {
-            // A start that was killed between setting an older layout aside and
-            // writing VERSION leaves only the set-aside cache.
-            let ours =
-                |name: &str| RootFile::may_precede_version(name) || is_set_aside(&root.join(name));
-            let foreign = files::names(root)?.into_iter().find(|name| !ours(name));
-            if let Some(name) = foreign {
-                return Err(refused(
-                    root,
-                    &format!(
-                        "is neither empty nor a cache of this driver (it holds {name:?}); choose \
-                         an empty directory with --cache-dir"
-                    ),
-                ));
-            }
-            check_hard_links(root)?;
-            // A torn VERSION would be taken for another program's ever after.
-            files::write_durably(&layout.version(), VERSION.as_bytes(), 0o644)
-        }
+    let (content, version) = recognize(layout)?;
+    if content == DirectoryContent::Cache {
+        return Ok(());
     }
+    check_hard_links(layout.root())?;
+    if content == DirectoryContent::OlderCache {
+        set_aside(layout, &version)?;
+    }
+    // A torn VERSION would be taken for another program's ever after.
+    files::write_durably(&layout.version(), VERSION.as_bytes(), 0o644)
 }
 
 /// Parses the number of a layout of this driver.

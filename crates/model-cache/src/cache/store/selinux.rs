@@ -27,11 +27,46 @@ pub(in crate::cache) struct Kernel {
 
 impl Default for Kernel {
     fn default() -> Self {
-        Self { selinuxfs: "/sys/fs/selinux".into(), filesystems: "/proc/filesystems".into() }
+        Self::below(Path::new("/"))
     }
 }
 
+/// The SELinux label of a directory, on a kernel with SELinux.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SelinuxLabel {
+    /// Whether SELinux enforces; `None` where that cannot be seen, as in a container.
+    pub enforcing: Option<bool>,
+    /// The label; `None` if there is none.
+    pub label: Option<String>,
+    /// Whether all pods may read files with this label.
+    pub for_all_pods: bool,
+}
+
+/// Reads the label of a directory; `None` where SELinux is off. The kernel's own files are
+/// below `system`, which is `/` unless a test imitates them.
+///
+/// # Errors
+/// When the kernel refuses to read the label.
+pub fn label_of(system: &Path, directory: &Path) -> io::Result<Option<SelinuxLabel>> {
+    let kernel = Kernel::below(system);
+    if !kernel.has_selinux() {
+        return Ok(None);
+    }
+    let label = sys::label(directory)?;
+    let for_all_pods = decide(true, label.as_deref()) == RelabelDecision::Nothing;
+    let mode = std::fs::read_to_string(kernel.selinuxfs.join("enforce")).ok();
+    let enforcing = mode.map(|mode| mode.trim() == "1");
+    Ok(Some(SelinuxLabel { enforcing, label, for_all_pods }))
+}
+
 impl Kernel {
+    fn below(system: &Path) -> Self {
+        Self {
+            selinuxfs: system.join("sys/fs/selinux"),
+            filesystems: system.join("proc/filesystems"),
+        }
+    }
+
     /// Whether SELinux is on, enforcing or permissive: files have labels in both modes.
     fn has_selinux(&self) -> bool {
         let known = std::fs::read_to_string(&self.filesystems).unwrap_or_default();

@@ -19,6 +19,9 @@ const DEFAULT_BASE: &str = "http://169.254.169.254/opc/v2";
 /// Certificates and keys are a few kilobytes.
 const LONGEST_ANSWER: usize = 64 * 1024;
 
+const ONLY_ON_INSTANCES: &str = "instance_principal works on OCI compute instances only: elsewhere \
+    use --auth api_key; on an instance, check that pods may reach 169.254.169.254";
+
 /// A client of the metadata service of this node.
 pub(crate) struct Imds {
     transport: Transport,
@@ -68,10 +71,7 @@ impl Imds {
             .map_err(|error| StorageError::config(attempted.clone(), error.to_string()))?;
         let unreachable = |failure: TransportFailure| {
             let kind = StorageErrorKind::Identity;
-            unanswered(kind, attempted.clone(), failure).with_remedy(
-                "instance_principal works on OCI compute instances only: elsewhere use \
-                 --auth api_key; on an instance, check that pods may reach 169.254.169.254",
-            )
+            unanswered(kind, attempted.clone(), failure).with_remedy(ONLY_ON_INSTANCES)
         };
         let response = self.transport.send(request).await.map_err(unreachable)?;
         let (parts, body) = response.into_parts();
@@ -89,6 +89,8 @@ impl Imds {
             _ if answer.status.is_server_error() => StorageErrorKind::Identity,
             _ => StorageErrorKind::Config,
         };
-        Err(refused(kind, attempted, answer))
+        // Something else listens there.
+        let elsewhere = (kind == StorageErrorKind::Config).then_some(ONLY_ON_INSTANCES);
+        Err(refused(kind, attempted, answer).with_known_remedy(elsewhere))
     }
 }

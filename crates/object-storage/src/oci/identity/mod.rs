@@ -12,6 +12,8 @@ pub(crate) mod federation;
 pub(crate) mod imds;
 pub(crate) mod instance_principal;
 pub(crate) mod profile;
+pub(crate) mod resource_principal;
+pub(crate) mod session;
 pub(crate) mod token;
 pub(crate) mod workload;
 
@@ -91,6 +93,17 @@ impl Credential {
             .map_err(|error| StorageError::config("signing a request", error.to_string()))
     }
 
+    /// The key id of its signatures; that of a token is the token itself.
+    pub(crate) fn key_id(&self) -> &str {
+        &self.key_id
+    }
+
+    /// The OCID of the tenancy, where the key id has it: that of an API key.
+    pub(crate) fn tenancy(&self) -> Option<&str> {
+        let (tenancy, _) = self.key_id.split_once('/')?;
+        tenancy.starts_with("ocid1.tenancy.").then_some(tenancy)
+    }
+
     /// When the service stops accepting it.
     pub fn expires_at(&self) -> Option<SystemTime> {
         self.lifetime.map(|lifetime| lifetime.expires_at)
@@ -114,6 +127,17 @@ pub(crate) trait CredentialSource: Send + Sync + 'static {
     fn is_renewed_ahead(&self) -> bool {
         true
     }
+}
+
+/// Reads a credential from files on a thread that may block.
+async fn blocking_credential(
+    attempted: &'static str,
+    read: impl FnOnce() -> Result<Credential, StorageError> + Send + 'static,
+) -> Result<Credential, StorageError> {
+    let ended = |error: tokio::task::JoinError| {
+        Err(StorageError::new(StorageErrorKind::Identity, attempted, error.to_string()))
+    };
+    tokio::task::spawn_blocking(read).await.unwrap_or_else(ended)
 }
 
 /// Returns the current credential and keeps it current; cheap to clone.

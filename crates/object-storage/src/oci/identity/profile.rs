@@ -5,8 +5,10 @@ use std::path::PathBuf;
 use crate::oci::config_file::{ConfigFile, Profile};
 use crate::oci::environment::Environment;
 use crate::oci::error::StorageError;
+use crate::oci::key::KeyPair;
 use crate::oci::settings::Settings;
 use crate::source::RegionName;
+use crate::text;
 
 /// Where to find a profile, and which one.
 #[derive(Clone)]
@@ -57,7 +59,7 @@ impl ProfileSource {
         if !named && !path.exists() {
             return Ok(Profile::default());
         }
-        ConfigFile::read(&path)?.profile(self.profile.as_deref().unwrap_or("DEFAULT"))
+        ConfigFile::read(&path)?.profile(self.name())
     }
 
     /// The variable's value, else the profile's.
@@ -73,9 +75,55 @@ impl ProfileSource {
             .transpose()
     }
 
+    /// The private key of the profile, and where it was read.
+    pub(super) fn key_pair(&self, profile: &Profile) -> Result<(KeyPair, String), StorageError> {
+        let (text, origin) = self.key_text(profile)?;
+        let passphrase = self
+            .environment
+            .get_exact("OCI_CLI_PASSPHRASE")
+            .or_else(|| profile.get("pass_phrase"))
+            .or_else(|| profile.get("passphrase"));
+        let key = KeyPair::from_pem(&text, passphrase).map_err(|error| {
+            StorageError::config(format!("loading the API key from {origin}"), error.to_string())
+        })?;
+        Ok((key, origin))
+    }
+
+    fn key_text(&self, profile: &Profile) -> Result<(String, String), StorageError> {
+        if let Some(content) = self.environment.get("OCI_CLI_KEY_CONTENT") {
+            return Ok((content.to_owned(), "OCI_CLI_KEY_CONTENT".to_owned()));
+        }
+        let path = self
+            .value(profile, "OCI_CLI_KEY_FILE", "key_file")
+            .ok_or_else(|| self.missing(profile, "OCI_CLI_KEY_FILE", "key_file"))?;
+        let path = self.environment.expand(&path);
+        let text = text::read(&path).map_err(|why| {
+            StorageError::config(format!("reading the API key {}", path.display()), why)
+        })?;
+        Ok((text, path.display().to_string()))
+    }
+
+    /// Whether the profile is that of a session: it has a token and no user of its own; `[DEFAULT]`
+    /// may have one.
+    pub(crate) fn is_session(&self) -> bool {
+        if self.environment.get("OCI_CLI_USER").is_some() {
+            return false;
+        }
+        if self.environment.get("OCI_CLI_SECURITY_TOKEN_FILE").is_some() {
+            return true;
+        }
+        let Ok(file) = ConfigFile::read(&self.path()) else { return false };
+        file.has_own(self.name(), "security_token_file") && !file.has_own(self.name(), "user")
+    }
+
+    /// The name of the profile.
+    pub(crate) fn name(&self) -> &str {
+        self.profile.as_deref().unwrap_or("DEFAULT")
+    }
+
     /// The error for a value that neither the profile nor the variable has.
     pub(super) fn missing(&self, profile: &Profile, variable: &str, key: &str) -> StorageError {
-        let name = self.profile.as_deref().unwrap_or("DEFAULT");
+        let name = self.name();
         let path = self.path();
         let attempted = format!("reading the profile {name} of {}", path.display());
         if !path.exists() {
@@ -84,7 +132,7 @@ impl ProfileSource {
         }
         let error = StorageError::config(attempted, format!("it has no {key}"));
         if profile.get("security_token_file").is_some() {
-            return error.with_remedy("it is a session's profile, which --auth api_key cannot use");
+            return error.with_remedy("it is a session's profile: use --auth security_token");
         }
         error.with_remedy(format!("add {key}= to it, or set {variable}"))
     }

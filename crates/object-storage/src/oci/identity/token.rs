@@ -23,6 +23,28 @@ struct JwtClaims {
     exp: u64,
 }
 
+/// What a token says of its owner; nothing for anything but a JWT.
+#[derive(Debug, Default, Deserialize)]
+pub(crate) struct Claims {
+    #[serde(rename = "opc-tenant", default)]
+    instance_tenancy: Option<String>,
+    #[serde(rename = "res_tenant", default)]
+    resource_tenancy: Option<String>,
+}
+
+impl Claims {
+    pub(crate) fn of_jwt(jwt: &str) -> Self {
+        let payload = jwt.split('.').nth(1).unwrap_or_default();
+        let json = URL_SAFE_NO_PAD.decode(payload.trim_end_matches('=')).unwrap_or_default();
+        serde_json::from_slice(&json).unwrap_or_default()
+    }
+
+    /// OCID of the tenancy.
+    pub(crate) fn tenancy(self) -> Option<String> {
+        self.instance_tenancy.or(self.resource_tenancy)
+    }
+}
+
 impl Lifetime {
     /// The `exp` of a JWT; `None` for anything else.
     pub(crate) fn expiry(jwt: &str) -> Option<SystemTime> {
@@ -36,6 +58,13 @@ impl Lifetime {
     pub(crate) fn replaced_at_half(self, now: SystemTime) -> Self {
         let left = self.expires_at.duration_since(now).unwrap_or_default();
         Self { refresh_at: self.expires_at - left / 2, ..self }
+    }
+
+    /// The same lifetime, for a token that another process replaces: the time to read it again.
+    pub(crate) fn reread_every(self, pause: Duration, now: SystemTime) -> Self {
+        let left = self.expires_at.duration_since(now).unwrap_or_default();
+        let pause = pause.min(left / 2).max(Duration::from_secs(1));
+        Self { refresh_at: now + pause, ..self }
     }
 
     /// The lifetime of a JWT received at `now` from a service whose clock said `theirs`.

@@ -5,12 +5,15 @@ use std::sync::Arc;
 use super::{ObjectStorage, ObjectStorageInner};
 use crate::oci::clock::Clock;
 use crate::oci::endpoint::Endpoint;
+use crate::oci::environment::Environment;
 use crate::oci::error::StorageError;
 use crate::oci::identity::Identity;
 use crate::oci::identity::api_key::ApiKey;
 use crate::oci::identity::imds::Imds;
 use crate::oci::identity::instance_principal::{InstancePrincipal, InstanceRegion};
 use crate::oci::identity::profile::ProfileSource;
+use crate::oci::identity::resource_principal::{ResourcePrincipal, VERSION};
+use crate::oci::identity::session::Session;
 use crate::oci::identity::workload::Workloads;
 use crate::oci::region::Region;
 use crate::oci::settings::Settings;
@@ -19,7 +22,7 @@ use crate::transport::Transport;
 
 /// The location of Object Storage.
 #[derive(Clone)]
-pub(super) enum ServiceLocation {
+pub(in crate::oci) enum ServiceLocation {
     /// Known from the settings.
     Fixed { endpoint: Endpoint, location: String },
     /// In the instance's own region, known after a request to the metadata service.
@@ -39,7 +42,7 @@ impl ServiceLocation {
         Ok(Self::Fixed { endpoint, location: region.name().to_owned() })
     }
 
-    pub(super) async fn endpoint(&self) -> Result<Endpoint, StorageError> {
+    pub(in crate::oci) async fn endpoint(&self) -> Result<Endpoint, StorageError> {
         match self {
             Self::Fixed { endpoint, .. } => Ok(endpoint.clone()),
             Self::Instance { region } => {
@@ -114,7 +117,7 @@ fn prepare(settings: Settings, clock: Clock) -> Result<ObjectStorageInner, Stora
     let endpoint = settings.or_variable(settings.endpoint.as_ref(), "OCI_CLI_ENDPOINT");
     let region = settings.region_or_variable()?;
     let profile = ProfileSource::new(&settings);
-    let method = resolve_auto(&settings, &profile)?;
+    let (method, chosen) = resolve_auto(&settings, &profile)?;
     let environment = &settings.environment;
     let fixed = |region: Option<RegionName>| match (&endpoint, region) {
         (Some(url), _) => ServiceLocation::chosen(url),
@@ -127,12 +130,22 @@ fn prepare(settings: Settings, clock: Clock) -> Result<ObjectStorageInner, Stora
     };
     let mut workloads = None;
     let (place, identity) = match method {
-        AuthMethod::ApiKey => {
+        AuthMethod::ApiKey | AuthMethod::SecurityToken => {
             let region = match region {
                 Some(region) => Some(region),
                 None => profile.region(&profile.read()?)?,
             };
-            (fixed(region)?, Some(Identity::new(ApiKey(profile), clock.clone())))
+            let identity = match method {
+                AuthMethod::ApiKey => Identity::new(ApiKey(profile), clock.clone()),
+                _ => Identity::new(Session { profile, clock: clock.clone() }, clock.clone()),
+            };
+            (fixed(region)?, Some(identity))
+        }
+        AuthMethod::ResourcePrincipal => {
+            let region = resource_region(region, environment)?;
+            let source =
+                ResourcePrincipal { environment: environment.clone(), clock: clock.clone() };
+            (fixed(region)?, Some(Identity::new(source, clock.clone())))
         }
         AuthMethod::InstancePrincipal => {
             let imds = Arc::new(Imds::new(&settings)?);
@@ -157,11 +170,7 @@ fn prepare(settings: Settings, clock: Clock) -> Result<ObjectStorageInner, Stora
         }
         AuthMethod::None => (fixed(region)?, None),
         AuthMethod::OkeWorkloadIdentity => {
-            let variable = environment.get("OCI_RESOURCE_PRINCIPAL_REGION");
-            let region = match (region, variable) {
-                (None, Some(text)) => Some(text.parse()?),
-                (region, _) => region,
-            };
+            let region = resource_region(region, environment)?;
             let place = if endpoint.is_some() || region.is_some() {
                 fixed(region)?
             } else {
@@ -172,19 +181,24 @@ fn prepare(settings: Settings, clock: Clock) -> Result<ObjectStorageInner, Stora
             workloads = Some(Workloads::new(&settings, clock.clone())?);
             (place, None)
         }
-        AuthMethod::Auto | AuthMethod::SecurityToken | AuthMethod::ResourcePrincipal => {
-            return Err(not_yet(method));
+        // `resolve_auto` never returns it.
+        AuthMethod::Auto => {
+            return Err(StorageError::config("choosing an identity", "none was chosen"));
         }
     };
     Ok(ObjectStorageInner {
         method,
+        chosen,
         environment: settings.environment,
         transport,
         place,
         identity,
         workloads,
         workload: None,
-        load_at_once: method == AuthMethod::ApiKey,
+        load_at_once: matches!(
+            method,
+            AuthMethod::ApiKey | AuthMethod::SecurityToken | AuthMethod::ResourcePrincipal
+        ),
         configured_namespace: settings.namespace.filter(|namespace| !namespace.trim().is_empty()),
         namespace: Arc::default(),
         retry: settings.retry,
@@ -193,21 +207,41 @@ fn prepare(settings: Settings, clock: Clock) -> Result<ObjectStorageInner, Stora
     })
 }
 
-fn resolve_auto(settings: &Settings, profile: &ProfileSource) -> Result<AuthMethod, StorageError> {
+/// The method, and why it was chosen unless it is configured.
+fn resolve_auto(
+    settings: &Settings,
+    profile: &ProfileSource,
+) -> Result<(AuthMethod, Option<String>), StorageError> {
     if settings.auth != AuthMethod::Auto {
-        return Ok(settings.auth);
+        return Ok((settings.auth, None));
     }
     match settings.environment.get("OCI_CLI_AUTH").map(str::parse).transpose()? {
-        None | Some(AuthMethod::Auto) if profile.is_there() => Ok(AuthMethod::ApiKey),
-        None | Some(AuthMethod::Auto) => Ok(AuthMethod::InstancePrincipal),
-        Some(method) => Ok(method),
+        None | Some(AuthMethod::Auto) => {}
+        Some(method) => return Ok((method, Some("OCI_CLI_AUTH says so".to_owned()))),
     }
+    let file = profile.path();
+    let file = file.display();
+    let (method, why) = if profile.is_session() {
+        let why = format!("the profile {} of {file} is a session's", profile.name());
+        (AuthMethod::SecurityToken, why)
+    } else if profile.is_there() {
+        (AuthMethod::ApiKey, format!("{file} or OCI_CLI_USER is there"))
+    } else if settings.environment.get(VERSION).is_some() {
+        (AuthMethod::ResourcePrincipal, format!("{file} is not there, and {VERSION} is set"))
+    } else {
+        let why = format!("neither {file} nor OCI_CLI_USER nor {VERSION} is there");
+        (AuthMethod::InstancePrincipal, why)
+    };
+    Ok((method, Some(why)))
 }
 
-fn not_yet(method: AuthMethod) -> StorageError {
-    StorageError::config(
-        format!("authenticating with {method}"),
-        "this version does not support it",
-    )
-    .with_remedy("use one of api_key, instance_principal, oke_workload_identity, none")
+/// The region, else that of the resource that this process is part of.
+fn resource_region(
+    region: Option<RegionName>,
+    environment: &Environment,
+) -> Result<Option<RegionName>, StorageError> {
+    match (region, environment.get("OCI_RESOURCE_PRINCIPAL_REGION")) {
+        (None, Some(text)) => Ok(Some(text.parse()?)),
+        (region, _) => Ok(region),
+    }
 }

@@ -27,7 +27,7 @@ const USER_AGENT: &str = concat!("oci-model-csi/", env!("CARGO_PKG_VERSION"));
 const LONGEST_ERROR: usize = 64 * 1024;
 
 /// A request before it is signed.
-pub(super) struct UnsignedRequest<'a> {
+pub(in crate::oci) struct UnsignedRequest<'a> {
     operation: &'static str,
     subject: String,
     bucket: Option<&'a Bucket>,
@@ -70,7 +70,11 @@ impl<'a> UnsignedRequest<'a> {
         format!("{} of {}", self.operation, self.subject)
     }
 
-    pub(super) fn error(&self, kind: StorageErrorKind, cause: impl Into<String>) -> StorageError {
+    pub(in crate::oci) fn error(
+        &self,
+        kind: StorageErrorKind,
+        cause: impl Into<String>,
+    ) -> StorageError {
         StorageError::new(kind, self.attempted(), cause)
     }
 
@@ -217,7 +221,7 @@ impl ObjectStorageInner {
     }
 
     /// Returns the head and the whole body, repeated as the policy says even when the body breaks.
-    pub(super) async fn read_retrying(
+    pub(in crate::oci) async fn read_retrying(
         &self,
         call: &UnsignedRequest<'_>,
         limit: usize,

@@ -1,6 +1,7 @@
 //! A listing, page by page.
 
 use http::Method;
+use serde::Deserialize;
 
 use super::ObjectStorageInner;
 use super::exchange::UnsignedRequest;
@@ -147,6 +148,31 @@ pub(super) async fn directories(
         call.error(StorageErrorKind::Protocol, why)
     })?;
     Ok(page.prefixes.unwrap_or_default())
+}
+
+/// The names of the buckets of a compartment that one page shows.
+pub(super) async fn buckets(
+    store: &ObjectStorageInner,
+    namespace: &str,
+    compartment: &str,
+) -> Result<Vec<String>, StorageError> {
+    #[derive(Deserialize)]
+    struct BucketSummary {
+        name: String,
+    }
+    let target = format!(
+        "/n/{}/b?compartmentId={}&limit={PAGE_LIMIT}",
+        strict(namespace),
+        strict(compartment)
+    );
+    let subject = format!("namespace {namespace}");
+    let call = UnsignedRequest::new("ListBuckets", subject, Method::GET, target);
+    let (_, body) = store.read_retrying(&call, LONGEST_PAGE).await?;
+    let found: Vec<BucketSummary> = serde_json::from_slice(&body).map_err(|error| {
+        let why = format!("the answer is not a listing: {error}");
+        call.error(StorageErrorKind::Protocol, why)
+    })?;
+    Ok(found.into_iter().map(|bucket| bucket.name).collect())
 }
 
 fn list_call<'a>(bucket: &'a Bucket, prefix: &str, target: String) -> UnsignedRequest<'a> {

@@ -3,23 +3,16 @@
 use crate::oci::error::StorageErrorKind;
 use crate::source::{AuthMethod, Bucket, Workload};
 
+/// What to do when there is no room for more objects.
+const FULL: &str = "raise the compartment's quota or the tenancy's service limit of Object Storage, \
+                    or delete objects and unfinished uploads that are not needed";
+
 /// The policy statement that lets the driver, or a pod, read a bucket, for the kind of its
 /// identity. Shown whole in errors, so that it can be copied.
 pub(crate) fn statement(bucket: &str, method: AuthMethod, workload: Option<&Workload>) -> String {
-    match (workload, method) {
-        (None, AuthMethod::ApiKey) => format!(
-            "Allow group <the user's group> to read objects in compartment <the bucket's> where \
-             target.bucket.name='{bucket}'"
-        ),
-        (None, AuthMethod::None) => format!(
-            "choose another --auth, or make it public with oci os bucket update --bucket-name \
-             {bucket} --public-access-type ObjectRead"
-        ),
-        (None, _) => format!(
-            "Allow dynamic-group <the nodes' group> to read objects in compartment <the bucket's> where \
-             target.bucket.name='{bucket}'"
-        ),
-        (Some(Workload { namespace, service_account, .. }), _) => format!(
+    match workload {
+        None => statement_in(bucket, None, method),
+        Some(Workload { namespace, service_account, .. }) => format!(
             "Allow any-user to read objects in compartment … where all \
              {{request.principal.type='workload', request.principal.cluster_id='…', \
              request.principal.namespace='{namespace}', \
@@ -29,10 +22,31 @@ pub(crate) fn statement(bucket: &str, method: AuthMethod, workload: Option<&Work
     }
 }
 
+/// As [`statement`] for the driver's own identity, with the OCID of the bucket's compartment
+/// where that is known.
+pub(crate) fn statement_in(bucket: &str, compartment: Option<&str>, method: AuthMethod) -> String {
+    let whose = match method {
+        AuthMethod::None => {
+            return format!(
+                "choose another --auth, or make it public with oci os bucket update --bucket-name \
+                 {bucket} --public-access-type ObjectRead"
+            );
+        }
+        AuthMethod::ApiKey | AuthMethod::SecurityToken => "group <the user's group>",
+        AuthMethod::ResourcePrincipal => "dynamic-group <the resource's group>",
+        _ => "dynamic-group <the nodes' group>",
+    };
+    let place =
+        compartment.map_or_else(|| "<the bucket's>".to_owned(), |ocid| format!("id {ocid}"));
+    format!(
+        "Allow {whose} to read objects in compartment {place} where target.bucket.name='{bucket}'"
+    )
+}
+
 /// The policy statement that lets a user's command write to a bucket.
 fn statement_for_writing(bucket: &str, method: AuthMethod) -> String {
     match method {
-        AuthMethod::ApiKey => format!(
+        AuthMethod::ApiKey | AuthMethod::SecurityToken => format!(
             "Allow group <the user's group> to manage objects in compartment <the bucket's> where \
              target.bucket.name='{bucket}'"
         ),
@@ -71,6 +85,9 @@ pub(super) fn remedy(
             "restore it first: oci os object restore --bucket-name {} --name NAME",
             bucket.name
         )),
+        StorageErrorKind::Invalid if matches!(code, Some("QuotaExceeded" | "LimitExceeded")) => {
+            Some(FULL.to_owned())
+        }
         _ => None,
     }
 }
@@ -96,6 +113,8 @@ mod tests {
         for (method, remedy) in [
             (AuthMethod::InstancePrincipal, "Allow dynamic-group <the nodes' group> to read"),
             (AuthMethod::ApiKey, "Allow group <the user's group> to read objects in"),
+            (AuthMethod::SecurityToken, "Allow group <the user's group> to read objects in"),
+            (AuthMethod::ResourcePrincipal, "Allow dynamic-group <the resource's group> to read"),
             (AuthMethod::None, "--bucket-name ai --public-access-type ObjectRead"),
         ] {
             let text = statement("ai", method, None);

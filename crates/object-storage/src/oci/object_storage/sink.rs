@@ -1,5 +1,7 @@
 //! Object Storage as a place to store objects.
 
+use std::collections::BTreeSet;
+
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 
@@ -52,8 +54,9 @@ impl ObjectSink for ObjectStorage {
     fn running_uploads<'a>(
         &'a self,
         bucket: &'a Bucket,
+        objects: &'a BTreeSet<String>,
     ) -> BoxFuture<'a, Result<Vec<RunningUpload>>> {
-        self.list_multipart_uploads(bucket).boxed()
+        self.list_multipart_uploads(bucket, objects).boxed()
     }
 
     fn uploaded_parts<'a>(

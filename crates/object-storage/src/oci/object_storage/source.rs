@@ -53,6 +53,10 @@ impl ObjectSource for ObjectStorage {
         self.directories(bucket, prefix).boxed()
     }
 
+    fn buckets<'a>(&'a self, namespace: &'a str) -> BoxFuture<'a, Result<Vec<String>>> {
+        self.buckets(namespace).boxed()
+    }
+
     fn head<'a>(
         &'a self,
         object: &'a ObjectName,

@@ -505,11 +505,12 @@ async fn a_server_that_is_not_there_is_unavailable_and_named() {
 async fn an_unsupported_or_missing_setting_is_reported_before_anything_is_sent() {
     let settings = |auth| Settings { environment: Environment::empty(), ..Settings::new(auth) };
     let error = |settings| async { ObjectStorage::connect(settings).await.unwrap_err() };
-    for method in [AuthMethod::SecurityToken, AuthMethod::ResourcePrincipal] {
-        let text = error(settings(method)).await.to_string();
-        assert!(text.contains(method.as_str()), "{text}");
-        assert!(text.contains("api_key, instance_principal, oke_workload_identity"), "{text}");
-    }
+    let named = Settings {
+        region: Some("iad".parse().unwrap()),
+        ..settings(AuthMethod::ResourcePrincipal)
+    };
+    let text = error(named).await.to_string();
+    assert!(text.contains("OCI_RESOURCE_PRINCIPAL_VERSION is not set"), "{text}");
     let text = error(settings(AuthMethod::None)).await.to_string();
     assert!(text.contains("--region"), "{text}");
     let ca_file = Some("/nonexistent/ca.pem".into());
@@ -551,6 +552,18 @@ async fn auto_is_the_variable_then_a_configured_key_then_the_instance() {
     assert_eq!(instance.identity().unwrap().refreshes(), 0, "asked for at the first request");
     let key = connect(&[home, ("OCI_CLI_USER", "me")]).await.unwrap_err().to_string();
     assert!(key.contains("oci setup config"), "{key}");
+    let resource = [home, ("OCI_RESOURCE_PRINCIPAL_VERSION", "2.2")];
+    let resource = connect(&resource).await.unwrap_err().to_string();
+    assert!(resource.contains("OCI_RESOURCE_PRINCIPAL_RPST is not set"), "{resource}");
+    std::fs::create_dir(empty.path().join(".oci")).unwrap();
+    let session = "[DEFAULT]\nsecurity_token_file=~/absent\n";
+    std::fs::write(empty.path().join(".oci/config"), session).unwrap();
+    let session = connect(&[home]).await.unwrap_err().to_string();
+    assert!(session.contains("reading the session's token"), "{session}");
+    let beside = "[DEFAULT]\nuser=u\n[s]\nsecurity_token_file=~/absent\n";
+    std::fs::write(empty.path().join(".oci/config"), beside).unwrap();
+    let beside = connect(&[home, ("OCI_CLI_PROFILE", "s")]).await.unwrap_err().to_string();
+    assert!(beside.contains("reading the session's token"), "{beside}");
     let misspelt = connect(&[home, ("OCI_CLI_AUTH", "instance")]).await.unwrap_err().to_string();
     assert!(misspelt.contains("instance_principal"), "{misspelt}");
     let bundle = ("OCI_CLI_CERT_BUNDLE", "/nonexistent/bundle.pem");

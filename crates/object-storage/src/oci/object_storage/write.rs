@@ -1,5 +1,7 @@
 //! The calls that store objects: whole, or in parts.
 
+use std::collections::BTreeSet;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use http::{HeaderMap, HeaderName, Method, StatusCode, header};
@@ -123,10 +125,11 @@ impl ObjectStorage {
         Ok(head)
     }
 
-    /// Lists the uploads of a bucket that are neither committed nor aborted.
+    /// Lists the uploads of these objects that are neither committed nor aborted.
     pub(super) async fn list_multipart_uploads(
         &self,
         bucket: &Bucket,
+        objects: &BTreeSet<String>,
     ) -> Result<Vec<RunningUpload>, StorageError> {
         let target = format!("/n/{}/b/{}/u", strict(&bucket.namespace), strict(&bucket.name));
         let call = |page: &str| {
@@ -134,7 +137,8 @@ impl ObjectStorage {
             let call = UnsignedRequest::new("ListMultipartUploads", bucket, Method::GET, target);
             Ok(call.in_bucket(bucket))
         };
-        let uploads: Vec<UploadSummary> = self.all_pages(call).await?;
+        let is_of_them = |upload: &UploadSummary| objects.contains(&upload.object);
+        let uploads: Vec<UploadSummary> = self.all_pages(call, is_of_them).await?;
         let each = uploads.into_iter();
         Ok(each.map(|one| RunningUpload { object: one.object, id: one.upload_id }).collect())
     }
@@ -149,7 +153,7 @@ impl ObjectStorage {
             let query = format!("uploadId={}&limit=1000{page}", strict(upload));
             UnsignedRequest::of_upload("ListMultipartUploadParts", object, Method::GET, &query)
         };
-        let parts: Vec<PartSummary> = self.all_pages(call).await?;
+        let parts: Vec<PartSummary> = self.all_pages(call, |_| true).await?;
         let part = |PartSummary { part_number: number, etag, md5, size }| {
             let md5 = md5.as_deref().and_then(parse_md5);
             UploadedPart { number, etag, md5, size }
@@ -157,21 +161,22 @@ impl ObjectStorage {
         Ok(parts.into_iter().map(part).collect())
     }
 
-    /// All entries of a listing whose pages follow each other by `opc-next-page`. `call` makes
-    /// the request from the end of its query.
+    /// The entries to keep of a listing whose pages follow each other by `opc-next-page`. `call`
+    /// makes the request from the end of its query.
     async fn all_pages<'a, T: DeserializeOwned>(
         &self,
         call: impl Fn(&str) -> Result<UnsignedRequest<'a>, StorageError>,
+        is_kept: impl Fn(&T) -> bool,
     ) -> Result<Vec<T>, StorageError> {
-        let (mut all, mut page) = (Vec::new(), String::new());
+        let (mut kept, mut page) = (Vec::new(), String::new());
         for _ in 0..MOST_PAGES {
             let one = call(&page)?;
             let (headers, body) = self.0.read_retrying(&one, LONGEST_PAGE).await?;
             let found: Vec<T> = one.parse(&body, "a list")?;
-            all.extend(found);
+            kept.extend(found.into_iter().filter(&is_kept));
             match header_text(&headers, "opc-next-page") {
                 Some(next) => page = format!("&page={}", strict(next)),
-                None => return Ok(all),
+                None => return Ok(kept),
             }
         }
         let why = format!("the listing has more than {MOST_PAGES} pages");

@@ -6,7 +6,9 @@
 //! snapshot in a Hugging Face Hub cache, `models--<ORG>--<NAME>/snapshots/<COMMIT>/`,
 //! into `models--<ORG>--<NAME>/blobs/` (`huggingface_hub`, "Understand caching").
 //! Such a file is opened in the directory `blobs` by its name there; the link's
-//! path itself is not followed.
+//! path itself is not followed. A blob may itself be a link, to a file in the `blobs`
+//! beside the repositories, which these share (huggingface_hub 2); that one is opened
+//! in the same way.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, Metadata};
@@ -32,6 +34,9 @@ const HUB_REPOSITORY: &str = "models--";
 const HUB_SNAPSHOTS: &str = "snapshots";
 const HUB_BLOBS: &str = "blobs";
 
+/// Marks the blobs that repositories share.
+const HUB_SHARED_MARKER: &str = ".huggingface-shared-blobs";
+
 /// Most characters of a link's target in a message.
 const TARGET_SHOWN: usize = 120;
 
@@ -48,6 +53,8 @@ pub(super) struct SourceDirectory {
 struct Hub {
     blobs: OwnedFd,
     path: PathBuf,
+    /// The blobs that all repositories of the cache share.
+    shared: Option<(OwnedFd, PathBuf)>,
 }
 
 /// The kind of file at a relative path.
@@ -148,13 +155,11 @@ impl SourceDirectory {
         let (link, leads_to) = (directory.join(name), self.path.join(directory).join(target));
         let blob = self.hub.as_ref().and_then(|hub| Some((hub, hub.blob(&leads_to)?)));
         let Some((hub, blob)) = blob else { return Ok(self.unfollowed(&link, target)) };
-        let opened = match openat(&hub.blobs, &*blob, FILE, Mode::empty()) {
-            // Nothing, or another link.
-            Err(Errno::ENOENT | Errno::ELOOP) => return Ok(self.unfollowed(&link, target)),
-            opened => opened?,
-        };
-        let blobs = hub.blobs.try_clone().map_err(|e| errno(&e))?;
-        found(opened, blobs, blob, true)
+        match hub.open(&blob) {
+            // Nothing, or a link to somewhere else.
+            Err(Errno::ENOENT | Errno::ELOOP) => Ok(self.unfollowed(&link, target)),
+            opened => opened,
+        }
     }
 
     fn unfollowed(&self, link: &Path, target: &OsStr) -> PathKind {
@@ -230,22 +235,54 @@ impl Hub {
         })?;
         let path = repository.join(HUB_BLOBS);
         let blobs = open(&path, DIRECTORY, Mode::empty()).ok()?;
-        Some(Self { blobs, path })
+        let shared = repository.parent().and_then(|cache| {
+            let path = cache.join(HUB_BLOBS);
+            let marker = fs::symlink_metadata(path.join(HUB_SHARED_MARKER)).ok()?;
+            let opened = open(&path, DIRECTORY, Mode::empty()).ok()?;
+            marker.is_file().then_some((opened, path))
+        });
+        Some(Self { blobs, path, shared })
     }
 
-    /// Returns the name of the blob at this path, judged by the path's text alone.
+    /// Returns the name of the blob at this path.
     fn blob(&self, path: &Path) -> Option<OsString> {
-        let mut plain = PathBuf::new();
-        for part in path.components() {
-            match part {
-                Component::ParentDir => drop(plain.pop()),
-                Component::CurDir => {}
-                part => plain.push(part),
-            }
-        }
-        let name = plain.strip_prefix(&self.path).ok()?;
+        let name = without_dots(path);
+        let name = name.strip_prefix(&self.path).ok()?;
         (name.components().count() == 1).then(|| name.as_os_str().to_owned())
     }
+
+    /// Opens a blob, which may be a link to a shared one.
+    fn open(&self, blob: &OsStr) -> nix::Result<PathKind> {
+        let opened = openat(&self.blobs, blob, FILE, Mode::empty());
+        let (Err(Errno::ELOOP), Some((shared, path))) = (&opened, &self.shared) else {
+            let blobs = self.blobs.try_clone().map_err(|e| errno(&e))?;
+            return found(opened?, blobs, blob.into(), true);
+        };
+        let target = without_dots(&self.path.join(readlinkat(&self.blobs, blob)?));
+        let target = target.strip_prefix(path).map_err(|_| Errno::ELOOP)?;
+        // Below a directory that is named after the beginning of their own names.
+        let (Some(above), Some(name)) = (target.parent(), target.file_name()) else {
+            return Err(Errno::ELOOP);
+        };
+        if above.components().count() != 1 {
+            return Err(Errno::ELOOP);
+        }
+        let parent = openat(shared, above, DIRECTORY, Mode::empty())?;
+        found(openat(&parent, name, FILE, Mode::empty())?, parent, name.into(), true)
+    }
+}
+
+/// Resolves `.` and `..` in a path, by its text alone.
+fn without_dots(path: &Path) -> PathBuf {
+    let mut plain = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::ParentDir => drop(plain.pop()),
+            Component::CurDir => {}
+            part => plain.push(part),
+        }
+    }
+    plain
 }
 
 /// Wraps an opened file, if it is a regular file.

@@ -1,9 +1,9 @@
-//! How many requests run at once under `download.concurrency: auto`.
+//! How many requests run at once under `auto`, of downloads and of uploads.
 //!
 //! The number doubles while that raises the throughput. Once it does not, it returns to the
 //! number before and stays there for a while; then it tries a little more. Where requests are
-//! answered much later than before, or break off often, and no more arrives for it, it tries a
-//! little less, and returns if less arrives then. Only time in which all permits are taken and
+//! answered much later than before, or break off often, and no more is transferred for it, it tries a
+//! little less, and returns if less is transferred then. Only time in which all permits are taken and
 //! requests wait is measured: else the number is not what limits.
 
 use std::time::Duration;
@@ -48,21 +48,23 @@ const SHORTEST_REQUEST: Duration = Duration::from_millis(500);
 /// The most ranges in one request.
 const MOST_RANGES: u64 = 4;
 
-/// What all requests have received and waited for so far.
+/// What all requests have transferred and waited for so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Received {
+pub struct TransferTotals {
     /// Bytes of bodies.
-    pub(super) bytes: u64,
-    /// Requests that were answered, and how long they waited for that in all.
-    pub(super) answers: u64,
-    pub(super) waited: Duration,
+    pub bytes: u64,
+    /// Requests that were answered; 0 where they are not counted, and the wait says nothing.
+    pub answers: u64,
+    /// How long they waited for that in all.
+    pub waited: Duration,
     /// Requests that broke off: reset connections, 5xx, 429.
-    pub(super) failures: u64,
+    pub failures: u64,
 }
 
 /// The number of requests at once, as it adapts.
 #[derive(Debug)]
-pub(super) struct Growth {
+pub struct ConcurrencyGrowth {
+    least: usize,
     most: usize,
     step: GrowthStep,
     hold: Duration,
@@ -70,7 +72,7 @@ pub(super) struct Growth {
     settled_once: bool,
     /// Not measured until then.
     quiet_until: Option<Instant>,
-    window: Option<(Instant, Received)>,
+    window: Option<(Instant, TransferTotals)>,
     sampled: Option<Instant>,
     /// How long requests waited for an answer when the number was chosen.
     usual_wait: Option<Duration>,
@@ -101,10 +103,12 @@ struct WindowResult {
     broken: bool,
 }
 
-impl Growth {
-    pub(super) fn new() -> Self {
+impl ConcurrencyGrowth {
+    /// Begins with this number, and goes neither below it nor above [`Concurrency::MOST`].
+    pub fn beginning_with(least: usize) -> Self {
         Self {
-            most: Concurrency::LEAST,
+            least,
+            most: least,
             step: GrowthStep::Measuring,
             hold: HOLD,
             settled_once: false,
@@ -119,7 +123,7 @@ impl Growth {
     }
 
     /// How many requests may run at once.
-    pub(super) fn most(&self) -> usize {
+    pub fn most(&self) -> usize {
         self.most
     }
 
@@ -145,7 +149,7 @@ impl Growth {
 
     /// Object Storage throttled a bucket, or reset many connections: a larger number that is
     /// being tried may be the reason.
-    pub(super) fn throttled(&mut self, now: Instant) {
+    pub fn throttled(&mut self, now: Instant) {
         if let GrowthStep::Trying { before, rate } = self.step
             && before < self.most
         {
@@ -153,21 +157,21 @@ impl Growth {
         }
     }
 
-    /// Records what was received up to now. `limited`: all permits are taken and requests
+    /// Records what was transferred up to now. `limited`: all permits are taken and requests
     /// wait. Called a few times a second.
-    pub(super) fn sample(&mut self, now: Instant, received: Received, limited: bool) {
+    pub fn sample(&mut self, now: Instant, totals: TransferTotals, limited: bool) {
         let gap = self.sampled.replace(now).is_none_or(|last| now - last > WINDOW);
         if !limited || gap || self.quiet_until.is_some_and(|until| now < until) {
             self.window = None;
             return;
         }
-        let (since, before) = *self.window.get_or_insert((now, received));
+        let (since, before) = *self.window.get_or_insert((now, totals));
         let spent = now - since;
         if spent < WINDOW {
             return;
         }
-        self.window = Some((now, received));
-        let measured = WindowResult::of(spent, before, received);
+        self.window = Some((now, totals));
+        let measured = WindowResult::of(spent, before, totals);
         self.rate = measured.rate;
         self.judge(now, &measured);
     }
@@ -195,10 +199,10 @@ impl Growth {
                 let troubled = measured.broken || self.is_late(measured.wait);
                 let trouble = troubled && measured.rate <= rate * GAIN;
                 self.troubled = if trouble { self.troubled + 1 } else { 0 };
-                if self.troubled >= WINDOWS && self.most > Concurrency::LEAST {
+                if self.troubled >= WINDOWS && self.most > self.least {
                     self.step = GrowthStep::Trying { before: self.most, rate: measured.rate };
-                    self.set((self.most * 3 / 4).max(Concurrency::LEAST), now);
-                } else if now >= until && (!trouble || self.most == Concurrency::LEAST) {
+                    self.set((self.most * 3 / 4).max(self.least), now);
+                } else if now >= until && (!trouble || self.most == self.least) {
                     // Of the least number, late answers may be what this service gives.
                     self.try_more(measured.rate, now);
                 }
@@ -235,18 +239,18 @@ impl Growth {
         (self.settled_once, self.troubled, self.usual_wait) = (true, 0, None);
         if self.logged.replace(self.most) != Some(self.most) {
             let mib_per_second = rate / f64::from(1 << 20);
-            tracing::info!(requests = self.most, mib_per_second, "download concurrency is kept");
+            tracing::info!(requests = self.most, mib_per_second, "concurrency is kept");
         }
     }
 
     fn set(&mut self, most: usize, now: Instant) {
-        tracing::debug!(from = self.most, to = most, "download concurrency changes");
+        tracing::debug!(from = self.most, to = most, "concurrency changes");
         (self.most, self.quiet_until, self.window) = (most, Some(now + SETTLE), None);
     }
 }
 
 impl WindowResult {
-    fn of(spent: Duration, before: Received, now: Received) -> Self {
+    fn of(spent: Duration, before: TransferTotals, now: TransferTotals) -> Self {
         #[expect(clippy::cast_precision_loss, reason = "a rate is an estimate")]
         let bytes = now.bytes.saturating_sub(before.bytes) as f64;
         let answers = now.answers.saturating_sub(before.answers);

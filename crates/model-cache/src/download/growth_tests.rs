@@ -16,14 +16,18 @@ fn given(mib_per_second: usize) -> Served {
 
 /// A download in virtual time.
 struct SimulatedDownload {
-    growth: Growth,
+    growth: ConcurrencyGrowth,
     now: Instant,
-    received: Received,
+    received: TransferTotals,
 }
 
 impl SimulatedDownload {
     fn new() -> Self {
-        Self { growth: Growth::new(), now: Instant::now(), received: Received::default() }
+        Self {
+            growth: ConcurrencyGrowth::beginning_with(Concurrency::LEAST),
+            now: Instant::now(),
+            received: TransferTotals::default(),
+        }
     }
 
     /// Downloads for so long; returns the most requests at once meanwhile.

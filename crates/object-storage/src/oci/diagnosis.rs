@@ -1,0 +1,177 @@
+//! What a diagnosis asks of Oracle's services beyond the calls that read models.
+
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use http::{Method, Request, header};
+use http_body_util::Full;
+use serde::Deserialize;
+
+use super::ObjectStorage;
+use super::error::{StorageError, StorageErrorKind, unanswered};
+use super::identity::imds::Imds;
+use super::identity::token::Claims;
+use super::object_storage::statement_in;
+use super::settings::Settings;
+use crate::http_error::server_time;
+use crate::source::{AuthMethod, Bucket};
+
+/// Who signs the requests of a client, as far as this machine knows. All are OCIDs.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Principal {
+    /// The tenancy.
+    pub tenancy: Option<String>,
+    /// The user of an API key.
+    pub user: Option<String>,
+    /// The fingerprint of an API key.
+    pub fingerprint: Option<String>,
+    /// The instance.
+    pub instance: Option<String>,
+    /// The instance's compartment, by which dynamic groups match.
+    pub compartment: Option<String>,
+    /// When its token expires.
+    pub expires_at: Option<SystemTime>,
+}
+
+impl Principal {
+    /// What the key id of a signature says: that of a token is the token.
+    pub(crate) fn of_key_id(key_id: &str) -> Self {
+        if let Some(jwt) = key_id.strip_prefix("ST$") {
+            return Self { tenancy: Claims::of_jwt(jwt).tenancy(), ..Self::default() };
+        }
+        let mut parts = key_id.split('/').map(str::to_owned);
+        let (tenancy, user, fingerprint) = (parts.next(), parts.next(), parts.next());
+        Self { tenancy, user, fingerprint, ..Self::default() }
+    }
+}
+
+/// An answer of Object Storage to a request that needs no permission.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reached {
+    /// `scheme://host[:port]`.
+    pub endpoint: String,
+    /// The service's clock, in whole seconds; `None` if the answer has none.
+    pub time: Option<SystemTime>,
+}
+
+/// What a bucket says of itself to an identity that may read it (`BUCKET_READ`).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct BucketFacts {
+    /// The OCID of its compartment.
+    pub compartment_id: Option<String>,
+    /// The OCID of its Vault key; `None` when Oracle's keys encrypt it.
+    pub kms_key_id: Option<String>,
+}
+
+impl ObjectStorage {
+    /// The principal that signs the requests; gets a credential where there is none yet.
+    ///
+    /// # Errors
+    /// Those of getting the credential.
+    pub async fn principal(&self) -> Result<Principal, StorageError> {
+        let Some(identity) = self.identity() else { return Ok(Principal::default()) };
+        let credential = identity.credentials().await.map_err(StorageError::of_identity)?;
+        let expires_at = credential.expires_at();
+        Ok(Principal { expires_at, ..Principal::of_key_id(credential.key_id()) })
+    }
+
+    /// Asks the endpoint for its root, unsigned: every answer shows that it can be reached.
+    ///
+    /// # Errors
+    /// `Unavailable` without an answer.
+    pub async fn reach(&self) -> Result<Reached, StorageError> {
+        let endpoint = self.0.place.endpoint().await?;
+        let attempted = format!("reaching Object Storage at {}", endpoint.origin());
+        let request = endpoint
+            .uri("/")
+            .and_then(|uri| {
+                Request::get(uri)
+                    .header(header::HOST, endpoint.host())
+                    .body(Full::new(Bytes::new()))
+            })
+            .map_err(|error| StorageError::config(attempted.clone(), error.to_string()))?;
+        let answer = self
+            .0
+            .transport
+            .send(request)
+            .await
+            .map_err(|failure| unanswered(StorageErrorKind::Unavailable, attempted, failure))?;
+        Ok(Reached { endpoint: endpoint.origin(), time: server_time(answer.headers()) })
+    }
+
+    /// Reads what the bucket says of itself (`GetBucket`).
+    ///
+    /// # Errors
+    /// `NotFound` and `Forbidden` also where the identity may only read objects.
+    pub async fn bucket_facts(&self, bucket: &Bucket) -> Result<BucketFacts, StorageError> {
+        let call = Self::bucket_request("GetBucket", bucket, Method::GET);
+        let (_, body) = self.0.read_retrying(&call, 64 * 1024).await?;
+        serde_json::from_slice(&body)
+            .map_err(|error| call.error(StorageErrorKind::Protocol, error.to_string()))
+    }
+
+    /// Why this method was chosen, where that was left to the client.
+    pub fn why_chosen(&self) -> Option<&str> {
+        self.0.chosen.as_deref()
+    }
+}
+
+/// The instance that this process runs on, as the metadata service names it.
+///
+/// # Errors
+/// `Identity` when the service does not answer.
+pub async fn own_instance(settings: &Settings) -> Result<Principal, StorageError> {
+    let imds = Imds::new(settings)?;
+    let instance = Some(imds.get("/instance/id").await?);
+    let compartment = Some(imds.get("/instance/compartmentId").await?);
+    Ok(Principal { instance, compartment, ..Principal::default() })
+}
+
+/// The matching rule of a dynamic group that contains the instances of this compartment.
+/// Source: Oracle's "Writing Matching Rules to Define Dynamic Groups".
+pub fn matching_rule(compartment: &str) -> String {
+    format!("ALL {{instance.compartment.id = '{compartment}'}}")
+}
+
+/// The statement that lets Object Storage use a bucket's Vault key. Source: Oracle's "Let Object
+/// Storage, Block Volume, File Storage ... services decrypt and encrypt".
+pub fn key_statement(region: &str, key: &str) -> String {
+    format!(
+        "Allow service objectstorage-{region} to use keys in compartment <the key's> where \
+         target.key.id='{key}'"
+    )
+}
+
+/// The statement that lets an identity of this kind read a bucket in this compartment.
+pub fn read_statement(bucket: &str, compartment: Option<&str>, method: AuthMethod) -> String {
+    statement_in(bucket, compartment, method)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_key_id_of_an_api_key_names_tenancy_user_and_fingerprint() {
+        let principal = Principal::of_key_id("ocid1.tenancy.a/ocid1.user.b/12:34");
+        assert_eq!(principal.tenancy.as_deref(), Some("ocid1.tenancy.a"));
+        assert_eq!(principal.user.as_deref(), Some("ocid1.user.b"));
+        assert_eq!(principal.fingerprint.as_deref(), Some("12:34"));
+    }
+
+    #[test]
+    fn a_token_that_cannot_be_read_names_nothing() {
+        assert_eq!(Principal::of_key_id("ST$x.y.z"), Principal::default());
+    }
+
+    #[test]
+    fn statements_have_what_is_known_filled_in() {
+        let method = AuthMethod::InstancePrincipal;
+        let known = read_statement("ai", Some("ocid1.compartment.x"), method);
+        assert!(known.contains("in compartment id ocid1.compartment.x where"), "{known}");
+        let unknown = read_statement("ai", None, method);
+        assert!(unknown.contains("in compartment <the bucket's> where"), "{unknown}");
+        assert_eq!(matching_rule("c"), "ALL {instance.compartment.id = 'c'}");
+    }
+}

@@ -1,0 +1,130 @@
+//! The way to Object Storage: identity, endpoint, clock, bucket, objects.
+
+mod bucket;
+mod identity;
+mod network;
+
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::speed::SpeedObject;
+use super::{CheckId, Finding, Severity};
+use crate::error::ErrorKind;
+use crate::model::ModelRequest;
+use crate::oci::{ObjectStorage, Settings, StorageConnector};
+use crate::resolve::{ClientPool, ListedBucket, ResolveLimits, Resolver};
+use crate::source::{AuthMethod, ObjectSource, StorageError, StorageErrorKind};
+
+/// How to reach Object Storage, and what to look for there.
+pub struct StorageView {
+    /// The identity and the location.
+    pub settings: Settings,
+    /// Buckets elsewhere that the configuration lists.
+    pub buckets: Vec<ListedBucket>,
+    /// The limits of one model.
+    pub limits: ResolveLimits,
+    /// The model to look at.
+    pub model: Option<ModelRequest>,
+}
+
+/// What was found on the way to Object Storage.
+pub struct StorageExamination {
+    /// The findings, in the order in which a request meets their subjects.
+    pub findings: Vec<Finding>,
+    /// The model's objects, if they can be read.
+    pub readable: Option<ReadableObjects>,
+}
+
+/// Objects that can be read, for measurements.
+pub struct ReadableObjects {
+    /// Their source.
+    pub source: Arc<dyn ObjectSource>,
+    /// The first ones that the listing has, at least one; none is in the archive tier.
+    pub objects: Vec<SpeedObject>,
+}
+
+/// Looks at everything between this machine and the model.
+pub async fn examine(view: StorageView) -> StorageExamination {
+    let mut findings: Vec<Finding> = network::proxy(|name| std::env::var(name).ok());
+    let connector = match StorageConnector::connect(view.settings.clone()).await {
+        Ok(connector) => Arc::new(connector),
+        Err(error) => {
+            findings.push(of_storage(CheckId::Identity, &error));
+            findings.extend(without_identity(view.settings).await);
+            return StorageExamination { findings, readable: None };
+        }
+    };
+    let client = connector.own_client().clone();
+    let (identity, principal) = identity::look(&client, &view.settings).await;
+    let (reached, location) = network::reach(&client).await;
+    let answering = [Some(identity), location, reached.as_ref().map(network::clock)];
+    let answering: Vec<Finding> = answering.into_iter().flatten().collect();
+    let usable = answering.iter().all(|finding| finding.severity < Severity::Fault);
+    findings.extend(answering);
+    let mut readable = None;
+    if client.needs_pod() {
+        findings.push(Finding::skipped(CheckId::Bucket, bucket::ONLY_PODS));
+    } else if usable {
+        let (namespace, is_known) = namespace(&client).await;
+        findings.push(namespace);
+        if view.model.is_none() {
+            let why = "no model is named: give its URI, oci://BUCKET/PREFIX";
+            findings.push(Finding::skipped(CheckId::Bucket, why));
+        }
+        if let Some(request) = view.model.filter(|_| is_known) {
+            let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
+            let pool = ClientPool::new(connector, view.buckets);
+            let resolver = Resolver::new(pool, view.limits, &tasks, &shutdown);
+            let asker = bucket::Asker { resolver: &resolver, client: &client, principal };
+            readable = asker.look(&request, &mut findings).await;
+            shutdown.cancel();
+        }
+    }
+    StorageExamination { findings, readable }
+}
+
+/// Looks at the endpoint and the clock when there is no credential, for which a wrong clock may be
+/// the reason.
+async fn without_identity(settings: Settings) -> Vec<Finding> {
+    let unsigned = Settings { auth: AuthMethod::None, ..settings };
+    // Without a region there is nothing to reach.
+    let Ok(client) = ObjectStorage::connect(unsigned).await else { return Vec::new() };
+    let (reached, location) = network::reach(&client).await;
+    location.into_iter().chain(reached.as_ref().map(network::clock)).collect()
+}
+
+async fn namespace(client: &ObjectStorage) -> (Finding, bool) {
+    if client.identity().is_none() && client.known_namespace().is_none() {
+        // Without a signature no tenancy is known, whose namespace this would be.
+        let why = "requests are not signed: name the namespace in the URI, oci://BUCKET@NAMESPACE/";
+        return (Finding::skipped(CheckId::Namespace, why), true);
+    }
+    let configured = client.known_namespace().is_some();
+    match client.namespace().await {
+        Ok(name) if configured => {
+            (Finding::fine(CheckId::Namespace, format!("{name}, as configured")), true)
+        }
+        Ok(name) => (Finding::fine(CheckId::Namespace, format!("{name}, the tenancy's own")), true),
+        Err(error) if error.kind() == StorageErrorKind::Unauthenticated => {
+            (identity::refused(CheckId::Namespace, client, &error), false)
+        }
+        Err(error) => (of_storage(CheckId::Namespace, &error), false),
+    }
+}
+
+/// An error as a fault: its remedy is what to do.
+fn of_storage(check: CheckId, error: &StorageError) -> Finding {
+    let kind = meaning(error);
+    let what = error.clone().without_remedy().to_string();
+    let fix = error.remedy().unwrap_or(match kind {
+        ErrorKind::Unavailable => "run it again; if it stays, see docs/runbooks.md",
+        _ => "see docs/errors.md",
+    });
+    Finding::fault(check, what, fix).meaning(kind)
+}
+
+fn meaning(error: &StorageError) -> ErrorKind {
+    crate::Error::from(error.clone()).kind()
+}
