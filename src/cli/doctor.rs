@@ -173,8 +173,8 @@ async fn measure_speed(
     readable: Option<ReadableObjects>,
     directory: Option<PathBuf>,
 ) -> Option<SpeedReport> {
-    let ReadableObjects { source, objects } = readable?;
-    let options = SpeedOptions { directory, ..SpeedOptions::default() };
+    let ReadableObjects { source, objects, shape } = readable?;
+    let options = SpeedOptions { directory, shape, ..SpeedOptions::default() };
     let cancelled = CancellationToken::new();
     let interrupted = cancelled.clone();
     let waiting = tokio::spawn(async move {

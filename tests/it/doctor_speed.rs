@@ -103,7 +103,10 @@ async fn a_rate_that_all_connections_share_is_the_networks() {
     bench.options.writing = Duration::from_millis(200);
     // The store sends 20 pieces in a second, so that shorter steps differ by chance.
     bench.options.step = Duration::from_secs(1);
+    bench.options.shape = Some("VM.GPU.A10.1".to_owned());
     let report = bench.measure().await;
+    let what = &report.findings()[0].what;
+    assert!(what.contains("of the 24 Gbit/s of VM.GPU.A10.1"), "{what}");
     assert_eq!(report.limit, SpeedLimit::Network, "{report:?}");
     assert_eq!(report.ended, RampEnd::Settled);
     // Any disk takes more, and nothing of the measurement is left on it.

@@ -1,6 +1,7 @@
 //! The bucket, its objects, and what lets an identity read them.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::{ReadableObjects, identity, of_storage};
 use crate::browse;
@@ -21,6 +22,9 @@ const FIRST_PAGE: usize = 1000;
 
 /// How many models with problems are described.
 const NAMED: usize = 10;
+
+/// How long the objects under the prefix may take to list: some millions.
+const LISTING_LIMIT: Duration = Duration::from_secs(60);
 
 /// Why a bucket cannot be looked at with the driver's identity.
 pub(super) const ONLY_PODS: &str =
@@ -88,7 +92,11 @@ impl Asker<'_> {
                 etag: object.etag,
                 size: object.size,
             };
-            ReadableObjects { objects: objects.map(of_bucket).collect(), source: view.source }
+            ReadableObjects {
+                objects: objects.map(of_bucket).collect(),
+                source: view.source,
+                shape: self.principal.shape.clone(),
+            }
         })
     }
 
@@ -181,9 +189,18 @@ impl Asker<'_> {
 
     /// The model's objects: what loaders or the driver would refuse.
     async fn model(&self, request: &ModelRequest) -> Vec<Finding> {
-        let models = match browse::models(self.resolver, request, None).await {
-            Ok(models) => models,
-            Err(error) => return vec![Finding::of_error(CheckId::Model, &error)],
+        let listing = browse::models(self.resolver, request, None);
+        let models = match tokio::time::timeout(LISTING_LIMIT, listing).await {
+            Ok(Ok(models)) => models,
+            Ok(Err(error)) => return vec![Finding::of_error(CheckId::Model, &error)],
+            Err(_) => {
+                let seconds = LISTING_LIMIT.as_secs();
+                let what = format!(
+                    "the listing was not complete after {seconds} s, and was left: name one model, \
+                     or use `oci-model-csi ls`, which takes as long as it needs"
+                );
+                return vec![Finding::skipped(CheckId::Model, what)];
+            }
         };
         let (mut findings, mut objects, mut bytes) = (Vec::new(), 0, 0_u64);
         let faulty = models.iter().filter(|model| !model.problems.is_empty()).count();

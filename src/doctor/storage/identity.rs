@@ -35,6 +35,7 @@ pub(super) async fn look(client: &ObjectStorage, settings: &Settings) -> (Findin
     {
         principal.instance = instance.instance;
         principal.compartment = instance.compartment;
+        principal.shape = instance.shape;
     }
     let what = format!("{method}{why}: {}", described(&principal, method, SystemTime::now()));
     (Finding::fine(CheckId::Identity, what), principal)
@@ -54,11 +55,13 @@ pub(super) fn refused(check: CheckId, client: &ObjectStorage, error: &StorageErr
 
 /// The principal in words.
 fn described(principal: &Principal, method: AuthMethod, now: SystemTime) -> String {
-    let Principal { tenancy, user, fingerprint, instance, compartment, expires_at } = principal;
+    let Principal { tenancy, user, fingerprint, instance, compartment, shape, expires_at } =
+        principal;
     let named = [
         ("user", user),
         ("key", fingerprint),
         ("instance", instance),
+        ("shape", shape),
         ("compartment", compartment),
         ("tenancy", tenancy),
     ];

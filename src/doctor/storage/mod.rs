@@ -43,6 +43,8 @@ pub struct ReadableObjects {
     pub source: Arc<dyn ObjectSource>,
     /// The first ones that the listing has, at least one; none is in the archive tier.
     pub objects: Vec<SpeedObject>,
+    /// The shape of the instance that reads them, if it is known.
+    pub shape: Option<String>,
 }
 
 /// Looks at everything between this machine and the model.

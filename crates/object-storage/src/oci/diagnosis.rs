@@ -16,7 +16,7 @@ use super::settings::Settings;
 use crate::http_error::server_time;
 use crate::source::{AuthMethod, Bucket};
 
-/// Who signs the requests of a client, as far as this machine knows. All are OCIDs.
+/// Who signs the requests of a client, as far as this machine knows, by OCIDs.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Principal {
     /// The tenancy.
@@ -29,6 +29,8 @@ pub struct Principal {
     pub instance: Option<String>,
     /// The instance's compartment, by which dynamic groups match.
     pub compartment: Option<String>,
+    /// The instance's shape, such as `BM.GPU.H100.8`. Not an OCID.
+    pub shape: Option<String>,
     /// When its token expires.
     pub expires_at: Option<SystemTime>,
 }
@@ -125,7 +127,9 @@ pub async fn own_instance(settings: &Settings) -> Result<Principal, StorageError
     let imds = Imds::new(settings)?;
     let instance = Some(imds.get("/instance/id").await?);
     let compartment = Some(imds.get("/instance/compartmentId").await?);
-    Ok(Principal { instance, compartment, ..Principal::default() })
+    // Only the speed of the network follows from it.
+    let shape = imds.get("/instance/shape").await.ok().map(|shape| shape.trim().to_owned());
+    Ok(Principal { instance, compartment, shape, ..Principal::default() })
 }
 
 /// The matching rule of a dynamic group that contains the instances of this compartment.

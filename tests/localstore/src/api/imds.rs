@@ -10,6 +10,9 @@ use crate::server::reply::{self, Handled};
 /// Every request needs this; browsers and SSRF cannot set it.
 const AUTHORIZATION: &str = "Bearer Oracle";
 
+/// The shape of the instance.
+const SHAPE: &str = "VM.GPU.A10.1";
+
 pub(crate) fn get(call: &Call) -> Handled {
     if call.header("authorization") != Some(AUTHORIZATION) {
         return Err(ApiError::new(
@@ -28,6 +31,7 @@ pub(crate) fn get(call: &Call) -> Handled {
         "/instance/canonicalRegionName" => reply::text(&instance.region),
         "/instance/id" => reply::text(&instance.id),
         "/instance/compartmentId" => reply::text(&instance.compartment),
+        "/instance/shape" => reply::text(SHAPE),
         "/instance/regionInfo" => reply::json(
             StatusCode::OK,
             &json!({
@@ -42,6 +46,7 @@ pub(crate) fn get(call: &Call) -> Handled {
             &json!({
                 "id": instance.id,
                 "compartmentId": instance.compartment,
+                "shape": SHAPE,
                 "tenantId": instance.tenancy,
                 "region": instance.region_key,
                 "canonicalRegionName": instance.region,
