@@ -28,9 +28,8 @@ use crate::download::Engine;
 use crate::error::{Error, Result};
 use crate::events::Events;
 use crate::kubernetes;
-use crate::manage::{Manager, Remote};
+use crate::manage::{Manager, PrefetchModel, Remote};
 use crate::metrics::Metrics;
-use crate::model::ModelUri;
 use crate::policy::Policy;
 use crate::resolve::{ClientPool, Resolver, RevisionSelector};
 use crate::socket::{self, SocketGuard};
@@ -80,7 +79,7 @@ struct App {
     admin: Admin,
     admin_listeners: Vec<Listener>,
     watcher: ConfigWatcher,
-    prefetch: watch::Receiver<Vec<ModelUri>>,
+    prefetch: watch::Receiver<Vec<PrefetchModel>>,
     /// Remove the sockets when the driver ends.
     sockets: Vec<SocketGuard>,
 }
@@ -253,7 +252,7 @@ impl NodeParts {
         &self,
         args: &ServiceArgs,
         config: &Config,
-        prefetch: watch::Receiver<Vec<ModelUri>>,
+        prefetch: watch::Receiver<Vec<PrefetchModel>>,
         shared: &SharedParts,
     ) -> Result<()> {
         shared.readiness.set_activity("recovering the cache");
@@ -283,7 +282,7 @@ impl NodeParts {
         args: &ServiceArgs,
         config: &Config,
         pods: PathBuf,
-        prefetch: watch::Receiver<Vec<ModelUri>>,
+        prefetch: watch::Receiver<Vec<PrefetchModel>>,
         shared: &SharedParts,
     ) {
         let SharedParts { tasks, shutdown, .. } = shared;
@@ -294,7 +293,8 @@ impl NodeParts {
         let end = shutdown.clone();
         tasks.spawn(async move { cache.run_maintenance(&pods, &end).await });
         let manager = self.manager.clone();
-        tasks.spawn(async move { manager.run_prefetch(prefetch).await });
+        let labels = args.own_labels(shared.kubernetes.as_ref(), tasks, shutdown);
+        tasks.spawn(async move { manager.run_prefetch(prefetch, labels).await });
         if let Some(every) = config.cache.scrub_interval {
             let volumes = self.volumes.clone();
             let rate = config.cache.scrub_rate;

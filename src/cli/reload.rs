@@ -17,8 +17,8 @@ use crate::blocking::blocking;
 use crate::cache::Cache;
 use crate::config::{Config, RecordedConfig};
 use crate::error::{Error, Result};
+use crate::manage::PrefetchModel;
 use crate::metrics::Metrics;
-use crate::model::ModelUri;
 use crate::policy::Policy;
 
 /// How often the file is read. Watching the file would miss a ConfigMap's change,
@@ -28,7 +28,7 @@ const POLL_INTERVAL: Duration = Duration::from_secs(2);
 /// Publishes the settings that can change. Each is replaced as a whole, or not at all.
 pub(super) struct ConfigWatcher {
     policy: watch::Sender<Policy>,
-    prefetch: watch::Sender<Vec<ModelUri>>,
+    prefetch: watch::Sender<Vec<PrefetchModel>>,
     metrics: Arc<Metrics>,
     in_force: RecordedConfig,
     /// Where the configuration is recorded; `None` in the Controller, which has no disk.
@@ -38,7 +38,7 @@ pub(super) struct ConfigWatcher {
 /// The settings that can change, for the parts that use them.
 pub(super) struct ConfigUpdates {
     pub(super) policy: watch::Receiver<Policy>,
-    pub(super) prefetch: watch::Receiver<Vec<ModelUri>>,
+    pub(super) prefetch: watch::Receiver<Vec<PrefetchModel>>,
 }
 
 impl ConfigWatcher {

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Args;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::process_limits::parse_heap_limit;
 use super::storage::{self, OkeArgs, StorageArgs};
@@ -12,7 +14,7 @@ use crate::config::{Config, ObjectStorageSection};
 use crate::error::Result;
 use crate::kubernetes::{self, Cluster};
 use crate::metrics::Metrics;
-use crate::node::NodeState;
+use crate::node::{NodeLabels, NodeState, OwnLabels};
 use crate::socket::SocketEndpoint;
 use crate::source::{AuthMethod, SourceConnector};
 
@@ -123,6 +125,23 @@ impl ServiceArgs {
             driver,
             startup_taint: Some(taint).filter(|taint| !taint.is_empty()),
             model_labels: self.model_labels,
+        }
+    }
+
+    /// The labels of this node, as they change.
+    pub(super) fn own_labels(
+        &self,
+        api: Option<&kubernetes::ApiServer>,
+        tasks: &TaskTracker,
+        shutdown: &CancellationToken,
+    ) -> OwnLabels {
+        match api {
+            Some(api) => OwnLabels::follow(api, self.node_name(), tasks, shutdown),
+            None => {
+                let why = "the driver has no API server: it does not run in a cluster, and \
+                           --kubernetes-api is not set";
+                OwnLabels::fixed(NodeLabels::Unknown(why.to_owned()))
+            }
         }
     }
 

@@ -14,14 +14,14 @@ use serde::de::{Deserializer, Error};
 use super::amount::{Amount, MinFree, Percent};
 use super::size::parse_size;
 use crate::download::Verify;
-use crate::model::{ModelUri, nearest};
+use crate::model::nearest;
 use crate::resolve::ListedBucket;
 use crate::source::{AuthMethod, RegionName};
 use crate::volume::WarmPageCache;
 use crate::weights::SafetensorsCheck;
 
 /// A scalar as it was written; the YAML types of numbers and words do not matter.
-fn text<'de, D: Deserializer<'de>>(input: D) -> Result<String, D::Error> {
+pub(super) fn text<'de, D: Deserializer<'de>>(input: D) -> Result<String, D::Error> {
     String::deserialize(input)
 }
 
@@ -303,24 +303,4 @@ pub(super) fn buckets<'de, D: Deserializer<'de>>(input: D) -> Result<Vec<ListedB
         buckets.push(bucket);
     }
     Ok(buckets)
-}
-
-/// Model URIs, each once.
-pub(super) fn models<'de, D: Deserializer<'de>>(input: D) -> Result<Vec<ModelUri>, D::Error> {
-    let mut models: Vec<ModelUri> = Vec::new();
-    for Uri(uri) in Vec::<Uri>::deserialize(input)? {
-        if !models.contains(&uri) {
-            models.push(uri);
-        }
-    }
-    Ok(models)
-}
-
-/// Parsed while the parser knows its line.
-struct Uri(ModelUri);
-
-impl<'de> Deserialize<'de> for Uri {
-    fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
-        ModelUri::parse(&text(input)?).map(Self).map_err(|e| Error::custom(e.message()))
-    }
 }

@@ -5,6 +5,7 @@
 
 mod amount;
 mod fields;
+mod prefetch;
 mod report;
 mod size;
 mod whole;
@@ -19,7 +20,7 @@ pub use size::parse_size;
 pub use whole::RecordedConfig;
 
 use crate::download::{Concurrency, EngineOptions, Verify};
-use crate::model::ModelUri;
+use crate::manage::PrefetchModel;
 use crate::policy::Rule;
 use crate::resolve::{ListedBucket, ResolveLimits};
 use crate::source::{AuthMethod, RegionName, RetryPolicy};
@@ -46,9 +47,9 @@ pub struct Config {
     /// What to do with a model whose weights no loader could open.
     #[serde(deserialize_with = "fields::check_safetensors")]
     pub check_safetensors: SafetensorsCheck,
-    /// Models that every node downloads ahead; changes apply while the driver runs.
-    #[serde(deserialize_with = "fields::models")]
-    pub prefetch: Vec<ModelUri>,
+    /// Models that nodes download ahead; changes apply while the driver runs.
+    #[serde(deserialize_with = "prefetch::models")]
+    pub prefetch: Vec<PrefetchModel>,
 }
 
 /// The `cache` section.

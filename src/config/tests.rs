@@ -245,7 +245,7 @@ checkSafetensors: warn
 prefetch: [oci://shared/models/a, oci://far@other/models/b/, oci://shared/models/a/]
 ",
     );
-    let uris: Vec<String> = config.prefetch.iter().map(ToString::to_string).collect();
+    let uris: Vec<String> = config.prefetch.iter().map(|model| model.uri.to_string()).collect();
     assert_eq!(uris, ["oci://shared/models/a/", "oci://far@other/models/b/"], "each once");
     assert_eq!(config.check_safetensors, SafetensorsCheck::Warn);
     assert_eq!(config.cache.dir, Path::new("/nvme/models"));
@@ -300,6 +300,51 @@ fn an_unknown_key_is_refused_with_file_line_and_the_nearest_key() {
     assert_all_in(&message, &["line 3", "did you mean `region`?"]);
     let message = error("policy:\n  rules:\n  - {namespace: [a]}\n");
     assert_all_in(&message, &["line 3", "did you mean `namespaces`?"]);
+    let message = error("prefetch:\n- oci://b/p\n- {uri: oci://b/p, nodeSelectors: {a: b}}\n");
+    assert_all_in(&message, &["line 3", "did you mean `nodeSelector`?"]);
+}
+
+#[test]
+fn a_model_of_the_prefetch_list_is_a_uri_or_a_mapping() {
+    let config = parse(
+        "prefetch:
+- oci://b/p
+- uri: oci://b/p
+  nodeSelector: {pool: gpu, example.com/rack: 7, model-cache: true, empty: \"\"}
+- {uri: oci://b/p, nodeSelector: {}}
+",
+    );
+    let [plain, selected] = &config.prefetch[..] else { panic!("each once: {config:?}") };
+    assert_eq!(plain.uri, selected.uri);
+    assert!(plain.node_selector.is_empty());
+    let labels: Vec<String> =
+        selected.node_selector.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    assert_eq!(labels, ["empty=", "example.com/rack=7", "model-cache=true", "pool=gpu"]);
+}
+
+#[test]
+fn a_wrong_model_of_the_prefetch_list_is_refused_with_its_line() {
+    let mut messages = Vec::new();
+    for (entry, right) in [
+        ("models/phi3/", "is not a model URI"),
+        ("7", "a model URI, or a mapping"),
+        ("[oci://b/p]", "a model URI, or a mapping"),
+        ("", "a model URI, or a mapping"),
+        ("{nodeSelector: {a: b}}", "`uri` is missing"),
+        ("{uri: s3://b/p}", "is not a model URI"),
+        ("{uri: oci://b/p, nodeSelector: a=b}", "section with keys"),
+        ("{uri: oci://b/p, nodeSelector: {-a: b}}", "`-a` is not the key of a label"),
+        ("{uri: oci://b/p, nodeSelector: {Example.com/a: b}}", "is not the key of a label"),
+        ("{uri: oci://b/p, nodeSelector: {a/b/c: b}}", "is not the key of a label"),
+        ("{uri: oci://b/p, nodeSelector: {a: b c}}", "`b c` is not the value of a label"),
+        ("{uri: oci://b/p, nodeSelector: {a: [b]}}", "single value"),
+        ("{uri: oci://b/p, nodeSelector: {a: b, a: c}}", "set twice"),
+    ] {
+        let message = error(&format!("# a comment\nprefetch:\n- {entry}\n"));
+        assert_all_in(&message, &["config.yaml, line 3, column ", right]);
+        messages.push(format!("{entry}\n    {message}"));
+    }
+    insta::assert_snapshot!(messages.join("\n"));
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use super::prefetch_queue::PrefetchEntry;
+use super::prefetch_list::PrefetchEntry;
 use crate::cache::{
     Collected, Damage, Imported, LeaseRecord, ModelReport, ModelState, Phase, SetAside, Usage,
     Verification,

@@ -6,6 +6,7 @@ mod answer;
 mod command;
 mod ensure;
 mod list;
+mod prefetch_list;
 mod prefetch_queue;
 mod select;
 
@@ -20,8 +21,8 @@ pub use answer::{
     Import, ModelEntry, Pins, PrefetchResult, Removal, RemovedModel, SetAsideEntry, VerifyReport,
 };
 pub use command::{CacheCommand, CollectionScope, CommandProgress, ModelSpec};
+pub use prefetch_list::{PrefetchEntry, PrefetchModel, PrefetchState};
 use prefetch_queue::PrefetchQueue;
-pub use prefetch_queue::{PrefetchEntry, PrefetchState};
 
 use crate::blocking::blocking;
 use crate::cache::{Cache, CollectOptions, EvictionRequest, VerifyProgress};

@@ -1,27 +1,37 @@
-//! The prefetch list of the configuration, which fills the cache of a new node.
+//! Works off the prefetch list of the configuration, which fills the cache of a new node.
 //!
 //! Models are downloaded one after the other, in the order of the list, and each
 //! only once: a model that is evicted later is not downloaded again. Otherwise two
 //! models that do not fit together would evict each other without end. A failed
-//! download is retried later. The download of a model that leaves the list stops.
+//! download is retried later. The download of a model that leaves the list stops, and
+//! so does that of a model whose `nodeSelector` no longer selects this node.
+//!
+//! A new list reaches all nodes of a cluster within a minute or two. Each node begins
+//! with what is new in it after a delay of its own, up to [`CHANGE_SPREAD`], so that they
+//! do not all send their first requests at once. A new node begins at once. Pods are
+//! not affected by either.
 
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::ensure::log_warnings;
+use super::prefetch_list::{PrefetchEntry, PrefetchModel, PrefetchState};
 use super::{Manager, ignore_progress};
 use crate::error::Result;
-use crate::model::{ModelKey, ModelRequest, ModelUri};
+use crate::model::{ModelKey, ModelRequest};
+use crate::node::{NodeLabels, NodeSelection, OwnLabels};
 use crate::random;
 use crate::retry::Backoff;
 use crate::sync::lock;
 
 /// Spreads the first requests of many nodes that start at the same time.
-const SPREAD: Duration = Duration::from_secs(3);
+const START_SPREAD: Duration = Duration::from_secs(3);
+
+/// Spreads the first requests of all nodes after a change of the list.
+const CHANGE_SPREAD: Duration = Duration::from_secs(30);
 
 /// Between failed attempts of one entry.
 const BACKOFF: Backoff = Backoff::new(Duration::from_secs(10), Duration::from_secs(600));
@@ -30,42 +40,14 @@ const BACKOFF: Backoff = Backoff::new(Duration::from_secs(10), Duration::from_se
 #[derive(Debug, Clone, Default)]
 pub(super) struct PrefetchQueue(Arc<Mutex<Vec<PrefetchEntry>>>);
 
-/// The state of one entry of the prefetch list.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct PrefetchEntry {
-    /// The URI, as in the configuration.
-    pub uri: String,
-    /// Its state.
-    pub state: PrefetchState,
-    /// The model that was downloaded.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub key: Option<ModelKey>,
-    /// Why the last attempt failed.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub error: Option<String>,
-}
-
-/// State of an entry of the prefetch list.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum PrefetchState {
-    /// It is queued.
-    Waiting,
-    /// It is being downloaded.
-    Running,
-    /// It was downloaded.
-    Complete,
-    /// It failed, and is retried later.
-    Failed,
-}
-
 /// One entry, and when it is due.
 struct ScheduledPrefetch {
+    model: PrefetchModel,
     entry: PrefetchEntry,
-    request: ModelRequest,
     failures: u32,
-    /// `None` once it is done.
+    /// The delay of this node for a new entry.
+    earliest: Instant,
+    /// `None` while there is nothing to do.
     due: Option<Instant>,
 }
 
@@ -84,63 +66,100 @@ impl PrefetchQueue {
     }
 }
 
+/// The list and the node's labels, which both may change at any time.
+struct Selectors {
+    list: watch::Receiver<Vec<PrefetchModel>>,
+    labels: OwnLabels,
+}
+
+impl Selectors {
+    /// The list and the labels as they are now. Asks for labels only if the list needs them.
+    fn now(&mut self) -> (Vec<PrefetchModel>, NodeLabels) {
+        let list = self.list.borrow_and_update().clone();
+        self.labels.want(list.iter().any(|model| !model.node_selector.is_empty()));
+        (list, self.labels.now())
+    }
+
+    /// Waits for a change of either. Cancellation safe.
+    async fn changed(&mut self) {
+        let Self { list, labels } = self;
+        let list_changed = async {
+            if list.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        let is_list = tokio::select! {
+            () = list_changed => true,
+            () = labels.changed() => false,
+        };
+        if is_list {
+            // Labels are often changed together with the list.
+            labels.read_again();
+        }
+    }
+}
+
 impl Manager {
-    /// Downloads the models of the list, and follows its changes, until shutdown.
-    pub async fn run_prefetch(&self, mut list: watch::Receiver<Vec<ModelUri>>) {
+    /// Downloads the models of the list, and follows its changes and those of the
+    /// node's labels, until shutdown.
+    pub async fn run_prefetch(&self, list: watch::Receiver<Vec<PrefetchModel>>, labels: OwnLabels) {
         let shutdown = self.0.shutdown.clone();
         tokio::select! {
-            () = self.prefetch_list_entries(&mut list) => {}
+            () = self.prefetch_list_entries(Selectors { list, labels }) => {}
             () = shutdown.cancelled() => {}
         }
     }
 
-    async fn prefetch_list_entries(&self, list: &mut watch::Receiver<Vec<ModelUri>>) {
+    async fn prefetch_list_entries(&self, mut selectors: Selectors) {
         let mut scheduled = Vec::new();
+        let mut spread = START_SPREAD;
         loop {
-            scheduled = merge(scheduled, &list.borrow_and_update());
+            let (list, labels) = selectors.now();
+            scheduled = merge(scheduled, &list, &labels, random::up_to(spread));
+            spread = CHANGE_SPREAD;
             self.0.prefetch_queue.update(&scheduled);
             let Some(next) = next(&mut scheduled) else {
-                if list.changed().await.is_err() {
-                    return std::future::pending().await;
-                }
+                selectors.changed().await;
                 continue;
             };
             let due = next.due.unwrap_or_else(Instant::now);
             tokio::select! {
                 () = tokio::time::sleep_until(due) => {}
-                Ok(()) = list.changed() => continue,
+                () = selectors.changed() => continue,
             }
             next.entry.state = PrefetchState::Running;
-            let (uri, request) = (next.entry.uri.clone(), next.request.clone());
+            let model = next.model.clone();
             self.0.prefetch_queue.update(&scheduled);
-            let result = self.ensure_while_listed(&uri, &request, list).await;
-            if let Some(one) = scheduled.iter_mut().find(|one| one.entry.uri == uri) {
+            let result = self.ensure_while_selected(&model, &mut selectors).await;
+            if let Some(one) = scheduled.iter_mut().find(|one| one.model.is_same(&model)) {
                 one.record(result);
             }
         }
     }
 
-    /// Downloads an entry; `None` if it left the list meanwhile.
-    async fn ensure_while_listed(
+    /// Downloads an entry; `None` if it left the list meanwhile, or the node its selector.
+    async fn ensure_while_selected(
         &self,
-        uri: &str,
-        request: &ModelRequest,
-        list: &mut watch::Receiver<Vec<ModelUri>>,
+        model: &PrefetchModel,
+        selectors: &mut Selectors,
     ) -> Option<Result<ModelKey>> {
+        let request: ModelRequest = model.request();
         let on_progress = ignore_progress();
-        let ensuring = self.ensure(request, &on_progress);
+        let ensuring = self.ensure(&request, &on_progress);
         tokio::pin!(ensuring);
         loop {
             tokio::select! {
                 ensured = &mut ensuring => {
                     return Some(ensured.map(|(outcome, warnings)| {
-                        log_warnings(request, &warnings);
+                        log_warnings(&request, &warnings);
                         outcome.model().key.clone()
                     }));
                 }
-                Ok(()) = list.changed() => {
-                    let listed = list.borrow().iter().any(|listed| listed.to_string() == uri);
-                    if !listed {
+                () = selectors.changed() => {
+                    let (list, labels) = selectors.now();
+                    let listed = list.iter().any(|listed| listed.is_same(model));
+                    let selection = labels.selection(&model.node_selector);
+                    if !listed || selection != NodeSelection::Selected {
                         return None;
                     }
                 }
@@ -150,10 +169,61 @@ impl Manager {
 }
 
 impl ScheduledPrefetch {
+    /// A new entry, which this node begins with after `delay`.
+    fn new(model: &PrefetchModel, delay: Duration) -> Self {
+        let entry = PrefetchEntry {
+            uri: model.uri.to_string(),
+            node_selector: model.node_selector.clone(),
+            state: PrefetchState::Waiting,
+            key: None,
+            error: None,
+        };
+        let earliest = Instant::now() + delay;
+        Self { model: model.clone(), entry, failures: 0, earliest, due: None }
+    }
+
+    /// Begins with the entry if it selects this node, and ends with it if it does not.
+    fn select(&mut self, labels: &NodeLabels) {
+        let state = match labels.selection(&self.model.node_selector) {
+            NodeSelection::Selected => {
+                let waits = self.entry.state == PrefetchState::Waiting && self.due.is_none();
+                if waits || self.is_unselected() {
+                    self.entry.state = PrefetchState::Waiting;
+                    self.entry.error = None;
+                    self.due = Some(self.earliest.max(Instant::now()));
+                }
+                return;
+            }
+            NodeSelection::Pending => return,
+            NodeSelection::NotSelected => {
+                self.entry.error = None;
+                PrefetchState::NotSelected
+            }
+            NodeSelection::Unknown(why) => {
+                if self.entry.error.as_ref() != Some(&why) {
+                    tracing::warn!(
+                        model = self.entry.uri,
+                        why,
+                        "a model of the prefetch list has a nodeSelector, and the labels of this \
+                         node are unknown: it is not downloaded"
+                    );
+                }
+                self.entry.error = Some(why);
+                PrefetchState::LabelsUnknown
+            }
+        };
+        (self.entry.state, self.entry.key, self.due, self.failures) = (state, None, None, 0);
+    }
+
+    fn is_unselected(&self) -> bool {
+        matches!(self.entry.state, PrefetchState::NotSelected | PrefetchState::LabelsUnknown)
+    }
+
     /// Records the result of an attempt.
     fn record(&mut self, result: Option<Result<ModelKey>>) {
         match result {
-            None => {}
+            // If it is selected again, it begins again.
+            None => (self.entry.state, self.due) = (PrefetchState::Waiting, None),
             Some(Ok(key)) => {
                 tracing::info!(model = self.entry.uri, "a model of the prefetch list is cached");
                 self.entry.state = PrefetchState::Complete;
@@ -176,31 +246,25 @@ impl ScheduledPrefetch {
     }
 }
 
-/// Schedules the entries of a list; entries that are known keep their state.
-fn merge(mut known: Vec<ScheduledPrefetch>, list: &[ModelUri]) -> Vec<ScheduledPrefetch> {
+/// Schedules the entries of a list; entries that are known keep their state, and new ones
+/// are due after `delay`.
+fn merge(
+    mut known: Vec<ScheduledPrefetch>,
+    list: &[PrefetchModel],
+    labels: &NodeLabels,
+    delay: Duration,
+) -> Vec<ScheduledPrefetch> {
     let mut scheduled: Vec<ScheduledPrefetch> = Vec::new();
-    for uri in list {
-        let text = uri.to_string();
-        if scheduled.iter().any(|one| one.entry.uri == text) {
+    for model in list {
+        if scheduled.iter().any(|one| one.model.is_same(model)) {
             continue;
         }
-        scheduled.push(match known.iter().position(|one| one.entry.uri == text) {
+        let mut one = match known.iter().position(|one| one.model.is_same(model)) {
             Some(at) => known.swap_remove(at),
-            None => {
-                let ModelUri { namespace, bucket, prefix } = uri.clone();
-                ScheduledPrefetch {
-                    request: ModelRequest::of(namespace, bucket, prefix),
-                    failures: 0,
-                    due: Some(Instant::now() + random::up_to(SPREAD)),
-                    entry: PrefetchEntry {
-                        uri: text,
-                        state: PrefetchState::Waiting,
-                        key: None,
-                        error: None,
-                    },
-                }
-            }
-        });
+            None => ScheduledPrefetch::new(model, delay),
+        };
+        one.select(labels);
+        scheduled.push(one);
     }
     scheduled
 }
@@ -214,44 +278,5 @@ fn next(scheduled: &mut [ScheduledPrefetch]) -> Option<&mut ScheduledPrefetch> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn uris(prefixes: &[&str]) -> Vec<ModelUri> {
-        let parse = |prefix: &&str| ModelUri::parse(&format!("oci://b/{prefix}")).unwrap();
-        prefixes.iter().map(parse).collect()
-    }
-
-    fn order(scheduled: &[ScheduledPrefetch]) -> Vec<&str> {
-        scheduled.iter().map(|one| one.entry.uri.as_str()).collect()
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_new_list_keeps_the_state_of_known_entries_and_sets_a_new_order() {
-        let mut scheduled = merge(Vec::new(), &uris(&["a", "b", "a"]));
-        assert_eq!(order(&scheduled), ["oci://b/a/", "oci://b/b/"]);
-        let key = ModelKey::parse(&"0".repeat(64)).unwrap();
-        scheduled[1].record(Some(Ok(key)));
-        let scheduled = merge(scheduled, &uris(&["c", "b"]));
-        assert_eq!(order(&scheduled), ["oci://b/c/", "oci://b/b/"]);
-        assert_eq!(scheduled[1].entry.state, PrefetchState::Complete);
-        assert_eq!(scheduled[0].entry.state, PrefetchState::Waiting);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn due_entries_run_in_the_order_of_the_list_and_failed_ones_wait() {
-        let mut scheduled = merge(Vec::new(), &uris(&["a", "b"]));
-        tokio::time::advance(SPREAD).await;
-        assert_eq!(next(&mut scheduled).unwrap().entry.uri, "oci://b/a/");
-        let failed = || Some(Err(crate::error::Error::internal("no")));
-        scheduled[0].record(failed());
-        assert_eq!(next(&mut scheduled).unwrap().entry.uri, "oci://b/b/");
-        scheduled[1].record(Some(Ok(ModelKey::parse(&"0".repeat(64)).unwrap())));
-        let again = next(&mut scheduled).unwrap();
-        assert_eq!(
-            (again.entry.uri.as_str(), again.entry.error.as_deref()),
-            ("oci://b/a/", Some("no"))
-        );
-        assert!(again.due.unwrap() > Instant::now());
-    }
-}
+#[path = "prefetch_queue_tests.rs"]
+mod tests;

@@ -1,11 +1,13 @@
-//! What the driver writes to its node in the Kubernetes API: it removes the startup
-//! taint once pods may come, and labels the node with the models in its cache.
+//! The driver's own node in the Kubernetes API: the driver removes the startup
+//! taint once pods may come, labels the node with the models in its cache, and reads
+//! the labels that others set.
 //!
-//! Tasks of their own do both, and nothing waits for them. An API server that
+//! Tasks of their own do all of this, and no publish waits for them. An API server that
 //! cannot be reached, or a role that lacks a right, costs a warning and no
 //! publish.
 
 mod labels;
+mod own_labels;
 mod taint;
 
 use std::sync::Arc;
@@ -14,6 +16,8 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+
+pub use own_labels::{NodeLabels, NodeSelection, OwnLabels};
 
 use crate::cache::Cache;
 use crate::kubernetes::{ApiFailure, ApiServer, path};

@@ -422,6 +422,17 @@ def test_the_node_plugin_may_touch_nodes_only_where_it_is_asked_to():
     assert rights("node.startupTaint.key=a/b")[1] == ["--startup-taint=a/b"]
 
 
+def test_the_node_plugin_reads_its_node_for_the_selectors_of_the_prefetch_list():
+    def rights(*entries, kubernetes="1.30.0"):
+        found = chart("--values", BASE, "--set-json", f"config.prefetch={json.dumps(entries)}", kubernetes=kubernetes)
+        rules = found["ClusterRole", "oci-model-csi-node"]["rules"]
+        return {verb for rule in rules for verb in rule["verbs"] if "nodes" in rule["resources"]}
+    uri = "oci://ai-model-cache/models/phi3-mini/"
+    assert rights(uri, {"uri": uri}, {"uri": uri, "nodeSelector": {}}) == set()
+    assert rights(uri, {"uri": uri, "nodeSelector": {"pool": "gpu"}}) == {"get"}
+    assert rights({"uri": uri, "nodeSelector": {"pool": "gpu"}}, kubernetes="1.35.4") == {"get", "patch"}
+
+
 def test_an_admission_policy_limits_the_node_plugin_to_its_own_node():
     def policy(kubernetes, *settings):
         found = chart("--values", BASE, *(word for setting in settings for word in ("--set", setting)),

@@ -6,12 +6,13 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::time::Duration;
 
+use crate::support::api_server::ApiServer;
 use crate::support::commands::Commands;
 use crate::support::driver::{Driver, Setup};
 use crate::support::models::{BUCKET, PHI3, store_with_phi3};
 use crate::support::run::{end_to_end, eventually};
 use localstore::LocalStore;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const BOUND: Duration = Duration::from_secs(60);
 
@@ -42,6 +43,28 @@ async fn until(cache: &Commands, expected: &[(&str, &str)]) {
     })
     .await;
 }
+
+/// Lets the driver ask this API server.
+fn with_api_server(mut setup: Setup, scratch: &Path, api: &ApiServer) -> Setup {
+    let account = scratch.join("account");
+    fs::create_dir_all(&account).unwrap();
+    fs::write(account.join("token"), "a-token").unwrap();
+    let account = account.to_str().unwrap();
+    let arguments = ["--kubernetes-api", &api.url, "--service-account-dir", account];
+    setup.arguments.extend(arguments.map(str::to_owned));
+    setup
+}
+
+/// A list of `URI`, for the nodes of a pool, and `OTHER`.
+fn list_of_a_pool(pool: &str) -> String {
+    format!("prefetch:\n- {{uri: '{URI}', nodeSelector: {{pool: {pool}}}}}\n- {OTHER}\n")
+}
+
+fn node_of(pool: &str) -> Value {
+    json!({"metadata": {"name": "node-1", "labels": {"pool": pool, "zone": "a"}}})
+}
+
+const NODE: &str = "/api/v1/nodes/node-1";
 
 /// As a ConfigMap's volume does it: a link is exchanged.
 fn exchange(file: &Path, number: u32, text: &str) {
@@ -109,7 +132,7 @@ fn a_failed_prefetch_is_shown_with_its_cause_and_retried_and_the_rest_continues(
         let cache = Commands::of(&driver.setup);
         until(&cache, &[(OTHER, "failed"), (URI, "complete")]).await;
         let text = cache.text(&["ls"]).await;
-        assert!(text.contains(&format!("failed    {OTHER}: no object under")), "{text}");
+        assert!(text.contains(&format!("failed          {OTHER}: no object under")), "{text}");
         put_other(&store);
         until(&cache, &[(OTHER, "complete"), (URI, "complete")]).await;
     });
@@ -123,5 +146,78 @@ fn a_list_that_is_wrong_stops_the_start_with_its_line() {
         let (status, log) = Setup::new(scratch, &store).with_config(config).refuses().await;
         assert_eq!(status.code(), Some(2), "{log}");
         assert!(log.contains("config.yaml, line 3, column 3: ") && log.contains("s3://"), "{log}");
+    });
+}
+
+#[test]
+fn a_model_of_a_pool_is_downloaded_by_its_nodes_only_and_labels_are_followed() {
+    end_to_end(async |scratch| {
+        let store = store_with_phi3();
+        put_other(&store);
+        let api = ApiServer::start().await;
+        api.put(NODE, node_of("cpu"));
+        let setup = Setup::new(scratch, &store).with_config(&list_of_a_pool("gpu"));
+        let driver = with_api_server(setup, scratch, &api).start().await;
+        let cache = Commands::of(&driver.setup);
+        until(&cache, &[(URI, "not-selected"), (OTHER, "complete")]).await;
+        assert_eq!(cache.json(&["ls"]).await["models"].as_array().unwrap().len(), 1);
+        let text = cache.text(&["ls"]).await;
+        assert!(text.contains(&format!("not selected    {URI} on nodes with pool=gpu")), "{text}");
+
+        // The node joins the pool; a change of the list has the labels read at once.
+        api.put(NODE, node_of("gpu"));
+        let file = scratch.join("config.yaml");
+        let text = fs::read_to_string(&file).unwrap();
+        exchange(&file, 1, &text.replace(OTHER, "oci://ai-model-cache/models/absent/"));
+        eventually("the model is complete", BOUND, async || {
+            shown(&cache).await.contains(&(URI.to_owned(), "complete".to_owned())).then_some(())
+        })
+        .await;
+        // And leaves it again: what is cached stays.
+        api.put(NODE, node_of("cpu"));
+        exchange(&file, 2, &text);
+        until(&cache, &[(URI, "not-selected"), (OTHER, "complete")]).await;
+        assert_eq!(cache.json(&["ls"]).await["models"].as_array().unwrap().len(), 2);
+        let reads = format!("GET {NODE}?resourceVersion=0");
+        assert!(api.requests().iter().filter(|request| **request == reads).count() >= 3);
+    });
+}
+
+#[test]
+fn a_node_whose_labels_are_unknown_downloads_only_what_is_for_every_node_and_says_why() {
+    end_to_end(async |scratch| {
+        let store = store_with_phi3();
+        put_other(&store);
+        let setup = Setup::new(scratch, &store).with_config(&list_of_a_pool("gpu"));
+        let driver = setup.start().await;
+        let cache = Commands::of(&driver.setup);
+        until(&cache, &[(URI, "labels-unknown"), (OTHER, "complete")]).await;
+        assert!(cache.text(&["ls"]).await.contains("pool=gpu: the driver has no API server"));
+        assert!(driver.log().contains("the labels of this node are unknown"), "{}", driver.log());
+    });
+}
+
+#[test]
+fn without_the_right_to_read_its_node_the_driver_waits_for_it_and_logs_what_the_role_needs() {
+    end_to_end(async |scratch| {
+        let store = store_with_phi3();
+        put_other(&store);
+        let api = ApiServer::start().await;
+        api.put(NODE, node_of("gpu"));
+        api.forbid(true);
+        let setup = Setup::new(scratch, &store).with_config(&list_of_a_pool("gpu"));
+        let driver = with_api_server(setup, scratch, &api).start().await;
+        let cache = Commands::of(&driver.setup);
+        until(&cache, &[(URI, "labels-unknown"), (OTHER, "complete")]).await;
+        assert!(cache.text(&["ls"]).await.contains("403"));
+        let log = driver.log();
+        assert!(log.contains("the role needs get of nodes"), "{log}");
+        assert!(!log.contains("a-token"), "{log}");
+        // Once the role allows it, the next change of the list is enough.
+        api.forbid(false);
+        let file = scratch.join("config.yaml");
+        let text = fs::read_to_string(&file).unwrap();
+        exchange(&file, 1, &text.replace(&format!("- {OTHER}\n"), ""));
+        until(&cache, &[(URI, "complete")]).await;
     });
 }

@@ -1,5 +1,6 @@
 //! Output of the answers on stdout: tables for people, and JSON.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::time::SystemTime;
 
@@ -90,12 +91,25 @@ fn list(listing: &CacheListing) -> String {
             PrefetchState::Running => "running",
             PrefetchState::Complete => "complete",
             PrefetchState::Failed => "failed",
+            PrefetchState::NotSelected => "not selected",
+            PrefetchState::LabelsUnknown => "labels unknown",
         };
         let error = entry.error.as_ref().map(|error| format!(": {}", shown(error, 300)));
         let uri = shown(&entry.uri, 200);
-        let _ = writeln!(text, "  {state:8}  {uri}{}", error.unwrap_or_default());
+        let nodes = nodes(&entry.node_selector);
+        let _ = writeln!(text, "  {state:14}  {uri}{nodes}{}", error.unwrap_or_default());
     }
     text
+}
+
+/// Which nodes an entry of the prefetch list is for; empty for all.
+fn nodes(selector: &BTreeMap<String, String>) -> String {
+    let labels: Vec<String> =
+        selector.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    match labels.is_empty() {
+        true => String::new(),
+        false => format!(" on nodes with {}", shown(&labels.join(", "), 200)),
+    }
 }
 
 fn model_table(models: &[ModelEntry]) -> String {

@@ -99,6 +99,7 @@ fn listing() -> CacheListing {
         ],
         prefetch: vec![PrefetchEntry {
             uri: "oci://ai-model-cache/models/llama3-8b/".to_owned(),
+            node_selector: [("pool".to_owned(), "gpu".to_owned())].into(),
             state: PrefetchState::Failed,
             key: None,
             error: Some("no object under models/llama3-8b/".to_owned()),

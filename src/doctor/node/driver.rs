@@ -7,7 +7,7 @@ use super::system::age;
 use super::{CheckId, Finding, NodeView, failures, registration, tidy};
 use crate::admin::{self, DriverStatus};
 use crate::error::{Error, ErrorKind, Result};
-use crate::manage::PrefetchState;
+use crate::manage::{PrefetchEntry, PrefetchState};
 use crate::model::{counted, duration_text};
 use crate::text::shown;
 
@@ -102,6 +102,7 @@ fn of_status(status: &DriverStatus) -> Vec<Finding> {
         findings.push(Finding::warning(CheckId::Driver, what, fix));
     }
     findings.extend(prefetch(status));
+    findings.extend(unknown_labels(status));
     if findings.is_empty() {
         let text = format!(
             "version {own} runs for {}: {}, {}",
@@ -134,11 +135,27 @@ fn prefetch(status: &DriverStatus) -> Vec<Finding> {
     findings
 }
 
+/// Entries of the prefetch list that wait for the labels of the node, in one finding.
+fn unknown_labels(status: &DriverStatus) -> Option<Finding> {
+    let waits = |entry: &&PrefetchEntry| entry.state == PrefetchState::LabelsUnknown;
+    let first = status.prefetch.iter().find(waits)?;
+    let number = counted(status.prefetch.iter().filter(waits).count(), "model");
+    let why = first.error.as_deref().unwrap_or("no reason is known");
+    let what = format!(
+        "the labels of this node are unknown, so {number} with a nodeSelector cannot be prefetched: \
+         {why}"
+    );
+    let fix = "let the node plugin get nodes: the chart grants this right if config.prefetch has a \
+               nodeSelector, unless rbac.create is false";
+    Some(Finding::warning(CheckId::Driver, what, fix))
+}
+
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use crate::doctor::Severity;
-    use crate::manage::PrefetchEntry;
 
     fn now() -> u64 {
         SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs()
@@ -176,6 +193,7 @@ mod tests {
     fn failed_prefetches_are_named_up_to_a_number() {
         let entry = |n: usize| PrefetchEntry {
             uri: format!("oci://bucket/{n}/"),
+            node_selector: BTreeMap::new(),
             state: PrefetchState::Failed,
             key: None,
             error: Some("the bucket does not exist".to_owned()),
@@ -184,5 +202,22 @@ mod tests {
         assert_eq!(found.len(), NAMED + 1);
         assert!(found[0].what.contains("oci://bucket/0/ failed: the bucket does not exist"));
         assert!(found[NAMED].what.contains("4 models more"), "{found:?}");
+    }
+
+    #[test]
+    fn models_that_wait_for_the_labels_of_the_node_are_one_warning_with_the_remedy() {
+        let entry = |state| PrefetchEntry {
+            uri: "oci://bucket/m/".to_owned(),
+            node_selector: BTreeMap::from([("pool".to_owned(), "gpu".to_owned())]),
+            state,
+            key: None,
+            error: Some("the API server answered 403 Forbidden".to_owned()),
+        };
+        let (unknown, elsewhere) = (PrefetchState::LabelsUnknown, PrefetchState::NotSelected);
+        let prefetch = vec![entry(unknown), entry(elsewhere), entry(unknown)];
+        let [found] = &of_status(&DriverStatus { prefetch, ..status() })[..] else { panic!("one") };
+        assert_eq!(found.severity, Severity::Warning);
+        assert!(found.what.contains("2 models with a nodeSelector"), "{}", found.what);
+        assert!(found.what.ends_with("403 Forbidden"), "{}", found.what);
     }
 }

@@ -102,7 +102,8 @@ impl ApiServer {
             return refused(403, "the role does not say so");
         }
         let conflicts = state.conflicts;
-        let Some(object) = state.objects.get_mut(path) else {
+        let object = path.split('?').next().unwrap_or(path);
+        let Some(object) = state.objects.get_mut(object) else {
             return refused(404, "no such object");
         };
         if method != "PATCH" {

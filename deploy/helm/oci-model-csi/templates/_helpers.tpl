@@ -87,6 +87,17 @@ all nodes; from Kubernetes 1.32 on a policy limits it to the plugin's own. Befor
 {{- or (eq (include "oci-model-csi.startupTaint" .) "true") (gt (int .Values.node.modelLabels) 0) -}}
 {{- end -}}
 
+{{/* Whether it reads the labels of its node, for entries of the prefetch list with a nodeSelector. */}}
+{{- define "oci-model-csi.readsNode" -}}
+{{- $reads := false -}}
+{{- range .Values.config.prefetch -}}
+{{- if and (kindIs "map" .) .nodeSelector -}}
+{{- $reads = true -}}
+{{- end -}}
+{{- end -}}
+{{- $reads -}}
+{{- end -}}
+
 {{/*
 Whether to render the policy for the plugin's own node: as rbac.ownNodeOnly says. If
 it is null: when there is a right to limit, and the cluster supports the policy.

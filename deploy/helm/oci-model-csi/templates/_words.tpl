@@ -70,8 +70,18 @@ errors would show a regular expression in place of what to write.
 {{- include "oci-model-csi.check" (list (printf "%s.prefixes" $key) . "^([^/*][^*]*)?$" "a directory such as models/, without a slash at its beginning and without *") -}}
 {{- end -}}
 {{- end -}}
-{{- range $values.config.prefetch -}}
-{{- include "oci-model-csi.check" (list "config.prefetch" . "^oci://" "oci://BUCKET/PREFIX or oci://BUCKET@NAMESPACE/PREFIX") -}}
+{{- range $number, $entry := $values.config.prefetch -}}
+{{- $key := printf "config.prefetch[%d]" $number -}}
+{{- $uri := "oci://BUCKET/PREFIX or oci://BUCKET@NAMESPACE/PREFIX" -}}
+{{- if kindIs "map" $entry -}}
+{{- include "oci-model-csi.check" (list (printf "%s.uri" $key) $entry.uri "^oci://" $uri) -}}
+{{- range $label, $value := $entry.nodeSelector -}}
+{{- include "oci-model-csi.check" (list (printf "%s.nodeSelector" $key) $label "^([a-z0-9.-]+/)?[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$" "keys of labels, such as pool or example.com/pool") -}}
+{{- include "oci-model-csi.check" (list (printf "%s.nodeSelector.%s" $key $label) $value "^([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?$" "the value of a label: letters, digits, dots, underscores and hyphens") -}}
+{{- end -}}
+{{- else -}}
+{{- include "oci-model-csi.check" (list $key $entry "^oci://" $uri) -}}
+{{- end -}}
 {{- end -}}
 
 {{- with $values.node -}}
