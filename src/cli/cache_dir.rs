@@ -8,6 +8,7 @@ use bytesize::ByteSize;
 use crate::cache::{CacheDisk, CacheLimits, CacheOptions, Layout};
 use crate::config::{Amount, Config, Percent};
 use crate::error::Result;
+use crate::manage::PrefetchModel;
 use crate::metrics::Metrics;
 use crate::socket::SocketEndpoint;
 
@@ -39,6 +40,8 @@ pub(super) fn options(
         idle_ttl: config.cache.idle_ttl,
         max_models: config.download.max_models,
         abandon_after: config.download.abandon_after,
+        // Until the labels of the node are known, all may be its own.
+        keep_revisions: config.prefetch.iter().filter_map(PrefetchModel::kept).collect(),
         dir,
     })
 }

@@ -33,7 +33,7 @@ where
     text(input)?.parse().map_err(Error::custom)
 }
 
-fn number<'de, D>(input: D, range: RangeInclusive<usize>) -> Result<usize, D::Error>
+pub(super) fn number<'de, D>(input: D, range: RangeInclusive<usize>) -> Result<usize, D::Error>
 where
     D: Deserializer<'de>,
 {

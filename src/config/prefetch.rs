@@ -7,7 +7,8 @@ use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserializer, Error, MapAccess, Visitor};
 
-use super::fields::text;
+use super::fields::{number, text};
+use crate::cache::MAX_KEPT_REVISIONS;
 use crate::manage::PrefetchModel;
 use crate::model::ModelUri;
 
@@ -39,6 +40,8 @@ struct PrefetchSection {
     uri: ModelUri,
     #[serde(default, deserialize_with = "selector")]
     node_selector: BTreeMap<String, String>,
+    #[serde(default, deserialize_with = "keep_revisions")]
+    keep_revisions: Option<usize>,
 }
 
 impl<'de> Deserialize<'de> for PrefetchItem {
@@ -58,13 +61,14 @@ impl<'de> Visitor<'de> for ItemVisitor {
 
     fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
         let uri = parsed(text)?;
-        Ok(PrefetchItem(PrefetchModel { uri, node_selector: BTreeMap::new() }))
+        let (node_selector, keep_revisions) = (BTreeMap::new(), None);
+        Ok(PrefetchItem(PrefetchModel { uri, node_selector, keep_revisions }))
     }
 
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
-        let PrefetchSection { uri, node_selector } =
+        let PrefetchSection { uri, node_selector, keep_revisions } =
             PrefetchSection::deserialize(MapAccessDeserializer::new(map))?;
-        Ok(PrefetchItem(PrefetchModel { uri, node_selector }))
+        Ok(PrefetchItem(PrefetchModel { uri, node_selector, keep_revisions }))
     }
 }
 
@@ -74,6 +78,10 @@ fn uri<'de, D: Deserializer<'de>>(input: D) -> Result<ModelUri, D::Error> {
 
 fn parsed<E: Error>(text: &str) -> Result<ModelUri, E> {
     ModelUri::parse(text).map_err(|e| Error::custom(e.message()))
+}
+
+fn keep_revisions<'de, D: Deserializer<'de>>(input: D) -> Result<Option<usize>, D::Error> {
+    number(input, 1..=MAX_KEPT_REVISIONS).map(Some)
 }
 
 /// Labels as the `nodeSelector` of a pod has them.
@@ -131,3 +139,7 @@ fn is_label(text: &str) -> bool {
         && at_end(bytes.first())
         && at_end(bytes.last())
 }
+
+#[cfg(test)]
+#[path = "prefetch_tests.rs"]
+mod tests;

@@ -305,49 +305,6 @@ fn an_unknown_key_is_refused_with_file_line_and_the_nearest_key() {
 }
 
 #[test]
-fn a_model_of_the_prefetch_list_is_a_uri_or_a_mapping() {
-    let config = parse(
-        "prefetch:
-- oci://b/p
-- uri: oci://b/p
-  nodeSelector: {pool: gpu, example.com/rack: 7, model-cache: true, empty: \"\"}
-- {uri: oci://b/p, nodeSelector: {}}
-",
-    );
-    let [plain, selected] = &config.prefetch[..] else { panic!("each once: {config:?}") };
-    assert_eq!(plain.uri, selected.uri);
-    assert!(plain.node_selector.is_empty());
-    let labels: Vec<String> =
-        selected.node_selector.iter().map(|(key, value)| format!("{key}={value}")).collect();
-    assert_eq!(labels, ["empty=", "example.com/rack=7", "model-cache=true", "pool=gpu"]);
-}
-
-#[test]
-fn a_wrong_model_of_the_prefetch_list_is_refused_with_its_line() {
-    let mut messages = Vec::new();
-    for (entry, right) in [
-        ("models/phi3/", "is not a model URI"),
-        ("7", "a model URI, or a mapping"),
-        ("[oci://b/p]", "a model URI, or a mapping"),
-        ("", "a model URI, or a mapping"),
-        ("{nodeSelector: {a: b}}", "`uri` is missing"),
-        ("{uri: s3://b/p}", "is not a model URI"),
-        ("{uri: oci://b/p, nodeSelector: a=b}", "section with keys"),
-        ("{uri: oci://b/p, nodeSelector: {-a: b}}", "`-a` is not the key of a label"),
-        ("{uri: oci://b/p, nodeSelector: {Example.com/a: b}}", "is not the key of a label"),
-        ("{uri: oci://b/p, nodeSelector: {a/b/c: b}}", "is not the key of a label"),
-        ("{uri: oci://b/p, nodeSelector: {a: b c}}", "`b c` is not the value of a label"),
-        ("{uri: oci://b/p, nodeSelector: {a: [b]}}", "single value"),
-        ("{uri: oci://b/p, nodeSelector: {a: b, a: c}}", "set twice"),
-    ] {
-        let message = error(&format!("# a comment\nprefetch:\n- {entry}\n"));
-        assert_all_in(&message, &["config.yaml, line 3, column ", right]);
-        messages.push(format!("{entry}\n    {message}"));
-    }
-    insta::assert_snapshot!(messages.join("\n"));
-}
-
-#[test]
 fn a_wrong_value_is_refused_with_line_key_and_what_would_be_right() {
     let mut messages = Vec::new();
     for (line, key, right) in [

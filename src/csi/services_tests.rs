@@ -117,6 +117,7 @@ fn volumes(
         idle_ttl: None,
         max_models: 1,
         abandon_after: Duration::from_secs(60),
+        keep_revisions: Vec::new(),
     };
     let engine = EngineOptions {
         concurrency: Concurrency::Fixed(1),

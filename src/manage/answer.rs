@@ -126,6 +126,9 @@ pub struct ModelEntry {
     pub last_used: String,
     /// Whether it is pinned.
     pub pinned: bool,
+    /// Whether it is one of the newest revisions that `keepRevisions` keeps.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub kept: bool,
     /// The volumes that hold it.
     pub holders: Vec<HolderEntry>,
     /// Mount points that belong to no volume of this driver.
@@ -363,6 +366,7 @@ impl ModelEntry {
             shared_bytes: report.shared,
             last_used: time_text(report.last_used),
             pinned: report.pinned,
+            kept: report.kept,
             holders: report.holders.iter().map(HolderEntry::new).collect(),
             mounts: report.mounts.clone(),
             files: files

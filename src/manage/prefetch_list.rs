@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::cache::KeepRevisions;
 use crate::model::{ModelKey, ModelRequest, ModelUri};
 
 /// A model that nodes download ahead of time.
@@ -13,9 +14,18 @@ pub struct PrefetchModel {
     pub uri: ModelUri,
     /// The labels that a node must have; an empty map selects every node.
     pub node_selector: BTreeMap<String, String>,
+    /// How many of its newest revisions stay in the cache while there is space; `None`
+    /// keeps no older one.
+    pub keep_revisions: Option<usize>,
 }
 
 impl PrefetchModel {
+    /// Which revisions of it stay; `None` if it has no such wish.
+    pub fn kept(&self) -> Option<KeepRevisions> {
+        let revisions = self.keep_revisions?;
+        Some(KeepRevisions { uri: self.uri.clone(), revisions })
+    }
+
     /// The request for the model.
     pub(super) fn request(&self) -> ModelRequest {
         let ModelUri { namespace, bucket, prefix } = self.uri.clone();

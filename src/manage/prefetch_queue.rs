@@ -20,6 +20,7 @@ use tokio::time::Instant;
 use super::ensure::log_warnings;
 use super::prefetch_list::{PrefetchEntry, PrefetchModel, PrefetchState};
 use super::{Manager, ignore_progress};
+use crate::cache::KeepRevisions;
 use crate::error::Result;
 use crate::model::{ModelKey, ModelRequest};
 use crate::node::{NodeLabels, NodeSelection, OwnLabels};
@@ -117,6 +118,7 @@ impl Manager {
             let (list, labels) = selectors.now();
             scheduled = merge(scheduled, &list, &labels, random::up_to(spread));
             spread = CHANGE_SPREAD;
+            self.0.cache.keep_revisions(kept(&list, &labels));
             self.0.prefetch_queue.update(&scheduled);
             let Some(next) = next(&mut scheduled) else {
                 selectors.changed().await;
@@ -267,6 +269,14 @@ fn merge(
         scheduled.push(one);
     }
     scheduled
+}
+
+/// The revisions that stay on this node. While its labels are unknown, those of every entry.
+fn kept(list: &[PrefetchModel], labels: &NodeLabels) -> Vec<KeepRevisions> {
+    let may_be_here = |model: &&PrefetchModel| {
+        labels.selection(&model.node_selector) != NodeSelection::NotSelected
+    };
+    list.iter().filter(may_be_here).filter_map(PrefetchModel::kept).collect()
 }
 
 /// The next entry: the first one that is due, or else the one that is due soonest.

@@ -12,6 +12,7 @@ fn model(prefix: &str, selector: &[(&str, &str)]) -> PrefetchModel {
     PrefetchModel {
         uri: ModelUri::parse(&format!("oci://b/{prefix}")).unwrap(),
         node_selector: labels(selector),
+        keep_revisions: None,
     }
 }
 
@@ -125,4 +126,25 @@ async fn one_model_may_be_listed_for_several_pools() {
     let scheduled = merge(Vec::new(), &list, &known(&[("pool", "b")]), Duration::ZERO);
     let states: Vec<_> = scheduled.iter().map(|one| one.entry.state).collect();
     assert_eq!(states, [PrefetchState::NotSelected, PrefetchState::Waiting]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn revisions_are_kept_where_the_entry_applies_or_might() {
+    let keeping = |model: PrefetchModel| PrefetchModel { keep_revisions: Some(2), ..model };
+    let gpu = keeping(model("gpu", &[("pool", "gpu")]));
+    let list = [gpu.clone(), keeping(model("all", &[])), model("none", &[])];
+    let prefixes = |labels: &NodeLabels| -> Vec<String> {
+        kept(&list, labels).into_iter().map(|kept| kept.uri.to_string()).collect()
+    };
+    let both = ["oci://b/gpu/", "oci://b/all/"];
+    assert_eq!(prefixes(&NodeLabels::Unread), both);
+    assert_eq!(prefixes(&NodeLabels::Unknown("why".to_owned())), both);
+    assert_eq!(prefixes(&known(&[("pool", "gpu")])), both);
+    assert_eq!(prefixes(&known(&[])), ["oci://b/all/"]);
+    // Another number of revisions is no new download.
+    let mut scheduled = at_once(Vec::new(), &list[1..2]);
+    scheduled[0].record(Some(Ok(key())));
+    scheduled = at_once(scheduled, &[model("all", &[])]);
+    assert_eq!(scheduled[0].entry.state, PrefetchState::Complete);
+    assert!(!gpu.is_same(&model("gpu", &[])));
 }

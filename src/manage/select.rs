@@ -93,6 +93,7 @@ mod tests {
             shared: 0,
             last_used: SystemTime::UNIX_EPOCH,
             pinned: false,
+            kept: false,
             holders: Vec::new(),
             mounts: Vec::new(),
         }

@@ -77,6 +77,7 @@ impl Node {
             idle_ttl: None,
             max_models: 4,
             abandon_after: Duration::from_secs(60),
+            keep_revisions: Vec::new(),
         };
         let cache = Cache::open(options, metrics, &tasks, &shutdown).unwrap();
         cache.recover(&scratch.join("pods")).unwrap();

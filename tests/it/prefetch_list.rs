@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::support::api_server::ApiServer;
 use crate::support::commands::Commands;
 use crate::support::driver::{Driver, Setup};
-use crate::support::models::{BUCKET, PHI3, store_with_phi3};
+use crate::support::models::{BUCKET, PHI3, put, store_with_phi3};
 use crate::support::run::{end_to_end, eventually};
 use localstore::LocalStore;
 use serde_json::{Value, json};
@@ -219,5 +219,59 @@ fn without_the_right_to_read_its_node_the_driver_waits_for_it_and_logs_what_the_
         let text = fs::read_to_string(&file).unwrap();
         exchange(&file, 1, &text.replace(&format!("- {OTHER}\n"), ""));
         until(&cache, &[(URI, "complete")]).await;
+    });
+}
+
+/// The revision in the cache that has the object version of this ETag.
+async fn revision_with(cache: &Commands, etag: &str) -> Option<String> {
+    let inspected = cache.json(&["ls"]).await;
+    if inspected["models"].as_array().unwrap().is_empty() {
+        return None;
+    }
+    let models = cache.json(&["inspect", URI]).await;
+    let has = |model: &&Value| {
+        model["files"].as_array().unwrap().iter().any(|file| file["etag"] == json!(etag))
+    };
+    let found = models.as_array().unwrap().iter().find(has)?;
+    Some(found["revision"].as_str().unwrap().to_owned())
+}
+
+#[test]
+fn a_roll_back_to_a_kept_revision_downloads_nothing_and_older_revisions_go() {
+    end_to_end(async |scratch| {
+        let store = store_with_phi3();
+        let config = format!("prefetch:\n- {{uri: '{URI}', keepRevisions: 2}}\n");
+        let first = put(&store, "config.json", "first");
+        let mut driver = Setup::new(scratch, &store).with_config(&config).start().await;
+        let cache = Commands::of(&driver.setup);
+        until(&cache, &[(URI, "complete")]).await;
+        assert!(revision_with(&cache, &first).await.is_some());
+
+        let mut etags = Vec::new();
+        for content in ["second", "third"] {
+            let etag = put(&store, "config.json", content);
+            // An entry is downloaded once; a restart looks for a newer revision.
+            driver.kill().await;
+            driver.restart().await;
+            eventually(content, BOUND, async || revision_with(&cache, &etag).await).await;
+            etags.push(etag);
+        }
+        eventually("the first revision goes", BOUND, async || {
+            revision_with(&cache, &first).await.is_none().then_some(())
+        })
+        .await;
+        let second = revision_with(&cache, &etags[0]).await.expect("it is kept");
+        let listing = cache.json(&["ls"]).await;
+        let models = listing["models"].as_array().unwrap();
+        assert_eq!(models.len(), 2, "{listing}");
+        assert!(models.iter().all(|model| model["kept"] == json!(true)), "{listing}");
+        assert!(cache.text(&["ls"]).await.contains("complete, kept"));
+
+        store.reset_stats();
+        let attributes = [PHI3.as_slice(), &[("revision", &second)]].concat();
+        let pod = driver.kubelet().inline("1", &attributes);
+        pod.publish().await.unwrap();
+        assert_eq!(store.stats().body_bytes, 0, "nothing is downloaded");
+        assert_eq!(fs::read_to_string(pod.target().join("config.json")).unwrap(), "second");
     });
 }

@@ -164,6 +164,7 @@ impl Node {
             idle_ttl: None,
             max_models,
             abandon_after: BOUND,
+            keep_revisions: Vec::new(),
         };
         let cache = Cache::open(options, metrics, &tasks, &shutdown).unwrap();
         cache.recover(Path::new("/nonexistent")).unwrap();

@@ -305,6 +305,9 @@ fn state(model: &ModelEntry) -> String {
     if model.pinned {
         text.push_str(", pinned");
     }
+    if model.kept {
+        text.push_str(", kept");
+    }
     text
 }
 

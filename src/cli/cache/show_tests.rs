@@ -48,6 +48,7 @@ fn models() -> [ModelEntry; 2] {
         shared_bytes: 1 << 20,
         last_used: NEVER.to_owned(),
         pinned: true,
+        kept: true,
         holders: vec![holder()],
         mounts: vec![PathBuf::from("/mnt/by-hand")],
         files: vec![FileEntry {
@@ -69,6 +70,7 @@ fn models() -> [ModelEntry; 2] {
         bytes: 100,
         shared_bytes: 0,
         pinned: false,
+        kept: false,
         holders: Vec::new(),
         mounts: Vec::new(),
         files: Vec::new(),

@@ -36,6 +36,7 @@ fn fixture() -> Fixture {
         idle_ttl: None,
         max_models: 4,
         abandon_after: Duration::from_secs(60),
+        keep_revisions: Vec::new(),
     };
     let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
     let metrics = Arc::<Metrics>::default();

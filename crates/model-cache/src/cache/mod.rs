@@ -37,6 +37,7 @@ pub use store::probe::{FileSystemProbe, passing_name, probe_file_system};
 pub use store::purge::Purged;
 pub use store::quarantine::Damage;
 pub use store::recover::Recovered;
+pub use store::requests::{KeepRevisions, MAX_KEPT_REVISIONS};
 pub use store::selinux::{SelinuxLabel, label_of as selinux_label_of};
 pub use store::set_aside::{Older, SetAside};
 pub use store::verify::{Verification, VerifyProgress};
@@ -70,6 +71,8 @@ pub struct CacheOptions {
     pub max_models: usize,
     /// How long a download continues without a caller.
     pub abandon_after: Duration,
+    /// Of which models older revisions are kept; see [`Cache::keep_revisions`].
+    pub keep_revisions: Vec<KeepRevisions>,
 }
 
 /// The cache. Cheap to clone.
@@ -108,6 +111,7 @@ impl Cache {
             Arc::clone(&flights) as Arc<dyn Downloads>,
             options.limits,
             options.idle_ttl,
+            options.keep_revisions,
             Arc::clone(&metrics),
         ));
         let fill = Arc::new(CacheFill::new(
@@ -167,7 +171,7 @@ impl Cache {
     /// Returns the newest revision of a request, if it is complete.
     pub async fn latest(&self, request: &RequestDigest) -> Result<Option<CachedModel>> {
         let (store, request) = (Arc::clone(&self.store), request.clone());
-        let key = blocking(move || store.models().latest(&request)).await?;
+        let key = blocking(move || store.requests().latest(&request)).await?;
         match key {
             Some(key) => self.find(&key).await,
             None => Ok(None),
@@ -187,12 +191,12 @@ impl Cache {
 
     /// Returns the recorded newest revision of a request, complete or not. Blocks.
     pub fn recorded_latest(&self, request: &RequestDigest) -> Result<Option<(ModelKey, Revision)>> {
-        self.store.models().recorded_latest(request)
+        self.store.requests().recorded_latest(request)
     }
 
     /// Records a complete model as the newest revision of a request. Blocks.
     pub fn record_latest(&self, request: &RequestDigest, model: &CachedModel) -> Result<()> {
-        self.space.record_latest(request, model)
+        self.space.record_latest(request, model, false)
     }
 
     /// Waits until everything committed so far was synced. Called before the process
@@ -205,10 +209,13 @@ impl Cache {
     /// supersede it. Blocks.
     pub fn record_revision(&self, request: &RequestDigest, model: &CachedModel) -> Result<()> {
         let fields = [request.as_str(), model.summary.revision.as_str()];
-        self.record_latest(
-            &RequestDigest::of_fields("oci-model-csi revision", fields.into_iter()),
-            model,
-        )
+        let digest = RequestDigest::of_fields("oci-model-csi revision", fields.into_iter());
+        self.space.record_latest(&digest, model, true)
+    }
+
+    /// Replaces the rules that keep older revisions.
+    pub fn keep_revisions(&self, rules: Vec<KeepRevisions>) {
+        self.space.keep_revisions(rules);
     }
 
     /// Leases a model for a volume. Blocks.

@@ -47,6 +47,8 @@ pub struct ModelReport {
     pub last_used: SystemTime,
     /// Whether it is pinned.
     pub pinned: bool,
+    /// Whether it is one of the newest revisions that the administrator keeps.
+    pub kept: bool,
     /// The leases of the volumes that use it.
     pub holders: Vec<LeaseRecord>,
     /// Its mount points without a lease, such as kubelet's `subPath` binds.
@@ -87,7 +89,7 @@ impl Cache {
     /// Reports everything in the cache. Blocks: a fraction of a second for thousands
     /// of models.
     pub fn report(&self) -> Result<CacheReport> {
-        let (taken, kept) = (self.store.usage()?, RetentionReasons::now(&self.store)?);
+        let (taken, kept) = (self.store.usage()?, self.space.retention()?);
         let usage = self.space.usage(&taken, &kept)?;
         let (leases, uses) = (self.store.leases(), self.store.mounts()?);
         let mut references = vec![0_usize; taken.blobs.len()];
@@ -116,6 +118,7 @@ impl Cache {
                 shared: shared.map(bytes).sum(),
                 last_used: model.last_used,
                 pinned: kept.is_pinned(&model.key),
+                kept: kept.preferred(&model.key).is_some(),
                 mounts: mounts.map(|one| one.target.clone()).filter(|at| !leased(at)).collect(),
                 summary: model.summary.map(Arc::new),
                 directory: Some(self.store.layout().model(&model.key)),
@@ -145,6 +148,7 @@ impl Cache {
                 shared: 0,
                 last_used: used.unwrap_or(SystemTime::UNIX_EPOCH),
                 pinned: false,
+                kept: false,
                 holders: holders.cloned().collect(),
                 mounts: Vec::new(),
                 summary: summary.map(Arc::new),
@@ -166,6 +170,7 @@ impl Cache {
             shared: 0,
             last_used: SystemTime::now(),
             pinned: kept.is_pinned(&key),
+            kept: false,
             holders: Vec::new(),
             mounts: Vec::new(),
             key,

@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use tokio::time::Instant;
 
 use super::CacheSpace;
-use super::evict::{self, RetentionReasons};
+use super::evict;
 use super::policy::{self, EvictionGoal, RetentionReason};
 use super::reservations::{MissingSpace, Reservation, ReserveOutcome, SpaceRequest, Taken};
 use super::shortfall::{Shortfall, SpaceHolder};
@@ -94,7 +94,7 @@ impl CacheSpace {
     /// Describes the shortfall: what is missing, and which pods hold the rest.
     fn shortfall(&self, wanted: &SpaceRequest, gap: MissingSpace) -> Result<Shortfall> {
         let taken = self.store.usage()?;
-        let kept = RetentionReasons::now(&self.store)?;
+        let kept = self.retention()?;
         let input = evict::eviction_input(&taken, &kept, &self.store.holds().held_blobs());
         // What exceeds the limits already must go before anything fits.
         let evictable = policy::evictable(&input).saturating_sub(gap.debt);

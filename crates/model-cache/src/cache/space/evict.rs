@@ -24,6 +24,7 @@ use crate::cache::store::CacheStore;
 use crate::cache::store::disk_space::Space;
 use crate::cache::store::disk_usage::{DiskUsage, StoredModel};
 use crate::cache::store::layout::names::EntryPath;
+use crate::cache::store::requests::KeepRevisions;
 use crate::error::Result;
 use crate::metrics::EvictionReason;
 use crate::model::{BlobId, ModelKey};
@@ -61,16 +62,25 @@ pub(in crate::cache) struct RetentionReasons {
     mounted: HashSet<ModelKey>,
     pinned: HashSet<ModelKey>,
     busy: HashSet<ModelKey>,
+    /// Revisions that the administrator prefers to keep, with the number of newer ones.
+    /// They may be evicted, after all others.
+    preferred: HashMap<ModelKey, usize>,
 }
 
 impl RetentionReasons {
-    /// Collects the present leases, mounts, pins and holds.
-    pub(in crate::cache) fn now(store: &CacheStore) -> Result<Self> {
+    /// Collects the present leases, mounts, pins and holds, and what these rules keep.
+    fn now(store: &CacheStore, keep: &[KeepRevisions]) -> Result<Self> {
         let leased = store.leases().into_iter().map(|lease| lease.model).collect();
         let uses = store.mounts()?;
         let mounted = uses.iter().filter_map(|one| EntryPath::parse(&one.root)?.model()).collect();
         let pinned = store.pinned()?;
-        Ok(Self { leased, mounted, pinned, busy: store.holds().held_models() })
+        let preferred = store.requests().kept(keep)?;
+        Ok(Self { leased, mounted, pinned, busy: store.holds().held_models(), preferred })
+    }
+
+    /// How many newer revisions of a preferred one are in the cache; `None` for others.
+    pub(in crate::cache) fn preferred(&self, key: &ModelKey) -> Option<usize> {
+        self.preferred.get(key).copied()
     }
 
     pub(in crate::cache) fn is_pinned(&self, key: &ModelKey) -> bool {
@@ -98,6 +108,7 @@ pub(in crate::cache) fn eviction_input(
         key: model.key.clone(),
         last_used: model.last_used,
         keep: kept.why(&model.key),
+        newer_kept: kept.preferred(&model.key),
         blobs: model.blobs.clone(),
         own: model.own,
     };
@@ -109,6 +120,12 @@ pub(in crate::cache) fn eviction_input(
 }
 
 impl CacheSpace {
+    /// Why models must or should stay, now. Blocks.
+    pub(in crate::cache) fn retention(&self) -> Result<RetentionReasons> {
+        let keep = self.keep.lock().clone();
+        RetentionReasons::now(&self.store, &keep)
+    }
+
     /// Evicts models that were idle too long, and more until the goal is reached.
     /// With `reason: None` it only returns what it would evict. Blocks.
     pub(in crate::cache) fn evict(
@@ -121,7 +138,7 @@ impl CacheSpace {
         // have committed a model that the scan missed.
         let busy = self.store.holds().held_blobs();
         let taken = self.store.usage()?;
-        let kept = RetentionReasons::now(&self.store)?;
+        let kept = self.retention()?;
         let input = eviction_input(&taken, &kept, &busy);
         let idle_before = self.idle_ttl.and_then(|ttl| SystemTime::now().checked_sub(ttl));
         let choice = policy::choose(&input, goal, idle_before);
@@ -188,26 +205,29 @@ impl CacheSpace {
     /// Evicts superseded revisions that are not in use and that no request has as
     /// its latest. Blocks.
     pub(in crate::cache) fn evict_superseded(&self) -> Result<()> {
-        let superseded = self.store.models().superseded()?;
+        let superseded = self.store.requests().superseded()?;
         if superseded.is_empty() {
             return Ok(());
         }
+        let stays = |kept: &RetentionReasons, key: &ModelKey| {
+            kept.why(key).is_some() || kept.preferred(key).is_some()
+        };
         // Pods may use theirs for months: avoid a scan of the cache for those.
-        let kept = RetentionReasons::now(&self.store)?;
-        if superseded.iter().all(|key| kept.why(key).is_some()) {
+        let kept = self.retention()?;
+        if superseded.iter().all(|key| stays(&kept, key)) {
             return Ok(());
         }
         let _alone = self.store.holds().lock_eviction();
         let busy = self.store.holds().held_blobs();
         let taken = self.store.usage()?;
-        let kept = RetentionReasons::now(&self.store)?;
+        let kept = self.retention()?;
         // Again, under the lock: only a held model can become the latest of a
         // request, and held models are kept.
-        let superseded = self.store.models().superseded()?;
+        let superseded = self.store.requests().superseded()?;
         let mut gone = Gone::new();
         let mut blobs = HashSet::new();
         for (at, model) in taken.models.iter().enumerate() {
-            let goes = superseded.contains(&model.key) && kept.why(&model.key).is_none();
+            let goes = superseded.contains(&model.key) && !stays(&kept, &model.key);
             if !goes {
                 continue;
             }

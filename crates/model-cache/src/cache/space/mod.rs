@@ -20,6 +20,7 @@ use tokio::sync::Notify;
 
 use self::pods::Arrivals;
 use self::reservations::{CacheLimits, Reservations};
+use super::store::requests::KeepRevisions;
 use super::store::{CacheStore, lock_order};
 use crate::metrics::Metrics;
 use crate::model::BlobId;
@@ -40,6 +41,7 @@ pub(super) struct CacheSpace {
     downloads: Arc<dyn Downloads>,
     reservations: Reservations,
     idle_ttl: Option<Duration>,
+    keep: OrderedMutex<Vec<KeepRevisions>>,
     admissions: OrderedMutex<()>,
     arrivals: Arrivals,
     /// Notified when a model may have become unused.
@@ -54,6 +56,7 @@ impl CacheSpace {
         downloads: Arc<dyn Downloads>,
         limits: CacheLimits,
         idle_ttl: Option<Duration>,
+        keep: Vec<KeepRevisions>,
         metrics: Arc<Metrics>,
     ) -> Self {
         Self {
@@ -61,12 +64,20 @@ impl CacheSpace {
             store,
             downloads,
             idle_ttl,
+            keep: OrderedMutex::new(lock_order::KEEP, keep),
             admissions: OrderedMutex::new(lock_order::ADMISSION, ()),
             arrivals: Arrivals::default(),
             released: Notify::new(),
             watermark_warned: AtomicBool::new(false),
             metrics,
         }
+    }
+
+    /// Replaces the rules that keep older revisions. What no rule keeps any more is
+    /// evicted in the background.
+    pub(super) fn keep_revisions(&self, rules: Vec<KeepRevisions>) {
+        *self.keep.lock() = rules;
+        self.released.notify_one();
     }
 
     #[cfg(test)]

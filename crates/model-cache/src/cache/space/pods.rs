@@ -61,13 +61,15 @@ impl CacheSpace {
         released
     }
 
-    /// Records a complete model as the newest revision of a request. Blocks.
+    /// Records a complete model as the newest revision of a request. `exact` says that the
+    /// request named the revision. Blocks.
     pub(in crate::cache) fn record_latest(
         &self,
         request: &RequestDigest,
         model: &CachedModel,
+        exact: bool,
     ) -> Result<()> {
-        if self.store.record_latest(request, model)? {
+        if self.store.record_latest(request, model, exact)? {
             self.released.notify_one();
         }
         Ok(())

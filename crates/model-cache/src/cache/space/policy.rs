@@ -4,6 +4,9 @@
 //! counted as the disk counts it: a blob that several models share is freed once,
 //! with the last of them, and both bytes and inodes must suffice.
 //!
+//! Revisions that the administrator prefers to keep go after all others, those with the
+//! most newer ones first, and never because they are idle.
+//!
 //! 1. Idle models, unused since before `idle_before`, go regardless of the goal.
 //! 2. If that does not reach the goal, all orphaned blobs go, since no model needs
 //!    them.
@@ -32,6 +35,8 @@ pub(in crate::cache) struct EvictionCandidate {
     pub(in crate::cache) last_used: SystemTime,
     /// Why it must stay, if it must.
     pub(in crate::cache) keep: Option<RetentionReason>,
+    /// For a revision that is preferably kept: how many newer ones there are.
+    pub(in crate::cache) newer_kept: Option<usize>,
     /// Its blobs, as indices into [`EvictionInput::blobs`], each once.
     pub(in crate::cache) blobs: Vec<usize>,
     /// Space of its directories and its manifest.
@@ -83,7 +88,7 @@ pub(in crate::cache) enum EvictionGoal {
 /// What to evict, as indices into the [`EvictionInput`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(in crate::cache) struct EvictionChoice {
-    /// The models in the order of eviction, least recently used first.
+    /// The models in the order of eviction.
     pub(in crate::cache) models: Vec<usize>,
     /// The blobs, ascending. No remaining model refers to them.
     pub(in crate::cache) blobs: Vec<usize>,
@@ -107,8 +112,11 @@ pub(in crate::cache) fn choose(
         EvictionGoal::All => None,
     };
     let is_enough = |freed: Space| enough.is_some_and(|enough| freed.covers(enough));
-    let mut order = least_recently_used_first(input);
-    let is_idle = |&model: &usize| idle_before.is_some_and(|t| input.models[model].last_used < t);
+    let mut order = order_of_eviction(input);
+    let is_idle = |&model: &usize| {
+        let model = &input.models[model];
+        model.newer_kept.is_none() && idle_before.is_some_and(|t| model.last_used < t)
+    };
     let later = order.split_off(order.partition_point(is_idle));
     let mut gone = Gone::new(input);
     let mut models = order;
@@ -155,12 +163,16 @@ fn may_go(input: &EvictionInput) -> impl Iterator<Item = usize> + '_ {
     models.filter(|(_, model)| model.keep.is_none()).map(|(index, _)| index)
 }
 
-/// Orders the models that may be evicted. Models with the same last use are ordered
-/// by key, so that the choice does not depend on the order of the input.
-fn least_recently_used_first(input: &EvictionInput) -> Vec<usize> {
+/// Orders the models that may be evicted: least recently used first, and preferred
+/// revisions last, of which those with the most newer ones go first. Models with the same
+/// last use are ordered by key, so that the choice does not depend on the order of the input.
+fn order_of_eviction(input: &EvictionInput) -> Vec<usize> {
     let mut order: Vec<usize> = may_go(input).collect();
-    let models = &input.models;
-    order.sort_unstable_by_key(|&model| (models[model].last_used, &models[model].key));
+    order.sort_unstable_by_key(|&at| {
+        let model = &input.models[at];
+        let preferred = model.newer_kept.map(std::cmp::Reverse);
+        (preferred, model.last_used, &model.key)
+    });
     order
 }
 

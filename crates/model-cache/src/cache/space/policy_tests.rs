@@ -1,3 +1,4 @@
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -22,7 +23,14 @@ fn bytes(bytes: u64) -> Space {
 /// A model last used at `second`, with one directory of one inode.
 fn model(n: usize, second: u64, blobs: &[usize]) -> EvictionCandidate {
     let own = Space { bytes: 0, inodes: 1 };
-    EvictionCandidate { key: key(n), last_used: at(second), keep: None, blobs: blobs.to_vec(), own }
+    EvictionCandidate {
+        key: key(n),
+        last_used: at(second),
+        keep: None,
+        newer_kept: None,
+        blobs: blobs.to_vec(),
+        own,
+    }
 }
 
 fn blob(bytes: u64) -> Blob {
@@ -49,6 +57,27 @@ fn a_need_that_cannot_be_met_evicts_nothing_and_a_best_effort_all_it_can() {
     assert_eq!(choice, EvictionChoice::default());
     let choice = choose(&input, &EvictionGoal::BestEffort(bytes(50)), None);
     assert_eq!((choice.models, choice.freed.bytes, choice.reached), (vec![0], 10, false));
+}
+
+#[test]
+fn kept_revisions_go_after_all_others_the_oldest_first_and_are_never_idle() {
+    let kept = |newer, model| EvictionCandidate { newer_kept: Some(newer), ..model };
+    let input = EvictionInput {
+        models: vec![
+            kept(0, model(0, 1, &[0])),
+            kept(1, model(1, 50, &[1])),
+            model(2, 90, &[2]),
+            kept(2, model(3, 99, &[3])),
+        ],
+        blobs: vec![blob(10); 4],
+    };
+    let order = |need| choose(&input, &EvictionGoal::Need(bytes(need)), None).models;
+    assert_eq!(order(10), [2]);
+    assert_eq!(order(20), [2, 3]);
+    assert_eq!(order(40), [2, 3, 1, 0], "no pod waits for the space of a kept revision");
+    let idle = choose(&input, &EvictionGoal::BestEffort(bytes(0)), Some(at(95)));
+    assert_eq!(idle.models, [2]);
+    assert_eq!(choose(&input, &EvictionGoal::All, None).models.len(), 4);
 }
 
 #[test]
@@ -176,12 +205,18 @@ impl Naive<'_> {
         own.chain(blobs).fold(Space::default(), Space::saturating_add)
     }
 
-    fn age(&self, m: usize) -> (SystemTime, &ModelKey) {
-        (self.0.models[m].last_used, &self.0.models[m].key)
+    /// What goes first is less than what goes later.
+    fn age(&self, m: usize) -> (bool, Reverse<usize>, SystemTime, &ModelKey) {
+        let model = &self.0.models[m];
+        let newer = model.newer_kept.unwrap_or_default();
+        (model.newer_kept.is_some(), Reverse(newer), model.last_used, &model.key)
     }
 
     fn idle(&self, before: Option<SystemTime>) -> BTreeSet<usize> {
-        let is_idle = |&m: &usize| before.is_some_and(|t| self.0.models[m].last_used < t);
+        let is_idle = |&m: &usize| {
+            let model = &self.0.models[m];
+            model.newer_kept.is_none() && before.is_some_and(|t| model.last_used < t)
+        };
         self.may_go().into_iter().filter(is_idle).collect()
     }
 
@@ -203,7 +238,7 @@ impl Naive<'_> {
             }
         }
         let mut again: Vec<usize> = (&victims - &idle).into_iter().collect();
-        again.sort_by_key(|&m| std::cmp::Reverse(self.age(m)));
+        again.sort_by_key(|&m| Reverse(self.age(m)));
         for m in again {
             let without: BTreeSet<usize> = &victims - &BTreeSet::from([m]);
             if enough(self.freed(&without, orphans)) {
@@ -241,15 +276,17 @@ fn inputs() -> impl Strategy<Value = EvictionInput> {
     ];
     let keeps = prop::option::weighted(0.3, select(keeps));
     let blobs = vec((space(40, 2), prop::bool::weighted(0.1)), 0..12);
-    let models = vec((0u64..10, keeps, subset(), space(3, 2)), 0..12);
+    let newer = prop::option::weighted(0.3, 0usize..3);
+    let models = vec((0u64..10, keeps, newer, subset(), space(3, 2)), 0..12);
     (blobs, models, any::<u64>()).prop_map(|(blobs, models, salt)| {
         let blobs: Vec<Blob> =
             blobs.into_iter().map(|(space, busy)| Blob { space, busy }).collect();
-        let models = models.into_iter().enumerate().map(|(n, (second, keep, refers, own))| {
+        let models = models.into_iter().enumerate().map(|(n, one)| {
+            let (second, keep, newer_kept, refers, own) = one;
             // The order of keys is neither that of the list nor that of use.
             let key = key(n ^ usize::try_from(salt % 16).unwrap());
             let blobs = (0..blobs.len()).filter(|b| refers >> b & 1 == 1).collect();
-            EvictionCandidate { key, last_used: at(second), keep, blobs, own }
+            EvictionCandidate { key, last_used: at(second), keep, newer_kept, blobs, own }
         });
         EvictionInput { models: models.collect(), blobs: blobs.clone() }
     })

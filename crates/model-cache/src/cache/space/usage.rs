@@ -60,7 +60,7 @@ impl CacheSpace {
 
     /// Updates the gauges of the metrics. Blocks.
     pub(in crate::cache) fn measure(&self) -> Result<()> {
-        let (taken, kept) = (self.store.usage()?, RetentionReasons::now(&self.store)?);
+        let (taken, kept) = (self.store.usage()?, self.retention()?);
         let usage = self.usage(&taken, &kept)?;
         let models = |wanted: fn(Option<RetentionReason>) -> bool| {
             taken.models.iter().filter(|model| wanted(kept.why(&model.key))).count()

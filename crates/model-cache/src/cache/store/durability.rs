@@ -108,13 +108,14 @@ impl CacheStore {
     }
 
     /// Records a model as the newest revision of a request; returns whether that is new.
-    /// Blocks.
+    /// `exact` says that the request named the revision. Blocks.
     pub(in crate::cache) fn record_latest(
         &self,
         request: &RequestDigest,
         model: &CachedModel,
+        exact: bool,
     ) -> Result<bool> {
-        let changed = self.models.record_latest(request, model)?;
+        let changed = self.requests.record_latest(request, model, exact)?;
         if changed {
             self.syncer.enqueue(Unsynced::Index);
         }

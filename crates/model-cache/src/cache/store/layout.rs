@@ -12,7 +12,7 @@
 //!   content/<id>            which blob has this name, size and MD5
 //!   models/<key>/           manifest.json, its summary.json, tree/ of hard links into blobs/,
 //!                           `durable` once it is, `superseded` once a request has a newer one
-//!   requests/<digest>       the newest revision resolved for a request
+//!   requests/<digest>       the newest revision resolved for a request, and those before it
 //!   staging/                downloads (.part, .journal) and models being built
 //!   leases/<digest>.json    one per (volume id, target path)
 //!   pins/<key>              a model that stays even when unused

@@ -44,3 +44,6 @@ pub(in crate::cache) const DISTRUSTED: Rank = Rank::new(11, "distrusted blobs");
 
 /// Protects the totals of the reservations.
 pub(in crate::cache) const RESERVATIONS: Rank = Rank::new(12, "reservations");
+
+/// Protects the rules that keep older revisions.
+pub(in crate::cache) const KEEP: Rank = Rank::new(13, "kept revisions");

@@ -22,6 +22,7 @@ pub(super) mod probe;
 pub(super) mod purge;
 pub(super) mod quarantine;
 pub(super) mod recover;
+pub(super) mod requests;
 mod reread;
 pub(super) mod selinux;
 pub(super) mod set_aside;
@@ -46,6 +47,7 @@ use self::leases::Leases;
 use self::models::Models;
 use self::open::Ownership;
 use self::quarantine::DamageListener;
+use self::requests::Requests;
 use crate::error::Result;
 use crate::metrics::Metrics;
 use crate::mount;
@@ -56,6 +58,7 @@ pub(super) struct CacheStore {
     layout: Layout,
     blobs: Arc<Blobs>,
     models: Arc<Models>,
+    requests: Requests,
     leases: Leases,
     holds: Holds,
     syncer: Syncer,
@@ -88,6 +91,7 @@ impl CacheStore {
         tokio::spawn(work);
         Ok(Self {
             leases: Leases::new(layout.clone(), leases::boot_id()?),
+            requests: Requests::new(layout.clone()),
             layout,
             blobs,
             models,
@@ -114,6 +118,10 @@ impl CacheStore {
 
     pub(super) fn models(&self) -> &Models {
         &self.models
+    }
+
+    pub(super) fn requests(&self) -> &Requests {
+        &self.requests
     }
 
     pub(super) fn holds(&self) -> &Holds {

@@ -6,7 +6,7 @@
 //! 2. `staging/model-<key>/` is built: manifest.json, its summary.json, and
 //!    tree/ of hard links into blobs/, directories 0555.
 //! 3. It is renamed to `models/<key>`: now it is a model, and may be leased.
-//! 4. `requests/<digest>` names it as the newest for its request.
+//! 4. `requests/<digest>` names it as the newest for its request (`requests.rs`).
 //! 5. After the publish, in the background: the file system is synced, the
 //!    blobs' records become durable, and `models/<key>/durable` is written;
 //!    after 4 it is synced once more.
@@ -17,7 +17,7 @@
 //! and blobs are checked, and it is rebuilt or dropped before it is served; a model
 //! with `durable` skips these checks.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
@@ -25,7 +25,6 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 
 use super::files;
@@ -37,7 +36,7 @@ use super::reread::is_damage;
 use super::trash::{discard, move_aside};
 use crate::abort_point;
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{BlobId, Manifest, ModelKey, RequestDigest, Revision, Summary};
+use crate::model::{BlobId, Manifest, ModelKey, Summary};
 use crate::mount::{self, DirId};
 use crate::sync::{OrderedGuard, OrderedMutex};
 
@@ -103,12 +102,6 @@ pub(in crate::cache) struct Models {
     became_durable: Notify,
     /// Notified when a model was added or removed.
     set_changed: watch::Sender<()>,
-}
-
-#[derive(Serialize, Deserialize)]
-struct Latest {
-    model: ModelKey,
-    revision: Revision,
 }
 
 impl Models {
@@ -281,71 +274,6 @@ impl Models {
         gone.and_then(|directory| {
             mismatch(directory, MismatchCause::Tree, "it is missing in the tree")
         })
-    }
-
-    /// Records the newest revision of a request; returns whether it changed.
-    pub(in crate::cache) fn record_latest(
-        &self,
-        request: &RequestDigest,
-        model: &CachedModel,
-    ) -> Result<bool> {
-        let latest = Latest { model: model.key.clone(), revision: model.summary.revision.clone() };
-        let json = serde_json::to_vec(&latest).map_err(|e| {
-            Error::internal(format!("recording the newest revision: {e}")).caused_by(e)
-        })?;
-        let path = self.layout.request(request);
-        let before = files::read(&path)?;
-        files::remove(&self.layout.superseded(&model.key))?;
-        if before.as_deref() == Some(&json) {
-            return Ok(false);
-        }
-        files::write_whole(&path, &json, 0o644)?;
-        abort_point::reach("model-commit-4");
-        let before = before.and_then(|b| serde_json::from_slice::<Latest>(&b).ok());
-        // The same revision may have been uploaded again: then it supersedes nothing.
-        if let Some(old) = before.map(|latest| latest.model).filter(|old| *old != model.key)
-            && let Err(error) = files::write_whole(&self.layout.superseded(&old), b"", 0o644)
-            // An evicted model, perhaps evicted just now, needs no mark.
-            && self.layout.model(&old).is_dir()
-        {
-            return Err(error);
-        }
-        Ok(true)
-    }
-
-    /// Returns the models that a newer revision replaced, and that no request has as
-    /// its latest. Blocks.
-    pub(in crate::cache) fn superseded(&self) -> Result<HashSet<ModelKey>> {
-        let names = files::names(&self.layout.models())?;
-        let keys = names.iter().filter_map(|name| ModelKey::parse(name));
-        let mut found: HashSet<_> =
-            keys.filter(|key| self.layout.superseded(key).exists()).collect();
-        if found.is_empty() {
-            return Ok(found);
-        }
-        let requests = self.layout.directory(Directory::Requests);
-        for name in files::names(&requests)? {
-            let bytes = files::read(&requests.join(name))?;
-            if let Some(latest) = bytes.and_then(|b| serde_json::from_slice::<Latest>(&b).ok()) {
-                found.remove(&latest.model);
-            }
-        }
-        Ok(found)
-    }
-
-    /// Returns the newest revision that was recorded for a request.
-    pub(in crate::cache) fn latest(&self, request: &RequestDigest) -> Result<Option<ModelKey>> {
-        Ok(self.recorded_latest(request)?.map(|(model, _)| model))
-    }
-
-    /// Like [`Models::latest`], with its revision.
-    pub(in crate::cache) fn recorded_latest(
-        &self,
-        request: &RequestDigest,
-    ) -> Result<Option<(ModelKey, Revision)>> {
-        let bytes = files::read(&self.layout.request(request))?;
-        let latest = bytes.and_then(|b| serde_json::from_slice::<Latest>(&b).ok());
-        Ok(latest.map(|latest| (latest.model, latest.revision)))
     }
 
     /// Opens a model's tree before a sync. While it is open, no other directory gets

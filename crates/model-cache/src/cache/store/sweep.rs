@@ -9,8 +9,9 @@ use super::files;
 use super::foreign;
 use super::layout::names::{self, BlobFile, Directory};
 use super::recover;
+use super::requests::revisions_of;
 use crate::error::Result;
-use crate::model::{BlobId, ModelKey};
+use crate::model::BlobId;
 
 /// An orphaned file is swept only when it is older than this: its other half may
 /// still be written.
@@ -26,12 +27,9 @@ impl CacheStore {
             Some(self.layout.blob(&id))
         })?;
         self.sweep_directory(Directory::Requests, |bytes| {
-            #[derive(serde::Deserialize)]
-            struct Named {
-                model: ModelKey,
-            }
-            let named: Named = serde_json::from_slice(bytes).ok()?;
-            Some(self.layout.model(&named.model))
+            let named = revisions_of(bytes);
+            let mut models = named.iter().map(|key| self.layout.model(key));
+            models.find(|model| model.exists())
         })?;
         for directory in self.layout.fans()? {
             for name in files::names(&directory)? {
