@@ -38,6 +38,7 @@
 //!   arrive through [`admin`], which also serves `/metrics`, `/healthz` and `/readyz`.
 //! - [`node`] removes the startup taint and labels the node with its models, through the
 //!   API client of [`kubernetes`].
+//! - [`fleet`] lists all nodes with what their labels and annotations say.
 //! - [`fetch`] downloads a model into a plain directory, without a cluster.
 //! - [`browse`] lists the models under a prefix, and what is wrong with each.
 //! - [`push`] uploads one, through the sink of [`source`].
@@ -57,6 +58,7 @@ pub mod csi;
 pub mod doctor;
 pub mod events;
 pub mod fetch;
+pub mod fleet;
 pub mod kubernetes;
 pub mod manage;
 pub mod node;

@@ -11,6 +11,7 @@ mod fetch;
 mod logging;
 mod ls;
 mod man;
+mod nodes;
 mod process_limits;
 mod progress_bar;
 mod push;
@@ -83,6 +84,8 @@ enum Command {
     Doctor(doctor::DoctorArgs),
     /// Inspect and manage the models in this node's cache
     Cache(cache::CacheArgs),
+    /// List all nodes of the cluster with the models in their caches
+    Nodes(nodes::NodesArgs),
     /// Print the script that completes commands and flags in a shell
     Completions(completions::CompletionsArgs),
     /// Print the manual page, or write those of all commands; they have the words of --help
@@ -135,6 +138,10 @@ pub fn run() -> ExitCode {
                 Ok(code) => return code,
                 Err(error) => (Err(error), json),
             }
+        }
+        Command::Nodes(args) => {
+            logging::start(&cli.log, "warn");
+            (runtime().and_then(|runtime| nodes::run(&args, &runtime)), args.wants_json())
         }
         Command::Completions(args) => (completions::run(&args, Cli::command()), false),
         Command::Man(args) => (man::run(&args, Cli::command()), false),

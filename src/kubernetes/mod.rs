@@ -35,13 +35,44 @@ const MESSAGE: usize = 300;
 /// Names in a path, as the API server expects them.
 const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
+/// The media type of all bodies.
+const JSON: &str = "application/json";
+
+/// Objects of one page of a list: with their metadata they are far below [`ANSWER`].
+const PAGE: usize = 250;
+
+/// The most pages of a list; Kubernetes supports 5000 nodes.
+const MAX_PAGES: usize = 200;
+
+/// What a list has of each object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ListForm {
+    /// The whole object.
+    Whole,
+    /// Its metadata: names, labels, annotations.
+    Metadata,
+}
+
+impl ListForm {
+    /// The media type (Kubernetes documentation, "Metadata-only fetches").
+    fn accept(self) -> &'static str {
+        match self {
+            Self::Whole => JSON,
+            Self::Metadata => {
+                "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json"
+            }
+        }
+    }
+}
+
 /// An API server, and the credentials for it.
 #[derive(Debug, Clone)]
 pub struct Cluster {
     /// `https://host:port`.
     pub url: String,
-    /// The bearer token, read again for each request: kubelet rotates it.
-    pub token_file: PathBuf,
+    /// The bearer token, read again for each request: kubelet rotates it. `None` for a
+    /// server that asks for none, such as `kubectl proxy`.
+    pub token_file: Option<PathBuf>,
     /// Its CA, in addition to the system's.
     pub ca_file: Option<PathBuf>,
 }
@@ -59,7 +90,12 @@ impl Cluster {
     /// The API server at this URL. The directory has `token`, and `ca.crt` if the server needs one.
     pub fn at(url: String, service_account: &Path) -> Self {
         let ca_file = Some(service_account.join("ca.crt")).filter(|file| file.exists());
-        Self { url, token_file: service_account.join("token"), ca_file }
+        Self { url, token_file: Some(service_account.join("token")), ca_file }
+    }
+
+    /// The API server at this URL, which asks for no credentials.
+    pub fn open(url: String) -> Self {
+        Self { url, token_file: None, ca_file: None }
     }
 }
 
@@ -145,7 +181,7 @@ pub fn path<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
 pub struct ApiServer {
     transport: Transport,
     url: String,
-    token_file: PathBuf,
+    token_file: Option<PathBuf>,
 }
 
 impl ApiServer {
@@ -166,12 +202,12 @@ impl ApiServer {
 
     /// Gets the object at a path, as [`path`] builds it.
     pub async fn get(&self, path: &str) -> Result<Value, ApiFailure> {
-        self.exchange(Method::GET, path, None).await
+        self.exchange(Method::GET, path, JSON, None).await
     }
 
     /// Creates an object of the kind at a path, and returns what was created.
     pub async fn post(&self, path: &str, object: &Value) -> Result<Value, ApiFailure> {
-        self.exchange(Method::POST, path, Some(("application/json", object))).await
+        self.exchange(Method::POST, path, JSON, Some((JSON, object))).await
     }
 
     /// Patches the object at a path, and returns the result.
@@ -180,16 +216,41 @@ impl ApiServer {
             Patch::Merge(body) => ("application/merge-patch+json", body),
             Patch::Json(body) => ("application/json-patch+json", body),
         };
-        self.exchange(Method::PATCH, path, Some(body)).await
+        self.exchange(Method::PATCH, path, JSON, Some(body)).await
+    }
+
+    /// Lists the objects at a path, page by page, as far as [`ListForm`] asks for them.
+    ///
+    /// # Errors
+    /// An unanswered or refused page, or more pages than any cluster has.
+    pub async fn list(&self, path: &str, form: ListForm) -> Result<Vec<Value>, ApiFailure> {
+        let mut items = Vec::new();
+        let mut token = String::new();
+        for _ in 0..MAX_PAGES {
+            let page = format!("{path}?limit={PAGE}&continue={token}");
+            let mut answer = self.exchange(Method::GET, &page, form.accept(), None).await?;
+            match answer["items"].take() {
+                Value::Array(found) => items.extend(found),
+                Value::Null => {}
+                _ => return Err(ApiFailure::Unanswered("the answer is not a list".to_owned())),
+            }
+            token = match answer["metadata"]["continue"].as_str() {
+                Some(next) if !next.is_empty() => utf8_percent_encode(next, SEGMENT).to_string(),
+                _ => return Ok(items),
+            };
+        }
+        Err(ApiFailure::Unanswered(format!("the list does not end after {MAX_PAGES} pages")))
     }
 
     async fn exchange(
         &self,
         method: Method,
         path: &str,
+        accept: &str,
         body: Option<(&str, &Value)>,
     ) -> Result<Value, ApiFailure> {
-        let request = self.request(method, path, body).await.map_err(ApiFailure::Unanswered)?;
+        let request =
+            self.request(method, path, accept, body).await.map_err(ApiFailure::Unanswered)?;
         let answer = async {
             let response = self.transport.send(request).await?;
             let (parts, body) = response.into_parts();
@@ -220,20 +281,17 @@ impl ApiServer {
         &self,
         method: Method,
         path: &str,
+        accept: &str,
         body: Option<(&str, &Value)>,
     ) -> Result<Request<Full<Bytes>>, String> {
-        let token = tokio::fs::read_to_string(&self.token_file)
-            .await
-            .map_err(|e| format!("reading {}: {e}", self.token_file.display()))?;
-        let mut bearer = header::HeaderValue::try_from(format!("Bearer {}", token.trim()))
-            .map_err(|_| "the service account's token cannot be sent".to_owned())?;
-        bearer.set_sensitive(true);
         let mut request = Request::builder()
             .method(method)
             .uri(format!("{}{path}", self.url))
-            .header(header::AUTHORIZATION, bearer)
-            .header(header::ACCEPT, "application/json")
+            .header(header::ACCEPT, accept)
             .header(header::USER_AGENT, concat!("oci-model-csi/", env!("CARGO_PKG_VERSION")));
+        if let Some(file) = &self.token_file {
+            request = request.header(header::AUTHORIZATION, bearer(file).await?);
+        }
         let mut bytes = Bytes::new();
         if let Some((kind, body)) = body {
             request = request.header(header::CONTENT_TYPE, kind);
@@ -247,6 +305,17 @@ impl fmt::Debug for ApiServer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Api").field("url", &self.url).finish_non_exhaustive()
     }
+}
+
+/// The credential in a file, as a header.
+async fn bearer(file: &Path) -> Result<header::HeaderValue, String> {
+    let token = tokio::fs::read_to_string(file)
+        .await
+        .map_err(|e| format!("reading {}: {e}", file.display()))?;
+    let mut bearer = header::HeaderValue::try_from(format!("Bearer {}", token.trim()))
+        .map_err(|_| "the service account's token cannot be sent".to_owned())?;
+    bearer.set_sensitive(true);
+    Ok(bearer)
 }
 
 /// Whether a `metav1.Status` has the cause that the API server gives when an

@@ -3,7 +3,8 @@
 //!
 //! `DRIVER/model.NAME.HASH: REVISION`, where the part behind the slash is
 //! [`node_label`] and the value the first digits of the revision. All labels
-//! that begin with `DRIVER/model.` belong to the driver; it touches no others.
+//! that begin with `DRIVER/model.` belong to the driver; it touches no others. With the
+//! labels comes the annotation `DRIVER/cache`, a [`CacheSummary`].
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use super::{RetryState, node_path};
+use super::{CacheSummary, RetryState, node_path};
 use crate::blocking::blocking;
 use crate::cache::{Cache, ModelReport, ModelState};
 use crate::error::Result;
@@ -43,7 +44,7 @@ pub(super) async fn sync_labels(
     loop {
         models.mark_unchanged();
         let pause = match wanted_labels(cache, driver, most).await {
-            Ok(wanted) => match patch_labels(api, node, driver, &wanted).await {
+            Ok((wanted, summary)) => match patch_node(api, node, driver, &wanted, &summary).await {
                 Ok(()) => {
                     retry.reset();
                     let _ = timeout(COMPARE, models.changed()).await;
@@ -63,10 +64,10 @@ pub(super) async fn sync_labels(
     }
 }
 
-async fn wanted_labels(cache: &Cache, driver: &str, most: usize) -> Result<Labels> {
+async fn wanted_labels(cache: &Cache, driver: &str, most: usize) -> Result<(Labels, CacheSummary)> {
     let cache = cache.clone();
-    let models = blocking(move || cache.report()).await?.models;
-    Ok(labels(&models, driver, most))
+    let report = blocking(move || cache.report()).await?;
+    Ok((labels(&report.models, driver, most), CacheSummary::of(&report)))
 }
 
 /// The labels for the models that were used last. Only complete models that
@@ -91,19 +92,37 @@ fn labels(models: &[ModelReport], driver: &str, most: usize) -> Labels {
     labels
 }
 
-async fn patch_labels(
+async fn patch_node(
     api: &ApiServer,
     node: &str,
     driver: &str,
     wanted: &Labels,
+    summary: &CacheSummary,
 ) -> Result<(), ApiFailure> {
     let found = api.get(&node_path(node)).await?;
-    let Some(changes) = changes(&found, driver, wanted) else { return Ok(()) };
-    let patch = json!({"metadata": {"labels": changes}});
-    api.patch(&node_path(node), &Patch::Merge(patch)).await?;
-    let labels: Vec<&str> = wanted.keys().map(String::as_str).collect();
-    tracing::info!(node, labels = labels.join(" "), "the node's labels name its models");
+    let labels = changes(&found, driver, wanted);
+    let annotations = annotation(&found, driver, summary);
+    if labels.is_none() && annotations.is_none() {
+        return Ok(());
+    }
+    let is_new = labels.is_some();
+    let mut metadata = serde_json::Map::new();
+    metadata.extend(labels.map(|changes| ("labels".to_owned(), changes)));
+    metadata.extend(annotations.map(|changes| ("annotations".to_owned(), changes)));
+    api.patch(&node_path(node), &Patch::Merge(json!({"metadata": metadata}))).await?;
+    if is_new {
+        let labels: Vec<&str> = wanted.keys().map(String::as_str).collect();
+        tracing::info!(node, labels = labels.join(" "), "the node's labels name its models");
+    }
     Ok(())
+}
+
+/// The annotation to set, unless the node has it.
+fn annotation(node: &Value, driver: &str, summary: &CacheSummary) -> Option<Value> {
+    let key = CacheSummary::key(driver);
+    let there = node["metadata"]["annotations"][&key].as_str().and_then(CacheSummary::parse);
+    let text = serde_json::to_string(summary).ok()?;
+    (there.as_ref() != Some(summary)).then(|| json!({key: text}))
 }
 
 /// What a merge patch must set, and with `null` remove; `None` if nothing.
@@ -143,5 +162,18 @@ mod tests {
         let node = json!({"metadata": {"labels": wanted}});
         assert_eq!(changes(&node, "d", &wanted), None);
         assert_eq!(changes(&json!({"metadata": {}}), "d", &Labels::new()), None);
+    }
+
+    #[test]
+    fn the_annotation_is_written_only_when_it_changes() {
+        let summary =
+            CacheSummary { version: "1.2.3".to_owned(), models: 2, bytes: 3, available_bytes: 4 };
+        let text = r#"{"version":"1.2.3","models":2,"bytes":3,"availableBytes":4}"#;
+        assert_eq!(annotation(&json!({}), "d", &summary), Some(json!({"d/cache": text})));
+        let node = |value: &str| json!({"metadata": {"annotations": {"d/cache": value}}});
+        assert_eq!(annotation(&node(text), "d", &summary), None);
+        for other in ["", "{", &text.replace('3', "5"), &"x".repeat(5000)] {
+            assert!(annotation(&node(other), "d", &summary).is_some(), "{other}");
+        }
     }
 }

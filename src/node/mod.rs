@@ -8,6 +8,7 @@
 
 mod labels;
 mod own_labels;
+mod summary;
 mod taint;
 
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use own_labels::{NodeLabels, NodeSelection, OwnLabels};
+pub use summary::CacheSummary;
 
 use crate::cache::Cache;
 use crate::kubernetes::{ApiFailure, ApiServer, path};

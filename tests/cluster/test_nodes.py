@@ -1,5 +1,7 @@
 """The driver's changes to its Node object."""
 
+import json
+
 import pytest
 from kube import RELEASE, apply, driver_pod, get, inline, kubectl, pod
 from node import API, NODE, PKI, run, until
@@ -44,7 +46,15 @@ def test_a_node_plugin_labels_its_own_node_and_may_change_no_other(team, store, 
         until("the policy", lambda: "the node plugin may change its own node and no other"
               in as_the_plugin(*patch, "other", fails=True))
         as_the_plugin(*patch, NODE)
+        # One view over all nodes, with the rights of the Controller.
+        view = kubectl("--namespace", RELEASE, "exec", "deploy/oci-model-csi-controller", "--container", "driver",
+                       "--", "oci-model-csi", "nodes", "--output", "json")
+        shown = {one["node"]: one for one in json.loads(view)}
+        assert "labelled" in [model["name"].split(".")[0] for model in shown[NODE]["models"]]
+        assert shown[NODE]["registered"] and shown[NODE]["cache"]["models"] >= 1
+        assert not shown["other"]["registered"] and shown["other"]["cache"] is None
     finally:
         helm.install()
         kubectl("delete", "node", "other", "--timeout=30s")
         kubectl("label", "node", NODE, "e2e.example/mine-", *(f"{label}-" for label in labels()))
+        kubectl("annotate", "node", NODE, "oci-model-csi.dev/cache-")

@@ -24,6 +24,7 @@ mod events;
 mod faults;
 mod fetch;
 mod few_connections;
+mod fleet;
 mod import;
 mod kill_points;
 mod listeners;

@@ -33,7 +33,7 @@ const OTHER_CALLS: [(&str, &str); 19] = [
 ];
 
 /// Files and directories without messages.
-const OTHER_FILES: [(&str, &str); 18] = [
+const OTHER_FILES: [(&str, &str); 19] = [
     ("crates/object-storage/src/oci/diagnosis.rs", "parts of findings"),
     ("src/doctor/", "findings, each with its fix; docs/doctor.md has them"),
     ("src/cli/doctor/show.rs", "output of doctor"),
@@ -42,6 +42,7 @@ const OTHER_FILES: [(&str, &str); 18] = [
     ("src/volume/event_recorder.rs", "events, which docs/events.md has"),
     ("src/cli/cache/show.rs", "output of commands that succeed"),
     ("src/cli/ls/show.rs", "output of a command that succeeds"),
+    ("src/cli/nodes/show.rs", "output of a command that succeeds"),
     ("src/browse/problem.rs", "output of ls, which docs/commands.md describes"),
     ("src/cli/push/show.rs", "output of commands that succeed"),
     ("crates/object-storage/src/oci/sdk_signer.rs", "disagreement of two signers, a bug"),

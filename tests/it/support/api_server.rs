@@ -20,6 +20,8 @@ struct State {
     events: Vec<Value>,
     /// By path.
     objects: BTreeMap<String, Value>,
+    /// Lists, by path.
+    pages: BTreeMap<String, Vec<Vec<Value>>>,
     /// Method and path of every request but those about events.
     requests: Vec<String>,
     /// Everything but events is forbidden.
@@ -50,6 +52,11 @@ impl ApiServer {
     /// Puts an object at a path.
     pub(crate) fn put(&self, path: &str, object: Value) {
         self.state().objects.insert(path.to_owned(), object);
+    }
+
+    /// Puts a list at a path, in pages.
+    pub(crate) fn put_pages(&self, path: &str, pages: Vec<Vec<Value>>) {
+        self.state().pages.insert(path.to_owned(), pages);
     }
 
     /// The object at a path.
@@ -102,7 +109,10 @@ impl ApiServer {
             return refused(403, "the role does not say so");
         }
         let conflicts = state.conflicts;
-        let object = path.split('?').next().unwrap_or(path);
+        let (object, query) = path.split_once('?').unwrap_or((path, ""));
+        if let Some(pages) = state.pages.get(object) {
+            return (200, page(pages, query));
+        }
         let Some(object) = state.objects.get_mut(object) else {
             return refused(404, "no such object");
         };
@@ -168,6 +178,19 @@ impl ApiServer {
             }
         }
     }
+}
+
+/// The page of a list that `continue` names; the first one without it.
+fn page(pages: &[Vec<Value>], query: &str) -> Value {
+    let token = query.split('&').find_map(|pair| pair.strip_prefix("continue="));
+    let number: usize = match token {
+        None | Some("") => 0,
+        // As a client has to send it: a token may have any characters.
+        Some(token) => token.strip_prefix("page%2F").expect("encoded").parse().expect("a number"),
+    };
+    let next =
+        if number + 1 < pages.len() { format!("page/{}", number + 1) } else { String::new() };
+    json!({"items": pages[number], "metadata": {"continue": next}})
 }
 
 /// RFC 7386.
