@@ -361,6 +361,32 @@ def test_tokens_are_sent_as_secrets_where_kubelet_supports_it():
              for version in ("1.34.9", "1.35.0-alpha.1", "v1.35.0-gke.100", "v1.35.4+oke.1")]
     assert there == [None, True, True, True]
     assert "serviceAccountTokenInSecrets" not in spec("1.35.4"), "nothing is asked for"
+    off = spec("1.35.4", *asked, "--set", "csiDriver.serviceAccountTokenInSecrets=false")
+    assert "serviceAccountTokenInSecrets" not in off and off["tokenRequests"] == [{"audience": ""}]
+
+
+def test_fields_of_newer_clusters_are_rendered_where_these_have_them_and_only_if_asked_for():
+    def value(field, kubernetes, *settings):
+        found = chart("--values", BASE, *(word for setting in settings for word in ("--set", setting)),
+                      kubernetes=kubernetes)
+        return only(found, "CSIDriver")["spec"].get(field)
+    prevent, period = "preventPodSchedulingIfMissing", "nodeAllocatableUpdatePeriodSeconds"
+    versions = "1.33.13", "1.34.4", "1.35.4", "v1.36.0-gke.100", "1.37.2"
+    asked = [value(prevent, version, f"csiDriver.{prevent}=true") for version in versions]
+    assert asked == [None, None, None, True, True]
+    assert value(prevent, "1.37.2") is None, "cluster-autoscaler needs a flag for it"
+    asked = [value(period, version, f"csiDriver.{period}=600") for version in versions]
+    assert asked == [None, 600, 600, 600, 600]
+    assert value(period, "1.37.2") is None
+
+
+def test_the_controller_lists_nodes_only_for_the_view_of_all_nodes():
+    def rights(*settings):
+        found = chart("--values", BASE, *(word for setting in settings for word in ("--set", setting)))
+        rules = found["ClusterRole", "oci-model-csi-controller"]["rules"]
+        return {(one, verb) for rule in rules for one in rule["resources"] for verb in rule["verbs"] if "nodes" in one}
+    assert rights() == set()
+    assert rights("node.modelLabels=8") == {("nodes", "list"), ("csinodes", "list")}
 
 
 def test_large_numbers_reach_the_driver_as_they_are():

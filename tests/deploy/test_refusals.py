@@ -85,6 +85,8 @@ SCHEMA = [
      "write a region by name or short code, such as eu-frankfurt-1 or fra"),
     (["config.prefetch={models/phi3-mini}"], 'config.prefetch[0] is "models/phi3-mini": write oci://BUCKET/PREFIX'),
     (["config.prefetch[0].uri=models/phi3-mini"], 'config.prefetch[0].uri is "models/phi3-mini": write oci://BUCKET/PREFIX'),
+    (["csiDriver.nodeAllocatableUpdatePeriodSeconds=5"], "at '/csiDriver/nodeAllocatableUpdatePeriodSeconds': minimum"),
+    (["csiDriver.preventPodSchedulingIfMissing=auto"], "at '/csiDriver/preventPodSchedulingIfMissing': got string, want boolean"),
     (["config.prefetch[0].nodeSelector.pool=gpu"], "at '/config/prefetch/0': missing property 'uri'"),
     (["config.prefetch[0].uri=oci://b/p", "config.prefetch[0].nodeSelecter.pool=gpu"], "additional properties 'nodeSelecter' not allowed"),
     (["config.prefetch[0].uri=oci://b/p", "config.prefetch[0].nodeSelector.pool=a b"],
