@@ -115,7 +115,7 @@ impl App {
 
         let metrics = Arc::new(Metrics::default());
         let (mut watcher, updates) = ConfigWatcher::new(&config, text, &metrics);
-        let shared = SharedParts::build(&args, &config, updates.policy, metrics).await?;
+        let shared = SharedParts::build(&args, &config, mode, updates.policy, metrics).await?;
         let node = match mode {
             Mode::Controller => None,
             Mode::Node | Mode::All => Some(NodeParts::build(&args, &config, &shared)?),
@@ -193,12 +193,13 @@ impl SharedParts {
     async fn build(
         args: &ServiceArgs,
         config: &Config,
+        mode: Mode,
         policy: watch::Receiver<Policy>,
         metrics: Arc<Metrics>,
     ) -> Result<Self> {
         let tasks = TaskTracker::new();
         let shutdown = CancellationToken::new();
-        let connector = args.connect(&config.object_storage, &metrics).await?;
+        let connector = args.connect(config, mode != Mode::Controller, &metrics).await?;
         let pool = ClientPool::new(connector, config.object_storage.buckets.clone());
         let resolver = Resolver::new(pool, (&config.limits).into(), &tasks, &shutdown);
         let kubernetes = args.kubernetes()?;

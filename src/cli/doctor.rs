@@ -111,7 +111,7 @@ pub(super) fn run(args: &DoctorArgs, runtime: Runtime) -> Result<ExitCode> {
         if has_node {
             findings.extend(ask_driver(&node).await);
         }
-        let readable = match storage_view(args, driver.as_ref(), &config, model) {
+        let readable = match storage_view(args, driver.as_ref(), &config, has_node, model) {
             Ok(view) => {
                 let storage = examine_storage(view).await;
                 findings.extend(storage.findings);
@@ -272,6 +272,7 @@ fn storage_view(
     args: &DoctorArgs,
     driver: Option<&ServiceArgs>,
     config: &Config,
+    has_node: bool,
     model: Option<ModelRequest>,
 ) -> Result<StorageView> {
     let default = if driver.is_some() { AuthMethod::InstancePrincipal } else { AuthMethod::Auto };
@@ -279,7 +280,10 @@ fn storage_view(
         driver.map_or_else(|| args.storage.clone(), |driver| args.storage.or(&driver.storage));
     // Without a file the configuration's own default is no choice of anybody.
     let chosen = (driver.is_some() || args.config.is_some()).then_some(&config.object_storage);
-    let settings = flags.settings(chosen, default, &Arc::new(Metrics::default()))?;
+    let mut settings = flags.settings(chosen, default, &Arc::new(Metrics::default()))?;
+    if has_node {
+        settings = settings.coming_from(&config.download);
+    }
     Ok(StorageView {
         settings: settings.impatient()?,
         buckets: config.object_storage.buckets.clone(),

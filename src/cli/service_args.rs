@@ -10,7 +10,7 @@ use tokio_util::task::TaskTracker;
 
 use super::process_limits::parse_heap_limit;
 use super::storage::{self, OkeArgs, StorageArgs};
-use crate::config::{Config, ObjectStorageSection};
+use crate::config::Config;
 use crate::error::Result;
 use crate::kubernetes::{self, Cluster};
 use crate::metrics::Metrics;
@@ -100,11 +100,17 @@ impl ServiceArgs {
     /// Connects the source of models, with the driver's own identity and those of pods.
     pub(super) async fn connect(
         &self,
-        config: &ObjectStorageSection,
+        config: &Config,
+        is_on_node: bool,
         metrics: &Arc<Metrics>,
     ) -> Result<Arc<dyn SourceConnector>> {
         let default_auth = AuthMethod::InstancePrincipal;
-        let mut settings = self.storage.settings(Some(config), default_auth, metrics)?;
+        let section = Some(&config.object_storage);
+        let mut settings = self.storage.settings(section, default_auth, metrics)?;
+        // The Controller shares the file, and is not where the nodes' addresses are.
+        if is_on_node {
+            settings = settings.coming_from(&config.download);
+        }
         self.oke.apply(&mut settings, &self.service_account_dir);
         storage::connect(settings, metrics).await
     }

@@ -31,7 +31,8 @@ pub(super) struct StorageArgs {
     /// Region, such as us-ashburn-1 or iad [default: the instance's, or the profile's]
     #[arg(long, env = "OCI_MODEL_CSI_REGION")]
     region: Option<String>,
-    /// Object Storage endpoint to use instead of the region's
+    /// Object Storage endpoint to use instead of the region's: a URL, dedicated (the namespace's own
+    /// host) or dual-stack (IPv6, too)
     #[arg(long, env = "OCI_MODEL_CSI_OCI_ENDPOINT", value_name = "URL")]
     oci_endpoint: Option<String>,
     /// PEM certificates to trust in addition to the system's
@@ -95,6 +96,13 @@ fn as_invalid(error: StorageError) -> Error {
 }
 
 impl SourceSettings {
+    /// Has requests to Object Storage come from these addresses of this node.
+    #[must_use]
+    pub(super) fn coming_from(mut self, download: &config::Download) -> Self {
+        self.object_storage.source_addresses.clone_from(&download.source_addresses);
+        self
+    }
+
     /// For a diagnosis, which has to say soon what is wrong.
     pub(super) fn impatient(self) -> Result<Settings> {
         let (first, longest) = (Duration::from_millis(250), Duration::from_secs(1));
@@ -130,7 +138,8 @@ impl StorageArgs {
             ("--profile", self.profile.clone()),
             ("--config-file", path(&self.config_file)),
             ("--region", self.region.clone()),
-            ("--endpoint", self.oci_endpoint.clone()),
+            // It has no words for other hosts of a region.
+            ("--endpoint", self.oci_endpoint.clone().filter(|endpoint| endpoint.contains("://"))),
             ("--cert-bundle", path(&self.ca_file)),
         ];
         let given = options.into_iter().filter_map(|(name, value)| Some((name, value?)));
@@ -159,6 +168,8 @@ impl StorageArgs {
         settings.endpoint = self.oci_endpoint.clone().or_else(|| config?.endpoint.clone());
         settings.namespace = config.and_then(|config| config.namespace.clone());
         settings.ca_file = self.ca_file.clone().or_else(|| config?.ca_file.clone());
+        settings.proxy = config.and_then(|config| config.proxy.clone());
+        settings.proxy_ca_file = config.and_then(|config| config.proxy_ca_file.clone());
         settings.config_file.clone_from(&self.config_file);
         settings.profile.clone_from(&self.profile);
         let metrics = Arc::clone(metrics);

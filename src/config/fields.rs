@@ -17,6 +17,7 @@ use crate::download::Verify;
 use crate::model::nearest;
 use crate::resolve::ListedBucket;
 use crate::source::{AuthMethod, RegionName};
+use crate::transport::{AddressRange, Proxy};
 use crate::volume::WarmPageCache;
 use crate::weights::SafetensorsCheck;
 
@@ -250,10 +251,16 @@ where
     if text.is_empty() { Ok(None) } else { text.parse().map(Some).map_err(Error::custom) }
 }
 
+/// Hosts of a region beside the usual one.
+const HOSTS_OF_A_REGION: [&str; 2] = ["dedicated", "dual-stack"];
+
 pub(super) fn endpoint<'de, D: Deserializer<'de>>(input: D) -> Result<Option<String>, D::Error> {
     let text = text(input)?;
     if text.is_empty() {
         return Ok(None);
+    }
+    if HOSTS_OF_A_REGION.contains(&text.as_str()) {
+        return Ok(Some(text));
     }
     let uri = text.parse::<http::Uri>().ok();
     let usable = uri.is_some_and(|uri| {
@@ -264,10 +271,46 @@ pub(super) fn endpoint<'de, D: Deserializer<'de>>(input: D) -> Result<Option<Str
     });
     if !usable {
         return Err(Error::custom(
-            "an endpoint is `https://host` or `https://host:port`, without path or credentials",
+            "an endpoint is `https://host` or `https://host:port`, without path or credentials; or \
+             `dedicated` or `dual-stack`",
         ));
     }
     Ok(Some(text.trim_end_matches('/').to_owned()))
+}
+
+/// A proxy; none if the text is empty. Messages have no part of it: it may have a login.
+pub(super) fn proxy<'de, D: Deserializer<'de>>(input: D) -> Result<Option<Proxy>, D::Error> {
+    let text = text(input)?;
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let parsed = match text.starts_with("http://") || text.starts_with("https://") {
+        true => Proxy::parse(&text, "objectStorage.proxy"),
+        false => Err("the scheme of a proxy must be http or https"),
+    };
+    parsed.map(Some).map_err(|why| {
+        Error::custom(format!(
+            "{why}; a proxy is `http://host:port` or `http://user:password@host:port`"
+        ))
+    })
+}
+
+/// Addresses of this node, or networks that it has some in.
+pub(super) fn source_addresses<'de, D>(input: D) -> Result<Vec<AddressRange>, D::Error>
+where
+    D: Deserializer<'de>,
+{
+    #[derive(Deserialize)]
+    struct SourceAddress(#[serde(deserialize_with = "parsed")] AddressRange);
+    let addresses = Vec::<SourceAddress>::deserialize(input)?.into_iter();
+    let addresses: Vec<AddressRange> = addresses.map(|SourceAddress(range)| range).collect();
+    let of_none = |range: &&AddressRange| {
+        range.single().is_some_and(|address| address.is_unspecified() || address.is_multicast())
+    };
+    match addresses.iter().find(of_none) {
+        Some(range) => Err(Error::custom(format!("`{range}` is not an address of a node"))),
+        None => Ok(addresses),
+    }
 }
 
 /// Reads a bucket with a route of its own.

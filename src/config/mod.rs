@@ -24,6 +24,7 @@ use crate::manage::PrefetchModel;
 use crate::policy::Rule;
 use crate::resolve::{ListedBucket, ResolveLimits};
 use crate::source::{AuthMethod, RegionName, RetryPolicy};
+use crate::transport::{AddressRange, Proxy};
 use crate::volume::WarmPageCache;
 use crate::weights::SafetensorsCheck;
 use crate::{Error, Result, text};
@@ -108,6 +109,10 @@ pub struct Download {
     /// A download that no caller has asked for during this time ends; 1 s to 24 h.
     #[serde(deserialize_with = "fields::abandon_after")]
     pub abandon_after: Duration,
+    /// The addresses of this node that connections to Object Storage take turns over; the
+    /// system's choice if there are none.
+    #[serde(deserialize_with = "fields::source_addresses")]
+    pub source_addresses: Vec<AddressRange>,
 }
 
 /// The `limits` section.
@@ -132,9 +137,16 @@ pub struct ObjectStorageSection {
     /// The region.
     #[serde(deserialize_with = "fields::optional_region")]
     pub region: Option<RegionName>,
-    /// Replaces the region's Object Storage endpoint; without a trailing slash.
+    /// Replaces the region's Object Storage endpoint: a URL without a trailing slash, or the word
+    /// for another host of the region.
     #[serde(deserialize_with = "fields::endpoint")]
     pub endpoint: Option<String>,
+    /// The proxy in place of those that the environment names.
+    #[serde(deserialize_with = "fields::proxy")]
+    pub proxy: Option<Proxy>,
+    /// Certificates to trust where a proxy is used; absolute.
+    #[serde(deserialize_with = "fields::file")]
+    pub proxy_ca_file: Option<PathBuf>,
     /// The namespace of buckets that name none.
     #[serde(deserialize_with = "fields::optional_name")]
     pub namespace: Option<String>,
@@ -196,6 +208,7 @@ impl Default for Download {
             max_models: 4,
             verify: Verify::Always,
             abandon_after: Duration::from_secs(600),
+            source_addresses: Vec::new(),
         }
     }
 }
@@ -213,6 +226,8 @@ impl Default for ObjectStorageSection {
             auth: AuthMethod::InstancePrincipal,
             region: None,
             endpoint: None,
+            proxy: None,
+            proxy_ca_file: None,
             namespace: None,
             ca_file: None,
             buckets: Vec::new(),
@@ -265,6 +280,7 @@ impl Config {
         whole::check_not_empty(text, file)?;
         let config = serde_saphyr::from_str(text).map_err(|e| report::explain(file, text, &e))?;
         whole::check_rules(text, file)?;
+        whole::check_login(text, &config, file)?;
         Ok(config)
     }
 }

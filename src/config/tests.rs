@@ -89,6 +89,9 @@ fn every_default_is_the_documented_one() {
     assert_eq!(config.object_storage.endpoint, None);
     assert_eq!(config.object_storage.namespace, None);
     assert_eq!(config.object_storage.ca_file, None);
+    assert_eq!(config.object_storage.proxy, None);
+    assert_eq!(config.object_storage.proxy_ca_file, None);
+    assert_eq!(config.download.source_addresses, []);
     assert_eq!(config.object_storage.buckets, []);
     assert_eq!(config.policy.rules, []);
     assert!(config.serve_stale_on_outage);
@@ -336,6 +339,9 @@ fn a_wrong_value_is_refused_with_line_key_and_what_would_be_right() {
         ("objectStorage: {endpoint: objectstorage.example}", "endpoint", "https://host"),
         ("objectStorage: {endpoint: 'ftp://host'}", "endpoint", "https://host"),
         ("objectStorage: {endpoint: 'https://host/n/x'}", "endpoint", "without path"),
+        ("objectStorage: {proxy: 'proxy:3128'}", "proxy", "http://host:port"),
+        ("objectStorage: {proxyCaFile: ca.pem}", "proxyCaFile", "absolute path"),
+        ("download: {sourceAddresses: 10.0.0.1}", "sourceAddresses", "a list is expected"),
         ("objectStorage: {caFile: ca.pem}", "caFile", "absolute path"),
         ("objectStorage: {buckets: [{name: ''}]}", "name", "letters, digits"),
         ("objectStorage: {buckets: [{name: a, auth: key}]}", "auth", "api_key"),
@@ -347,6 +353,57 @@ fn a_wrong_value_is_refused_with_line_key_and_what_would_be_right() {
         messages.push(format!("{line}\n    {message}"));
     }
     insta::assert_snapshot!(messages.join("\n"));
+}
+
+#[test]
+fn hosts_of_a_region_proxies_and_source_addresses_are_read() {
+    for endpoint in ["dedicated", "dual-stack"] {
+        let config = parse(&format!("objectStorage: {{endpoint: {endpoint}}}\n"));
+        assert_eq!(config.object_storage.endpoint.as_deref(), Some(endpoint));
+    }
+    let config = parse("objectStorage: {proxy: 'http://u:p@proxy:3128', proxyCaFile: /ca.pem}\n");
+    let proxy = config.object_storage.proxy.unwrap();
+    assert_eq!((proxy.address(), proxy.named_by()), ("proxy:3128", "objectStorage.proxy"));
+    let config = parse("download: {sourceAddresses: [10.0.0.7, 10.1.0.0/16, 'fd00::/64']}\n");
+    let ranges = config.download.source_addresses.iter().map(ToString::to_string);
+    assert!(ranges.eq(["10.0.0.7", "10.1.0.0/16", "fd00::/64"]));
+    for (address, why) in
+        [("eth1", "an IP address or network"), ("0.0.0.0", "an address of a node")]
+    {
+        let message = error(&format!("download: {{sourceAddresses: [{address}]}}"));
+        assert_all_in(&message, &["line 1", &format!("`{address}` is not {why}")]);
+    }
+}
+
+#[test]
+fn the_login_of_a_proxy_is_neither_repeated_nor_recorded() {
+    for proxy in [
+        "socks5://me:hunter2@p:1",
+        "me:hunter2@p:1",
+        "http://me:hunter2@p:1/x",
+        "http://me:hunter2@p:x",
+    ] {
+        let message = error(&format!("objectStorage: {{proxy: '{proxy}'}}"));
+        assert_all_in(&message, &["line 1", "proxy: ", "http://user:password@host:port"]);
+        assert!(!message.contains("hunter"), "{message}");
+    }
+    let text = "objectStorage: {auth: none, proxy: 'http://me:hunter2@p:1'}\nprefetch: []\n";
+    let config = parse(text);
+    assert!(!format!("{config:?}").contains("hunter2"), "{config:?}");
+    let recorded = RecordedConfig::new(&config, text);
+    let recorded_text = serde_json::to_string(&recorded).unwrap();
+    assert!(!recorded_text.contains("hunter2") && recorded_text.contains("LOGIN@p:1"));
+    assert!(recorded.restricts(), "its identity is known");
+    recorded.check(&config, text, "config.yaml").unwrap();
+    let cut = "objectStorage: {auth: none, proxy: 'http://me:hunter2@p:1'}\n";
+    recorded.check(&parse(cut), cut, "config.yaml").unwrap();
+    let cut = "download: {}\n";
+    let message = recorded.check(&parse(cut), cut, "config.yaml").unwrap_err().to_string();
+    assert!(message.contains("no auth of objectStorage"), "{message}");
+    // A text in which the login cannot be found is refused.
+    let message = error("objectStorage: {proxy: \"http://me:hunt\\u0065r2@p:1\"}");
+    assert_all_in(&message, &["config.yaml", "on one line"]);
+    assert!(!message.contains("hunt"), "{message}");
 }
 
 #[test]

@@ -79,6 +79,30 @@ pub(super) fn check_rules(text: &str, file: &str) -> Result<()> {
     )))
 }
 
+/// Refuses a proxy whose login cannot be kept out of the record of this text.
+pub(super) fn check_login(text: &str, config: &Config, file: &str) -> Result<()> {
+    match login_of(config) {
+        Some(login) if !text.contains(&login) => Err(Error::invalid(format!(
+            "{file}: objectStorage.proxy has a login and is written with line breaks or escapes of \
+             YAML; write the URL as it is on one line"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// The login of the proxy, with the characters around it.
+fn login_of(config: &Config) -> Option<String> {
+    Some(format!("//{}@", config.object_storage.proxy.as_ref()?.secret()?))
+}
+
+/// The text without the login of the proxy. It stays a valid configuration.
+fn without_login(text: &str, config: &Config) -> String {
+    match login_of(config) {
+        Some(login) => text.replace(&login, "//LOGIN@"),
+        None => text.to_owned(),
+    }
+}
+
 /// The keys of a document. A text that does not parse was refused before.
 fn written(text: &str) -> Option<WrittenKeys> {
     serde_saphyr::from_str::<Option<WrittenKeys>>(text).ok().flatten()
@@ -125,17 +149,18 @@ fn ends(text: &str) -> bool {
 pub struct RecordedConfig {
     /// How many rules there are.
     rules: usize,
-    /// The whole text. It contains no secret: an endpoint with a password is refused.
+    /// The whole text but the login of a proxy, so it contains no secret: an endpoint with a
+    /// password is refused.
     text: String,
 }
 
 impl RecordedConfig {
     /// Records a configuration and the text that it was parsed from.
     pub fn new(config: &Config, text: &str) -> Self {
-        Self { rules: config.policy.rules.len(), text: text.to_owned() }
+        Self { rules: config.policy.rules.len(), text: without_login(text, config) }
     }
 
-    /// The text that the configuration was parsed from.
+    /// The text that the configuration was parsed from, without the login of a proxy.
     pub fn text(&self) -> &str {
         &self.text
     }
@@ -172,9 +197,10 @@ impl RecordedConfig {
                  cut off; write it again, or end the file with a line `{END}` if that is meant"
             )));
         }
-        let is_part = !text.is_empty() && text.len() < self.text.len();
-        let is_cut = is_part && self.text.starts_with(text) && !ends(text);
-        if is_cut && next.object_storage != self.identities() {
+        let next = Self::new(next, text);
+        let is_part = !text.is_empty() && next.text.len() < self.text.len();
+        let is_cut = is_part && self.text.starts_with(&next.text) && !ends(text);
+        if is_cut && next.identities() != self.identities() {
             return Err(Error::invalid(format!(
                 "{file} is the beginning of the configuration in force and lacks some of its \
                  objectStorage, as if it was cut off; if that is meant, end it with a line `{END}`"

@@ -190,12 +190,13 @@ impl ApiServer {
     /// # Errors
     /// When its CA cannot be read.
     pub fn new(cluster: &Cluster) -> Result<Self> {
-        let transport = Transport::new(WAITS, cluster.ca_file.as_deref()).map_err(|unusable| {
-            Error::invalid(format!(
-                "{} for the Kubernetes API: {}",
-                unusable.attempted, unusable.why
-            ))
-        })?;
+        let transport =
+            Transport::direct(WAITS, cluster.ca_file.as_deref()).map_err(|unusable| {
+                Error::invalid(format!(
+                    "{} for the Kubernetes API: {}",
+                    unusable.attempted, unusable.why
+                ))
+            })?;
         let url = cluster.url.trim_end_matches('/').to_owned();
         Ok(Self { transport, url, token_file: cluster.token_file.clone() })
     }

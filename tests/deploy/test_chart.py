@@ -502,12 +502,15 @@ def test_metrics_are_read_from_namespaces_with_the_labels_that_are_named():
     assert not [kind for kind, _ in off if kind == "NetworkPolicy"]
 
 
-def test_a_policy_lets_the_configured_endpoint_through():
-    def ports(endpoint):
+def test_a_policy_lets_the_configured_endpoint_and_proxy_through():
+    def ports(value, key="endpoint"):
         found = chart("--values", BASE, "--set", "networkPolicy.egress=true",
-                      "--set", f"config.objectStorage.endpoint={endpoint}")
+                      "--set", f"config.objectStorage.{key}={value}")
         return [port["port"] for port in only(found, "NetworkPolicy")["spec"]["egress"][1]["ports"]]
     assert ports("") == [443, 6443]
     assert ports("http://store.example.com:8080") == [443, 6443, 8080]
     assert ports("http://10.0.0.1") == [443, 6443, 80]
     assert ports("https://store.example.com:443") == [443, 6443]
+    assert ports("dedicated") == ports("dual-stack") == [443, 6443]
+    assert ports("http://proxy.example.com:3128", "proxy") == [443, 6443, 3128]
+    assert ports("http://proxy.example.com", "proxy") == [443, 6443, 80]

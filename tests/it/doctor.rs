@@ -11,6 +11,7 @@ use localstore::{Action, LocalStore, Operation, Rule};
 use crate::support::doctor::{Doctor, SETUPS};
 use crate::support::documents::{read, table};
 use crate::support::models::{BUCKET, PREFIX, put, store_with_phi3};
+use crate::support::proxy::{Behaviour, TestProxy};
 
 /// A store with a model, and a directory for the files of a client.
 fn setup() -> (tempfile::TempDir, LocalStore) {
@@ -143,7 +144,7 @@ fn a_certificate_of_an_unknown_ca_is_named() {
 fn a_page_of_a_proxy_is_no_answer_of_the_service() {
     let (scratch, store) = setup();
     store.faults().add(Rule::new(Action::Page { code: 302 }));
-    Doctor::new(scratch.path(), &store).run().is_of("a proxy that wants a login");
+    Doctor::new(scratch.path(), &store).run().is_of("a portal in place of the service");
 }
 
 #[test]
@@ -214,12 +215,44 @@ fn an_index_without_its_shards_is_named() {
     Doctor::new(scratch.path(), &store).run().is_of("an index without its shards");
 }
 
+/// A doctor at an https endpoint, which it would reach through this proxy.
+fn behind(proxy: &str, scratch: &std::path::Path, store: &LocalStore) -> Doctor {
+    let https = store.endpoint().replace("http://", "https://");
+    Doctor::new(scratch, store).at(&https).and_variable("HTTPS_PROXY", proxy)
+}
+
 #[test]
-fn a_proxy_in_the_environment_is_a_warning() {
+fn a_proxy_that_is_not_there_is_named_with_its_variable() {
     let (scratch, store) = setup();
+    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let found = behind(&format!("http://me:s3cret@{address}"), scratch.path(), &store).run();
+    found.is_of("a proxy that is not there");
+    assert!(!found.stdout.contains("s3cret"), "{}", found.stdout);
+}
+
+#[test]
+fn a_proxy_that_wants_a_login_is_named_with_where_to_write_it() {
+    let (scratch, store) = setup();
+    let answer = "HTTP/1.1 407 X\r\nproxy-authenticate: Basic realm=\"corp\"\r\n\r\n";
+    let proxy = TestProxy::start(Behaviour::Answer(answer), None);
+    let found = behind(&proxy.url(), scratch.path(), &store).run();
+    found.is_of("a proxy that wants a login");
+}
+
+#[test]
+fn the_proxy_of_the_endpoint_is_shown_with_the_reason_and_without_its_login() {
+    let (scratch, store) = setup();
+    let proxy = TestProxy::start(Behaviour::Forward, None);
     let doctor = Doctor::new(scratch.path(), &store);
-    let doctor = doctor.and_variable("HTTPS_PROXY", "http://proxy.example:3128");
-    doctor.run().is_of("`HTTPS_PROXY` is set");
+    let doctor = doctor.and_variable("http_proxy", &proxy.url_with("me:s3cret"));
+    let found = doctor.run();
+    assert_eq!(found.code, 0, "{}", found.stdout);
+    let through = format!("through the proxy {}, which http_proxy names", proxy.address());
+    assert!(found.stdout.contains(&through), "{}", found.stdout);
+    assert!(!found.stdout.contains("s3cret"), "{}", found.stdout);
+    let found = doctor.and_variable("no_proxy", "127.0.0.1").run();
+    let exempt = "is reached directly: 127.0.0.1 in NO_PROXY exempts it";
+    assert!(found.stdout.contains(exempt), "{}", found.stdout);
 }
 
 #[test]

@@ -45,6 +45,7 @@ mod power_loss;
 mod prefetch_list;
 mod priorities;
 mod proto;
+mod proxies;
 mod publish;
 mod push;
 mod push_faults;

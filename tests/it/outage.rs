@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use crate::support::driver::{Driver, Setup};
 use crate::support::kubelet::{Kubelet, Volume};
 use crate::support::models::{BUCKET, PHI3, put};
+use crate::support::proxy::{Behaviour, TestProxy};
 use crate::support::run::{end_to_end, end_to_end_within, figure};
 use crate::support::workloads;
 use futures_util::future::join_all;
@@ -97,6 +98,32 @@ fn without_a_cached_revision_an_unusable_answer_fails_at_once() {
             assert!(message.contains("ListObjects of prefix \"m/\""), "{bucket}: {message}");
             assert!(volume.calls()[0].took < AT_ONCE, "{bucket}: {:?}", volume.calls());
         }
+    });
+}
+
+#[test]
+fn a_proxy_that_begins_to_refuse_is_an_outage_and_its_refusal_is_no_denial() {
+    end_to_end(async |scratch| {
+        let store = LocalStore::builder().start().unwrap();
+        put(&store, "config.json", "{}");
+        let proxy = TestProxy::start(Behaviour::Forward, None);
+        let mut setup = Setup::new(scratch, &store);
+        setup.environment.push(("http_proxy", proxy.url()));
+        let driver = setup.start().await;
+        let kubelet = driver.kubelet();
+        kubelet.inline("1", &PHI3).publish().await.unwrap();
+        for (pod, answer) in [
+            ("2", "HTTP/1.1 407 Proxy Authentication Required\r\ncontent-length: 0\r\n\r\n"),
+            ("3", "HTTP/1.1 302 Found\r\nlocation: http://portal/\r\ncontent-length: 0\r\n\r\n"),
+            ("4", "HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\n<html>"),
+            ("5", ""),
+        ] {
+            proxy.becomes(Behaviour::Answer(answer));
+            let volume = kubelet.inline(pod, &PHI3);
+            volume.publish().await.unwrap();
+            assert!(STALE.contains(&seconds(&volume)), "{answer:?}: {} s", seconds(&volume));
+        }
+        assert_eq!(driver.metric("publish_total{result=\"stale\"}").await, 4);
     });
 }
 

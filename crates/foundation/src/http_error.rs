@@ -15,6 +15,9 @@ const MESSAGE: usize = 300;
 /// The longest code of a service that is quoted.
 const CODE: usize = 60;
 
+/// The longest target of a redirect that is quoted, in characters.
+const TARGET: usize = 200;
+
 /// The longest request id, and the longest header of a proxy, that is quoted.
 const HEADER: usize = 80;
 
@@ -77,6 +80,8 @@ pub struct HttpError {
     pub request_id: Option<String>,
     /// How long the service asks its clients to wait.
     pub retry_after: Option<Duration>,
+    /// Where a redirect leads to, without query and login, from `location`.
+    pub redirect: Option<String>,
     /// The proxy that may have sent it, from `via`.
     via: Option<String>,
 }
@@ -108,6 +113,9 @@ impl HttpError {
             message: None,
             request_id: quoted("opc-request-id"),
             retry_after: retry_after(headers, now),
+            redirect: header_text(headers, "location")
+                .filter(|_| status.is_redirection())
+                .map(redirect_target),
             via: quoted("via"),
         }
     }
@@ -121,12 +129,30 @@ impl HttpError {
     pub fn cause(&self) -> String {
         let reason = self.status.canonical_reason().unwrap_or("refused");
         let cause = excerpt(self.message.as_deref().unwrap_or(reason), MESSAGE);
+        let cause = match &self.redirect {
+            Some(target) => format!("{cause}, a redirect to {target}, which is not followed"),
+            None => cause,
+        };
         // The service's own answers have a code; others come from a server in between.
         match self.via.as_deref().filter(|_| self.code.is_none()) {
             Some(via) => format!("{} (from a proxy: Via: {via})", cause.trim_end_matches('.')),
             None => cause,
         }
     }
+}
+
+/// A redirect's target without what may be secret: its query, its login, and the path of a
+/// pre-authenticated request.
+fn redirect_target(location: &str) -> String {
+    let plain = location.split(['?', '#']).next().unwrap_or_default();
+    let (scheme, rest) = match plain.split_once("//") {
+        Some((scheme, rest)) => (format!("{scheme}//"), rest),
+        None => (String::new(), plain),
+    };
+    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    let path = if path.starts_with("/p/") { "/p/…" } else { path };
+    excerpt(&format!("{scheme}{host}{path}"), TARGET)
 }
 
 /// A header's value that is text and not blank.
@@ -181,6 +207,30 @@ mod tests {
         assert_eq!(cause(&via, "<html>"), "Not Found (from a proxy: Via: 1.1 squid)");
         assert_eq!(cause(&via, r#"{"code":"NoSuchThing","message":"no."}"#), "no.");
         assert_eq!(cause(&HeaderMap::new(), &long).chars().count(), MESSAGE + 1);
+    }
+
+    #[test]
+    fn a_redirect_names_its_target_without_anything_secret() {
+        for (location, target) in [
+            (
+                "https://portal.example.com/login?session=s3cret#top",
+                "https://portal.example.com/login",
+            ),
+            ("http://me:s3cret@portal:8080/", "http://portal:8080/"),
+            ("//portal/x?s3cret", "//portal/x"),
+            ("/login?s3cret", "/login"),
+            ("https://os.example.com/p/s3cret/n/ns/b/b/o/x", "https://os.example.com/p/…"),
+            ("https://os.example.com", "https://os.example.com"),
+        ] {
+            let headers = headers(&[("location", location)]);
+            let now = SystemTime::UNIX_EPOCH;
+            let answer = HttpError::of_text(StatusCode::FOUND, &headers, b"", now);
+            assert_eq!(answer.redirect.as_deref(), Some(target));
+            let cause = answer.cause();
+            assert_eq!(cause, format!("Found, a redirect to {target}, which is not followed"));
+            let created = HttpError::of_text(StatusCode::CREATED, &headers, b"", now);
+            assert_eq!(created.redirect, None);
+        }
     }
 
     #[test]

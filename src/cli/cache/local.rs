@@ -92,6 +92,7 @@ async fn connect(
 ) -> Result<Remote> {
     let object_storage = Some(&config.object_storage);
     let settings = storage.settings(object_storage, AuthMethod::InstancePrincipal, metrics)?;
+    let settings = settings.coming_from(&config.download);
     let connector = storage::connect(settings, metrics).await?;
     let pool = ClientPool::new(connector, config.object_storage.buckets.clone());
     let resolver = Resolver::new(pool, (&config.limits).into(), tasks, shutdown);

@@ -49,7 +49,7 @@ pub struct ReadableObjects {
 
 /// Looks at everything between this machine and the model.
 pub async fn examine(view: StorageView) -> StorageExamination {
-    let mut findings: Vec<Finding> = network::proxy(|name| std::env::var(name).ok());
+    let mut findings: Vec<Finding> = Vec::new();
     let connector = match StorageConnector::connect(view.settings.clone()).await {
         Ok(connector) => Arc::new(connector),
         Err(error) => {
@@ -61,6 +61,7 @@ pub async fn examine(view: StorageView) -> StorageExamination {
     let client = connector.own_client().clone();
     let (identity, principal) = identity::look(&client, &view.settings).await;
     let (reached, location) = network::reach(&client).await;
+    findings.extend(network::proxy(&client, location.as_ref()).await);
     let answering = [Some(identity), location, reached.as_ref().map(network::clock)];
     let answering: Vec<Finding> = answering.into_iter().flatten().collect();
     let usable = answering.iter().all(|finding| finding.severity < Severity::Fault);
@@ -94,7 +95,8 @@ async fn without_identity(settings: Settings) -> Vec<Finding> {
     // Without a region there is nothing to reach.
     let Ok(client) = ObjectStorage::connect(unsigned).await else { return Vec::new() };
     let (reached, location) = network::reach(&client).await;
-    location.into_iter().chain(reached.as_ref().map(network::clock)).collect()
+    let proxy = network::proxy(&client, location.as_ref()).await;
+    proxy.into_iter().chain(location).chain(reached.as_ref().map(network::clock)).collect()
 }
 
 async fn namespace(client: &ObjectStorage) -> (Finding, bool) {

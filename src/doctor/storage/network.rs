@@ -3,9 +3,9 @@
 use std::time::{Duration, SystemTime};
 
 use super::of_storage;
-use crate::doctor::{CheckId, Finding};
+use crate::doctor::{CheckId, Finding, Severity};
 use crate::model::duration_text;
-use crate::oci::{ObjectStorage, Reached};
+use crate::oci::{ObjectStorage, ProxyUse, Reached};
 use crate::source::StorageErrorKind;
 
 /// Object Storage refuses requests whose date is further off. Source: Oracle's "Request
@@ -15,19 +15,28 @@ const ALLOWED_SKEW: Duration = Duration::from_secs(5 * 60);
 /// A skew that NTP would not leave.
 const SUSPICIOUS_SKEW: Duration = Duration::from_secs(30);
 
-/// The variables that other clients take a proxy from.
-const PROXIES: [&str; 4] = ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"];
-
-/// Warns of a proxy that other clients would use.
-pub(super) fn proxy(variable: impl Fn(&str) -> Option<String>) -> Vec<Finding> {
-    let set = PROXIES.into_iter().find(|name| variable(name).is_some_and(|url| !url.is_empty()));
-    let Some(name) = set else { return Vec::new() };
-    vec![Finding::warning(
-        CheckId::Proxy,
-        format!("{name} is set, and this version connects directly: it uses no proxy"),
-        "give the nodes a direct way, such as a service gateway, or --oci-endpoint of a private \
-         endpoint",
-    )]
+/// Says which proxy is between here and Object Storage, and why; nothing if there is none.
+/// `location` is what [`reach`] found.
+pub(super) async fn proxy(client: &ObjectStorage, location: Option<&Finding>) -> Option<Finding> {
+    if location.is_some_and(|finding| finding.severity == Severity::Skipped) {
+        // The region is not known, and asking again takes as long again.
+        return None;
+    }
+    let way = client.way().await.ok()?;
+    let what = match way.proxy {
+        ProxyUse::None => return None,
+        ProxyUse::Through { proxy, named_by } => format!(
+            "{} is reached through the proxy {proxy}, which {named_by} names; the metadata service \
+             and the cluster's own services never are",
+            way.endpoint
+        ),
+        ProxyUse::Exempt { named_by, entry } => format!(
+            "{} is reached directly: {entry} in NO_PROXY exempts it from the proxy that {named_by} \
+             names",
+            way.endpoint
+        ),
+    };
+    Some(Finding::fine(CheckId::Proxy, what))
 }
 
 /// Asks the endpoint for an answer, whichever it is.
@@ -89,7 +98,6 @@ fn skew(ours: SystemTime, theirs: SystemTime) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::doctor::Severity;
 
     #[test]
     fn a_clock_is_a_fault_from_the_skew_on_that_the_service_refuses() {
@@ -104,15 +112,5 @@ mod tests {
             assert_eq!(finding.severity, severity, "{finding:?}");
             assert!(finding.what.contains(words), "{finding:?}");
         }
-    }
-
-    #[test]
-    fn a_proxy_in_the_environment_is_named_and_an_empty_one_is_not() {
-        let with = |set: &'static str, url: &'static str| {
-            proxy(move |name| (name == set).then(|| url.to_owned()))
-        };
-        assert!(with("https_proxy", "http://p:3128")[0].what.contains("https_proxy is set"));
-        assert!(with("HTTPS_PROXY", "").is_empty());
-        assert!(with("NO_PROXY", "*").is_empty());
     }
 }

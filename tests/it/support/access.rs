@@ -13,6 +13,7 @@ use super::driver::BINARY;
 pub(crate) struct Access {
     pub(crate) endpoint: String,
     pub(crate) oci_config: PathBuf,
+    pub(crate) environment: Vec<(&'static str, String)>,
     /// A program, with its arguments, that starts the command.
     pub(crate) through: Vec<&'static str>,
 }
@@ -25,11 +26,12 @@ impl Access {
         Self {
             endpoint: store.endpoint(),
             oci_config: store.write_cli_config(&oci).expect("the oci CLI's file"),
+            environment: Vec::new(),
             through: Vec::new(),
         }
     }
 
-    /// A command without an environment, whose output is read. It is killed when the returned
+    /// A command with no other environment than [`Self::environment`], whose output is read. It is killed when the returned
     /// value is dropped.
     pub(crate) fn command(&self, subcommand: &str) -> Command {
         let mut words = self.through.iter().copied().chain([BINARY]);
@@ -41,6 +43,7 @@ impl Access {
             .arg(&self.oci_config)
             .args(["--oci-endpoint", &self.endpoint])
             .env_clear()
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -42,6 +42,12 @@ impl Fetch {
         self
     }
 
+    /// With a variable of its environment.
+    pub(crate) fn and_variable(mut self, name: &'static str, value: &str) -> Self {
+        self.access.environment.push((name, value.to_owned()));
+        self
+    }
+
     /// Starts the process. It is killed when the returned value is dropped.
     pub(crate) fn spawn(&self) -> Child {
         let mut command = self.access.command("fetch");

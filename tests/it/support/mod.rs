@@ -29,6 +29,7 @@ pub(crate) mod models;
 pub(crate) mod namespace;
 pub(crate) mod pods;
 pub(crate) mod protobuf;
+pub(crate) mod proxy;
 pub(crate) mod push;
 pub(crate) mod random;
 pub(crate) mod run;

@@ -31,6 +31,7 @@ pub struct Builder {
     tenancy: String,
     verify: bool,
     tls: bool,
+    tls_names: Vec<String>,
     ca_file: Option<PathBuf>,
     api_keys: Vec<String>,
     config_files: Vec<PathBuf>,
@@ -55,6 +56,7 @@ impl Default for Builder {
             tenancy: "ocid1.tenancy.oc1..localstore".to_owned(),
             verify: true,
             tls: false,
+            tls_names: Vec::new(),
             ca_file: None,
             api_keys: Vec::new(),
             config_files: Vec::new(),
@@ -125,6 +127,13 @@ impl Builder {
     #[must_use]
     pub fn tls(mut self, tls: bool) -> Self {
         self.tls = tls;
+        self
+    }
+
+    /// Adds a name to the certificate of [`Builder::tls`], for clients that find the server by it.
+    #[must_use]
+    pub fn tls_name(mut self, name: impl Into<String>) -> Self {
+        self.tls_names.push(name.into());
         self
     }
 
@@ -250,7 +259,8 @@ impl Builder {
 
     fn make_tls(&self, scratch: &Path) -> anyhow::Result<Tls> {
         let default = scratch.join("ca.pem");
-        Tls::generate(self.ca_file.as_deref().unwrap_or(&default), self.listen.ip())
+        let ca_file = self.ca_file.as_deref().unwrap_or(&default);
+        Tls::generate(ca_file, self.listen.ip(), &self.tls_names)
     }
 
     fn keys(&self) -> anyhow::Result<Keys> {

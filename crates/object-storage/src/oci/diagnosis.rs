@@ -15,6 +15,7 @@ use super::object_storage::statement_in;
 use super::settings::Settings;
 use crate::http_error::server_time;
 use crate::source::{AuthMethod, Bucket};
+use crate::transport::ProxyChoice;
 
 /// Who signs the requests of a client, as far as this machine knows, by OCIDs.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -56,6 +57,36 @@ pub struct Reached {
     pub time: Option<SystemTime>,
 }
 
+/// How requests reach Object Storage.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceWay {
+    /// `scheme://host[:port]`.
+    pub endpoint: String,
+    /// The proxy between here and there.
+    pub proxy: ProxyUse,
+}
+
+/// Whether a proxy is used, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ProxyUse {
+    /// No key and no variable names one.
+    None,
+    /// It is used.
+    Through {
+        /// `host:port`.
+        proxy: String,
+        /// The key or the variable that names it.
+        named_by: String,
+    },
+    /// `NO_PROXY` exempts the endpoint.
+    Exempt {
+        /// The key or the variable that names the proxy.
+        named_by: String,
+        /// The entry of `NO_PROXY`.
+        entry: String,
+    },
+}
+
 /// What a bucket says of itself to an identity that may read it (`BUCKET_READ`).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -78,13 +109,40 @@ impl ObjectStorage {
         Ok(Principal { expires_at, ..Principal::of_key_id(credential.key_id()) })
     }
 
+    /// How requests reach Object Storage.
+    ///
+    /// # Errors
+    /// Where the region is not known.
+    pub async fn way(&self) -> Result<ServiceWay, StorageError> {
+        let endpoint = self.0.place.endpoint(self.known_namespace()).await?;
+        let uri = endpoint.uri("/").map_err(|error| {
+            StorageError::config("finding the way to Object Storage", error.to_string())
+        })?;
+        let proxy = match self.0.transport.choose(&uri) {
+            ProxyChoice::Direct => ProxyUse::None,
+            ProxyChoice::Through(proxy) => ProxyUse::Through {
+                proxy: proxy.to_string(),
+                named_by: proxy.named_by().to_owned(),
+            },
+            ProxyChoice::Exempt(proxy, entry) => {
+                ProxyUse::Exempt { named_by: proxy.named_by().to_owned(), entry: entry.to_owned() }
+            }
+        };
+        Ok(ServiceWay { endpoint: endpoint.origin(), proxy })
+    }
+
     /// Asks the endpoint for its root, unsigned: every answer shows that it can be reached.
     ///
     /// # Errors
     /// `Unavailable` without an answer.
     pub async fn reach(&self) -> Result<Reached, StorageError> {
-        let endpoint = self.0.place.endpoint().await?;
-        let attempted = format!("reaching Object Storage at {}", endpoint.origin());
+        let endpoint = self.0.place.endpoint(self.known_namespace()).await?;
+        let attempted = match self.0.proxy(&endpoint) {
+            Some(proxy) => {
+                format!("reaching Object Storage at {} through {proxy}", endpoint.origin())
+            }
+            None => format!("reaching Object Storage at {}", endpoint.origin()),
+        };
         let request = endpoint
             .uri("/")
             .and_then(|uri| {

@@ -61,6 +61,10 @@ impl Endpoint {
         self.authority.as_str()
     }
 
+    pub(crate) fn is_https(&self) -> bool {
+        self.scheme == Scheme::HTTPS
+    }
+
     /// `scheme://host[:port]`.
     pub(crate) fn origin(&self) -> String {
         format!("{}://{}", self.scheme, self.authority)

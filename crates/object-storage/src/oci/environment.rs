@@ -1,23 +1,28 @@
-//! The variables of the process environment that Oracle's tools define.
+//! The variables of the process environment that Oracle's tools define, and those of proxies.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// The variables of the process environment that Oracle's tools define; injectable.
+use crate::transport::ProxyRules;
+
+/// The variables of the process environment that Oracle's tools define, and those of proxies;
+/// injectable.
 ///
-/// Values may be secrets (`OCI_CLI_PASSPHRASE`), so `Debug` shows names only.
+/// Values may be secrets (`OCI_CLI_PASSPHRASE`, the login of `HTTPS_PROXY`), so `Debug` shows names only.
 #[derive(Clone, Default)]
 pub struct Environment(BTreeMap<String, String>);
 
 impl Environment {
-    /// The variables `OCI_*`, `HOME` and `KUBERNETES_SERVICE_HOST` of this process; non-Unicode ones are absent.
+    /// The variables `OCI_*`, `HOME`, `KUBERNETES_SERVICE_HOST` and those of proxies of this process;
+    /// non-Unicode ones are absent.
     pub fn process() -> Self {
         std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .filter(|(name, _)| {
                 name.starts_with("OCI_")
                     || matches!(name.as_str(), "HOME" | "KUBERNETES_SERVICE_HOST")
+                    || ProxyRules::is_variable(name)
             })
             .collect()
     }

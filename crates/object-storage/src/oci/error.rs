@@ -3,7 +3,7 @@
 
 use crate::http_error::{HttpError, HttpMeaning};
 pub(crate) use crate::source::{StorageError, StorageErrorKind};
-use crate::transport::{TransportFailure, Unusable};
+use crate::transport::{FailureReason, TransportFailure, Unusable};
 
 impl From<Unusable> for StorageError {
     fn from(unusable: Unusable) -> Self {
@@ -11,15 +11,70 @@ impl From<Unusable> for StorageError {
     }
 }
 
-/// The error for a request without an answer.
+/// The error for a request without an answer. A proxy that refuses gets no second request: its
+/// answer is as unusable as a page in place of the service's.
 pub(crate) fn unanswered(
     kind: StorageErrorKind,
     attempted: impl Into<String>,
     failure: TransportFailure,
 ) -> StorageError {
+    let is_lasting = failure.reason.as_ref().is_some_and(FailureReason::is_lasting);
+    let kind = if is_lasting { StorageErrorKind::Protocol } else { kind };
     StorageError::new(kind, attempted, failure.what)
-        .with_known_remedy(failure.remedy)
+        .with_known_remedy(failure.reason.map(remedy))
         .with_source(failure.cause)
+}
+
+/// What to do about a connection that there is not.
+fn remedy(reason: FailureReason) -> String {
+    match reason {
+        FailureReason::UnknownIssuer { is_proxied: false } => {
+            "name the CA that signed the endpoint's certificate with --ca-file or \
+             objectStorage.caFile"
+                .to_owned()
+        }
+        FailureReason::UnknownIssuer { is_proxied: true } => {
+            "name the CA that signed the endpoint's certificate with --ca-file or \
+             objectStorage.caFile, or that of a proxy that inspects TLS with \
+             objectStorage.proxyCaFile"
+                .to_owned()
+        }
+        FailureReason::WrongName => {
+            "another server answers under this name, or the endpoint is misspelt: write it with a \
+             name that is in its certificate"
+                .to_owned()
+        }
+        FailureReason::ProxyIssuer => {
+            "name the CA that signed the proxy's certificate with objectStorage.proxyCaFile or \
+             --ca-file"
+                .to_owned()
+        }
+        FailureReason::ProxyName { named_by } => {
+            format!("write the proxy in {named_by} with a name that is in its certificate")
+        }
+        FailureReason::ProxyUnreachable { named_by } | FailureReason::ProxyBroken { named_by } => {
+            format!(
+                "check the proxy in {named_by}: its scheme, host and port, whether it runs, and \
+                 that it is reachable from here"
+            )
+        }
+        FailureReason::ProxyLogin { named_by, was_sent } => proxy_login_remedy(&named_by, was_sent),
+        FailureReason::ProxyRefused { server, .. } => format!(
+            "let the proxy connect to {server}, or reach it past the proxy: with NO_PROXY, or \
+             through a service gateway"
+        ),
+    }
+}
+
+/// What to do about a proxy that wants a login.
+pub(crate) fn proxy_login_remedy(named_by: &str, was_sent: bool) -> String {
+    if was_sent {
+        return format!("correct user and password of the proxy in {named_by}: it refuses them");
+    }
+    format!(
+        "write user and password into the proxy in {named_by}: http://USER:PASSWORD@HOST:PORT, \
+         with special characters as %XX"
+    )
 }
 
 /// The error for an answer outside 2xx.

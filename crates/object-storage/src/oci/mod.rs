@@ -39,7 +39,8 @@ mod test_server;
 pub use answer::PrefixListing;
 pub use connector::StorageConnector;
 pub use diagnosis::{
-    BucketFacts, Principal, Reached, key_statement, matching_rule, own_instance, read_statement,
+    BucketFacts, Principal, ProxyUse, Reached, ServiceWay, key_statement, matching_rule,
+    own_instance, read_statement,
 };
 pub use environment::Environment;
 pub use object_storage::{ObjectStorage, Pages};

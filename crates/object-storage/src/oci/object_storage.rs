@@ -6,6 +6,7 @@
 
 mod connect;
 mod exchange;
+mod location;
 mod pages;
 mod remedies;
 mod sink;
@@ -18,8 +19,8 @@ use std::sync::Arc;
 use http::{HeaderMap, HeaderName, Method, StatusCode, header};
 use tokio::sync::OnceCell;
 
-use self::connect::ServiceLocation;
 use self::exchange::UnsignedRequest;
+use self::location::ServiceLocation;
 pub use self::pages::Pages;
 pub(super) use self::remedies::statement_in;
 use super::answer::{self, PrefixListing};
@@ -66,7 +67,7 @@ impl ObjectStorage {
     /// The location of the objects, in stable words for cache keys: the region's name,
     /// or the endpoint's URL where one is configured.
     pub async fn location(&self) -> Result<String, StorageError> {
-        self.0.place.location().await
+        self.0.place.name().await
     }
 
     /// How requests are signed; never `Auto`.
@@ -329,7 +330,7 @@ impl ObjectStorage {
             (_, status) => return Err(broken(format!("unexpected status {status}"))),
         };
         let chunks = self.0.transport.chunks(response.into_body());
-        Ok(ObjectBody::new(head, chunks, length, call.attempted()))
+        Ok(ObjectBody::new(head, chunks, length, self.0.attempted(&call).await))
     }
 }
 

@@ -152,6 +152,19 @@ impl Region {
         format!("https://objectstorage.{}", self.suffix)
     }
 
+    /// The URL of Object Storage under a name that has addresses of IPv6, too.
+    pub fn dual_stack_url(&self) -> String {
+        let (region, domain) = self.suffix.split_once('.').unwrap_or((&self.suffix, FIRST_REALM));
+        format!("https://objectstorage.{region}.ds.oci.{domain}")
+    }
+
+    /// The URL of Object Storage for one namespace; only the first realm has it.
+    pub fn dedicated_url(&self, namespace: &str) -> Option<String> {
+        let (region, domain) = self.suffix.split_once('.')?;
+        (domain == FIRST_REALM)
+            .then(|| format!("https://{namespace}.objectstorage.{region}.oci.customer-oci.com"))
+    }
+
     /// The URL that exchanges an instance's certificate for a token.
     pub fn federation_url(&self) -> String {
         format!("https://auth.{}/v1/x509", self.suffix)

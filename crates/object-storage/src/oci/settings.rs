@@ -8,7 +8,9 @@ use std::time::Duration;
 use super::environment::Environment;
 use super::region::Region;
 use crate::source::{AuthMethod, RegionName, RetryPolicy, StorageError};
-use crate::transport::TransportTimeouts;
+use crate::transport::{
+    AddressRange, Proxy, ProxyRules, Transport, TransportOptions, TransportTimeouts,
+};
 
 /// How long each step may take. There is no limit on a whole body: a slow
 /// transfer is not a stalled one.
@@ -56,12 +58,21 @@ pub struct Settings {
     pub auth: AuthMethod,
     /// The region. The instance principal asks the metadata service.
     pub region: Option<RegionName>,
-    /// `http(s)://host[:port]` instead of the region's.
+    /// `http(s)://host[:port]` instead of the region's host; or the word for another host of the
+    /// region, `dedicated` or `dual-stack`.
     pub endpoint: Option<String>,
     /// The Object Storage namespace instead of the tenancy's own.
     pub namespace: Option<String>,
     /// A PEM bundle to trust in addition to the system's roots.
     pub ca_file: Option<PathBuf>,
+    /// The proxy of all requests to Object Storage and to Oracle's identity service, instead of
+    /// those that `HTTPS_PROXY` and its like name. The metadata service, OKE's identity service and
+    /// the API server are never behind a proxy.
+    pub proxy: Option<Proxy>,
+    /// A PEM bundle to trust where a proxy is used.
+    pub proxy_ca_file: Option<PathBuf>,
+    /// The addresses of this machine that those requests come from.
+    pub source_addresses: Vec<AddressRange>,
     /// The oci CLI's config file instead of `~/.oci/config`.
     pub config_file: Option<PathBuf>,
     /// The profile instead of `DEFAULT`.
@@ -93,6 +104,9 @@ impl Settings {
             endpoint: None,
             namespace: None,
             ca_file: None,
+            proxy: None,
+            proxy_ca_file: None,
+            source_addresses: Vec::new(),
             config_file: None,
             profile: None,
             retry: RetryPolicy::default(),
@@ -127,6 +141,28 @@ impl Settings {
         self.ca_file.clone().or_else(variable)
     }
 
+    /// The connections to Object Storage and to Oracle's identity service. Blocks: it reads files.
+    pub(crate) fn transport(&self) -> Result<Transport, StorageError> {
+        let options = TransportOptions {
+            ca_file: self.ca_file(),
+            proxies: self.proxies()?,
+            proxy_ca_file: self.proxy_ca_file.clone(),
+            source_addresses: self.source_addresses.clone(),
+        };
+        Ok(Transport::new((&self.timeouts).into(), &options)?)
+    }
+
+    /// Which requests go through a proxy.
+    fn proxies(&self) -> Result<ProxyRules, StorageError> {
+        if let Some(proxy) = &self.proxy {
+            return Ok(ProxyRules::always(proxy.clone()));
+        }
+        ProxyRules::of_variables(|name| self.environment.get(name)).map_err(|(name, why)| {
+            StorageError::config(format!("reading the proxy of {name}"), why)
+                .with_remedy("write it as http://HOST:PORT or http://USER:PASSWORD@HOST:PORT")
+        })
+    }
+
     /// The configured value, else the variable's; blank counts as absent in both.
     pub(crate) fn or_variable(&self, chosen: Option<&String>, variable: &str) -> Option<String> {
         chosen
@@ -153,6 +189,8 @@ impl fmt::Debug for Settings {
             .field("ca_file", &self.ca_file)
             .field("config_file", &self.config_file)
             .field("profile", &self.profile)
+            .field("proxy", &self.proxy)
+            .field("source_addresses", &self.source_addresses)
             .finish_non_exhaustive()
     }
 }
@@ -163,8 +201,10 @@ mod tests {
 
     #[test]
     fn debug_shows_no_value_of_the_environment() {
-        let environment = [("OCI_CLI_PASSPHRASE", "hunter2")].into_iter().collect();
-        let settings = Settings { environment, ..Settings::default() };
+        let secrets = [("OCI_CLI_PASSPHRASE", "hunter2"), ("HTTPS_PROXY", "http://u:hunter2@p:1")];
+        let environment = secrets.into_iter().collect();
+        let proxy = Some(Proxy::parse("http://u:hunter2@p:1", "objectStorage.proxy").unwrap());
+        let settings = Settings { proxy, environment, ..Settings::default() };
         assert!(!format!("{settings:?} {:?}", settings.environment).contains("hunter2"));
     }
 

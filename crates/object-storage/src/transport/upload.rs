@@ -12,7 +12,8 @@ use futures_util::stream::BoxStream;
 use http_body_util::Full;
 use hyper::body::{Body, Frame, SizeHint};
 
-use super::{MinimumProgress, TransportFailure};
+use super::body::MinimumProgress;
+use super::failure::TransportFailure;
 
 /// The interval in which a body that is being sent is looked at.
 const LOOK: Duration = Duration::from_secs(1);

@@ -17,7 +17,8 @@ errors would show a regular expression in place of what to write.
 {{- $percent := "(100|[0-9]{1,2})%" -}}
 {{- $bytes := "a number of bytes, or a number with KiB, MiB, GiB or TiB such as 500GiB" -}}
 {{- $digest := "sha256: and 64 hex digits, or leave it empty for the tag" -}}
-{{- $url := "a URL without a path, such as https://store.example.com or http://store.example.com:8080" -}}
+{{- $url := "a URL without a path, such as https://store.example.com or http://store.example.com:8080, or dedicated or dual-stack" -}}
+{{- $endpoint := "^(https?://[^/@]+|dedicated|dual-stack)?$" -}}
 {{- $names := "letters, digits, dots, underscores and hyphens" -}}
 
 {{- include "oci-model-csi.check" (list "imageRegistry" $values.imageRegistry "^([a-z0-9.-]+(:[0-9]+)?(/[a-z0-9._-]+)*)?$" "a registry with its path, such as fra.ocir.io/mytenancy, without https:// and without a slash at its end") -}}
@@ -46,15 +47,23 @@ errors would show a regular expression in place of what to write.
 {{- include "oci-model-csi.check" (list (printf "config.%s" $key) $value (printf "^%s$" $size) $bytes) -}}
 {{- end -}}
 
+{{- range $values.config.download.sourceAddresses -}}
+{{- include "oci-model-csi.check" (list "config.download.sourceAddresses" . "^[0-9a-fA-F.:]+(/[0-9]+)?$" "addresses or networks of the nodes, such as 10.0.1.0/24") -}}
+{{- end -}}
 {{- with $values.config.objectStorage -}}
-{{- include "oci-model-csi.check" (list "config.objectStorage.endpoint" .endpoint "^(https?://[^/@]+)?$" $url) -}}
+{{- include "oci-model-csi.check" (list "config.objectStorage.endpoint" .endpoint $endpoint $url) -}}
+{{- if contains "@" .proxy -}}
+{{- fail "config.objectStorage.proxy has a login, and a ConfigMap is no place for one: put the URL into a Secret, and name it as HTTPS_PROXY in node.env and controller.env (docs/private-networks.md)" -}}
+{{- end -}}
+{{- include "oci-model-csi.check" (list "config.objectStorage.proxy" .proxy "^(https?://[^/@]+)?$" "the URL of a proxy, such as http://proxy.example.com:3128") -}}
+{{- include "oci-model-csi.check" (list "config.objectStorage.proxyCaFile" .proxyCaFile "^(/.*)?$" "the absolute path of a file in the containers, such as /etc/ca/proxy.pem") -}}
 {{- include "oci-model-csi.check" (list "config.objectStorage.caFile" .caFile "^(/.*)?$" "the absolute path of a file in the containers, such as /etc/ca/ca.pem") -}}
 {{- range $number, $bucket := .buckets -}}
 {{- $key := printf "config.objectStorage.buckets[%d]" $number -}}
 {{- include "oci-model-csi.check" (list (printf "%s.name" $key) $bucket.name "^[A-Za-z0-9._-]+$" $names) -}}
 {{- include "oci-model-csi.check" (list (printf "%s.namespace" $key) $bucket.namespace "^[A-Za-z0-9._-]*$" $names) -}}
 {{- include "oci-model-csi.check" (list (printf "%s.region" $key) $bucket.region "^[A-Za-z0-9._-]*$" "a region by name or short code, such as eu-frankfurt-1 or fra") -}}
-{{- include "oci-model-csi.check" (list (printf "%s.endpoint" $key) $bucket.endpoint "^(https?://[^/@]+)?$" $url) -}}
+{{- include "oci-model-csi.check" (list (printf "%s.endpoint" $key) $bucket.endpoint $endpoint $url) -}}
 {{- end -}}
 {{- end -}}
 

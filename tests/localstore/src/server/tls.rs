@@ -20,8 +20,13 @@ pub(crate) struct Tls {
 }
 
 impl Tls {
-    /// A new authority, written to `ca_file`, and a certificate for localhost and this address.
-    pub(crate) fn generate(ca_file: &Path, address: IpAddr) -> anyhow::Result<Self> {
+    /// A new authority, written to `ca_file`, and a certificate for localhost, this address and
+    /// these names.
+    pub(crate) fn generate(
+        ca_file: &Path,
+        address: IpAddr,
+        others: &[String],
+    ) -> anyhow::Result<Self> {
         let authority_key = KeyPair::generate().context("generating the CA's key")?;
         let mut authority = CertificateParams::default();
         authority.distinguished_name.push(DnType::CommonName, "localstore CA");
@@ -35,6 +40,7 @@ impl Tls {
         if !names.contains(&address.to_string()) {
             names.push(address.to_string());
         }
+        names.extend_from_slice(others);
         let mut server = CertificateParams::new(names).context("naming the server")?;
         server.distinguished_name.push(DnType::CommonName, "localhost");
         server.use_authority_key_identifier_extension = true;

@@ -37,7 +37,7 @@ impl Imds {
         let connect = settings.timeouts.metadata_connect;
         let waits = TransportTimeouts { connect, ..TransportTimeouts::from(&settings.timeouts) };
         Ok(Self {
-            transport: Transport::new(waits, settings.ca_file().as_deref())?,
+            transport: Transport::direct(waits, settings.ca_file().as_deref())?,
             base: Endpoint::parse(&base, "the metadata service's URL")?,
             retry: settings.retry.clone(),
         })

@@ -86,7 +86,7 @@ impl Workloads {
             })
             .or_else(|| Some(Path::new(CA_FILE).to_owned()).filter(|file| file.exists()));
         let endpoint = Endpoint::parse_bare(&url, "the endpoint of OKE's identity service")?;
-        let transport = Transport::new((&settings.timeouts).into(), ca_file.as_deref())?;
+        let transport = Transport::direct((&settings.timeouts).into(), ca_file.as_deref())?;
         let exchange = Exchange { endpoint, transport, retry: settings.retry.clone(), clock };
         Ok(Self(Arc::new(WorkloadsInner { exchange: Arc::new(exchange), known: Mutex::default() })))
     }

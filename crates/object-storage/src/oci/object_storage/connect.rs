@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
+use super::location::{EndpointChoice, ServiceRegion};
 use super::{ObjectStorage, ObjectStorageInner};
 use crate::oci::clock::Clock;
-use crate::oci::endpoint::Endpoint;
 use crate::oci::environment::Environment;
 use crate::oci::error::StorageError;
 use crate::oci::identity::Identity;
@@ -18,47 +18,6 @@ use crate::oci::identity::workload::Workloads;
 use crate::oci::region::Region;
 use crate::oci::settings::Settings;
 use crate::source::{AuthMethod, RegionName};
-use crate::transport::Transport;
-
-/// The location of Object Storage.
-#[derive(Clone)]
-pub(in crate::oci) enum ServiceLocation {
-    /// Known from the settings.
-    Fixed { endpoint: Endpoint, location: String },
-    /// In the instance's own region, known after a request to the metadata service.
-    Instance { region: Arc<InstanceRegion> },
-}
-
-impl ServiceLocation {
-    fn chosen(url: &str) -> Result<Self, StorageError> {
-        let endpoint = Endpoint::parse_bare(url, "the Object Storage endpoint")?;
-        let location = endpoint.origin();
-        Ok(Self::Fixed { endpoint, location })
-    }
-
-    fn of_region(region: &Region) -> Result<Self, StorageError> {
-        let what = "the endpoint of the region";
-        let endpoint = Endpoint::parse_bare(&region.object_storage_url(), what)?;
-        Ok(Self::Fixed { endpoint, location: region.name().to_owned() })
-    }
-
-    pub(in crate::oci) async fn endpoint(&self) -> Result<Endpoint, StorageError> {
-        match self {
-            Self::Fixed { endpoint, .. } => Ok(endpoint.clone()),
-            Self::Instance { region } => {
-                let url = region.get().await?.object_storage_url();
-                Endpoint::parse_bare(&url, "the endpoint of the region")
-            }
-        }
-    }
-
-    pub(super) async fn location(&self) -> Result<String, StorageError> {
-        match self {
-            Self::Fixed { location, .. } => Ok(location.clone()),
-            Self::Instance { region } => Ok(region.get().await?.name().to_owned()),
-        }
-    }
-}
 
 impl ObjectStorage {
     /// Checks everything that can be checked without the network.
@@ -78,23 +37,21 @@ impl ObjectStorage {
 }
 
 impl ObjectStorage {
-    /// The same identity at another location: at `endpoint` if there is one,
-    /// else in `region`, else unchanged.
+    /// The same identity at another location: at `endpoint` if that is a URL, else in `region`, or
+    /// at another host of it, else unchanged.
     ///
     /// # Errors
-    /// `Config` when the endpoint is invalid.
+    /// `Config` when the endpoint is invalid, or the region does not have it.
     pub fn at(
         &self,
         region: Option<&RegionName>,
         endpoint: Option<&str>,
     ) -> Result<Self, StorageError> {
-        let place = match (endpoint, region) {
-            (Some(url), _) => ServiceLocation::chosen(url)?,
-            (None, Some(region)) => {
-                ServiceLocation::of_region(&Region::resolve(region, &self.0.environment))?
-            }
-            (None, None) => return Ok(self.clone()),
-        };
+        if endpoint.is_none() && region.is_none() {
+            return Ok(self.clone());
+        }
+        let region = region.map(|region| Region::resolve(region, &self.0.environment));
+        let place = self.0.place.moved(region, endpoint)?;
         Ok(Self(Arc::new(ObjectStorageInner { place, ..ObjectStorageInner::clone(&self.0) })))
     }
 
@@ -113,20 +70,16 @@ impl ObjectStorage {
 }
 
 fn prepare(settings: Settings, clock: Clock) -> Result<ObjectStorageInner, StorageError> {
-    let transport = Transport::new((&settings.timeouts).into(), settings.ca_file().as_deref())?;
+    let transport = settings.transport()?;
     let endpoint = settings.or_variable(settings.endpoint.as_ref(), "OCI_CLI_ENDPOINT");
+    let endpoint = EndpointChoice::parse(endpoint.as_deref())?;
     let region = settings.region_or_variable()?;
     let profile = ProfileSource::new(&settings);
     let (method, chosen) = resolve_auto(&settings, &profile)?;
     let environment = &settings.environment;
-    let fixed = |region: Option<RegionName>| match (&endpoint, region) {
-        (Some(url), _) => ServiceLocation::chosen(url),
-        (None, Some(region)) => ServiceLocation::of_region(&Region::resolve(&region, environment)),
-        (None, None) => Err(StorageError::config(
-            "finding Object Storage",
-            "neither a region nor an endpoint is configured",
-        )
-        .with_remedy("set --region, OCI_CLI_REGION or region= in the profile")),
+    let fixed = |region: Option<RegionName>| {
+        let region = region.map(|region| Region::resolve(&region, environment));
+        endpoint.at(region.map(ServiceRegion::Known))
     };
     let mut workloads = None;
     let (place, identity) = match method {
@@ -154,10 +107,10 @@ fn prepare(settings: Settings, clock: Clock) -> Result<ObjectStorageInner, Stora
                 environment.clone(),
                 Arc::clone(&imds),
             ));
-            let place = if endpoint.is_some() || region.is_some() {
+            let place = if endpoint.is_url() || region.is_some() {
                 fixed(region)?
             } else {
-                ServiceLocation::Instance { region: Arc::clone(&instance) }
+                endpoint.at(Some(ServiceRegion::Instance(Arc::clone(&instance))))?
             };
             let source = InstancePrincipal::new(
                 &settings,
@@ -171,12 +124,12 @@ fn prepare(settings: Settings, clock: Clock) -> Result<ObjectStorageInner, Stora
         AuthMethod::None => (fixed(region)?, None),
         AuthMethod::OkeWorkloadIdentity => {
             let region = resource_region(region, environment)?;
-            let place = if endpoint.is_some() || region.is_some() {
+            let place = if endpoint.is_url() || region.is_some() {
                 fixed(region)?
             } else {
                 let imds = Arc::new(Imds::new(&settings)?);
                 let region = InstanceRegion::new(None, environment.clone(), imds);
-                ServiceLocation::Instance { region: Arc::new(region) }
+                endpoint.at(Some(ServiceRegion::Instance(Arc::new(region))))?
             };
             workloads = Some(Workloads::new(&settings, clock.clone())?);
             (place, None)

@@ -13,13 +13,15 @@ use super::remedies::remedy;
 use crate::http_error::{HttpError, HttpMeaning, header_text};
 use crate::oci::clock::skew_remedy;
 use crate::oci::endpoint::Endpoint;
-use crate::oci::error::{StorageError, StorageErrorKind, refused, storage_kind, unanswered};
+use crate::oci::error::{
+    StorageError, StorageErrorKind, proxy_login_remedy, refused, storage_kind, unanswered,
+};
 use crate::oci::identity::Credential;
 use crate::oci::sign;
 use crate::random;
 use crate::source::{Bucket, UploadBody};
 use crate::text::excerpt;
-use crate::transport::RequestBody;
+use crate::transport::{Proxy, RequestBody};
 
 const USER_AGENT: &str = concat!("oci-model-csi/", env!("CARGO_PKG_VERSION"));
 
@@ -144,7 +146,7 @@ impl ObjectStorageInner {
         call: &UnsignedRequest<'_>,
     ) -> Result<Response<Incoming>, StorageError> {
         self.check_requester(call)?;
-        let endpoint = self.place.endpoint().await?;
+        let endpoint = self.endpoint(call).await?;
         let Some(identity) = &self.identity else {
             let response = self.exchange(call, &endpoint, None, None).await?;
             return self.succeeded(call, &endpoint, response).await;
@@ -182,7 +184,7 @@ impl ObjectStorageInner {
         body: UploadBody,
     ) -> Result<Response<Incoming>, StorageError> {
         self.check_requester(call)?;
-        let endpoint = self.place.endpoint().await?;
+        let endpoint = self.endpoint(call).await?;
         let Some(identity) = &self.identity else {
             let response = self.exchange(call, &endpoint, None, Some(body)).await?;
             return self.succeeded(call, &endpoint, response).await;
@@ -196,6 +198,29 @@ impl ObjectStorageInner {
             return Err(call.error(StorageErrorKind::Unavailable, why));
         }
         self.succeeded(call, &endpoint, response).await
+    }
+
+    /// Where a request is sent.
+    async fn endpoint(&self, call: &UnsignedRequest<'_>) -> Result<Endpoint, StorageError> {
+        self.place.endpoint(call.bucket.map(|bucket| bucket.namespace.as_str())).await
+    }
+
+    /// The proxy between this machine and an endpoint.
+    pub(in crate::oci) fn proxy(&self, endpoint: &Endpoint) -> Option<&Proxy> {
+        self.transport.choose(&endpoint.uri("/").ok()?).proxy()
+    }
+
+    /// What a request attempts, for failures after the head of its answer.
+    pub(super) async fn attempted(&self, call: &UnsignedRequest<'_>) -> String {
+        let endpoint = self.endpoint(call).await.ok();
+        let through = endpoint.and_then(|endpoint| self.proxy(&endpoint).map(through));
+        format!("{}{}", call.attempted(), through.unwrap_or_default())
+    }
+
+    /// As [`attempted`](Self::attempted), with the endpoint's host.
+    fn attempted_at(&self, call: &UnsignedRequest<'_>, endpoint: &Endpoint) -> String {
+        let through = self.proxy(endpoint).map(through).unwrap_or_default();
+        format!("{} at {}{through}", call.attempted(), endpoint.host())
     }
 
     fn check_requester(&self, call: &UnsignedRequest<'_>) -> Result<(), StorageError> {
@@ -250,7 +275,7 @@ impl ObjectStorageInner {
                         Ok(body) => return Ok((parts.headers, body)),
                         Err(failure) => {
                             let kind = StorageErrorKind::Unavailable;
-                            unanswered(kind, call.attempted(), failure)
+                            unanswered(kind, self.attempted(call).await, failure)
                         }
                     }
                 }
@@ -274,7 +299,7 @@ impl ObjectStorageInner {
             observe(call.operation, answer.as_ref().ok().map(|answer| answer.status().as_u16()));
         }
         answer.map_err(|failure| {
-            let attempted = format!("{} at {}", call.attempted(), endpoint.host());
+            let attempted = self.attempted_at(call, endpoint);
             unanswered(StorageErrorKind::Unavailable, attempted, failure)
         })
     }
@@ -307,14 +332,29 @@ impl ObjectStorageInner {
         let remedy = match answer.meaning() {
             HttpMeaning::Unauthenticated => skew_remedy(now, &parts.headers, "Object Storage")
                 .or_else(|| Some(self.unauthenticated_remedy())),
-            HttpMeaning::LoginRequired => Some(login_remedy(&parts.headers, endpoint.host())),
+            HttpMeaning::LoginRequired => Some(self.login_remedy(&parts.headers, endpoint)),
+            _ if answer.redirect.is_some() => Some(REDIRECTED.to_owned()),
             _ => {
                 let (code, workload) = (answer.code.as_deref(), self.workload.as_ref());
                 remedy(kind, code, call.bucket, call.writes(), self.method, workload)
             }
         };
-        let attempted = format!("{} at {}", call.attempted(), endpoint.host());
+        let attempted = self.attempted_at(call, endpoint);
         refused(kind, attempted, answer).with_known_remedy(remedy)
+    }
+
+    fn login_remedy(&self, headers: &HeaderMap, endpoint: &Endpoint) -> String {
+        if let Some(proxy) = self.proxy(endpoint).filter(|_| !endpoint.is_https()) {
+            return proxy_login_remedy(proxy.named_by(), proxy.secret().is_some());
+        }
+        let how = header_text(headers, "proxy-authenticate");
+        let how = how.map(|how| format!(" ({})", excerpt(how, 80))).unwrap_or_default();
+        format!(
+            "a proxy between this node and Object Storage asks for a login{how}: let {} through \
+             without one, exempt it from the proxy, or name the proxy with its login \
+             (objectStorage.proxy, HTTPS_PROXY)",
+            endpoint.host()
+        )
     }
 
     fn unauthenticated_remedy(&self) -> String {
@@ -336,13 +376,12 @@ fn client_request_id() -> String {
     format!("{:032X}", u128::from_be_bytes(random::bytes()))
 }
 
-fn login_remedy(headers: &HeaderMap, host: &str) -> String {
-    let how = header_text(headers, "proxy-authenticate");
-    let how = how.map(|how| format!(" ({})", excerpt(how, 80))).unwrap_or_default();
-    format!(
-        "a proxy between this node and Object Storage asks for a login{how}, and this driver has \
-         none for it: let {host} through without one, or exempt it from the proxy"
-    )
+/// What to do about a redirect: Object Storage sends none.
+const REDIRECTED: &str = "a proxy, a portal or another service answers in place of Object Storage: \
+                          check the endpoint, and what is between it and this node";
+
+fn through(proxy: &Proxy) -> String {
+    format!(" through the proxy {proxy}")
 }
 
 #[cfg(test)]

@@ -341,12 +341,17 @@ async fn a_401_without_another_credential_names_the_clock_when_it_is_off() {
 
 #[tokio::test]
 async fn a_redirect_is_not_followed() {
-    let server = TestServer::start(|_, _| {
-        ScriptedAnswer::new(307, "").header("location", "http://127.0.0.1:9/")
-    })
-    .await;
+    let target = TestServer::start(|_, _| ScriptedAnswer::new(200, "")).await;
+    let location = format!("{}/x?token=s3cret", target.url);
+    let server =
+        TestServer::start(move |_, _| ScriptedAnswer::new(307, "").header("location", &location))
+            .await;
     let error = client(&server).await.head_bucket(&bucket()).await.unwrap_err();
     assert_eq!(error.kind(), StorageErrorKind::Protocol);
+    let text = error.to_string();
+    assert!(text.contains(&format!("a redirect to {}/x, which", target.url)), "{text}");
+    assert!(!text.contains("s3cret"), "{text}");
+    assert_eq!((server.seen().len(), target.seen().len()), (1, 0), "one request, and none there");
 }
 
 /// Serves `names` in pages of `page`, as the service does.

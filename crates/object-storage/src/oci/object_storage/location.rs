@@ -1,0 +1,229 @@
+//! Where Object Storage is: at a URL that an administrator wrote, or at a host of a region.
+
+use std::sync::Arc;
+
+use crate::oci::endpoint::Endpoint;
+use crate::oci::error::{StorageError, StorageErrorKind};
+use crate::oci::identity::instance_principal::InstanceRegion;
+use crate::oci::region::Region;
+
+/// The location of Object Storage.
+#[derive(Clone)]
+pub(in crate::oci) enum ServiceLocation {
+    /// At a URL that an administrator wrote.
+    Url(Endpoint),
+    /// In a region.
+    Region { region: ServiceRegion, host: RegionalHost },
+}
+
+/// A region, which may not be known yet.
+#[derive(Clone)]
+pub(in crate::oci) enum ServiceRegion {
+    /// Known from the settings.
+    Known(Region),
+    /// The instance's own, known after a request to the metadata service.
+    Instance(Arc<InstanceRegion>),
+}
+
+/// The host of a region that requests are sent to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::oci) enum RegionalHost {
+    /// The one that all clients use.
+    Public,
+    /// One for each Object Storage namespace.
+    Dedicated,
+    /// The one with addresses of IPv6, too.
+    DualStack,
+}
+
+/// What is configured as the endpoint.
+pub(super) enum EndpointChoice {
+    Url(Endpoint),
+    Host(RegionalHost),
+}
+
+impl EndpointChoice {
+    /// Reads a URL, or the word for a host of the region; without a text it is the public one.
+    pub(super) fn parse(text: Option<&str>) -> Result<Self, StorageError> {
+        Ok(match text {
+            None => Self::Host(RegionalHost::Public),
+            Some("dedicated") => Self::Host(RegionalHost::Dedicated),
+            Some("dual-stack") => Self::Host(RegionalHost::DualStack),
+            Some(url) => Self::Url(Endpoint::parse_bare(url, "the Object Storage endpoint")?),
+        })
+    }
+
+    pub(super) fn is_url(&self) -> bool {
+        matches!(self, Self::Url(_))
+    }
+
+    /// The location, of which only a URL needs no region.
+    pub(super) fn at(
+        &self,
+        region: Option<ServiceRegion>,
+    ) -> Result<ServiceLocation, StorageError> {
+        let place = match (self, region) {
+            (Self::Url(url), _) => return Ok(ServiceLocation::Url(url.clone())),
+            (Self::Host(host), Some(region)) => ServiceLocation::Region { region, host: *host },
+            (Self::Host(_), None) => {
+                return Err(StorageError::config(
+                    "finding Object Storage",
+                    "neither a region nor an endpoint is configured",
+                )
+                .with_remedy("set --region, OCI_CLI_REGION or region= in the profile"));
+            }
+        };
+        // Whether the region has this host; its namespace does not matter.
+        if let ServiceLocation::Region { region: ServiceRegion::Known(region), host } = &place {
+            host.endpoint(region, Some("n"))?;
+        }
+        Ok(place)
+    }
+}
+
+impl ServiceRegion {
+    async fn get(&self) -> Result<&Region, StorageError> {
+        match self {
+            Self::Known(region) => Ok(region),
+            Self::Instance(region) => region.get().await,
+        }
+    }
+}
+
+impl RegionalHost {
+    /// The endpoint of requests for a namespace; those for none go to the public host, which
+    /// answers what the tenancy's own namespace is.
+    fn endpoint(self, region: &Region, namespace: Option<&str>) -> Result<Endpoint, StorageError> {
+        let url = match (self, namespace) {
+            (Self::Public, _) | (Self::Dedicated, None) => region.object_storage_url(),
+            (Self::DualStack, _) => region.dual_stack_url(),
+            (Self::Dedicated, Some(namespace)) => dedicated_url(region, namespace)?,
+        };
+        Endpoint::parse_bare(&url, "the endpoint of the region")
+    }
+}
+
+fn dedicated_url(region: &Region, namespace: &str) -> Result<String, StorageError> {
+    let attempted = format!("finding the dedicated endpoint of namespace {namespace:?}");
+    // It becomes a label of a host name.
+    let is_label = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    if namespace.is_empty() || !namespace.bytes().all(is_label) {
+        let why = "a namespace has only letters, digits, hyphens and underscores";
+        return Err(StorageError::new(StorageErrorKind::Invalid, attempted, why));
+    }
+    region.dedicated_url(namespace).ok_or_else(|| {
+        StorageError::config(attempted, format!("{region} is in a realm without such endpoints"))
+            .with_remedy("leave the endpoint empty, or write its URL")
+    })
+}
+
+impl ServiceLocation {
+    /// The endpoint of requests for this namespace, or for none.
+    pub(in crate::oci) async fn endpoint(
+        &self,
+        namespace: Option<&str>,
+    ) -> Result<Endpoint, StorageError> {
+        match self {
+            Self::Url(endpoint) => Ok(endpoint.clone()),
+            Self::Region { region, host } => host.endpoint(region.get().await?, namespace),
+        }
+    }
+
+    /// The location in stable words: all hosts of a region have the same objects.
+    pub(super) async fn name(&self) -> Result<String, StorageError> {
+        match self {
+            Self::Url(endpoint) => Ok(endpoint.origin()),
+            Self::Region { region, .. } => Ok(region.get().await?.name().to_owned()),
+        }
+    }
+
+    /// The region at the same kind of host as this one, or as `endpoint` says; or that URL.
+    pub(super) fn moved(
+        &self,
+        region: Option<Region>,
+        endpoint: Option<&str>,
+    ) -> Result<Self, StorageError> {
+        let (own, host) = match self {
+            Self::Url(_) => (None, RegionalHost::Public),
+            Self::Region { region, host } => (Some(region.clone()), *host),
+        };
+        let choice = match endpoint {
+            Some(text) => EndpointChoice::parse(Some(text))?,
+            None => EndpointChoice::Host(host),
+        };
+        choice.at(region.map(ServiceRegion::Known).or(own))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oci::Environment;
+
+    fn region(name: &str) -> Region {
+        Region::resolve(&name.parse().unwrap(), &Environment::empty())
+    }
+
+    fn place(endpoint: Option<&str>, name: &str) -> Result<ServiceLocation, StorageError> {
+        EndpointChoice::parse(endpoint)?.at(Some(ServiceRegion::Known(region(name))))
+    }
+
+    async fn origin(place: &ServiceLocation, namespace: Option<&str>) -> String {
+        place.endpoint(namespace).await.unwrap().origin()
+    }
+
+    #[tokio::test]
+    async fn the_dedicated_host_is_that_of_the_namespace_of_each_request() {
+        let place = place(Some("dedicated"), "iad").unwrap();
+        let of = async |namespace| origin(&place, namespace).await;
+        let host = "objectstorage.us-ashburn-1.oci.customer-oci.com";
+        assert_eq!(of(Some("axtenancy")).await, format!("https://axtenancy.{host}"));
+        assert_eq!(of(Some("Other_1")).await, format!("https://other_1.{host}"));
+        // The namespace of the tenancy is asked for where it need not be known.
+        assert_eq!(of(None).await, "https://objectstorage.us-ashburn-1.oraclecloud.com");
+        assert_eq!(place.name().await.unwrap(), "us-ashburn-1", "the cache stays as it is");
+    }
+
+    #[tokio::test]
+    async fn a_namespace_cannot_lead_to_another_host() {
+        let place = place(Some("dedicated"), "iad").unwrap();
+        for namespace in ["", "a.b", "evil.example.com/", "a@b", "a:1", "a/", "ä"] {
+            let error = place.endpoint(Some(namespace)).await.unwrap_err();
+            assert_eq!(error.kind(), StorageErrorKind::Invalid, "{namespace}");
+        }
+    }
+
+    #[test]
+    fn a_realm_without_dedicated_endpoints_is_an_error_at_the_start() {
+        let Err(error) = place(Some("dedicated"), "eu-frankfurt-2") else { panic!("accepted") };
+        assert_eq!(error.kind(), StorageErrorKind::Config);
+        let text = error.to_string();
+        assert!(text.contains("eu-frankfurt-2 is in a realm without such endpoints"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn a_dual_stack_host_is_that_of_any_realm() {
+        for (name, host) in [
+            ("iad", "objectstorage.us-ashburn-1.ds.oci.oraclecloud.com"),
+            ("eu-frankfurt-2", "objectstorage.eu-frankfurt-2.ds.oci.oraclecloud.eu"),
+        ] {
+            let place = place(Some("dual-stack"), name).unwrap();
+            assert_eq!(origin(&place, Some("n")).await, format!("https://{host}"));
+        }
+    }
+
+    #[tokio::test]
+    async fn another_region_has_the_same_kind_of_host_unless_its_own_is_named() {
+        let own = place(Some("dedicated"), "iad").unwrap();
+        let of = async |place: ServiceLocation| origin(&place, Some("n")).await;
+        let moved = own.moved(Some(region("phx")), None).unwrap();
+        assert_eq!(of(moved).await, "https://n.objectstorage.us-phoenix-1.oci.customer-oci.com");
+        let moved = own.moved(Some(region("phx")), Some("dual-stack")).unwrap();
+        assert_eq!(of(moved).await, "https://objectstorage.us-phoenix-1.ds.oci.oraclecloud.com");
+        let moved = own.moved(None, Some("https://private.example.com")).unwrap();
+        assert_eq!(of(moved.clone()).await, "https://private.example.com");
+        assert!(moved.moved(None, Some("dedicated")).is_err(), "a URL has no region");
+        let moved = moved.moved(Some(region("phx")), None).unwrap();
+        assert_eq!(of(moved).await, "https://objectstorage.us-phoenix-1.oraclecloud.com");
+    }
+}

@@ -1,0 +1,192 @@
+//! How requests fail: before the head of their answer, or within its body.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::sync::Arc;
+
+use http::StatusCode;
+
+use crate::error::Cause;
+use crate::text::shown;
+
+/// The longest chain of causes that is quoted, in characters.
+const CAUSES: usize = 300;
+
+/// How a request failed: before the head of its answer, or within its body.
+#[derive(Debug)]
+pub struct TransportFailure {
+    /// What was attempted, and how it failed.
+    pub what: String,
+    /// What is at fault, where that is known.
+    pub reason: Option<FailureReason>,
+    /// The error of the library below, where it is one.
+    pub cause: Option<Cause>,
+}
+
+/// What is at fault when there is no connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FailureReason {
+    /// A CA that is not trusted signed the server's certificate.
+    UnknownIssuer {
+        /// Whether the connection goes through a proxy, which may have made the certificate.
+        is_proxied: bool,
+    },
+    /// The server's certificate is for other names.
+    WrongName,
+    /// A CA that is not trusted signed the certificate of an https proxy.
+    ProxyIssuer,
+    /// The certificate of an https proxy is for other names.
+    ProxyName {
+        /// Where the proxy is named: a key or a variable.
+        named_by: String,
+    },
+    /// There is no connection to the proxy.
+    ProxyUnreachable {
+        /// Where the proxy is named: a key or a variable.
+        named_by: String,
+    },
+    /// The proxy answered neither with a tunnel nor with a refusal, or not at all.
+    ProxyBroken {
+        /// Where the proxy is named: a key or a variable.
+        named_by: String,
+    },
+    /// The proxy wants a login (407).
+    ProxyLogin {
+        /// Where the proxy is named: a key or a variable.
+        named_by: String,
+        /// Whether one was sent, and refused.
+        was_sent: bool,
+    },
+    /// The proxy refused to connect to the server.
+    ProxyRefused {
+        /// Its answer.
+        status: StatusCode,
+        /// `host:port` of the server.
+        server: String,
+    },
+}
+
+impl FailureReason {
+    /// Whether the same request fails again until someone changes a setting.
+    pub fn is_lasting(&self) -> bool {
+        match self {
+            Self::ProxyLogin { .. } => true,
+            Self::ProxyRefused { status, .. } => {
+                !status.is_server_error()
+                    && !matches!(
+                        *status,
+                        StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS
+                    )
+            }
+            _ => false,
+        }
+    }
+}
+
+impl TransportFailure {
+    pub(super) fn new(what: String) -> Self {
+        Self { what, reason: None, cause: None }
+    }
+
+    /// The failure of a whole exchange; `is_proxied` where it went through a proxy.
+    pub(super) fn of_exchange(error: hyper_util::client::legacy::Error, is_proxied: bool) -> Self {
+        let what = causes(&error);
+        let reason = reason_of(&error).or_else(|| certificate_reason(&what, is_proxied));
+        let what = if error.is_connect() {
+            format!("no connection: {what}")
+        } else {
+            format!("the exchange broke off: {what}")
+        };
+        Self { what, reason, cause: Some(Arc::new(error)) }
+    }
+}
+
+/// What is wrong with the certificate of a server, by the words of rustls.
+fn certificate_reason(what: &str, is_proxied: bool) -> Option<FailureReason> {
+    if what.contains(UNKNOWN_ISSUER) {
+        return Some(FailureReason::UnknownIssuer { is_proxied });
+    }
+    is_of_another_name(what).then_some(FailureReason::WrongName)
+}
+
+const UNKNOWN_ISSUER: &str = "UnknownIssuer";
+
+fn is_of_another_name(what: &str) -> bool {
+    what.contains("NotValidForName") || what.contains("not valid for name")
+}
+
+/// A failure on the way to a server, before TLS with it.
+#[derive(Debug)]
+pub(super) struct HopFailure {
+    what: String,
+    reason: Option<FailureReason>,
+    source: Option<Box<dyn StdError + Send + Sync>>,
+}
+
+impl HopFailure {
+    pub(super) fn new(what: String, reason: Option<FailureReason>) -> Self {
+        Self { what, reason, source: None }
+    }
+
+    pub(super) fn caused_by(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// There is no connection to the proxy that `named_by` names.
+    pub(super) fn to_proxy(
+        what: String,
+        named_by: &str,
+        source: Box<dyn StdError + Send + Sync>,
+    ) -> Self {
+        let said = format!("{source}: {}", causes(source.as_ref()));
+        let named_by = named_by.to_owned();
+        let reason = if said.contains(UNKNOWN_ISSUER) {
+            FailureReason::ProxyIssuer
+        } else if is_of_another_name(&said) {
+            FailureReason::ProxyName { named_by }
+        } else {
+            FailureReason::ProxyUnreachable { named_by }
+        };
+        Self::new(what, Some(reason)).caused_by(source)
+    }
+}
+
+impl fmt::Display for HopFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.what)
+    }
+}
+
+impl StdError for HopFailure {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.source.as_deref().map(|source| source as &(dyn StdError + 'static))
+    }
+}
+
+/// The reason that a [`HopFailure`] among the causes names.
+fn reason_of(error: &dyn StdError) -> Option<FailureReason> {
+    let mut next = error.source();
+    while let Some(cause) = next {
+        if let Some(hop) = cause.downcast_ref::<HopFailure>() {
+            return hop.reason.clone();
+        }
+        next = cause.source();
+    }
+    None
+}
+
+/// The causes below the library's own wrapper, innermost last.
+pub(super) fn causes(error: &dyn StdError) -> String {
+    let mut texts: Vec<String> = Vec::new();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let text = cause.to_string();
+        if texts.last().is_none_or(|last| !last.contains(&text)) {
+            texts.push(text);
+        }
+        next = cause.source();
+    }
+    let text = if texts.is_empty() { error.to_string() } else { texts.join(": ") };
+    shown(&text, CAUSES)
+}
