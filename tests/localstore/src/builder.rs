@@ -9,7 +9,7 @@ use anyhow::{Context as _, bail};
 use tempfile::TempDir;
 
 use crate::auth::config_file::{self, ApiKey};
-use crate::auth::{Access, Cluster, Identity, Instance, Keys};
+use crate::auth::{Access, Cluster, Identity, Instance, Keys, Pars};
 use crate::faults::Faults;
 use crate::objects::Catalog;
 use crate::server::{Buffers, Tls};
@@ -247,6 +247,8 @@ impl Builder {
             max_page: self.max_page,
             catalog,
             keys: self.keys()?,
+            pars: Pars::default(),
+            tls: self.tls,
             identity: Identity::new(self.instance(), self.token_ttl, self.rotate_leaf_every),
             cluster: self.cluster()?,
             faults: Faults::default(),

@@ -37,6 +37,32 @@ pub(crate) fn rfc3339(time: SystemTime) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hours:02}:{minutes:02}:{seconds:02}.{fraction:03}Z")
 }
 
+/// A time of RFC 3339, with `Z` or an offset; parts of a second are ignored.
+pub(crate) fn parse_rfc3339(text: &str) -> Option<SystemTime> {
+    let number = |range: std::ops::Range<usize>| text.get(range)?.parse::<i64>().ok();
+    let (year, month, day) = (number(0..4)?, number(5..7)?, number(8..10)?);
+    let (hours, minutes, seconds) = (number(11..13)?, number(14..16)?, number(17..19)?);
+    let zone = text.get(19..)?.trim_start_matches(|c: char| c == '.' || c.is_ascii_digit());
+    let offset = match zone {
+        "Z" | "z" => 0,
+        _ => {
+            let sign = if zone.starts_with('-') { -1 } else { 1 };
+            let (hours, minutes) = zone.get(1..)?.split_once(':')?;
+            sign * (hours.parse::<i64>().ok()? * 60 + minutes.parse::<i64>().ok()?)
+        }
+    };
+    // Days from years that start in March, the inverse of `civil_date`.
+    let year = if month <= 2 { year - 1 } else { year };
+    let era = year.div_euclid(400);
+    let year_of_era = year.rem_euclid(400);
+    let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
+    let days = era * 146_097 + year_of_era * 365 + year_of_era / 4 - year_of_era / 100
+        + day_of_year
+        - 719_468;
+    let seconds = days * 86_400 + hours * 3600 + (minutes - offset) * 60 + seconds;
+    Some(UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).ok()?))
+}
+
 /// Year, month and day of a number of days since 1970-01-01, by counting in
 /// years that start in March, so that the leap day is the last of its year.
 fn civil_date(days_since_1970: u64) -> (u64, u64, u64) {
@@ -64,6 +90,12 @@ mod tests {
             (1_798_761_599_999, "2026-12-31T23:59:59.999Z"),
         ] {
             assert_eq!(rfc3339(from_unix_millis(millis)), text);
+            let parsed = parse_rfc3339(text).unwrap();
+            assert_eq!(unix_millis(parsed), millis / 1000 * 1000, "{text}");
         }
+        let of = |text| parse_rfc3339(text).map(unix_secs);
+        assert_eq!(of("1970-01-02T01:00:00+01:00"), Some(86_400));
+        assert_eq!(of("1970-01-01T23:30:00.5-00:30"), Some(86_400));
+        assert_eq!((of("tomorrow"), of("")), (None, None));
     }
 }

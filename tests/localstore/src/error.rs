@@ -65,6 +65,16 @@ impl ApiError {
         )
     }
 
+    /// The one answer to a pre-authenticated request that is unknown, has expired, or does not
+    /// permit what is asked for.
+    pub(crate) fn par_not_found() -> Self {
+        Self::new(
+            StatusCode::NOT_FOUND,
+            "NotAuthorizedOrNotFound",
+            "PAR does not exist, has expired, or does not permit this",
+        )
+    }
+
     pub(crate) fn upload_not_found(upload_id: &str) -> Self {
         Self::new(
             StatusCode::NOT_FOUND,

@@ -56,4 +56,4 @@ pub use faults::{Action, Faults, Match, Rule, RuleState};
 pub use objects::{PublicAccess, PutOptions, Source, StorageTier, synthetic_bytes};
 pub use route::Operation;
 pub use stats::{RequestRecord, Stats};
-pub use store::LocalStore;
+pub use store::{LocalStore, UserKey};

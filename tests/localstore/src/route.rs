@@ -53,6 +53,14 @@ pub enum Operation {
     AbortUpload,
     /// RestoreObjects.
     Restore,
+    /// CreatePreauthenticatedRequest.
+    CreatePar,
+    /// ListPreauthenticatedRequests.
+    ListPars,
+    /// GetPreauthenticatedRequest.
+    GetPar,
+    /// DeletePreauthenticatedRequest.
+    DeletePar,
     /// The instance metadata service.
     Imds,
     /// The identity service's certificate exchange, `POST /v1/x509`.
@@ -84,6 +92,8 @@ pub(crate) struct Target {
     /// The raw path, for the operations that are not Object Storage's.
     pub(crate) path: String,
     pub(crate) query: Query,
+    /// The secret of a pre-authenticated request: `/p/{secret}/n/…`.
+    pub(crate) par: Option<String>,
 }
 
 impl Target {
@@ -96,6 +106,7 @@ impl Target {
             object: String::new(),
             path: path.to_owned(),
             query: Query::default(),
+            par: None,
         }
     }
 
@@ -113,6 +124,11 @@ impl Target {
         } else if path == "/n" || path == "/n/" {
             if method == Method::GET { Operation::GetNamespace } else { Operation::Unknown }
         } else if let Some(rest) = path.strip_prefix("/n/") {
+            target.parse_namespaced(method, rest)?
+        } else if let Some((secret, rest)) =
+            path.strip_prefix("/p/").and_then(|rest| rest.split_once("/n/"))
+        {
+            target.par = Some(decode(secret, "InvalidParameter")?);
             target.parse_namespaced(method, rest)?
         } else {
             Operation::Unknown
@@ -161,6 +177,16 @@ impl Target {
                 "GET" => Operation::ListParts,
                 "POST" => Operation::CommitUpload,
                 "DELETE" => Operation::AbortUpload,
+                _ => Operation::Unknown,
+            },
+            ("b", _, "p", "") => match method {
+                "GET" => Operation::ListPars,
+                "POST" => Operation::CreatePar,
+                _ => Operation::Unknown,
+            },
+            ("b", _, "p", _) => match method {
+                "GET" => Operation::GetPar,
+                "DELETE" => Operation::DeletePar,
                 _ => Operation::Unknown,
             },
             ("b", _, "actions", "restoreObjects") if method == "POST" => Operation::Restore,
@@ -262,6 +288,11 @@ mod tests {
             ("PUT", "/n/ns/b/bk/u/x/y", Op::UploadPart),
             ("POST", "/n/ns/b/bk/u/x", Op::CommitUpload),
             ("POST", "/n/ns/b/bk/actions/restoreObjects", Op::Restore),
+            ("POST", "/n/ns/b/bk/p/", Op::CreatePar),
+            ("GET", "/n/ns/b/bk/p", Op::ListPars),
+            ("DELETE", "/n/ns/b/bk/p/id", Op::DeletePar),
+            ("GET", "/p/secret/n/ns/b/bk/o/", Op::List),
+            ("GET", "/p/secret/n/ns/b/bk/o/x/y", Op::Get),
             ("GET", "/opc/v2/instance/region", Op::Imds),
             ("POST", "/v1/x509", Op::Federation),
             ("POST", "/resourcePrincipalSessionTokens", Op::WorkloadIdentity),

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 
-use crate::auth::{Cluster, Identity, Keys, Subject};
+use crate::auth::{Cluster, Identity, Keys, Pars, Subject};
 use crate::error::ApiResult;
 use crate::faults::Faults;
 use crate::objects::{Bucket, Catalog, PublicAccess};
@@ -22,6 +22,9 @@ pub(crate) struct State {
     pub(crate) max_page: usize,
     pub(crate) catalog: Catalog,
     pub(crate) keys: Keys,
+    pub(crate) pars: Pars,
+    /// Whether it serves https.
+    pub(crate) tls: bool,
     pub(crate) identity: Identity,
     pub(crate) cluster: Cluster,
     pub(crate) faults: Faults,

@@ -10,8 +10,9 @@ use anyhow::Context as _;
 use tempfile::TempDir;
 use tokio::sync::oneshot;
 
+use crate::api::pars::access_uri;
 use crate::auth::config_file::{self, ApiKey};
-use crate::auth::{Access, from_pem};
+use crate::auth::{Access, AccessType, Par, from_pem};
 use crate::builder::{Builder, reachable};
 use crate::error::ApiError;
 use crate::faults::Faults;
@@ -19,6 +20,32 @@ use crate::objects::{Precondition, PublicAccess, PutOptions, Source, put};
 use crate::server::{self, Tls};
 use crate::state::State;
 use crate::stats::{RequestRecord, Stats};
+
+/// An API key that the server accepts. `Debug` does not print the private half.
+#[derive(Clone)]
+pub struct UserKey {
+    /// OCID of the tenancy.
+    pub tenancy: String,
+    /// OCID of the user.
+    pub user: String,
+    /// Fingerprint of the key.
+    pub fingerprint: String,
+    /// The private half, unencrypted PKCS#8 in PEM.
+    pub pem: String,
+}
+
+impl UserKey {
+    /// The caller of its requests, for permissions and records.
+    pub fn caller(&self) -> String {
+        format!("{}/{}/{}", self.tenancy, self.user, self.fingerprint)
+    }
+}
+
+impl std::fmt::Debug for UserKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.caller())
+    }
+}
 
 /// A local OCI Object Storage that serves until it is dropped.
 ///
@@ -214,6 +241,50 @@ impl LocalStore {
         let key_id = format!("{tenancy}/{user}/{fingerprint}");
         let (_, public) = from_pem(public_pem).context("no PEM block in the public key")?;
         self.state().keys.add_api_key(&key_id, &public).context("not an RSA key")
+    }
+
+    /// Makes an API key of a user, `ocid1.user.oc1..NAME`, and accepts it from now on.
+    pub fn make_api_key(&self, name: &str) -> anyhow::Result<UserKey> {
+        let (pem, public) = config_file::generate_key()?;
+        let key = UserKey {
+            tenancy: self.tenancy().to_owned(),
+            user: format!("ocid1.user.oc1..{name}"),
+            fingerprint: config_file::fingerprint(&public),
+            pem,
+        };
+        self.state().keys.add_api_key(&key.caller(), &public).context("a generated key")?;
+        Ok(key)
+    }
+
+    /// Refuses an API key from now on, as if it had been deleted.
+    pub fn revoke_api_key(&self, caller: &str) {
+        self.state().keys.remove(caller);
+    }
+
+    /// Makes a pre-authenticated request that reads all objects whose names begin with `prefix`,
+    /// and lists them if `lists`; returns its URL.
+    pub fn make_par(
+        &self,
+        bucket: &str,
+        prefix: &str,
+        lists: bool,
+        ttl: Duration,
+    ) -> anyhow::Result<String> {
+        self.state().bucket_or_create(bucket).map_err(|error| explain(&error))?;
+        let created = SystemTime::now();
+        let par = Par {
+            id: prefix.to_owned(),
+            name: prefix.to_owned(),
+            bucket: bucket.to_owned(),
+            access: AccessType::AnyObjectRead,
+            object: prefix.to_owned(),
+            lists,
+            created,
+            expires: created + ttl,
+        };
+        let token = self.state().pars.add(par.clone());
+        let uri = access_uri(self.namespace(), &par, &token);
+        Ok(format!("{}{uri}", self.endpoint()))
     }
 
     /// Issues a token as an identity service would, for the DER of a session

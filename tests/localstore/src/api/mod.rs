@@ -7,6 +7,7 @@ pub(crate) mod federation;
 pub(crate) mod imds;
 mod list;
 mod multipart;
+pub(crate) mod pars;
 mod read;
 mod write;
 
@@ -40,6 +41,10 @@ pub(crate) async fn handle(call: &mut Call) -> Handled {
         Operation::ListParts => multipart::list_parts(call),
         Operation::CommitUpload => multipart::commit(call).await,
         Operation::AbortUpload => multipart::abort(call),
+        Operation::CreatePar => pars::create(call).await,
+        Operation::ListPars => pars::list(call),
+        Operation::GetPar => pars::get(call),
+        Operation::DeletePar => pars::delete(call),
         Operation::Imds
         | Operation::Federation
         | Operation::WorkloadIdentity

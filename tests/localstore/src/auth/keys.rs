@@ -65,6 +65,10 @@ impl Keys {
         Some(())
     }
 
+    pub(crate) fn remove(&self, key_id: &str) {
+        self.by_key_id.write().remove(key_id);
+    }
+
     pub(crate) fn add_token(
         &self,
         token: &str,

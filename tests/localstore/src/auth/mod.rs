@@ -5,6 +5,7 @@ pub(crate) mod config_file;
 mod der;
 mod identity;
 mod keys;
+mod pars;
 mod signature;
 mod token;
 #[cfg(test)]
@@ -14,5 +15,6 @@ pub(crate) use cluster::Cluster;
 pub(crate) use der::from_pem;
 pub(crate) use identity::{Identity, Instance};
 pub(crate) use keys::{Access, Keys};
+pub(crate) use pars::{AccessType, Par, Pars, WantedPar};
 pub(crate) use signature::{READING, Refusal, SignedRequest, WITH_BODY, content_sha256};
 pub(crate) use token::Subject;

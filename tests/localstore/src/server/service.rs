@@ -58,7 +58,7 @@ pub(crate) async fn answer(
     let mut record = RequestRecord {
         operation: target.operation,
         method: parts.method.to_string(),
-        target: path_and_query.to_owned(),
+        target: without_secret(path_and_query, &target),
         status: 0,
         range: header("range").map(str::to_owned),
         if_match: header("if-match").map(str::to_owned),
@@ -149,7 +149,22 @@ async fn handle(call: &mut Call) -> Handled {
     api::handle(call).await
 }
 
+/// The path and query without the secret of a pre-authenticated request.
+fn without_secret(path_and_query: &str, target: &Target) -> String {
+    match &target.par {
+        Some(_) => {
+            let rest = path_and_query.split_once("/n/").map_or("", |(_, rest)| rest);
+            format!("/p/…/n/{rest}")
+        }
+        None => path_and_query.to_owned(),
+    }
+}
+
 fn authenticate(call: &mut Call) -> ApiResult<()> {
+    if let Some(secret) = &call.target.par {
+        call.caller = Some(call.state.pars.check(secret, &call.target, call.now())?);
+        return Ok(());
+    }
     if !call.state.verify || is_public(call) {
         return Ok(());
     }
