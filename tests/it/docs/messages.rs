@@ -58,7 +58,7 @@ const OTHER_FILES: [(&str, &str); 20] = [
 ];
 
 /// Literals that no user meets as a message, or that are parts of one whose cause has a row.
-const OTHER_LITERALS: [(&str, &str); 43] = [
+const OTHER_LITERALS: [(&str, &str); 42] = [
     ("oci-model-csi journal 1", "the first line of a file"),
     ("oci-model-csi cache ", "the first line of a file"),
     ("version https://git-lfs.github.com/spec/", "the first line of a file"),
@@ -99,7 +99,6 @@ const OTHER_LITERALS: [(&str, &str); 43] = [
     ("the start without --config", "a placeholder for the file's name"),
     ("an unknown pod", "a placeholder for the pod's name"),
     ("the identity service", "a placeholder for the host's name"),
-    ("the endpoint of the region", "a placeholder for the host's name"),
     ("an open file", "a placeholder for the file's name"),
     ("none was chosen", "a bug"),
     ("{file} or OCI_CLI_USER is there", "a part of a finding of doctor"),
