@@ -160,7 +160,9 @@ def claims():
             files[path.with_suffix(f".{number}")] = text
     for path, text in files.items():
         for one in filter(None, yaml.safe_load_all(text)):
-            if isinstance(one, dict) and one.get("kind") == "PersistentVolumeClaim":
+            # oci-bv are OKE's block volumes, which pods fill.
+            if (isinstance(one, dict) and one.get("kind") == "PersistentVolumeClaim"
+                    and one["spec"].get("storageClassName") != "oci-bv"):
                 yield f"{path.stem}-{one['metadata']['name']}", one
             for volume in one.get("spec", {}).get("volumes", []) if isinstance(one, dict) else []:
                 if template := volume.get("ephemeral", {}).get("volumeClaimTemplate"):
