@@ -131,7 +131,7 @@ impl App {
             manager: node.as_ref().map(|node| node.manager.clone()),
         };
         let admin_listeners = bind_admin(&args, node.as_ref(), &mut sockets).await?;
-        let services = services(&args, mode, &shared, node.as_ref());
+        let services = services(&args, &config, mode, &shared, node.as_ref());
         let prefetch = updates.prefetch;
         Ok(Self {
             args,
@@ -323,11 +323,13 @@ impl NodeParts {
 /// The CSI services of this mode.
 fn services(
     args: &ServiceArgs,
+    config: &Config,
     mode: Mode,
     shared: &SharedParts,
     node: Option<&NodeParts>,
 ) -> Services {
     let SharedParts { readiness, metrics, .. } = shared;
+    let pod_secrets = config.object_storage.pod_secrets;
     let has_controller = mode != Mode::Node;
     let driver = args.driver_name.clone();
     let identity = IdentityService::new(
@@ -342,6 +344,7 @@ fn services(
             kubelet_dir: args.kubelet_dir.clone(),
             registered: Arc::clone(&node.registered),
             history: shared.history.clone(),
+            pod_secrets,
         };
         NodeService::new(node.volumes.clone(), options, readiness.clone(), Arc::clone(metrics))
     });
@@ -352,7 +355,8 @@ fn services(
             ClaimReader::of(shared.kubernetes.clone()),
             shared.events.clone(),
             driver,
-        );
+        )
+        .with_pod_secrets(pod_secrets);
         ControllerService::new(provisioner, readiness.clone(), Arc::clone(metrics))
     });
     Services { identity, node, controller }

@@ -147,6 +147,8 @@ pub struct ObjectStorageSection {
     /// Certificates to trust where a proxy is used; absolute.
     #[serde(deserialize_with = "fields::file")]
     pub proxy_ca_file: Option<PathBuf>,
+    /// Whether pods may read with the API keys in their Secrets.
+    pub pod_secrets: bool,
     /// The namespace of buckets that name none.
     #[serde(deserialize_with = "fields::optional_name")]
     pub namespace: Option<String>,
@@ -228,6 +230,7 @@ impl Default for ObjectStorageSection {
             endpoint: None,
             proxy: None,
             proxy_ca_file: None,
+            pod_secrets: false,
             namespace: None,
             ca_file: None,
             buckets: Vec::new(),

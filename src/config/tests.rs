@@ -20,6 +20,7 @@ objectStorage:
   auth: instance_principal
   region: ""
   endpoint: ""
+  podSecrets: false       # true: nodePublishSecretRef may name an API key
   namespace: ""
   caFile: ""
   buckets: []             # {name, namespace, region, auth}: others that pods may name
@@ -238,6 +239,7 @@ objectStorage:
   auth: oke_workload_identity
   region: eu-frankfurt-1
   endpoint: http://127.0.0.1:8080/
+  podSecrets: true
   namespace: mytenancy
   caFile: /etc/ca.pem
   buckets:
@@ -267,6 +269,7 @@ prefetch: [oci://shared/models/a, oci://far@other/models/b/, oci://shared/models
     assert_eq!(config.object_storage.auth, AuthMethod::OkeWorkloadIdentity);
     assert_eq!(config.object_storage.region, Some("eu-frankfurt-1".parse().unwrap()));
     assert_eq!(config.object_storage.endpoint.as_deref(), Some("http://127.0.0.1:8080"));
+    assert!(config.object_storage.pod_secrets);
     assert_eq!(config.object_storage.namespace.as_deref(), Some("mytenancy"));
     assert_eq!(config.object_storage.ca_file.as_deref(), Some(Path::new("/etc/ca.pem")));
     let [shared, far] = &config.object_storage.buckets[..] else { panic!("two buckets") };

@@ -39,6 +39,8 @@ pub struct NodeOptions {
     pub registered: Arc<Notify>,
     /// Gets the outcome of every call for a volume.
     pub history: CallHistory,
+    /// `objectStorage.podSecrets`: whether pods may present Secrets.
+    pub pod_secrets: bool,
 }
 
 /// Publishes and unpublishes volumes.
@@ -68,8 +70,10 @@ impl NodeService {
         self.readiness.check()?;
         let wait = deadline::wait(request.metadata());
         let request = request.into_inner();
-        let incoming =
-            self.parse_blocking(move |kubelet| request::publish(&request, kubelet)).await?;
+        let pod_secrets = self.options.pod_secrets;
+        let incoming = self
+            .parse_blocking(move |kubelet| request::publish(&request, kubelet, pod_secrets))
+            .await?;
         self.volumes.publish(incoming, wait).await?;
         Ok(NodePublishVolumeResponse {})
     }

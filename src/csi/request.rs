@@ -9,10 +9,10 @@ use std::path::Path;
 use super::capability;
 use super::proto::{CapacityRange, CreateVolumeRequest, NodePublishVolumeRequest};
 use super::target::{self, ConfinedTarget};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::model::{
-    AttributeSource, PodIdentity, PodTokens, RequestDigest, own_attributes, parse_attributes,
-    plain_attributes,
+    AttributeSource, PodIdentity, PodTokens, RequestDigest, has_pod_secret, own_attributes,
+    parse_attributes, parse_pod_secret, plain_attributes,
 };
 use crate::volume::{Capacity, IncomingPublish, ProvisionRequest, PublishKey, PublishRequest};
 
@@ -59,7 +59,8 @@ fn plain<'a>(field: &str, text: &'a str, most: usize) -> Result<&'a str> {
     Ok(text)
 }
 
-/// Parses a publish. Blocks, to check for symbolic links.
+/// Parses a publish. Blocks, to check for symbolic links. `pod_secrets` is whether pods may
+/// present Secrets (`objectStorage.podSecrets`).
 ///
 /// Only an identity that cannot be this driver's is an error. Other mistakes are in
 /// [`IncomingPublish::request`]: kubelet repeats the call for every running pod, and a
@@ -70,13 +71,15 @@ fn plain<'a>(field: &str, text: &'a str, most: usize) -> Result<&'a str> {
 pub(super) fn publish(
     request: &NodePublishVolumeRequest,
     kubelet_dir: &Path,
+    pod_secrets: bool,
 ) -> Result<IncomingPublish> {
     let target = target::confine(&request.target_path, kubelet_dir)?;
     let volume_id = volume_id(&request.volume_id)?.to_owned();
     let context = &request.volume_context;
     let inline = context.get(EPHEMERAL).is_some_and(|value| value == "true");
     let pod = pod_identity(context, &target);
-    let parsed = publish_request(request, inline, &pod);
+    let parsed =
+        check_secrets(request, pod_secrets).and_then(|()| publish_request(request, inline, &pod));
     let flags = capability::flags_as_written(request.volume_capability.as_ref());
     let own = own_attributes(context);
     let key = PublishKey {
@@ -121,7 +124,24 @@ fn publish_request(
     })?;
     let tokens = request.secrets.get(TOKENS).or_else(|| context.get(TOKENS));
     let tokens = tokens.filter(|tokens| !tokens.is_empty()).map(PodTokens::new);
-    Ok(PublishRequest { model, tokens, options: capability.options() })
+    let secret = parse_pod_secret(&request.secrets)?;
+    Ok(PublishRequest { model, tokens, secret, options: capability.options() })
+}
+
+/// Checks that the volume has a Secret only if the administrator allows it. Ignoring the Secret
+/// would read the bucket as another identity than its author meant.
+///
+/// # Errors
+/// `Denied`, with the setting.
+fn check_secrets(request: &NodePublishVolumeRequest, allowed: bool) -> Result<()> {
+    if allowed || !has_pod_secret(&request.secrets) {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::Denied,
+        "the volume has a Secret (nodePublishSecretRef), and pods may not read with Secrets here: \
+         remove it, or the administrator sets objectStorage.podSecrets: true",
+    ))
 }
 
 /// Who wrote the attributes. Without pod information that is proven to be kubelet's,

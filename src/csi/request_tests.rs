@@ -40,7 +40,7 @@ fn from_kubelet(ephemeral: &str, more: &[(&str, &str)]) -> NodePublishVolumeRequ
 }
 
 fn incoming(request: &NodePublishVolumeRequest) -> Result<IncomingPublish> {
-    publish(request, Path::new("/nowhere/kubelet"))
+    publish(request, Path::new("/nowhere/kubelet"), true)
 }
 
 fn parse(request: &NodePublishVolumeRequest) -> Result<PublishRequest> {

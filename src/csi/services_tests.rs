@@ -61,6 +61,7 @@ impl Driver {
                 kubelet_dir: dir.path().join("kubelet"),
                 registered: Arc::default(),
                 history: CallHistory::default(),
+                pod_secrets: false,
             },
             readiness.clone(),
             Arc::clone(&metrics),

@@ -20,7 +20,9 @@ use super::known_buckets::{BucketOperation, KnownBuckets};
 use super::proofs::Proofs;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Manifest, ManifestFile, ModelKey, ModelSource};
-use crate::source::{Bucket, ObjectName, ObjectSummary, StorageError, StorageErrorKind, Workload};
+use crate::source::{
+    Bucket, ObjectName, ObjectSummary, PodPrincipal, StorageError, StorageErrorKind,
+};
 use crate::text::shown;
 
 /// The maximum number of directories with files in a model whose permissions are
@@ -68,13 +70,13 @@ impl Authorizer {
         route: &Route,
         manifest: &Manifest,
     ) -> Result<Permission> {
-        let Some(workload) = route.workload() else { return Ok(Permission::Granted) };
-        let asked = probe_all(buckets, route, workload, manifest).await;
+        let Some(principal) = route.principal() else { return Ok(Permission::Granted) };
+        let asked = probe_all(buckets, route, principal, manifest).await;
         let place = (route.location(), manifest.source.bucket.as_str());
         match &asked {
-            Ok(Permission::Granted) => self.proofs.record(workload, manifest.key(), place),
+            Ok(Permission::Granted) => self.proofs.record(principal, manifest.key(), place),
             Ok(Permission::Unprovable) => {}
-            Err(error) => self.forget_if_refused(workload, place, error),
+            Err(error) => self.forget_if_refused(principal, place, error),
         }
         asked
     }
@@ -82,7 +84,7 @@ impl Authorizer {
     /// Whether this identity has proved within the last hour that it may read the model.
     /// The driver's own identity needs no proof.
     pub(super) fn was_granted(&self, route: &Route, model: &ModelKey) -> bool {
-        route.workload().is_none_or(|workload| self.proofs.has(workload, model))
+        route.principal().is_none_or(|principal| self.proofs.has(principal, model))
     }
 
     /// Checks whether the route's identity may read an object of a listing: only then
@@ -97,13 +99,13 @@ impl Authorizer {
         source: &ModelSource,
         largest: Option<ObjectSummary>,
     ) -> Result<()> {
-        let (Some(workload), Some(largest)) = (route.workload(), largest) else { return Ok(()) };
+        let (Some(principal), Some(largest)) = (route.principal(), largest) else { return Ok(()) };
         let ObjectSummary { name, size, etag, .. } = largest;
         let bucket = Bucket::new(source.namespace.as_str(), source.bucket.as_str());
         let object = ObjectName::new(Arc::new(bucket), name);
         match probe(buckets, route, object, &etag, size).await {
             Ok(Probe::Readable) => Ok(()),
-            Ok(Probe::Gone) => Err(unseen(route, source, workload)),
+            Ok(Probe::Gone) => Err(unseen(route, source, principal)),
             Err(error) => Err(self.refusal(route, source, error)),
         }
     }
@@ -115,31 +117,31 @@ impl Authorizer {
         source: &ModelSource,
         error: StorageError,
     ) -> Error {
-        let Some(workload) = route.workload() else { return error.into() };
-        let error = refusal(error, route, source, workload);
+        let Some(principal) = route.principal() else { return error.into() };
+        let error = refusal(error, route, source, principal);
         let place = (route.location(), source.bucket.as_str());
-        self.forget_if_refused(workload, place, &error);
+        self.forget_if_refused(principal, place, &error);
         error
     }
 
     /// Forgets all proofs for the bucket after a refusal, but not after an outage.
-    fn forget_if_refused(&self, workload: &Workload, place: (&str, &str), error: &Error) {
+    fn forget_if_refused(&self, principal: &PodPrincipal, place: (&str, &str), error: &Error) {
         if matches!(
             error.kind(),
             ErrorKind::Unauthenticated | ErrorKind::Denied | ErrorKind::NotFound
         ) {
-            self.proofs.forget(workload, place);
+            self.proofs.forget(principal, place);
         }
     }
 }
 
 /// The answer about a prefix under which a pod's own identity may read nothing. It is
 /// the same whether the prefix is empty, unreadable, or cached.
-pub(super) fn unseen(route: &Route, source: &ModelSource, workload: &Workload) -> Error {
+pub(super) fn unseen(route: &Route, source: &ModelSource, principal: &PodPrincipal) -> Error {
     Error::new(
         ErrorKind::NotFound,
         format!(
-            "no object under {:?} in bucket {} of namespace {} that {workload} may read; to allow \
+            "no object under {:?} in bucket {} of namespace {} that {principal} may read; to allow \
              it: {}",
             shown(source.prefix.as_str(), PREFIX),
             source.bucket,
@@ -150,13 +152,18 @@ pub(super) fn unseen(route: &Route, source: &ModelSource, workload: &Workload) -
 }
 
 /// Translates an error without naming the request, which would disclose what is cached.
-fn refusal(error: StorageError, route: &Route, source: &ModelSource, workload: &Workload) -> Error {
+fn refusal(
+    error: StorageError,
+    route: &Route,
+    source: &ModelSource,
+    principal: &PodPrincipal,
+) -> Error {
     if error.kind() == StorageErrorKind::NotFound {
         tracing::info!(%error, "Object Storage refused a pod's own identity");
-        return unseen(route, source, workload);
+        return unseen(route, source, principal);
     }
     let attempted = format!(
-        "reading {:?} in bucket {} of namespace {} as {workload}",
+        "reading {:?} in bucket {} of namespace {} as {principal}",
         shown(source.prefix.as_str(), PREFIX),
         source.bucket,
         source.namespace
@@ -167,7 +174,7 @@ fn refusal(error: StorageError, route: &Route, source: &ModelSource, workload: &
 async fn probe_all(
     buckets: &KnownBuckets,
     route: &Route,
-    workload: &Workload,
+    principal: &PodPrincipal,
     manifest: &Manifest,
 ) -> Result<Permission> {
     let files = one_of_each_directory(&manifest.files);
@@ -186,7 +193,7 @@ async fn probe_all(
         .buffer_unordered(AT_ONCE)
         .try_all(async |probe| matches!(probe, Probe::Readable))
         .await
-        .map_err(|error| refusal(error, route, source, workload))?;
+        .map_err(|error| refusal(error, route, source, principal))?;
     match (readable, too_many) {
         (false, _) => Ok(Permission::Unprovable),
         (true, false) => Ok(Permission::Granted),

@@ -9,11 +9,15 @@ use crate::model::{
     ModelRequest, NamespaceName, PodIdentity, PodTokens, RequestDigest, Tenant, account_uid,
 };
 use crate::source::{
-    AuthMethod, BucketLocation, ObjectSource, RegionName, SourceConnector, Workload,
+    AuthMethod, BucketLocation, ObjectSource, PodCredential, PodPrincipal, PodSecret, RegionName,
+    SourceConnector, Workload,
 };
 
 /// The prefix of an identity in a scope.
 const APART: &str = "auth/";
+
+/// The part of the scope of copies that were read with the API keys of pods.
+const OF_PODS_KEYS: &str = "pod/api_key";
 
 /// A bucket with another route than the driver's own.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,6 +67,8 @@ pub enum Requester<'a> {
         pod: Option<&'a PodIdentity>,
         /// The tokens of its service account, if kubelet sends them.
         tokens: Option<&'a PodTokens>,
+        /// The Secret of its volume, with which it reads instead of any other identity.
+        secret: Option<&'a PodSecret>,
     },
 }
 
@@ -82,6 +88,8 @@ impl Requester<'_> {
 #[derive(Debug, Clone)]
 pub struct Route {
     client: Arc<dyn ObjectSource>,
+    /// Who knows the own namespace, or why no client does.
+    namer: Result<Arc<dyn ObjectSource>>,
     location: String,
     scope: String,
     tenant: Tenant,
@@ -111,15 +119,20 @@ impl Route {
     /// The identity in a scope, as [`ClientPool::route`] writes it; `None` for the usual one.
     ///
     /// # Errors
-    /// `Precondition` for an identity that this version does not know.
+    /// `Precondition` for an identity that this version does not know, or that only a pod with
+    /// its Secret has.
     pub(crate) fn auth_of_scope(scope: &str) -> Result<Option<AuthMethod>> {
+        if scope.split(' ').any(|part| part == OF_PODS_KEYS) {
+            let text = "it was read with the API key in a pod's Secret, which only such a pod has";
+            return Err(Error::new(ErrorKind::Precondition, text));
+        }
         let name = scope.split(' ').find_map(|part| part.strip_prefix(APART));
         Ok(name.map(str::parse::<AuthMethod>).transpose()?)
     }
 
-    /// The pod whose own identity is used, or `None` for the driver's identity.
-    pub fn workload(&self) -> Option<&Workload> {
-        self.client.workload()
+    /// The pod's own identity that is used, or `None` for the driver's identity.
+    pub fn principal(&self) -> Option<&PodPrincipal> {
+        self.client.pod_principal()
     }
 
     /// The digest by which requests on this route are the same.
@@ -136,28 +149,48 @@ impl ClientPool {
 
     /// The namespace of buckets that name none: that of the driver's own tenancy.
     pub async fn own_namespace(&self, route: &Route) -> Result<NamespaceName> {
-        NamespaceName::parse(&self.namespace_client(route).namespace().await?)
+        let namer = route.namer.as_ref().map_err(Error::clone)?;
+        NamespaceName::parse(&namer.namespace().await?)
     }
 
     /// Whether the own namespace is known and differs from this one.
     pub(super) fn is_another(&self, route: &Route, namespace: &NamespaceName) -> bool {
-        let known = self.namespace_client(route).known_namespace();
+        let known = route.namer.as_ref().ok().and_then(|namer| namer.known_namespace());
         known.is_some_and(|known| known != namespace.as_str())
-    }
-
-    /// The client that knows the own namespace. If pods use their own identities, the
-    /// driver has none to ask with.
-    fn namespace_client<'a>(&'a self, route: &'a Route) -> &'a dyn ObjectSource {
-        if self.0.own.needs_pod() { &*route.client } else { &*self.0.own }
     }
 
     /// As [`ClientPool::own_namespace`], before the route is known.
     ///
     /// # Errors
-    /// `Precondition` if only a pod's identity can look it up, and the requester is
-    /// not a pod.
+    /// `Precondition` if only a pod's service account can look it up, and the requester is
+    /// not a pod, or kubelet sends no token of it.
     pub async fn namespace_for(&self, caller: Requester<'_>) -> Result<NamespaceName> {
-        NamespaceName::parse(&as_caller(Arc::clone(&self.0.own), caller)?.namespace().await?)
+        NamespaceName::parse(&self.namer(caller).await?.namespace().await?)
+    }
+
+    /// The client that knows the own namespace. If pods use their own identities, the driver has
+    /// none to ask with. The key of a pod is never asked: a key of another tenancy would decide
+    /// which bucket the rules and the cache mean.
+    async fn namer(&self, caller: Requester<'_>) -> Result<Arc<dyn ObjectSource>> {
+        let own = Arc::clone(&self.0.own);
+        let Requester::Pod { secret: Some(_), tokens, .. } = caller else {
+            return as_account(own, caller).await;
+        };
+        if own.known_namespace().is_some() {
+            return Ok(own);
+        }
+        let has_no_identity = own.method() == AuthMethod::None;
+        if has_no_identity || (own.needs_pod() && tokens.is_none()) {
+            return Err(Error::new(
+                ErrorKind::Precondition,
+                format!(
+                    "the driver does not know its own namespace, and cannot look it up as {}: write \
+                     the attribute namespace, or the administrator sets objectStorage.namespace",
+                    own.method()
+                ),
+            ));
+        }
+        as_account(own, caller).await
     }
 
     /// Whether only a pod's own identity may read the request's bucket.
@@ -181,15 +214,27 @@ impl ClientPool {
         caller: Requester<'_>,
     ) -> Result<Route> {
         let (client, usual_method) = self.client_of(request, caller).await?;
-        let client = as_caller(client, caller)?;
+        let client = as_caller(client, caller).await?;
         let location = client.location().await?;
         // This identity may not be allowed to read what another one downloaded.
-        let scope = match client.method() {
-            method if method == usual_method => scope.to_owned(),
-            method if scope.is_empty() => format!("{APART}{method}"),
-            method => format!("{scope} {APART}{method}"),
+        let apart = match (client.pod_principal(), client.method()) {
+            (Some(PodPrincipal::ApiKey(_)), _) => OF_PODS_KEYS.to_owned(),
+            (_, method) if method == usual_method => String::new(),
+            (_, method) => format!("{APART}{method}"),
         };
-        Ok(Route { client, location, scope, tenant: caller.tenant() })
+        let parts = [scope, &apart].into_iter().filter(|part| !part.is_empty());
+        let scope = parts.collect::<Vec<_>>().join(" ");
+        let has_secret = matches!(caller, Requester::Pod { secret: Some(_), .. });
+        let namer = if self.0.own.needs_pod() && !has_secret {
+            Ok(Arc::clone(&client))
+        } else {
+            self.namer(caller).await
+        };
+        // An error of this requester alone: others with the same key may know the namespace.
+        if let (Err(error), None) = (&namer, &request.namespace) {
+            return Err(error.clone());
+        }
+        Ok(Route { client, namer, location, scope, tenant: caller.tenant() })
     }
 
     /// The client of a request, without a pod's own identity, and the usual
@@ -231,9 +276,21 @@ impl ClientPool {
     }
 }
 
-/// The client with the identity of the requester: the pod's own identity, if the
-/// administrator chose that.
-fn as_caller(
+/// The client with the identity of the requester: the key in the pod's Secret, else the pod's
+/// service account, if the administrator chose that.
+async fn as_caller(
+    client: Arc<dyn ObjectSource>,
+    caller: Requester<'_>,
+) -> Result<Arc<dyn ObjectSource>> {
+    if let Requester::Pod { pod, secret: Some(secret), .. } = caller {
+        let namespace = pod.map_or("", |pod| pod.namespace.as_str());
+        return Ok(client.as_pod(PodCredential::Secret { namespace, secret }).await?);
+    }
+    as_account(client, caller).await
+}
+
+/// The client with the pod's service account, if the administrator chose that.
+async fn as_account(
     client: Arc<dyn ObjectSource>,
     caller: Requester<'_>,
 ) -> Result<Arc<dyn ObjectSource>> {
@@ -259,7 +316,7 @@ fn as_caller(
             "kubelet sent no token of the pod's service account: set tokenRequests: [{audience: \
              \"\"}] in the CSIDriver object (csiDriver.tokenRequests of the chart)",
         ),
-        Requester::Pod { pod: Some(pod), tokens: Some(tokens) } => {
+        Requester::Pod { pod: Some(pod), tokens: Some(tokens), .. } => {
             let token = tokens.of(pod)?;
             let workload = Workload {
                 namespace: pod.namespace.clone(),
@@ -267,7 +324,7 @@ fn as_caller(
                 account_uid: account_uid(&token),
                 pod_uid: pod.uid.clone(),
             };
-            Ok(client.as_pod(&workload, &token).unwrap_or(client))
+            Ok(client.as_pod(PodCredential::Token(&workload, &token)).await?)
         }
     }
 }

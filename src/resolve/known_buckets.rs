@@ -55,7 +55,7 @@ impl KnownBuckets {
     where
         F: Future<Output = Result<T, StorageError>>,
     {
-        let account = route.workload().and_then(AccountKey::of);
+        let account = route.principal().and_then(AccountKey::of);
         let method = route.client().method();
         let key = (asked, route.location().to_owned(), bucket.clone(), method, account);
         for delay in RETRY_DELAYS {

@@ -19,7 +19,7 @@ use crate::budget::{MemoryBudget, MemoryPermit, memory_limit};
 use crate::error::{Error, ErrorKind, Result};
 use crate::flight::{Flights, Waiter};
 use crate::model::{ListedObject, ModelSource, ObjectListing, Tenant, size_text};
-use crate::source::{Bucket, ObjectSummary, StorageError, Workload};
+use crate::source::{Bucket, ObjectSummary, PodPrincipal, StorageError};
 
 /// How long a listing continues without a waiter.
 const GRACE: Duration = Duration::from_secs(30);
@@ -42,7 +42,7 @@ const TENANTS: usize = 64;
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Key {
     identity: String,
-    workload: Option<Workload>,
+    principal: Option<PodPrincipal>,
     location: String,
     bucket: Bucket,
     prefix: String,
@@ -135,7 +135,7 @@ impl Listings {
         let bucket = Bucket::new(source.namespace.as_str(), source.bucket.as_str());
         let key = Key {
             identity: route.client().method().to_string(),
-            workload: route.workload().cloned(),
+            principal: route.principal().cloned(),
             location: route.location().to_owned(),
             bucket: bucket.clone(),
             prefix: source.prefix.as_str().to_owned(),
@@ -181,7 +181,7 @@ impl ListingsInner {
             Ok(ListingOutcome::Listed(held)) => Ok(held),
             Ok(ListingOutcome::Refused { error, largest }) => {
                 // An identity that may list may not be allowed to read; it must not learn anything else.
-                let largest = largest.filter(|_| route.workload().is_some());
+                let largest = largest.filter(|_| route.principal().is_some());
                 self.authorizer.ask_for_one(&self.buckets, route, source, largest).await?;
                 Err(error)
             }

@@ -21,4 +21,4 @@ pub(crate) use outage::UnansweredSince;
 pub use resolver::{ResolveLimits, Resolver};
 pub use select::RevisionSelector;
 pub(crate) use select::Selection;
-pub(crate) use siblings::{nearest_buckets, with_nearest_buckets, with_siblings};
+pub(crate) use siblings::{is_answered, nearest_buckets, with_nearest_buckets, with_siblings};

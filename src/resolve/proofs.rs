@@ -1,4 +1,4 @@
-//! Records which service accounts have proved that they may read which revisions.
+//! Records which pods' identities have proved that they may read which revisions.
 //! The records bridge an outage of the services that check permissions. They are in
 //! memory and valid for one hour, because a permission may be revoked meanwhile.
 
@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::model::ModelKey;
-use crate::source::Workload;
+use crate::source::PodPrincipal;
 use crate::sync::lock;
 
 /// How long a proof is valid.
@@ -18,19 +18,17 @@ const LIFETIME: Duration = Duration::from_secs(60 * 60);
 /// The maximum number of proofs.
 const KEPT: usize = 4096;
 
-/// A service account. A new account of the same name has another UID.
+/// A pod's own identity, as far as it can be recognized later.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct AccountKey {
     namespace: String,
-    name: String,
-    uid: String,
+    proof: String,
 }
 
 impl AccountKey {
-    /// `None` if the token has no UID of the account; nothing is recorded then.
-    pub(super) fn of(workload: &Workload) -> Option<Self> {
-        let Workload { namespace, service_account: name, account_uid, .. } = workload.clone();
-        Some(Self { namespace, name, uid: account_uid? })
+    /// `None` if nothing distinguishes it from later ones; nothing is recorded then.
+    pub(super) fn of(principal: &PodPrincipal) -> Option<Self> {
+        Some(Self { namespace: principal.namespace().to_owned(), proof: principal.proof()? })
     }
 }
 
@@ -45,9 +43,9 @@ struct Proof {
 pub(super) struct Proofs(Mutex<HashMap<(AccountKey, ModelKey), Proof>>);
 
 impl Proofs {
-    /// Records that the account could read the model; `place` is location and bucket.
-    pub(super) fn record(&self, workload: &Workload, model: ModelKey, place: (&str, &str)) {
-        let Some(account) = AccountKey::of(workload) else { return };
+    /// Records that the identity could read the model; `place` is location and bucket.
+    pub(super) fn record(&self, principal: &PodPrincipal, model: ModelKey, place: (&str, &str)) {
+        let Some(account) = AccountKey::of(principal) else { return };
         let mut proofs = self.lock();
         let key = (account, model);
         if proofs.len() >= KEPT && !proofs.contains_key(&key) {
@@ -60,16 +58,16 @@ impl Proofs {
         proofs.insert(key, Proof { shown: Instant::now(), location, bucket });
     }
 
-    /// Forgets all proofs of the account for the bucket.
-    pub(super) fn forget(&self, workload: &Workload, place: (&str, &str)) {
-        let Some(account) = AccountKey::of(workload) else { return };
+    /// Forgets all proofs of the identity for the bucket.
+    pub(super) fn forget(&self, principal: &PodPrincipal, place: (&str, &str)) {
+        let Some(account) = AccountKey::of(principal) else { return };
         self.lock().retain(|(whose, _), proof| {
             *whose != account || (proof.location.as_str(), proof.bucket.as_str()) != place
         });
     }
 
-    pub(super) fn has(&self, workload: &Workload, model: &ModelKey) -> bool {
-        let Some(account) = AccountKey::of(workload) else { return false };
+    pub(super) fn has(&self, principal: &PodPrincipal, model: &ModelKey) -> bool {
+        let Some(account) = AccountKey::of(principal) else { return false };
         self.lock().get(&(account, model.clone())).is_some_and(Proof::is_valid)
     }
 
@@ -104,13 +102,15 @@ fn evict_one(proofs: &mut HashMap<(AccountKey, ModelKey), Proof>) {
 mod tests {
     use super::*;
     use crate::model::{BucketName, ModelSource, NamespaceName, Prefix, Revision};
+    use crate::source::{PodKey, Workload};
 
     const PLACE: (&str, &str) = ("us-ashburn-1", "b");
 
-    fn workload(namespace: &str, account_uid: &str, pod_uid: &str) -> Workload {
-        let [namespace, service_account, account_uid, pod_uid] =
-            [namespace, "default", account_uid, pod_uid].map(str::to_owned);
-        Workload { namespace, service_account, account_uid: Some(account_uid), pod_uid }
+    fn workload(namespace: &str, account_uid: &str, pod_uid: &str) -> PodPrincipal {
+        let uid = (!account_uid.is_empty()).then(|| account_uid.to_owned());
+        let [namespace, service_account, pod_uid] =
+            [namespace, "default", pod_uid].map(str::to_owned);
+        PodPrincipal::Account(Workload { namespace, service_account, account_uid: uid, pod_uid })
     }
 
     fn model(name: &str) -> ModelKey {
@@ -147,9 +147,23 @@ mod tests {
     #[test]
     fn nothing_is_recorded_for_an_account_without_a_uid() {
         let proofs = Proofs::default();
-        let unknown = Workload { account_uid: None, ..workload("team-a", "", "1") };
+        let unknown = workload("team-a", "", "1");
         proofs.record(&unknown, model("a"), PLACE);
         assert!(!proofs.has(&unknown, &model("a")));
+    }
+
+    #[test]
+    fn a_proof_of_a_key_is_of_that_key_user_and_namespace_whatever_its_fingerprint() {
+        let key = |namespace: &str, digest: &str| {
+            let [namespace, fingerprint, digest] = [namespace, "ab", digest].map(str::to_owned);
+            PodPrincipal::ApiKey(PodKey { namespace, fingerprint, digest })
+        };
+        let proofs = Proofs::default();
+        proofs.record(&key("team-a", "d-1"), model("a"), PLACE);
+        assert!(proofs.has(&key("team-a", "d-1"), &model("a")));
+        assert!(!proofs.has(&key("team-a", "d-2"), &model("a")), "the same fingerprint");
+        assert!(!proofs.has(&key("team-b", "d-1"), &model("a")));
+        assert!(!proofs.has(&workload("team-a", "d-1", "1"), &model("a")));
     }
 
     #[test]

@@ -22,7 +22,7 @@ use crate::model::{
     Attachment, Manifest, ModelKey, ModelRequest, ModelSource, NamespaceName, RequestDigest,
     Selected, Tenant, TreeLimits,
 };
-use crate::source::{Bucket, ObjectName, Workload};
+use crate::source::{Bucket, ObjectName, PodPrincipal};
 
 /// How long resolving continues without a waiter: long enough for the retry of a
 /// caller that gave up early.
@@ -53,7 +53,7 @@ struct ResolverInner {
     listings: Listings,
     /// An answer to a pod's own identity is never shared with another identity, and a
     /// tenant never waits in the queue of another.
-    flights: Flights<(RequestDigest, Option<Workload>, Tenant), LastAnswer, Arc<Manifest>>,
+    flights: Flights<(RequestDigest, Option<PodPrincipal>, Tenant), LastAnswer, Arc<Manifest>>,
     authorizer: Arc<Authorizer>,
     /// Fair between tenants.
     arranging: FairSemaphore,
@@ -70,6 +70,18 @@ impl fmt::Display for EmptyPrefix {
 }
 
 impl StdError for EmptyPrefix {}
+
+/// The cause of the error for a listing that was answered, and has no object that can be used.
+#[derive(Debug)]
+pub(super) struct NothingSelected;
+
+impl fmt::Display for NothingSelected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("no object is selected")
+    }
+}
+
+impl StdError for NothingSelected {}
 
 /// The result of arranging a listing.
 enum ArrangedListing {
@@ -195,7 +207,7 @@ impl Resolver {
         let inner = Arc::clone(&self.0);
         let request = request.clone();
         let route = route.clone();
-        let key = (route.digest(&request), route.workload().cloned(), route.tenant().clone());
+        let key = (route.digest(&request), route.principal().cloned(), route.tenant().clone());
         self.0.flights.join(key, LastAnswer::default(), move |pulse| async move {
             inner.ask(&request, &route, &pulse).await.map(Arc::new)
         })
@@ -236,12 +248,12 @@ impl ResolverInner {
         let held = listing.completed().await?;
         // From here on, only `held` keeps the listing's memory.
         drop(listing);
-        let largest = held.largest().filter(|_| route.workload().is_some());
+        let largest = held.largest().filter(|_| route.principal().is_some());
         let manifest = match self.arrange(held, request, route, &source, pulse).await {
             Ok(Some(manifest)) => manifest,
             Ok(None) => {
                 // Only an identity that may read the objects may learn which ones exist.
-                let may_know = route.workload().is_none() || largest.is_some();
+                let may_know = route.principal().is_none() || largest.is_some();
                 self.authorizer.ask_for_one(&self.buckets, route, &source, largest).await?;
                 return Err(self.nothing(request, route, &source, &bucket, may_know).await);
             }
@@ -252,10 +264,10 @@ impl ResolverInner {
         };
         // An identity that may list may not be allowed to read. A model without files has
         // nothing beyond its listing.
-        if let Some(workload) = route.workload().filter(|_| !manifest.files.is_empty())
+        if let Some(principal) = route.principal().filter(|_| !manifest.files.is_empty())
             && self.authorizer.ask(&self.buckets, route, &manifest).await? != Permission::Granted
         {
-            return Err(unseen(route, &manifest.source, workload));
+            return Err(unseen(route, &manifest.source, principal));
         }
         Ok(manifest)
     }
@@ -324,12 +336,13 @@ impl ResolverInner {
                 "no object under {:?} in {place} matches include and exclude, or the prefix is \
                  empty; `oci os object list` with --prefix lists the names",
                 source.prefix.as_str()
-            ));
+            ))
+            .caused_by(NothingSelected);
         }
         if let Some(name) = source.prefix.as_object_name() {
             let object = ObjectName::new(Arc::new(bucket.clone()), name);
             let client = route.client();
-            let is_object = match route.workload() {
+            let is_object = match route.principal() {
                 Some(_) => client.may_read(&object, None, false).await.is_ok(),
                 None => client.head(&object, None).await.is_ok(),
             };
@@ -337,11 +350,12 @@ impl ResolverInner {
                 return not_found(format!(
                     "prefix {name:?} in {place} is an object, not a directory of objects: name \
                      its directory, with include for this object only"
-                ));
+                ))
+                .caused_by(NothingSelected);
             }
         }
-        if let Some(workload) = route.workload() {
-            return unseen(route, source, workload);
+        if let Some(principal) = route.principal() {
+            return unseen(route, source, principal);
         }
         let (bucket, namespace) = (&source.bucket, &source.namespace);
         not_found(format!(

@@ -155,7 +155,7 @@ impl RevisionSelector {
         model: &CachedModel,
         silence: &UnansweredSince,
     ) -> Result<Option<Selection>> {
-        let manifest = match route.workload() {
+        let manifest = match route.principal() {
             None => None,
             Some(_) => {
                 let model = model.clone();
@@ -200,7 +200,7 @@ impl RevisionSelector {
         route: &Route,
         cached: Option<CachedModel>,
     ) -> Result<Selection> {
-        if route.workload().is_some() {
+        if route.principal().is_some() {
             let manifest = self.resolver.resolve(request, route).await?;
             // A model without files has nothing beyond its listing.
             if let Some(model) = cached.filter(|model| model.key == manifest.key()) {

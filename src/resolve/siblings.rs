@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Route;
-use super::resolver::{EmptyPrefix, Resolver};
+use super::resolver::{EmptyPrefix, NothingSelected, Resolver};
 use crate::error::{Error, Result};
 use crate::model::{Manifest, ModelRequest, Prefix, nearest_first};
 use crate::source::{Bucket, ObjectSource, StorageError};
@@ -52,8 +52,7 @@ impl Resolver {
         route: &Route,
         levels: usize,
     ) -> Vec<Prefix> {
-        let is_empty = matches!(StdError::source(error), Some(cause) if cause.is::<EmptyPrefix>());
-        if !is_empty || route.workload().is_some() {
+        if !is_empty_prefix(error) || route.principal().is_some() {
             return Vec::new();
         }
         let found = tokio::time::timeout(PATIENCE, self.directories_beside(request, route, levels));
@@ -86,6 +85,17 @@ impl Resolver {
         }
         Vec::new()
     }
+}
+
+/// Whether this is the error of a prefix whose listing was answered, and has no object.
+fn is_empty_prefix(error: &Error) -> bool {
+    matches!(StdError::source(error), Some(cause) if cause.is::<EmptyPrefix>())
+}
+
+/// Whether a listing was answered, and nothing in it can be mounted: not a refusal.
+pub(crate) fn is_answered(error: &Error) -> bool {
+    let is_other = |cause: &(dyn StdError + 'static)| cause.is::<NothingSelected>();
+    is_empty_prefix(error) || StdError::source(error).is_some_and(is_other)
 }
 
 /// The directories below `parent`, those whose last segment is most like `name` first.
@@ -123,7 +133,7 @@ pub(crate) async fn with_nearest_buckets(
 ) -> Error {
     let is_missing = error.code() == Some("BucketNotFound");
     let error = Error::from(error);
-    if !is_missing || route.workload().is_some() {
+    if !is_missing || route.principal().is_some() {
         return error;
     }
     match nearest_buckets(&**route.client(), bucket).await {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tracing::Span;
 
+use super::PublishRequest;
 use super::permit::permit;
 use super::publish::{PublishAttempt, Volumes};
 use crate::blocking::blocking;
@@ -28,7 +29,8 @@ pub(super) struct Ensured {
 
 impl PublishAttempt {
     fn requester(&self) -> Requester<'_> {
-        Requester::Pod { pod: self.pod.as_ref(), tokens: self.request.tokens.as_ref() }
+        let PublishRequest { tokens, secret, .. } = &self.request;
+        Requester::Pod { pod: self.pod.as_ref(), tokens: tokens.as_ref(), secret: secret.as_ref() }
     }
 }
 
@@ -109,7 +111,7 @@ impl Volumes {
                 // The callers that began the download were refused; this one may not be.
                 Err(error)
                     if how == PublishResult::Joined
-                        && route.workload().is_some()
+                        && route.principal().is_some()
                         && is_refusal(error.kind())
                         && !refused_once =>
                 {

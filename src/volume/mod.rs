@@ -26,6 +26,7 @@ pub use publish::{VolumeParts, Volumes};
 use crate::error::Result;
 use crate::model::{ModelRequest, PodIdentity, PodTokens, RequestDigest};
 use crate::mount::BindOptions;
+use crate::source::PodSecret;
 
 /// A NodePublishVolume, parsed once.
 #[derive(Debug, Clone)]
@@ -59,6 +60,8 @@ pub struct PublishRequest {
     pub model: ModelRequest,
     /// The tokens of the pod's service account, if kubelet sends them.
     pub tokens: Option<PodTokens>,
+    /// The Secret of the volume, if it has one.
+    pub secret: Option<PodSecret>,
     /// Mount options beyond read-only, nosuid, nodev.
     pub options: BindOptions,
 }

@@ -2,6 +2,7 @@
 //! model's attributes. Object Storage is never changed.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use tokio::sync::watch;
 
@@ -13,12 +14,11 @@ use super::template::{self, ClaimContext};
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::Events;
 use crate::model::{
-    AttributeSource, ModelRequest, RequestDigest, own_attributes, parse_attributes,
+    AttributeSource, Manifest, ModelRequest, RequestDigest, own_attributes, parse_attributes,
     plain_attributes, size_text,
 };
 use crate::policy::{Policy, Subject};
-use crate::resolve::Requester;
-use crate::resolve::Resolver;
+use crate::resolve::{Requester, Resolver, is_answered};
 
 /// The prefix of every volume id, with the version of the form.
 const ID_FORM: &str = "ocimodel-v1-";
@@ -80,6 +80,7 @@ pub struct Provisioner {
     events: Events,
     driver_name: String,
     records: Records,
+    pod_secrets: bool,
 }
 
 impl Provisioner {
@@ -94,7 +95,17 @@ impl Provisioner {
         driver_name: impl Into<String>,
     ) -> Self {
         let records = Records::new(RECORDS);
-        Self { resolver, policy, claims, events, driver_name: driver_name.into(), records }
+        let driver_name = driver_name.into();
+        Self { resolver, policy, claims, events, driver_name, records, pod_secrets: false }
+    }
+
+    /// Makes volumes of buckets that the driver may not read, because pods may read them with
+    /// their Secrets (`objectStorage.podSecrets`). External-provisioner does not pass on which
+    /// volumes have one.
+    #[must_use]
+    pub fn with_pod_secrets(mut self, pod_secrets: bool) -> Self {
+        self.pod_secrets = pod_secrets;
+        self
     }
 
     /// Creates the volume of this name; the model must exist.
@@ -178,9 +189,17 @@ impl Provisioner {
             );
             return Ok(wanted.required_bytes);
         }
-        // The Controller caches nothing, so the scope does not matter.
-        let route = self.resolver.route_of(caller, model, "").await?;
-        let manifest = self.resolver.resolve(model, &route).await?;
+        let manifest = match self.manifest(model, caller).await {
+            Err(error) if self.pod_secrets && is_refusal(&error) => {
+                tracing::info!(
+                    model = model.title(),
+                    %error,
+                    "the driver may not read the model, and a pod with a Secret may: not checked"
+                );
+                return Ok(wanted.required_bytes);
+            }
+            manifest => manifest?,
+        };
         if let Some(pinned) = model.revision.as_ref().filter(|&r| *r != manifest.revision) {
             return Err(Error::new(
                 ErrorKind::Precondition,
@@ -204,6 +223,12 @@ impl Provisioner {
             )),
             _ => Ok(wanted.required_bytes.max(bytes)),
         }
+    }
+
+    async fn manifest(&self, model: &ModelRequest, caller: Requester<'_>) -> Result<Arc<Manifest>> {
+        // The Controller caches nothing, so the scope does not matter.
+        let route = self.resolver.route_of(caller, model, "").await?;
+        self.resolver.resolve(model, &route).await
     }
 
     /// Forgets a volume. Never changes an object; accepts unknown ids.
@@ -267,6 +292,16 @@ impl Provisioner {
         let digest = RequestDigest::of_fields("oci-model-csi volume", fields);
         format!("{ID_FORM}{}", &digest.as_str()[..ID_DIGITS])
     }
+}
+
+/// Whether Object Storage refuses the driver's own identity. A listing that was answered and has
+/// nothing to mount is another error: it has nothing for pods either.
+fn is_refusal(error: &Error) -> bool {
+    let refused = matches!(
+        error.kind(),
+        ErrorKind::Unauthenticated | ErrorKind::Denied | ErrorKind::NotFound
+    );
+    refused && !is_answered(error)
 }
 
 /// Whether an id has the form of those that [`Provisioner::create`] gives.

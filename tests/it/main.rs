@@ -40,6 +40,7 @@ mod other_buckets;
 mod outage;
 mod pages;
 mod permission;
+mod pod_keys;
 mod policy;
 mod power_loss;
 mod prefetch_list;

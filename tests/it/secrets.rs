@@ -4,7 +4,9 @@ use std::fs;
 use std::path::Path;
 
 use crate::support::driver::{Driver, Setup};
+use crate::support::kubelet::Volume;
 use crate::support::models::{BUCKET, PHI3, put};
+use crate::support::pod_keys::{self, ALLOWED};
 use crate::support::run::end_to_end;
 use localstore::{Action, LocalStore, Operation, Rule};
 
@@ -12,7 +14,7 @@ use localstore::{Action, LocalStore, Operation, Rule};
 const POD_TOKEN: &str = "pods-own-token-5e0f9c";
 
 /// What begins every token (a JWT) and every signature, and ends every key.
-const MARKS: [&str; 5] = ["eyJ", "ST$", "Signature version=", "PRIVATE KEY", POD_TOKEN];
+const MARKS: [&str; 6] = ["eyJ", "ST$", "Signature version=", "PRIVATE KEY", POD_TOKEN, PASSPHRASE];
 
 /// The identity that the driver reads with.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -20,7 +22,12 @@ enum Who {
     ApiKey,
     Instance,
     Pod,
+    /// A pod with the key in its Secret.
+    PodKey,
 }
+
+/// The passphrase of a key that is not encrypted with it.
+const PASSPHRASE: &str = "pods-own-passphrase-77d1";
 
 /// Everything that goes right and wrong once, with every log line there is.
 async fn live(scratch: &Path, store: &LocalStore, who: Who) -> (Driver, String) {
@@ -32,20 +39,39 @@ async fn live(scratch: &Path, store: &LocalStore, who: Who) -> (Driver, String) 
             setup.auth = "oke_workload_identity";
             setup.arguments = vec!["--oke-endpoint".to_owned(), store.endpoint()];
         }
+        Who::PodKey => setup = setup.with_config(ALLOWED),
     }
+    let user = store.make_api_key("pod").unwrap();
+    fs::write(scratch.join("oci/pods_key.pem"), &user.pem).unwrap();
+    let with_secret = |mut volume: Volume| {
+        if who == Who::PodKey {
+            volume.secrets = pod_keys::secret(&user);
+            volume.secrets.insert("passphrase".to_owned(), PASSPHRASE.to_owned());
+        }
+        volume
+    };
     setup.arguments.extend(["--log-level", "trace"].map(str::to_owned));
     let driver = setup.start().await;
     let kubelet = driver.kubelet();
     let tokens = format!("{{\"\":{{\"token\":\"{POD_TOKEN}\"}}}}");
     let with_token = [PHI3.as_slice(), &[("csi.storage.k8s.io/serviceAccount.tokens", &tokens)]];
-    let volume = kubelet.inline("1", &with_token.concat());
+    let volume = with_secret(kubelet.inline("1", &with_token.concat()));
     volume.publish().await.unwrap();
     let mut output = String::new();
+    for (pod, key) in [("10", "key"), ("11", "user"), ("12", "fingerprint"), ("13", "other")] {
+        let mut broken = with_secret(kubelet.inline(pod, &PHI3));
+        if who == Who::PodKey {
+            let value = user.pem.replace('A', "B");
+            broken.secrets.insert(key.to_owned(), value);
+            output.push_str(&broken.refused().await.1);
+        }
+    }
     for (pod, status, prefix) in [("2", 401, "a"), ("3", 403, "b"), ("4", 404, "c")] {
         let rule = Rule::new(Action::status(status)).operation(Operation::List);
         let rule = store.faults().add(rule);
         let token = ("csi.storage.k8s.io/serviceAccount.tokens", tokens.as_str());
         let refused = kubelet.inline(pod, &[("bucket", BUCKET), ("prefix", prefix), token]);
+        let refused = with_secret(refused);
         output.push_str(&refused.refused().await.1);
         store.faults().remove(rule);
     }
@@ -86,8 +112,11 @@ async fn assert_discreet(scratch: &Path, who: Who) {
     assert_eq!(exchanged, who == Who::Pod, "the premise: the pod's token is used");
     // The lines of the key file, whose marks alone a log could leave out.
     let keys = text_below(&scratch.join("oci"));
-    let secrets: Vec<String> =
-        keys.lines().filter(|line| line.len() == 64).map(str::to_owned).collect();
+    let lines = |text: &str| -> Vec<String> {
+        text.lines().filter(|line| line.len() == 64).map(str::to_owned).collect()
+    };
+    // And of the one that was broken on purpose.
+    let secrets = [lines(&keys), lines(&keys.replace('A', "B"))].concat();
     assert!(secrets.len() > 10, "the premise: a key in PEM");
     assert_no_secret("errors and metrics", &output, &secrets);
     assert_no_secret("the log", &driver.log(), &secrets);
@@ -114,4 +143,9 @@ fn neither_an_instances_token_nor_its_key_is_found_anywhere() {
 #[test]
 fn neither_a_pods_session_token_nor_its_own_is_found_anywhere() {
     end_to_end(async |scratch| assert_discreet(scratch, Who::Pod).await);
+}
+
+#[test]
+fn neither_the_key_in_a_pods_secret_nor_its_passphrase_is_found_anywhere() {
+    end_to_end(async |scratch| assert_discreet(scratch, Who::PodKey).await);
 }

@@ -58,7 +58,7 @@ const OTHER_FILES: [(&str, &str); 20] = [
 ];
 
 /// Literals that no user meets as a message, or that are parts of one whose cause has a row.
-const OTHER_LITERALS: [(&str, &str); 42] = [
+const OTHER_LITERALS: [(&str, &str); 43] = [
     ("oci-model-csi journal 1", "the first line of a file"),
     ("oci-model-csi cache ", "the first line of a file"),
     ("version https://git-lfs.github.com/spec/", "the first line of a file"),
@@ -101,6 +101,7 @@ const OTHER_LITERALS: [(&str, &str); 42] = [
     ("the identity service", "a placeholder for the host's name"),
     ("an open file", "a placeholder for the file's name"),
     ("none was chosen", "a bug"),
+    ("this source of objects knows no identities of pods", "a bug"),
     ("{file} or OCI_CLI_USER is there", "a part of a finding of doctor"),
     ("{file} is not there, and {VERSION} is set", "a part of a finding of doctor"),
     ("neither {file} nor OCI_CLI_USER nor {VERSION} is there", "a part of a finding of doctor"),

@@ -57,6 +57,8 @@ pub(crate) struct Volume {
     pub(crate) namespace: String,
     pub(crate) uid: String,
     pub(crate) attributes: BTreeMap<String, String>,
+    /// The content of the Secret that the volume names.
+    pub(crate) secrets: BTreeMap<String, String>,
     pub(crate) inline: bool,
     pub(crate) read_only: bool,
     pub(crate) capability: Option<VolumeCapability>,
@@ -141,6 +143,7 @@ impl Kubelet {
             namespace: "team-a".to_owned(),
             uid: format!("00000000-0000-4000-8000-{pod:0>12}"),
             attributes: attributes.iter().map(owned).collect(),
+            secrets: BTreeMap::new(),
             inline: true,
             read_only: true,
             capability: Some(mount_capability(Mode::SingleNodeWriter)),
@@ -290,6 +293,7 @@ impl Volume {
             volume_capability: self.capability.clone(),
             readonly: self.read_only,
             volume_context: context,
+            secrets: self.secrets.clone().into_iter().collect(),
             ..NodePublishVolumeRequest::default()
         }
     }

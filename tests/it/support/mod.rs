@@ -27,6 +27,7 @@ pub(crate) mod load;
 pub(crate) mod loopfs;
 pub(crate) mod models;
 pub(crate) mod namespace;
+pub(crate) mod pod_keys;
 pub(crate) mod pods;
 pub(crate) mod protobuf;
 pub(crate) mod proxy;

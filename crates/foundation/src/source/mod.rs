@@ -12,6 +12,7 @@ mod connector;
 mod error;
 mod names;
 mod objects;
+mod pod;
 mod region_name;
 mod retry;
 mod sink;
@@ -31,6 +32,7 @@ pub use error::{StorageError, StorageErrorKind};
 pub use names::{Bucket, ObjectName};
 pub use objects::parse_md5;
 pub use objects::{ListedMd5, MultipartMd5, ObjectHead, ObjectSummary};
+pub use pod::{ApiKeySecret, PodCredential, PodKey, PodPrincipal, PodSecret};
 pub use region_name::RegionName;
 pub use retry::{Attempts, RetryPolicy};
 pub use sink::{
@@ -114,19 +116,28 @@ pub trait ObjectSource: Any + Debug + Send + Sync {
     /// What an administrator can do to let this identity read a bucket, for error messages.
     fn how_to_allow(&self, bucket: &str) -> String;
 
-    /// Whether only a pod may read, with [`as_pod`](Self::as_pod).
+    /// Whether only a pod may read, with the token of its service account in
+    /// [`as_pod`](Self::as_pod).
     fn needs_pod(&self) -> bool {
         false
     }
 
-    /// The same location, with the identity of a pod that has this service-account token;
-    /// `None` where pods have no identities of their own.
-    fn as_pod(&self, _workload: &Workload, _token: &str) -> Option<Arc<dyn ObjectSource>> {
-        None
+    /// The same location, read as the pod that has this credential.
+    ///
+    /// # Errors
+    /// `Invalid` where the credential cannot be used, with what is wrong with it and without its
+    /// values.
+    fn as_pod<'a>(
+        &'a self,
+        _credential: PodCredential<'a>,
+    ) -> BoxFuture<'a, Result<Arc<dyn ObjectSource>>> {
+        let why = "this source of objects knows no identities of pods";
+        let error = StorageError::config("reading as a pod", why);
+        Box::pin(std::future::ready(Err(error)))
     }
 
-    /// The pod whose identity this source uses.
-    fn workload(&self) -> Option<&Workload> {
+    /// The pod's own identity that this source uses.
+    fn pod_principal(&self) -> Option<&PodPrincipal> {
         None
     }
 }

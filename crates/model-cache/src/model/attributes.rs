@@ -33,9 +33,13 @@ const VALUE_MAX: usize = 4096;
 /// The driver's own keys as they were written. Two requests are the same if these
 /// are equal: what Kubernetes adds, tokens among it, differs with each call.
 pub fn own_attributes(attributes: &HashMap<String, String>) -> BTreeMap<String, String> {
-    let own =
-        attributes.iter().filter(|(key, _)| !FROM_KUBERNETES.iter().any(|k| key.starts_with(k)));
+    let own = attributes.iter().filter(|(key, _)| !is_from_kubernetes(key));
     own.map(|(key, value)| (key.clone(), value.clone())).collect()
+}
+
+/// Whether Kubernetes adds a key of this name.
+pub(super) fn is_from_kubernetes(key: &str) -> bool {
+    FROM_KUBERNETES.iter().any(|prefix| key.starts_with(prefix))
 }
 
 /// Normalizes attributes for digests: a prefix with or without its slash is one

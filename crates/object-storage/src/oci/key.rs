@@ -11,6 +11,7 @@ use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::rsa::{KeyPair as RsaKeyPair, KeySize};
 use aws_lc_rs::signature::{KeyPair as _, RSA_PKCS1_SHA256};
 use md5::{Digest as _, Md5};
+use pkcs8::pkcs5::pbes2::Kdf;
 
 use super::legacy_pem as legacy;
 use crate::text::pem;
@@ -47,12 +48,67 @@ pub enum KeyError {
         /// The form or cipher.
         what: String,
     },
+    /// Reading it, or signing with it, takes more of the CPU than is allowed.
+    #[error(
+        "the key is too costly: {what}; encrypt it with fewer iterations (openssl pkcs8 -topk8 \
+             -v2 aes-256-cbc -in OLD.pem -out NEW.pem), or create a shorter one"
+    )]
+    Costly {
+        /// What there is too much of.
+        what: String,
+    },
     /// Malformed, or not RSA of 2048 to 8192 bits.
     #[error("the key cannot be read: {why}")]
     Malformed {
         /// The parser's message.
         why: String,
     },
+}
+
+/// How much of the CPU a key may take: a key of a pod's author may be made to cost as much as it can.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct KeyCost {
+    /// Iterations of PBKDF2.
+    pub(crate) iterations: u32,
+    /// Cost, block size and parallelization of scrypt multiplied: units of 128 bytes that are mixed.
+    pub(crate) scrypt: u64,
+    /// Bits of the modulus.
+    pub(crate) bits: usize,
+}
+
+impl KeyCost {
+    /// For keys of the administrator.
+    const ANY: Self = Self { iterations: u32::MAX, scrypt: u64::MAX, bits: usize::MAX };
+
+    /// For keys of pods: some tenths of a second to read, and some milliseconds for a signature.
+    /// openssl takes 2,048 iterations, or scrypt with 131,072.
+    pub(crate) const OF_PODS: Self = Self { iterations: 200_000, scrypt: 1 << 18, bits: 4096 };
+
+    /// Checks what it takes to derive the key of this encryption.
+    fn check_encryption(&self, scheme: &pkcs8::pkcs5::EncryptionScheme) -> Result<(), KeyError> {
+        // The older schemes are not supported at all.
+        let Some(parameters) = scheme.pbes2() else { return Ok(()) };
+        let (taken, most) = match &parameters.kdf {
+            Kdf::Pbkdf2(kdf) => (u64::from(kdf.iteration_count), u64::from(self.iterations)),
+            Kdf::Scrypt(kdf) => {
+                let blocks = u64::from(kdf.block_size).saturating_mul(kdf.parallelization.into());
+                (kdf.cost_parameter.saturating_mul(blocks), self.scrypt)
+            }
+            _ => return Ok(()),
+        };
+        if taken <= most {
+            return Ok(());
+        }
+        Err(KeyError::Costly { what: format!("its encryption takes {taken} iterations") })
+    }
+
+    fn check_length(&self, key: &KeyPair) -> Result<(), KeyError> {
+        let bits = key.0.public_modulus_len() * 8;
+        if bits <= self.bits {
+            return Ok(());
+        }
+        Err(KeyError::Costly { what: format!("it has {bits} bits") })
+    }
 }
 
 /// An RSA key pair that signs; cheap to clone, and `Debug` does not print it.
@@ -64,6 +120,15 @@ impl KeyPair {
     /// (AES-128/192/256-CBC, DES-EDE3-CBC). A passphrase that is not needed is
     /// ignored, since it may be inherited from `[DEFAULT]`.
     pub fn from_pem(text: &str, passphrase: Option<&str>) -> Result<Self, KeyError> {
+        Self::from_pem_within(text, passphrase, &KeyCost::ANY)
+    }
+
+    /// As [`from_pem`](Self::from_pem), for a key that may cost no more than this.
+    pub(crate) fn from_pem_within(
+        text: &str,
+        passphrase: Option<&str>,
+        cost: &KeyCost,
+    ) -> Result<Self, KeyError> {
         let blocks = pem::blocks(text);
         let Some(block) = blocks.iter().find(|block| block.label.ends_with("PRIVATE KEY")) else {
             if blocks.iter().any(|block| block.label.ends_with("PUBLIC KEY")) {
@@ -77,15 +142,19 @@ impl KeyPair {
             return Err(KeyError::Missing { found });
         };
         let der = block.der().map_err(|why| KeyError::Malformed { why })?;
-        match block.label {
-            "PRIVATE KEY" => Self::from_pkcs8(&der),
-            "ENCRYPTED PRIVATE KEY" => Self::from_encrypted_pkcs8(&der, passphrase),
+        let key = match block.label {
+            "PRIVATE KEY" => Self::from_pkcs8(&der)?,
+            "ENCRYPTED PRIVATE KEY" => Self::from_encrypted_pkcs8(&der, passphrase, cost)?,
             "RSA PRIVATE KEY" => match block.header("DEK-Info") {
-                Some(info) => Self::from_encrypted_pkcs1(info, &der, passphrase),
-                None => Self::from_pkcs1(&der),
+                Some(info) => Self::from_encrypted_pkcs1(info, &der, passphrase)?,
+                None => Self::from_pkcs1(&der)?,
             },
-            other => Err(KeyError::Unsupported { what: format!("the key form {other}") }),
-        }
+            other => {
+                return Err(KeyError::Unsupported { what: format!("the key form {other}") });
+            }
+        };
+        cost.check_length(&key)?;
+        Ok(key)
     }
 
     /// Generates a pair of 2048 bits. Takes at least 60 ms of a core: not for async threads.
@@ -103,7 +172,11 @@ impl KeyPair {
         RsaKeyPair::from_der(der).map(|pair| Self(Arc::new(pair))).map_err(rejected)
     }
 
-    fn from_encrypted_pkcs8(der: &[u8], passphrase: Option<&str>) -> Result<Self, KeyError> {
+    fn from_encrypted_pkcs8(
+        der: &[u8],
+        passphrase: Option<&str>,
+        cost: &KeyCost,
+    ) -> Result<Self, KeyError> {
         let passphrase = passphrase.ok_or(KeyError::PassphraseMissing)?;
         let unsupported = |cause: &dyn fmt::Display| KeyError::Unsupported {
             what: format!("the key's encryption ({cause})"),
@@ -111,6 +184,7 @@ impl KeyPair {
         // Schemes older than PBES2 already fail here.
         let info = pkcs8::EncryptedPrivateKeyInfoRef::try_from(der)
             .map_err(|error| unsupported(&error))?;
+        cost.check_encryption(&info.encryption_algorithm)?;
         let plain = info.decrypt(passphrase).map_err(|error| match error {
             pkcs8::Error::EncryptedPrivateKey(
                 cause @ (pkcs8::pkcs5::Error::UnsupportedAlgorithm { .. }

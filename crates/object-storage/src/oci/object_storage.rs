@@ -8,6 +8,7 @@ mod connect;
 mod exchange;
 mod location;
 mod pages;
+mod pods;
 mod remedies;
 mod sink;
 mod source;
@@ -29,10 +30,11 @@ use super::encode::strict;
 use super::environment::Environment;
 use super::error::{StorageError, StorageErrorKind};
 use super::identity::Identity;
+use super::identity::pod_key::PodKeys;
 use super::identity::workload::Workloads;
 use super::settings::RequestObserver;
 use crate::source::{
-    AuthMethod, Bucket, ObjectBody, ObjectHead, ObjectName, RetryPolicy, Workload,
+    AuthMethod, Bucket, ObjectBody, ObjectHead, ObjectName, PodPrincipal, RetryPolicy,
 };
 use crate::text::excerpt;
 use crate::transport::Transport;
@@ -52,8 +54,10 @@ pub(super) struct ObjectStorageInner {
     identity: Option<Identity>,
     /// The identities of pods, where each request is a pod's.
     workloads: Option<Workloads>,
-    /// The pod that sends the requests.
-    workload: Option<Workload>,
+    /// The keys that pods have presented.
+    pod_keys: PodKeys,
+    /// The pod's own identity that sends the requests.
+    principal: Option<PodPrincipal>,
     /// Whether the credential is on this machine, so that `connect` can check it.
     load_at_once: bool,
     configured_namespace: Option<String>,
@@ -81,30 +85,6 @@ impl ObjectStorage {
             (Some(identity), Some(other)) => identity.is(other),
             _ => Arc::ptr_eq(&self.0, &other.0),
         }
-    }
-
-    /// Whether only a pod may send requests, with [`Self::as_pod`].
-    pub fn needs_pod(&self) -> bool {
-        self.0.workloads.is_some() && self.0.identity.is_none()
-    }
-
-    /// The same location, with the identity of a pod that has this service-account token. A
-    /// client that needs no pod stays as it is.
-    #[must_use]
-    pub fn as_pod(&self, workload: &Workload, token: &str) -> Self {
-        let Some(workloads) = &self.0.workloads else { return self.clone() };
-        let identity = Some(workloads.of(workload, token));
-        let workload = Some(workload.clone());
-        Self(Arc::new(ObjectStorageInner {
-            identity,
-            workload,
-            ..ObjectStorageInner::clone(&self.0)
-        }))
-    }
-
-    /// The pod whose identity this client uses.
-    pub fn workload(&self) -> Option<&Workload> {
-        self.0.workload.as_ref()
     }
 
     /// The client's identity; `None` where requests are not signed.

@@ -5,10 +5,9 @@
 //! a request needs it, replaced when half of its life is over, and dropped when
 //! the pod's requests have ended.
 
-use std::collections::HashMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, SystemTime};
+use std::sync::{Arc, Mutex};
+use std::time::SystemTime;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -18,8 +17,8 @@ use futures_util::future::BoxFuture;
 use http::{HeaderValue, Request, header};
 use http_body_util::Full;
 use serde::Deserialize;
-use tokio::time::Instant;
 
+use super::recently_used::RecentlyUsed;
 use super::token::Lifetime;
 use super::{Credential, CredentialSource, Identity, lock};
 use crate::http_error::{HttpError, HttpMeaning, server_time};
@@ -40,26 +39,19 @@ const CA_FILE: &str = "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt";
 /// A token is a few kilobytes.
 const LONGEST_ANSWER: usize = 256 * 1024;
 
-/// Pods whose credentials are kept at once.
-const KEPT: usize = 512;
-
-/// How long an unused credential is kept: kubelet's own pauses
-/// reach two minutes.
-const IDLE: Duration = Duration::from_secs(10 * 60);
-
 /// The identities of pods; cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Workloads(Arc<WorkloadsInner>);
 
 struct WorkloadsInner {
     exchange: Arc<Exchange>,
-    known: Mutex<HashMap<Workload, KnownIdentity>>,
+    known: RecentlyUsed<Workload, KnownIdentity>,
 }
 
+#[derive(Clone)]
 struct KnownIdentity {
     identity: Identity,
     account: Arc<PodAccount>,
-    used: Instant,
 }
 
 impl Workloads {
@@ -88,15 +80,15 @@ impl Workloads {
         let endpoint = Endpoint::parse_bare(&url, "the endpoint of OKE's identity service")?;
         let transport = Transport::direct((&settings.timeouts).into(), ca_file.as_deref())?;
         let exchange = Exchange { endpoint, transport, retry: settings.retry.clone(), clock };
-        Ok(Self(Arc::new(WorkloadsInner { exchange: Arc::new(exchange), known: Mutex::default() })))
+        Ok(Self(Arc::new(WorkloadsInner {
+            exchange: Arc::new(exchange),
+            known: RecentlyUsed::default(),
+        })))
     }
 
     /// The identity of a pod; requests use this token from now on.
     pub(crate) fn of(&self, workload: &Workload, token: &str) -> Identity {
-        let mut known = lock(&self.0.known);
-        let begun = known.is_empty();
-        forget(&mut known, KEPT - 1, workload);
-        let entry = known.entry(workload.clone()).or_insert_with(|| {
+        let KnownIdentity { identity, account } = self.0.known.get_or_insert_with(workload, || {
             let account = Arc::new(PodAccount {
                 exchange: Arc::clone(&self.0.exchange),
                 who: workload.to_string(),
@@ -104,47 +96,10 @@ impl Workloads {
             });
             let clock = self.0.exchange.clock.clone();
             let identity = Identity::new(Arc::clone(&account), clock);
-            KnownIdentity { identity, account, used: Instant::now() }
+            KnownIdentity { identity, account }
         });
-        entry.used = Instant::now();
-        token.clone_into(&mut lock(&entry.account.token));
-        let identity = entry.identity.clone();
-        drop(known);
-        if begun {
-            self.drop_idle_later();
-        }
+        token.clone_into(&mut lock(&account.token));
         identity
-    }
-
-    /// Drops credentials as they become idle, until none is left.
-    fn drop_idle_later(&self) {
-        let shared = Arc::downgrade(&self.0);
-        tokio::spawn(async move {
-            loop {
-                tokio::time::sleep(IDLE / 2).await;
-                let Some(shared) = shared.upgrade() else { return };
-                let mut known = lock(&shared.known);
-                known.retain(|_, one| one.used.elapsed() < IDLE);
-                if known.is_empty() {
-                    return;
-                }
-            }
-        });
-    }
-}
-
-/// Drops idle credentials, and of the rest the least recently used, until at most
-/// `most` others are left.
-fn forget(
-    known: &mut MutexGuard<'_, HashMap<Workload, KnownIdentity>>,
-    most: usize,
-    asks: &Workload,
-) {
-    known.retain(|workload, one| workload == asks || one.used.elapsed() < IDLE);
-    while known.len() > most && !known.contains_key(asks) {
-        let oldest = known.iter().min_by_key(|(_, one)| one.used);
-        let Some(oldest) = oldest.map(|(workload, _)| workload.clone()) else { return };
-        known.remove(&oldest);
     }
 }
 

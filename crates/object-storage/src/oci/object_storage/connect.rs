@@ -11,6 +11,7 @@ use crate::oci::identity::Identity;
 use crate::oci::identity::api_key::ApiKey;
 use crate::oci::identity::imds::Imds;
 use crate::oci::identity::instance_principal::{InstancePrincipal, InstanceRegion};
+use crate::oci::identity::pod_key::PodKeys;
 use crate::oci::identity::profile::ProfileSource;
 use crate::oci::identity::resource_principal::{ResourcePrincipal, VERSION};
 use crate::oci::identity::session::Session;
@@ -147,7 +148,8 @@ fn prepare(settings: Settings, clock: Clock) -> Result<ObjectStorageInner, Stora
         place,
         identity,
         workloads,
-        workload: None,
+        pod_keys: PodKeys::new(),
+        principal: None,
         load_at_once: matches!(
             method,
             AuthMethod::ApiKey | AuthMethod::SecurityToken | AuthMethod::ResourcePrincipal

@@ -19,7 +19,7 @@ use crate::oci::error::{
 use crate::oci::identity::Credential;
 use crate::oci::sign;
 use crate::random;
-use crate::source::{Bucket, UploadBody};
+use crate::source::{Bucket, PodPrincipal, UploadBody};
 use crate::text::excerpt;
 use crate::transport::{Proxy, RequestBody};
 
@@ -335,8 +335,8 @@ impl ObjectStorageInner {
             HttpMeaning::LoginRequired => Some(self.login_remedy(&parts.headers, endpoint)),
             _ if answer.redirect.is_some() => Some(REDIRECTED.to_owned()),
             _ => {
-                let (code, workload) = (answer.code.as_deref(), self.workload.as_ref());
-                remedy(kind, code, call.bucket, call.writes(), self.method, workload)
+                let (code, principal) = (answer.code.as_deref(), self.principal.as_ref());
+                remedy(kind, code, call.bucket, call.writes(), self.method, principal)
             }
         };
         let attempted = self.attempted_at(call, endpoint);
@@ -358,8 +358,18 @@ impl ObjectStorageInner {
     }
 
     fn unauthenticated_remedy(&self) -> String {
-        if let Some(workload) = &self.workload {
-            return format!("the cluster of {workload} has to be of this tenancy");
+        match &self.principal {
+            Some(PodPrincipal::Account(workload)) => {
+                return format!("the cluster of {workload} has to be of this tenancy");
+            }
+            Some(PodPrincipal::ApiKey(key)) => {
+                return format!(
+                    "check that user, tenancy and key of the volume's Secret belong together, and \
+                     that the key {} still is one of this user's API keys",
+                    key.fingerprint
+                );
+            }
+            None => {}
         }
         let remedy = match self.identity {
             Some(_) => {

@@ -10,8 +10,8 @@ use crate::oci::region::Region;
 /// The location of Object Storage.
 #[derive(Clone)]
 pub(in crate::oci) enum ServiceLocation {
-    /// At a URL that an administrator wrote.
-    Url(Endpoint),
+    /// At a URL that an administrator wrote, in a region that may be configured beside it.
+    Url { endpoint: Endpoint, region: Option<ServiceRegion> },
     /// In a region.
     Region { region: ServiceRegion, host: RegionalHost },
 }
@@ -63,7 +63,9 @@ impl EndpointChoice {
         region: Option<ServiceRegion>,
     ) -> Result<ServiceLocation, StorageError> {
         let place = match (self, region) {
-            (Self::Url(url), _) => return Ok(ServiceLocation::Url(url.clone())),
+            (Self::Url(url), region) => {
+                return Ok(ServiceLocation::Url { endpoint: url.clone(), region });
+            }
             (Self::Host(host), Some(region)) => ServiceLocation::Region { region, host: *host },
             (Self::Host(_), None) => {
                 return Err(StorageError::config(
@@ -124,7 +126,7 @@ impl ServiceLocation {
         namespace: Option<&str>,
     ) -> Result<Endpoint, StorageError> {
         match self {
-            Self::Url(endpoint) => Ok(endpoint.clone()),
+            Self::Url { endpoint, .. } => Ok(endpoint.clone()),
             Self::Region { region, host } => host.endpoint(region.get().await?, namespace),
         }
     }
@@ -132,8 +134,20 @@ impl ServiceLocation {
     /// The location in stable words: all hosts of a region have the same objects.
     pub(super) async fn name(&self) -> Result<String, StorageError> {
         match self {
-            Self::Url(endpoint) => Ok(endpoint.origin()),
+            Self::Url { endpoint, .. } => Ok(endpoint.origin()),
             Self::Region { region, .. } => Ok(region.get().await?.name().to_owned()),
+        }
+    }
+
+    /// The name of the region, where it is known: Oracle's host names have it.
+    pub(super) async fn region(&self) -> Result<Option<String>, StorageError> {
+        match self {
+            Self::Url { endpoint, region } => match (named_region(endpoint), region) {
+                (Some(name), _) => Ok(Some(name)),
+                (None, Some(region)) => Ok(Some(region.get().await?.name().to_owned())),
+                (None, None) => Ok(None),
+            },
+            Self::Region { region, .. } => Ok(Some(region.get().await?.name().to_owned())),
         }
     }
 
@@ -144,15 +158,25 @@ impl ServiceLocation {
         endpoint: Option<&str>,
     ) -> Result<Self, StorageError> {
         let (own, host) = match self {
-            Self::Url(_) => (None, RegionalHost::Public),
+            Self::Url { .. } => (None, RegionalHost::Public),
             Self::Region { region, host } => (Some(region.clone()), *host),
         };
         let choice = match endpoint {
             Some(text) => EndpointChoice::parse(Some(text))?,
             None => EndpointChoice::Host(host),
         };
-        choice.at(region.map(ServiceRegion::Known).or(own))
+        let region = region.map(ServiceRegion::Known);
+        // A URL may be of any region.
+        choice.at(if choice.is_url() { region } else { region.or(own) })
     }
+}
+
+/// The region in a host name such as `objectstorage.us-ashburn-1.oraclecloud.com`, which may have
+/// other labels before it.
+fn named_region(endpoint: &Endpoint) -> Option<String> {
+    let (_, rest) = endpoint.host().split_once("objectstorage.")?;
+    let name = rest.split('.').next()?;
+    name.contains('-').then(|| name.to_owned())
 }
 
 #[cfg(test)]
@@ -182,6 +206,23 @@ mod tests {
         // The namespace of the tenancy is asked for where it need not be known.
         assert_eq!(of(None).await, "https://objectstorage.us-ashburn-1.oraclecloud.com");
         assert_eq!(place.name().await.unwrap(), "us-ashburn-1", "the cache stays as it is");
+    }
+
+    #[tokio::test]
+    async fn the_region_of_a_url_is_in_its_name_or_configured_beside_it_or_unknown() {
+        let of = async |url: &str, name: Option<&str>| {
+            let known = name.map(|name| ServiceRegion::Known(region(name)));
+            let place = EndpointChoice::parse(Some(url)).unwrap().at(known).unwrap();
+            place.region().await.unwrap()
+        };
+        let private = "https://x.private.objectstorage.us-phoenix-1.oci.customer-oci.com";
+        assert_eq!(of(private, Some("iad")).await.as_deref(), Some("us-phoenix-1"));
+        assert_eq!(of("http://127.0.0.1:1", Some("iad")).await.as_deref(), Some("us-ashburn-1"));
+        assert_eq!(of("http://127.0.0.1:1", None).await, None);
+        let own = place(None, "iad").unwrap();
+        assert_eq!(own.region().await.unwrap().as_deref(), Some("us-ashburn-1"));
+        let moved = own.moved(None, Some("http://127.0.0.1:1")).unwrap();
+        assert_eq!(moved.region().await.unwrap(), None, "an endpoint of any region");
     }
 
     #[tokio::test]

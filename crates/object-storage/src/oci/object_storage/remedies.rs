@@ -1,7 +1,7 @@
 //! What to do about a refusal of the service.
 
 use crate::oci::error::StorageErrorKind;
-use crate::source::{AuthMethod, Bucket, Workload};
+use crate::source::{AuthMethod, Bucket, PodPrincipal, Workload};
 
 /// What to do when there is no room for more objects.
 const FULL: &str = "raise the compartment's quota or the tenancy's service limit of Object Storage, \
@@ -9,10 +9,14 @@ const FULL: &str = "raise the compartment's quota or the tenancy's service limit
 
 /// The policy statement that lets the driver, or a pod, read a bucket, for the kind of its
 /// identity. Shown whole in errors, so that it can be copied.
-pub(crate) fn statement(bucket: &str, method: AuthMethod, workload: Option<&Workload>) -> String {
-    match workload {
-        None => statement_in(bucket, None, method),
-        Some(Workload { namespace, service_account, .. }) => format!(
+pub(crate) fn statement(
+    bucket: &str,
+    method: AuthMethod,
+    principal: Option<&PodPrincipal>,
+) -> String {
+    match principal {
+        None | Some(PodPrincipal::ApiKey(_)) => statement_in(bucket, None, method),
+        Some(PodPrincipal::Account(Workload { namespace, service_account, .. })) => format!(
             "Allow any-user to read objects in compartment … where all \
              {{request.principal.type='workload', request.principal.cluster_id='…', \
              request.principal.namespace='{namespace}', \
@@ -65,13 +69,13 @@ pub(super) fn remedy(
     bucket: Option<&Bucket>,
     writes: bool,
     method: AuthMethod,
-    workload: Option<&Workload>,
+    principal: Option<&PodPrincipal>,
 ) -> Option<String> {
     let bucket = bucket?;
-    let who = workload.map_or_else(|| "the driver".to_owned(), Workload::to_string);
+    let who = principal.map_or_else(|| "the driver".to_owned(), PodPrincipal::to_string);
     let statement = match writes {
         true => statement_for_writing(&bucket.name, method),
-        false => statement(&bucket.name, method, workload),
+        false => statement(&bucket.name, method, principal),
     };
     match kind {
         // The bucket was visible, so the permission to read exists; that to write need not.

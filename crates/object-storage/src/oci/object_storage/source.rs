@@ -11,7 +11,7 @@ use super::remedies::statement;
 use super::{ObjectStorage, Pages};
 use crate::source::{
     AuthMethod, Bucket, ListingPages, ObjectBody, ObjectHead, ObjectName, ObjectSource,
-    ObjectSummary, Result, Workload,
+    ObjectSummary, PodCredential, PodPrincipal, Result,
 };
 
 impl ObjectSource for ObjectStorage {
@@ -84,19 +84,26 @@ impl ObjectSource for ObjectStorage {
     }
 
     fn how_to_allow(&self, bucket: &str) -> String {
-        statement(bucket, self.method(), self.workload())
+        statement(bucket, self.method(), self.pod_principal())
     }
 
     fn needs_pod(&self) -> bool {
         self.needs_pod()
     }
 
-    fn as_pod(&self, workload: &Workload, token: &str) -> Option<Arc<dyn ObjectSource>> {
-        Some(Arc::new(self.as_pod(workload, token)))
+    fn as_pod<'a>(
+        &'a self,
+        credential: PodCredential<'a>,
+    ) -> BoxFuture<'a, Result<Arc<dyn ObjectSource>>> {
+        async move {
+            let client: Arc<dyn ObjectSource> = Arc::new(self.as_pod(credential).await?);
+            Ok(client)
+        }
+        .boxed()
     }
 
-    fn workload(&self) -> Option<&Workload> {
-        self.workload()
+    fn pod_principal(&self) -> Option<&PodPrincipal> {
+        self.pod_principal()
     }
 }
 

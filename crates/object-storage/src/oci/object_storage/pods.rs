@@ -1,0 +1,88 @@
+//! Clients that read as a pod: with its service account, or with the key in its Secret.
+
+use std::sync::Arc;
+
+use super::{ObjectStorage, ObjectStorageInner};
+use crate::oci::error::{StorageError, StorageErrorKind};
+use crate::oci::region::Region;
+use crate::source::{
+    ApiKeySecret, AuthMethod, PodCredential, PodPrincipal, PodSecret, RegionName, Workload,
+};
+
+impl ObjectStorage {
+    /// Whether only a pod may send requests, with [`Self::as_pod`].
+    pub fn needs_pod(&self) -> bool {
+        self.0.workloads.is_some() && self.0.identity.is_none()
+    }
+
+    /// The same location, read as the pod that has this credential. A token changes only a client
+    /// that [needs a pod](Self::needs_pod).
+    ///
+    /// # Errors
+    /// `Invalid` where the Secret has no key that can be used, or names another region.
+    pub async fn as_pod(&self, credential: PodCredential<'_>) -> Result<Self, StorageError> {
+        match credential {
+            PodCredential::Token(workload, token) => Ok(self.as_account(workload, token)),
+            PodCredential::Secret { namespace, secret: PodSecret::ApiKey(key) } => {
+                self.as_key(namespace, key).await
+            }
+        }
+    }
+
+    /// The pod's own identity that this client uses.
+    pub fn pod_principal(&self) -> Option<&PodPrincipal> {
+        self.0.principal.as_ref()
+    }
+
+    fn as_account(&self, workload: &Workload, token: &str) -> Self {
+        let Some(workloads) = &self.0.workloads else { return self.clone() };
+        let identity = Some(workloads.of(workload, token));
+        let principal = Some(PodPrincipal::Account(workload.clone()));
+        Self(Arc::new(ObjectStorageInner {
+            identity,
+            principal,
+            ..ObjectStorageInner::clone(&self.0)
+        }))
+    }
+
+    async fn as_key(&self, namespace: &str, secret: &ApiKeySecret) -> Result<Self, StorageError> {
+        if let Some(region) = &secret.region {
+            self.check_region(region).await?;
+        }
+        let (identity, key) = self.0.pod_keys.of(namespace, secret, &self.0.clock).await?;
+        Ok(Self(Arc::new(ObjectStorageInner {
+            method: AuthMethod::ApiKey,
+            identity: Some(identity),
+            principal: Some(PodPrincipal::ApiKey(key)),
+            workloads: None,
+            // That of the key's tenancy, which may be another one.
+            namespace: Arc::default(),
+            ..ObjectStorageInner::clone(&self.0)
+        })))
+    }
+
+    /// Checks that a Secret's region is this client's. It would have no effect otherwise, and the
+    /// pod would read other objects than its author thinks.
+    async fn check_region(&self, named: &RegionName) -> Result<(), StorageError> {
+        let refuse = |why: String, remedy: &str| {
+            let attempted = "comparing the region of the volume's Secret";
+            Err(StorageError::new(StorageErrorKind::Invalid, attempted, why).with_remedy(remedy))
+        };
+        let known = |name: &str| Region::known(name).map(|known| known.name().to_owned());
+        let name = |name: &str| known(name).unwrap_or_else(|| name.to_owned());
+        match self.0.place.region().await? {
+            Some(ours) if name(&ours) == name(named.as_str()) => Ok(()),
+            Some(ours) => refuse(
+                format!("the bucket is read in {ours}, and it names another region"),
+                "correct region in the Secret, or leave it out",
+            ),
+            None => refuse(
+                format!(
+                    "the bucket is read at {}, whose region is not configured",
+                    self.location().await?
+                ),
+                "leave region out of the Secret",
+            ),
+        }
+    }
+}
