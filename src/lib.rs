@@ -77,7 +77,7 @@ pub use oci_model_csi_model_cache::{cache, download, model, mount};
 pub use oci_model_csi_object_storage::oci;
 
 use oci_model_csi_foundation::{
-    blocking, http_error, log_throttle, random, retry, sync, text, trace,
+    blocking, http_error, log_throttle, random, redact, retry, sync, text, trace,
 };
 use oci_model_csi_md5_lanes::md5_lanes;
 use oci_model_csi_model_cache::{budget, fair};

@@ -10,6 +10,7 @@ use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::par_args::ParArgs;
 use super::progress_bar;
 use super::storage::{self, StorageArgs};
 use crate::config::{Download, LimitsSection};
@@ -26,15 +27,17 @@ Examples:
   oci-model-csi fetch oci://ai-model-cache/models/phi3-mini/ ./phi3
   oci-model-csi fetch oci://ai-model-cache@mytenancy/models/phi3-mini ./phi3 --include '*.json'
   oci-model-csi fetch oci://public-models@mytenancy/tiny ./tiny --auth none --region us-ashburn-1
+  oci-model-csi fetch --par-file url.txt ./phi3
 
 Run an interrupted fetch again to resume it. After a new upload, --update replaces what changed.";
 
 #[derive(Debug, Args)]
-#[command(after_help = AFTER_HELP)]
+#[command(after_help = AFTER_HELP, allow_missing_positional = true)]
 pub(super) struct FetchArgs {
-    /// oci://BUCKET@NAMESPACE/PREFIX, or oci://BUCKET/PREFIX in the tenancy's namespace
+    /// oci://BUCKET@NAMESPACE/PREFIX, or oci://BUCKET/PREFIX in the tenancy's namespace; may be
+    /// left out with --par-file
     #[arg(value_name = "URI")]
-    uri: String,
+    uri: Option<String>,
     /// Directory for the content of the prefix; absent, empty, or from an earlier fetch
     #[arg(value_name = "DIR")]
     dir: PathBuf,
@@ -58,6 +61,8 @@ pub(super) struct FetchArgs {
     #[arg(long, env = "OCI_MODEL_CSI_OUTPUT", value_enum, default_value = "text")]
     output: Output,
     #[command(flatten)]
+    par: ParArgs,
+    #[command(flatten)]
     storage: StorageArgs,
 }
 
@@ -72,8 +77,8 @@ impl FetchArgs {
         self.output == Output::Json
     }
 
-    fn request(&self) -> Result<ModelRequest> {
-        let ModelUri { namespace, bucket, prefix } = ModelUri::parse(&self.uri)?;
+    fn request(&self, uri: &ModelUri) -> Result<ModelRequest> {
+        let ModelUri { namespace, bucket, prefix } = uri.clone();
         let mut request = ModelRequest::of(namespace, bucket, prefix);
         request.filters = Filters::parse(self.include.as_deref(), self.exclude.as_deref())?;
         request.revision = self.revision.as_deref().map(Revision::parse).transpose()?;
@@ -82,9 +87,11 @@ impl FetchArgs {
 }
 
 pub(super) fn run(args: &FetchArgs, runtime: &Runtime) -> Result<()> {
-    let request = args.request()?;
+    let par = args.par.read()?;
+    let uri = ParArgs::model(args.uri.as_deref(), par.as_ref())?;
+    let request = args.request(&uri)?;
     let metrics = Arc::new(Metrics::default());
-    let settings = args.storage.settings(None, AuthMethod::ApiKey, &metrics)?;
+    let settings = args.storage.settings(None, AuthMethod::ApiKey, &metrics)?.with_par(par);
     let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
     let download = Download { concurrency: args.concurrency, ..Download::default() };
     let limits = ResolveLimits::from(&LimitsSection::default());
@@ -113,14 +120,14 @@ pub(super) fn run(args: &FetchArgs, runtime: &Runtime) -> Result<()> {
             .map_err(|e| Error::internal(format!("stopping the downloads: {e}")).caused_by(e))?;
         outcome
     })?;
-    print(args, &report)
+    print(args, &uri, &report)
 }
 
-fn print(args: &FetchArgs, report: &FetchReport) -> Result<()> {
+fn print(args: &FetchArgs, uri: &ModelUri, report: &FetchReport) -> Result<()> {
     let seconds = report.elapsed.as_secs_f64();
     let text = if args.wants_json() {
         serde_json::json!({
-            "uri": args.uri,
+            "uri": args.uri.clone().unwrap_or_else(|| uri.to_string()),
             "directory": args.dir,
             "revision": report.revision,
             "files": report.files,

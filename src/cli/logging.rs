@@ -1,9 +1,11 @@
 //! Log output: to stderr, as text or JSON.
 
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal, Write};
 
 use clap::{Args, ValueEnum};
 use tracing_subscriber::EnvFilter;
+
+use crate::redact::without_pars;
 
 #[derive(Debug, Args)]
 pub(super) struct LogArgs {
@@ -32,7 +34,25 @@ enum LogFormat {
 /// Whether lines are colored: on a terminal, unless NO_COLOR (no-color.org) is set.
 fn has_color() -> bool {
     let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    std::io::stderr().is_terminal() && !refused
+    io::stderr().is_terminal() && !refused
+}
+
+/// Writes lines without the credentials of pre-authenticated requests. The log has what libraries
+/// and servers say too.
+struct RedactedLog<W>(W);
+
+impl<W: Write> Write for RedactedLog<W> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        match without_pars(&String::from_utf8_lossy(line)) {
+            Some(text) => self.0.write_all(text.as_bytes())?,
+            None => self.0.write_all(line)?,
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
 }
 
 /// Starts logging for the whole process.
@@ -42,7 +62,7 @@ pub(super) fn start(args: &LogArgs, default: &str) {
     let unusable = filter.as_ref().err().map(ToString::to_string);
     let filter = filter.unwrap_or_else(|_| EnvFilter::new(default));
     let builder = tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
+        .with_writer(|| RedactedLog(io::stderr()))
         .with_env_filter(filter)
         .with_target(false);
     match args.log_format {
@@ -53,5 +73,21 @@ pub(super) fn start(args: &LogArgs, default: &str) {
     }
     if let Some(error) = unusable {
         tracing::warn!(level, error, "--log-level is invalid; using the default");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_written_without_the_credential_of_a_url() {
+        let mut log = RedactedLog(Vec::new());
+        log.write_all(b"GET https://x/p/s3cret/n/ns/b/bk/o/m \xff\n").unwrap();
+        log.write_all(b"another \xff\n").unwrap();
+        log.flush().unwrap();
+        let written = String::from_utf8_lossy(&log.0).into_owned();
+        assert!(written.starts_with("GET https://x/p/…/n/ns/b/bk/o/m"), "{written}");
+        assert!(log.0.ends_with(b"another \xff\n"), "other lines stay as they are");
     }
 }

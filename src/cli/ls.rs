@@ -14,12 +14,14 @@ use tokio_util::task::TaskTracker;
 
 use super::exit;
 use super::fetch::Output;
+use super::par_args::ParArgs;
 use super::storage::{self, StorageArgs};
 use crate::browse;
 use crate::config::LimitsSection;
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
 use crate::model::{ModelRequest, ModelUri, Pattern};
+use crate::oci::ParUrl;
 use crate::resolve::{ClientPool, ResolveLimits, Resolver};
 use crate::source::AuthMethod;
 
@@ -36,15 +38,17 @@ A model is a directory that directly has a file that loaders open, such as confi
 #[command(after_help = AFTER_HELP)]
 pub(super) struct LsArgs {
     /// oci://BUCKET@NAMESPACE/PREFIX, or oci://BUCKET/PREFIX in the tenancy's namespace; the last
-    /// part of PREFIX may have *, ? and [...]: quote it
+    /// part of PREFIX may have *, ? and [...]: quote it. May be left out with --par-file
     #[arg(value_name = "URI")]
-    uri: String,
+    uri: Option<String>,
     /// List the objects of the model under PREFIX, with their checksums
     #[arg(long, env = "OCI_MODEL_CSI_OBJECTS", value_parser = BoolishValueParser::new())]
     objects: bool,
     /// Format of the result on stdout
     #[arg(long, env = "OCI_MODEL_CSI_OUTPUT", value_enum, default_value = "text")]
     output: Output,
+    #[command(flatten)]
+    par: ParArgs,
     #[command(flatten)]
     storage: StorageArgs,
 }
@@ -55,9 +59,10 @@ impl LsArgs {
     }
 
     /// The request for everything under the prefix, and the pattern below it.
-    fn request(&self) -> Result<(ModelRequest, Option<Pattern>)> {
-        let (uri, pattern) = split_at_pattern(&self.uri);
-        let ModelUri { namespace, bucket, prefix } = ModelUri::parse(uri)?;
+    fn request(&self, par: Option<&ParUrl>) -> Result<(ModelRequest, Option<Pattern>)> {
+        let split = self.uri.as_deref().map(split_at_pattern);
+        let (uri, pattern) = split.map_or((None, None), |(uri, pattern)| (Some(uri), pattern));
+        let ModelUri { namespace, bucket, prefix } = ParArgs::model(uri, par)?;
         let pattern = pattern.map(Pattern::parse).transpose()?;
         if self.objects && pattern.is_some() {
             return Err(Error::invalid(
@@ -78,9 +83,10 @@ fn split_at_pattern(uri: &str) -> (&str, Option<&str>) {
 }
 
 pub(super) fn run(args: &LsArgs, runtime: &Runtime) -> Result<ExitCode> {
-    let (request, pattern) = args.request()?;
+    let par = args.par.read()?;
+    let (request, pattern) = args.request(par.as_ref())?;
     let metrics = Arc::new(Metrics::default());
-    let settings = args.storage.settings(None, AuthMethod::ApiKey, &metrics)?;
+    let settings = args.storage.settings(None, AuthMethod::ApiKey, &metrics)?.with_par(par);
     let limits = ResolveLimits::from(&LimitsSection::default());
     let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
     let mut stdout = BufWriter::new(std::io::stdout().lock());

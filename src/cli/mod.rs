@@ -12,6 +12,7 @@ mod logging;
 mod ls;
 mod man;
 mod nodes;
+mod par_args;
 mod process_limits;
 mod progress_bar;
 mod push;
@@ -95,6 +96,9 @@ enum Command {
 /// Parses the arguments and runs the command.
 pub fn run() -> ExitCode {
     crate::budget::limit_arenas();
+    if let Err(error) = par_args::check(std::env::args_os()) {
+        return exit::report(&error, false);
+    }
     let cli = Cli::from_arg_matches(&command().get_matches()).unwrap_or_else(|e| e.exit());
     let (result, json) = match cli.command {
         Command::Node(args) => (serve(&cli.log, args, Mode::Node), false),

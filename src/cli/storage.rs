@@ -9,7 +9,7 @@ use clap::Args;
 use crate::config;
 use crate::error::{Error, Result};
 use crate::metrics::{CredentialState, Metrics};
-use crate::oci::{ObjectStorage, Settings, StorageConnector, Timeouts};
+use crate::oci::{ObjectStorage, ParUrl, Settings, StorageConnector, Timeouts};
 use crate::source::{
     AuthMethod, ObjectSink, RetryPolicy, SourceConnector, StorageError, StorageErrorKind,
 };
@@ -100,6 +100,12 @@ impl SourceSettings {
     #[must_use]
     pub(super) fn coming_from(mut self, download: &config::Download) -> Self {
         self.object_storage.source_addresses.clone_from(&download.source_addresses);
+        self
+    }
+
+    /// Reads with a pre-authenticated request, if there is one, instead of any identity.
+    pub(super) fn with_par(mut self, par: Option<ParUrl>) -> Self {
+        self.object_storage.par = par;
         self
     }
 

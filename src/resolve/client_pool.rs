@@ -9,15 +9,19 @@ use crate::model::{
     ModelRequest, NamespaceName, PodIdentity, PodTokens, RequestDigest, Tenant, account_uid,
 };
 use crate::source::{
-    AuthMethod, BucketLocation, ObjectSource, PodCredential, PodPrincipal, PodSecret, RegionName,
-    SourceConnector, Workload,
+    AuthMethod, Bucket, BucketLocation, ObjectSource, PodCredential, PodPar, PodPrincipal,
+    PodSecret, RegionName, SourceConnector, Workload,
 };
+use crate::text::shown;
 
 /// The prefix of an identity in a scope.
 const APART: &str = "auth/";
 
 /// The part of the scope of copies that were read with the API keys of pods.
 const OF_PODS_KEYS: &str = "pod/api_key";
+
+/// The same with their pre-authenticated requests.
+const OF_PODS_PARS: &str = "pod/par";
 
 /// A bucket with another route than the driver's own.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -122,8 +126,8 @@ impl Route {
     /// `Precondition` for an identity that this version does not know, or that only a pod with
     /// its Secret has.
     pub(crate) fn auth_of_scope(scope: &str) -> Result<Option<AuthMethod>> {
-        if scope.split(' ').any(|part| part == OF_PODS_KEYS) {
-            let text = "it was read with the API key in a pod's Secret, which only such a pod has";
+        if scope.split(' ').any(|part| [OF_PODS_KEYS, OF_PODS_PARS].contains(&part)) {
+            let text = "it was read with the Secret of a pod, which only such a pod has";
             return Err(Error::new(ErrorKind::Precondition, text));
         }
         let name = scope.split(' ').find_map(|part| part.strip_prefix(APART));
@@ -215,10 +219,14 @@ impl ClientPool {
     ) -> Result<Route> {
         let (client, usual_method) = self.client_of(request, caller).await?;
         let client = as_caller(client, caller).await?;
+        if let Some(PodPrincipal::Par(par)) = client.pod_principal() {
+            check_par(par, request)?;
+        }
         let location = client.location().await?;
         // This identity may not be allowed to read what another one downloaded.
         let apart = match (client.pod_principal(), client.method()) {
             (Some(PodPrincipal::ApiKey(_)), _) => OF_PODS_KEYS.to_owned(),
+            (Some(PodPrincipal::Par(_)), _) => OF_PODS_PARS.to_owned(),
             (_, method) if method == usual_method => String::new(),
             (_, method) => format!("{APART}{method}"),
         };
@@ -287,6 +295,30 @@ async fn as_caller(
         return Ok(client.as_pod(PodCredential::Secret { namespace, secret }).await?);
     }
     as_account(client, caller).await
+}
+
+/// Checks that the URL of a pre-authenticated request is for the volume's model, as far as it
+/// says. A volume without a namespace means the driver's own, which each request is checked for.
+///
+/// # Errors
+/// `Invalid`, with what to write in the volume.
+fn check_par(par: &PodPar, request: &ModelRequest) -> Result<()> {
+    let Bucket { namespace, name } = &par.bucket;
+    let named = request.namespace.as_ref();
+    if request.bucket.as_str() != name || named.is_some_and(|named| named.as_str() != namespace) {
+        return Err(Error::invalid(format!(
+            "the pre-authenticated request of the volume's Secret is of bucket {name} in namespace \
+             {namespace}, and the volume names another one: correct one of the two"
+        )));
+    }
+    if !request.prefix.as_str().starts_with(&par.object) {
+        return Err(Error::invalid(format!(
+            "the pre-authenticated request of the volume's Secret does not cover prefix {:?}: \
+             create one for all objects with this prefix",
+            shown(request.prefix.as_str(), 200)
+        )));
+    }
+    Ok(())
 }
 
 /// The client with the pod's service account, if the administrator chose that.

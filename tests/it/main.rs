@@ -39,6 +39,7 @@ mod oci_client;
 mod other_buckets;
 mod outage;
 mod pages;
+mod pars;
 mod permission;
 mod pod_keys;
 mod policy;

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use crate::support::driver::{Driver, Setup};
 use crate::support::kubelet::Volume;
@@ -24,6 +25,8 @@ enum Who {
     Pod,
     /// A pod with the key in its Secret.
     PodKey,
+    /// A pod with a pre-authenticated request in its Secret.
+    Par,
 }
 
 /// The passphrase of a key that is not encrypted with it.
@@ -39,11 +42,16 @@ async fn live(scratch: &Path, store: &LocalStore, who: Who) -> (Driver, String) 
             setup.auth = "oke_workload_identity";
             setup.arguments = vec!["--oke-endpoint".to_owned(), store.endpoint()];
         }
-        Who::PodKey => setup = setup.with_config(ALLOWED),
+        Who::PodKey | Who::Par => setup = setup.with_config(ALLOWED),
     }
     let user = store.make_api_key("pod").unwrap();
     fs::write(scratch.join("oci/pods_key.pem"), &user.pem).unwrap();
+    let url = store.make_par(BUCKET, "", true, Duration::from_secs(3600)).unwrap();
+    fs::write(scratch.join("oci/token_of_par"), pod_keys::token(&url)).unwrap();
     let with_secret = |mut volume: Volume| {
+        if who == Who::Par {
+            volume.secrets.insert("par".to_owned(), url.clone());
+        }
         if who == Who::PodKey {
             volume.secrets = pod_keys::secret(&user);
             volume.secrets.insert("passphrase".to_owned(), PASSPHRASE.to_owned());
@@ -63,6 +71,17 @@ async fn live(scratch: &Path, store: &LocalStore, who: Who) -> (Driver, String) 
         if who == Who::PodKey {
             let value = user.pem.replace('A', "B");
             broken.secrets.insert(key.to_owned(), value);
+            output.push_str(&broken.refused().await.1);
+        }
+        if who == Who::Par {
+            let (host, path) = url.split_once("/p/").unwrap();
+            let broken_url = match key {
+                "key" => format!("http://127.0.0.1:1/p/{path}"),
+                "user" => format!("{host}/p/{path}?x=y"),
+                "fingerprint" => format!("{host}/p/{path}x/\n/p/{path}"),
+                _ => url.replace(BUCKET, "other"),
+            };
+            broken.secrets.insert("par".to_owned(), broken_url);
             output.push_str(&broken.refused().await.1);
         }
     }
@@ -148,4 +167,9 @@ fn neither_a_pods_session_token_nor_its_own_is_found_anywhere() {
 #[test]
 fn neither_the_key_in_a_pods_secret_nor_its_passphrase_is_found_anywhere() {
     end_to_end(async |scratch| assert_discreet(scratch, Who::PodKey).await);
+}
+
+#[test]
+fn a_pre_authenticated_request_in_a_pods_secret_is_found_nowhere() {
+    end_to_end(async |scratch| assert_discreet(scratch, Who::Par).await);
 }

@@ -9,6 +9,8 @@ use std::{fmt, io};
 
 use nix::errno::Errno;
 
+use crate::redact::without_pars;
+
 /// What went wrong, in the terms in which a caller can act on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub enum ErrorKind {
@@ -82,7 +84,8 @@ const FAILING_DISK: [Errno; 11] = [
 
 impl Error {
     /// An error of this meaning. Whatever names the sentence quotes, no character
-    /// of it is invisible or changes the direction of reading.
+    /// of it is invisible or changes the direction of reading, and no URL that it quotes has the
+    /// credential of a pre-authenticated request.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         let mut message = message.into();
         if message.contains(is_invisible) {
@@ -91,6 +94,9 @@ impl Error {
                 false => c.to_string(),
             };
             message = message.chars().map(visible).collect();
+        }
+        if let Some(without) = without_pars(&message) {
+            message = without;
         }
         Self { kind, message: message.into_boxed_str(), cause: None }
     }

@@ -11,6 +11,7 @@ pub mod http_error;
 pub mod log_throttle;
 pub mod metrics;
 pub mod random;
+pub mod redact;
 pub mod retry;
 pub mod source;
 pub mod sync;

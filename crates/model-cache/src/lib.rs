@@ -10,7 +10,7 @@ pub mod mount;
 
 // `crate::error` and the like mean the same in every crate of the driver.
 use oci_model_csi_foundation::{
-    Error, ErrorKind, Result, abort_point, blocking, error, flight, metrics, source, sync, text,
-    trace,
+    Error, ErrorKind, Result, abort_point, blocking, error, flight, metrics, redact, source, sync,
+    text, trace,
 };
 use oci_model_csi_md5_lanes::md5_lanes;

@@ -28,6 +28,24 @@ pub(crate) fn secret(key: &UserKey) -> BTreeMap<String, String> {
     pairs.map(|(name, value)| (name.to_owned(), value.clone())).into()
 }
 
+/// A pod as kubelet presents it, with the Secret of a pre-authenticated request.
+pub(crate) fn pod_with_par(
+    kubelet: &Kubelet,
+    url: &str,
+    n: u32,
+    attributes: &[(&str, &str)],
+) -> Volume {
+    let mut volume = kubelet.inline(&n.to_string(), attributes);
+    volume.secrets.insert("par".to_owned(), url.to_owned());
+    volume
+}
+
+/// The token in the URL of a pre-authenticated request.
+pub(crate) fn token(url: &str) -> &str {
+    let (_, rest) = url.split_once("/p/").expect("a pre-authenticated request");
+    rest.split_once("/n/").expect("a namespace").0
+}
+
 /// A pod as kubelet presents it, with the Secret of a key.
 pub(crate) fn pod(kubelet: &Kubelet, key: &UserKey, n: u32, attributes: &[(&str, &str)]) -> Volume {
     let mut volume = kubelet.inline(&n.to_string(), attributes);

@@ -32,7 +32,7 @@ pub use error::{StorageError, StorageErrorKind};
 pub use names::{Bucket, ObjectName};
 pub use objects::parse_md5;
 pub use objects::{ListedMd5, MultipartMd5, ObjectHead, ObjectSummary};
-pub use pod::{ApiKeySecret, PodCredential, PodKey, PodPrincipal, PodSecret};
+pub use pod::{ApiKeySecret, ParSecret, PodCredential, PodKey, PodPar, PodPrincipal, PodSecret};
 pub use region_name::RegionName;
 pub use retry::{Attempts, RetryPolicy};
 pub use sink::{

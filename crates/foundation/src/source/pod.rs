@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{RegionName, Workload};
+use super::{Bucket, RegionName, Workload};
 
 /// An identity of a pod's own: answers, proofs and credentials of two of them are never mixed.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -11,6 +11,22 @@ pub enum PodPrincipal {
     Account(Workload),
     /// The API key in the pod's Secret.
     ApiKey(PodKey),
+    /// The pre-authenticated request in the pod's Secret.
+    Par(PodPar),
+}
+
+/// A pre-authenticated request whose URL a pod has presented.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct PodPar {
+    /// Kubernetes namespace of the pod; empty where kubelet does not send it.
+    pub namespace: String,
+    /// SHA-256 of its token in hex.
+    pub digest: String,
+    /// The bucket in its URL.
+    pub bucket: Bucket,
+    /// The one object in its URL, or the beginning of the names of many; empty where the URL does
+    /// not say.
+    pub object: String,
 }
 
 /// An API key whose private half a pod has presented.
@@ -31,6 +47,7 @@ impl PodPrincipal {
         match self {
             Self::Account(workload) => &workload.namespace,
             Self::ApiKey(key) => &key.namespace,
+            Self::Par(par) => &par.namespace,
         }
     }
 
@@ -43,6 +60,7 @@ impl PodPrincipal {
                 Some(format!("account {} {uid}", workload.service_account))
             }
             Self::ApiKey(key) => Some(format!("key {}", key.digest)),
+            Self::Par(par) => Some(format!("par {}", par.digest)),
         }
     }
 }
@@ -52,6 +70,7 @@ impl fmt::Display for PodPrincipal {
         match self {
             Self::Account(workload) => workload.fmt(f),
             Self::ApiKey(key) => write!(f, "the user of API key {}", key.fingerprint),
+            Self::Par(_) => f.write_str("the pre-authenticated request of its Secret"),
         }
     }
 }
@@ -76,7 +95,13 @@ pub enum PodCredential<'a> {
 pub enum PodSecret {
     /// A user's API key.
     ApiKey(ApiKeySecret),
+    /// The URL of a pre-authenticated request.
+    Par(ParSecret),
 }
+
+/// The URL of a pre-authenticated request, as a Secret has it: short enough, and not blank.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ParSecret(pub String);
 
 /// A user's API key, as a Secret has it; values that are short enough, and not empty.
 #[derive(Clone, PartialEq, Eq)]
@@ -98,6 +123,12 @@ pub struct ApiKeySecret {
 impl fmt::Debug for PodSecret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("PodSecret(..)")
+    }
+}
+
+impl fmt::Debug for ParSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ParSecret(..)")
     }
 }
 
@@ -124,7 +155,8 @@ mod tests {
         let key = ApiKeySecret { user, tenancy, fingerprint, key, passphrase, region: None };
         let secret = PodSecret::ApiKey(key.clone());
         let credential = PodCredential::Secret { namespace: "team-a", secret: &secret };
-        let shown = format!("{key:?} {secret:?} {credential:?}");
-        assert_eq!(shown, "ApiKeySecret(..) PodSecret(..) PodCredential(..)");
+        let url = ParSecret("https://x/p/hunter2/n/ns/b/bk/o/".to_owned());
+        let shown = format!("{key:?} {secret:?} {credential:?} {url:?}");
+        assert_eq!(shown, "ApiKeySecret(..) PodSecret(..) PodCredential(..) ParSecret(..)");
     }
 }

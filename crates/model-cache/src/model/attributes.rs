@@ -8,6 +8,7 @@ use super::{
     nearest,
 };
 use crate::error::{Error, Result};
+use crate::redact::has_par;
 use crate::source::StorageError;
 use crate::text::shown;
 
@@ -63,6 +64,7 @@ pub fn parse_attributes(
     source: AttributeSource,
 ) -> Result<(ModelRequest, BTreeMap<String, String>)> {
     let ours = own_attributes(attributes);
+    check_no_par(&ours)?;
     for (key, value) in &ours {
         check_key(key, source)?;
         if value.len() > VALUE_MAX {
@@ -93,6 +95,22 @@ pub fn parse_attributes(
         scope: get("cacheScope").map_or(Ok(CacheScope::default()), CacheScope::parse)?,
     };
     Ok((request, ours))
+}
+
+/// Checks that no attribute has the URL of a pre-authenticated request, which is a credential.
+///
+/// # Errors
+/// `Invalid`, without the value.
+fn check_no_par(ours: &BTreeMap<String, String>) -> Result<()> {
+    let Some((key, _)) = ours.iter().find(|(key, value)| has_par(key) || has_par(value)) else {
+        return Ok(());
+    };
+    let named = if has_par(key) { "an attribute".to_owned() } else { shown(key, 100) };
+    Err(Error::invalid(format!(
+        "{named} has the URL of a pre-authenticated request, a credential that anyone who sees the \
+         volume could use: delete that request, and put the URL of a new one into the key par of a \
+         Secret"
+    )))
 }
 
 fn unusable(error: &StorageError) -> Error {
@@ -197,6 +215,20 @@ mod tests {
         assert_ne!(plain("models/phi3"), plain("models/phi4"));
         assert_eq!(plain("../x")["prefix"], "../x");
         assert_eq!(plain("")["prefix"], "");
+    }
+
+    #[test]
+    fn a_pre_authenticated_request_is_refused_in_any_attribute_and_not_repeated() {
+        let url = "https://x.example/p/s3cret/n/ns/b/bk/o/m/";
+        for key in ["bucket", "prefix", "namespace", "include", "par", "url", url] {
+            let value = if key == url { "x" } else { url };
+            let error = parse(&[(key, value)], AttributeSource::Administrator).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Invalid);
+            assert!(error.message().contains("key par of a Secret"), "{error}");
+            assert!(!error.message().contains("s3cret"), "{error}");
+        }
+        let prefix = [("bucket", "b"), ("prefix", "models/p/x/n/y/")];
+        assert!(parse(&prefix, AttributeSource::Pod).is_ok(), "the name of a directory");
     }
 
     #[test]

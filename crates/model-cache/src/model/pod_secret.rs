@@ -5,19 +5,23 @@ use std::collections::HashMap;
 
 use super::attributes::is_from_kubernetes;
 use crate::error::{Error, Result};
-use crate::source::{ApiKeySecret, PodSecret};
+use crate::source::{ApiKeySecret, ParSecret, PodSecret};
 use crate::text::shown;
 
 /// The keys, the oci CLI's name for each where that differs, and the most bytes of its value. OCIDs
 /// end at 255; a key of 4,096 bits in PEM has 3.3 KiB.
-const KEYS: [(&str, Option<&str>, usize); 6] = [
+const KEYS: [(&str, Option<&str>, usize); 7] = [
     ("user", None, 255),
     ("tenancy", None, 255),
     ("fingerprint", None, 100),
     ("key", Some("key_content"), 16 * 1024),
     ("passphrase", Some("pass_phrase"), 1024),
     ("region", None, 255),
+    (PAR, None, 4096),
 ];
+
+/// The key of a pre-authenticated request, in place of all others.
+const PAR: &str = "par";
 
 /// The content of a volume's Secret, without what Kubernetes adds; `None` if there is no Secret.
 ///
@@ -35,7 +39,25 @@ pub fn parse_pod_secret(secrets: &HashMap<String, String>) -> Result<Option<PodS
     let mut names: Vec<&str> = own.keys().copied().collect();
     names.sort_unstable();
     names.into_iter().try_for_each(check_key)?;
+    if own.contains_key(PAR) {
+        return par(&own).map(PodSecret::Par).map(Some);
+    }
     api_key(&own).map(PodSecret::ApiKey).map(Some)
+}
+
+fn par(own: &HashMap<&str, &str>) -> Result<ParSecret> {
+    if own.len() > 1 {
+        return Err(Error::invalid(
+            "the volume's Secret has par and other keys: a pre-authenticated request needs no API \
+             key, so leave one of the two out",
+        ));
+    }
+    let url = value(own, PAR)?.ok_or_else(|| {
+        Error::invalid(
+            "par in the volume's Secret is empty: it has the URL of a pre-authenticated request",
+        )
+    })?;
+    Ok(ParSecret(url.trim().to_owned()))
 }
 
 /// Whether a volume has a Secret at all.
@@ -54,7 +76,7 @@ fn check_key(key: &str) -> Result<()> {
         }
         _ => format!(
             "{what}, which it may not have: it takes user, tenancy, fingerprint, key, passphrase \
-             and region"
+             and region, or par alone"
         ),
     }))
 }
@@ -155,8 +177,27 @@ mod tests {
     }
 
     fn parse(changed: &[(&str, &str)]) -> Result<ApiKeySecret> {
-        let PodSecret::ApiKey(key) = parse_pod_secret(&secret(changed))?.unwrap();
-        Ok(key)
+        match parse_pod_secret(&secret(changed))?.unwrap() {
+            PodSecret::ApiKey(key) => Ok(key),
+            PodSecret::Par(_) => panic!("it is a key"),
+        }
+    }
+
+    #[test]
+    fn a_pre_authenticated_request_is_alone_in_its_secret() {
+        let of = |url: &str| parse_pod_secret(&[("par".to_owned(), url.to_owned())].into());
+        assert!(
+            matches!(of(" https://x\n"), Ok(Some(PodSecret::Par(url))) if url.0 == "https://x")
+        );
+        for (error, named) in [
+            (of(" \n").unwrap_err(), "par in the volume's Secret is empty"),
+            (of(&"s3cret".repeat(1000)).unwrap_err(), "6000 bytes long; 4096 is the most"),
+            (parse(&[("par", "s3cret")]).unwrap_err(), "leave one of the two out"),
+        ] {
+            assert_eq!(error.kind(), ErrorKind::Invalid);
+            assert!(error.message().contains(named), "{error}");
+            assert!(!error.message().contains("s3cret"), "{error}");
+        }
     }
 
     #[test]

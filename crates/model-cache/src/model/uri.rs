@@ -4,6 +4,7 @@ use std::fmt;
 
 use super::{BucketName, NamespaceName, Prefix};
 use crate::error::{Error, Result};
+use crate::redact::has_par;
 
 /// A parsed model URI.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +22,13 @@ impl ModelUri {
     /// `oci://n/NS/b/BUCKET/o/PREFIX`. The prefix is taken literally: it is
     /// an object name, not percent-encoded.
     pub fn parse(text: &str) -> Result<Self> {
+        if has_par(text) {
+            return Err(Error::invalid(
+                "this is the URL of a pre-authenticated request, a credential that other users see \
+                 in the list of processes: write it to a file and name that with --par-file, or \
+                 pass it to the standard input of --par-file -",
+            ));
+        }
         let Some(rest) = text.strip_prefix("oci://") else {
             return Err(Error::invalid(format!(
                 "{text:?} is not a model URI: oci://BUCKET@NAMESPACE/PREFIX, or oci://BUCKET/PREFIX \
@@ -91,6 +99,13 @@ mod tests {
     fn names_are_taken_literally() {
         let uri = ModelUri::parse("oci://b@ns/a b%20c#d?e/").unwrap();
         assert_eq!(uri.prefix.as_str(), "a b%20c#d?e/");
+    }
+
+    #[test]
+    fn a_pre_authenticated_request_is_refused_with_the_flag_for_it_and_not_repeated() {
+        let error = ModelUri::parse("https://x/p/s3cret/n/ns/b/bk/o/").unwrap_err();
+        assert!(error.message().contains("--par-file"), "{error}");
+        assert!(!error.message().contains("s3cret"), "{error}");
     }
 
     #[test]

@@ -65,6 +65,11 @@ impl Endpoint {
         self.scheme == Scheme::HTTPS
     }
 
+    /// The host without its port.
+    pub(crate) fn hostname(&self) -> &str {
+        self.authority.host()
+    }
+
     /// `scheme://host[:port]`.
     pub(crate) fn origin(&self) -> String {
         format!("{}://{}", self.scheme, self.authority)

@@ -8,6 +8,7 @@
 //! | the calls: list, head, get | `object_storage`, `answer` |
 //! | the identity: one immutable credential behind an atomic swap | [`identity`] |
 //! | the signature, a pure function | [`sign`], [`key`], `legacy_pem` |
+//! | in place of a signature: pre-authenticated requests | `par` |
 //! | the host | [`region`], `endpoint` |
 //! | what a diagnosis asks beyond that | `diagnosis` |
 //! | failures and repetition | `error`, [`RetryPolicy`](crate::source::RetryPolicy) |
@@ -28,6 +29,7 @@ pub mod identity;
 pub mod key;
 mod legacy_pem;
 mod object_storage;
+mod par;
 pub mod region;
 #[cfg(feature = "oci-rust-sdk")]
 mod sdk_signer;
@@ -44,4 +46,5 @@ pub use diagnosis::{
 };
 pub use environment::Environment;
 pub use object_storage::{ObjectStorage, Pages};
+pub use par::ParUrl;
 pub use settings::{RequestObserver, Settings, Timeouts};

@@ -32,6 +32,7 @@ use super::error::{StorageError, StorageErrorKind};
 use super::identity::Identity;
 use super::identity::pod_key::PodKeys;
 use super::identity::workload::Workloads;
+use super::par::ParUrl;
 use super::settings::RequestObserver;
 use crate::source::{
     AuthMethod, Bucket, ObjectBody, ObjectHead, ObjectName, PodPrincipal, RetryPolicy,
@@ -56,6 +57,8 @@ pub(super) struct ObjectStorageInner {
     workloads: Option<Workloads>,
     /// The keys that pods have presented.
     pod_keys: PodKeys,
+    /// The pre-authenticated request that replaces signatures.
+    par: Option<Arc<ParUrl>>,
     /// The pod's own identity that sends the requests.
     principal: Option<PodPrincipal>,
     /// Whether the credential is on this machine, so that `connect` can check it.
@@ -83,6 +86,7 @@ impl ObjectStorage {
     pub fn is(&self, other: &Self) -> bool {
         match (&self.0.identity, &other.0.identity) {
             (Some(identity), Some(other)) => identity.is(other),
+            (None, None) if self.0.par.is_some() => self.0.par == other.0.par,
             _ => Arc::ptr_eq(&self.0, &other.0),
         }
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::environment::Environment;
+use super::par::ParUrl;
 use super::region::Region;
 use crate::source::{AuthMethod, RegionName, RetryPolicy, StorageError};
 use crate::transport::{
@@ -91,6 +92,8 @@ pub struct Settings {
     pub oke_ca_file: Option<PathBuf>,
     /// Where the oci CLI's variables are read.
     pub environment: Environment,
+    /// A pre-authenticated request to read with, in place of an identity and a location.
+    pub par: Option<ParUrl>,
     /// Sees every request, for metrics.
     pub observer: Option<RequestObserver>,
 }
@@ -116,6 +119,7 @@ impl Settings {
             oke_endpoint: None,
             oke_ca_file: None,
             environment: Environment::process(),
+            par: None,
             observer: None,
         }
     }

@@ -15,7 +15,7 @@ use super::recently_used::RecentlyUsed;
 use super::{Credential, CredentialSource, Identity};
 use crate::oci::clock::Clock;
 use crate::oci::error::{StorageError, StorageErrorKind};
-use crate::oci::key::{KeyCost, KeyError, KeyPair};
+use crate::oci::key::{KeyCost, KeyError, KeyPair, hex};
 use crate::source::{ApiKeySecret, PodKey};
 
 /// Keys that are read at once.
@@ -101,7 +101,7 @@ fn load(secret: &ApiKeySecret, clock: Clock) -> LoadedKey {
     }
     let public = pair.public_der().map_err(broken)?;
     let digest = digest_of_fields([public.as_slice(), user.as_bytes(), tenancy.as_bytes()]);
-    let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    let digest = hex(&digest);
     let key_id = format!("{tenancy}/{user}/{actual}");
     let identity = Identity::new(UnchangingKey { key_id, pair }, clock);
     Ok((identity, PodKey { namespace: String::new(), fingerprint: actual, digest }))

@@ -72,18 +72,26 @@ impl ObjectStorage {
 
 fn prepare(settings: Settings, clock: Clock) -> Result<ObjectStorageInner, StorageError> {
     let transport = settings.transport()?;
-    let endpoint = settings.or_variable(settings.endpoint.as_ref(), "OCI_CLI_ENDPOINT");
+    let endpoint = match &settings.par {
+        Some(par) => Some(par.origin()),
+        None => settings.or_variable(settings.endpoint.as_ref(), "OCI_CLI_ENDPOINT"),
+    };
     let endpoint = EndpointChoice::parse(endpoint.as_deref())?;
     let region = settings.region_or_variable()?;
     let profile = ProfileSource::new(&settings);
-    let (method, chosen) = resolve_auto(&settings, &profile)?;
+    let (method, chosen) = match &settings.par {
+        Some(_) => (AuthMethod::None, None),
+        None => resolve_auto(&settings, &profile)?,
+    };
     let environment = &settings.environment;
     let fixed = |region: Option<RegionName>| {
         let region = region.map(|region| Region::resolve(&region, environment));
         endpoint.at(region.map(ServiceRegion::Known))
     };
     let mut workloads = None;
+    let par = settings.par.clone().map(Arc::new);
     let (place, identity) = match method {
+        _ if par.is_some() => (fixed(region)?, None),
         AuthMethod::ApiKey | AuthMethod::SecurityToken => {
             let region = match region {
                 Some(region) => Some(region),
@@ -140,6 +148,7 @@ fn prepare(settings: Settings, clock: Clock) -> Result<ObjectStorageInner, Stora
             return Err(StorageError::config("choosing an identity", "none was chosen"));
         }
     };
+    let par_namespace = par.as_ref().map(|par| par.bucket().namespace.clone());
     Ok(ObjectStorageInner {
         method,
         chosen,
@@ -149,12 +158,15 @@ fn prepare(settings: Settings, clock: Clock) -> Result<ObjectStorageInner, Stora
         identity,
         workloads,
         pod_keys: PodKeys::new(),
+        par,
         principal: None,
         load_at_once: matches!(
             method,
             AuthMethod::ApiKey | AuthMethod::SecurityToken | AuthMethod::ResourcePrincipal
         ),
-        configured_namespace: settings.namespace.filter(|namespace| !namespace.trim().is_empty()),
+        configured_namespace: par_namespace
+            .or(settings.namespace)
+            .filter(|namespace| !namespace.trim().is_empty()),
         namespace: Arc::default(),
         retry: settings.retry,
         clock,

@@ -9,7 +9,7 @@ use http::{
 use hyper::body::Incoming;
 
 use super::ObjectStorageInner;
-use super::remedies::remedy;
+use super::remedies::{Reader, remedy};
 use crate::http_error::{HttpError, HttpMeaning, header_text};
 use crate::oci::clock::skew_remedy;
 use crate::oci::endpoint::Endpoint;
@@ -17,6 +17,7 @@ use crate::oci::error::{
     StorageError, StorageErrorKind, proxy_login_remedy, refused, storage_kind, unanswered,
 };
 use crate::oci::identity::Credential;
+use crate::oci::par::{NotPermitted, ParUrl};
 use crate::oci::sign;
 use crate::random;
 use crate::source::{Bucket, PodPrincipal, UploadBody};
@@ -67,6 +68,27 @@ impl<'a> UnsignedRequest<'a> {
         !self.method.is_safe()
     }
 
+    /// The target with the token of a pre-authenticated request.
+    fn target_of_par(&self, par: &ParUrl) -> Result<String, StorageError> {
+        par.target(self.bucket, &self.target).map_err(|refused| match refused {
+            NotPermitted::Operation => self.error(
+                StorageErrorKind::Config,
+                "a pre-authenticated request only lists and reads objects of its bucket",
+            ),
+            NotPermitted::Bucket => {
+                let Bucket { namespace, name } = par.bucket();
+                self.error(
+                    StorageErrorKind::Invalid,
+                    "the pre-authenticated request is of another bucket or namespace",
+                )
+                .with_remedy(format!(
+                    "name bucket {name} and namespace {namespace}, or use the URL of one for this \
+                     bucket"
+                ))
+            }
+        })
+    }
+
     /// `GetObject of a/b in bucket c of namespace d`.
     pub(super) fn attempted(&self) -> String {
         format!("{} of {}", self.operation, self.subject)
@@ -84,11 +106,15 @@ impl<'a> UnsignedRequest<'a> {
         &self,
         endpoint: &Endpoint,
         date: &str,
-        credential: Option<&Credential>,
+        authority: Authority<'_>,
         upload: Option<UploadBody>,
     ) -> Result<Request<RequestBody>, StorageError> {
         let refuse = |error: http::Error| self.error(StorageErrorKind::Config, error.to_string());
-        let uri = endpoint.uri(&self.target).map_err(refuse)?;
+        let uri = match authority {
+            Authority::Par(par) => endpoint.uri(&self.target_of_par(par)?),
+            _ => endpoint.uri(&self.target),
+        };
+        let uri = uri.map_err(refuse)?;
         let mut request = Request::builder()
             .method(&self.method)
             .header(header::HOST, endpoint.host())
@@ -106,7 +132,7 @@ impl<'a> UnsignedRequest<'a> {
         if let Some(upload) = &upload {
             request = request.header(header::CONTENT_LENGTH, upload.length);
         }
-        if let Some(credential) = credential {
+        if let Authority::Signed(credential) = authority {
             // The target comes from the URI that is sent, never from a second formatting.
             let target = uri.path_and_query().map_or("/", |target| target.as_str());
             let signed = credential.sign(
@@ -137,6 +163,17 @@ impl<'a> UnsignedRequest<'a> {
         };
         request.uri(uri).body(body).map_err(refuse)
     }
+}
+
+/// What lets the service answer a request.
+#[derive(Clone, Copy)]
+enum Authority<'a> {
+    /// A signature.
+    Signed(&'a Credential),
+    /// The token in the URL of a pre-authenticated request.
+    Par(&'a ParUrl),
+    /// Nothing: the bucket is public.
+    Nothing,
 }
 
 impl ObjectStorageInner {
@@ -293,7 +330,12 @@ impl ObjectStorageInner {
         upload: Option<UploadBody>,
     ) -> Result<Response<Incoming>, StorageError> {
         let date = httpdate::fmt_http_date(self.clock.now());
-        let request = call.request(endpoint, &date, credential, upload)?;
+        let authority = match (credential, &self.par) {
+            (Some(credential), _) => Authority::Signed(credential),
+            (None, Some(par)) => Authority::Par(par),
+            (None, None) => Authority::Nothing,
+        };
+        let request = call.request(endpoint, &date, authority, upload)?;
         let answer = self.transport.send(request).await;
         if let Some(observe) = &self.observer {
             observe(call.operation, answer.as_ref().ok().map(|answer| answer.status().as_u16()));
@@ -335,8 +377,8 @@ impl ObjectStorageInner {
             HttpMeaning::LoginRequired => Some(self.login_remedy(&parts.headers, endpoint)),
             _ if answer.redirect.is_some() => Some(REDIRECTED.to_owned()),
             _ => {
-                let (code, principal) = (answer.code.as_deref(), self.principal.as_ref());
-                remedy(kind, code, call.bucket, call.writes(), self.method, principal)
+                let code = answer.code.as_deref();
+                remedy(kind, code, call.bucket, call.writes(), &self.reader())
             }
         };
         let attempted = self.attempted_at(call, endpoint);
@@ -357,8 +399,22 @@ impl ObjectStorageInner {
         )
     }
 
+    /// As whom it reads.
+    pub(super) fn reader(&self) -> Reader<'_> {
+        Reader {
+            method: self.method,
+            principal: self.principal.as_ref(),
+            has_par: self.par.is_some(),
+        }
+    }
+
     fn unauthenticated_remedy(&self) -> String {
         match &self.principal {
+            _ if self.par.is_some() => {
+                return "check that the pre-authenticated request still exists, has not expired, and \
+                        permits this: the key par of the Secret, or --par-file, has its URL"
+                    .to_owned();
+            }
             Some(PodPrincipal::Account(workload)) => {
                 return format!("the cluster of {workload} has to be of this tenancy");
             }
@@ -369,7 +425,7 @@ impl ObjectStorageInner {
                     key.fingerprint
                 );
             }
-            None => {}
+            Some(PodPrincipal::Par(_)) | None => {}
         }
         let remedy = match self.identity {
             Some(_) => {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::oci::endpoint::Endpoint;
+use crate::oci::environment::Environment;
 use crate::oci::error::{StorageError, StorageErrorKind};
 use crate::oci::identity::instance_principal::InstanceRegion;
 use crate::oci::region::Region;
@@ -151,6 +152,40 @@ impl ServiceLocation {
         }
     }
 
+    /// This location, if a URL of a user that begins with `origin` means it: at the
+    /// administrator's URL, or at the host of the region that has this origin.
+    pub(super) async fn at_host(
+        &self,
+        origin: &str,
+        namespace: &str,
+        environment: &Environment,
+    ) -> Result<Option<Self>, StorageError> {
+        if let Self::Url { endpoint, .. } = self
+            && endpoint.origin() == origin
+        {
+            return Ok(Some(self.clone()));
+        }
+        let region = match self {
+            Self::Region { region, .. } => Some(region.get().await?.clone()),
+            Self::Url { .. } => match self.region().await?.map(|name| name.parse()).transpose()? {
+                Some(name) => Some(Region::resolve(&name, environment)),
+                None => None,
+            },
+        };
+        let Some(region) = region else { return Ok(None) };
+        let hosts = [RegionalHost::Public, RegionalHost::Dedicated, RegionalHost::DualStack];
+        let is_at = |host: &RegionalHost| {
+            // Not every realm has every host, nor every text one of its own.
+            let endpoint = host.endpoint(&region, Some(namespace));
+            endpoint.is_ok_and(|endpoint| endpoint.origin() == origin)
+        };
+        let Some(host) = hosts.into_iter().find(is_at) else { return Ok(None) };
+        Ok(Some(match self {
+            Self::Url { .. } => self.clone(),
+            Self::Region { region, .. } => Self::Region { region: region.clone(), host },
+        }))
+    }
+
     /// The region at the same kind of host as this one, or as `endpoint` says; or that URL.
     pub(super) fn moved(
         &self,
@@ -223,6 +258,37 @@ mod tests {
         assert_eq!(own.region().await.unwrap().as_deref(), Some("us-ashburn-1"));
         let moved = own.moved(None, Some("http://127.0.0.1:1")).unwrap();
         assert_eq!(moved.region().await.unwrap(), None, "an endpoint of any region");
+    }
+
+    #[tokio::test]
+    async fn a_url_of_a_user_means_a_host_of_the_region_or_the_administrators() {
+        let of = async |place: &ServiceLocation, origin: &str| {
+            place.at_host(origin, "n", &Environment::empty()).await.unwrap()
+        };
+        let public = place(None, "iad").unwrap();
+        for host in [
+            "https://objectstorage.us-ashburn-1.oraclecloud.com",
+            "https://n.objectstorage.us-ashburn-1.oci.customer-oci.com",
+            "https://objectstorage.us-ashburn-1.ds.oci.oraclecloud.com",
+        ] {
+            let found = of(&public, host).await.unwrap();
+            assert_eq!(origin(&found, Some("n")).await, host);
+            assert_eq!(found.name().await.unwrap(), "us-ashburn-1");
+        }
+        let url = place(Some("http://10.0.0.1:80"), "iad").unwrap();
+        for host in ["http://10.0.0.1", "https://objectstorage.us-ashburn-1.oraclecloud.com"] {
+            let found = of(&url, host).await.unwrap();
+            assert_eq!(origin(&found, Some("n")).await, "http://10.0.0.1", "{host}");
+        }
+        for host in [
+            "http://objectstorage.us-ashburn-1.oraclecloud.com",
+            "https://objectstorage.us-phoenix-1.oraclecloud.com",
+            "https://m.objectstorage.us-ashburn-1.oci.customer-oci.com",
+            "https://objectstorage.us-ashburn-1.oraclecloud.com:8443",
+            "http://169.254.169.254",
+        ] {
+            assert!(of(&public, host).await.is_none() && of(&url, host).await.is_none(), "{host}");
+        }
     }
 
     #[tokio::test]

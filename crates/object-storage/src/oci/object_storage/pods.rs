@@ -1,12 +1,15 @@
-//! Clients that read as a pod: with its service account, or with the key in its Secret.
+//! Clients that read as a pod: with its service account, or with what its Secret has.
 
 use std::sync::Arc;
 
+use super::location::ServiceLocation;
 use super::{ObjectStorage, ObjectStorageInner};
 use crate::oci::error::{StorageError, StorageErrorKind};
+use crate::oci::par::ParUrl;
 use crate::oci::region::Region;
 use crate::source::{
-    ApiKeySecret, AuthMethod, PodCredential, PodPrincipal, PodSecret, RegionName, Workload,
+    ApiKeySecret, AuthMethod, ParSecret, PodCredential, PodPar, PodPrincipal, PodSecret,
+    RegionName, Workload,
 };
 
 impl ObjectStorage {
@@ -25,6 +28,9 @@ impl ObjectStorage {
             PodCredential::Token(workload, token) => Ok(self.as_account(workload, token)),
             PodCredential::Secret { namespace, secret: PodSecret::ApiKey(key) } => {
                 self.as_key(namespace, key).await
+            }
+            PodCredential::Secret { namespace, secret: PodSecret::Par(url) } => {
+                self.as_par(namespace, url).await
             }
         }
     }
@@ -59,6 +65,46 @@ impl ObjectStorage {
             namespace: Arc::default(),
             ..ObjectStorageInner::clone(&self.0)
         })))
+    }
+
+    /// Reads with a pre-authenticated request. Its host has to be one of Object Storage for this
+    /// client's location: a pod's author may not choose where the driver sends requests.
+    async fn as_par(&self, namespace: &str, url: &ParSecret) -> Result<Self, StorageError> {
+        let par = ParUrl::parse(&url.0)?;
+        let place = self.place_of_par(&par).await?;
+        let principal = PodPar {
+            namespace: namespace.to_owned(),
+            digest: par.digest(),
+            bucket: par.bucket().clone(),
+            object: par.object().to_owned(),
+        };
+        Ok(Self(Arc::new(ObjectStorageInner {
+            method: AuthMethod::None,
+            place,
+            identity: None,
+            workloads: None,
+            par: Some(Arc::new(par)),
+            principal: Some(PodPrincipal::Par(principal)),
+            namespace: Arc::default(),
+            ..ObjectStorageInner::clone(&self.0)
+        })))
+    }
+
+    /// Where requests with this URL are sent: to the administrator's endpoint if there is one, else
+    /// to the URL's own host, if that is one of the region.
+    async fn place_of_par(&self, par: &ParUrl) -> Result<ServiceLocation, StorageError> {
+        let namespace = par.bucket().namespace.as_str();
+        let place = self.0.place.at_host(&par.origin(), namespace, &self.0.environment).await?;
+        if let Some(place) = place {
+            return Ok(place);
+        }
+        let attempted = "reading the pre-authenticated request of the volume's Secret";
+        let why = "its host is not that of Object Storage where the bucket is read";
+        let remedy = format!(
+            "use one of a bucket at {}, or put its bucket into objectStorage.buckets with its region",
+            self.location().await?
+        );
+        Err(StorageError::new(StorageErrorKind::Invalid, attempted, why).with_remedy(remedy))
     }
 
     /// Checks that a Secret's region is this client's. It would have no effect otherwise, and the

@@ -1,21 +1,28 @@
 //! What to do about a refusal of the service.
 
 use crate::oci::error::StorageErrorKind;
+use crate::oci::par::how_to_create;
 use crate::source::{AuthMethod, Bucket, PodPrincipal, Workload};
 
 /// What to do when there is no room for more objects.
 const FULL: &str = "raise the compartment's quota or the tenancy's service limit of Object Storage, \
                     or delete objects and unfinished uploads that are not needed";
 
-/// The policy statement that lets the driver, or a pod, read a bucket, for the kind of its
-/// identity. Shown whole in errors, so that it can be copied.
-pub(crate) fn statement(
-    bucket: &str,
-    method: AuthMethod,
-    principal: Option<&PodPrincipal>,
-) -> String {
-    match principal {
-        None | Some(PodPrincipal::ApiKey(_)) => statement_in(bucket, None, method),
+/// As whom a bucket is read.
+pub(super) struct Reader<'a> {
+    /// How requests are signed.
+    pub(super) method: AuthMethod,
+    /// The pod whose own identity it is.
+    pub(super) principal: Option<&'a PodPrincipal>,
+    /// Whether it is a pre-authenticated request.
+    pub(super) has_par: bool,
+}
+
+/// What lets the driver, or a pod, read a bucket, for the kind of its identity: mostly a policy
+/// statement. Shown whole in errors, so that it can be copied.
+pub(super) fn statement(bucket: &str, reader: &Reader<'_>) -> String {
+    match reader.principal {
+        _ if reader.has_par => how_to_create(bucket),
         Some(PodPrincipal::Account(Workload { namespace, service_account, .. })) => format!(
             "Allow any-user to read objects in compartment … where all \
              {{request.principal.type='workload', request.principal.cluster_id='…', \
@@ -23,6 +30,7 @@ pub(crate) fn statement(
              request.principal.service_account='{service_account}', \
              target.bucket.name='{bucket}'}}"
         ),
+        _ => statement_in(bucket, None, reader.method),
     }
 }
 
@@ -68,14 +76,17 @@ pub(super) fn remedy(
     code: Option<&str>,
     bucket: Option<&Bucket>,
     writes: bool,
-    method: AuthMethod,
-    principal: Option<&PodPrincipal>,
+    reader: &Reader<'_>,
 ) -> Option<String> {
     let bucket = bucket?;
-    let who = principal.map_or_else(|| "the driver".to_owned(), PodPrincipal::to_string);
+    let who = match reader.principal {
+        Some(principal) => principal.to_string(),
+        None if reader.has_par => "the pre-authenticated request".to_owned(),
+        None => "the driver".to_owned(),
+    };
     let statement = match writes {
-        true => statement_for_writing(&bucket.name, method),
-        false => statement(&bucket.name, method, principal),
+        true => statement_for_writing(&bucket.name, reader.method),
+        false => statement(&bucket.name, reader),
     };
     match kind {
         // The bucket was visible, so the permission to read exists; that to write need not.
@@ -100,12 +111,16 @@ pub(super) fn remedy(
 mod tests {
     use super::*;
 
+    fn driver(method: AuthMethod) -> Reader<'static> {
+        Reader { method, principal: None, has_par: false }
+    }
+
     #[test]
     fn a_404_names_the_missing_policy_unless_the_bucket_was_visible() {
         let bucket = Bucket::new("ns", "models");
         let not_found = |code| {
             let method = AuthMethod::InstancePrincipal;
-            remedy(StorageErrorKind::NotFound, Some(code), Some(&bucket), false, method, None)
+            remedy(StorageErrorKind::NotFound, Some(code), Some(&bucket), false, &driver(method))
         };
         let text = not_found("BucketNotFound").unwrap();
         assert!(text.contains("target.bucket.name='models'"), "{text}");
@@ -121,7 +136,7 @@ mod tests {
             (AuthMethod::ResourcePrincipal, "Allow dynamic-group <the resource's group> to read"),
             (AuthMethod::None, "--bucket-name ai --public-access-type ObjectRead"),
         ] {
-            let text = statement("ai", method, None);
+            let text = statement("ai", &driver(method));
             assert!(text.contains(remedy), "{method}: {text}");
         }
     }
@@ -130,13 +145,13 @@ mod tests {
     fn a_refused_write_names_the_policy_for_writing() {
         let bucket = Bucket::new("ns", "models");
         let forbidden = |method| {
-            remedy(StorageErrorKind::Forbidden, None, Some(&bucket), true, method, None).unwrap()
+            remedy(StorageErrorKind::Forbidden, None, Some(&bucket), true, &driver(method)).unwrap()
         };
         let text = forbidden(AuthMethod::ApiKey);
         assert!(text.contains("Allow group <the user's group> to manage objects in"), "{text}");
         assert!(forbidden(AuthMethod::None).contains("has to be signed"));
         let (kind, code) = (StorageErrorKind::NotFound, Some("ObjectNotFound"));
-        let text = remedy(kind, code, Some(&bucket), true, AuthMethod::ApiKey, None).unwrap();
+        let text = remedy(kind, code, Some(&bucket), true, &driver(AuthMethod::ApiKey)).unwrap();
         assert!(text.contains("to manage objects in"), "{text}");
     }
 }

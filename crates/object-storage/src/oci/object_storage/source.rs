@@ -84,7 +84,7 @@ impl ObjectSource for ObjectStorage {
     }
 
     fn how_to_allow(&self, bucket: &str) -> String {
-        statement(bucket, self.method(), self.pod_principal())
+        statement(bucket, &self.0.reader())
     }
 
     fn needs_pod(&self) -> bool {
