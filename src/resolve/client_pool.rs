@@ -143,6 +143,18 @@ impl Route {
     pub fn digest(&self, request: &ModelRequest) -> RequestDigest {
         request.digest(&self.scope, &self.location)
     }
+
+    /// The namespace of buckets that name none: that of the driver's own tenancy.
+    pub async fn own_namespace(&self) -> Result<NamespaceName> {
+        let namer = self.namer.as_ref().map_err(Error::clone)?;
+        NamespaceName::parse(&namer.namespace().await?)
+    }
+
+    /// Whether the own namespace is known and differs from this one.
+    pub(super) fn is_another(&self, namespace: &NamespaceName) -> bool {
+        let known = self.namer.as_ref().ok().and_then(|namer| namer.known_namespace());
+        known.is_some_and(|known| known != namespace.as_str())
+    }
 }
 
 impl ClientPool {
@@ -151,19 +163,7 @@ impl ClientPool {
         Self(Arc::new(ClientPoolInner { own: connector.own(), connector, listed }))
     }
 
-    /// The namespace of buckets that name none: that of the driver's own tenancy.
-    pub async fn own_namespace(&self, route: &Route) -> Result<NamespaceName> {
-        let namer = route.namer.as_ref().map_err(Error::clone)?;
-        NamespaceName::parse(&namer.namespace().await?)
-    }
-
-    /// Whether the own namespace is known and differs from this one.
-    pub(super) fn is_another(&self, route: &Route, namespace: &NamespaceName) -> bool {
-        let known = route.namer.as_ref().ok().and_then(|namer| namer.known_namespace());
-        known.is_some_and(|known| known != namespace.as_str())
-    }
-
-    /// As [`ClientPool::own_namespace`], before the route is known.
+    /// As [`Route::own_namespace`], before the route is known.
     ///
     /// # Errors
     /// `Precondition` if only a pod's service account can look it up, and the requester is

@@ -336,7 +336,7 @@ mod tests {
         let (greedy, victim) = (route("greedy").await, route("victim").await);
         let source = ModelSource {
             location: victim.location().to_owned(),
-            namespace: pool.own_namespace(&victim).await.unwrap(),
+            namespace: victim.own_namespace().await.unwrap(),
             bucket: request.bucket.clone(),
             prefix: request.prefix.clone(),
         };

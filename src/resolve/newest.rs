@@ -23,7 +23,7 @@ pub(super) async fn find(
     let found = cache.latest(&route.digest(request)).await?;
     // A record without a namespace means the own namespace at that time.
     let is_meant = |model: &CachedModel| {
-        request.namespace.is_some() || !resolver.is_another(route, &model.summary.source.namespace)
+        request.namespace.is_some() || !route.is_another(&model.summary.source.namespace)
     };
     let found = found.filter(is_meant);
     if found.is_some() || request.namespace.is_some() || !cache.has_models().await? {

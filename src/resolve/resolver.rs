@@ -160,11 +160,6 @@ impl Resolver {
         self.0.pool.namespace_for(caller).await
     }
 
-    /// Whether the own namespace is known and differs from this one.
-    pub(super) fn is_another(&self, route: &Route, namespace: &NamespaceName) -> bool {
-        self.0.pool.is_another(route, namespace)
-    }
-
     /// Whether only a pod's own identity may read the request's bucket.
     ///
     /// # Errors
@@ -229,7 +224,7 @@ impl ResolverInner {
         let location = route.location().to_owned();
         let namespace = match &request.namespace {
             Some(namespace) => namespace.clone(),
-            None => self.pool.own_namespace(route).await?,
+            None => route.own_namespace().await?,
         };
         let (bucket, prefix) = (request.bucket.clone(), request.prefix.clone());
         Ok(ModelSource { location, namespace, bucket, prefix })

@@ -167,10 +167,10 @@ impl ServiceLocation {
         }
         let region = match self {
             Self::Region { region, .. } => Some(region.get().await?.clone()),
-            Self::Url { .. } => match self.region().await?.map(|name| name.parse()).transpose()? {
-                Some(name) => Some(Region::resolve(&name, environment)),
-                None => None,
-            },
+            Self::Url { .. } => {
+                let name = self.region().await?.map(|name| name.parse()).transpose()?;
+                name.map(|name| Region::resolve(&name, environment))
+            }
         };
         let Some(region) = region else { return Ok(None) };
         let hosts = [RegionalHost::Public, RegionalHost::Dedicated, RegionalHost::DualStack];
