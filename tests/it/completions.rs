@@ -45,7 +45,7 @@ fn bash_completes_commands_flags_and_values() {
         (&["oci-model-csi", "push", "--part"], &["--part-size"]),
         (&["oci-model-csi", "cache", "gc", "--fr"], &["--free"]),
         (&["oci-model-csi", "ls", "--output", "js"], &["json"]),
-        (&["oci-model-csi", "no"], &["node"]),
+        (&["oci-model-csi", "no"], &["node", "nodes"]),
     ] {
         assert_eq!(completed(words), expected, "{words:?}");
     }
