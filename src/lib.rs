@@ -39,6 +39,7 @@
 //! - [`node`] removes the startup taint and labels the node with its models, through the
 //!   API client of [`kubernetes`].
 //! - [`fleet`] lists all nodes with what their labels and annotations say.
+//! - [`telemetry`] exports traces of publishes to an OpenTelemetry collector.
 //! - [`fetch`] downloads a model into a plain directory, without a cluster.
 //! - [`browse`] lists the models under a prefix, and what is wrong with each.
 //! - [`push`] uploads one, through the sink of [`source`].
@@ -66,6 +67,7 @@ pub mod policy;
 pub mod push;
 pub mod resolve;
 pub mod socket;
+pub mod telemetry;
 pub mod volume;
 pub mod weights;
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt as _;
 use tokio::net::UnixListener;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
@@ -30,10 +31,12 @@ use crate::events::Events;
 use crate::kubernetes;
 use crate::manage::{Manager, PrefetchModel, Remote};
 use crate::metrics::Metrics;
+use crate::model::ModelRequest;
+use crate::node::PublicModels;
 use crate::policy::Policy;
 use crate::resolve::{ClientPool, Resolver, RevisionSelector};
 use crate::socket::{self, SocketGuard};
-use crate::volume::{ClaimReader, PageWarmer, Provisioner, VolumeParts, Volumes};
+use crate::volume::{ClaimReader, PageWarmer, Provisioner, VolumeParts, Volumes, is_for_every_pod};
 use crate::weights::WeightsChecker;
 
 /// How long background work may take to stop after the last call has ended.
@@ -48,7 +51,12 @@ pub(super) enum Mode {
 }
 
 /// Serves until SIGTERM or SIGINT.
-pub(super) fn run(args: ServiceArgs, mode: Mode, runtime: &Runtime) -> Result<()> {
+pub(super) fn run(
+    args: ServiceArgs,
+    mode: Mode,
+    runtime: &Runtime,
+    metrics: Arc<Metrics>,
+) -> Result<()> {
     let (config, text) = args.read_config()?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -63,7 +71,7 @@ pub(super) fn run(args: ServiceArgs, mode: Mode, runtime: &Runtime) -> Result<()
         process_limits::limit_heap(bytes)?;
     }
     runtime.block_on(async {
-        let app = App::build(args, config, &text, mode).await?;
+        let app = App::build(args, config, &text, mode, metrics).await?;
         app.run().await
     })
 }
@@ -108,12 +116,17 @@ struct NodeParts {
 
 impl App {
     /// Builds every part, in the order of their dependencies, and binds the sockets.
-    async fn build(args: ServiceArgs, config: Config, text: &str, mode: Mode) -> Result<Self> {
+    async fn build(
+        args: ServiceArgs,
+        config: Config,
+        text: &str,
+        mode: Mode,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self> {
         // The socket comes first: kubelet's registrar waits for it only one second.
         let (listener, socket) = socket::bind(&args.csi_endpoint).await?;
         let mut sockets = vec![socket];
 
-        let metrics = Arc::new(Metrics::default());
         let (mut watcher, updates) = ConfigWatcher::new(&config, text, &metrics);
         let shared = SharedParts::build(&args, &config, mode, updates.policy, metrics).await?;
         let node = match mode {
@@ -222,6 +235,22 @@ impl SharedParts {
     }
 }
 
+impl SharedParts {
+    /// Says which models every pod of the cluster may mount, by the present rules.
+    fn public_models(&self) -> PublicModels {
+        let (policy, resolver) = (self.policy.clone(), self.resolver.clone());
+        Arc::new(move |source| {
+            let (policy, resolver) = (policy.clone(), resolver.clone());
+            async move {
+                let request =
+                    ModelRequest::of(Some(source.namespace), source.bucket, source.prefix);
+                is_for_every_pod(&policy, &resolver, &request).await
+            }
+            .boxed()
+        })
+    }
+}
+
 impl NodeParts {
     fn build(args: &ServiceArgs, config: &Config, shared: &SharedParts) -> Result<Self> {
         let SharedParts { resolver, metrics, tasks, shutdown, .. } = shared;
@@ -288,7 +317,8 @@ impl NodeParts {
     ) {
         let SharedParts { tasks, shutdown, .. } = shared;
         if let Some(api) = &shared.kubernetes {
-            args.node_state().follow(api, &self.cache, &self.registered, tasks, shutdown);
+            let (state, is_public) = (args.node_state(), shared.public_models());
+            state.follow(api, &self.cache, is_public, &self.registered, tasks, shutdown);
         }
         let cache = self.cache.clone();
         let end = shutdown.clone();

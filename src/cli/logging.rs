@@ -3,7 +3,12 @@
 use std::io::{self, IsTerminal, Write};
 
 use clap::{Args, ValueEnum};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Registry, fmt};
+
+use crate::telemetry::Telemetry;
+use crate::trace;
 
 use crate::redact::without_pars;
 
@@ -55,22 +60,28 @@ impl<W: Write> Write for RedactedLog<W> {
     }
 }
 
-/// Starts logging for the whole process.
-pub(super) fn start(args: &LogArgs, default: &str) {
+/// Starts logging for the whole process, and the traces of a service.
+pub(super) fn start(args: &LogArgs, default: &str, telemetry: &Telemetry) {
     let level = args.log_level.as_deref().unwrap_or(default);
     let filter = EnvFilter::try_new(level);
     let unusable = filter.as_ref().err().map(ToString::to_string);
     let filter = filter.unwrap_or_else(|_| EnvFilter::new(default));
-    let builder = tracing_subscriber::fmt()
-        .with_writer(|| RedactedLog(io::stderr()))
-        .with_env_filter(filter)
-        .with_target(false);
-    match args.log_format {
-        LogFormat::Text => builder.with_ansi(has_color()).init(),
+    // Steps are for traces only, at any level of the log.
+    let filter = match format!("{}=off", trace::STEP).parse() {
+        Ok(steps) => filter.add_directive(steps),
+        Err(_) => filter,
+    };
+    let lines =
+        fmt::layer::<Registry>().with_writer(|| RedactedLog(io::stderr())).with_target(false);
+    let lines = match args.log_format {
+        LogFormat::Text => lines.with_ansi(has_color()).with_filter(filter).boxed(),
         LogFormat::Json => {
-            builder.json().flatten_event(true).with_span_list(false).init();
+            lines.json().flatten_event(true).with_span_list(false).with_filter(filter).boxed()
         }
-    }
+    };
+    let mut layers = vec![lines];
+    layers.extend(telemetry.layer());
+    tracing_subscriber::registry().with(layers).init();
     if let Some(error) = unusable {
         tracing::warn!(level, error, "--log-level is invalid; using the default");
     }

@@ -21,12 +21,15 @@ mod service_args;
 mod storage;
 
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use console::Term;
 
 use crate::error::{Error, Result};
+use crate::metrics::Metrics;
+use crate::telemetry::Telemetry;
 use app::Mode;
 use logging::LogArgs;
 use service_args::ServiceArgs;
@@ -105,12 +108,12 @@ pub fn run() -> ExitCode {
         Command::Controller(args) => (serve(&cli.log, args, Mode::Controller), false),
         Command::All(args) => (serve(&cli.log, args, Mode::All), false),
         Command::Fetch(args) => {
-            logging::start(&cli.log, "warn");
+            logging::start(&cli.log, "warn", &Telemetry::default());
             let json = args.wants_json();
             (runtime().and_then(|runtime| fetch::run(&args, &runtime)), json)
         }
         Command::Ls(args) => {
-            logging::start(&cli.log, "warn");
+            logging::start(&cli.log, "warn", &Telemetry::default());
             let json = args.wants_json();
             match runtime().and_then(|runtime| ls::run(&args, &runtime)) {
                 Ok(code) => return code,
@@ -118,7 +121,7 @@ pub fn run() -> ExitCode {
             }
         }
         Command::Push(args) => {
-            logging::start(&cli.log, "warn");
+            logging::start(&cli.log, "warn", &Telemetry::default());
             let json = args.wants_json();
             match runtime().and_then(|runtime| push::run(&args, runtime)) {
                 Ok(code) => return code,
@@ -127,7 +130,7 @@ pub fn run() -> ExitCode {
         }
         Command::Doctor(args) => {
             // Findings say what warnings would.
-            logging::start(&cli.log, "error");
+            logging::start(&cli.log, "error", &Telemetry::default());
             let json = args.wants_json();
             match runtime().and_then(|runtime| doctor::run(&args, runtime)) {
                 Ok(code) => return code,
@@ -136,7 +139,7 @@ pub fn run() -> ExitCode {
         }
         Command::Cache(args) => {
             // Warnings of the driver would drown the answer.
-            logging::start(&cli.log, "error");
+            logging::start(&cli.log, "error", &Telemetry::default());
             let json = args.wants_json();
             match runtime().and_then(|runtime| cache::run(args, runtime)) {
                 Ok(code) => return code,
@@ -163,9 +166,21 @@ fn command() -> clap::Command {
 }
 
 fn serve(log: &LogArgs, args: ServiceArgs, mode: Mode) -> Result<()> {
-    logging::start(log, "info");
     let runtime = runtime()?;
-    let result = app::run(args, mode, &runtime);
+    let metrics = Arc::new(Metrics::default());
+    let node = (mode != Mode::Controller).then(|| args.node_name());
+    let started = {
+        let _context = runtime.enter();
+        Telemetry::from_environment(node, &metrics)
+    };
+    let failure = started.as_ref().err().cloned();
+    let telemetry = started.unwrap_or_default();
+    logging::start(log, "info", &telemetry);
+    if let Some(error) = failure {
+        tracing::warn!(%error, "no traces are exported");
+    }
+    let result = app::run(args, mode, &runtime, metrics);
+    telemetry.stop();
     // A sync of the disk may still run; files that it does not reach are checked
     // at the next start.
     runtime.shutdown_timeout(Duration::from_secs(2));

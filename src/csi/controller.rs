@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use tonic::{Request, Response, Status};
+use tracing::Instrument as _;
 
 use super::proto::controller_server::Controller;
 use super::proto::controller_service_capability::{Rpc, Type, rpc};
@@ -20,7 +21,9 @@ use super::rpc::{RpcCall, not_served};
 use super::{capability, deadline, request, status};
 use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::Metrics;
+use crate::text::shown;
 use crate::volume::Provisioner;
+use crate::{telemetry, trace};
 
 /// Provisions volumes.
 pub struct ControllerService {
@@ -113,7 +116,16 @@ impl Controller for ControllerService {
         request: Request<CreateVolumeRequest>,
     ) -> Result<Response<CreateVolumeResponse>, Status> {
         let call = RpcCall::begin(&self.metrics, "CreateVolume", &request.get_ref().name);
-        call.answer(self.create(request).await.map_err(|error| status::of(&error)))
+        let volume = shown(&request.get_ref().name, 128);
+        let span = tracing::info_span!(
+            target: trace::STEP, parent: None, "provision volume", volume
+        );
+        let created = self.create(request).instrument(span.clone()).await;
+        let answer = call.answer(created.map_err(|error| status::of(&error)));
+        let failure = answer.as_ref().err();
+        let code = failure.map_or(tonic::Code::Ok, Status::code);
+        telemetry::answered(&span, status::name(code), failure.map(Status::message));
+        answer
     }
 
     async fn delete_volume(

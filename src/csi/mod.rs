@@ -10,6 +10,7 @@
 //! | the services on the socket, and their shutdown | [`services`](Services) |
 //! | one function per method | `identity`, `node`, `controller` |
 //! | metrics and logs of each call | `rpc` |
+//! | one trace for all calls of a publish | `publish_traces` |
 //! | calls that failed lately | [`CallHistory`] |
 //! | refusal until recovery is done | [`Readiness`] |
 //! | from protobuf to validated types | `request`, `target`, `capability` |
@@ -24,6 +25,7 @@ mod history;
 mod identity;
 mod node;
 mod probe;
+mod publish_traces;
 mod readiness;
 mod request;
 mod rpc;

@@ -18,12 +18,14 @@ use super::proto::{
     NodePublishVolumeRequest, NodePublishVolumeResponse, NodeServiceCapability,
     NodeUnpublishVolumeRequest, NodeUnpublishVolumeResponse, VolumeCondition, VolumeUsage,
 };
+use super::publish_traces::PublishTraces;
 use super::readiness::Readiness;
 use super::rpc::{RefusalLog, RpcCall, not_served};
 use super::{deadline, request, status, target};
 use crate::blocking::blocking;
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
+use crate::telemetry;
 use crate::text::shown;
 use crate::trace;
 use crate::volume::{VolumeStats, Volumes};
@@ -50,6 +52,7 @@ pub struct NodeService {
     readiness: Readiness,
     metrics: Arc<Metrics>,
     refusals: RefusalLog,
+    traces: PublishTraces,
 }
 
 impl NodeService {
@@ -60,7 +63,8 @@ impl NodeService {
         readiness: Readiness,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { volumes, options, readiness, metrics, refusals: RefusalLog::default() }
+        let (refusals, traces) = (RefusalLog::default(), PublishTraces::default());
+        Self { volumes, options, readiness, metrics, refusals, traces }
     }
 
     async fn publish(
@@ -144,9 +148,12 @@ impl Node for NodeService {
         request: Request<NodePublishVolumeRequest>,
     ) -> Result<Response<NodePublishVolumeResponse>, Status> {
         let volume_id = request.get_ref().volume_id.clone();
+        let target = request.get_ref().target_path.clone();
+        let whole = self.traces.enter(&volume_id, &target);
         let span = tracing::error_span!(
+            parent: whole.id(),
             "publish",
-            trace = trace::id(),
+            trace = telemetry::trace_id(&whole).unwrap_or_else(trace::id),
             volume = shown(&volume_id, 128),
             pod = Empty,
             model = Empty,
@@ -158,7 +165,9 @@ impl Node for NodeService {
             let result = self.publish(request).await.map_err(|error| status::of(&error));
             call.answer_logged_once(result, &self.refusals)
         };
-        publish.instrument(span).await.map_err(|status| status::for_event(&status))
+        let answer = publish.instrument(span.clone()).await;
+        self.traces.answered((&volume_id, &target), (&whole, &span), &answer);
+        answer.map_err(|status| status::for_event(&status))
     }
 
     async fn node_unpublish_volume(
@@ -167,19 +176,26 @@ impl Node for NodeService {
     ) -> Result<Response<NodeUnpublishVolumeResponse>, Status> {
         let request = request.into_inner();
         let volume_id = request.volume_id.clone();
+        // A pod that ended before its volume was published.
+        self.traces.end(&volume_id, &request.target_path);
         let span = tracing::error_span!(
             "unpublish",
-            trace = trace::id(),
+            trace = Empty,
             volume = shown(&volume_id, 128),
             pod = Empty,
             model = Empty
         );
+        span.record("trace", telemetry::trace_id(&span).unwrap_or_else(trace::id));
         let unpublish = async {
             let call = self.begin("NodeUnpublishVolume", &volume_id, None);
             let result = self.unpublish(request).await.map_err(|error| status::of(&error));
             call.answer_logged_once(result, &self.refusals)
         };
-        unpublish.instrument(span).await
+        let answer = unpublish.instrument(span.clone()).await;
+        let failure = answer.as_ref().err();
+        let code = failure.map_or(tonic::Code::Ok, Status::code);
+        telemetry::answered(&span, status::name(code), failure.map(Status::message));
+        answer
     }
 
     async fn node_get_volume_stats(

@@ -7,17 +7,19 @@
 //! labels comes the annotation `DRIVER/cache`, a [`CacheSummary`].
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use super::{CacheSummary, RetryState, node_path};
 use crate::blocking::blocking;
-use crate::cache::{Cache, ModelReport, ModelState};
+use crate::cache::{Cache, ModelState};
 use crate::error::Result;
 use crate::kubernetes::{ApiFailure, ApiServer, Patch};
-use crate::model::{LABEL_START, node_label};
+use crate::model::{LABEL_START, ModelSource, node_label};
 
 /// Between two patches: models that come or go together are one patch.
 const PAUSE: Duration = Duration::from_secs(10);
@@ -30,6 +32,10 @@ const DIGITS: usize = 12;
 
 type Labels = BTreeMap<String, String>;
 
+/// Says whether every pod of the cluster may mount a model: any user who can read nodes, or write
+/// an affinity, finds out about labels.
+pub type PublicModels = Arc<dyn Fn(ModelSource) -> BoxFuture<'static, bool> + Send + Sync>;
+
 /// Keeps at most `most` labels in sync with the cache. Never returns.
 pub(super) async fn sync_labels(
     api: &ApiServer,
@@ -37,13 +43,14 @@ pub(super) async fn sync_labels(
     driver: &str,
     most: usize,
     cache: &Cache,
+    is_public: &PublicModels,
 ) {
     let mut retry = RetryState::default();
     // Subscribed before the cache is read, so that no change is missed.
     let mut models = cache.model_changes();
     loop {
         models.mark_unchanged();
-        let pause = match wanted_labels(cache, driver, most).await {
+        let pause = match wanted_labels(cache, driver, most, is_public).await {
             Ok((wanted, summary)) => match patch_node(api, node, driver, &wanted, &summary).await {
                 Ok(()) => {
                     retry.reset();
@@ -64,32 +71,30 @@ pub(super) async fn sync_labels(
     }
 }
 
-async fn wanted_labels(cache: &Cache, driver: &str, most: usize) -> Result<(Labels, CacheSummary)> {
+async fn wanted_labels(
+    cache: &Cache,
+    driver: &str,
+    most: usize,
+    is_public: &PublicModels,
+) -> Result<(Labels, CacheSummary)> {
     let cache = cache.clone();
     let report = blocking(move || cache.report()).await?;
-    Ok((labels(&report.models, driver, most), CacheSummary::of(&report)))
-}
-
-/// The labels for the models that were used last. Only complete models that
-/// every pod may mount count.
-fn labels(models: &[ModelReport], driver: &str, most: usize) -> Labels {
     let mut labels = Labels::new();
-    for model in models {
+    for model in &report.models {
         let Some(summary) = &model.summary else { continue };
         let complete = matches!(model.state, ModelState::Complete | ModelState::Unchecked);
         if !complete || !summary.scope.is_empty() {
             continue;
         }
         let key = format!("{driver}/{}", node_label(&summary.source));
-        if labels.len() == most && !labels.contains_key(&key) {
-            continue;
+        // Of several revisions the one that was used last, and of the models those.
+        let is_new = labels.len() < most && !labels.contains_key(&key);
+        if is_new && is_public(summary.source.clone()).await {
+            let revision = summary.revision.as_str().trim_start_matches("sha256:");
+            labels.insert(key, revision.get(..DIGITS).unwrap_or(revision).to_owned());
         }
-        let revision = summary.revision.as_str().trim_start_matches("sha256:");
-        let digits = revision.get(..DIGITS).unwrap_or(revision);
-        // Of several revisions the one that was used last.
-        labels.entry(key).or_insert_with(|| digits.to_owned());
     }
-    labels
+    Ok((labels, CacheSummary::of(&report)))
 }
 
 async fn patch_node(

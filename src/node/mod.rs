@@ -18,6 +18,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub use labels::PublicModels;
 pub use own_labels::{NodeLabels, NodeSelection, OwnLabels};
 pub use summary::CacheSummary;
 
@@ -50,11 +51,13 @@ pub struct NodeState {
 
 impl NodeState {
     /// Starts the tasks that are configured. Call it once the driver is ready.
-    /// `registered` is notified whenever kubelet has asked the driver for its node.
+    /// `registered` is notified whenever kubelet has asked the driver for its node. Labels name
+    /// only models for which `is_public` holds.
     pub fn follow(
         self,
         api: &ApiServer,
         cache: &Cache,
+        is_public: PublicModels,
         registered: &Arc<Notify>,
         tasks: &TaskTracker,
         shutdown: &CancellationToken,
@@ -81,8 +84,8 @@ impl NodeState {
             let api = api.clone();
             let cache = cache.clone();
             until(Box::pin(async move {
-                labels::sync_labels(&api, &self.node, &self.driver, self.model_labels, &cache)
-                    .await;
+                let (node, driver, most) = (&self.node, &self.driver, self.model_labels);
+                labels::sync_labels(&api, node, driver, most, &cache, &is_public).await;
             }));
         }
     }

@@ -98,21 +98,41 @@ impl Policy {
         let query = PolicyQuery { namespace, service_account, request, own };
         let numbered = self.0.iter().enumerate();
         let rules: Vec<_> = numbered.filter(|(_, rule)| rule.applies_to(&query)).collect();
-        let wanted = request.prefix.as_str();
-        let named = rules.iter().flat_map(|(_, rule)| &rule.prefixes).map(Prefix::as_str);
-        let within: BTreeSet<&str> = named.filter(|part| part.starts_with(wanted)).collect();
-        // Deeper directories have the decision of the nearest of these.
-        for part in [wanted].into_iter().chain(within) {
+        for part in parts(&rules, request) {
             match decide(&rules, &query, part) {
                 ObjectDecision::Allowed => {}
                 ObjectDecision::Refused(by) => {
-                    return Err(refusal::denied(&query, part != wanted, by));
+                    return Err(refusal::denied(&query, part != request.prefix.as_str(), by));
                 }
                 ObjectDecision::Unknown => return Ok(PolicyDecision::NeedsOwnNamespace),
             }
         }
         Ok(PolicyDecision::Allowed)
     }
+
+    /// Whether the rules allow this model to every service account of every Kubernetes namespace.
+    pub fn allows_every_pod(&self, request: &ModelRequest, own: Option<&NamespaceName>) -> bool {
+        let (namespace, service_account) = ("", None);
+        let query = PolicyQuery { namespace, service_account, request, own };
+        let numbered = self.0.iter().enumerate();
+        // A rule that denies one pod is enough, and one that allows a few is not.
+        let rules: Vec<_> = numbered
+            .filter(|(_, rule)| !rule.allow || rule.is_for_every_pod())
+            .filter(|(_, rule)| matches(&rule.buckets, request.bucket.as_str()))
+            .collect();
+        self.0.is_empty()
+            || parts(&rules, request)
+                .into_iter()
+                .all(|part| decide(&rules, &query, part) == ObjectDecision::Allowed)
+    }
+}
+
+/// The directories that are decided about: that of the model, and those below it that rules name.
+/// Deeper ones have the decision of the nearest of these.
+fn parts<'a>(rules: &[(usize, &'a Rule)], request: &'a ModelRequest) -> BTreeSet<&'a str> {
+    let wanted = request.prefix.as_str();
+    let named = rules.iter().flat_map(|(_, rule)| &rule.prefixes).map(Prefix::as_str);
+    named.filter(|part| part.starts_with(wanted)).chain([wanted]).collect()
 }
 
 /// Decides about the objects of this directory, outside deeper directories that
@@ -142,6 +162,10 @@ impl Rule {
                 None => self.allow || self.service_accounts.iter().any(is_everything),
             }
             && matches(&self.buckets, query.request.bucket.as_str())
+    }
+
+    fn is_for_every_pod(&self) -> bool {
+        [&self.namespaces, &self.service_accounts].iter().all(|of| of.iter().any(is_everything))
     }
 
     /// Whether the rule applies to this tenancy; `None` if that depends on the

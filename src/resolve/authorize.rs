@@ -18,6 +18,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use super::Route;
 use super::known_buckets::{BucketOperation, KnownBuckets};
 use super::proofs::Proofs;
+use super::refusals::Refusals;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Manifest, ManifestFile, ModelKey, ModelSource};
 use crate::source::{
@@ -34,6 +35,9 @@ const AT_ONCE: usize = 8;
 
 /// The longest prefix in a message, which must also hold a policy statement.
 const PREFIX: usize = 120;
+
+/// The name, below a prefix, of an object that is asked for where nothing is cached.
+const NO_OBJECT: &str = ".oci-model-csi-permission";
 
 /// Whether a pod's own identity may read a revision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +58,7 @@ enum Probe {
 #[derive(Debug, Default)]
 pub(super) struct Authorizer {
     proofs: Proofs,
+    refused: Refusals,
 }
 
 impl Authorizer {
@@ -71,14 +76,41 @@ impl Authorizer {
         manifest: &Manifest,
     ) -> Result<Permission> {
         let Some(principal) = route.principal() else { return Ok(Permission::Granted) };
+        if let Some(error) = self.refused.recent(principal, &manifest.key()) {
+            return Err(error);
+        }
         let asked = probe_all(buckets, route, principal, manifest).await;
         let place = (route.location(), manifest.source.bucket.as_str());
         match &asked {
+            Err(error) if is_refusal(error.kind()) => {
+                self.refused.record(principal, manifest.key(), error);
+                self.proofs.forget(principal, place);
+            }
             Ok(Permission::Granted) => self.proofs.record(principal, manifest.key(), place),
-            Ok(Permission::Unprovable) => {}
-            Err(error) => self.forget_if_refused(principal, place, error),
+            Ok(Permission::Unprovable) | Err(_) => {}
         }
         asked
+    }
+
+    /// Asks as [`Authorizer::ask`] does, where there is no revision to ask about: for an object
+    /// whose name no model has.
+    ///
+    /// # Errors
+    /// As [`Authorizer::ask`].
+    pub(super) async fn ask_for_nothing(
+        &self,
+        buckets: &KnownBuckets,
+        route: &Route,
+        source: &ModelSource,
+    ) -> Result<Permission> {
+        let Some(principal) = route.principal() else { return Ok(Permission::Granted) };
+        let bucket = Bucket::new(source.namespace.as_str(), source.bucket.as_str());
+        let name = format!("{}{NO_OBJECT}", source.prefix.as_str());
+        let object = ObjectName::new(Arc::new(bucket), name);
+        match probe(buckets, route, object, NO_OBJECT, 1).await {
+            Ok(_) => Ok(Permission::Unprovable),
+            Err(error) => Err(refusal(error, route, source, principal)),
+        }
     }
 
     /// Whether this identity has proved within the last hour that it may read the model.
@@ -126,13 +158,15 @@ impl Authorizer {
 
     /// Forgets all proofs for the bucket after a refusal, but not after an outage.
     fn forget_if_refused(&self, principal: &PodPrincipal, place: (&str, &str), error: &Error) {
-        if matches!(
-            error.kind(),
-            ErrorKind::Unauthenticated | ErrorKind::Denied | ErrorKind::NotFound
-        ) {
+        if is_refusal(error.kind()) {
             self.proofs.forget(principal, place);
         }
     }
+}
+
+/// Whether another identity may get a different answer.
+pub(crate) fn is_refusal(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::Unauthenticated | ErrorKind::Denied | ErrorKind::NotFound)
 }
 
 /// The answer about a prefix under which a pod's own identity may read nothing. It is

@@ -11,13 +11,16 @@ mod listings;
 pub(crate) mod newest;
 mod outage;
 mod proofs;
+mod refusals;
 mod resolver;
 mod select;
 mod siblings;
 
+pub(crate) use authorize::is_refusal;
 pub(crate) use changes::Changes;
 pub use client_pool::{ClientPool, ListedBucket, Requester, Route};
 pub(crate) use outage::UnansweredSince;
+pub(crate) use resolver::is_of_empty_prefix;
 pub use resolver::{ResolveLimits, Resolver};
 pub use select::RevisionSelector;
 pub(crate) use select::Selection;

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::Instrument as _;
+use tracing::field::Empty;
 
 use super::authorize::{Authorizer, Permission, unseen};
 use super::client_pool::{ClientPool, Requester, Route};
@@ -23,6 +25,7 @@ use crate::model::{
     Selected, Tenant, TreeLimits,
 };
 use crate::source::{Bucket, ObjectName, PodPrincipal};
+use crate::trace;
 
 /// How long resolving continues without a waiter: long enough for the retry of a
 /// caller that gave up early.
@@ -61,7 +64,7 @@ struct ResolverInner {
 
 /// The cause of the error for a prefix whose listing was answered, and has no object.
 #[derive(Debug)]
-pub(super) struct EmptyPrefix;
+struct EmptyPrefix;
 
 impl fmt::Display for EmptyPrefix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -82,6 +85,18 @@ impl fmt::Display for NothingSelected {
 }
 
 impl StdError for NothingSelected {}
+
+/// Waits for a listing, in a span of its own: the flight has other callers, and outlives them.
+pub(super) async fn listed(mut waiter: Waiter<LastAnswer, Arc<Manifest>>) -> Result<Arc<Manifest>> {
+    let (joined, objects, bytes) = (waiter.joined(), Empty, Empty);
+    let span = tracing::info_span!(target: trace::STEP, "listing", joined, objects, bytes);
+    let answered = waiter.completed().instrument(span.clone()).await;
+    if let Ok(manifest) = &answered {
+        span.record("objects", manifest.files.len());
+        span.record("bytes", manifest.bytes());
+    }
+    answered
+}
 
 /// The result of arranging a listing.
 enum ArrangedListing {
@@ -177,6 +192,45 @@ impl Resolver {
         self.0.authorizer.ask(&self.0.buckets, route, manifest).await
     }
 
+    /// In place of the error of an empty prefix, the one that says that an object has this name, if
+    /// one has. The object lies beside the prefix: only for requesters that may see the directory
+    /// of both. A pod's own identity was asked already.
+    pub(crate) async fn or_object(
+        &self,
+        error: Error,
+        request: &ModelRequest,
+        route: &Route,
+    ) -> Error {
+        if !is_of_empty_prefix(&error) {
+            return error;
+        }
+        let Ok(source) = self.source(request, route).await else { return error };
+        let bucket = Bucket::new(source.namespace.as_str(), source.bucket.as_str());
+        self.0.object_named(route, &source, &bucket).await.unwrap_or(error)
+    }
+
+    /// Checks whether the pod of the route may read the objects of this revision, as far as that
+    /// can be proved.
+    ///
+    /// # Errors
+    /// Those of [`Authorizer::ask`].
+    pub(crate) async fn check_reader(&self, route: &Route, manifest: &Manifest) -> Result<()> {
+        self.authorize(route, manifest).await.map(drop)
+    }
+
+    /// Causes the requests of [`Resolver::authorize`] where nothing is cached.
+    ///
+    /// # Errors
+    /// Those of [`Authorizer::ask`].
+    pub(super) async fn authorize_nothing(
+        &self,
+        request: &ModelRequest,
+        route: &Route,
+    ) -> Result<Permission> {
+        let source = self.source(request, route).await?;
+        self.0.authorizer.ask_for_nothing(&self.0.buckets, route, &source).await
+    }
+
     /// Whether the pod's service account has proved within the last hour that it may
     /// read the model. The driver's own identity needs no proof.
     pub(super) fn was_authorized(&self, route: &Route, model: &ModelKey) -> bool {
@@ -190,7 +244,7 @@ impl Resolver {
     /// `Precondition` if the selected objects cannot form a tree; `Unavailable` if
     /// Object Storage cannot be reached.
     pub async fn resolve(&self, request: &ModelRequest, route: &Route) -> Result<Arc<Manifest>> {
-        self.start(request, route).completed().await
+        listed(self.start(request, route)).await
     }
 
     /// As [`Resolver::resolve`], for callers that watch the progress.
@@ -334,23 +388,9 @@ impl ResolverInner {
             ))
             .caused_by(NothingSelected);
         }
-        if let Some(name) = source.prefix.as_object_name() {
-            let object = ObjectName::new(Arc::new(bucket.clone()), name);
-            let client = route.client();
-            let is_object = match route.principal() {
-                Some(_) => client.may_read(&object, None, false).await.is_ok(),
-                None => client.head(&object, None).await.is_ok(),
-            };
-            if is_object {
-                return not_found(format!(
-                    "prefix {name:?} in {place} is an object, not a directory of objects: name \
-                     its directory, with include for this object only"
-                ))
-                .caused_by(NothingSelected);
-            }
-        }
         if let Some(principal) = route.principal() {
-            return unseen(route, source, principal);
+            let named = self.object_named(route, source, bucket).await;
+            return named.unwrap_or_else(|| unseen(route, source, principal));
         }
         let (bucket, namespace) = (&source.bucket, &source.namespace);
         not_found(format!(
@@ -360,4 +400,32 @@ impl ResolverInner {
         ))
         .caused_by(EmptyPrefix)
     }
+
+    /// The error that says that a prefix is the name of an object, if it is and if the identity of
+    /// the route may read it.
+    async fn object_named(
+        &self,
+        route: &Route,
+        source: &ModelSource,
+        bucket: &Bucket,
+    ) -> Option<Error> {
+        let name = source.prefix.as_object_name()?;
+        let object = ObjectName::new(Arc::new(bucket.clone()), name);
+        let client = route.client();
+        match route.principal() {
+            Some(_) => client.may_read(&object, None, false).await.ok()?,
+            None => client.head(&object, None).await.map(drop).ok()?,
+        }
+        let place = format!("bucket {} of namespace {}", source.bucket, source.namespace);
+        let text = format!(
+            "prefix {name:?} in {place} is an object, not a directory of objects: name its \
+             directory, with include for this object only"
+        );
+        Some(Error::new(ErrorKind::NotFound, text).caused_by(NothingSelected))
+    }
+}
+
+/// Whether this is the error of a prefix whose listing was answered, and has no object.
+pub(crate) fn is_of_empty_prefix(error: &Error) -> bool {
+    matches!(StdError::source(error), Some(cause) if cause.is::<EmptyPrefix>())
 }

@@ -3,14 +3,17 @@
 use std::sync::Arc;
 
 use futures_util::FutureExt as _;
+use tracing::Instrument as _;
 
-use super::authorize::Permission;
+use super::authorize::{Permission, is_refusal};
 use super::outage::{self, AttemptOutcome, LastAnswer, UnansweredSince, WatchedAttempt};
+use super::resolver::listed;
 use super::{Resolver, Route, newest};
 use crate::blocking::blocking;
 use crate::cache::{Cache, CachedModel};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Manifest, ModelKey, ModelRequest, PullPolicy, Revision};
+use crate::trace;
 
 /// The selected revision.
 pub(crate) enum Selection {
@@ -56,9 +59,7 @@ impl RevisionSelector {
             return self.current(cache, request, route, silence).await;
         }
         let latest = self.latest(cache, request, route).await?;
-        if let Some(model) = &latest
-            && let Some(selection) = self.cached(request, route, model, silence).await?
-        {
+        if let Some(selection) = self.cached(request, route, latest.as_ref(), silence).await? {
             return Ok(selection);
         }
         match request.pull_policy {
@@ -85,9 +86,7 @@ impl RevisionSelector {
                 cache.find(&ModelKey::of(route.scope(), &source, revision)).await?
             }
         };
-        if let Some(model) = &model
-            && let Some(selection) = self.cached(request, route, model, silence).await?
-        {
+        if let Some(selection) = self.cached(request, route, model.as_ref(), silence).await? {
             return Ok(selection);
         }
         if request.pull_policy == PullPolicy::Never {
@@ -120,9 +119,9 @@ impl RevisionSelector {
             return self.resolver.resolve(request, route).await.map(Selection::Current);
         }
         let attempt = || {
-            let mut waiter = self.resolver.start(request, route);
+            let waiter = self.resolver.start(request, route);
             let pulse = waiter.shared_progress();
-            WatchedAttempt { pulse, answer: async move { waiter.completed().await }.boxed() }
+            WatchedAttempt { pulse, answer: listed(waiter).boxed() }
         };
         let instead = || {
             async {
@@ -147,49 +146,59 @@ impl RevisionSelector {
 
     /// Selects a cached model if the pod may read its objects, which is checked even
     /// for a cache hit. During an outage, a permission within the last hour is enough.
-    /// `None` if objects are gone, so that the permission cannot be proved.
+    ///
+    /// `None` without a cached model, and wherever the listing decides: if the pod is refused, or
+    /// objects are gone, so that the permission cannot be proved. A pod with its own identity
+    /// asks whether something is cached or not, so that a refused one causes the same requests
+    /// in both cases: neither its answer nor the time for it discloses what is cached.
     async fn cached(
         &self,
         request: &ModelRequest,
         route: &Route,
-        model: &CachedModel,
+        model: Option<&CachedModel>,
         silence: &UnansweredSince,
     ) -> Result<Option<Selection>> {
-        let manifest = match route.principal() {
+        if route.principal().is_none() {
+            // The driver's identity needs no proof.
+            return Ok(model.cloned().map(Selection::Cached));
+        }
+        let manifest = match model.cloned() {
+            Some(model) => blocking(move || model.manifest()).await?,
             None => None,
-            Some(_) => {
-                let model = model.clone();
-                let Some(manifest) = blocking(move || model.manifest()).await? else {
-                    return Ok(None);
-                };
-                Some(manifest)
-            }
         };
+        let model = model.filter(|_| manifest.is_some());
         let authorize = async || match &manifest {
             Some(manifest) => self.resolver.authorize(route, manifest).await,
-            // The driver's identity needs no proof.
-            None => Ok(Permission::Granted),
+            None => self.resolver.authorize_nothing(request, route).await,
         };
         let attempt = || WatchedAttempt {
             pulse: Arc::new(LastAnswer::default()),
-            answer: authorize().boxed(),
+            answer: authorize()
+                .instrument(tracing::info_span!(target: trace::STEP, "authorize"))
+                .boxed(),
         };
         let instead = || {
-            let trusted = self.serve_stale && self.resolver.was_authorized(route, &model.key);
-            async move { trusted.then_some(()) }.boxed()
+            let trusted = model.filter(|model| {
+                self.serve_stale && self.resolver.was_authorized(route, &model.key)
+            });
+            async move { trusted.cloned() }.boxed()
         };
-        Ok(match outage::ask(silence, attempt, instead).await? {
-            AttemptOutcome::Answered(Permission::Granted) => Some(Selection::Cached(model.clone())),
-            AttemptOutcome::Answered(Permission::Unprovable) => None,
-            AttemptOutcome::Instead((), error) => {
+        match outage::ask(silence, attempt, instead).await {
+            Ok(AttemptOutcome::Answered(Permission::Granted)) => {
+                Ok(model.cloned().map(Selection::Cached))
+            }
+            Ok(AttemptOutcome::Answered(Permission::Unprovable)) => Ok(None),
+            Ok(AttemptOutcome::Instead(model, error)) => {
                 tracing::warn!(
                     model = request.title(),
                     error = error.map(|e| e.to_string()),
                     "the pod's permission cannot be checked; it was granted within the last hour"
                 );
-                Some(Selection::Stale(model.clone()))
+                Ok(Some(Selection::Stale(model)))
             }
-        })
+            Err(error) if is_refusal(error.kind()) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Explains why `Never` gives nothing. A pod with its own identity must be able to

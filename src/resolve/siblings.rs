@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Route;
-use super::resolver::{EmptyPrefix, NothingSelected, Resolver};
+use super::resolver::{NothingSelected, Resolver, is_of_empty_prefix};
 use crate::error::{Error, Result};
 use crate::model::{Manifest, ModelRequest, Prefix, nearest_first};
 use crate::source::{Bucket, ObjectSource, StorageError};
@@ -36,6 +36,7 @@ impl Resolver {
         match self.resolve(request, route).await {
             Ok(manifest) => Ok(manifest),
             Err(error) => {
+                let error = self.or_object(error, request, route).await;
                 let siblings = self.siblings(&error, request, route, LEVELS).await;
                 Err(with_siblings(error, &siblings))
             }
@@ -52,7 +53,7 @@ impl Resolver {
         route: &Route,
         levels: usize,
     ) -> Vec<Prefix> {
-        if !is_empty_prefix(error) || route.principal().is_some() {
+        if !is_of_empty_prefix(error) || route.principal().is_some() {
             return Vec::new();
         }
         let found = tokio::time::timeout(PATIENCE, self.directories_beside(request, route, levels));
@@ -87,15 +88,10 @@ impl Resolver {
     }
 }
 
-/// Whether this is the error of a prefix whose listing was answered, and has no object.
-fn is_empty_prefix(error: &Error) -> bool {
-    matches!(StdError::source(error), Some(cause) if cause.is::<EmptyPrefix>())
-}
-
 /// Whether a listing was answered, and nothing in it can be mounted: not a refusal.
 pub(crate) fn is_answered(error: &Error) -> bool {
     let is_other = |cause: &(dyn StdError + 'static)| cause.is::<NothingSelected>();
-    is_empty_prefix(error) || StdError::source(error).is_some_and(is_other)
+    is_of_empty_prefix(error) || StdError::source(error).is_some_and(is_other)
 }
 
 /// The directories below `parent`, those whose last segment is most like `name` first.

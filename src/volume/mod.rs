@@ -20,6 +20,7 @@ use std::path::PathBuf;
 
 pub use claims::ClaimReader;
 pub use page_warmer::{PageWarmer, WarmPageCache};
+pub use permit::is_for_every_pod;
 pub use provision::{Capacity, NewVolume, ProvisionRequest, Provisioner, is_volume_id};
 pub use publish::{VolumeParts, Volumes};
 

@@ -14,6 +14,7 @@ use crate::abort_point;
 use crate::cache::{CachedModel, LeaseHolder, LeaseRecord};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mount::{self, Mounted, OpenTarget, TargetState};
+use crate::trace;
 
 impl VolumesInner {
     /// Takes a lease and binds the model; a failure leaves neither. Blocks.
@@ -40,7 +41,8 @@ impl VolumesInner {
             request: attempt.key.digest.clone(),
             pod: attempt.pod.clone(),
         };
-        let lease = match self.parts.cache.lease(model, holder) {
+        let leasing = tracing::info_span!(target: trace::STEP, "lease");
+        let lease = match leasing.in_scope(|| self.parts.cache.lease(model, holder)) {
             Ok(lease) => lease,
             // This call has left nothing but an empty directory.
             Err(error) if existing.is_some() => return Err(error),
@@ -53,7 +55,9 @@ impl VolumesInner {
         }
         abort_point::reach("bind-2");
         // Only a leased model can be bound.
-        match place.bind_read_only(&lease.model.tree, attempt.request.options) {
+        let binding = tracing::info_span!(target: trace::STEP, "bind");
+        let options = attempt.request.options;
+        match binding.in_scope(|| place.bind_read_only(&lease.model.tree, options)) {
             Ok(mounted) => {
                 self.parts.cache.record_mount(target, mounted.id);
                 abort_point::reach("bind-3");

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use super::claims::ClaimReader;
 use super::event_recorder;
-use super::permit::permit;
+use super::permit::{or_object, permit};
 use super::records::{Records, VolumeRecord};
 use super::template::{self, ClaimContext};
 use crate::error::{Error, ErrorKind, Result};
@@ -228,7 +228,13 @@ impl Provisioner {
     async fn manifest(&self, model: &ModelRequest, caller: Requester<'_>) -> Result<Arc<Manifest>> {
         // The Controller caches nothing, so the scope does not matter.
         let route = self.resolver.route_of(caller, model, "").await?;
-        self.resolver.resolve(model, &route).await
+        let error = match self.resolver.resolve(model, &route).await {
+            Ok(manifest) => return Ok(manifest),
+            Err(error) => error,
+        };
+        let Requester::Claim { namespace } = caller else { return Err(error) };
+        let asking = (Subject::Claim(namespace), caller);
+        Err(or_object(&self.policy, &self.resolver, asking, (model, &route), error).await)
     }
 
     /// Forgets a volume. Never changes an object; accepts unknown ids.

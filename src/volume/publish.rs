@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::Instant;
-use tracing::Span;
+use tracing::{Instrument as _, Span};
 
 use super::calls::Calls;
 use super::ensure::Ensured;
@@ -25,6 +25,8 @@ use crate::model::PodIdentity;
 use crate::mount;
 use crate::policy::Policy;
 use crate::resolve::RevisionSelector;
+use crate::telemetry;
+use crate::trace;
 use crate::weights::WeightsChecker;
 
 /// The volumes of this node; cheap to clone.
@@ -127,6 +129,7 @@ impl Volumes {
             Ok((how, first)) => {
                 attempt.steps.ended("answer");
                 tracing::debug!(steps = %attempt.steps, "milliseconds of the publish by step");
+                telemetry::set(&Span::current(), "oci_model_csi.result", how.label());
                 metrics.published(*how, first.elapsed().as_secs_f64());
             }
             Err(error) if error.kind() == ErrorKind::InProgress => {}
@@ -156,7 +159,9 @@ impl Volumes {
         let inner = Arc::clone(&self.0);
         let mounting = Arc::clone(attempt);
         let mounted = model.clone();
-        blocking(move || inner.mount(guard, &mounting, mounted)).await?;
+        blocking(move || inner.mount(guard, &mounting, mounted))
+            .instrument(tracing::info_span!(target: trace::STEP, "mount"))
+            .await?;
         attempt.steps.ended("bind");
         self.0.calls.end(&attempt.key.target);
         if matches!(how, PublishResult::Hit | PublishResult::Stale) {

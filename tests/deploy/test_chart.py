@@ -514,3 +514,24 @@ def test_a_policy_lets_the_configured_endpoint_and_proxy_through():
     assert ports("dedicated") == ports("dual-stack") == [443, 6443]
     assert ports("http://proxy.example.com:3128", "proxy") == [443, 6443, 3128]
     assert ports("http://proxy.example.com", "proxy") == [443, 6443, 80]
+
+
+def test_traces_go_where_the_values_say_and_the_policy_lets_them_through():
+    collector = "http://collector.observability:4317"
+    found = chart("--values", BASE, "--set", f"tracing.endpoint={collector}", "--set", "tracing.headersSecretName=otlp",
+                  "--set", "networkPolicy.egress=true")
+    for template in pods(found):
+        driver = next(one for one in template["spec"]["containers"] if one["name"] == "driver")
+        names = [variable["name"] for variable in driver["env"]]
+        assert len(set(names)) == len(names)
+        values = {variable["name"]: variable.get("value") for variable in driver["env"]}
+        assert values["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"] == collector
+        # Kubernetes replaces only variables that come before.
+        assert names.index("POD_UID") < names.index("OTEL_RESOURCE_ATTRIBUTES")
+        headers = driver["env"][names.index("OTEL_EXPORTER_OTLP_TRACES_HEADERS")]["valueFrom"]
+        assert headers == {"secretKeyRef": {"name": "otlp", "key": "headers"}}
+    egress = only(found, "NetworkPolicy")["spec"]["egress"][1]["ports"]
+    assert 4317 in [port["port"] for port in egress]
+    for template in pods(chart("--values", BASE)):
+        driver = next(one for one in template["spec"]["containers"] if one["name"] == "driver")
+        assert not [one["name"] for one in driver["env"] if one["name"].startswith("OTEL_")], "off by default"

@@ -105,6 +105,7 @@ SCHEMA = [
     (["image.digest=latest"], 'image.digest is "latest": write sha256: and 64 hex digits, or leave it empty for the tag'),
     (["image.pullPolicy=Sometimes"], "at '/image/pullPolicy'"),
     (["logging.format=xml"], "value must be one of 'text', 'json'"),
+    (["tracing.endpoint=collector:4317"], 'tracing.endpoint is "collector:4317": write http:// or https://, the host and the port'),
     (["node.hostNetwork=perhaps"], "at '/node/hostNetwork': got string, want boolean"),
     (["node.cacheMount=/"], 'node.cacheMount is "/": write the absolute path of a directory on the nodes'),
     (["rbac.ownNodeOnly=auto"], "at '/rbac/ownNodeOnly': got string, want null or boolean"),

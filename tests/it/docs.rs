@@ -48,6 +48,7 @@ fn the_documented_metrics_are_those_that_are_served() {
     metrics.rpc("Probe", "OK", 0.1);
     metrics.evicted(EvictionReason::Space);
     metrics.model_warning("weights");
+    metrics.trace_spans("exported", 1);
     metrics.cache_size("trash", 1);
     metrics.cache_models("pinned", 1);
     let text = metrics.to_text();

@@ -280,3 +280,38 @@ fn a_listed_bucket_is_read_by_its_pods_over_tls_and_never_prefetched() {
         .await;
     });
 }
+
+#[test]
+fn a_download_that_fails_as_one_pod_names_it_to_no_other() {
+    end_to_end(async |scratch| {
+        for refused in [true, false] {
+            let store = LocalStore::builder().token_ttl(Duration::from_secs(3)).start().unwrap();
+            put_large(&store, "large.safetensors", 48 * MIB, 3, localstore::PutOptions::default());
+            let slow = Action::Bandwidth { bytes_per_sec: 2 * MIB };
+            store.faults().add(Rule::new(slow).operation(Operation::Get));
+            let scratch = scratch.join(if refused { "refused" } else { "unavailable" });
+            let config = "download: {rangeSize: 1MiB, concurrency: 2}\n";
+            let driver = setup(&scratch, &store).with_config(config).start().await;
+            let mut kubelet = driver.kubelet();
+            kubelet.deadline = Duration::from_secs(60);
+            let pods = ["team-a", "team-b"]
+                .map(|team| pod(&kubelet, &store, if team == "team-a" { 1 } else { 2 }, team, &[]));
+            let failing = async {
+                let both = || callers(&store, Operation::List).len() >= 2 && sent(&store) > MIB;
+                eventually("both wait for it", HOUR, async || both().then_some(())).await;
+                if refused {
+                    store.hide("*", BUCKET);
+                } else {
+                    let away = Rule::new(Action::status(503));
+                    store.faults().add(away.operation(Operation::WorkloadIdentity));
+                }
+            };
+            let (first, second, ()) = tokio::join!(pods[0].refused(), pods[1].refused(), failing);
+            for ((code, message), other) in [(first, "team-b"), (second, "team-a")] {
+                assert!(!message.contains(other), "{code:?}: {message}");
+                assert!(code == Code::NotFound || !refused, "{code:?}: {message}");
+            }
+            assert_eq!(driver.in_cache("models"), [""; 0]);
+        }
+    });
+}

@@ -1,6 +1,10 @@
-//! Ids that tie lines of the log together.
+//! Ids that tie lines of the log together, and the spans of traces.
 
 use crate::random;
+
+/// The target of spans that only traces have (docs/traces.md), and the log does not. Without a
+/// collector they are disabled where they are made.
+pub const STEP: &str = "oci_model_csi_trace";
 
 /// Returns eight random hexadecimal digits: enough to distinguish the events of one node over days.
 pub fn id() -> String {

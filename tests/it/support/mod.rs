@@ -11,7 +11,9 @@
 //! What a test measures it reports on stderr as a line `figure: …`.
 
 pub(crate) mod access;
+pub(crate) mod answers;
 pub(crate) mod api_server;
+pub(crate) mod collector;
 pub(crate) mod commands;
 pub(crate) mod disk;
 pub(crate) mod doctor;

@@ -130,6 +130,8 @@ metrics! {
         "verify", "Verifications of downloaded content, by the checksum compared; size_etag means that the object has none";
     pub(super) model_warning: Family<ReasonLabel, Counter>,
         "model_suspect", "Warnings about models that were mounted anyway, by reason";
+    pub(super) trace_spans: Family<ResultLabel, Counter>,
+        "trace_spans", "Spans of traces, by outcome: exported, failed, or dropped because the queue was full";
     pub(super) publish: Family<ResultLabel, Counter>,
         "publish", "NodePublishVolume calls answered, by outcome";
     pub(super) publish_duration: Seconds = Family::new_with_constructor(publish_buckets),

@@ -120,6 +120,11 @@ impl Metrics {
         self.publish_duration.get_or_create(&label).observe(seconds);
     }
 
+    /// Counts spans of traces by what became of them.
+    pub fn trace_spans(&self, result: &'static str, spans: u64) {
+        self.trace_spans.get_or_create(&ResultLabel { result }).inc_by(spans);
+    }
+
     /// Counts a warning about a model that was mounted anyway.
     pub fn model_warning(&self, reason: &'static str) {
         self.model_warning.get_or_create(&ReasonLabel { reason }).inc();

@@ -104,6 +104,13 @@ impl Prefix {
     pub fn as_object_name(&self) -> Option<&str> {
         self.0.strip_suffix('/')
     }
+
+    /// The directory above; that of the whole bucket is itself.
+    #[must_use]
+    pub fn parent(&self) -> Self {
+        let name = self.as_object_name().unwrap_or_default();
+        Self(name[..name.rfind('/').map_or(0, |slash| slash + 1)].to_owned())
+    }
 }
 
 macro_rules! displays_as_text {

@@ -154,6 +154,31 @@ through `kubectl exec`: a command inherits the environment, but not the flags.
 - name: OCI_MODEL_CSI_CONFIG_FILE
   value: /etc/oci/config
 {{- end }}
+{{- if .Values.tracing.endpoint }}
+- name: OTEL_EXPORTER_OTLP_TRACES_ENDPOINT
+  value: {{ .Values.tracing.endpoint }}
+- name: POD_NAME
+  valueFrom:
+    fieldRef:
+      fieldPath: metadata.name
+- name: POD_NAMESPACE
+  valueFrom:
+    fieldRef:
+      fieldPath: metadata.namespace
+- name: POD_UID
+  valueFrom:
+    fieldRef:
+      fieldPath: metadata.uid
+- name: OTEL_RESOURCE_ATTRIBUTES
+  value: k8s.pod.name=$(POD_NAME),k8s.pod.uid=$(POD_UID),k8s.namespace.name=$(POD_NAMESPACE),service.instance.id=$(POD_UID)
+{{- if .Values.tracing.headersSecretName }}
+- name: OTEL_EXPORTER_OTLP_TRACES_HEADERS
+  valueFrom:
+    secretKeyRef:
+      name: {{ .Values.tracing.headersSecretName }}
+      key: headers
+{{- end }}
+{{- end }}
 {{- end -}}
 
 {{/* The configuration that needs a restart of the pods. The driver applies policy and prefetch list while it runs. */}}

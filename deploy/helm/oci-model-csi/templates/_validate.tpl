@@ -12,6 +12,12 @@ anything is rendered, so a mistake fails `helm install` instead of a pod.
 {{- fail "node.tolerations has no effect while node.tolerateAllTaints is true: the node plugin tolerates every taint already; set node.tolerateAllTaints to false, or leave node.tolerations out" -}}
 {{- end -}}
 
+{{- with $values.tracing.endpoint -}}
+{{- if not (regexMatch "^https?://[^/@ ]+$" .) -}}
+{{- fail (printf "tracing.endpoint is %q: write http:// or https://, the host and the port of OTLP over gRPC, such as http://collector.observability:4317; a credential belongs in the Secret of tracing.headersSecretName" .) -}}
+{{- end -}}
+{{- end -}}
+
 {{- $name := $values.csiDriver.name -}}
 {{- if or (not (regexMatch "^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$" $name)) (gt (len $name) 63) -}}
 {{- fail (printf "csiDriver.name is %q: write a DNS name of at most 63 characters in lower case, such as oci-model-csi.dev" $name) -}}

@@ -99,6 +99,7 @@ impl CacheFill {
             // A root span, since the flight has many callers and outlives them.
             let (flight, model) = (progress.id(), progress.title());
             let span = tracing::error_span!(parent: None, "download", flight, model);
+            progress.runs_in(&span);
             model_flight::fill(fill, engine, manifest, progress).instrument(span)
         });
         waiter.progress().share().add_reader(client);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::{TryStreamExt, stream};
-use tracing::Instrument as _;
+use tracing::{Instrument as _, info_span};
 
 use super::CacheFill;
 use super::progress::{BlobProgress, FillProgress, Phase};
@@ -23,6 +23,7 @@ use crate::flight::Waiter;
 use crate::model::{BlobId, Manifest, ManifestFile, progress_text};
 use crate::source::{Bucket, ObjectName};
 use crate::text::shown;
+use crate::trace::STEP;
 
 /// Blobs of one model that download concurrently. The engine limits requests; this
 /// only bounds the tasks of a model with many thousand files.
@@ -135,7 +136,7 @@ async fn attempt(
         // Tracking each file of a download takes as much memory as the manifest.
         large: manifest.files.len() >= LARGE,
     };
-    let slot = fill.slots.take(&candidate).await;
+    let slot = fill.slots.take(&candidate).instrument(info_span!(target: STEP, "slot")).await;
     let preparing = progress.share().own_work();
     if progress.snapshot().phase != Phase::WaitingForSpace {
         progress.enter(Phase::Checking);
@@ -168,7 +169,9 @@ async fn attempt(
     };
     let admitted = {
         let (fill, wanted) = (Arc::clone(fill), wanted.clone());
-        blocking(move || fill.space.admit(&wanted)).await?
+        blocking(move || fill.space.admit(&wanted))
+            .instrument(info_span!(target: STEP, "admission"))
+            .await?
     };
     let reservation = match admitted {
         Admission::Granted(reservation) => reservation,
@@ -221,6 +224,14 @@ struct Fetching<'a> {
 }
 
 impl Fetching<'_> {
+    async fn transfer(&self, missing: &[ManifestFile]) -> Result<()> {
+        let bytes = missing.iter().map(|file| file.size).fold(0, u64::saturating_add);
+        let objects = missing.len();
+        let span = info_span!(target: STEP, "transfer", objects, bytes);
+        let Self { fill, engine, manifest, progress } = *self;
+        download(fill, engine, manifest, missing, progress).instrument(span).await
+    }
+
     /// Downloads and commits the model. When it must yield its slot it pauses, and
     /// keeps what has arrived and its reservation.
     async fn run(
@@ -229,13 +240,11 @@ impl Fetching<'_> {
         candidate: &Candidate,
         mut missing: Vec<ManifestFile>,
     ) -> Result<CachedModel> {
-        let Self { fill, engine, manifest, progress } = *self;
+        let Self { fill, manifest, progress, .. } = *self;
         loop {
             let arrived = tokio::select! {
                 biased;
-                arrived = download(fill, engine, manifest, &missing, progress) => {
-                    Some(arrived?)
-                }
+                arrived = self.transfer(&missing) => Some(arrived?),
                 () = slot.asked_to_yield() => None,
             };
             if arrived.is_some() {
@@ -252,7 +261,7 @@ impl Fetching<'_> {
         }
         let _own = progress.share().own_work();
         progress.enter(Phase::Finishing);
-        let model = commit(fill, manifest).await;
+        let model = commit(fill, manifest).instrument(info_span!(target: STEP, "commit")).await;
         drop(slot);
         model
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
+use tracing::{Span, span};
 
 use crate::cache::space::shortfall::Shortfall;
 use crate::download::{Check, FairShare, Interest, ObjectProgress};
@@ -75,6 +76,8 @@ pub struct Unverified {
 #[derive(Debug)]
 pub struct FillProgress {
     id: String,
+    /// The span of the flight, once it has begun.
+    span: OnceLock<span::Id>,
     title: String,
     manifest: Option<Arc<Manifest>>,
     state: Mutex<ProgressState>,
@@ -114,6 +117,7 @@ impl FillProgress {
         let (shortfall, _) = watch::channel(None);
         Self {
             id: trace::id(),
+            span: OnceLock::new(),
             title: manifest.as_ref().map_or_else(String::new, |all| all.source.title()),
             manifest,
             state: Mutex::default(),
@@ -126,6 +130,18 @@ impl FillProgress {
     /// The id of the flight, for its own log lines and those of its waiters.
     pub fn id(&self) -> &str {
         &self.id
+    }
+
+    /// The span of the flight, to which those of its waiters are linked.
+    pub fn span(&self) -> Option<span::Id> {
+        self.span.get().cloned()
+    }
+
+    /// Records the span of the flight. Later calls are ignored.
+    pub(in crate::cache) fn runs_in(&self, span: &Span) {
+        if let Some(id) = span.id() {
+            let _ = self.span.set(id);
+        }
     }
 
     /// The model's name for people.
