@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 
 use crate::api::pars::access_uri;
 use crate::auth::config_file::{self, ApiKey};
-use crate::auth::{Access, AccessType, Par, from_pem};
+use crate::auth::{Access, AccessType, AccountToken, Par, from_pem};
 use crate::builder::{Builder, reachable};
 use crate::error::ApiError;
 use crate::faults::Faults;
@@ -221,7 +221,22 @@ impl LocalStore {
         pod_uid: Option<&str>,
         ttl: Duration,
     ) -> anyhow::Result<String> {
-        self.state().cluster.issue(namespace, name, pod_uid, SystemTime::now(), ttl)
+        let wanted = AccountToken { namespace, name, pod_uid, audience: None, ttl };
+        self.state().cluster.issue(wanted, SystemTime::now())
+    }
+
+    /// As [`LocalStore::service_account_token`] for one hour, projected for another audience than
+    /// the cluster's own API server.
+    pub fn service_account_token_for(
+        &self,
+        audience: &str,
+        namespace: &str,
+        name: &str,
+        pod_uid: Option<&str>,
+    ) -> anyhow::Result<String> {
+        let (audience, ttl) = (Some(audience), Duration::from_secs(3600));
+        let wanted = AccountToken { namespace, name, pod_uid, audience, ttl };
+        self.state().cluster.issue(wanted, SystemTime::now())
     }
 
     /// Deletes a service account and creates another one with its name, which has

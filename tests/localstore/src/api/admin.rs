@@ -9,7 +9,7 @@ use http::{Method, StatusCode};
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::auth::from_pem;
+use crate::auth::{AccountToken, from_pem};
 use crate::error::ApiError;
 use crate::faults::Rule;
 use crate::objects::{PutOptions, Source, StorageTier, put};
@@ -45,9 +45,14 @@ pub(crate) async fn handle(call: &mut Call) -> Handled {
         }
         "tokens/service-account" if post => {
             let wanted: ServiceAccount = call.read_json().await?;
-            let ServiceAccount { namespace, name, pod_uid, seconds } = wanted;
-            let (uid, ttl) = (pod_uid.as_deref(), Duration::from_secs(seconds));
-            let token = state.cluster.issue(&namespace, &name, uid, SystemTime::now(), ttl);
+            let wanted = AccountToken {
+                namespace: &wanted.namespace,
+                name: &wanted.name,
+                pod_uid: wanted.pod_uid.as_deref(),
+                audience: wanted.audience.as_deref(),
+                ttl: Duration::from_secs(wanted.seconds),
+            };
+            let token = state.cluster.issue(wanted, SystemTime::now());
             let token = token.map_err(|error| ApiError::internal(&error))?;
             reply::json(StatusCode::CREATED, &json!({ "token": token }))
         }
@@ -70,7 +75,7 @@ pub(crate) async fn handle(call: &mut Call) -> Handled {
     })
 }
 
-/// The service account of the requested token, and its lifetime.
+/// The service account of the requested token, its audience, and its lifetime.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ServiceAccount {
@@ -78,6 +83,8 @@ struct ServiceAccount {
     name: String,
     #[serde(default)]
     pod_uid: Option<String>,
+    #[serde(default)]
+    audience: Option<String>,
     seconds: u64,
 }
 

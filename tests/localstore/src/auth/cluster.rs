@@ -25,6 +25,12 @@ use crate::sync::{Mutex, RwLock};
 /// The beginning of the subject of a service account's token.
 const SERVICE_ACCOUNT: &str = "system:serviceaccount:";
 
+/// The audiences of a cluster's own API server, the first of which its own tokens have here. OKE's
+/// identity service is known to take tokens for it; those that kubelet projects for another
+/// audience it cannot verify.
+const AUDIENCES: [&str; 2] =
+    ["https://kubernetes.default.svc.cluster.local", "https://kubernetes.default.svc"];
+
 /// The trusted signers and tokens.
 #[derive(Debug, Default)]
 pub(crate) struct Cluster {
@@ -49,6 +55,44 @@ enum ClusterKey {
 struct Claims {
     sub: String,
     exp: u64,
+    #[serde(default)]
+    aud: Audiences,
+}
+
+/// The `aud` of a token: one name or several. Tokens in Secrets have none, and are for the API
+/// server.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Audiences {
+    One(String),
+    Several(Vec<String>),
+}
+
+impl Default for Audiences {
+    fn default() -> Self {
+        Self::One(AUDIENCES[0].to_owned())
+    }
+}
+
+impl Audiences {
+    fn has_api_server(&self) -> bool {
+        let is_api_server = |name: &String| AUDIENCES.contains(&name.as_str());
+        match self {
+            Self::One(name) => is_api_server(name),
+            Self::Several(names) => names.iter().any(is_api_server),
+        }
+    }
+}
+
+/// A token to issue.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct AccountToken<'a> {
+    pub(crate) namespace: &'a str,
+    pub(crate) name: &'a str,
+    pub(crate) pod_uid: Option<&'a str>,
+    /// Whom it is for; `None` for the cluster's own API server.
+    pub(crate) audience: Option<&'a str>,
+    pub(crate) ttl: Duration,
 }
 
 /// The body of an exchange.
@@ -91,12 +135,10 @@ impl Cluster {
     /// Issues a token of this server's own cluster.
     pub(crate) fn issue(
         &self,
-        namespace: &str,
-        name: &str,
-        pod_uid: Option<&str>,
+        wanted: AccountToken<'_>,
         now: SystemTime,
-        ttl: Duration,
     ) -> anyhow::Result<String> {
+        let AccountToken { namespace, name, pod_uid, audience, ttl } = wanted;
         let issued = clock::unix_secs(now);
         let subject = format!("{SERVICE_ACCOUNT}{namespace}:{name}");
         let generation = self.made_again.read().get(&subject).copied().unwrap_or_default();
@@ -106,8 +148,8 @@ impl Cluster {
             kubernetes["pod"] = json!({ "name": "pod", "uid": uid });
         }
         let claims = json!({
-            "aud": ["https://kubernetes.default.svc.cluster.local"],
-            "iss": "https://kubernetes.default.svc.cluster.local",
+            "aud": [audience.unwrap_or(AUDIENCES[0])],
+            "iss": AUDIENCES[0],
             "sub": subject,
             "iat": issued,
             "nbf": issued,
@@ -149,6 +191,9 @@ impl Cluster {
         let claims: Claims = serde_json::from_slice(&claims).map_err(|_| Refusal::Malformed)?;
         if clock::unix_secs(now) >= claims.exp {
             return Err(Refusal::ExpiredToken);
+        }
+        if !claims.aud.has_api_server() {
+            return Err(Refusal::Audience);
         }
         let is_account = claims.sub.starts_with(SERVICE_ACCOUNT);
         if is_account { Ok(claims.sub) } else { Err(Refusal::UnknownKey) }
@@ -222,10 +267,14 @@ mod tests {
 
     const HOUR: Duration = Duration::from_secs(3600);
 
+    fn wanted(audience: Option<&str>) -> AccountToken<'_> {
+        AccountToken { namespace: "team-a", name: "vllm", pod_uid: Some("u"), audience, ttl: HOUR }
+    }
+
     #[test]
     fn a_token_is_accepted_until_it_expires_and_only_with_its_signature() {
         let (cluster, now) = (Cluster::default(), SystemTime::now());
-        let token = cluster.issue("team-a", "vllm", Some("u"), now, HOUR).unwrap();
+        let token = cluster.issue(wanted(None), now).unwrap();
         let subject = cluster.subject_of(&token, now).unwrap();
         assert_eq!(subject, "system:serviceaccount:team-a:vllm");
         assert_eq!(cluster.subject_of(&token, now + HOUR), Err(Refusal::ExpiredToken));
@@ -243,7 +292,7 @@ mod tests {
     #[test]
     fn keys_are_read_from_pem_and_from_a_jwks() {
         let (cluster, now) = (Cluster::default(), SystemTime::now());
-        let token = cluster.issue("team-a", "vllm", None, now, HOUR).unwrap();
+        let token = cluster.issue(wanted(None), now).unwrap();
         let spki = cluster.own_key().unwrap().subject_public_key_info();
         let (n, e) = der::rsa_components(&spki).unwrap();
         let jwk = json!({"kty": "RSA", "n": BASE64URL.encode(n), "e": BASE64URL.encode(e)});
@@ -261,5 +310,26 @@ mod tests {
         let empty = dir.path().join("empty");
         std::fs::write(&empty, "{\"keys\": []}").unwrap();
         assert!(Cluster::default().trust(&empty).is_err());
+    }
+
+    #[test]
+    fn a_token_for_another_audience_than_the_api_server_is_refused() {
+        let (cluster, now) = (Cluster::default(), SystemTime::now());
+        for (audience, accepted) in
+            [(None, true), (Some(AUDIENCES[1]), true), (Some("vault"), false), (Some(""), false)]
+        {
+            let token = cluster.issue(wanted(audience), now).unwrap();
+            let refusal = cluster.subject_of(&token, now).err();
+            assert_eq!(refusal, (!accepted).then_some(Refusal::Audience), "{audience:?}");
+        }
+        for (claims, accepted) in [
+            (json!({"sub": "s", "exp": 1}), true),
+            (json!({"sub": "s", "exp": 1, "aud": AUDIENCES[0]}), true),
+            (json!({"sub": "s", "exp": 1, "aud": ["vault", AUDIENCES[0]]}), true),
+            (json!({"sub": "s", "exp": 1, "aud": []}), false),
+        ] {
+            let read: Claims = serde_json::from_value(claims.clone()).unwrap();
+            assert_eq!(read.aud.has_api_server(), accepted, "{claims}");
+        }
     }
 }

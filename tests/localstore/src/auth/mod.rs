@@ -11,7 +11,7 @@ mod token;
 #[cfg(test)]
 pub(crate) mod vectors;
 
-pub(crate) use cluster::Cluster;
+pub(crate) use cluster::{AccountToken, Cluster};
 pub(crate) use der::from_pem;
 pub(crate) use identity::{Identity, Instance};
 pub(crate) use keys::{Access, Keys};

@@ -27,6 +27,8 @@ pub(crate) enum Refusal {
     Malformed,
     UnknownKey,
     ExpiredToken,
+    /// A token for another service than this one.
+    Audience,
     NotSigned(String),
     HeaderMissing(String),
     Skew { seconds: u64 },
@@ -43,6 +45,7 @@ impl Refusal {
             Self::Malformed => "malformed",
             Self::UnknownKey => "unknown_key",
             Self::ExpiredToken => "expired_token",
+            Self::Audience => "wrong_audience",
             Self::NotSigned(_) => "header_not_signed",
             Self::HeaderMissing(_) => "header_missing",
             Self::Skew { .. } => "clock_skew",

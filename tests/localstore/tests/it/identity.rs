@@ -322,11 +322,13 @@ fn a_foreign_or_expired_service_account_token_is_refused() {
     let hour = Duration::from_secs(3600);
     let ours = |ttl| store.service_account_token("team-a", "a", None, ttl).unwrap();
     let foreign = other.service_account_token("team-a", "a", None, hour).unwrap();
-    for bad in [&foreign, &ours(Duration::ZERO), "", "a.b.c"] {
+    let for_vault = store.service_account_token_for("vault", "team-a", "a", None).unwrap();
+    for bad in [&foreign, &ours(Duration::ZERO), &for_vault, "", "a.b.c"] {
         assert_eq!(workload_token(&mut client, bad, &pod_key).status, 401, "{bad}");
     }
     for (key, status) in [(pod_key.as_str(), 200), ("AAAA", 401), ("no base64", 401)] {
         assert_eq!(workload_token(&mut client, "opaque", key).status, status, "{key}");
     }
     assert_eq!(workload_token(&mut client, &ours(hour), &pod_key).status, 200);
+    assert_eq!(store.stats().refusals["wrong_audience"], 1);
 }
