@@ -284,8 +284,12 @@ fn storage_view(
     if has_node {
         settings = settings.coming_from(&config.download);
     }
+    if let Some(driver) = driver {
+        settings = settings.with_service_account(&driver.service_account_dir);
+    }
     Ok(StorageView {
         settings: settings.impatient()?,
+        of_driver: driver.is_some(),
         buckets: config.object_storage.buckets.clone(),
         limits: ResolveLimits::from(&config.limits),
         model,
@@ -320,5 +324,21 @@ mod tests {
         {
             assert!(flags(other).is_none(), "{other}");
         }
+    }
+
+    #[test]
+    fn a_doctor_exchanges_tokens_where_the_driver_of_its_container_does() {
+        let line = "/usr/bin/oci-model-csi node --auth oke_workload_identity --oke-endpoint \
+                    https://10.0.0.1:12250 --oke-ca-file /a.crt --oke-token-file /token";
+        let driver = flags_of_a_driver(line.split(' ').map(OsString::from).collect()).unwrap();
+        let parsed = Cli::try_parse_from(["oci-model-csi", "doctor", "--oke-ca-file", "/b.crt"]);
+        let Command::Doctor(args) = parsed.unwrap().command else { panic!("doctor") };
+        let view =
+            storage_view(&args, Some(&driver.flags), &Config::default(), true, None).unwrap();
+        let settings = view.settings;
+        assert_eq!(settings.oke_endpoint.as_deref(), Some("https://10.0.0.1:12250"));
+        assert_eq!(settings.oke_ca_file.as_deref(), Some(Path::new("/b.crt")));
+        assert_eq!(settings.oke_token_file.as_deref(), Some(Path::new("/token")));
+        assert!(view.of_driver);
     }
 }

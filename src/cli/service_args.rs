@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::process_limits::parse_heap_limit;
-use super::storage::{self, OkeArgs, StorageArgs};
+use super::storage::{self, StorageArgs};
 use crate::config::Config;
 use crate::error::Result;
 use crate::kubernetes::{self, Cluster};
@@ -62,7 +62,7 @@ pub(super) struct ServiceArgs {
         value_name = "DIR",
         default_value = "/var/run/secrets/kubernetes.io/serviceaccount"
     )]
-    service_account_dir: PathBuf,
+    pub(super) service_account_dir: PathBuf,
     /// Taint to remove from this node once the driver is registered with kubelet; an empty value
     /// leaves taints alone [default: startup-taint.cluster-autoscaler.kubernetes.io/DRIVER-not-ready]
     #[arg(long, env = "OCI_MODEL_CSI_STARTUP_TAINT", value_name = "KEY")]
@@ -84,8 +84,6 @@ pub(super) struct ServiceArgs {
     pub(super) heap_limit: Option<u64>,
     #[command(flatten)]
     pub(super) storage: StorageArgs,
-    #[command(flatten)]
-    oke: OkeArgs,
 }
 
 impl ServiceArgs {
@@ -111,7 +109,7 @@ impl ServiceArgs {
         if is_on_node {
             settings = settings.coming_from(&config.download);
         }
-        self.oke.apply(&mut settings, &self.service_account_dir);
+        let settings = settings.with_service_account(&self.service_account_dir);
         storage::connect(settings, metrics).await
     }
 

@@ -18,7 +18,7 @@ use crate::source::{
 #[command(next_help_heading = "Object Storage")]
 pub(super) struct StorageArgs {
     /// Identity, by the oci CLI's names: auto, api_key, security_token, instance_principal,
-    /// resource_principal, none, and for services oke_workload_identity
+    /// resource_principal, oke_workload_identity, none
     /// [default: api_key for commands, instance_principal for services]
     #[arg(long, env = "OCI_MODEL_CSI_AUTH", value_name = "METHOD")]
     auth: Option<String>,
@@ -38,6 +38,8 @@ pub(super) struct StorageArgs {
     /// PEM certificates to trust in addition to the system's
     #[arg(long, env = "OCI_MODEL_CSI_CA_FILE", value_name = "FILE")]
     ca_file: Option<PathBuf>,
+    #[command(flatten)]
+    oke: OkeArgs,
 }
 
 /// What connects the sources of objects; opaque to the commands, which only pass it along.
@@ -45,24 +47,30 @@ pub(super) struct SourceSettings {
     object_storage: Settings,
 }
 
-#[derive(Debug, Args)]
-#[command(next_help_heading = "Pods' own identities")]
-pub(super) struct OkeArgs {
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "OKE workload identity")]
+struct OkeArgs {
     /// OKE's identity service [default: https://KUBERNETES_SERVICE_HOST:12250]
     #[arg(long, env = "OCI_MODEL_CSI_OKE_ENDPOINT", value_name = "URL")]
     oke_endpoint: Option<String>,
-    /// CA of that service, PEM [default: ca.crt of --service-account-dir]
+    /// CA of that service, PEM [default: ca.crt of the service account]
     #[arg(long, env = "OCI_MODEL_CSI_OKE_CA_FILE", value_name = "FILE")]
     oke_ca_file: Option<PathBuf>,
+    /// Token of the service account that this process runs as [default: token of the service
+    /// account]
+    #[arg(long, env = "OCI_MODEL_CSI_OKE_TOKEN_FILE", value_name = "FILE")]
+    oke_token_file: Option<PathBuf>,
 }
 
-impl OkeArgs {
-    /// Sets the service at which clients exchange the tokens of pods.
-    pub(super) fn apply(&self, settings: &mut SourceSettings, service_account: &Path) {
-        let settings = &mut settings.object_storage;
-        settings.oke_endpoint.clone_from(&self.oke_endpoint);
-        let given = || Some(service_account.join("ca.crt")).filter(|file| file.exists());
-        settings.oke_ca_file = self.oke_ca_file.clone().or_else(given);
+impl SourceSettings {
+    /// Takes the token and the CA of the service account from another directory than the one of
+    /// every pod, unless a flag names them.
+    pub(super) fn with_service_account(mut self, directory: &Path) -> Self {
+        let settings = &mut self.object_storage;
+        let in_directory = |name: &str| Some(directory.join(name)).filter(|file| file.exists());
+        settings.oke_ca_file = settings.oke_ca_file.take().or_else(|| in_directory("ca.crt"));
+        settings.oke_token_file = settings.oke_token_file.take().or_else(|| in_directory("token"));
+        self
     }
 }
 
@@ -85,7 +93,7 @@ pub(super) async fn connect(
 /// Connects a client that can write. A configuration error is `Invalid`.
 pub(super) async fn connect_sink(settings: SourceSettings) -> Result<Arc<dyn ObjectSink>> {
     let client = ObjectStorage::connect(settings.object_storage).await.map_err(as_invalid)?;
-    Ok(Arc::new(client))
+    Ok(Arc::new(client.as_own_account()))
 }
 
 fn as_invalid(error: StorageError) -> Error {
@@ -123,6 +131,16 @@ impl SourceSettings {
     }
 }
 
+impl OkeArgs {
+    fn or(&self, other: &Self) -> Self {
+        Self {
+            oke_endpoint: self.oke_endpoint.clone().or_else(|| other.oke_endpoint.clone()),
+            oke_ca_file: self.oke_ca_file.clone().or_else(|| other.oke_ca_file.clone()),
+            oke_token_file: self.oke_token_file.clone().or_else(|| other.oke_token_file.clone()),
+        }
+    }
+}
+
 impl StorageArgs {
     /// These flags, and those of `other` where one is not given.
     pub(super) fn or(&self, other: &Self) -> Self {
@@ -133,6 +151,7 @@ impl StorageArgs {
             region: self.region.clone().or_else(|| other.region.clone()),
             oci_endpoint: self.oci_endpoint.clone().or_else(|| other.oci_endpoint.clone()),
             ca_file: self.ca_file.clone().or_else(|| other.ca_file.clone()),
+            oke: self.oke.or(&other.oke),
         }
     }
 
@@ -178,6 +197,10 @@ impl StorageArgs {
         settings.proxy_ca_file = config.and_then(|config| config.proxy_ca_file.clone());
         settings.config_file.clone_from(&self.config_file);
         settings.profile.clone_from(&self.profile);
+        let OkeArgs { oke_endpoint, oke_ca_file, oke_token_file } = self.oke.clone();
+        settings.oke_endpoint = oke_endpoint;
+        settings.oke_ca_file = oke_ca_file;
+        settings.oke_token_file = oke_token_file;
         let metrics = Arc::clone(metrics);
         settings.observer = Some(Arc::new(move |operation, status| {
             metrics.object_storage_request(operation, status);

@@ -166,8 +166,8 @@ impl ClientPool {
     /// As [`Route::own_namespace`], before the route is known.
     ///
     /// # Errors
-    /// `Precondition` if only a pod's service account can look it up, and the requester is
-    /// not a pod, or kubelet sends no token of it.
+    /// `Precondition` if the service account of the requester has to look it up, and its token is
+    /// missing.
     pub async fn namespace_for(&self, caller: Requester<'_>) -> Result<NamespaceName> {
         NamespaceName::parse(&self.namer(caller).await?.namespace().await?)
     }
@@ -197,7 +197,8 @@ impl ClientPool {
         as_account(own, caller).await
     }
 
-    /// Whether only a pod's own identity may read the request's bucket.
+    /// Whether the request's bucket is read by service accounts: pods by theirs, and the driver by
+    /// its own.
     ///
     /// # Errors
     /// Those of [`ClientPool::route`].
@@ -208,8 +209,7 @@ impl ClientPool {
     /// The route of a request in this cache scope.
     ///
     /// # Errors
-    /// `Precondition` if a pod's own identity is needed and the requester is not a pod,
-    /// or kubelet sends no token of it, or if the administrator's settings for it cannot be used. `Unavailable` if a service
+    /// `Precondition` if a pod's own identity is needed and kubelet sends no token of it, or if the administrator's settings for it cannot be used. `Unavailable` if a service
     /// that is needed to find the route cannot be reached.
     pub async fn route(
         &self,
@@ -321,7 +321,8 @@ fn check_par(par: &PodPar, request: &ModelRequest) -> Result<()> {
     Ok(())
 }
 
-/// The client with the pod's service account, if the administrator chose that.
+/// The client with the service account of the pod, or else with that of this process, if the
+/// administrator chose that.
 async fn as_account(
     client: Arc<dyn ObjectSource>,
     caller: Requester<'_>,
@@ -336,10 +337,10 @@ async fn as_account(
         Err(Error::new(ErrorKind::Precondition, text))
     };
     match caller {
-        Requester::Driver | Requester::Claim { .. } => missing(
-            "no pod requests it here: a bucket that the driver reads by itself needs another auth \
-             in objectStorage.buckets",
-        ),
+        // What it may read, the policy in OCI says; each pod still proves its own permission.
+        Requester::Driver | Requester::Claim { .. } => {
+            Ok(client.as_own_account().unwrap_or(client))
+        }
         Requester::Pod { pod: None, .. } => missing(
             "kubelet does not send the pod's identity: set podInfoOnMount: true in the CSIDriver \
              object",

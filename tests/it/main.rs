@@ -38,6 +38,7 @@ mod node;
 mod oci_client;
 mod other_buckets;
 mod outage;
+mod own_account;
 mod pages;
 mod pars;
 mod permission;

@@ -146,6 +146,16 @@ fn a_field_that_kubelet_should_have_sent_is_named() {
         let (code, message) = stolen.refused().await;
         assert_eq!(code, Code::InvalidArgument);
         assert!(message.contains("another pod's"), "{message}");
+        // A token for another audience.
+        let mut elsewhere = pod(&kubelet, &store, 5, "team-a", &[]);
+        let (team, uid) = (elsewhere.namespace.clone(), elsewhere.uid.clone());
+        let token = store.service_account_token_for("vault", &team, "default", Some(&uid)).unwrap();
+        let tokens = serde_json::json!({"vault": {"token": token}}).to_string();
+        elsewhere.attributes.insert(workloads::TOKENS.to_owned(), tokens);
+        let (code, message) = elsewhere.refused().await;
+        assert_eq!(code, Code::Unauthenticated, "{message}");
+        assert!(message.contains("check the audience in tokenRequests"), "{message}");
+        assert_eq!(store.stats().refusals["wrong_audience"], 1, "it is not asked again");
         // And one that the cluster does not know.
         let other = LocalStore::builder().start().unwrap();
         let (code, message) = pod(&kubelet, &other, 3, "team-a", &[]).refused().await;
@@ -251,7 +261,7 @@ fn a_class_chooses_the_pods_identity_and_the_scope_of_the_cache() {
 }
 
 #[test]
-fn a_listed_bucket_is_read_by_its_pods_over_tls_and_never_prefetched() {
+fn a_listed_bucket_is_read_by_its_pods_over_tls_and_not_prefetched_without_an_own_account() {
     end_to_end(async |scratch| {
         let store = store_with_phi3();
         let secured = LocalStore::builder().namespace("other").tls(true).start().unwrap();
@@ -275,7 +285,10 @@ fn a_listed_bucket_is_read_by_its_pods_over_tls_and_never_prefetched() {
         of_team(volume, &secured, "team-a").publish().await.unwrap();
         assert_eq!(callers(&secured, Operation::Get), [caller("team-a")]);
         eventually("the prefetch says why not", Duration::from_secs(30), async || {
-            driver.log().contains("no pod requests it here").then_some(())
+            driver
+                .log()
+                .contains("oke_workload_identity works in pods: run it in one")
+                .then_some(())
         })
         .await;
     });

@@ -9,9 +9,7 @@ use crate::doctor::speed::SpeedObject;
 use crate::doctor::{CheckId, Finding};
 use crate::error::ErrorKind;
 use crate::model::{ModelRequest, counted, size_text};
-use crate::oci::{
-    BucketFacts, ObjectStorage, Principal, key_statement, matching_rule, read_statement,
-};
+use crate::oci::{BucketFacts, ObjectStorage, Principal, key_statement, matching_rule};
 use crate::resolve::{Resolver, nearest_buckets};
 use crate::source::{
     AuthMethod, Bucket, ObjectName, ObjectSource, ObjectSummary, StorageError, StorageErrorKind,
@@ -53,7 +51,8 @@ impl Asker<'_> {
         request: &ModelRequest,
         findings: &mut Vec<Finding>,
     ) -> Option<ReadableObjects> {
-        if self.resolver.needs_pod(request).await.unwrap_or(false) {
+        let as_account = self.principal.service_account.is_some();
+        if !as_account && self.resolver.needs_pod(request).await.unwrap_or(false) {
             findings.push(Finding::skipped(CheckId::Bucket, ONLY_PODS));
             return None;
         }
@@ -119,8 +118,12 @@ impl Asker<'_> {
     /// What lets the identity read the bucket, with what is known filled in.
     fn how_to_allow(&self, view: &BucketView) -> String {
         let method = view.source.method();
+        let bucket = view.bucket.name.as_str();
         let compartment = view.facts.compartment_id.as_deref();
-        let statement = read_statement(&view.bucket.name, compartment, method);
+        let statement = match view.source.is(self.client) {
+            true => self.client.statement(bucket, compartment),
+            false => view.source.how_to_allow(bucket),
+        };
         match (method, &self.principal) {
             (AuthMethod::InstancePrincipal, Principal { compartment: Some(own), .. }) => format!(
                 "a dynamic group with the matching rule {}, and in the bucket's compartment or \

@@ -16,7 +16,7 @@ pub(super) async fn look(client: &ObjectStorage, settings: &Settings) -> (Findin
             let what = format!("none{why}: requests are not signed, so only public buckets answer");
             return (Finding::fine(CheckId::Identity, what), Principal::default());
         }
-        AuthMethod::OkeWorkloadIdentity => {
+        AuthMethod::OkeWorkloadIdentity if client.identity().is_none() => {
             let what = format!("oke_workload_identity{why}: each pod reads as its service account");
             return (Finding::fine(CheckId::Identity, what), Principal::default());
         }
@@ -55,9 +55,18 @@ pub(super) fn refused(check: CheckId, client: &ObjectStorage, error: &StorageErr
 
 /// The principal in words.
 fn described(principal: &Principal, method: AuthMethod, now: SystemTime) -> String {
-    let Principal { tenancy, user, fingerprint, instance, compartment, shape, expires_at } =
-        principal;
+    let Principal {
+        tenancy,
+        user,
+        fingerprint,
+        instance,
+        compartment,
+        shape,
+        service_account,
+        expires_at,
+    } = principal;
     let named = [
+        ("service account", service_account),
         ("user", user),
         ("key", fingerprint),
         ("instance", instance),

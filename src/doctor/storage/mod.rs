@@ -21,6 +21,8 @@ use crate::source::{AuthMethod, ObjectSource, StorageError, StorageErrorKind};
 pub struct StorageView {
     /// The identity and the location.
     pub settings: Settings,
+    /// Whether the settings are those of a driver, whose pods may have identities of their own.
+    pub of_driver: bool,
     /// Buckets elsewhere that the configuration lists.
     pub buckets: Vec<ListedBucket>,
     /// The limits of one model.
@@ -58,7 +60,7 @@ pub async fn examine(view: StorageView) -> StorageExamination {
             return StorageExamination { findings, readable: None };
         }
     };
-    let client = connector.own_client().clone();
+    let client = own_client(&connector, view.of_driver);
     let (identity, principal) = identity::look(&client, &view.settings).await;
     let (reached, location) = network::reach(&client).await;
     findings.extend(network::proxy(&client, location.as_ref()).await);
@@ -80,12 +82,37 @@ pub async fn examine(view: StorageView) -> StorageExamination {
             let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
             let pool = ClientPool::new(connector, view.buckets);
             let resolver = Resolver::new(pool, view.limits, &tasks, &shutdown);
+            let by_pods = principal.service_account.is_some() && view.of_driver;
             let asker = bucket::Asker { resolver: &resolver, client: &client, principal };
-            readable = asker.look(&request, &mut findings).await;
+            let mut of_bucket = Vec::new();
+            readable = asker.look(&request, &mut of_bucket).await;
+            let as_warning =
+                |finding: Finding| if by_pods { of_own_account(finding) } else { finding };
+            findings.extend(of_bucket.into_iter().map(as_warning));
             shutdown.cancel();
         }
     }
     StorageExamination { findings, readable }
+}
+
+/// The client of this process. With workload identity it reads as the service account that this
+/// process runs as; a driver need not have one.
+fn own_client(connector: &StorageConnector, of_driver: bool) -> ObjectStorage {
+    let client = connector.own_client();
+    if of_driver && !client.has_own_account() { client.clone() } else { client.as_own_account() }
+}
+
+/// The finding about the driver's own service account, where pods read with theirs: what it may
+/// not read, they may.
+fn of_own_account(finding: Finding) -> Finding {
+    let of_permission = matches!(finding.check, CheckId::Bucket | CheckId::Read);
+    if !of_permission || finding.severity < Severity::Fault {
+        return finding;
+    }
+    let what = format!("as the driver's own service account: {}", finding.what);
+    let fix = finding.fix.unwrap_or_default();
+    let fix = format!("only prefetches need that, since pods read as their own; {fix}");
+    Finding::warning(finding.check, what, fix)
 }
 
 /// Looks at the endpoint and the clock when there is no credential, for which a wrong clock may be
@@ -131,4 +158,19 @@ fn of_storage(check: CheckId, error: &StorageError) -> Finding {
 
 fn meaning(error: &StorageError) -> ErrorKind {
     crate::Error::from(error.clone()).kind()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_drivers_own_account_may_not_read_is_a_warning_and_a_broken_model_a_fault() {
+        let of = |check| of_own_account(Finding::fault(check, "403", "allow it"));
+        assert_eq!(of(CheckId::Bucket).severity, Severity::Warning);
+        assert!(of(CheckId::Read).fix.unwrap().ends_with("; allow it"));
+        assert_eq!(of(CheckId::Model).severity, Severity::Fault);
+        let fine = Finding::fine(CheckId::Bucket, "it can be listed");
+        assert_eq!(of_own_account(fine.clone()), fine);
+    }
 }

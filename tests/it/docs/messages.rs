@@ -59,7 +59,7 @@ const OTHER_FILES: [(&str, &str); 21] = [
 ];
 
 /// Literals that no user meets as a message, or that are parts of one whose cause has a row.
-const OTHER_LITERALS: [(&str, &str); 43] = [
+const OTHER_LITERALS: [(&str, &str); 45] = [
     ("oci-model-csi journal 1", "the first line of a file"),
     ("oci-model-csi cache ", "the first line of a file"),
     ("version https://git-lfs.github.com/spec/", "the first line of a file"),
@@ -106,6 +106,15 @@ const OTHER_LITERALS: [(&str, &str); 43] = [
     ("{file} or OCI_CLI_USER is there", "a part of a finding of doctor"),
     ("{file} is not there, and {VERSION} is set", "a part of a finding of doctor"),
     ("neither {file} nor OCI_CLI_USER nor {VERSION} is there", "a part of a finding of doctor"),
+    (
+        "neither {file} nor OCI_CLI_USER nor {VERSION} is there; set the last to 2.2 for the \
+         service account of this pod",
+        "a part of a finding of doctor",
+    ),
+    (
+        "{file} is not there; {VERSION} is set without {TOKEN}, in a cluster",
+        "a part of a finding of doctor",
+    ),
     ("OCI_CLI_AUTH says so", "a part of a finding of doctor"),
     ("dynamic-group <the resource's group>", "a part of a statement"),
     ("dynamic-group <the nodes' group>", "a part of a statement"),

@@ -116,8 +116,8 @@ pub trait ObjectSource: Any + Debug + Send + Sync {
     /// What an administrator can do to let this identity read a bucket, for error messages.
     fn how_to_allow(&self, bucket: &str) -> String;
 
-    /// Whether only a pod may read, with the token of its service account in
-    /// [`as_pod`](Self::as_pod).
+    /// Whether only a service account may read: that of a pod, with [`as_pod`](Self::as_pod), or
+    /// that of this process, with [`as_own_account`](Self::as_own_account).
     fn needs_pod(&self) -> bool {
         false
     }
@@ -134,6 +134,12 @@ pub trait ObjectSource: Any + Debug + Send + Sync {
         let why = "this source of objects knows no identities of pods";
         let error = StorageError::config("reading as a pod", why);
         Box::pin(std::future::ready(Err(error)))
+    }
+
+    /// The same location, with the identity of this process's own service account; `None` where
+    /// pods have no identities of their own.
+    fn as_own_account(&self) -> Option<Arc<dyn ObjectSource>> {
+        None
     }
 
     /// The pod's own identity that this source uses.

@@ -11,10 +11,9 @@ use super::ObjectStorage;
 use super::error::{StorageError, StorageErrorKind, unanswered};
 use super::identity::imds::Imds;
 use super::identity::token::Claims;
-use super::object_storage::statement_in;
 use super::settings::Settings;
 use crate::http_error::server_time;
-use crate::source::{AuthMethod, Bucket};
+use crate::source::Bucket;
 use crate::transport::ProxyChoice;
 
 /// Who signs the requests of a client, as far as this machine knows, by OCIDs.
@@ -32,6 +31,8 @@ pub struct Principal {
     pub compartment: Option<String>,
     /// The instance's shape, such as `BM.GPU.H100.8`. Not an OCID.
     pub shape: Option<String>,
+    /// The service account, with its Kubernetes namespace.
+    pub service_account: Option<String>,
     /// When its token expires.
     pub expires_at: Option<SystemTime>,
 }
@@ -45,6 +46,12 @@ impl Principal {
         let mut parts = key_id.split('/').map(str::to_owned);
         let (tenancy, user, fingerprint) = (parts.next(), parts.next(), parts.next());
         Self { tenancy, user, fingerprint, ..Self::default() }
+    }
+
+    /// The tenancy whose root compartment it may expect to list: that of an API key.
+    pub(crate) fn listable_tenancy(&self) -> Option<&str> {
+        self.fingerprint.as_ref()?;
+        self.tenancy.as_deref().filter(|tenancy| tenancy.starts_with("ocid1.tenancy."))
     }
 }
 
@@ -106,7 +113,10 @@ impl ObjectStorage {
         let Some(identity) = self.identity() else { return Ok(Principal::default()) };
         let credential = identity.credentials().await.map_err(StorageError::of_identity)?;
         let expires_at = credential.expires_at();
-        Ok(Principal { expires_at, ..Principal::of_key_id(credential.key_id()) })
+        let account = self.0.own_account();
+        let service_account = account.map(|one| format!("{}/{}", one.namespace, one.name));
+        let principal = Principal::of_key_id(credential.key_id());
+        Ok(Principal { expires_at, service_account, ..principal })
     }
 
     /// How requests reach Object Storage.
@@ -205,11 +215,6 @@ pub fn key_statement(region: &str, key: &str) -> String {
     )
 }
 
-/// The statement that lets an identity of this kind read a bucket in this compartment.
-pub fn read_statement(bucket: &str, compartment: Option<&str>, method: AuthMethod) -> String {
-    statement_in(bucket, compartment, method)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -228,12 +233,19 @@ mod tests {
     }
 
     #[test]
-    fn statements_have_what_is_known_filled_in() {
-        let method = AuthMethod::InstancePrincipal;
-        let known = read_statement("ai", Some("ocid1.compartment.x"), method);
-        assert!(known.contains("in compartment id ocid1.compartment.x where"), "{known}");
-        let unknown = read_statement("ai", None, method);
-        assert!(unknown.contains("in compartment <the bucket's> where"), "{unknown}");
+    fn only_an_api_key_names_a_tenancy_whose_buckets_it_may_list() {
+        let of = |key_id| Principal::of_key_id(key_id).listable_tenancy().map(str::to_owned);
+        let tenancy = "ocid1.tenancy.oc1..a";
+        assert_eq!(of("ocid1.tenancy.oc1..a/ocid1.user.b/12:34").as_deref(), Some(tenancy));
+        assert_eq!(of("t/u/12:34"), None);
+        // {"res_tenant":"ocid1.tenancy.oc1..a"}
+        let token = "ST$e30.eyJyZXNfdGVuYW50Ijoib2NpZDEudGVuYW5jeS5vYzEuLmEifQ.c2ln";
+        assert_eq!(Principal::of_key_id(token).tenancy.as_deref(), Some(tenancy));
+        assert_eq!(of(token), None);
+    }
+
+    #[test]
+    fn the_matching_rule_names_the_compartment() {
         assert_eq!(matching_rule("c"), "ALL {instance.compartment.id = 'c'}");
     }
 }

@@ -42,7 +42,7 @@ pub use answer::PrefixListing;
 pub use connector::StorageConnector;
 pub use diagnosis::{
     BucketFacts, Principal, ProxyUse, Reached, ServiceWay, key_statement, matching_rule,
-    own_instance, read_statement,
+    own_instance,
 };
 pub use environment::Environment;
 pub use object_storage::{ObjectStorage, Pages};

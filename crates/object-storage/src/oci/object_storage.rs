@@ -23,13 +23,14 @@ use tokio::sync::OnceCell;
 use self::exchange::UnsignedRequest;
 use self::location::ServiceLocation;
 pub use self::pages::Pages;
-pub(super) use self::remedies::statement_in;
 use super::answer::{self, PrefixListing};
 use super::clock::Clock;
+use super::diagnosis::Principal;
 use super::encode::strict;
 use super::environment::Environment;
 use super::error::{StorageError, StorageErrorKind};
 use super::identity::Identity;
+use super::identity::own_account::OwnAccount;
 use super::identity::pod_key::PodKeys;
 use super::identity::workload::Workloads;
 use super::par::ParUrl;
@@ -61,6 +62,8 @@ pub(super) struct ObjectStorageInner {
     par: Option<Arc<ParUrl>>,
     /// The pod's own identity that sends the requests.
     principal: Option<PodPrincipal>,
+    /// This process's own service account, where that sends the requests.
+    own_account: Option<Arc<OwnAccount>>,
     /// Whether the credential is on this machine, so that `connect` can check it.
     load_at_once: bool,
     configured_namespace: Option<String>,
@@ -162,7 +165,7 @@ impl ObjectStorage {
     pub async fn buckets(&self, namespace: &str) -> Result<Vec<String>, StorageError> {
         let Some(identity) = &self.0.identity else { return Ok(Vec::new()) };
         let credential = identity.credentials().await.map_err(StorageError::of_identity)?;
-        match credential.tenancy() {
+        match Principal::of_key_id(credential.key_id()).listable_tenancy() {
             Some(tenancy) => pages::buckets(&self.0, namespace, tenancy).await,
             None => Ok(Vec::new()),
         }

@@ -90,6 +90,8 @@ pub struct Settings {
     pub oke_endpoint: Option<String>,
     /// The CA of that service instead of the one that every pod is given.
     pub oke_ca_file: Option<PathBuf>,
+    /// The token of this process's own service account instead of the one that every pod is given.
+    pub oke_token_file: Option<PathBuf>,
     /// Where the oci CLI's variables are read.
     pub environment: Environment,
     /// A pre-authenticated request to read with, in place of an identity and a location.
@@ -118,6 +120,7 @@ impl Settings {
             federation_endpoint: None,
             oke_endpoint: None,
             oke_ca_file: None,
+            oke_token_file: None,
             environment: Environment::process(),
             par: None,
             observer: None,

@@ -151,7 +151,7 @@ impl InstancePrincipal {
         let token = self.federation.exchange(&endpoint, &documents, &session_key).await?;
         let lifetime = Lifetime::of_jwt(&token.jwt, self.clock.now(), token.server_time)
             .map_err(|why| StorageError::new(StorageErrorKind::Protocol, attempted, why))?;
-        Ok(Credential::expiring(format!("ST${}", token.jwt), session_key, lifetime))
+        Ok(Credential::of_token(&token.jwt, session_key, lifetime))
     }
 }
 

@@ -11,6 +11,8 @@ pub(crate) mod certificate;
 pub(crate) mod federation;
 pub(crate) mod imds;
 pub(crate) mod instance_principal;
+mod oke_service;
+pub(crate) mod own_account;
 pub(crate) mod pod_key;
 pub(crate) mod profile;
 mod recently_used;
@@ -67,9 +69,14 @@ impl Credential {
         }
     }
 
-    /// Creates the credential of a token.
-    pub(crate) fn expiring(key_id: String, key: KeyPair, lifetime: token::Lifetime) -> Self {
+    /// Creates a credential that has to be replaced.
+    fn expiring(key_id: String, key: KeyPair, lifetime: token::Lifetime) -> Self {
         Self { lifetime: Some(lifetime), ..Self::permanent(key_id, key) }
+    }
+
+    /// Creates the credential of a security token (a JWT).
+    pub(crate) fn of_token(jwt: &str, key: KeyPair, lifetime: token::Lifetime) -> Self {
+        Self::expiring(format!("ST${jwt}"), key, lifetime)
     }
 
     /// Signs through oci-rust-sdk from now on.
@@ -98,12 +105,6 @@ impl Credential {
     /// The key id of its signatures; that of a token is the token itself.
     pub(crate) fn key_id(&self) -> &str {
         &self.key_id
-    }
-
-    /// The OCID of the tenancy, where the key id has it: that of an API key.
-    pub(crate) fn tenancy(&self) -> Option<&str> {
-        let (tenancy, _) = self.key_id.split_once('/')?;
-        tenancy.starts_with("ocid1.tenancy.").then_some(tenancy)
     }
 
     /// When the service stops accepting it.

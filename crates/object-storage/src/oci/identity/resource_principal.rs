@@ -4,7 +4,6 @@
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 
-use super::session::REREAD;
 use super::token::Lifetime;
 use super::{Credential, CredentialSource, blocking_credential};
 use crate::oci::clock::Clock;
@@ -16,7 +15,8 @@ use crate::text;
 /// The variable that platforms with resource principals set.
 pub(crate) const VERSION: &str = "OCI_RESOURCE_PRINCIPAL_VERSION";
 
-const TOKEN: &str = "OCI_RESOURCE_PRINCIPAL_RPST";
+/// The token, or the file that has it.
+pub(crate) const TOKEN: &str = "OCI_RESOURCE_PRINCIPAL_RPST";
 const KEY: &str = "OCI_RESOURCE_PRINCIPAL_PRIVATE_PEM";
 const PASSPHRASE: &str = "OCI_RESOURCE_PRINCIPAL_PRIVATE_PEM_PASSPHRASE";
 
@@ -56,13 +56,12 @@ impl ResourcePrincipal {
         let passphrase = passphrase.as_deref().map(|text| text.trim_end_matches(['\r', '\n']));
         let key = KeyPair::from_pem(&need(KEY)?, passphrase)
             .map_err(|error| StorageError::config(format!("reading {KEY}"), error.to_string()))?;
-        let now = self.clock.now();
-        let lifetime = Lifetime::of_jwt(&token, now, None).map_err(|why| {
+        let lifetime = Lifetime::of_renewed(&token, self.clock.now()).map_err(|why| {
             let attempted = format!("reading {TOKEN}");
             StorageError::new(StorageErrorKind::Unauthenticated, attempted, why)
                 .with_remedy("the platform that sets it has not renewed it: restart the process")
         })?;
-        Ok(Credential::expiring(format!("ST${token}"), key, lifetime.reread_every(REREAD, now)))
+        Ok(Credential::of_token(&token, key, lifetime))
     }
 
     /// The variable's value, or the content of the file that it names with an absolute path.

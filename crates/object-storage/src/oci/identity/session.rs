@@ -1,8 +1,6 @@
 //! A session of `oci session authenticate`: a token and a key in files, which the oci CLI
 //! renews. They are only read here, again and again: each renewal gives another token.
 
-use std::time::Duration;
-
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 
@@ -12,10 +10,6 @@ use super::{Credential, CredentialSource, blocking_credential};
 use crate::oci::clock::Clock;
 use crate::oci::error::{StorageError, StorageErrorKind};
 use crate::text;
-
-/// How often a token that another process renews is read again, and at half of its life if that
-/// is earlier.
-pub(super) const REREAD: Duration = Duration::from_secs(30);
 
 /// The session of a profile.
 #[derive(Clone)]
@@ -40,12 +34,11 @@ impl Session {
         let token = text::read(&path).map_err(|why| {
             StorageError::config(attempted.clone(), why).with_remedy(renew.clone())
         })?;
-        let lifetime = Lifetime::of_jwt(token.trim(), self.clock.now(), None).map_err(|why| {
+        let lifetime = Lifetime::of_renewed(token.trim(), self.clock.now()).map_err(|why| {
             StorageError::new(StorageErrorKind::Unauthenticated, attempted, why).with_remedy(renew)
         })?;
         let (key, _) = self.profile.key_pair(&profile)?;
-        let lifetime = lifetime.reread_every(REREAD, self.clock.now());
-        Ok(Credential::expiring(format!("ST${}", token.trim()), key, lifetime))
+        Ok(Credential::of_token(token.trim(), key, lifetime))
     }
 }
 

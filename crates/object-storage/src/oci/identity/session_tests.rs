@@ -1,11 +1,12 @@
 use std::path::PathBuf;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use super::*;
 use crate::oci::identity::Identity;
+use crate::oci::identity::token::REREAD;
 use crate::oci::settings::Settings;
 use crate::oci::sign::tests::vectors;
 use crate::source::AuthMethod;

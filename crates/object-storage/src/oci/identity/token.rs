@@ -11,6 +11,10 @@ use serde::Deserialize;
 /// The longest time before its expiry that a token is replaced.
 const MARGIN: Duration = Duration::from_secs(5 * 60);
 
+/// How often a token that another process renews is read again, and at half of its life if that
+/// is earlier.
+pub(super) const REREAD: Duration = Duration::from_secs(30);
+
 /// When a token expires and when to replace it, by the local clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Lifetime {
@@ -30,6 +34,8 @@ pub(crate) struct Claims {
     instance_tenancy: Option<String>,
     #[serde(rename = "res_tenant", default)]
     resource_tenancy: Option<String>,
+    #[serde(default)]
+    sub: Option<String>,
 }
 
 impl Claims {
@@ -42,6 +48,11 @@ impl Claims {
     /// OCID of the tenancy.
     pub(crate) fn tenancy(self) -> Option<String> {
         self.instance_tenancy.or(self.resource_tenancy)
+    }
+
+    /// Whom the token is of.
+    pub(crate) fn subject(self) -> Option<String> {
+        self.sub
     }
 }
 
@@ -60,11 +71,15 @@ impl Lifetime {
         Self { refresh_at: self.expires_at - left / 2, ..self }
     }
 
-    /// The same lifetime, for a token that another process replaces: the time to read it again.
-    pub(crate) fn reread_every(self, pause: Duration, now: SystemTime) -> Self {
-        let left = self.expires_at.duration_since(now).unwrap_or_default();
-        let pause = pause.min(left / 2).max(Duration::from_secs(1));
-        Self { refresh_at: now + pause, ..self }
+    /// The lifetime of a JWT that another process replaces: the time to read it again comes soon.
+    ///
+    /// # Errors
+    /// As [`Lifetime::of_jwt`].
+    pub(super) fn of_renewed(jwt: &str, now: SystemTime) -> Result<Self, &'static str> {
+        let lifetime = Self::of_jwt(jwt, now, None)?;
+        let left = lifetime.expires_at.duration_since(now).unwrap_or_default();
+        let pause = REREAD.min(left / 2).max(Duration::from_secs(1));
+        Ok(Self { refresh_at: now + pause, ..lifetime })
     }
 
     /// The lifetime of a JWT received at `now` from a service whose clock said `theirs`.

@@ -1,13 +1,15 @@
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD as BASE64, URL_SAFE_NO_PAD};
 use serde_json::json;
 
 use super::super::recently_used::KEPT;
 use super::*;
 use crate::oci::Environment;
+use crate::oci::error::StorageErrorKind;
 use crate::oci::test_server::{ScriptedAnswer, TestServer};
-use crate::source::AuthMethod;
+use crate::source::{AuthMethod, RetryPolicy};
 
 fn pod(uid: &str) -> Workload {
     let [namespace, service_account, pod_uid] = ["team-a", "vllm", uid].map(str::to_owned);
@@ -15,18 +17,18 @@ fn pod(uid: &str) -> Workload {
 }
 
 /// A JWT with this lifetime from now on, identified by its number.
-fn jwt(number: usize, seconds: i64) -> String {
+pub(in crate::oci::identity) fn jwt(number: usize, seconds: i64) -> String {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
     let claims = json!({ "exp": now.saturating_add_signed(seconds), "n": number });
     format!("e30.{}.c2ln", URL_SAFE_NO_PAD.encode(claims.to_string()))
 }
 
-fn answer(token: &str) -> ScriptedAnswer {
+pub(in crate::oci::identity) fn answer(token: &str) -> ScriptedAnswer {
     let inner = json!({ "token": format!("ST${token}") }).to_string();
     ScriptedAnswer::new(200, json!(BASE64.encode(inner)).to_string())
 }
 
-fn settings(url: &str) -> Settings {
+pub(in crate::oci::identity) fn settings(url: &str) -> Settings {
     Settings {
         oke_endpoint: Some(url.to_owned()),
         retry: RetryPolicy::once(),

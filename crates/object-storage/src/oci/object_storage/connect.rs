@@ -13,12 +13,15 @@ use crate::oci::identity::imds::Imds;
 use crate::oci::identity::instance_principal::{InstancePrincipal, InstanceRegion};
 use crate::oci::identity::pod_key::PodKeys;
 use crate::oci::identity::profile::ProfileSource;
-use crate::oci::identity::resource_principal::{ResourcePrincipal, VERSION};
+use crate::oci::identity::resource_principal::{ResourcePrincipal, TOKEN, VERSION};
 use crate::oci::identity::session::Session;
 use crate::oci::identity::workload::Workloads;
 use crate::oci::region::Region;
 use crate::oci::settings::Settings;
 use crate::source::{AuthMethod, RegionName};
+
+/// The variable that is set in every pod.
+const CLUSTER: &str = "KUBERNETES_SERVICE_HOST";
 
 impl ObjectStorage {
     /// Checks everything that can be checked without the network.
@@ -160,6 +163,7 @@ fn prepare(settings: Settings, clock: Clock) -> Result<ObjectStorageInner, Stora
         pod_keys: PodKeys::new(),
         par,
         principal: None,
+        own_account: None,
         load_at_once: matches!(
             method,
             AuthMethod::ApiKey | AuthMethod::SecurityToken | AuthMethod::ResourcePrincipal
@@ -188,17 +192,30 @@ fn resolve_auto(
     }
     let file = profile.path();
     let file = file.display();
+    let environment = &settings.environment;
+    let has = |variable| environment.get(variable).is_some();
     let (method, why) = if profile.is_session() {
         let why = format!("the profile {} of {file} is a session's", profile.name());
         (AuthMethod::SecurityToken, why)
     } else if profile.is_there() {
         (AuthMethod::ApiKey, format!("{file} or OCI_CLI_USER is there"))
-    } else if settings.environment.get(VERSION).is_some() {
+    } else if has(VERSION) && !has(TOKEN) && has(CLUSTER) {
+        // What Oracle's SDKs need in a pod that reads as its service account.
+        let why = format!("{file} is not there; {VERSION} is set without {TOKEN}, in a cluster");
+        (AuthMethod::OkeWorkloadIdentity, why)
+    } else if has(VERSION) {
         (AuthMethod::ResourcePrincipal, format!("{file} is not there, and {VERSION} is set"))
+    } else if has(CLUSTER) {
+        let why = format!(
+            "neither {file} nor OCI_CLI_USER nor {VERSION} is there; set the last to 2.2 for the \
+             service account of this pod"
+        );
+        (AuthMethod::InstancePrincipal, why)
     } else {
         let why = format!("neither {file} nor OCI_CLI_USER nor {VERSION} is there");
         (AuthMethod::InstancePrincipal, why)
     };
+    tracing::info!(%method, why, "chose an identity");
     Ok((method, Some(why)))
 }
 

@@ -17,6 +17,7 @@ use crate::oci::error::{
     StorageError, StorageErrorKind, proxy_login_remedy, refused, storage_kind, unanswered,
 };
 use crate::oci::identity::Credential;
+use crate::oci::identity::own_account::ServiceAccount;
 use crate::oci::par::{NotPermitted, ParUrl};
 use crate::oci::sign;
 use crate::random;
@@ -404,11 +405,20 @@ impl ObjectStorageInner {
         Reader {
             method: self.method,
             principal: self.principal.as_ref(),
+            own_account: self.own_account(),
             has_par: self.par.is_some(),
         }
     }
 
+    /// The service account of this process, where that sends the requests.
+    pub(in crate::oci) fn own_account(&self) -> Option<ServiceAccount> {
+        self.own_account.as_ref().map(|own| own.name())
+    }
+
     fn unauthenticated_remedy(&self) -> String {
+        if let Some(account) = self.own_account() {
+            return format!("the cluster of {account} has to be of this tenancy");
+        }
         match &self.principal {
             _ if self.par.is_some() => {
                 return "check that the pre-authenticated request still exists, has not expired, and \

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::location::ServiceLocation;
 use super::{ObjectStorage, ObjectStorageInner};
 use crate::oci::error::{StorageError, StorageErrorKind};
+use crate::oci::identity::workload::{OwnIdentity, Workloads};
 use crate::oci::par::ParUrl;
 use crate::oci::region::Region;
 use crate::source::{
@@ -13,7 +14,8 @@ use crate::source::{
 };
 
 impl ObjectStorage {
-    /// Whether only a pod may send requests, with [`Self::as_pod`].
+    /// Whether a service account has to send the requests: that of a pod, with [`Self::as_pod`], or
+    /// that of this process, with [`Self::as_own_account`].
     pub fn needs_pod(&self) -> bool {
         self.0.workloads.is_some() && self.0.identity.is_none()
     }
@@ -33,6 +35,25 @@ impl ObjectStorage {
                 self.as_par(namespace, url).await
             }
         }
+    }
+
+    /// The same location, with the identity of this process's own service account. A client that
+    /// needs no pod stays as it is.
+    #[must_use]
+    pub fn as_own_account(&self) -> Self {
+        let own = self.0.workloads.as_ref().filter(|_| self.needs_pod()).map(Workloads::own);
+        let Some(OwnIdentity { identity, account }) = own.cloned() else { return self.clone() };
+        Self(Arc::new(ObjectStorageInner {
+            identity: Some(identity),
+            own_account: Some(account),
+            ..ObjectStorageInner::clone(&self.0)
+        }))
+    }
+
+    /// Whether this process has a service account's token of its own, for
+    /// [`Self::as_own_account`].
+    pub fn has_own_account(&self) -> bool {
+        self.0.workloads.as_ref().is_some_and(|workloads| workloads.own().account.is_there())
     }
 
     /// The pod's own identity that this client uses.

@@ -1,6 +1,7 @@
 //! What to do about a refusal of the service.
 
 use crate::oci::error::StorageErrorKind;
+use crate::oci::identity::own_account::ServiceAccount;
 use crate::oci::par::how_to_create;
 use crate::source::{AuthMethod, Bucket, PodPrincipal, Workload};
 
@@ -8,65 +9,83 @@ use crate::source::{AuthMethod, Bucket, PodPrincipal, Workload};
 const FULL: &str = "raise the compartment's quota or the tenancy's service limit of Object Storage, \
                     or delete objects and unfinished uploads that are not needed";
 
-/// As whom a bucket is read.
+/// As whom a bucket is read or written.
 pub(super) struct Reader<'a> {
     /// How requests are signed.
     pub(super) method: AuthMethod,
     /// The pod whose own identity it is.
     pub(super) principal: Option<&'a PodPrincipal>,
+    /// The service account of this process, where it is that.
+    pub(super) own_account: Option<ServiceAccount>,
     /// Whether it is a pre-authenticated request.
     pub(super) has_par: bool,
 }
 
-/// What lets the driver, or a pod, read a bucket, for the kind of its identity: mostly a policy
-/// statement. Shown whole in errors, so that it can be copied.
-pub(super) fn statement(bucket: &str, reader: &Reader<'_>) -> String {
-    match reader.principal {
-        _ if reader.has_par => how_to_create(bucket),
-        Some(PodPrincipal::Account(Workload { namespace, service_account, .. })) => format!(
-            "Allow any-user to read objects in compartment … where all \
-             {{request.principal.type='workload', request.principal.cluster_id='…', \
-             request.principal.namespace='{namespace}', \
-             request.principal.service_account='{service_account}', \
-             target.bucket.name='{bucket}'}}"
-        ),
-        _ => statement_in(bucket, None, reader.method),
-    }
-}
-
-/// As [`statement`] for the driver's own identity, with the OCID of the bucket's compartment
-/// where that is known.
-pub(crate) fn statement_in(bucket: &str, compartment: Option<&str>, method: AuthMethod) -> String {
-    let whose = match method {
-        AuthMethod::None => {
-            return format!(
+impl Reader<'_> {
+    /// What lets it read a bucket, for the kind of its identity: mostly a policy statement, with the
+    /// OCID of the bucket's compartment where that is known. Shown whole in errors, so that it can
+    /// be copied.
+    pub(super) fn statement(&self, bucket: &str, compartment: Option<&str>) -> String {
+        match self.method {
+            _ if self.has_par => how_to_create(bucket),
+            AuthMethod::None => format!(
                 "choose another --auth, or make it public with oci os bucket update --bucket-name \
                  {bucket} --public-access-type ObjectRead"
+            ),
+            _ => self.allowing("read", bucket, compartment),
+        }
+    }
+
+    /// The policy statement that lets a command write to a bucket.
+    fn statement_for_writing(&self, bucket: &str) -> String {
+        match self.method {
+            AuthMethod::None => "choose another --auth: a push has to be signed".to_owned(),
+            _ => self.allowing("manage", bucket, None),
+        }
+    }
+
+    fn allowing(&self, verb: &str, bucket: &str, compartment: Option<&str>) -> String {
+        let id = compartment.map(|ocid| format!("id {ocid}"));
+        if let Some((namespace, name)) = self.service_account() {
+            let place = id.as_deref().unwrap_or("…");
+            return format!(
+                "Allow any-user to {verb} objects in compartment {place} where all \
+                 {{request.principal.type='workload', request.principal.cluster_id='…', \
+                 request.principal.namespace='{namespace}', \
+                 request.principal.service_account='{name}', target.bucket.name='{bucket}'}}"
             );
         }
-        AuthMethod::ApiKey | AuthMethod::SecurityToken => "group <the user's group>",
-        AuthMethod::ResourcePrincipal => "dynamic-group <the resource's group>",
-        _ => "dynamic-group <the nodes' group>",
-    };
-    let place =
-        compartment.map_or_else(|| "<the bucket's>".to_owned(), |ocid| format!("id {ocid}"));
-    format!(
-        "Allow {whose} to read objects in compartment {place} where target.bucket.name='{bucket}'"
-    )
-}
-
-/// The policy statement that lets a user's command write to a bucket.
-fn statement_for_writing(bucket: &str, method: AuthMethod) -> String {
-    match method {
-        AuthMethod::ApiKey | AuthMethod::SecurityToken => format!(
-            "Allow group <the user's group> to manage objects in compartment <the bucket's> where \
+        let whose = match self.method {
+            AuthMethod::ApiKey | AuthMethod::SecurityToken => "group <the user's group>",
+            AuthMethod::ResourcePrincipal => "dynamic-group <the resource's group>",
+            _ => "dynamic-group <the nodes' group>",
+        };
+        let place = id.as_deref().unwrap_or("<the bucket's>");
+        format!(
+            "Allow {whose} to {verb} objects in compartment {place} where \
              target.bucket.name='{bucket}'"
-        ),
-        AuthMethod::None => "choose another --auth: a push has to be signed".to_owned(),
-        _ => format!(
-            "Allow dynamic-group <the nodes' group> to manage objects in compartment <the bucket's> \
-             where target.bucket.name='{bucket}'"
-        ),
+        )
+    }
+
+    /// Namespace and name of the service account, a pod's or this process's.
+    fn service_account(&self) -> Option<(&str, &str)> {
+        if let Some(PodPrincipal::Account(Workload { namespace, service_account, .. })) =
+            self.principal
+        {
+            return Some((namespace, service_account));
+        }
+        let ServiceAccount { namespace, name } = self.own_account.as_ref()?;
+        Some((namespace, name))
+    }
+
+    /// It in words.
+    fn named(&self) -> String {
+        match (self.principal, &self.own_account) {
+            (Some(principal), _) => principal.to_string(),
+            (None, Some(account)) => account.to_string(),
+            (None, None) if self.has_par => "the pre-authenticated request".to_owned(),
+            (None, None) => "the driver".to_owned(),
+        }
     }
 }
 
@@ -79,14 +98,10 @@ pub(super) fn remedy(
     reader: &Reader<'_>,
 ) -> Option<String> {
     let bucket = bucket?;
-    let who = match reader.principal {
-        Some(principal) => principal.to_string(),
-        None if reader.has_par => "the pre-authenticated request".to_owned(),
-        None => "the driver".to_owned(),
-    };
+    let who = reader.named();
     let statement = match writes {
-        true => statement_for_writing(&bucket.name, reader.method),
-        false => statement(&bucket.name, reader),
+        true => reader.statement_for_writing(&bucket.name),
+        false => reader.statement(&bucket.name, None),
     };
     match kind {
         // The bucket was visible, so the permission to read exists; that to write need not.
@@ -112,15 +127,15 @@ mod tests {
     use super::*;
 
     fn driver(method: AuthMethod) -> Reader<'static> {
-        Reader { method, principal: None, has_par: false }
+        Reader { method, principal: None, own_account: None, has_par: false }
     }
 
     #[test]
     fn a_404_names_the_missing_policy_unless_the_bucket_was_visible() {
         let bucket = Bucket::new("ns", "models");
         let not_found = |code| {
-            let method = AuthMethod::InstancePrincipal;
-            remedy(StorageErrorKind::NotFound, Some(code), Some(&bucket), false, &driver(method))
+            let reader = driver(AuthMethod::InstancePrincipal);
+            remedy(StorageErrorKind::NotFound, Some(code), Some(&bucket), false, &reader)
         };
         let text = not_found("BucketNotFound").unwrap();
         assert!(text.contains("target.bucket.name='models'"), "{text}");
@@ -129,27 +144,50 @@ mod tests {
 
     #[test]
     fn a_refusal_has_the_policy_for_the_kind_of_identity() {
-        for (method, remedy) in [
-            (AuthMethod::InstancePrincipal, "Allow dynamic-group <the nodes' group> to read"),
-            (AuthMethod::ApiKey, "Allow group <the user's group> to read objects in"),
-            (AuthMethod::SecurityToken, "Allow group <the user's group> to read objects in"),
-            (AuthMethod::ResourcePrincipal, "Allow dynamic-group <the resource's group> to read"),
-            (AuthMethod::None, "--bucket-name ai --public-access-type ObjectRead"),
+        let bucket = Bucket::new("ns", "ai");
+        for (method, whose) in [
+            (AuthMethod::InstancePrincipal, "Allow dynamic-group <the nodes' group> to"),
+            (AuthMethod::ApiKey, "Allow group <the user's group> to"),
+            (AuthMethod::SecurityToken, "Allow group <the user's group> to"),
+            (AuthMethod::ResourcePrincipal, "Allow dynamic-group <the resource's group> to"),
         ] {
-            let text = statement("ai", &driver(method));
-            assert!(text.contains(remedy), "{method}: {text}");
+            for (writes, verb) in [(false, "read"), (true, "manage")] {
+                let kind = StorageErrorKind::Forbidden;
+                let text = remedy(kind, None, Some(&bucket), writes, &driver(method)).unwrap();
+                let words = format!("{whose} {verb} objects in");
+                assert!(text.contains(&words), "{method}, {writes}: {text}");
+            }
         }
+        let text = driver(AuthMethod::None).statement("ai", None);
+        assert!(text.contains("--bucket-name ai --public-access-type ObjectRead"), "{text}");
+    }
+
+    #[test]
+    fn a_service_account_gets_a_policy_of_its_own_for_reading_and_writing() {
+        let [namespace, name] = ["team-a", "vllm"].map(str::to_owned);
+        let reader = Reader {
+            own_account: Some(ServiceAccount { namespace, name }),
+            ..driver(AuthMethod::OkeWorkloadIdentity)
+        };
+        let bucket = Bucket::new("ns", "ai");
+        for (writes, verb) in [(false, "read"), (true, "manage")] {
+            let kind = StorageErrorKind::NotFound;
+            let code = Some("BucketNotFound");
+            let text = remedy(kind, code, Some(&bucket), writes, &reader).unwrap();
+            assert!(text.contains(&format!("Allow any-user to {verb} objects")), "{text}");
+            assert!(text.contains("service_account='vllm'"), "{text}");
+            assert!(text.contains("service account team-a/vllm may not see it"), "{text}");
+        }
+        let text = reader.statement("ai", Some("ocid1.compartment.oc1..c"));
+        assert!(text.contains("in compartment id ocid1.compartment.oc1..c where all"), "{text}");
     }
 
     #[test]
     fn a_refused_write_names_the_policy_for_writing() {
         let bucket = Bucket::new("ns", "models");
-        let forbidden = |method| {
-            remedy(StorageErrorKind::Forbidden, None, Some(&bucket), true, &driver(method)).unwrap()
-        };
-        let text = forbidden(AuthMethod::ApiKey);
-        assert!(text.contains("Allow group <the user's group> to manage objects in"), "{text}");
-        assert!(forbidden(AuthMethod::None).contains("has to be signed"));
+        let (forbidden, unsigned) = (StorageErrorKind::Forbidden, driver(AuthMethod::None));
+        let text = remedy(forbidden, None, Some(&bucket), true, &unsigned).unwrap();
+        assert!(text.contains("has to be signed"));
         let (kind, code) = (StorageErrorKind::NotFound, Some("ObjectNotFound"));
         let text = remedy(kind, code, Some(&bucket), true, &driver(AuthMethod::ApiKey)).unwrap();
         assert!(text.contains("to manage objects in"), "{text}");

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 
-use super::remedies::statement;
 use super::{ObjectStorage, Pages};
 use crate::source::{
     AuthMethod, Bucket, ListingPages, ObjectBody, ObjectHead, ObjectName, ObjectSource,
@@ -84,7 +83,7 @@ impl ObjectSource for ObjectStorage {
     }
 
     fn how_to_allow(&self, bucket: &str) -> String {
-        statement(bucket, &self.0.reader())
+        self.statement(bucket, None)
     }
 
     fn needs_pod(&self) -> bool {
@@ -102,8 +101,20 @@ impl ObjectSource for ObjectStorage {
         .boxed()
     }
 
+    fn as_own_account(&self) -> Option<Arc<dyn ObjectSource>> {
+        Some(Arc::new(self.as_own_account()))
+    }
+
     fn pod_principal(&self) -> Option<&PodPrincipal> {
         self.pod_principal()
+    }
+}
+
+impl ObjectStorage {
+    /// The statement that lets the identity of this client read a bucket, with the OCID of the
+    /// bucket's compartment where that is known.
+    pub fn statement(&self, bucket: &str, compartment: Option<&str>) -> String {
+        self.0.reader().statement(bucket, compartment)
     }
 }
 

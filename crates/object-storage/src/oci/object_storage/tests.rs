@@ -558,8 +558,20 @@ async fn auto_is_the_variable_then_a_configured_key_then_the_instance() {
     let key = connect(&[home, ("OCI_CLI_USER", "me")]).await.unwrap_err().to_string();
     assert!(key.contains("oci setup config"), "{key}");
     let resource = [home, ("OCI_RESOURCE_PRINCIPAL_VERSION", "2.2")];
-    let resource = connect(&resource).await.unwrap_err().to_string();
-    assert!(resource.contains("OCI_RESOURCE_PRINCIPAL_RPST is not set"), "{resource}");
+    let missing = connect(&resource).await.unwrap_err().to_string();
+    assert!(missing.contains("OCI_RESOURCE_PRINCIPAL_RPST is not set"), "{missing}");
+    let cluster = ("KUBERNETES_SERVICE_HOST", "10.96.0.1");
+    let pod = connect(&[home, resource[1], cluster]).await.unwrap();
+    assert_eq!(pod.method(), AuthMethod::OkeWorkloadIdentity);
+    assert!(
+        pod.why_chosen().unwrap().contains("without OCI_RESOURCE_PRINCIPAL_RPST, in a cluster")
+    );
+    let node = connect(&[home, cluster]).await.unwrap();
+    assert_eq!(node.method(), AuthMethod::InstancePrincipal);
+    assert!(node.why_chosen().unwrap().contains("set the last to 2.2 for the service account"));
+    let function = [home, resource[1], cluster, ("OCI_RESOURCE_PRINCIPAL_RPST", "x")];
+    let function = connect(&function).await.unwrap_err().to_string();
+    assert!(function.contains("OCI_RESOURCE_PRINCIPAL_PRIVATE_PEM is not set"), "{function}");
     std::fs::create_dir(empty.path().join(".oci")).unwrap();
     let session = "[DEFAULT]\nsecurity_token_file=~/absent\n";
     std::fs::write(empty.path().join(".oci/config"), session).unwrap();
