@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use localstore::{Action, LocalStore, Operation, Rule};
 
-use crate::support::doctor::{Doctor, SETUPS};
+use crate::support::doctor::{Diagnosis, Doctor, SETUPS};
 use crate::support::documents::{read, table};
 use crate::support::models::{BUCKET, PREFIX, put, store_with_phi3};
 use crate::support::proxy::{Behaviour, TestProxy};
@@ -138,6 +138,21 @@ fn a_certificate_of_an_unknown_ca_is_named() {
     let store = LocalStore::builder().tls(true).start().unwrap();
     put(&store, &format!("{PREFIX}config.json"), b"{}");
     Doctor::new(scratch.path(), &store).run().is_of("an endpoint with a private CA");
+}
+
+/// What a doctor finds at an endpoint whose certificate is valid in this year alone.
+fn found_of_certificate(year: i32) -> Diagnosis {
+    let scratch = tempfile::tempdir().unwrap();
+    let builder = LocalStore::builder().tls(true).certificate_years(year, year + 1);
+    let store = builder.start().unwrap();
+    let ca = store.ca_file().unwrap().to_str().unwrap().to_owned();
+    Doctor::new(scratch.path(), &store).with(&["--ca-file", &ca]).run()
+}
+
+#[test]
+fn a_clock_that_is_months_off_is_named_where_tls_fails() {
+    found_of_certificate(2001).is_of("a clock that is months fast");
+    found_of_certificate(2900).is_of("a clock that is months slow");
 }
 
 #[test]

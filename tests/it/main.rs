@@ -25,6 +25,7 @@ mod faults;
 mod fetch;
 mod few_connections;
 mod fleet;
+mod identities;
 mod import;
 mod kill_points;
 mod listeners;

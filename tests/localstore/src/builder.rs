@@ -33,6 +33,7 @@ pub struct Builder {
     tls: bool,
     tls_names: Vec<String>,
     ca_file: Option<PathBuf>,
+    certificate_years: Option<(i32, i32)>,
     api_keys: Vec<String>,
     config_files: Vec<PathBuf>,
     hidden: Vec<(String, String)>,
@@ -58,6 +59,7 @@ impl Default for Builder {
             tls: false,
             tls_names: Vec::new(),
             ca_file: None,
+            certificate_years: None,
             api_keys: Vec::new(),
             config_files: Vec::new(),
             hidden: Vec::new(),
@@ -141,6 +143,14 @@ impl Builder {
     #[must_use]
     pub fn ca_file(mut self, path: impl Into<PathBuf>) -> Self {
         self.ca_file = Some(path.into());
+        self
+    }
+
+    /// The certificate of [`Builder::tls`] is valid from the first day of one year to that of
+    /// another. Unless given, always.
+    #[must_use]
+    pub fn certificate_years(mut self, first: i32, last: i32) -> Self {
+        self.certificate_years = Some((first, last));
         self
     }
 
@@ -262,7 +272,7 @@ impl Builder {
     fn make_tls(&self, scratch: &Path) -> anyhow::Result<Tls> {
         let default = scratch.join("ca.pem");
         let ca_file = self.ca_file.as_deref().unwrap_or(&default);
-        Tls::generate(ca_file, self.listen.ip(), &self.tls_names)
+        Tls::generate(ca_file, self.listen.ip(), &self.tls_names, self.certificate_years)
     }
 
     fn keys(&self) -> anyhow::Result<Keys> {

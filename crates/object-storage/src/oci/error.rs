@@ -44,6 +44,16 @@ fn remedy(reason: FailureReason) -> String {
              name that is in its certificate"
                 .to_owned()
         }
+        FailureReason::NotYetValid => {
+            "this machine's clock is far behind, or the certificate was made for later: compare \
+             `date` with another machine, and set the clock (chronyd or systemd-timesyncd)"
+                .to_owned()
+        }
+        FailureReason::Expired => {
+            "this machine's clock is far ahead, or the certificate was not renewed: compare `date` \
+             with another machine, and set the clock (chronyd or systemd-timesyncd)"
+                .to_owned()
+        }
         FailureReason::ProxyIssuer => {
             "name the CA that signed the proxy's certificate with objectStorage.proxyCaFile or \
              --ca-file"

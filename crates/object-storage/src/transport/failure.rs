@@ -33,6 +33,10 @@ pub enum FailureReason {
     },
     /// The server's certificate is for other names.
     WrongName,
+    /// The server's certificate is not valid yet, by this machine's clock.
+    NotYetValid,
+    /// The server's certificate is no longer valid, by this machine's clock.
+    Expired,
     /// A CA that is not trusted signed the certificate of an https proxy.
     ProxyIssuer,
     /// The certificate of an https proxy is for other names.
@@ -105,6 +109,12 @@ impl TransportFailure {
 fn certificate_reason(what: &str, is_proxied: bool) -> Option<FailureReason> {
     if what.contains(UNKNOWN_ISSUER) {
         return Some(FailureReason::UnknownIssuer { is_proxied });
+    }
+    if what.contains("not valid yet") || what.contains("NotValidYet") {
+        return Some(FailureReason::NotYetValid);
+    }
+    if what.contains("certificate expired") || what.contains("Expired") {
+        return Some(FailureReason::Expired);
     }
     is_of_another_name(what).then_some(FailureReason::WrongName)
 }

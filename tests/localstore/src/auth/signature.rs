@@ -31,7 +31,9 @@ pub(crate) enum Refusal {
     Audience,
     NotSigned(String),
     HeaderMissing(String),
-    Skew { seconds: u64 },
+    Skew {
+        seconds: u64,
+    },
     WrongSignature,
     WrongBody,
     Certificate(&'static str),

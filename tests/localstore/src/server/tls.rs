@@ -7,7 +7,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose,
+    KeyUsagePurpose, date_time_ymd,
 };
 use rustls::ServerConfig;
 use rustls::pki_types::PrivateKeyDer;
@@ -21,11 +21,12 @@ pub(crate) struct Tls {
 
 impl Tls {
     /// A new authority, written to `ca_file`, and a certificate for localhost, this address and
-    /// these names.
+    /// these names; valid from the first day of one year to that of another, where those are given.
     pub(crate) fn generate(
         ca_file: &Path,
         address: IpAddr,
         others: &[String],
+        years: Option<(i32, i32)>,
     ) -> anyhow::Result<Self> {
         let authority_key = KeyPair::generate().context("generating the CA's key")?;
         let mut authority = CertificateParams::default();
@@ -44,6 +45,10 @@ impl Tls {
         let mut server = CertificateParams::new(names).context("naming the server")?;
         server.distinguished_name.push(DnType::CommonName, "localhost");
         server.use_authority_key_identifier_extension = true;
+        if let Some((first, last)) = years {
+            server.not_before = date_time_ymd(first, 1, 1);
+            server.not_after = date_time_ymd(last, 1, 1);
+        }
         server.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         server.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         let certificate = server.signed_by(&key, &issuer).context("signing the server")?;

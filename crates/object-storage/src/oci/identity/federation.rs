@@ -17,6 +17,12 @@ use crate::oci::sign;
 use crate::source::RetryPolicy;
 use crate::transport::Transport;
 
+const NOT_ACCEPTED: &str = "the identity service does not accept this instance's certificate: check \
+    the node's clock, and that the region is the instance's own";
+
+const OUTAGE: &str = "the identity service is overloaded or down: it is asked again; see OCI's status \
+    page of the region if it stays so";
+
 /// A token is a few kilobytes.
 const LONGEST_ANSWER: usize = 256 * 1024;
 
@@ -154,9 +160,20 @@ impl Federation {
         }
         let now = self.clock.now();
         let answer = HttpError::of_json(parts.status, &parts.headers, &body, now);
-        let kind = identity_kind(&answer);
-        let remedy = skew_remedy(now, &parts.headers, "the identity service")
-            .filter(|_| kind == StorageErrorKind::Unauthenticated);
+        // Whatever else it refuses is not the fault of the request for a model.
+        let kind = match identity_kind(&answer) {
+            StorageErrorKind::Invalid => StorageErrorKind::Forbidden,
+            kind => kind,
+        };
+        let remedy = match kind {
+            StorageErrorKind::Forbidden => Some(NOT_ACCEPTED.to_owned()),
+            StorageErrorKind::Unauthenticated => {
+                let skew = skew_remedy(now, &parts.headers, "the identity service");
+                Some(skew.unwrap_or_else(|| NOT_ACCEPTED.to_owned()))
+            }
+            StorageErrorKind::Identity => Some(OUTAGE.to_owned()),
+            _ => None,
+        };
         Err(refused(kind, attempted, answer).with_known_remedy(remedy))
     }
 }

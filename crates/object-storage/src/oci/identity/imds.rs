@@ -1,6 +1,7 @@
 //! The instance metadata service, version 2.
 
-use std::time::SystemTime;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::{Request, StatusCode, header};
@@ -19,14 +20,29 @@ const DEFAULT_BASE: &str = "http://169.254.169.254/opc/v2";
 /// Certificates and keys are a few kilobytes.
 const LONGEST_ANSWER: usize = 64 * 1024;
 
+/// How long a service that has never answered may stay silent: it is on the node, or not at all.
+const FIRST_CONTACT: Duration = Duration::from_secs(5);
+
+/// How long an answer may take: the service is one hop away.
+const SLOWEST_ANSWER: Duration = Duration::from_secs(10);
+
 const ONLY_ON_INSTANCES: &str = "instance_principal works on OCI compute instances only: elsewhere \
     use --auth api_key; on an instance, check that pods may reach 169.254.169.254";
+
+/// What to do about answers that are not the service's.
+pub(super) const NOT_THE_SERVICE: &str = "something else than the metadata service answers there: \
+    check OCI_METADATA_BASE_URL, and that neither a proxy nor the network of the pods answers for \
+    169.254.169.254";
+
+const BUSY: &str = "the metadata service is not ready, or this node asks it too often: it is asked \
+    again; if it stays so, look for another program on the node that polls it";
 
 /// A client of the metadata service of this node.
 pub(crate) struct Imds {
     transport: Transport,
     base: Endpoint,
     retry: RetryPolicy,
+    has_answered: AtomicBool,
 }
 
 impl Imds {
@@ -35,23 +51,32 @@ impl Imds {
             .or_variable(settings.metadata_base.as_ref(), "OCI_METADATA_BASE_URL")
             .unwrap_or_else(|| DEFAULT_BASE.to_owned());
         let connect = settings.timeouts.metadata_connect;
-        let waits = TransportTimeouts { connect, ..TransportTimeouts::from(&settings.timeouts) };
+        let response_head = settings.timeouts.response_head.min(SLOWEST_ANSWER);
+        let waits = TransportTimeouts::from(&settings.timeouts);
+        let waits = TransportTimeouts { connect, response_head, ..waits };
         Ok(Self {
             transport: Transport::direct(waits, settings.ca_file().as_deref())?,
             base: Endpoint::parse(&base, "the metadata service's URL")?,
             retry: settings.retry.clone(),
+            has_answered: AtomicBool::new(false),
         })
     }
 
     /// Gets the text at `path`, which begins with a slash.
     ///
-    /// A 404 is repeated too: the service returns it while it starts.
+    /// A 404 is repeated too: the service returns it while it starts. Where none has ever answered,
+    /// that is reported after some seconds.
     pub(crate) async fn get(&self, path: &str) -> Result<String, StorageError> {
         let mut attempts = self.retry.start();
+        let patience = self.retry.budget().min(FIRST_CONTACT);
+        let mut first_contact = self.retry.clone().within(patience).start();
         loop {
             match self.attempt(path).await {
                 Ok(text) => return Ok(text),
-                Err(error) => attempts.again(error).await?,
+                Err(error) if self.has_answered.load(Ordering::Relaxed) => {
+                    attempts.again(error).await?;
+                }
+                Err(error) => first_contact.again(error).await?,
             }
         }
     }
@@ -74,11 +99,13 @@ impl Imds {
             unanswered(kind, attempted.clone(), failure).with_remedy(ONLY_ON_INSTANCES)
         };
         let response = self.transport.send(request).await.map_err(unreachable)?;
+        self.has_answered.store(true, Ordering::Relaxed);
         let (parts, body) = response.into_parts();
         let body = self.transport.read(body, LONGEST_ANSWER).await.map_err(unreachable)?;
         if parts.status == StatusCode::OK {
             return String::from_utf8(body.to_vec()).map_err(|_| {
                 StorageError::new(StorageErrorKind::Protocol, attempted, "the answer is not text")
+                    .with_remedy(NOT_THE_SERVICE)
             });
         }
         let answer = HttpError::of_text(parts.status, &parts.headers, &body, SystemTime::now());
@@ -89,8 +116,11 @@ impl Imds {
             _ if answer.status.is_server_error() => StorageErrorKind::Identity,
             _ => StorageErrorKind::Config,
         };
-        // Something else listens there.
-        let elsewhere = (kind == StorageErrorKind::Config).then_some(ONLY_ON_INSTANCES);
-        Err(refused(kind, attempted, answer).with_known_remedy(elsewhere))
+        // Something else may listen there.
+        let remedy = match kind {
+            StorageErrorKind::Config => ONLY_ON_INSTANCES,
+            _ => BUSY,
+        };
+        Err(refused(kind, attempted, answer).with_remedy(remedy))
     }
 }

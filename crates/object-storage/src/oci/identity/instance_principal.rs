@@ -12,7 +12,7 @@ use tokio::sync::OnceCell;
 
 use super::certificate::InstanceCertificate;
 use super::federation::{Federation, InstanceDocuments};
-use super::imds::Imds;
+use super::imds::{Imds, NOT_THE_SERVICE};
 use super::token::Lifetime;
 use super::{Credential, CredentialSource};
 use crate::oci::clock::Clock;
@@ -51,7 +51,9 @@ impl InstanceRegion {
                 if let Some(chosen) = &self.chosen {
                     return Ok(Region::resolve(chosen, &self.environment));
                 }
-                let name: RegionName = self.imds.get("/instance/region").await?.parse()?;
+                let name = self.imds.get("/instance/region").await?;
+                let not_the_service = |error: StorageError| error.with_remedy(NOT_THE_SERVICE);
+                let name: RegionName = name.parse().map_err(not_the_service)?;
                 if let Some(known) = Region::known(name.as_str()) {
                     return Ok(known);
                 }
@@ -104,13 +106,14 @@ impl InstancePrincipal {
             let leaf = self.imds.get("/identity/cert.pem").await?;
             let key = self.imds.get("/identity/key.pem").await?;
             let intermediate = self.imds.get("/identity/intermediate.pem").await?;
-            let leaf = InstanceCertificate::from_pem(&leaf).map_err(broken)?;
+            let garbage = |why| broken(why).with_remedy(NOT_THE_SERVICE);
+            let leaf = InstanceCertificate::from_pem(&leaf).map_err(garbage)?;
             let leaf_key =
-                KeyPair::from_pem(&key, None).map_err(|error| broken(error.to_string()))?;
+                KeyPair::from_pem(&key, None).map_err(|error| garbage(error.to_string()))?;
             if leaf.public_der() != leaf_key.public_der().ok() {
                 continue;
             }
-            let intermediate = InstanceCertificate::from_pem(&intermediate).map_err(broken)?;
+            let intermediate = InstanceCertificate::from_pem(&intermediate).map_err(garbage)?;
             let tenancy = leaf.tenancy().ok_or_else(|| {
                 broken("the certificate's subject names no tenancy (opc-tenant:)".into())
             })?;

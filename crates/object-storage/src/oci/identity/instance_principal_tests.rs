@@ -224,7 +224,8 @@ async fn temporary_errors_are_repeated_and_permanent_ones_are_reported_at_once()
 
     oracle.first("/v1/x509", ScriptedAnswer::refusal(400, "InvalidParameter"));
     let error = oracle.client().await.namespace().await.unwrap_err();
-    assert_eq!((error.kind(), oracle.asked("/v1/x509")), (StorageErrorKind::Invalid, 3));
+    assert_eq!((error.kind(), oracle.asked("/v1/x509")), (StorageErrorKind::Forbidden, 3));
+    assert!(error.to_string().contains("does not accept this instance's certificate"), "{error}");
 }
 
 #[tokio::test]

@@ -28,6 +28,9 @@ const PORT: u16 = 12250;
 /// The cluster's CA, in every pod.
 const CA_FILE: &str = "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt";
 
+const OUTAGE: &str = "the cluster's identity service is overloaded or down: it is asked again; see \
+    whether the cluster is being upgraded if it stays so";
+
 /// A token is a few kilobytes.
 const LONGEST_ANSWER: usize = 256 * 1024;
 
@@ -161,6 +164,7 @@ impl Exchange {
             HttpMeaning::Forbidden | HttpMeaning::NotFound => {
                 Some("oke_workload_identity needs an enhanced cluster: use one, or another auth")
             }
+            _ if identity_kind(&answer) == StorageErrorKind::Identity => Some(OUTAGE),
             _ => None,
         };
         // Whatever else it refuses is not the fault of the request for a model.

@@ -9,7 +9,7 @@ use super::{Credential, CredentialSource, blocking_credential};
 use crate::oci::clock::Clock;
 use crate::oci::environment::Environment;
 use crate::oci::error::{StorageError, StorageErrorKind};
-use crate::oci::key::KeyPair;
+use crate::oci::key::{KeyError, KeyPair};
 use crate::text;
 
 /// The variable that platforms with resource principals set.
@@ -54,12 +54,15 @@ impl ResourcePrincipal {
         let passphrase = self.value(PASSPHRASE)?;
         // A file ends with a line break, and a passphrase does not.
         let passphrase = passphrase.as_deref().map(|text| text.trim_end_matches(['\r', '\n']));
-        let key = KeyPair::from_pem(&need(KEY)?, passphrase)
-            .map_err(|error| StorageError::config(format!("reading {KEY}"), error.to_string()))?;
+        let key = KeyPair::from_pem(&need(KEY)?, passphrase).map_err(unusable_key)?;
         let lifetime = Lifetime::of_renewed(&token, self.clock.now()).map_err(|why| {
             let attempted = format!("reading {TOKEN}");
-            StorageError::new(StorageErrorKind::Unauthenticated, attempted, why)
-                .with_remedy("the platform that sets it has not renewed it: restart the process")
+            // A function that was idle for long has its old value.
+            let remedy = format!(
+                "restart the process, whose platform sets it; in a file the platform renews it: \
+                 let {TOKEN} name that file"
+            );
+            StorageError::new(StorageErrorKind::Unauthenticated, attempted, why).with_remedy(remedy)
         })?;
         Ok(Credential::of_token(&token, key, lifetime))
     }
@@ -76,6 +79,26 @@ impl ResourcePrincipal {
         read.map(Some).map_err(|why| {
             StorageError::config(format!("reading {named}, which {variable} names"), why)
         })
+    }
+}
+
+/// The error for a key that does not open, in the words of these variables.
+fn unusable_key(error: KeyError) -> StorageError {
+    let attempted = format!("reading {KEY}");
+    match error {
+        KeyError::PassphraseMissing => {
+            let why = "the key is encrypted and no passphrase is given";
+            StorageError::config(attempted, why).with_remedy(format!("set {PASSPHRASE}"))
+        }
+        KeyError::PassphraseWrong => {
+            let why = "the passphrase does not open the key";
+            StorageError::config(attempted, why).with_remedy(format!("correct {PASSPHRASE}"))
+        }
+        KeyError::Public => {
+            let why = "this is a public key, and the private key that belongs to it is needed";
+            StorageError::config(attempted, why)
+        }
+        other => StorageError::config(attempted, other.to_string()),
     }
 }
 

@@ -215,7 +215,7 @@ fn resolve_auto(
         let why = format!("neither {file} nor OCI_CLI_USER nor {VERSION} is there");
         (AuthMethod::InstancePrincipal, why)
     };
-    tracing::info!(%method, why, "chose an identity");
+    tracing::info!(%method, %why, "chose an identity");
     Ok((method, Some(why)))
 }
 

@@ -21,7 +21,7 @@ use crate::oci::identity::own_account::ServiceAccount;
 use crate::oci::par::{NotPermitted, ParUrl};
 use crate::oci::sign;
 use crate::random;
-use crate::source::{Bucket, PodPrincipal, UploadBody};
+use crate::source::{AuthMethod, Bucket, PodPrincipal, UploadBody};
 use crate::text::excerpt;
 use crate::transport::{Proxy, RequestBody};
 
@@ -437,11 +437,19 @@ impl ObjectStorageInner {
             }
             Some(PodPrincipal::Par(_)) | None => {}
         }
-        let remedy = match self.identity {
-            Some(_) => {
-                "check that the key or the dynamic group still exists in this tenancy and region"
+        let remedy = match self.method {
+            AuthMethod::None => {
+                "the request was not signed: choose another --auth, or make the bucket public"
             }
-            None => "the request was not signed: choose another --auth, or make the bucket public",
+            AuthMethod::SecurityToken => {
+                "the session was ended, or is of another tenancy or key: begin another with `oci \
+                 session authenticate`, and check security_token_file and key_file of the profile"
+            }
+            AuthMethod::ResourcePrincipal => {
+                "the resource principal's token was revoked, or is of another tenancy or key: \
+                 restart the process, whose platform sets it"
+            }
+            _ => "check that the key or the dynamic group still exists in this tenancy and region",
         };
         remedy.to_owned()
     }
