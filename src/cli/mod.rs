@@ -99,7 +99,8 @@ enum Command {
 /// Parses the arguments and runs the command.
 pub fn run() -> ExitCode {
     crate::budget::limit_arenas();
-    if let Err(error) = par_args::check(std::env::args_os()) {
+    let allowed = process_limits::hide_memory().and_then(|()| par_args::check(std::env::args_os()));
+    if let Err(error) = allowed {
         return exit::report(&error, false);
     }
     let cli = Cli::from_arg_matches(&command().get_matches()).unwrap_or_else(|e| e.exit());

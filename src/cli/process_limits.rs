@@ -1,5 +1,6 @@
 //! The limits of the process, set when the driver starts.
 
+use nix::sys::prctl;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::config::parse_size;
@@ -11,6 +12,17 @@ const LEAST_HEAP: u64 = 256 << 20;
 
 /// What must be left of it at the start.
 const MARGIN: u64 = 128 << 20;
+
+/// Keeps the memory of this process, which holds keys and tokens, out of core dumps, and from
+/// other processes of the same user (`PR_SET_DUMPABLE`, see prctl(2)). Unlike a limit on the size
+/// of core files it also holds where the kernel hands cores to a program.
+///
+/// # Errors
+/// `Internal` if the kernel refuses.
+pub(super) fn hide_memory() -> Result<()> {
+    prctl::set_dumpable(false)
+        .map_err(|errno| Error::io("keeping the memory out of core dumps", &errno.into()))
+}
 
 /// Raises the soft limit on descriptors to the hard one. The soft limit is 1,024 in many
 /// places, for programs that use select(2), which the driver does not.
