@@ -146,6 +146,10 @@ bench: ## Compare with curl, rclone and the oci CLI, and write docs/performance.
 starts: ## Compare pod starts with bulk-download, also under faults, and write docs/bulk-download.md (as root)
 	benches/starts.sh
 
+.PHONY: signatures
+signatures: ## Measure signatures, and their part of the CPU time of a download (as root; 4 GB of disk)
+	benches/signatures.sh
+
 .PHONY: bench-pure
 bench-pure: ## Measure the pure parts with criterion: MD5 lanes, CRCs, patterns, listings, headers, signatures
 	cargo bench --locked --package pure-benches

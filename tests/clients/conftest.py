@@ -157,3 +157,16 @@ def profile(config, name="DEFAULT"):
     parser = configparser.ConfigParser(interpolation=None)
     parser.read(config)
     return dict(parser[name])
+
+
+SAID = []
+
+
+def say(line):
+    """Prints a line after the results of all tests."""
+    SAID.append(line)
+
+
+def pytest_terminal_summary(terminalreporter):
+    for line in SAID:
+        terminalreporter.write_line(line)

@@ -69,13 +69,19 @@ def errors_inside(request):
     return known[request.path]
 
 
-def run_inside(request, *arguments):
-    """Runs pytest in a mount namespace."""
+def may_mount():
+    """The flags of unshare for a mount namespace; skips the test where there are none."""
     flags = MOUNTS if os.geteuid() == 0 else ["--user", "--map-root-user", *MOUNTS]
     possible = subprocess.run(["unshare", *flags, "true"], capture_output=True, text=True)
     if possible.returncode != 0:
         assert os.environ.get(MAY_SKIP) == "1", possible.stderr
         pytest.skip(f"no namespaces here: {possible.stderr.strip()}")
+    return flags
+
+
+def run_inside(request, *arguments):
+    """Runs pytest in a mount namespace."""
+    flags = may_mount()
     environment = {**os.environ, INSIDE: "root" if os.geteuid() == 0 else "user"}
     return subprocess.run(
         ["unshare", *flags, sys.executable, "-m", "pytest", "-q", *arguments],

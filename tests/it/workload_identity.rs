@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::support::driver::Driver;
 use crate::support::kubelet::{Kubelet, Volume, mount_capability};
 use crate::support::models::{BUCKET, MIB, PHI3, PREFIX, content_of, put_large, store_with_phi3};
-use crate::support::run::{end_to_end, eventually};
+use crate::support::run::{end_to_end, eventually, figure};
 use crate::support::workloads::{self, HOUR, caller, callers, of_team, renew, sent, setup};
 use localstore::{Action, LocalStore, Operation, Rule};
 use oci_model_csi::csi::proto::{CapacityRange, CreateVolumeRequest};
@@ -326,5 +326,42 @@ fn a_download_that_fails_as_one_pod_names_it_to_no_other() {
             }
             assert_eq!(driver.in_cache("models"), [""; 0]);
         }
+    });
+}
+
+/// A volume's answer, or "granted".
+async fn outcome_of(volume: &Volume) -> String {
+    match volume.publish().await {
+        Ok(()) => "granted".to_owned(),
+        Err(status) => format!("{:?}", status.code()),
+    }
+}
+
+#[test]
+fn a_hundred_identities_at_once_each_get_their_own_answer_from_one_exchange() {
+    end_to_end(async |scratch| {
+        let store = store_with_phi3();
+        for n in 0..100 {
+            let bucket = if n % 2 == 0 { BUCKET } else { "another-bucket" };
+            store.allow(&caller(&format!("team-{n}")), bucket);
+        }
+        let driver = setup(scratch, &store).start().await;
+        let kubelet = driver.kubelet();
+        let pods: Vec<Volume> =
+            (0..100).map(|n| pod(&kubelet, &store, n, &format!("team-{n}"), &[])).collect();
+        let outcomes = futures_util::future::join_all(pods.iter().map(outcome_of)).await;
+        let are =
+            |n: usize, outcome: &str| outcomes.iter().skip(n).step_by(2).all(|one| one == outcome);
+        assert!(are(0, "granted") && are(1, "NotFound"), "{outcomes:?}");
+        let exchanges = store.stats().requests_of(Operation::WorkloadIdentity);
+        assert_eq!(exchanges, 100, "one for each identity");
+        // The bytes of the model once, and a byte of each directory for each other pod.
+        let bytes = sent(&store);
+        assert!((3 * MIB..4 * MIB).contains(&bytes), "{bytes}");
+        assert_eq!(driver.in_cache("models").len(), 1);
+        figure(format_args!(
+            "100 identities at once: 50 granted, 50 refused, {exchanges} requests to the identity \
+             service, {bytes} bytes of objects"
+        ));
     });
 }

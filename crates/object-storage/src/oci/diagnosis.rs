@@ -116,7 +116,7 @@ impl ObjectStorage {
         let account = self.0.own_account();
         let service_account = account.map(|one| format!("{}/{}", one.namespace, one.name));
         let principal = Principal::of_key_id(credential.key_id());
-        Ok(Principal { expires_at, service_account, ..principal })
+        Ok(Principal { service_account, expires_at, ..principal })
     }
 
     /// How requests reach Object Storage.

@@ -287,7 +287,9 @@ mod tests {
             "https://objectstorage.us-ashburn-1.oraclecloud.com:8443",
             "http://169.254.169.254",
         ] {
-            assert!(of(&public, host).await.is_none() && of(&url, host).await.is_none(), "{host}");
+            for place in [&public, &url] {
+                assert!(of(place, host).await.is_none(), "{host}");
+            }
         }
     }
 
