@@ -282,7 +282,7 @@ async fn a_clock_that_is_ten_minutes_off_is_named_for_every_identity() {
     let mut attempts = vec![Attempt::of("api_key"), Attempt::of_session(), Attempt::of_resource()];
     attempts.extend([Attempt::of_instance(), Attempt::of_good_account()]);
     for attempt in attempts {
-        attempt.with(off(), None).is_of("a clock that is ten minutes fast").await;
+        attempt.with(off(), None).is_of("a clock that is too fast").await;
     }
 }
 

@@ -9,6 +9,7 @@ use serde::Deserialize;
 
 use super::ObjectStorage;
 use super::error::{StorageError, StorageErrorKind, unanswered};
+use super::identity::api_key_of;
 use super::identity::imds::Imds;
 use super::identity::token::Claims;
 use super::settings::Settings;
@@ -43,15 +44,10 @@ impl Principal {
         if let Some(jwt) = key_id.strip_prefix("ST$") {
             return Self { tenancy: Claims::of_jwt(jwt).tenancy(), ..Self::default() };
         }
-        let mut parts = key_id.split('/').map(str::to_owned);
-        let (tenancy, user, fingerprint) = (parts.next(), parts.next(), parts.next());
+        let [tenancy, user, fingerprint] = api_key_of(key_id)
+            .map(|parts| parts.map(|part| Some(part.to_owned())))
+            .unwrap_or_default();
         Self { tenancy, user, fingerprint, ..Self::default() }
-    }
-
-    /// The tenancy whose root compartment it may expect to list: that of an API key.
-    pub(crate) fn listable_tenancy(&self) -> Option<&str> {
-        self.fingerprint.as_ref()?;
-        self.tenancy.as_deref().filter(|tenancy| tenancy.starts_with("ocid1.tenancy."))
     }
 }
 
@@ -230,18 +226,6 @@ mod tests {
     #[test]
     fn a_token_that_cannot_be_read_names_nothing() {
         assert_eq!(Principal::of_key_id("ST$x.y.z"), Principal::default());
-    }
-
-    #[test]
-    fn only_an_api_key_names_a_tenancy_whose_buckets_it_may_list() {
-        let of = |key_id| Principal::of_key_id(key_id).listable_tenancy().map(str::to_owned);
-        let tenancy = "ocid1.tenancy.oc1..a";
-        assert_eq!(of("ocid1.tenancy.oc1..a/ocid1.user.b/12:34").as_deref(), Some(tenancy));
-        assert_eq!(of("t/u/12:34"), None);
-        // {"res_tenant":"ocid1.tenancy.oc1..a"}
-        let token = "ST$e30.eyJyZXNfdGVuYW50Ijoib2NpZDEudGVuYW5jeS5vYzEuLmEifQ.c2ln";
-        assert_eq!(Principal::of_key_id(token).tenancy.as_deref(), Some(tenancy));
-        assert_eq!(of(token), None);
     }
 
     #[test]

@@ -25,7 +25,6 @@ use self::location::ServiceLocation;
 pub use self::pages::Pages;
 use super::answer::{self, PrefixListing};
 use super::clock::Clock;
-use super::diagnosis::Principal;
 use super::encode::strict;
 use super::environment::Environment;
 use super::error::{StorageError, StorageErrorKind};
@@ -165,7 +164,7 @@ impl ObjectStorage {
     pub async fn buckets(&self, namespace: &str) -> Result<Vec<String>, StorageError> {
         let Some(identity) = &self.0.identity else { return Ok(Vec::new()) };
         let credential = identity.credentials().await.map_err(StorageError::of_identity)?;
-        match Principal::of_key_id(credential.key_id()).listable_tenancy() {
+        match credential.listable_tenancy() {
             Some(tenancy) => pages::buckets(&self.0, namespace, tenancy).await,
             None => Ok(Vec::new()),
         }

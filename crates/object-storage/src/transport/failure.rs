@@ -110,7 +110,7 @@ fn certificate_reason(what: &str, is_proxied: bool) -> Option<FailureReason> {
     if what.contains(UNKNOWN_ISSUER) {
         return Some(FailureReason::UnknownIssuer { is_proxied });
     }
-    if what.contains("not valid yet") || what.contains("NotValidYet") {
+    if what.contains("valid yet") || what.contains("NotValidYet") {
         return Some(FailureReason::NotYetValid);
     }
     if what.contains("certificate expired") || what.contains("Expired") {

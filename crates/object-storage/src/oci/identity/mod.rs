@@ -107,10 +107,23 @@ impl Credential {
         &self.key_id
     }
 
+    /// The tenancy whose root compartment it may expect to list: that of an API key.
+    pub(crate) fn listable_tenancy(&self) -> Option<&str> {
+        let [tenancy, ..] = api_key_of(&self.key_id)?;
+        tenancy.starts_with("ocid1.tenancy.").then_some(tenancy)
+    }
+
     /// When the service stops accepting it.
     pub fn expires_at(&self) -> Option<SystemTime> {
         self.lifetime.map(|lifetime| lifetime.expires_at)
     }
+}
+
+/// Tenancy, user and fingerprint in the key id of an API key; `None` for that of a token.
+pub(crate) fn api_key_of(key_id: &str) -> Option<[&str; 3]> {
+    let mut parts = key_id.split('/');
+    let parts = [parts.next()?, parts.next()?, parts.next()?];
+    (!key_id.starts_with("ST$")).then_some(parts)
 }
 
 impl fmt::Debug for Credential {

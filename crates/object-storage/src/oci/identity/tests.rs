@@ -183,3 +183,17 @@ async fn neither_identity_nor_credential_prints_the_token() {
     let credential = identity.credentials().await.unwrap();
     assert!(!format!("{identity:?} {credential:?}").contains("token-0"));
 }
+
+#[test]
+fn only_an_api_key_names_a_tenancy_whose_buckets_it_may_list() {
+    let key = KeyPair::from_pem(vectors()["private_key_pkcs8"].as_str().unwrap(), None).unwrap();
+    for (key_id, tenancy) in [
+        ("ocid1.tenancy.oc1..a/ocid1.user.b/12:34", Some("ocid1.tenancy.oc1..a")),
+        ("t/u/12:34", None),
+        ("ocid1.tenancy.oc1..a", None),
+        ("ST$ocid1.tenancy.oc1..a/b/c", None),
+    ] {
+        let credential = Credential::permanent(key_id.to_owned(), key.clone());
+        assert_eq!(credential.listable_tenancy(), tenancy, "{key_id}");
+    }
+}
