@@ -148,7 +148,7 @@ pub fn run() -> ExitCode {
             }
         }
         Command::Nodes(args) => {
-            logging::start(&cli.log, "warn");
+            logging::start(&cli.log, "warn", &Telemetry::default());
             (runtime().and_then(|runtime| nodes::run(&args, &runtime)), args.wants_json())
         }
         Command::Completions(args) => (completions::run(&args, Cli::command()), false),
