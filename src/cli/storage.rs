@@ -51,15 +51,30 @@ pub(super) struct SourceSettings {
 #[command(next_help_heading = "OKE workload identity")]
 struct OkeArgs {
     /// OKE's identity service [default: https://KUBERNETES_SERVICE_HOST:12250]
-    #[arg(long, env = "OCI_MODEL_CSI_OKE_ENDPOINT", value_name = "URL")]
-    oke_endpoint: Option<String>,
+    #[arg(
+        long = "oke-endpoint",
+        id = "oke_endpoint",
+        env = "OCI_MODEL_CSI_OKE_ENDPOINT",
+        value_name = "URL"
+    )]
+    endpoint: Option<String>,
     /// CA of that service, PEM [default: ca.crt of the service account]
-    #[arg(long, env = "OCI_MODEL_CSI_OKE_CA_FILE", value_name = "FILE")]
-    oke_ca_file: Option<PathBuf>,
+    #[arg(
+        long = "oke-ca-file",
+        id = "oke_ca_file",
+        env = "OCI_MODEL_CSI_OKE_CA_FILE",
+        value_name = "FILE"
+    )]
+    ca_file: Option<PathBuf>,
     /// Token of the service account that this process runs as [default: token of the service
     /// account]
-    #[arg(long, env = "OCI_MODEL_CSI_OKE_TOKEN_FILE", value_name = "FILE")]
-    oke_token_file: Option<PathBuf>,
+    #[arg(
+        long = "oke-token-file",
+        id = "oke_token_file",
+        env = "OCI_MODEL_CSI_OKE_TOKEN_FILE",
+        value_name = "FILE"
+    )]
+    token_file: Option<PathBuf>,
 }
 
 impl SourceSettings {
@@ -134,9 +149,9 @@ impl SourceSettings {
 impl OkeArgs {
     fn or(&self, other: &Self) -> Self {
         Self {
-            oke_endpoint: self.oke_endpoint.clone().or_else(|| other.oke_endpoint.clone()),
-            oke_ca_file: self.oke_ca_file.clone().or_else(|| other.oke_ca_file.clone()),
-            oke_token_file: self.oke_token_file.clone().or_else(|| other.oke_token_file.clone()),
+            endpoint: self.endpoint.clone().or_else(|| other.endpoint.clone()),
+            ca_file: self.ca_file.clone().or_else(|| other.ca_file.clone()),
+            token_file: self.token_file.clone().or_else(|| other.token_file.clone()),
         }
     }
 }
@@ -197,10 +212,10 @@ impl StorageArgs {
         settings.proxy_ca_file = config.and_then(|config| config.proxy_ca_file.clone());
         settings.config_file.clone_from(&self.config_file);
         settings.profile.clone_from(&self.profile);
-        let OkeArgs { oke_endpoint, oke_ca_file, oke_token_file } = self.oke.clone();
-        settings.oke_endpoint = oke_endpoint;
-        settings.oke_ca_file = oke_ca_file;
-        settings.oke_token_file = oke_token_file;
+        let OkeArgs { endpoint, ca_file, token_file } = self.oke.clone();
+        settings.oke_endpoint = endpoint;
+        settings.oke_ca_file = ca_file;
+        settings.oke_token_file = token_file;
         let metrics = Arc::clone(metrics);
         settings.observer = Some(Arc::new(move |operation, status| {
             metrics.object_storage_request(operation, status);

@@ -141,7 +141,7 @@ impl Attempt {
     }
 
     /// Runs it and checks that it ends as the table says of this set-up.
-    async fn is_of(self, setup: &str) {
+    async fn ends_as_documented(self, setup: &str) {
         let mut command = self.access.command("fetch");
         command
             .args(&self.arguments)
@@ -172,58 +172,70 @@ impl Attempt {
 async fn a_bad_session_ends_with_the_way_to_another_one() {
     let expired = Attempt::of_session();
     expired.write("token", unsigned(1));
-    expired.is_of("a session that has expired").await;
+    expired.ends_as_documented("a session that has expired").await;
     let cut = Attempt::of_session();
     cut.write("token", "eyJhbGciOiJSUzI1NiJ9");
-    cut.is_of("a session's token that was cut short").await;
+    cut.ends_as_documented("a session's token that was cut short").await;
     let empty = Attempt::of_session();
     fs::remove_file(empty.file("token")).unwrap();
-    empty.is_of("a session's token that is not there").await;
+    empty.ends_as_documented("a session's token that is not there").await;
     let revoked = Attempt::of_session();
     revoked.store.expire_tokens();
-    revoked.is_of("a session that was ended").await;
+    revoked.ends_as_documented("a session that was ended").await;
     let (foreign, other) = (Attempt::of_session(), Attempt::of_session());
     for name in ["token", "api_key.pem"] {
         fs::copy(other.file(name), foreign.file(name)).unwrap();
     }
-    foreign.is_of("a session of another tenancy").await;
+    foreign.ends_as_documented("a session of another tenancy").await;
     let mixed = Attempt::of_session();
     fs::copy(other.file("api_key.pem"), mixed.file("api_key.pem")).unwrap();
-    mixed.is_of("a session's token with another session's key").await;
+    mixed.ends_as_documented("a session's token with another session's key").await;
 }
 
 #[tokio::test]
 async fn a_bad_resource_principal_names_the_variable() {
     let expired = Attempt::of_resource();
     expired.write("token", unsigned(1));
-    expired.is_of("a resource principal that has expired").await;
+    expired.ends_as_documented("a resource principal that has expired").await;
     let cut = Attempt::of_resource().with_variable("OCI_RESOURCE_PRINCIPAL_RPST", "eyJhbGci");
-    cut.is_of("a resource principal's token that was cut short").await;
+    cut.ends_as_documented("a resource principal's token that was cut short").await;
     let revoked = Attempt::of_resource();
     revoked.store.expire_tokens();
-    revoked.is_of("a resource principal that was revoked").await;
+    revoked.ends_as_documented("a resource principal that was revoked").await;
     let (foreign, other) = (Attempt::of_resource(), Attempt::of_resource());
     for name in ["token", "api_key.pem"] {
         fs::copy(other.file(name), foreign.file(name)).unwrap();
     }
-    foreign.is_of("a resource principal of another tenancy").await;
+    foreign.ends_as_documented("a resource principal of another tenancy").await;
     let nowhere = Attempt::of("resource_principal");
-    nowhere.is_of("no resource principal").await;
-    Attempt::of_resource().with_locked_key().is_of("a resource principal without passphrase").await;
+    nowhere.ends_as_documented("no resource principal").await;
+    Attempt::of_resource()
+        .with_locked_key()
+        .ends_as_documented("a resource principal without passphrase")
+        .await;
     let wrong = Attempt::of_resource().with_locked_key();
     let wrong = wrong.with_variable("OCI_RESOURCE_PRINCIPAL_PRIVATE_PEM_PASSPHRASE", "sesame");
-    wrong.is_of("a resource principal with a wrong passphrase").await;
+    wrong.ends_as_documented("a resource principal with a wrong passphrase").await;
 }
 
 #[tokio::test]
 async fn a_bad_api_key_names_what_to_correct() {
     let other = format!("fingerprint={}", ["00"; 16].join(":"));
-    Attempt::of("api_key").edit("fingerprint", &other).is_of("a wrong fingerprint").await;
-    Attempt::of("api_key").with_locked_key().is_of("a key without its passphrase").await;
+    Attempt::of("api_key")
+        .edit("fingerprint", &other)
+        .ends_as_documented("a wrong fingerprint")
+        .await;
+    Attempt::of("api_key")
+        .with_locked_key()
+        .ends_as_documented("a key without its passphrase")
+        .await;
     let wrong = Attempt::of("api_key").with_locked_key();
-    wrong.with_variable("OCI_CLI_PASSPHRASE", "sesame").is_of("a wrong passphrase").await;
+    wrong
+        .with_variable("OCI_CLI_PASSPHRASE", "sesame")
+        .ends_as_documented("a wrong passphrase")
+        .await;
     let removed = Attempt::of("api_key").edit("user", "user=ocid1.user.oc1..another");
-    removed.is_of("a key that was removed").await;
+    removed.ends_as_documented("a key that was removed").await;
 }
 
 /// An address that accepts no connection and refuses none, as a host that drops packets; the other
@@ -247,7 +259,7 @@ async fn a_machine_without_a_metadata_service_gets_advice_within_seconds() {
     let (silent, _listener, _waiting) = silent_address().await;
     let started = Instant::now();
     let nowhere = Attempt::of_instance().with_variable("OCI_METADATA_BASE_URL", &silent);
-    nowhere.is_of("no metadata service").await;
+    nowhere.ends_as_documented("no metadata service").await;
     assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
 }
 
@@ -256,11 +268,12 @@ async fn a_metadata_service_that_is_slow_busy_or_something_else_is_named() {
     let imds = Some(Operation::Imds);
     let of = |action| Attempt::of_instance().with(action, imds);
     tokio::join!(
-        of(Action::Latency { ms: 40_000 }).is_of("a slow metadata service"),
-        of(Action::status(404)).is_of("a metadata service that is not ready"),
-        of(Action::status(429)).is_of("a metadata service that is asked too often"),
-        of(Action::Page { code: 200 }).is_of("a page in place of the metadata service"),
-        of(Action::status(403)).is_of("a metadata service that is switched off"),
+        of(Action::Latency { ms: 40_000 }).ends_as_documented("a slow metadata service"),
+        of(Action::status(404)).ends_as_documented("a metadata service that is not ready"),
+        of(Action::status(429)).ends_as_documented("a metadata service that is asked too often"),
+        of(Action::Page { code: 200 })
+            .ends_as_documented("a page in place of the metadata service"),
+        of(Action::status(403)).ends_as_documented("a metadata service that is switched off"),
     );
 }
 
@@ -269,10 +282,12 @@ async fn a_federation_that_refuses_or_is_down_is_named() {
     let federation = Some(Operation::Federation);
     let of = |action| Attempt::of_instance().with(action, federation);
     tokio::join!(
-        of(Action::status(401)).is_of("a certificate that the identity service refuses"),
-        of(Action::status(400)).is_of("an exchange that the identity service does not understand"),
-        of(Action::status(429)).is_of("an identity service that limits requests"),
-        of(Action::status(500)).is_of("an identity service that is down"),
+        of(Action::status(401))
+            .ends_as_documented("a certificate that the identity service refuses"),
+        of(Action::status(400))
+            .ends_as_documented("an exchange that the identity service does not understand"),
+        of(Action::status(429)).ends_as_documented("an identity service that limits requests"),
+        of(Action::status(500)).ends_as_documented("an identity service that is down"),
     );
 }
 
@@ -282,7 +297,7 @@ async fn a_clock_that_is_ten_minutes_off_is_named_for_every_identity() {
     let mut attempts = vec![Attempt::of("api_key"), Attempt::of_session(), Attempt::of_resource()];
     attempts.extend([Attempt::of_instance(), Attempt::of_good_account()]);
     for attempt in attempts {
-        attempt.with(off(), None).is_of("a clock that is too fast").await;
+        attempt.with(off(), None).ends_as_documented("a clock that is too fast").await;
     }
 }
 
@@ -297,25 +312,29 @@ async fn a_clock_that_is_months_off_is_named_where_tls_fails() {
         let mut attempt = Attempt::at(builder.start().unwrap(), "api_key");
         let ca = attempt.store.ca_file().unwrap().to_str().unwrap().to_owned();
         attempt.arguments.extend(["--ca-file".to_owned(), ca]);
-        attempt.is_of(setup).await;
+        attempt.ends_as_documented(setup).await;
     }
 }
 
 #[tokio::test]
 async fn a_bad_service_account_names_what_to_correct() {
-    Attempt::of_account(unsigned(1)).is_of("a service account's token that has expired").await;
-    Attempt::of_account("eyJhbGciOi").is_of("a service account's token that was cut short").await;
+    Attempt::of_account(unsigned(1))
+        .ends_as_documented("a service account's token that has expired")
+        .await;
+    Attempt::of_account("eyJhbGciOi")
+        .ends_as_documented("a service account's token that was cut short")
+        .await;
     let other = LocalStore::builder().start().unwrap();
     let foreign = other.service_account_token("team-a", "default", None, HOUR).unwrap();
-    Attempt::of_account(foreign).is_of("a service account of another cluster").await;
+    Attempt::of_account(foreign).ends_as_documented("a service account of another cluster").await;
     let exchange = Some(Operation::WorkloadIdentity);
     let of = |action| Attempt::of_good_account().with(action, exchange);
     tokio::join!(
-        of(Action::status(403)).is_of("a basic cluster"),
-        of(Action::status(500)).is_of("a cluster's identity service that is down"),
+        of(Action::status(403)).ends_as_documented("a basic cluster"),
+        of(Action::status(500)).ends_as_documented("a cluster's identity service that is down"),
     );
     let revoked = Attempt::of_good_account().with(Action::status(401), Some(Operation::List));
-    revoked.is_of("a cluster of another tenancy").await;
+    revoked.ends_as_documented("a cluster of another tenancy").await;
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! Another secret needs a line in [`Secrets::of`], another identity one in [`IDENTITIES`], another
 //! failure one in [`failures`].
 
+use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -243,7 +244,7 @@ async fn assert_discreet(scratch: &Path, auth: &'static str) {
         eventually(name, Duration::from_secs(30), async || {
             pods += 1;
             if let Err(status) = volume(&pods.to_string(), &prefix).publish().await {
-                answers.push_str(&format!("{name}: {}\n", status.message()));
+                let _ = writeln!(answers, "{name}: {}", status.message());
             }
             let rules = store.faults().list();
             rules.iter().any(|one| one.id == rule && one.hits > 0).then_some(())
