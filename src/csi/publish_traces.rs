@@ -117,6 +117,10 @@ mod tests {
 
     #[test]
     fn without_a_collector_nothing_is_kept() {
+        // As the log's filter does.
+        let steps = tracing_subscriber::filter::filter_fn(|span| span.target() != trace::STEP);
+        let subscriber = tracing_subscriber::registry().with(steps);
+        let _default = tracing::subscriber::set_default(subscriber);
         let traces = PublishTraces::default();
         assert!(traces.enter("v", "/t").is_disabled());
         assert!(traces.lock().is_empty());
