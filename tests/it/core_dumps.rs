@@ -39,8 +39,7 @@ fn with_cores(program: &str, directory: &Path) -> Command {
         .current_dir(directory)
         .env_clear()
         .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
+        .stdout(Stdio::null());
     command
 }
 
