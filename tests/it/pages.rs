@@ -78,7 +78,9 @@ fn a_download_needs_its_buffers_only_and_leaves_the_model_in_memory() {
     let sizes = if large { vec![1024 * MIB, 8192 * MIB] } else { vec![1024 * MIB] };
     end_to_end_within(PATIENCE, async |scratch| {
         let store = LocalStore::builder().start().unwrap();
-        let driver = Driver::start(scratch, &store).await;
+        // Each connection has a buffer, and how many `auto` opens depends on the machine's load.
+        let config = "download: {concurrency: 16}\n";
+        let driver = Setup::new(scratch, &store).with_config(config).start().await;
         for size in sizes {
             for crc32c in [true, false] {
                 let prefix = format!("{size}-{crc32c}/");
