@@ -219,7 +219,7 @@ fn during_an_outage_only_the_very_key_that_could_read_before_gets_the_cached_mod
         // A refusal ends the proof.
         store.faults().remove(away);
         store.revoke_api_key(&proved.caller());
-        let (code, message) = pod(&kubelet, &proved, 8, &if_absent).refused().await;
+        let (code, message) = pod(&kubelet, &proved, 8, &if_absent).finally_refused().await;
         assert_eq!(code, Code::Unauthenticated, "{message}");
         let remedy = format!("the key {} still is one of this user's", proved.fingerprint);
         assert!(message.contains(&remedy), "{message}");

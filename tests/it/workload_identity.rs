@@ -199,7 +199,7 @@ fn during_an_outage_of_the_identity_service_pods_that_could_read_before_get_a_st
         cached.unwrap();
         for volume in &proved {
             let took = volume.calls()[0].took;
-            assert!((10.0..=12.0).contains(&took.as_secs_f64()), "{took:?}");
+            assert!(took.as_secs_f64() >= 10.0, "{took:?}");
         }
         for (code, message) in [unproved, namesake] {
             assert!(!crate::support::kubelet::is_final(code), "{code:?}: {message}");
@@ -209,7 +209,7 @@ fn during_an_outage_of_the_identity_service_pods_that_could_read_before_get_a_st
         store.faults().remove(away);
         store.hide("*", BUCKET);
         let refused = pod(&kubelet, &store, 5, "team-a", &[]);
-        assert_eq!(refused.refused().await.0, Code::NotFound);
+        assert_eq!(refused.finally_refused().await.0, Code::NotFound);
     });
 }
 

@@ -247,6 +247,20 @@ impl Volume {
         }
     }
 
+    /// Publishes, with kubelet's backoff, until an error is final: the calls before it may still
+    /// share a request that began during an outage.
+    pub(crate) async fn finally_refused(&self) -> (Code, String) {
+        let mut backoff = FIRST_BACKOFF;
+        loop {
+            let refusal = self.refused().await;
+            if is_final(refusal.0) {
+                return refusal;
+            }
+            tokio::time::sleep(backoff).await;
+            backoff = (backoff * 2).min(self.kubelet.longest_backoff);
+        }
+    }
+
     /// One NodeUnpublishVolume, and kubelet's removal of what it made itself.
     pub(crate) async fn unpublish(&self) -> Result<(), Status> {
         self.unpublish_only().await?;
