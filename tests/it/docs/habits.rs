@@ -16,7 +16,7 @@ const SLEEPS: [(&str, usize, &str); 12] = [
     ("tests/it/soak.rs", 3, "random pauses of pods, the period of a sample, the time of a round"),
     ("tests/it/space.rs", 3, "nothing happens in two periods of the check of the disk"),
     ("tests/it/support/invariants.rs", 2, "the interval of a bounded wait; of samples"),
-    ("tests/it/support/kubelet.rs", 1, "kubelet's own pause between calls"),
+    ("tests/it/support/kubelet.rs", 2, "kubelet's own pause between calls"),
     ("tests/it/support/load.rs", 1, "random pauses of pods"),
     ("tests/it/support/run.rs", 1, "the interval of `eventually`"),
     ("tests/it/workload_identity.rs", 1, "nothing happens in this time"),
