@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, Shared, WeakShared};
 use tokio::time::Instant;
 
 use crate::random;
@@ -35,9 +35,22 @@ pub(super) fn system_lookup() -> Lookup {
     })
 }
 
+/// The addresses of a host, or why they are not known.
+type LookupFuture = BoxFuture<'static, Result<Vec<IpAddr>, Arc<io::Error>>>;
+
+/// A lookup that several connections wait for.
+type SharedLookup = Shared<LookupFuture>;
+
+/// The same, which ends when no connection waits for it any more.
+type RunningLookup = WeakShared<LookupFuture>;
+
 /// What is known of the addresses of hosts.
 pub(super) struct AddressBook {
     lookup: Lookup,
+    /// How long a lookup may take.
+    patience: Duration,
+    /// The lookups that connections wait for, by host.
+    running: Mutex<HashMap<String, RunningLookup>>,
     /// Which address is the next connection's first. It begins at random, so that a fleet of
     /// nodes does not begin with the same address.
     turn: AtomicUsize,
@@ -45,10 +58,31 @@ pub(super) struct AddressBook {
 }
 
 impl AddressBook {
-    pub(super) fn new(lookup: Lookup) -> Self {
+    pub(super) fn new(lookup: Lookup, patience: Duration) -> Self {
         let [first] = random::bytes::<1>();
         let turn = AtomicUsize::new(usize::from(first));
-        Self { lookup, turn, failed: Mutex::default() }
+        Self { lookup, patience, running: Mutex::default(), turn, failed: Mutex::default() }
+    }
+
+    /// The lookup of a host that is under way, else a new one. A download opens many connections at
+    /// once, and the system's lookups take a thread and several questions each.
+    fn look_up(&self, host: &str) -> SharedLookup {
+        let mut running = lock(&self.running);
+        running.retain(|_, one| one.upgrade().is_some_and(|one| one.peek().is_none()));
+        if let Some(one) = running.get(host).and_then(WeakShared::upgrade) {
+            return one;
+        }
+        let (looking, patience) = ((self.lookup)(host.to_owned()), self.patience);
+        let new = async move {
+            let found = tokio::time::timeout(patience, looking).await.unwrap_or_else(|_| {
+                let what = format!("no answer within {} s", patience.as_secs_f64());
+                Err(io::Error::new(io::ErrorKind::TimedOut, what))
+            });
+            found.map_err(Arc::new)
+        };
+        let new = new.boxed().shared();
+        running.extend(new.downgrade().map(|weak| (host.to_owned(), weak)));
+        new
     }
 
     /// The addresses of a host, in the order in which a new connection tries them. Those of a
@@ -57,12 +91,12 @@ impl AddressBook {
         &self,
         host: &str,
         is_preferred: impl Fn(IpAddr) -> bool,
-    ) -> io::Result<Vec<IpAddr>> {
+    ) -> Result<Vec<IpAddr>, Arc<io::Error>> {
         let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
         if let Ok(address) = bare.parse() {
             return Ok(vec![address]);
         }
-        let mut found = (self.lookup)(bare.to_owned()).await?;
+        let mut found = self.look_up(bare).await?;
         let mut seen = Vec::new();
         found.retain(|address| {
             let is_new = !seen.contains(address);
@@ -135,7 +169,8 @@ mod tests {
     }
 
     fn book(found: &'static str) -> AddressBook {
-        let book = AddressBook::new(Arc::new(|_| async { Ok(ips(found)) }.boxed()));
+        let lookup: Lookup = Arc::new(|_| async { Ok(ips(found)) }.boxed());
+        let book = AddressBook::new(lookup, Duration::from_secs(1));
         book.turn.store(0, Ordering::Relaxed);
         book
     }
@@ -179,5 +214,42 @@ mod tests {
         let firsts =
             [book.of("x", |_| true).await.unwrap()[0], book.of("x", |_| true).await.unwrap()[0]];
         assert!(firsts.contains(&"10.0.0.1".parse().unwrap()), "{firsts:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn connections_that_begin_together_share_a_lookup_and_later_ones_have_their_own() {
+        let lookups = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&lookups);
+        let lookup: Lookup = Arc::new(move |_| {
+            counter.fetch_add(1, Ordering::Relaxed);
+            async {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                Ok(ips("10.0.0.1 10.0.0.2"))
+            }
+            .boxed()
+        });
+        let book = AddressBook::new(lookup, Duration::from_secs(1));
+        let waiting = (0..100).map(|_| book.of("x", |_| true));
+        let orders = futures_util::future::join_all(waiting).await;
+        let first = ips("10.0.0.1");
+        let with_first = orders.iter().filter(|order| order.as_ref().unwrap()[..1] == first[..]);
+        assert_eq!((lookups.load(Ordering::Relaxed), with_first.count()), (1, 50));
+        book.of("x", |_| true).await.unwrap();
+        book.of("y", |_| true).await.unwrap();
+        assert_eq!(lookups.load(Ordering::Relaxed), 3);
+        // One that no connection waits for any more is not continued later.
+        let given_up = tokio::time::timeout(Duration::from_millis(1), book.of("x", |_| true));
+        assert!(given_up.await.is_err());
+        book.of("x", |_| true).await.unwrap();
+        assert_eq!(lookups.load(Ordering::Relaxed), 5);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lookup_without_an_answer_ends() {
+        let lookup: Lookup = Arc::new(|_| std::future::pending().boxed());
+        let book = AddressBook::new(lookup, Duration::from_secs(20));
+        let asking = tokio::time::timeout(Duration::from_secs(60), book.of("x", |_| true));
+        let error = asking.await.expect("an end").unwrap_err();
+        assert_eq!(error.to_string(), "no answer within 20 s");
     }
 }

@@ -6,6 +6,7 @@ mod body;
 mod failure;
 mod hop;
 mod no_proxy;
+mod opening;
 mod proxy;
 mod range;
 mod source_address;
@@ -26,7 +27,6 @@ use futures_util::stream::{self, BoxStream};
 use http::uri::Scheme;
 use http::{Request, Response, Uri, header};
 use hyper::body::Incoming;
-use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::ClientConfig;
@@ -37,6 +37,7 @@ pub(crate) use body::MinimumProgress;
 use body::next_chunk;
 pub use failure::{FailureReason, TransportFailure};
 use hop::HopConnector;
+use opening::OpeningLimit;
 pub use proxy::{Proxy, ProxyChoice, ProxyRules};
 pub use range::AddressRange;
 use tcp::TcpConnector;
@@ -58,7 +59,8 @@ const INTERIM_ANSWERS: usize = 16;
 /// progress (`MinimumProgress`): a slow transfer is not a stalled one.
 #[derive(Debug, Clone, Copy)]
 pub struct TransportTimeouts {
-    /// For a TCP connection. A proxy may take twice as long to open a tunnel.
+    /// For a TCP connection to one address. A proxy may take twice as long to open a tunnel, and
+    /// all together with TLS three times as long.
     pub connect: Duration,
     /// From sending a request to the head of its answer, TLS handshake included. For a body
     /// that is read while it is sent: from its last byte.
@@ -102,7 +104,7 @@ pub struct Transport {
     body_idle: Duration,
 }
 
-type HttpClient = Client<HttpsConnector<HopConnector>, RequestBody>;
+type HttpClient = Client<OpeningLimit, RequestBody>;
 
 struct ProxiedClients {
     rules: ProxyRules,
@@ -138,6 +140,7 @@ impl Transport {
             tls::add_file(&mut roots, file)?;
         }
         let tcp = TcpConnector::new(waits.connect, &sources, lookup);
+        let client = |tls: ClientConfig, hop| client(tls, hop, waits.connect * 3);
         let direct = client(tls::client_config(roots.clone())?, HopConnector::direct(tcp.clone()));
         if let Some(file) = &options.proxy_ca_file {
             tls::add_file(&mut roots, file)?;
@@ -261,7 +264,8 @@ impl Transport {
     }
 }
 
-fn client(tls: ClientConfig, hop: HopConnector) -> HttpClient {
+/// A pool of connections, each opened within `limit`.
+fn client(tls: ClientConfig, hop: HopConnector, limit: Duration) -> HttpClient {
     let connector = hyper_rustls::HttpsConnectorBuilder::new()
         .with_tls_config(tls)
         .https_or_http()
@@ -272,5 +276,5 @@ fn client(tls: ClientConfig, hop: HopConnector) -> HttpClient {
         .pool_idle_timeout(Duration::from_secs(45))
         .pool_max_idle_per_host(IDLE_CONNECTIONS)
         .http1_max_buf_size(READ_BUFFER)
-        .build(connector)
+        .build(OpeningLimit::new(connector, limit))
 }

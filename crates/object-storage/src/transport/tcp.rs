@@ -23,6 +23,10 @@ use super::failure::HopFailure;
 /// How long an address has to answer until the next one is tried beside it (RFC 8305, 8).
 const STAGGER: Duration = Duration::from_millis(250);
 
+/// How long sent bytes may stay unacknowledged: as long as a body may pause. A connection of the
+/// pool that a router has forgotten ends then, and not when an answer is due.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
+
 /// A connection on its way.
 type Attempt = BoxFuture<'static, (IpAddr, Result<TokioIo<TcpStream>, HopFailure>)>;
 
@@ -48,12 +52,14 @@ impl TcpConnector {
             tcp.enforce_http(false);
             tcp.set_nodelay(true);
             tcp.set_keepalive(Some(Duration::from_secs(60)));
+            tcp.set_tcp_user_timeout(Some(UNACKNOWLEDGED));
             tcp.set_connect_timeout(Some(timeout));
             tcp.set_local_address(source);
             tcp
         };
         let bound = sources.iter().map(|source| (*source, connector(Some(*source)))).collect();
-        let book = AddressBook::new(lookup);
+        // As long as the system asks two name servers.
+        let book = AddressBook::new(lookup, timeout * 2);
         let (unbound, turn) = (connector(None), AtomicUsize::new(0));
         Self(Arc::new(TcpShared { book, unbound, bound, turn }))
     }
@@ -169,4 +175,26 @@ impl Service<Uri> for TcpConnector {
 pub(super) fn port_of(uri: &Uri) -> u16 {
     let default = if uri.scheme() == Some(&Scheme::HTTPS) { 443 } else { 80 };
     uri.port_u16().unwrap_or(default)
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::socket::{getsockopt, sockopt::TcpUserTimeout};
+    use tokio::net::TcpListener;
+
+    use super::super::addresses::system_lookup;
+    use super::*;
+
+    #[tokio::test]
+    async fn a_connection_ends_when_what_it_sends_is_acknowledged_by_no_host() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let server = format!("http://{}/", listener.local_addr().unwrap()).parse().unwrap();
+        for sources in [&[][..], &["127.0.0.2".parse().unwrap()]] {
+            let timeout = Duration::from_secs(5);
+            let mut tcp = TcpConnector::new(timeout, sources, system_lookup());
+            let stream = tcp.call(Uri::clone(&server)).await.unwrap().into_inner();
+            // In milliseconds (tcp(7)).
+            assert_eq!(getsockopt(&stream, TcpUserTimeout).unwrap(), 30_000);
+        }
+    }
 }

@@ -193,6 +193,21 @@ async fn connections_come_from_the_chosen_addresses_in_turns() {
     assert_eq!(servers.counts(|(_, peer)| *peer), expected);
 }
 
+#[tokio::test]
+async fn a_connection_without_tls_is_given_up_and_closed_before_an_answer_is_due() {
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://{}/", silent.local_addr().unwrap());
+    let waits = TransportTimeouts { connect: Duration::from_millis(500), ..WAITS };
+    let options = TransportOptions::default();
+    let transport = Transport::with_lookup(waits, &options, system_lookup()).unwrap();
+    let failure = get(&transport, &url).await.unwrap_err();
+    assert!(failure.what.contains("TLS is not set up within 1.5 s"), "{failure:?}");
+    let (mut taken, _) = silent.accept().await.unwrap();
+    let mut hello = Vec::new();
+    taken.read_to_end(&mut hello).await.unwrap();
+    assert!(!hello.is_empty(), "the premise: TLS was begun");
+}
+
 /// A proxy that answers each request with these bytes, and nothing if there are none; and the heads
 /// that it got.
 async fn proxy(answer: &'static [u8]) -> (String, Arc<Mutex<Vec<String>>>) {
@@ -287,6 +302,30 @@ async fn what_a_proxy_answers_to_a_tunnel_is_said_and_its_login_never() {
         let head = seen.lock().unwrap().remove(0);
         assert!(head.starts_with("CONNECT storage.example:443 HTTP/1.1\r\n"), "{head}");
         assert!(head.contains("proxy-authorization: Basic bWU6aHVudGVyMg==\r\n"), "{head}");
+    }
+}
+
+#[tokio::test]
+async fn a_tunnel_is_open_after_every_2xx_whatever_else_the_proxy_says() {
+    for answer in [
+        "HTTP/1.0 200 Connection established\r\nproxy-agent: old/1\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n",
+        "HTTP/1.1 201 Tunnel\r\ncontent-length: 5\r\n\r\n",
+        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n",
+        "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n\r\n",
+    ] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let options = through(&listener.local_addr().unwrap().to_string());
+        let transport = transport(&options, Vec::new());
+        let tunnel = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            head_of(&mut stream).await;
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            stream.read_u8().await.unwrap_or_default()
+        };
+        // The proxy ends the tunnel after one byte, which is the type of a TLS handshake.
+        let (first, failure) = tokio::join!(tunnel, get(&transport, "https://storage.example/x"));
+        assert_eq!(first, 22, "{answer:?}: {failure:?}");
     }
 }
 
