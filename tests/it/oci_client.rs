@@ -297,7 +297,7 @@ async fn https_is_trusted_through_the_ca_file_and_not_without() {
     };
     let client = ObjectStorage::connect(settings).await.unwrap();
     let error = client.head_bucket(&bucket).await.unwrap_err();
-    assert_eq!(error.kind(), StorageErrorKind::Unavailable);
+    assert_eq!(error.kind(), StorageErrorKind::Protocol);
     assert!(error.to_string().contains("--ca-file"), "{error}");
 }
 

@@ -128,6 +128,35 @@ fn a_proxy_that_begins_to_refuse_is_an_outage_and_its_refusal_is_no_denial() {
 }
 
 #[test]
+fn a_certificate_that_is_no_longer_trusted_is_an_outage_and_otherwise_fails_at_once() {
+    end_to_end(async |scratch| {
+        let store = LocalStore::builder().tls(true).start().unwrap();
+        put(&store, "config.json", "{}");
+        let address = store.address();
+        let trusted = scratch.join("ca.pem");
+        std::fs::copy(store.ca_file().unwrap(), &trusted).unwrap();
+        let config = format!("objectStorage:\n  caFile: {}\n", trusted.display());
+        let driver = Setup::new(scratch, &store).with_config(&config).start().await;
+        let kubelet = driver.kubelet();
+        kubelet.inline("1", &PHI3).publish().await.unwrap();
+        drop(store);
+        // A CA of the same name with another key, as after its renewal.
+        let _other = LocalStore::builder().tls(true).listen(address).start().unwrap();
+        let volume = kubelet.inline("2", &PHI3);
+        volume.publish().await.unwrap();
+        assert!(STALE.contains(&seconds(&volume)), "{} s", seconds(&volume));
+        assert_eq!(driver.metric("publish_total{result=\"stale\"}").await, 1);
+        let volume = kubelet.inline("3", &[("bucket", BUCKET), ("prefix", "other/")]);
+        let (code, message) = volume.refused().await;
+        assert_eq!(code, Code::Unavailable, "{message}");
+        assert!(volume.calls()[0].took < AT_ONCE, "{:?}", volume.calls());
+        let remedy = "name the CA that signed the endpoint's certificate with --ca-file or \
+                      objectStorage.caFile";
+        assert!(message.contains(remedy), "{message}");
+    });
+}
+
+#[test]
 fn the_ten_seconds_and_the_duration_run_across_the_calls_of_a_volume() {
     end_to_end(async |scratch| {
         let store = LocalStore::builder().start().unwrap();

@@ -256,18 +256,62 @@ async fn a_redirect_names_its_target_without_its_query_and_is_not_repeated() {
 }
 
 #[tokio::test]
-async fn a_certificate_of_another_name_or_an_unknown_ca_is_named_with_its_remedy() {
+async fn a_certificate_that_is_no_good_ends_every_command_at_once_and_is_named_with_its_remedy() {
     let (scratch, store) = (tempfile::tempdir().unwrap(), encrypted_store());
-    let proxy = TestProxy::start(Behaviour::Forward, Some(store.address()));
-    let mut fetch = fetch_of(scratch.path(), &store).and_variable("HTTPS_PROXY", &proxy.url());
-    fetch.access.endpoint = "https://storage.example.com".to_owned();
-    let said = doctor(&fetch).await;
-    assert!(said.contains("not valid for name"), "{said}");
-    assert!(said.contains("write it with a name that is in its certificate"), "{said}");
-    fetch.arguments.clear();
-    let said = doctor(&fetch).await;
-    assert!(said.contains("UnknownIssuer"), "{said}");
-    assert!(said.contains("--ca-file or objectStorage.caFile, or that of a proxy that"), "{said}");
+    let years = |first, last| LocalStore::builder().tls(true).certificate_years(first, last);
+    let (old, future) = (years(2001, 2002).start().unwrap(), years(2101, 2102).start().unwrap());
+    let to_push = scratch.path().join("to-push");
+    fs::create_dir(&to_push).unwrap();
+    fs::write(to_push.join("config.json"), "{}").unwrap();
+    for (name, store, host, trusts, words) in [
+        (
+            "name",
+            &store,
+            "storage.example.com",
+            true,
+            &[
+                "not valid for name \"storage.example.com\"",
+                "DnsName(\"localhost\")",
+                "write it with a name that is in its certificate",
+            ][..],
+        ),
+        (
+            "ca",
+            &store,
+            "localhost",
+            false,
+            &[
+                "UnknownIssuer",
+                "--ca-file or objectStorage.caFile, or that of a proxy that inspects TLS with \
+                 objectStorage.proxyCaFile",
+            ],
+        ),
+        ("expired", &old, "localhost", true, &["or the certificate was not renewed"]),
+        ("not-yet", &future, "localhost", true, &["or the certificate was made for later"]),
+    ] {
+        let mut fetch = Fetch::new(scratch.path(), store);
+        fetch.access.endpoint = format!("https://{host}");
+        fetch.directory = scratch.path().join(name);
+        let directories = [&fetch.directory, &to_push].map(|path| path.to_str().unwrap());
+        for (command, arguments) in [
+            ("fetch", vec![&*fetch.uri, directories[0]]),
+            ("ls", vec![&*fetch.uri]),
+            ("push", vec![directories[1], &*fetch.uri]),
+        ] {
+            let proxy = TestProxy::start(Behaviour::Forward, Some(store.address()));
+            let access = fetch.clone().and_variable("HTTPS_PROXY", &proxy.url()).access;
+            let mut process = access.command(command);
+            process.args(arguments);
+            if trusts {
+                process.arg("--ca-file").arg(store.ca_file().unwrap());
+            }
+            let started = Instant::now();
+            let ran = Fetched::of(process.spawn().unwrap()).await;
+            assert!(started.elapsed() < AT_ONCE, "{name}, {command}: {:?}", started.elapsed());
+            assert_fails(&ran, words);
+            assert_eq!(proxy.seen().len(), 1, "{name}, {command}: {}", ran.stderr);
+        }
+    }
 }
 
 /// The hosts of a namespace and of its region.

@@ -59,7 +59,7 @@ const OTHER_FILES: [(&str, &str); 21] = [
 ];
 
 /// Literals that no user meets as a message, or that are parts of one whose cause has a row.
-const OTHER_LITERALS: [(&str, &str); 45] = [
+const OTHER_LITERALS: [(&str, &str); 44] = [
     ("oci-model-csi journal 1", "the first line of a file"),
     ("oci-model-csi cache ", "the first line of a file"),
     ("version https://git-lfs.github.com/spec/", "the first line of a file"),
@@ -118,7 +118,6 @@ const OTHER_LITERALS: [(&str, &str); 45] = [
     ("OCI_CLI_AUTH says so", "a part of a finding of doctor"),
     ("dynamic-group <the resource's group>", "a part of a statement"),
     ("dynamic-group <the nodes' group>", "a part of a statement"),
-    ("not valid for name", "words of the TLS library"),
     ("its size", "a placeholder for the field's name"),
     ("its etag", "a placeholder for the field's name"),
     ("an unknown number of", "a placeholder for a number"),

@@ -23,9 +23,10 @@ pub enum StorageErrorKind {
     RangeNotSatisfiable,
     /// 429.
     Throttled,
-    /// 5xx, a temporary conflict, connecting, DNS, TLS, timeouts, a broken body.
+    /// 5xx, a temporary conflict, connecting, DNS, timeouts, a broken body.
     Unavailable,
-    /// An answer that breaks the API: a wrong `Content-Range`, invalid JSON.
+    /// An answer that breaks the API: a wrong `Content-Range`, invalid JSON. Also what something in
+    /// place of the service says: a certificate of another name, a proxy that refuses.
     Protocol,
     /// The other 4xx: the same request gets the same answer.
     Invalid,

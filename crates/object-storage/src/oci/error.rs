@@ -11,8 +11,8 @@ impl From<Unusable> for StorageError {
     }
 }
 
-/// The error for a request without an answer. A proxy that refuses gets no second request: its
-/// answer is as unusable as a page in place of the service's.
+/// The error for a request without an answer. A proxy that refuses gets no second request, nor does
+/// a server whose certificate is no good: they are as unusable as a page in place of the service's.
 pub(crate) fn unanswered(
     kind: StorageErrorKind,
     attempted: impl Into<String>,
@@ -52,6 +52,10 @@ fn remedy(reason: FailureReason) -> String {
         FailureReason::Expired => {
             "this machine's clock is far ahead, or the certificate was not renewed: compare `date` \
              with another machine, and set the clock (chronyd or systemd-timesyncd)"
+                .to_owned()
+        }
+        FailureReason::UnusableCertificate => {
+            "no setting of the driver makes this certificate valid: its server needs another one"
                 .to_owned()
         }
         FailureReason::ProxyIssuer => {

@@ -2,9 +2,11 @@
 
 use std::error::Error as StdError;
 use std::fmt;
+use std::io;
 use std::sync::Arc;
 
 use http::StatusCode;
+use rustls::CertificateError;
 
 use crate::error::Cause;
 use crate::text::shown;
@@ -37,6 +39,8 @@ pub enum FailureReason {
     NotYetValid,
     /// The server's certificate is no longer valid, by this machine's clock.
     Expired,
+    /// The server's certificate has another fault, which no setting here can mend.
+    UnusableCertificate,
     /// A CA that is not trusted signed the certificate of an https proxy.
     ProxyIssuer,
     /// The certificate of an https proxy is for other names.
@@ -71,10 +75,18 @@ pub enum FailureReason {
 }
 
 impl FailureReason {
-    /// Whether the same request fails again until someone changes a setting.
+    /// Whether the same request fails again until an administrator changes something: a setting, a
+    /// certificate, a clock.
     pub fn is_lasting(&self) -> bool {
         match self {
-            Self::ProxyLogin { .. } => true,
+            Self::UnknownIssuer { .. }
+            | Self::WrongName
+            | Self::NotYetValid
+            | Self::Expired
+            | Self::UnusableCertificate
+            | Self::ProxyIssuer
+            | Self::ProxyName { .. }
+            | Self::ProxyLogin { .. } => true,
             Self::ProxyRefused { status, .. } => {
                 !status.is_server_error()
                     && !matches!(
@@ -82,7 +94,7 @@ impl FailureReason {
                         StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS
                     )
             }
-            _ => false,
+            Self::ProxyUnreachable { .. } | Self::ProxyBroken { .. } => false,
         }
     }
 }
@@ -95,7 +107,7 @@ impl TransportFailure {
     /// The failure of a whole exchange; `is_proxied` where it went through a proxy.
     pub(super) fn of_exchange(error: hyper_util::client::legacy::Error, is_proxied: bool) -> Self {
         let what = causes(&error);
-        let reason = reason_of(&error).or_else(|| certificate_reason(&what, is_proxied));
+        let reason = reason_of(&error).or_else(|| certificate_reason(&error, is_proxied));
         let what = if error.is_connect() {
             format!("no connection: {what}")
         } else {
@@ -105,24 +117,32 @@ impl TransportFailure {
     }
 }
 
-/// What is wrong with the certificate of a server, by the words of rustls.
-fn certificate_reason(what: &str, is_proxied: bool) -> Option<FailureReason> {
-    if what.contains(UNKNOWN_ISSUER) {
-        return Some(FailureReason::UnknownIssuer { is_proxied });
-    }
-    if what.contains("valid yet") || what.contains("NotValidYet") {
-        return Some(FailureReason::NotYetValid);
-    }
-    if what.contains("certificate expired") || what.contains("Expired") {
-        return Some(FailureReason::Expired);
-    }
-    is_of_another_name(what).then_some(FailureReason::WrongName)
+/// What is wrong with the certificate of a server.
+fn certificate_reason(error: &(dyn StdError + 'static), is_proxied: bool) -> Option<FailureReason> {
+    use CertificateError as Fault;
+    Some(match certificate_fault(error)? {
+        // The second: a trusted CA has the issuer's name, and another key.
+        Fault::UnknownIssuer | Fault::BadSignature => FailureReason::UnknownIssuer { is_proxied },
+        Fault::NotValidForName | Fault::NotValidForNameContext { .. } => FailureReason::WrongName,
+        Fault::NotValidYet | Fault::NotValidYetContext { .. } => FailureReason::NotYetValid,
+        Fault::Expired | Fault::ExpiredContext { .. } => FailureReason::Expired,
+        _ => FailureReason::UnusableCertificate,
+    })
 }
 
-const UNKNOWN_ISSUER: &str = "UnknownIssuer";
-
-fn is_of_another_name(what: &str) -> bool {
-    what.contains("NotValidForName") || what.contains("not valid for name")
+/// What rustls says of a certificate. An `io::Error` hides the error that it holds from `source`.
+fn certificate_fault<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a CertificateError> {
+    let mut next = Some(error);
+    while let Some(cause) = next {
+        if let Some(rustls::Error::InvalidCertificate(fault)) = cause.downcast_ref() {
+            return Some(fault);
+        }
+        next = match cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+            Some(held) => Some(held),
+            None => cause.source(),
+        };
+    }
+    None
 }
 
 /// A failure on the way to a server, before TLS with it.
@@ -149,14 +169,12 @@ impl HopFailure {
         named_by: &str,
         source: Box<dyn StdError + Send + Sync>,
     ) -> Self {
-        let said = format!("{source}: {}", causes(source.as_ref()));
         let named_by = named_by.to_owned();
-        let reason = if said.contains(UNKNOWN_ISSUER) {
-            FailureReason::ProxyIssuer
-        } else if is_of_another_name(&said) {
-            FailureReason::ProxyName { named_by }
-        } else {
-            FailureReason::ProxyUnreachable { named_by }
+        let reason = match certificate_reason(source.as_ref(), true) {
+            Some(FailureReason::UnknownIssuer { .. }) => FailureReason::ProxyIssuer,
+            Some(FailureReason::WrongName) => FailureReason::ProxyName { named_by },
+            Some(other) => other,
+            None => FailureReason::ProxyUnreachable { named_by },
         };
         Self::new(what, Some(reason)).caused_by(source)
     }
