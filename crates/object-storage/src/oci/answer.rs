@@ -13,15 +13,6 @@ use crate::http_error::header_text;
 use crate::source::{MultipartMd5, ObjectHead, ObjectSummary, parse_md5};
 use crate::text::excerpt;
 
-/// The objects under a prefix, in byte order of their names.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct PrefixListing {
-    /// At most as many as were requested.
-    pub objects: Vec<ObjectSummary>,
-    /// Whether there are more.
-    pub truncated: bool,
-}
-
 /// Parses the headers of a HEAD or a whole GET, whose length is the object's.
 ///
 /// # Errors

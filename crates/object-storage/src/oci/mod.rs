@@ -38,7 +38,6 @@ pub mod sign;
 #[cfg(test)]
 mod test_server;
 
-pub use answer::PrefixListing;
 pub use connector::StorageConnector;
 pub use diagnosis::{
     BucketFacts, Principal, ProxyUse, Reached, ServiceWay, key_statement, matching_rule,

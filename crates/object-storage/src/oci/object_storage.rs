@@ -9,7 +9,9 @@ mod exchange;
 mod location;
 mod pages;
 mod pods;
+mod refusals;
 mod remedies;
+mod request;
 mod sink;
 mod source;
 mod write;
@@ -17,13 +19,13 @@ mod write;
 use std::ops::Range;
 use std::sync::Arc;
 
-use http::{HeaderMap, HeaderName, Method, StatusCode, header};
+use http::{HeaderMap, Method, StatusCode, header};
 use tokio::sync::OnceCell;
 
-use self::exchange::UnsignedRequest;
 use self::location::ServiceLocation;
 pub use self::pages::Pages;
-use super::answer::{self, PrefixListing};
+use self::request::UnsignedRequest;
+use super::answer;
 use super::clock::Clock;
 use super::encode::strict;
 use super::environment::Environment;
@@ -126,24 +128,9 @@ impl ObjectStorage {
             })
     }
 
-    /// Lists the objects whose names begin with `prefix`, in the service's order: all
-    /// pages, or the first `max` objects and whether there are more.
-    pub async fn list_objects(
-        &self,
-        bucket: &Bucket,
-        prefix: &str,
-        max: usize,
-    ) -> Result<PrefixListing, StorageError> {
-        let mut pages = self.pages(bucket, prefix, max);
-        let mut objects = Vec::new();
-        while let Some(page) = pages.next().await? {
-            objects.extend(page);
-        }
-        Ok(PrefixListing { objects, truncated: pages.truncated() })
-    }
-
-    /// As [`list_objects`](Self::list_objects), page by page: a caller that keeps only a
-    /// part of each object needs no memory for the rest.
+    /// Lists the objects whose names begin with `prefix`, in the service's order: the first `max`,
+    /// and whether there are more. A caller that keeps only a part of each object needs no memory
+    /// for the rest, since they arrive page by page.
     pub fn pages<'a>(&'a self, bucket: &'a Bucket, prefix: &'a str, max: usize) -> Pages<'a> {
         Pages::new(&self.0, bucket, prefix, max)
     }
@@ -214,12 +201,6 @@ impl ObjectStorage {
             (StatusCode::OK, _) => Ok(()),
             (status, _) => broken(&format!("unexpected status {status}")),
         }
-    }
-
-    /// Checks whether the bucket exists and is visible.
-    pub async fn head_bucket(&self, bucket: &Bucket) -> Result<(), StorageError> {
-        let call = Self::bucket_request("HeadBucket", bucket, Method::HEAD);
-        self.0.send_retrying(&call).await.map(drop)
     }
 
     /// A request for the bucket itself.
@@ -327,42 +308,6 @@ impl std::fmt::Debug for ObjectStorage {
 }
 
 impl<'a> UnsignedRequest<'a> {
-    /// `/n/{namespace}/b/{bucket}/o/{object}`; the name is one segment, `/` being `%2F`.
-    fn of_object(
-        operation: &'static str,
-        object: &'a ObjectName,
-        method: Method,
-    ) -> Result<Self, StorageError> {
-        Self::of_name(operation, object, method, "o", "")
-    }
-
-    /// `/n/{namespace}/b/{bucket}/{kind}/{object}`, and a query that is encoded already.
-    fn of_name(
-        operation: &'static str,
-        object: &'a ObjectName,
-        method: Method,
-        kind: &str,
-        query: &str,
-    ) -> Result<Self, StorageError> {
-        let ObjectName { bucket, name } = object;
-        let target = format!(
-            "/n/{}/b/{}/{kind}/{}{query}",
-            strict(&bucket.namespace),
-            strict(&bucket.name),
-            strict(name)
-        );
-        let call = Self::new(operation, object, method, target).in_bucket(bucket);
-        if name.is_empty() {
-            return Err(call.error(StorageErrorKind::Invalid, "the object's name is empty"));
-        }
-        Ok(call)
-    }
-
-    fn with_header(mut self, name: HeaderName, value: &str) -> Self {
-        self.headers.push((name, value.to_owned()));
-        self
-    }
-
     /// Parses the headers of an answer without a range.
     fn head_of_whole(
         &self,

@@ -142,8 +142,8 @@ fn settings(url: &str) -> Settings {
     }
 }
 
-fn bucket() -> Bucket {
-    Bucket::new("ns", "models")
+fn bucket() -> Arc<Bucket> {
+    Arc::new(Bucket::new("ns", "models"))
 }
 
 #[tokio::test]
@@ -152,7 +152,7 @@ async fn certificate_and_session_key_become_a_token_that_requests_are_signed_wit
     let client = oracle.client().await;
     assert!(oracle.server.seen().is_empty(), "nothing is asked before the first request");
     assert_eq!(client.namespace().await.unwrap(), "ns");
-    client.head_bucket(&bucket()).await.unwrap();
+    client.head_object(&bucket().object("a"), None).await.unwrap();
     assert_eq!(oracle.asked("/v1/x509"), 1);
     let identity = client.identity().unwrap();
     assert_eq!((identity.refreshes(), identity.refresh_failures()), (1, 0));
@@ -164,11 +164,11 @@ async fn certificate_and_session_key_become_a_token_that_requests_are_signed_wit
 async fn a_401_leads_to_a_new_token_and_the_caller_does_not_notice() {
     let oracle = OracleServices::start().await;
     let client = oracle.client().await;
-    client.head_bucket(&bucket()).await.unwrap();
+    client.head_object(&bucket().object("a"), None).await.unwrap();
     // The service forgets the token, as when a dynamic group is changed.
     oracle.world.valid.lock().unwrap().0 = "revoked".into();
-    let bucket = bucket();
-    let calls = (0..8).map(|_| client.head_bucket(&bucket));
+    let object = bucket().object("a");
+    let calls = (0..8).map(|_| client.head_object(&object, None));
     assert!(futures_util::future::join_all(calls).await.iter().all(Result::is_ok));
     assert_eq!(oracle.asked("/v1/x509"), 2, "eight refusals, one refresh");
     assert_eq!(oracle.asked("/opc/v2/identity/cert.pem"), 2, "the certificate is read again");
@@ -179,9 +179,9 @@ async fn a_401_that_a_new_token_does_not_fix_is_reported() {
     let oracle = OracleServices::start().await;
     let client = oracle.client().await;
     for _ in 0..2 {
-        oracle.first("/n/ns/b/models", ScriptedAnswer::refusal(401, "NotAuthenticated"));
+        oracle.first("/n/ns/b/models/o/a", ScriptedAnswer::refusal(401, "NotAuthenticated"));
     }
-    let error = client.head_bucket(&bucket()).await.unwrap_err();
+    let error = client.head_object(&bucket().object("a"), None).await.unwrap_err();
     assert_eq!(error.kind(), StorageErrorKind::Unauthenticated);
     assert!(error.to_string().contains("dynamic group"), "{error}");
 }
@@ -242,7 +242,7 @@ async fn an_instance_that_moves_to_another_tenancy_is_not_followed() {
     let moved = pem::encode("CERTIFICATE", &der);
     oracle.first("/opc/v2/identity/cert.pem", ScriptedAnswer::new(200, moved));
     oracle.world.valid.lock().unwrap().0 = "revoked".into();
-    let error = client.head_bucket(&bucket()).await.unwrap_err();
+    let error = client.head_object(&bucket().object("a"), None).await.unwrap_err();
     assert_eq!(error.kind(), StorageErrorKind::Unauthenticated);
     assert!(error.to_string().contains("tenancy changed"), "{error}");
 }

@@ -4,7 +4,7 @@ use http::Method;
 use serde::Deserialize;
 
 use super::ObjectStorageInner;
-use super::exchange::UnsignedRequest;
+use super::request::UnsignedRequest;
 use crate::oci::answer::{PAGE_LIMIT, RawPage};
 use crate::oci::encode::strict;
 use crate::oci::error::{StorageError, StorageErrorKind};

@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 
 use super::ObjectStorage;
-use super::exchange::UnsignedRequest;
+use super::request::UnsignedRequest;
 use crate::http_error::header_text;
 use crate::oci::encode::strict;
 use crate::oci::error::{StorageError, StorageErrorKind};
