@@ -17,7 +17,7 @@ use crate::support::models::{
     BUCKET, MIB, PHI3, assert_synthetic, content_of, put, put_large, store_with_phi3,
 };
 use crate::support::proxy::{Behaviour, TestProxy};
-use crate::support::push::prepared;
+use crate::support::push::{Push, prepared};
 use crate::support::run::{end_to_end, eventually};
 use crate::support::workloads;
 
@@ -359,6 +359,33 @@ fn the_driver_reads_at_the_dedicated_host_of_a_namespace_through_its_configured_
             assert!(!files.contains(secret), "{secret:?} is in the cache");
         }
     });
+}
+
+#[tokio::test]
+async fn a_push_that_creates_its_bucket_asks_the_dedicated_host_of_the_namespace_alone() {
+    let scratch = tempfile::tempdir().unwrap();
+    let [dedicated, regional] = hosts(localstore::DEFAULT_NAMESPACE);
+    let builder = LocalStore::builder().tls(true).tls_name(&dedicated).tls_name(&regional);
+    let store = builder.start().unwrap();
+    let proxy = TestProxy::start(Behaviour::Forward, Some(store.address()));
+    let ca_file = store.ca_file().unwrap().to_str().unwrap();
+    let mut push = Push::new(scratch.path(), &store).with(&[
+        "--create-bucket",
+        "--compartment-id",
+        "ocid1.compartment.x",
+        "--region",
+        "us-ashburn-1",
+        "--ca-file",
+        ca_file,
+    ]);
+    push.access.endpoint = "dedicated".to_owned();
+    push.uri = format!("oci://{BUCKET}@{}/m/", localstore::DEFAULT_NAMESPACE);
+    push.environment.push(("HTTPS_PROXY", proxy.url()));
+    push.small_model();
+    push.succeeds().await;
+    assert_eq!(store.stats().requests_of(Operation::CreateBucket), 1, "the premise");
+    let targets: BTreeSet<String> = proxy.seen().into_iter().map(|one| one.target).collect();
+    assert_eq!(targets, [format!("{dedicated}:443")].into());
 }
 
 #[test]

@@ -78,7 +78,7 @@ impl ObjectStorageInner {
 
     /// Where a request is sent.
     async fn endpoint(&self, call: &UnsignedRequest<'_>) -> Result<Endpoint, StorageError> {
-        self.place.endpoint(call.bucket.map(|bucket| bucket.namespace.as_str())).await
+        self.place.endpoint(call.namespace).await
     }
 
     /// The proxy between this machine and an endpoint.

@@ -166,7 +166,8 @@ pub(super) async fn buckets(
         strict(compartment)
     );
     let subject = format!("namespace {namespace}");
-    let call = UnsignedRequest::new("ListBuckets", subject, Method::GET, target);
+    let call =
+        UnsignedRequest::new("ListBuckets", subject, Method::GET, target).in_namespace(namespace);
     let (_, body) = store.read_retrying(&call, LONGEST_PAGE).await?;
     let found: Vec<BucketSummary> = serde_json::from_slice(&body).map_err(|error| {
         let why = format!("the answer is not a listing: {error}");

@@ -21,6 +21,8 @@ const USER_AGENT: &str = concat!("oci-model-csi/", env!("CARGO_PKG_VERSION"));
 pub(in crate::oci) struct UnsignedRequest<'a> {
     pub(super) operation: &'static str,
     subject: String,
+    /// That of its target, if it has one: the host may depend on it.
+    pub(super) namespace: Option<&'a str>,
     pub(super) bucket: Option<&'a Bucket>,
     method: Method,
     target: String,
@@ -37,7 +39,8 @@ impl<'a> UnsignedRequest<'a> {
         target: String,
     ) -> Self {
         let subject = subject.to_string();
-        Self { operation, subject, bucket: None, method, target, headers: Vec::new(), json: None }
+        let (namespace, bucket, headers, json) = (None, None, Vec::new(), None);
+        Self { operation, subject, namespace, bucket, method, target, headers, json }
     }
 
     /// `/n/{namespace}/b/{bucket}/o/{object}`; the name is one segment, `/` being `%2F`.
@@ -71,8 +74,13 @@ impl<'a> UnsignedRequest<'a> {
         Ok(call)
     }
 
-    pub(super) fn in_bucket(mut self, bucket: &'a Bucket) -> Self {
-        self.bucket = Some(bucket);
+    pub(super) fn in_bucket(self, bucket: &'a Bucket) -> Self {
+        Self { bucket: Some(bucket), ..self.in_namespace(&bucket.namespace) }
+    }
+
+    /// About a namespace and no bucket of it.
+    pub(super) fn in_namespace(mut self, namespace: &'a str) -> Self {
+        self.namespace = Some(namespace);
         self
     }
 

@@ -203,8 +203,10 @@ impl ObjectStorage {
         compartment: &str,
     ) -> Result<bool, StorageError> {
         let target = format!("/n/{}/b", strict(&bucket.namespace));
-        let call =
-            UnsignedRequest::new("CreateBucket", bucket, Method::POST, target).with_json(&json!({
+        // In no bucket yet: what it takes to read or write its objects is no remedy here.
+        let call = UnsignedRequest::new("CreateBucket", bucket, Method::POST, target)
+            .in_namespace(&bucket.namespace)
+            .with_json(&json!({
                 "name": bucket.name,
                 "compartmentId": compartment,
                 "publicAccessType": "NoPublicAccess",
