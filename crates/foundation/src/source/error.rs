@@ -203,6 +203,12 @@ impl StorageError {
                 | StorageErrorKind::Identity
         )
     }
+
+    /// Whether the service has not said anything about the request: no answer, or that of
+    /// something else in its place. It is never a refusal.
+    pub fn is_outage(&self) -> bool {
+        self.is_transient() || self.kind() == StorageErrorKind::Protocol
+    }
 }
 
 impl fmt::Display for StorageError {

@@ -11,7 +11,7 @@ use super::*;
 use crate::oci::ObjectStorage;
 use crate::oci::sign::tests::{parameters, vectors};
 use crate::oci::test_server::{ScriptedAnswer, Seen, TestServer};
-use crate::source::{AuthMethod, Bucket, RetryPolicy};
+use crate::source::{AuthMethod, Bucket, ObjectSink as _, Replaces, RetryPolicy, UploadBody};
 use crate::text::pem;
 
 const RSA: &UnparsedParameters = &RSA_PKCS1_2048_8192_SHA256;
@@ -172,6 +172,29 @@ async fn a_401_leads_to_a_new_token_and_the_caller_does_not_notice() {
     assert!(futures_util::future::join_all(calls).await.iter().all(Result::is_ok));
     assert_eq!(oracle.asked("/v1/x509"), 2, "eight refusals, one refresh");
     assert_eq!(oracle.asked("/opc/v2/identity/cert.pem"), 2, "the certificate is read again");
+}
+
+#[tokio::test]
+async fn a_401_is_no_refusal_while_a_portal_answers_for_the_identity_service() {
+    let oracle = OracleServices::start().await;
+    let client = oracle.client().await;
+    let object = bucket().object("a");
+    client.head_object(&object, None).await.unwrap();
+    let refusal = || ScriptedAnswer::refusal(401, "NotAuthenticated");
+    let portal = || ScriptedAnswer::new(302, "").header("location", "http://portal.example/");
+    oracle.first("/n/ns/b/models/o/a", refusal());
+    oracle.first("/v1/x509", portal());
+    let error = client.head_object(&object, None).await.unwrap_err();
+    assert_eq!(error.kind(), StorageErrorKind::Protocol, "{error}");
+    assert!(error.to_string().contains("a redirect to http://portal.example/"), "{error}");
+    // The same for bytes that cannot be sent twice.
+    oracle.first("/n/ns/b/models/o/a", refusal());
+    oracle.first("/v1/x509", portal());
+    let bytes = bytes::Bytes::from_static(b"x");
+    let chunks = Box::pin(futures_util::stream::iter([Ok(bytes)]));
+    let body = UploadBody { length: 1, chunks };
+    let error = client.put(&object, body, [0; 16], &Replaces::Nothing).await.unwrap_err();
+    assert_eq!(error.kind(), StorageErrorKind::Protocol, "{error}");
 }
 
 #[tokio::test]

@@ -35,7 +35,7 @@ impl ObjectStorageInner {
         let other = match identity.invalidate(&credential).await {
             Ok(Some(other)) => other,
             Ok(None) => return self.succeeded(call, &endpoint, response).await,
-            Err(error) if error.is_transient() => return Err(error.of_identity()),
+            Err(error) if error.is_outage() => return Err(error.of_identity()),
             // The refusal is what happened; why there is no other credential belongs to it.
             Err(cause) => {
                 let refusal = self.succeeded(call, &endpoint, response).await;
@@ -67,11 +67,15 @@ impl ObjectStorageInner {
         };
         let credential = identity.credentials().await.map_err(StorageError::of_identity)?;
         let response = self.exchange(call, &endpoint, Some(&credential), Some(body)).await?;
-        if response.status() == StatusCode::UNAUTHORIZED
-            && let Ok(Some(_)) = identity.invalidate(&credential).await
-        {
-            let why = "the credential was refused, and has been replaced";
-            return Err(call.error(StorageErrorKind::Unavailable, why));
+        if response.status() == StatusCode::UNAUTHORIZED {
+            match identity.invalidate(&credential).await {
+                Ok(Some(_)) => {
+                    let why = "the credential was refused, and has been replaced";
+                    return Err(call.error(StorageErrorKind::Unavailable, why));
+                }
+                Err(error) if error.is_outage() => return Err(error.of_identity()),
+                Ok(None) | Err(_) => {}
+            }
         }
         self.succeeded(call, &endpoint, response).await
     }
