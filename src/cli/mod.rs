@@ -41,7 +41,7 @@ const AFTER_HELP: &str = "\
 Every flag but --all, --delete, --free, --move, --update and --yes, which remove or replace files, \
 can be given by an environment variable: --cache-dir is OCI_MODEL_CSI_CACHE_DIR. If a value is \
 given several times, the first of these wins: flag, OCI_MODEL_CSI_*, --config, OCI_CLI_*, the oci \
-CLI's profile.
+CLI's profile. Proxies are those of HTTPS_PROXY, HTTP_PROXY and NO_PROXY, as for curl.
 
 Exit codes: 0 success, 1 failure, 2 usage error, 3 not found, 4 not allowed, 5 verification failed, \
 6 something was left undone that the same command continues.";
