@@ -63,6 +63,7 @@ mod safetensors;
 mod scale;
 mod secrets;
 mod secrets_of_identities;
+mod several_addresses;
 mod single_flight;
 mod soak;
 mod space;

@@ -28,6 +28,7 @@ pub(crate) mod literals;
 pub(crate) mod load;
 pub(crate) mod loopfs;
 pub(crate) mod models;
+pub(crate) mod names;
 pub(crate) mod namespace;
 pub(crate) mod pod_keys;
 pub(crate) mod pods;

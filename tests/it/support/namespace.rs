@@ -28,6 +28,9 @@ pub(crate) const MAY_SKIP: &str = "OCI_MODEL_CSI_TEST_MAY_SKIP";
 const MOUNTS: &[&str] = &["--mount", "--propagation", "private"];
 const USER_AND_MOUNTS: &[&str] =
     &["--user", "--map-root-user", "--mount", "--propagation", "private"];
+const NETWORK: &[&str] = &["--net", "--mount", "--propagation", "private"];
+const USER_AND_NETWORK: &[&str] =
+    &["--user", "--map-root-user", "--net", "--mount", "--propagation", "private"];
 
 /// Runs `body` in a mount namespace of its own, in which this process may mount.
 ///
@@ -45,11 +48,24 @@ pub(crate) fn run_in_mount_namespace<F: FnOnce(&Path)>(body: F) {
 
 /// As [`run_in_mount_namespace`], with an empty directory of the disk instead of a tmpfs.
 pub(crate) fn run_with_mounts(test: &str, body: impl FnOnce(&Path)) {
+    run_in_one_of([MOUNTS, USER_AND_MOUNTS], test, body);
+}
+
+/// As [`run_with_mounts`], in a network namespace besides, whose loopback interface is up and which
+/// has no other.
+pub(crate) fn run_with_network(test: &str, body: impl FnOnce(&Path)) {
+    run_in_one_of([NETWORK, USER_AND_NETWORK], test, |scratch| {
+        let up = Command::new("ip").args(["link", "set", "lo", "up"]).status();
+        assert!(up.expect("ip of iproute2").success(), "the loopback interface is not up");
+        body(scratch);
+    });
+}
+
+fn run_in_one_of(choices: [&[&str]; 2], test: &str, body: impl FnOnce(&Path)) {
     if let Some(scratch) = env::var_os(SCRATCH).map(PathBuf::from) {
         return body(&scratch);
     }
-    let Some(namespaces) = [MOUNTS, USER_AND_MOUNTS].into_iter().find(|one| is_possible(one))
-    else {
+    let Some(namespaces) = choices.into_iter().find(|one| is_possible(one)) else {
         return skip(test);
     };
     let scratch = Scratch(tempfile::tempdir().expect("a scratch directory"));
@@ -98,6 +114,12 @@ pub(crate) fn rerun_here(test: &str, variable: &str) -> Output {
         .env(variable, "1")
         .output()
         .expect("this test binary")
+}
+
+/// Puts a file in the place of another one, for this namespace.
+pub(crate) fn replace_file(place: &str, with: &Path) {
+    let none: Option<&str> = None;
+    mount(Some(with), place, none, MsFlags::MS_BIND, none).expect("a bind mount");
 }
 
 /// A tmpfs of `size`, as in `16m`, at `directory`.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime::Builder;
 
-use super::namespace::{forward, name_of_caller, run_with_mounts};
+use super::namespace::{forward, name_of_caller, run_with_mounts, run_with_network};
 
 /// The time limit of a test, unless it sets its own.
 const LIMIT: Duration = Duration::from_secs(150);
@@ -24,12 +24,20 @@ pub(crate) fn end_to_end(body: impl AsyncFnOnce(&Path)) {
 /// As [`end_to_end`], for a test that takes long on purpose.
 pub(crate) fn end_to_end_within<F: AsyncFnOnce(&Path)>(limit: Duration, body: F) {
     let test = name_of_caller::<F>();
-    run_with_mounts(&test, |scratch| {
-        let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build();
-        runtime.expect("a runtime").block_on(async {
-            let outcome = tokio::time::timeout(limit, body(scratch)).await;
-            assert!(outcome.is_ok(), "the test was not through after {limit:?}");
-        });
+    run_with_mounts(&test, |scratch| block_on(limit, body(scratch)));
+}
+
+/// As [`end_to_end`], in a network of its own: only the loopback interface, with all ports free.
+pub(crate) fn end_to_end_in_a_network<F: AsyncFnOnce(&Path)>(body: F) {
+    let test = name_of_caller::<F>();
+    run_with_network(&test, |scratch| block_on(LIMIT, body(scratch)));
+}
+
+fn block_on(limit: Duration, body: impl Future<Output = ()>) {
+    let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    runtime.expect("a runtime").block_on(async {
+        let outcome = tokio::time::timeout(limit, body).await;
+        assert!(outcome.is_ok(), "the test was not through after {limit:?}");
     });
 }
 
