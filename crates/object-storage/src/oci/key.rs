@@ -220,6 +220,12 @@ impl KeyPair {
         Ok(signature)
     }
 
+    /// Whether both are one key.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        let public = |pair: &Self| pair.0.public_key().as_ref().to_vec();
+        Arc::ptr_eq(&self.0, &other.0) || public(self) == public(other)
+    }
+
     /// The public half as SubjectPublicKeyInfo DER.
     pub fn public_der(&self) -> Result<Vec<u8>, KeyError> {
         let der: PublicKeyX509Der<'_> =

@@ -107,6 +107,12 @@ impl Credential {
         &self.key_id
     }
 
+    /// Whether both sign alike. A token alone does not say so: where token and key are two files,
+    /// the new token may have been read beside the old key.
+    fn signs_as(&self, other: &Self) -> bool {
+        self.key_id == other.key_id && self.key.is(&other.key)
+    }
+
     /// The tenancy whose root compartment it may expect to list: that of an API key.
     pub(crate) fn listable_tenancy(&self) -> Option<&str> {
         let [tenancy, ..] = api_key_of(&self.key_id)?;
@@ -163,6 +169,14 @@ pub struct Identity(Arc<CredentialInner>);
 /// What a refresh came to. For the flight it is a value, so a failure is not remembered.
 type Refreshed = Result<Arc<Credential>, StorageError>;
 
+/// A renewal that failed while the old credential is still good.
+#[derive(Default)]
+struct OverdueRenewal {
+    failed: u32,
+    /// No request begins another one before.
+    not_before: Option<Instant>,
+}
+
 struct CredentialInner {
     source: Box<dyn CredentialSource>,
     clock: Clock,
@@ -171,6 +185,8 @@ struct CredentialInner {
     flights: Flights<(), (), Refreshed>,
     /// The last time that a refresh after a 401 did not help.
     futile: Mutex<Option<Instant>>,
+    /// The failures since the last credential, where requests renew it ahead of its end.
+    overdue: Mutex<OverdueRenewal>,
     refresher: Mutex<Option<tokio::task::JoinHandle<()>>>,
     refreshes: AtomicU64,
     failures: AtomicU64,
@@ -184,6 +200,7 @@ impl Identity {
             current: ArcSwapOption::empty(),
             flights: Flights::detached(),
             futile: Mutex::default(),
+            overdue: Mutex::default(),
             refresher: Mutex::default(),
             refreshes: AtomicU64::new(0),
             failures: AtomicU64::new(0),
@@ -211,7 +228,7 @@ impl Identity {
         seen: &Arc<Credential>,
     ) -> Result<Option<Arc<Credential>>, StorageError> {
         if let Some(current) = self.0.current.load_full()
-            && current.key_id != seen.key_id
+            && !current.signs_as(seen)
         {
             return Ok(Some(current));
         }
@@ -219,7 +236,7 @@ impl Identity {
             return Ok(None);
         }
         let fresh = self.0.refresh(Some(seen)).await?;
-        if fresh.key_id == seen.key_id {
+        if fresh.signs_as(seen) {
             self.repeat_was_futile();
             return Ok(None);
         }
@@ -277,11 +294,28 @@ impl CredentialInner {
         }
     }
 
-    /// Begins to replace a credential that is still good and has no refresh loop.
+    /// Begins to replace a credential that is still good and has no refresh loop. After a failure
+    /// it waits: each of a download's requests would ask the failing service again.
     fn renew_if_due(self: &Arc<Self>, credential: &Arc<Credential>) {
         let due = credential.lifetime.is_some_and(|life| life.refresh_at <= self.clock.now());
-        if due && !self.source.is_renewed_ahead() {
+        let waits = || lock(&self.overdue).not_before.is_some_and(|end| Instant::now() < end);
+        if due && !self.source.is_renewed_ahead() && !waits() {
             drop(self.join_refresh(Some(credential)));
+        }
+    }
+
+    /// Records a failure, after which requests do not renew a good credential for a while.
+    fn renewal_failed(&self, error: &StorageError) {
+        let failed = {
+            let mut overdue = lock(&self.overdue);
+            overdue.failed = overdue.failed.saturating_add(1);
+            let pause = REFRESH_BACKOFF.pause(overdue.failed, error.retry_after());
+            overdue.not_before = Some(Instant::now() + pause);
+            overdue.failed
+        };
+        let is_good = |credential: &Arc<Credential>| !self.has_expired(credential);
+        if self.current.load_full().as_ref().is_some_and(is_good) {
+            tracing::warn!(%error, failed, "refreshing the credential failed");
         }
     }
 
@@ -302,10 +336,14 @@ impl CredentialInner {
             Ok(credential) => {
                 self.current.store(Some(Arc::clone(credential)));
                 self.refreshes.fetch_add(1, Ordering::Relaxed);
+                *lock(&self.overdue) = OverdueRenewal::default();
                 self.ensure_refresh_loop(credential);
             }
-            Err(_) => {
+            Err(error) => {
                 self.failures.fetch_add(1, Ordering::Relaxed);
+                if !self.source.is_renewed_ahead() {
+                    self.renewal_failed(error);
+                }
             }
         }
         result

@@ -1,4 +1,5 @@
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use base64::Engine as _;
@@ -7,6 +8,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use super::*;
 use crate::oci::identity::Identity;
 use crate::oci::identity::token::REREAD;
+use crate::oci::key::KeyPair;
 use crate::oci::settings::Settings;
 use crate::oci::sign::tests::vectors;
 use crate::source::AuthMethod;
@@ -65,6 +67,25 @@ fn an_absent_or_expired_token_names_the_command_that_renews_it() {
     assert_eq!(error.kind(), StorageErrorKind::Unauthenticated);
     let text = error.to_string();
     assert!(text.contains("has expired already") && text.contains("session refresh"), "{text}");
+}
+
+#[tokio::test]
+async fn a_token_that_was_read_beside_the_old_key_is_used_with_the_new_one() {
+    let home = SessionFiles::new();
+    std::fs::write(home.path("token"), token("a", Duration::from_secs(3600))).unwrap();
+    let session = home.session();
+    let identity = Identity::new(session.clone(), session.clock);
+    // Another session was begun, and of its two files one is written.
+    let mixed = identity.credentials().await.unwrap();
+    assert!(identity.invalidate(&mixed).await.unwrap().is_none(), "nothing has changed yet");
+    let identity = Identity::new(home.session(), Clock::tokio());
+    let mixed = identity.credentials().await.unwrap();
+    let key = KeyPair::generate().unwrap();
+    std::fs::write(home.path("key.pem"), key.to_pkcs8_pem().unwrap()).unwrap();
+    let whole = identity.invalidate(&mixed).await.unwrap().expect("the new key is another one");
+    assert_eq!(whole.key_id, mixed.key_id);
+    assert!(whole.key.is(&key) && !mixed.key.is(&key));
+    assert!(Arc::ptr_eq(&identity.invalidate(&mixed).await.unwrap().unwrap(), &whole));
 }
 
 #[tokio::test(start_paused = true)]

@@ -16,6 +16,7 @@ struct Script {
     broken: AtomicUsize,
     permits: Semaphore,
     same_id: bool,
+    on_demand: bool,
 }
 
 #[derive(Clone)]
@@ -40,24 +41,35 @@ impl CredentialSource for Scripted {
         }
         .boxed()
     }
+
+    fn is_renewed_ahead(&self) -> bool {
+        !self.0.on_demand
+    }
 }
 
 fn identity(life: Duration, permits: usize) -> (Identity, Scripted) {
-    identity_with(life, permits, false)
+    identity_with(life, permits, |_| {})
 }
 
-fn identity_with(life: Duration, permits: usize, same_id: bool) -> (Identity, Scripted) {
+fn identity_with(
+    life: Duration,
+    permits: usize,
+    adapt: impl FnOnce(&mut Script),
+) -> (Identity, Scripted) {
     let pem = vectors()["private_key_pkcs8"].as_str().unwrap().to_owned();
     let clock = Clock::tokio();
-    let source = Scripted(Arc::new(Script {
+    let mut script = Script {
         key: KeyPair::from_pem(&pem, None).unwrap(),
         life,
         clock: clock.clone(),
         fetches: AtomicUsize::new(0),
         broken: AtomicUsize::new(0),
         permits: Semaphore::new(permits),
-        same_id,
-    }));
+        same_id: false,
+        on_demand: false,
+    };
+    adapt(&mut script);
+    let source = Scripted(Arc::new(script));
     (Identity::new(source.clone(), clock), source)
 }
 
@@ -128,6 +140,25 @@ async fn a_failed_refresh_keeps_the_old_credential_and_is_tried_again_with_backo
 }
 
 #[tokio::test(start_paused = true)]
+async fn requests_during_an_outage_renew_a_good_credential_only_now_and_then() {
+    let (identity, source) = identity_with(HOUR, PLENTY, |script| script.on_demand = true);
+    identity.credentials().await.unwrap();
+    source.break_next(usize::MAX);
+    tokio::time::sleep(HOUR * 2 / 3).await;
+    for _ in 0..10_000 {
+        tokio::time::sleep(Duration::from_millis(60)).await;
+        identity.credentials().await.unwrap();
+    }
+    assert!((3..200).contains(&source.fetches()), "{} in ten minutes", source.fetches());
+    source.break_next(0);
+    for _ in 0..100 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        identity.credentials().await.unwrap();
+    }
+    assert_eq!(identity.refreshes(), 2, "the next one is fetched when the service is back");
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_expired_credential_is_not_returned() {
     let (identity, source) = identity(HOUR, PLENTY);
     identity.credentials().await.unwrap();
@@ -163,7 +194,7 @@ async fn refusals_that_no_credential_fixes_do_not_refresh_again_and_again() {
 
 #[tokio::test(start_paused = true)]
 async fn a_key_that_is_the_same_after_being_read_again_is_no_other_credential() {
-    let (identity, _) = identity_with(HOUR, PLENTY, true);
+    let (identity, _) = identity_with(HOUR, PLENTY, |script| script.same_id = true);
     let seen = identity.credentials().await.unwrap();
     assert!(identity.invalidate(&seen).await.unwrap().is_none());
 }
