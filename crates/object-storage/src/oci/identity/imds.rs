@@ -34,6 +34,9 @@ pub(super) const NOT_THE_SERVICE: &str = "something else than the metadata servi
     check OCI_METADATA_BASE_URL, and that neither a proxy nor the network of the pods answers for \
     169.254.169.254";
 
+const NOT_READY: &str = "the metadata service is not ready, as after the start of an instance; if it \
+    stays so, this is no OCI instance, where instance_principal cannot work: use --auth api_key";
+
 const BUSY: &str = "the metadata service is not ready, or this node asks it too often: it is asked \
     again; if it stays so, look for another program on the node that polls it";
 
@@ -42,6 +45,8 @@ pub(crate) struct Imds {
     transport: Transport,
     base: Endpoint,
     retry: RetryPolicy,
+    /// How long the body of an answer may take.
+    slowest: Duration,
     has_answered: AtomicBool,
 }
 
@@ -58,6 +63,7 @@ impl Imds {
             transport: Transport::direct(waits, settings.ca_file().as_deref())?,
             base: Endpoint::parse(&base, "the metadata service's URL")?,
             retry: settings.retry.clone(),
+            slowest: response_head,
             has_answered: AtomicBool::new(false),
         })
     }
@@ -101,7 +107,15 @@ impl Imds {
         let response = self.transport.send(request).await.map_err(unreachable)?;
         self.has_answered.store(true, Ordering::Relaxed);
         let (parts, body) = response.into_parts();
-        let body = self.transport.read(body, LONGEST_ANSWER).await.map_err(unreachable)?;
+        let reading = self.transport.read(body, LONGEST_ANSWER);
+        let body = match tokio::time::timeout(self.slowest, reading).await {
+            Ok(read) => read.map_err(unreachable)?,
+            Err(_) => {
+                let why = format!("the answer was not complete after {:?}", self.slowest);
+                let error = StorageError::new(StorageErrorKind::Identity, attempted, why);
+                return Err(error.with_remedy(NOT_THE_SERVICE));
+            }
+        };
         if parts.status == StatusCode::OK {
             return String::from_utf8(body.to_vec()).map_err(|_| {
                 StorageError::new(StorageErrorKind::Protocol, attempted, "the answer is not text")
@@ -119,6 +133,8 @@ impl Imds {
         // Something else may listen there.
         let remedy = match kind {
             StorageErrorKind::Config => ONLY_ON_INSTANCES,
+            // Those of other clouds have no such path.
+            _ if answer.status == StatusCode::NOT_FOUND => NOT_READY,
             _ => BUSY,
         };
         Err(refused(kind, attempted, answer).with_remedy(remedy))

@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::*;
 use crate::oci::ObjectStorage;
 use crate::oci::sign::tests::{parameters, vectors};
-use crate::oci::test_server::{ScriptedAnswer, Seen, TestServer};
+use crate::oci::test_server::{AfterCut, ScriptedAnswer, Seen, TestServer};
 use crate::source::{AuthMethod, Bucket, ObjectSink as _, Replaces, RetryPolicy, UploadBody};
 use crate::text::pem;
 
@@ -278,6 +278,20 @@ async fn where_there_is_no_metadata_service_the_error_says_that_this_is_no_insta
         assert_eq!(error.kind(), StorageErrorKind::Identity);
         assert!(error.to_string().contains("on OCI compute instances only"), "{error}");
     }
+}
+
+#[tokio::test]
+async fn a_metadata_service_that_stops_in_an_answer_is_asked_again_soon() {
+    let oracle = OracleServices::start().await;
+    let stuck = ScriptedAnswer::new(200, "-----BEGIN").cut(3, AfterCut::Hang);
+    oracle.first("/opc/v2/identity/cert.pem", stuck);
+    let mut settings = settings(&oracle.server.url);
+    settings.endpoint = Some(oracle.server.url.clone());
+    settings.timeouts.response_head = Duration::from_secs(1);
+    let client = ObjectStorage::connect(settings).await.unwrap();
+    let soon = Duration::from_secs(15);
+    tokio::time::timeout(soon, client.namespace()).await.expect("it waits for seconds").unwrap();
+    assert_eq!(oracle.asked("/opc/v2/identity/cert.pem"), 2);
 }
 
 #[tokio::test]

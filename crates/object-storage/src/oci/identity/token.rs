@@ -92,7 +92,10 @@ impl Lifetime {
         now: SystemTime,
         theirs: Option<SystemTime>,
     ) -> Result<Self, &'static str> {
-        let payload = jwt.split('.').nth(1).ok_or("the token is not a JWT")?;
+        let is_of_jwt = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | '=');
+        // With a line break or a quote in it, no request could be sent.
+        let payload = jwt.split('.').nth(1).filter(|_| jwt.chars().all(is_of_jwt));
+        let payload = payload.ok_or("the token is not a JWT")?;
         let json = URL_SAFE_NO_PAD
             .decode(payload.trim_end_matches('='))
             .map_err(|_| "the token's payload is not base64url")?;
@@ -144,7 +147,11 @@ mod tests {
 
     #[test]
     fn a_malformed_or_expired_token_is_refused() {
-        for token in ["", "x", "e30.!!.x", &jwt("{}"), &jwt(r#"{"exp":1000}"#)] {
+        let good = jwt(r#"{"exp":4600}"#);
+        assert!(Lifetime::of_jwt(&good, at(1000), None).is_ok());
+        let [broken, twice] = [format!("{good}\""), format!("{good}\n{good}")];
+        let short = [jwt("{}"), jwt(r#"{"exp":1000}"#)];
+        for token in ["", "x", "e30.!!.x", &short[0], &short[1], &broken, &twice] {
             assert!(Lifetime::of_jwt(token, at(1000), None).is_err(), "{token}");
         }
     }
