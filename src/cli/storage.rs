@@ -194,12 +194,16 @@ impl StorageArgs {
         default_auth: AuthMethod,
         metrics: &Arc<Metrics>,
     ) -> Result<SourceSettings> {
-        let auth = match (&self.auth, config) {
-            (Some(flag), _) => flag.parse::<AuthMethod>().map_err(as_invalid)?,
-            (None, Some(config)) => config.auth,
-            (None, None) => default_auth,
-        };
-        let mut settings = Settings::new(auth);
+        let mut settings = Settings::new(default_auth);
+        match (&self.auth, config) {
+            (Some(flag), _) => settings.auth = flag.parse().map_err(as_invalid)?,
+            (None, Some(config)) => settings.auth = config.auth,
+            // The variable replaces the default of a command, as in the oci CLI.
+            (None, None) if settings.environment.get("OCI_CLI_AUTH").is_some() => {
+                settings.auth = AuthMethod::Auto;
+            }
+            (None, None) => {}
+        }
         let region = self.region.as_deref().filter(|text| !text.trim().is_empty());
         settings.region = match region {
             Some(flag) => Some(flag.parse().map_err(as_invalid)?),

@@ -140,8 +140,7 @@ impl Attempt {
         self
     }
 
-    /// Runs it and checks that it ends as the table says of this set-up.
-    async fn ends_as_documented(self, setup: &str) {
+    async fn fetch(&self) -> Fetched {
         let mut command = self.access.command("fetch");
         command
             .args(&self.arguments)
@@ -149,7 +148,12 @@ impl Attempt {
             .arg(self.scratch.path().join("model"))
             .env("HOME", self.scratch.path())
             .envs(self.environment.iter().map(|(name, value)| (name, value)));
-        let fetched = Fetched::of(command.spawn().unwrap()).await;
+        Fetched::of(command.spawn().unwrap()).await
+    }
+
+    /// Runs it and checks that it ends as the table says of this set-up.
+    async fn ends_as_documented(self, setup: &str) {
+        let fetched = self.fetch().await;
         let rows = table("docs/identities.md", SETUPS);
         let row = rows.iter().find(|row| row[0] == setup);
         let row = row.unwrap_or_else(|| panic!("docs/identities.md has no set-up {setup:?}"));
@@ -335,6 +339,32 @@ async fn a_bad_service_account_names_what_to_correct() {
     );
     let revoked = Attempt::of_good_account().with(Action::status(401), Some(Operation::List));
     revoked.ends_as_documented("a cluster of another tenancy").await;
+}
+
+#[tokio::test]
+async fn the_oci_clis_variable_replaces_the_default_and_gives_way_to_flag_and_own_variable() {
+    let unsigned = [("OCI_CLI_AUTH", "none")];
+    let own = [("OCI_CLI_AUTH", "none"), ("OCI_MODEL_CSI_AUTH", "api_key")];
+    let misspelt = [("OCI_CLI_AUTH", "apikey")];
+    let session = [("OCI_CLI_AUTH", "security_token"), ("OCI_CLI_PROFILE", "SESSION")];
+    for (flag, variables, code, said) in [
+        (None, &[][..], 0, ""),
+        (None, &unsigned[..], 4, "the request was not signed"),
+        (None, &own[..], 0, ""),
+        (Some("api_key"), &unsigned[..], 0, ""),
+        (None, &session[..], 0, ""),
+        (None, &misspelt[..], 2, "it must be one of auto, api_key"),
+    ] {
+        let mut attempt = Attempt::of("api_key");
+        attempt.arguments.drain(..2);
+        attempt.arguments.extend(flag.iter().flat_map(|flag| ["--auth", *flag]).map(str::to_owned));
+        for (name, value) in variables {
+            attempt = attempt.with_variable(name, value);
+        }
+        let fetched = attempt.fetch().await;
+        assert_eq!(fetched.code, code, "{flag:?} {variables:?}: {}", fetched.stderr);
+        assert!(fetched.stderr.contains(said), "{flag:?} {variables:?}: {}", fetched.stderr);
+    }
 }
 
 #[test]

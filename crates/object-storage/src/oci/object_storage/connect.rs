@@ -34,7 +34,7 @@ impl ObjectStorage {
             .await
             .map_err(|error| StorageError::config("preparing the client", error.to_string()))??;
         if let Some(identity) = inner.identity.as_ref().filter(|_| inner.load_at_once) {
-            identity.credentials().await?;
+            identity.credentials().await.map_err(|error| inner.of_chosen(error))?;
         }
         Ok(Self(Arc::new(inner)))
     }
@@ -178,6 +178,20 @@ fn prepare(settings: Settings, clock: Clock) -> Result<ObjectStorageInner, Stora
     })
 }
 
+impl ObjectStorageInner {
+    /// The error of a credential. Where the identity was not configured, it says which one was
+    /// chosen and why, since its user did not name it.
+    pub(super) fn of_chosen(&self, error: StorageError) -> StorageError {
+        let Some(why) = &self.chosen else { return error };
+        let chosen = format!("{} was chosen because {why}", self.method);
+        let remedy = match error.remedy() {
+            Some(remedy) => format!("{remedy}; {chosen}"),
+            None => chosen,
+        };
+        error.with_remedy(remedy)
+    }
+}
+
 /// The method, and why it was chosen unless it is configured.
 fn resolve_auto(
     settings: &Settings,
@@ -188,7 +202,11 @@ fn resolve_auto(
     }
     match settings.environment.get("OCI_CLI_AUTH").map(str::parse).transpose()? {
         None | Some(AuthMethod::Auto) => {}
-        Some(method) => return Ok((method, Some("OCI_CLI_AUTH says so".to_owned()))),
+        Some(method) => {
+            let why = "OCI_CLI_AUTH says so".to_owned();
+            tracing::info!(%method, %why, "chose an identity");
+            return Ok((method, Some(why)));
+        }
     }
     let file = profile.path();
     let file = file.display();

@@ -1,5 +1,7 @@
 //! A request and its answer: 401, repetition, what was attempted.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use http::{HeaderMap, Response, StatusCode};
 use hyper::body::Incoming;
@@ -8,7 +10,7 @@ use super::ObjectStorageInner;
 use super::request::{Authority, UnsignedRequest};
 use crate::oci::endpoint::Endpoint;
 use crate::oci::error::{StorageError, StorageErrorKind, unanswered};
-use crate::oci::identity::Credential;
+use crate::oci::identity::{Credential, Identity};
 use crate::source::UploadBody;
 use crate::transport::Proxy;
 
@@ -27,7 +29,7 @@ impl ObjectStorageInner {
             let response = self.exchange(call, &endpoint, None, None).await?;
             return self.succeeded(call, &endpoint, response).await;
         };
-        let credential = identity.credentials().await.map_err(StorageError::of_identity)?;
+        let credential = self.credential_of(identity).await?;
         let response = self.exchange(call, &endpoint, Some(&credential), None).await?;
         if response.status() != StatusCode::UNAUTHORIZED {
             return self.succeeded(call, &endpoint, response).await;
@@ -65,7 +67,7 @@ impl ObjectStorageInner {
             let response = self.exchange(call, &endpoint, None, Some(body)).await?;
             return self.succeeded(call, &endpoint, response).await;
         };
-        let credential = identity.credentials().await.map_err(StorageError::of_identity)?;
+        let credential = self.credential_of(identity).await?;
         let response = self.exchange(call, &endpoint, Some(&credential), Some(body)).await?;
         if response.status() == StatusCode::UNAUTHORIZED {
             match identity.invalidate(&credential).await {
@@ -78,6 +80,11 @@ impl ObjectStorageInner {
             }
         }
         self.succeeded(call, &endpoint, response).await
+    }
+
+    async fn credential_of(&self, identity: &Identity) -> Result<Arc<Credential>, StorageError> {
+        let credential = identity.credentials().await;
+        credential.map_err(|error| self.of_chosen(error).of_identity())
     }
 
     /// Where a request is sent.

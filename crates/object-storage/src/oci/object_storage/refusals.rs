@@ -10,7 +10,6 @@ use crate::oci::clock::skew_remedy;
 use crate::oci::endpoint::Endpoint;
 use crate::oci::error::{StorageError, proxy_login_remedy, refused, storage_kind};
 use crate::oci::identity::own_account::ServiceAccount;
-use crate::source::{AuthMethod, PodPrincipal};
 use crate::text::excerpt;
 
 /// What to do about a redirect: Object Storage sends none.
@@ -31,7 +30,7 @@ impl ObjectStorageInner {
         let kind = storage_kind(&answer);
         let remedy = match answer.meaning() {
             HttpMeaning::Unauthenticated => skew_remedy(now, &parts.headers, "Object Storage")
-                .or_else(|| Some(self.unauthenticated_remedy())),
+                .or_else(|| Some(self.reader().unauthenticated())),
             HttpMeaning::LoginRequired => Some(self.login_remedy(&parts.headers, endpoint)),
             _ if answer.redirect.is_some() => Some(REDIRECTED.to_owned()),
             _ => {
@@ -70,45 +69,6 @@ impl ObjectStorageInner {
     /// The service account of this process, where that sends the requests.
     pub(in crate::oci) fn own_account(&self) -> Option<ServiceAccount> {
         self.own_account.as_ref().map(|own| own.name())
-    }
-
-    fn unauthenticated_remedy(&self) -> String {
-        if let Some(account) = self.own_account() {
-            return format!("the cluster of {account} has to be of this tenancy");
-        }
-        match &self.principal {
-            _ if self.par.is_some() => {
-                return "check that the pre-authenticated request still exists, has not expired, and \
-                        permits this: the key par of the Secret, or --par-file, has its URL"
-                    .to_owned();
-            }
-            Some(PodPrincipal::Account(workload)) => {
-                return format!("the cluster of {workload} has to be of this tenancy");
-            }
-            Some(PodPrincipal::ApiKey(key)) => {
-                return format!(
-                    "check that user, tenancy and key of the volume's Secret belong together, and \
-                     that the key {} still is one of this user's API keys",
-                    key.fingerprint
-                );
-            }
-            Some(PodPrincipal::Par(_)) | None => {}
-        }
-        let remedy = match self.method {
-            AuthMethod::None => {
-                "the request was not signed: choose another --auth, or make the bucket public"
-            }
-            AuthMethod::SecurityToken => {
-                "the session was ended, or is of another tenancy or key: begin another with `oci \
-                 session authenticate`, and check security_token_file and key_file of the profile"
-            }
-            AuthMethod::ResourcePrincipal => {
-                "the resource principal's token was revoked, or is of another tenancy or key: \
-                 restart the process, whose platform sets it"
-            }
-            _ => "check that the key or the dynamic group still exists in this tenancy and region",
-        };
-        remedy.to_owned()
     }
 }
 

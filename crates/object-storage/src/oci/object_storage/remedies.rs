@@ -36,6 +36,46 @@ impl Reader<'_> {
         }
     }
 
+    /// What to do about a 401 that is not the clock's fault.
+    pub(super) fn unauthenticated(&self) -> String {
+        if let Some(account) = &self.own_account {
+            return format!("the cluster of {account} has to be of this tenancy");
+        }
+        match self.principal {
+            _ if self.has_par => {
+                return "check that the pre-authenticated request still exists, has not expired, and \
+                        permits this: the key par of the Secret, or --par-file, has its URL"
+                    .to_owned();
+            }
+            Some(PodPrincipal::Account(workload)) => {
+                return format!("the cluster of {workload} has to be of this tenancy");
+            }
+            Some(PodPrincipal::ApiKey(key)) => {
+                return format!(
+                    "check that user, tenancy and key of the volume's Secret belong together, and \
+                     that the key {} still is one of this user's API keys",
+                    key.fingerprint
+                );
+            }
+            Some(PodPrincipal::Par(_)) | None => {}
+        }
+        let remedy = match self.method {
+            AuthMethod::None => {
+                "the request was not signed: choose another --auth, or make the bucket public"
+            }
+            AuthMethod::SecurityToken => {
+                "the session was ended, or is of another tenancy or key: begin another with `oci \
+                 session authenticate`, and check security_token_file and key_file of the profile"
+            }
+            AuthMethod::ResourcePrincipal => {
+                "the resource principal's token was revoked, or is of another tenancy or key: \
+                 restart the process, whose platform sets it"
+            }
+            _ => "check that the key or the dynamic group still exists in this tenancy and region",
+        };
+        remedy.to_owned()
+    }
+
     /// The policy statement that lets a command write to a bucket.
     fn statement_for_writing(&self, bucket: &str) -> String {
         match self.method {

@@ -579,6 +579,8 @@ async fn auto_is_the_variable_then_a_configured_key_then_the_instance() {
     let resource = [home, ("OCI_RESOURCE_PRINCIPAL_VERSION", "2.2")];
     let missing = connect(&resource).await.unwrap_err().to_string();
     assert!(missing.contains("OCI_RESOURCE_PRINCIPAL_RPST is not set"), "{missing}");
+    let chosen = "resource_principal was chosen because ";
+    assert!(missing.contains(chosen), "who did not name it has to know: {missing}");
     let cluster = ("KUBERNETES_SERVICE_HOST", "10.96.0.1");
     let pod = connect(&[home, resource[1], cluster]).await.unwrap();
     assert_eq!(pod.method(), AuthMethod::OkeWorkloadIdentity);
