@@ -5,11 +5,11 @@ use std::path::Path;
 
 use bytesize::ByteSize;
 
-use crate::cache::{CacheDisk, CacheLimits, CacheOptions, Layout};
+use crate::cache::{CacheDisk, CacheLimits, CacheOptions, KeepRevisions, Layout};
 use crate::config::{Amount, Config, Percent};
 use crate::error::Result;
-use crate::manage::PrefetchModel;
 use crate::metrics::Metrics;
+use crate::model::NamespaceName;
 use crate::socket::SocketEndpoint;
 
 /// Options of the cache; `dir` overrides the configured directory.
@@ -40,10 +40,16 @@ pub(super) fn options(
         idle_ttl: config.cache.idle_ttl,
         max_models: config.download.max_models,
         abandon_after: config.download.abandon_after,
-        // Until the labels of the node are known, all may be its own.
-        keep_revisions: config.prefetch.iter().filter_map(PrefetchModel::kept).collect(),
+        keep_revisions: kept(config),
         dir,
     })
+}
+
+/// The revisions to keep. Until the labels of the node are known, all entries may be its own.
+fn kept(config: &Config) -> Vec<KeepRevisions> {
+    let own = config.object_storage.namespace.as_deref();
+    let own = own.and_then(|name| NamespaceName::parse(name).ok());
+    config.prefetch.iter().filter_map(|model| model.kept(own.as_ref())).collect()
 }
 
 /// The limits of a cache on this disk.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::cache::KeepRevisions;
-use crate::model::{ModelKey, ModelRequest, ModelUri};
+use crate::model::{ModelKey, ModelRequest, ModelUri, NamespaceName};
 
 /// A model that nodes download ahead of time.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,10 +20,14 @@ pub struct PrefetchModel {
 }
 
 impl PrefetchModel {
-    /// Which revisions of it stay; `None` if it has no such wish.
-    pub fn kept(&self) -> Option<KeepRevisions> {
+    /// Which revisions of it stay; `None` if it has no such wish. An entry without a namespace
+    /// means `own`, that of the driver's tenancy. Until that is known, revisions of this bucket and
+    /// prefix stay whatever their namespace, so that none goes too early.
+    pub fn kept(&self, own: Option<&NamespaceName>) -> Option<KeepRevisions> {
         let revisions = self.keep_revisions?;
-        Some(KeepRevisions { uri: self.uri.clone(), revisions })
+        let mut uri = self.uri.clone();
+        uri.namespace = uri.namespace.or_else(|| own.cloned());
+        Some(KeepRevisions { uri, revisions })
     }
 
     /// The request for the model.

@@ -22,7 +22,7 @@ use super::prefetch_list::{PrefetchEntry, PrefetchModel, PrefetchState};
 use super::{Manager, ignore_progress};
 use crate::cache::KeepRevisions;
 use crate::error::Result;
-use crate::model::{ModelKey, ModelRequest};
+use crate::model::{ModelKey, ModelRequest, NamespaceName};
 use crate::node::{NodeLabels, NodeSelection, OwnLabels};
 use crate::random;
 use crate::retry::Backoff;
@@ -118,7 +118,9 @@ impl Manager {
             let (list, labels) = selectors.now();
             scheduled = merge(scheduled, &list, &labels, random::up_to(spread));
             spread = CHANGE_SPREAD;
-            self.0.cache.keep_revisions(kept(&list, &labels));
+            // Known after the first entry that needs it, with which this loop runs again.
+            let own = self.0.remote.as_ref().and_then(|remote| remote.resolver.known_namespace());
+            self.0.cache.keep_revisions(kept(&list, &labels, own.as_ref()));
             self.0.prefetch_queue.update(&scheduled);
             let Some(next) = next(&mut scheduled) else {
                 selectors.changed().await;
@@ -272,11 +274,15 @@ fn merge(
 }
 
 /// The revisions that stay on this node. While its labels are unknown, those of every entry.
-fn kept(list: &[PrefetchModel], labels: &NodeLabels) -> Vec<KeepRevisions> {
+fn kept(
+    list: &[PrefetchModel],
+    labels: &NodeLabels,
+    own: Option<&NamespaceName>,
+) -> Vec<KeepRevisions> {
     let may_be_here = |model: &&PrefetchModel| {
         labels.selection(&model.node_selector) != NodeSelection::NotSelected
     };
-    list.iter().filter(may_be_here).filter_map(PrefetchModel::kept).collect()
+    list.iter().filter(may_be_here).filter_map(|model| model.kept(own)).collect()
 }
 
 /// The next entry: the first one that is due, or else the one that is due soonest.

@@ -134,13 +134,23 @@ async fn revisions_are_kept_where_the_entry_applies_or_might() {
     let gpu = keeping(model("gpu", &[("pool", "gpu")]));
     let list = [gpu.clone(), keeping(model("all", &[])), model("none", &[])];
     let prefixes = |labels: &NodeLabels| -> Vec<String> {
-        kept(&list, labels).into_iter().map(|kept| kept.uri.to_string()).collect()
+        kept(&list, labels, None).into_iter().map(|kept| kept.uri.to_string()).collect()
     };
     let both = ["oci://b/gpu/", "oci://b/all/"];
     assert_eq!(prefixes(&NodeLabels::Unread), both);
     assert_eq!(prefixes(&NodeLabels::Unknown("why".to_owned())), both);
     assert_eq!(prefixes(&known(&[("pool", "gpu")])), both);
     assert_eq!(prefixes(&known(&[])), ["oci://b/all/"]);
+    // An entry without a namespace means the driver's own, once that is known.
+    let own = NamespaceName::parse("mytenancy").unwrap();
+    let theirs = ModelUri::parse("oci://b@theirs/all/").unwrap();
+    let listed = [list[1].clone(), PrefetchModel { uri: theirs, ..list[1].clone() }];
+    let uris = |own| -> Vec<String> {
+        let kept = kept(&listed, &NodeLabels::Unread, own);
+        kept.into_iter().map(|kept| kept.uri.to_string()).collect()
+    };
+    assert_eq!(uris(Some(&own)), ["oci://b@mytenancy/all/", "oci://b@theirs/all/"]);
+    assert_eq!(uris(None), ["oci://b/all/", "oci://b@theirs/all/"]);
     // Another number of revisions is no new download.
     let mut scheduled = at_once(Vec::new(), &list[1..2]);
     scheduled[0].record(Some(Ok(key())));

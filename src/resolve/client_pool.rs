@@ -172,6 +172,11 @@ impl ClientPool {
         NamespaceName::parse(&self.namer(caller).await?.namespace().await?)
     }
 
+    /// The own namespace, if it was looked up already or is configured.
+    pub(super) fn known_namespace(&self) -> Option<NamespaceName> {
+        NamespaceName::parse(self.0.own.known_namespace()?).ok()
+    }
+
     /// The client that knows the own namespace. If pods use their own identities, the driver has
     /// none to ask with. The key of a pod is never asked: a key of another tenancy would decide
     /// which bucket the rules and the cache mean.

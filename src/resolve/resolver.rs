@@ -175,6 +175,11 @@ impl Resolver {
         self.0.pool.namespace_for(caller).await
     }
 
+    /// The namespace of the driver's own tenancy, once it is known.
+    pub(crate) fn known_namespace(&self) -> Option<NamespaceName> {
+        self.0.pool.known_namespace()
+    }
+
     /// Whether only a pod's own identity may read the request's bucket.
     ///
     /// # Errors

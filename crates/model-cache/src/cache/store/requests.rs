@@ -21,7 +21,7 @@ pub const MAX_KEPT_REVISIONS: usize = 16;
 /// How many revisions of a model the administrator wants to keep.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeepRevisions {
-    /// The model. Without a namespace, the bucket's name alone decides.
+    /// The model. Without a namespace, which is not known yet, that of the bucket is not compared.
     pub uri: ModelUri,
     /// How many, the newest included; 1 to [`MAX_KEPT_REVISIONS`].
     pub revisions: usize,
