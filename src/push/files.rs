@@ -261,7 +261,11 @@ impl Walk<'_> {
             } else if below.is_empty() && own == FETCH_STATE {
                 self.problem(&name, "is of a fetch that was interrupted: complete or remove it");
             } else if kind.is_dir() {
-                self.directory(&entry.path(), &format!("{name}/"), is_utf8)?;
+                let name = format!("{name}/");
+                // What is left out need not be readable, nor small.
+                if !self.selection.leaves_out(&name)? {
+                    self.directory(&entry.path(), &name, is_utf8)?;
+                }
             } else if self.selection.has(&name)? {
                 self.file(&entry.path(), name, is_utf8);
             }

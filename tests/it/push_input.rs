@@ -179,6 +179,9 @@ async fn files_and_directories_that_may_not_be_read_are_all_named_before_anythin
         assert_failed(&refused, 1, &[&named]);
     }
     assert_eq!(store.stats().requests.len(), 0);
+    // What is left out is not even listed.
+    let report = push.clone().with(&["--exclude", "locked-*, tokenizer/"]).succeeds().await.json();
+    assert_eq!(report["warnings"].as_array().map(Vec::len), Some(0), "{report}");
     let readable = Permissions::from_mode(0o700);
     fs::set_permissions(push.directory.join("tokenizer"), readable).unwrap();
     push.with(&["--exclude", "locked-*"]).succeeds().await;

@@ -34,6 +34,14 @@ pub(super) struct Matcher {
     reached: Vec<u64>,
 }
 
+/// Which names with a given beginning a pattern matches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NamesBelow {
+    All,
+    Some,
+    None,
+}
+
 impl Matcher {
     pub(super) fn new(tokens: &[PatternToken]) -> Self {
         let plain: Vec<&PatternToken> =
@@ -70,6 +78,27 @@ impl Matcher {
     /// Whether the whole name matches, in at most `left` steps, which are
     /// subtracted; `None` when they do not suffice. A step is one word for one character.
     pub(super) fn compare(&mut self, name: &str, left: &mut u64) -> Option<bool> {
+        Some(self.advance(name, left)? && self.is_at_end())
+    }
+
+    /// Which of the names that are longer than this beginning of theirs match, in as many steps.
+    pub(super) fn compare_beginning(&mut self, name: &str, left: &mut u64) -> Option<NamesBelow> {
+        if !self.advance(name, left)? {
+            return Some(NamesBelow::None);
+        }
+        if has(&self.stays, self.end) {
+            // Whatever follows, the star at the end takes it.
+            return Some(if self.is_at_end() { NamesBelow::All } else { NamesBelow::Some });
+        }
+        if self.is_at_end() {
+            self.reached[self.end / WORD] &= !(1 << (self.end % WORD));
+        }
+        let is_open = self.reached.iter().any(|word| *word != 0);
+        Some(if is_open { NamesBelow::Some } else { NamesBelow::None })
+    }
+
+    /// Takes all characters; whether any position is left.
+    fn advance(&mut self, name: &str, left: &mut u64) -> Option<bool> {
         self.reached.fill(0);
         self.reached[0] = 1;
         let words = u64::try_from(self.words).unwrap_or(u64::MAX);
@@ -79,7 +108,11 @@ impl Matcher {
                 return Some(false);
             }
         }
-        Some(self.reached[self.end / WORD] >> (self.end % WORD) & 1 == 1)
+        Some(true)
+    }
+
+    fn is_at_end(&self) -> bool {
+        has(&self.reached, self.end)
     }
 
     /// Advances by one character; returns whether any position is left.
@@ -108,4 +141,8 @@ fn borders_of((low, high): (char, char)) -> impl Iterator<Item = char> {
 
 fn set(words: &mut [u64], bit: usize) {
     words[bit / WORD] |= 1 << (bit % WORD);
+}
+
+fn has(words: &[u64], bit: usize) -> bool {
+    words[bit / WORD] >> (bit % WORD) & 1 == 1
 }

@@ -3,7 +3,7 @@
 //! which `!` gives the complement and `^` is literal. Beyond the oci CLI, a
 //! pattern that ends in `/` selects what is in that directory.
 
-use super::matcher::Matcher;
+use super::matcher::{Matcher, NamesBelow};
 use super::{Warning, WarningKind};
 use crate::error::{Error, Result, is_invisible};
 use crate::text::shown;
@@ -295,6 +295,13 @@ fn check_list(text: &str) -> Result<()> {
     Ok(())
 }
 
+fn too_long() -> Error {
+    Error::invalid(
+        "comparing include and exclude with the names below the prefix takes too long: write fewer \
+         and shorter patterns, or name a longer prefix",
+    )
+}
+
 /// What filters select of one listing. The author of the patterns may have
 /// written the names too, and must not keep a core busy for hours.
 #[derive(Debug)]
@@ -315,12 +322,35 @@ impl NameSelection {
         if self.include.is_empty() && self.exclude.is_empty() {
             return Ok(true);
         }
-        self.compare(name).ok_or_else(|| {
-            Error::invalid(
-                "comparing include and exclude with the names below the prefix takes too long: \
-                 write fewer and shorter patterns, or name a longer prefix",
-            )
-        })
+        self.compare(name).ok_or_else(too_long)
+    }
+
+    /// Whether `exclude` leaves out all that is in a directory, whose name ends with a slash. Its
+    /// names need not be known then: each pattern that can match one of them counts as matched.
+    ///
+    /// # Errors
+    /// As [`NameSelection::has`].
+    pub fn leaves_out(&mut self, directory: &str) -> Result<bool> {
+        self.compare_below(directory).ok_or_else(too_long)
+    }
+
+    fn compare_below(&mut self, directory: &str) -> Option<bool> {
+        let left = &mut self.left;
+        let mut below = Vec::new();
+        for pattern in &mut self.exclude {
+            below.push(pattern.compare_beginning(directory, left)?);
+        }
+        if !below.contains(&NamesBelow::All) {
+            return Some(false);
+        }
+        let mut of_include = Vec::new();
+        for pattern in &mut self.include {
+            of_include.push(pattern.compare_beginning(directory, left)?);
+        }
+        for (matched, below) in self.matched.iter_mut().zip(of_include.iter().chain(&below)) {
+            *matched |= *below != NamesBelow::None;
+        }
+        Some(true)
     }
 
     fn compare(&mut self, name: &str) -> Option<bool> {

@@ -109,6 +109,48 @@ fn a_pattern_that_matched_nothing_is_a_warning_with_what_was_meant() {
 }
 
 #[test]
+fn a_directory_is_left_out_where_exclude_matches_all_that_can_be_in_it() {
+    for (exclude, directory, left_out) in [
+        ("original/", "original/", true),
+        ("original/", "original/deeper/", true),
+        ("*/blobs/", "models--a--b/blobs/", true),
+        ("ori*", "original/", true),
+        ("*", "original/", true),
+        ("original/", "originals/", false),
+        ("original", "original/", false),
+        ("original/*.pth", "original/", false),
+        ("*.pth", "original/", false),
+        ("blobs/", "sub/blobs/", false),
+        ("original/?*", "original/", false),
+    ] {
+        let filters = Filters::parse(None, Some(exclude)).unwrap();
+        let found = filters.selection().leaves_out(directory).unwrap();
+        assert_eq!(found, left_out, "{exclude} for {directory}");
+    }
+    let everything = Filters::parse(Some("*.json"), None).unwrap();
+    assert!(!everything.selection().leaves_out("original/").unwrap());
+}
+
+#[test]
+fn a_pattern_that_can_match_in_a_directory_that_is_left_out_is_no_warning() {
+    let filters =
+        Filters::parse(Some("*.json, weights/*"), Some("original/, original/x, other/, x"))
+            .unwrap();
+    let mut selection = filters.selection();
+    assert!(selection.leaves_out("original/").unwrap());
+    let text = filters.unmatched(&selection).unwrap().text;
+    for (pattern, is_named) in [
+        ("*.json", false),
+        ("original/", false),
+        ("original/x", false),
+        ("weights/*", true),
+        ("x", true),
+    ] {
+        assert_eq!(text.contains(&format!("\"{pattern}\" of")), is_named, "{pattern}: {text}");
+    }
+}
+
+#[test]
 fn a_directory_with_and_without_its_star_is_one_request() {
     let text = |list| Filters::parse(None, Some(list)).unwrap().canonical();
     assert_eq!(text("original/"), text("original/*"));
@@ -219,6 +261,20 @@ proptest! {
         let advised = Pattern::advised_for(&name).unwrap();
         let filters = Filters::parse(None, Some(&advised)).unwrap();
         prop_assert!(!filters.selection().has(&name).unwrap(), "{} for {:?}", advised, name);
+    }
+
+    #[test]
+    fn no_name_in_a_directory_that_is_left_out_is_selected(
+        exclude in "[ab*?/]{1,6}", directory in "[ab]{1,3}/", rest in "[ab/]{1,5}"
+    ) {
+        let Ok(filters) = Filters::parse(None, Some(&exclude)) else { return Ok(()) };
+        let mut selection = filters.selection();
+        if selection.leaves_out(&directory).unwrap() {
+            let name = directory + &rest;
+            prop_assert!(!selection.has(&name).unwrap(), "{}", name);
+        } else {
+            prop_assert!(exclude != directory && exclude != "*", "{} keeps {}", exclude, directory);
+        }
     }
 
     #[test]
