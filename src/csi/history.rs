@@ -1,6 +1,7 @@
 //! What the driver remembers of its calls, for the node's administrator: those that failed
 //! within the last hour, and whether kubelet has called at all.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
@@ -14,8 +15,8 @@ use crate::text::shown;
 /// How long a failure is remembered.
 const REMEMBERED: Duration = Duration::from_secs(60 * 60);
 
-/// How many failures are remembered, one for each method, code, volume and pod. Those of the
-/// longest ago are forgotten first.
+/// How many failures are remembered, one for each method, code, volume and pod. The namespace that
+/// has the most forgets its oldest one first.
 const MOST: usize = 64;
 
 /// How kubelet's ids of inline volumes begin, one for each pod (its `makeVolumeHandle`).
@@ -61,6 +62,13 @@ pub struct FailedCall {
     pub last: u64,
     /// Whether a later call for the volume succeeded.
     pub succeeded_later: bool,
+}
+
+impl FailedCall {
+    /// The Kubernetes namespace of the pod. Calls that name no pod have none, and are as one tenant.
+    pub(crate) fn namespace(&self) -> Option<&str> {
+        Some(self.pod.as_deref()?.split('/').next().unwrap_or_default())
+    }
 }
 
 impl Default for CallHistory {
@@ -135,11 +143,6 @@ impl CallHistory {
             known.succeeded_later = false;
             return;
         }
-        if calls.len() >= MOST
-            && let Some((oldest, _)) = calls.iter().enumerate().min_by_key(|(_, call)| call.last)
-        {
-            calls.swap_remove(oldest);
-        }
         calls.push(FailedCall {
             method: method.to_owned(),
             code: code.to_owned(),
@@ -151,6 +154,25 @@ impl CallHistory {
             last: now,
             succeeded_later: false,
         });
+        if calls.len() > MOST {
+            forget_one(calls);
+        }
+    }
+}
+
+/// Forgets the oldest failure of the namespace that has the most of them, so that a namespace whose
+/// pods fail without end keeps the failures of others. Among equals it is the oldest of all.
+fn forget_one(calls: &mut Vec<FailedCall>) {
+    let mut sizes = HashMap::<Option<&str>, usize>::new();
+    for call in &*calls {
+        *sizes.entry(call.namespace()).or_default() += 1;
+    }
+    let largest = sizes.values().copied().max().unwrap_or_default();
+    let of_largest = |call: &FailedCall| sizes.get(&call.namespace()) == Some(&largest);
+    let numbered = calls.iter().enumerate().filter(|(_, call)| of_largest(call));
+    let oldest = numbered.min_by_key(|(_, call)| call.last).map(|(at, _)| at);
+    if let Some(oldest) = oldest {
+        calls.remove(oldest);
     }
 }
 
@@ -161,6 +183,8 @@ fn seconds(time: SystemTime) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     fn fail(history: &CallHistory, code: Code, volume: &str) {
@@ -219,6 +243,58 @@ mod tests {
         assert_eq!(found.len(), MOST);
         let bytes: usize = found.iter().map(|call| call.message.len() + call.volume.len()).sum();
         assert!(bytes < MOST * 1024, "{bytes} bytes");
+    }
+
+    fn fail_in(history: &CallHistory, namespace: &str, n: usize) {
+        let pod = format!("{namespace}/{n}");
+        let subject = (&*format!("csi-{namespace}-{n}"), Some(&*pod));
+        history.record_failure("NodePublishVolume", Code::NotFound, "no bucket", subject);
+    }
+
+    /// How many failures of each namespace are remembered.
+    fn remembered(history: &CallHistory) -> BTreeMap<String, usize> {
+        let mut sizes = BTreeMap::new();
+        for call in history.failures() {
+            *sizes.entry(call.namespace().unwrap_or("-").to_owned()).or_default() += 1;
+        }
+        sizes
+    }
+
+    #[test]
+    fn the_failing_pods_of_one_namespace_push_out_none_of_another() {
+        let history = CallHistory::default();
+        fail_in(&history, "quiet", 0);
+        fail_in(&history, "quiet", 1);
+        // A claim's volume, whose unpublish names no pod.
+        history.record_failure("NodeUnpublishVolume", Code::Internal, "busy", ("pvc-1", None));
+        for n in 0..10 * MOST {
+            fail_in(&history, "loud", n);
+        }
+        let sizes = remembered(&history);
+        assert_eq!((sizes["quiet"], sizes["-"], sizes["loud"]), (2, 1, MOST - 3));
+        let latest = format!("loud/{}", 10 * MOST - 1);
+        let pods: Vec<_> = history.failures().into_iter().filter_map(|call| call.pod).collect();
+        assert!(pods.contains(&latest), "its newest failure is remembered");
+
+        // Another one that comes later gets its share, and no more.
+        for n in 0..10 * MOST {
+            fail_in(&history, "late", n);
+        }
+        let sizes = remembered(&history);
+        assert_eq!((sizes["quiet"], sizes["-"]), (2, 1));
+        assert!(sizes["late"].abs_diff(sizes["loud"]) <= 1, "{sizes:?}");
+    }
+
+    #[test]
+    fn more_namespaces_than_places_keep_the_newest_failures() {
+        let history = CallHistory::default();
+        for n in 0..3 * MOST {
+            fail_in(&history, &format!("team-{n}"), 0);
+        }
+        let sizes = remembered(&history);
+        assert_eq!(sizes.len(), MOST);
+        assert!(sizes.contains_key(&format!("team-{}", 3 * MOST - 1)), "{sizes:?}");
+        assert!(!sizes.contains_key("team-0"), "{sizes:?}");
     }
 
     #[test]

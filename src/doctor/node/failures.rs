@@ -1,5 +1,6 @@
 //! Calls that failed within the last hour, as the driver remembers them.
 
+use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
 use super::system::age;
@@ -11,7 +12,8 @@ use crate::text::shown;
 /// kubelet retries at least every two minutes: after this it has given up, or the pod is gone.
 const RECENT: Duration = Duration::from_secs(5 * 60);
 
-/// How many kinds of failures have a line of their own.
+/// How many kinds of failures have a line of their own: the newest ones, in turns of the namespaces
+/// of their pods.
 const KINDS: usize = 10;
 
 /// Failures with one method, code and message.
@@ -25,26 +27,9 @@ struct FailureKind<'a> {
 /// One finding for each kind of failure whose volumes do not work yet, and one for the others.
 pub(super) fn examine(failures: &[FailedCall], now: SystemTime) -> Vec<Finding> {
     let (mended, open): (Vec<_>, Vec<_>) = failures.iter().partition(|call| call.succeeded_later);
-    let mut kinds: Vec<FailureKind<'_>> = Vec::new();
-    for call in open {
-        let is_same = |kind: &FailureKind<'_>| {
-            let one = kind.call;
-            (&one.method, &one.code, &one.message) == (&call.method, &call.code, &call.message)
-        };
-        match kinds.iter().position(is_same) {
-            Some(at) => {
-                kinds[at].count += call.count;
-                kinds[at].volumes += 1;
-                kinds[at].last = kinds[at].last.max(call.last);
-            }
-            None => {
-                kinds.push(FailureKind { call, count: call.count, volumes: 1, last: call.last });
-            }
-        }
-    }
-    kinds.sort_by_key(|kind| std::cmp::Reverse(kind.last));
+    let kinds = kinds_of(&open);
     let mut findings: Vec<Finding> =
-        kinds.iter().take(KINDS).map(|kind| kind.finding(now)).collect();
+        in_turns(&kinds).into_iter().map(|kind| kind.finding(now)).collect();
     if kinds.len() > KINDS {
         let more = counted(kinds.len() - KINDS, "other kind");
         findings.push(Finding::warning(
@@ -65,6 +50,46 @@ pub(super) fn examine(failures: &[FailedCall], now: SystemTime) -> Vec<Finding> 
         findings.push(Finding::fine(CheckId::Failures, text));
     }
     findings
+}
+
+/// The kinds of failures, the newest first.
+fn kinds_of<'a>(open: &[&'a FailedCall]) -> Vec<FailureKind<'a>> {
+    let mut kinds: Vec<FailureKind<'a>> = Vec::new();
+    for &call in open {
+        let is_same = |kind: &FailureKind<'_>| {
+            let one = kind.call;
+            (&one.method, &one.code, &one.message) == (&call.method, &call.code, &call.message)
+        };
+        match kinds.iter().position(is_same) {
+            Some(at) => {
+                kinds[at].count += call.count;
+                kinds[at].volumes += 1;
+                kinds[at].last = kinds[at].last.max(call.last);
+            }
+            None => {
+                kinds.push(FailureKind { call, count: call.count, volumes: 1, last: call.last });
+            }
+        }
+    }
+    kinds.sort_by_key(|kind| std::cmp::Reverse(kind.last));
+    kinds
+}
+
+/// Those that get a line: the newest one of each namespace, then the second one of each, as far as
+/// there are lines. So many failing pods of one namespace hide none of another.
+fn in_turns<'a, 'b>(kinds: &'b [FailureKind<'a>]) -> Vec<&'b FailureKind<'a>> {
+    let mut seen = HashMap::<Option<&str>, usize>::new();
+    let mut ranked: Vec<(usize, &FailureKind<'a>)> = Vec::new();
+    for kind in kinds {
+        let rank = seen.entry(kind.call.namespace()).or_default();
+        ranked.push((*rank, kind));
+        *rank += 1;
+    }
+    // Those of one rank stay in their order, the newest first.
+    ranked.sort_by_key(|(rank, _)| *rank);
+    let mut chosen: Vec<_> = ranked.into_iter().take(KINDS).map(|(_, kind)| kind).collect();
+    chosen.sort_by_key(|kind| std::cmp::Reverse(kind.last));
+    chosen
 }
 
 impl FailureKind<'_> {
@@ -150,5 +175,16 @@ mod tests {
         let found = found(&calls);
         assert_eq!(found.len(), KINDS + 1);
         assert!(found[KINDS].what.starts_with("30 other kinds"), "{:?}", found[KINDS]);
+    }
+
+    #[test]
+    fn many_failures_of_one_namespace_hide_none_of_another() {
+        let mut calls: Vec<_> = (0..40).map(|n| failed("a", &format!("message {n}"), n)).collect();
+        let other = failed("b", "the prefix is empty", 1800);
+        calls.push(FailedCall { pod: Some("other/b".to_owned()), ..other });
+        let found = found(&calls);
+        assert_eq!(found.len(), KINDS + 1);
+        assert!(found[0].what.contains("message 0"), "the newest first: {:?}", found[0]);
+        assert!(found[KINDS - 1].what.contains("the prefix is empty"), "{found:?}");
     }
 }
