@@ -64,8 +64,13 @@ pub(super) fn processor(
 fn trusted(settings: &TraceSettings) -> Result<ClientTlsConfig> {
     let tls = ClientTlsConfig::new();
     let Some(file) = &settings.certificate_file else { return Ok(tls.with_enabled_roots()) };
-    let pem = fs::read(file)
+    let pem = fs::read_to_string(file)
         .map_err(|error| Error::io("reading the file of OTEL_EXPORTER_OTLP_CERTIFICATE", &error))?;
+    // The library takes such a file for an empty list, with which each export fails.
+    if !pem.contains("-----BEGIN CERTIFICATE-----") {
+        let text = "the file of OTEL_EXPORTER_OTLP_CERTIFICATE has no certificate in PEM";
+        return Err(Error::invalid(text));
+    }
     Ok(tls.ca_certificate(Certificate::from_pem(pem)))
 }
 

@@ -1,9 +1,10 @@
-//! No credential appears in the log, an error or a metric, or is written to disk.
+//! No credential appears in the log, an error, a metric or a span, or is written to disk.
 
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
+use crate::support::collector::Collector;
 use crate::support::driver::{Driver, Setup};
 use crate::support::kubelet::Volume;
 use crate::support::models::{BUCKET, PHI3, put};
@@ -33,8 +34,14 @@ enum Who {
 const PASSPHRASE: &str = "pods-own-passphrase-77d1";
 
 /// Everything that goes right and wrong once, with every log line there is.
-async fn live(scratch: &Path, store: &LocalStore, who: Who) -> (Driver, String) {
+async fn live(
+    scratch: &Path,
+    store: &LocalStore,
+    collector: &Collector,
+    who: Who,
+) -> (Driver, String) {
     let mut setup = Setup::new(scratch, store);
+    setup.environment.extend(collector.environment());
     match who {
         Who::ApiKey => {}
         Who::Instance => setup = setup.with_instance_principal(store),
@@ -126,7 +133,8 @@ async fn assert_discreet(scratch: &Path, who: Who) {
     for name in ["config.json", "tokenizer/vocab.txt", "model.safetensors"] {
         put(&store, name, name);
     }
-    let (mut driver, output) = live(scratch, &store, who).await;
+    let collector = Collector::start().await;
+    let (mut driver, output) = live(scratch, &store, &collector, who).await;
     let exchanged = store.stats().requests_of(Operation::WorkloadIdentity) > 0;
     assert_eq!(exchanged, who == Who::Pod, "the premise: the pod's token is used");
     // The lines of the key file, whose marks alone a log could leave out.
@@ -143,6 +151,8 @@ async fn assert_discreet(scratch: &Path, who: Who) {
     // A running driver has a socket in the cache, which is neither file nor directory.
     driver.terminate().await;
     driver.ended().await;
+    assert!(collector.traces("publish volume").len() > 3, "the premise: traces are exported");
+    assert_no_secret("spans", &collector.text(), &secrets);
     assert_no_secret("the cache", &text_below(&driver.setup.cache), &secrets);
     let lease = &driver.in_cache("leases")[0];
     let lease = fs::read_to_string(driver.setup.cache.join("leases").join(lease)).unwrap();

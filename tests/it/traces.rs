@@ -280,3 +280,79 @@ fn a_stop_exports_the_last_spans() {
         assert_eq!(collector.traces(ROOT).len(), 1);
     });
 }
+
+#[test]
+fn no_span_has_the_credential_of_a_pre_authenticated_request() {
+    end_to_end(async |scratch| {
+        let (store, collector) = (store_with_phi3(), Collector::start().await);
+        let driver = driver_with(scratch, &store, collector.environment()).await;
+        // An administrator who takes such a URL for the name of a volume, and a pod's author who
+        // copies a part of one. Names of volumes are cut short in spans.
+        let whole =
+            "https://objectstorage.us-ashburn-1.oraclecloud.com/p/s3cret-of-par/n/mytenancy/b/x/o/";
+        let (host, rest) = ("host".repeat(12), "x".repeat(64));
+        let long = format!("https://mytenancy.{host}/p/s3cret-of-par{rest}/n/");
+        let filtered = [PHI3.as_slice(), &[("exclude", "*/p/s3cret-of-par/n/none")]].concat();
+        let kubelet = driver.kubelet();
+        kubelet.persistent(whole, "1", &filtered).publish().await.unwrap();
+        kubelet.persistent(&long, "2", &filtered).publish().await.unwrap();
+        let traces = collector.until(ROOT, 2).await;
+        let of = |end: &str| {
+            let volume = |trace: &Trace| attributes(&trace.span(ROOT).attributes)["volume"].clone();
+            traces.iter().find(|trace| volume(trace).ends_with(end)).expect(end)
+        };
+        of("hosthost/p/…");
+        let published = of("oraclecloud.com/p/…/n/mytenancy/b/x/o/");
+        let lines = published.spans.iter().flat_map(|(_, span)| &span.events);
+        let texts: Vec<String> =
+            lines.flat_map(|line| attributes(&line.attributes).into_values()).collect();
+        let warned = texts.iter().any(|text| text.contains("\"*/p/…/n/none\" of exclude"));
+        assert!(warned, "the premise: the log quotes the pattern: {texts:?}");
+        assert!(!collector.text().contains("s3cret-of-par"), "{}", collector.text());
+        assert!(!driver.log().contains("s3cret-of-par"), "{}", driver.log());
+    });
+}
+
+#[test]
+fn a_collector_is_reached_over_https_with_a_certificate_that_is_trusted_and_with_no_other() {
+    end_to_end(async |scratch| {
+        let store = store_with_phi3();
+        let other = scratch.join("other");
+        std::fs::create_dir(&other).unwrap();
+        let collector = Collector::start_with_tls(scratch, "localhost").await;
+        let trusted = collector.environment();
+        let driver = driver_with(&scratch.join("trusted"), &store, trusted.clone()).await;
+        driver.kubelet().inline("1", &PHI3).publish().await.unwrap();
+        collector.until(ROOT, 1).await;
+        assert!(!driver.log().contains("exporting spans of traces failed"), "{}", driver.log());
+
+        let misnamed = Collector::start_with_tls(&other, "collector.example").await;
+        // Only the system's certificates, of which the machine may have none.
+        let system = ("SSL_CERT_FILE", other.join("collector.example.pem").display().to_string());
+        let untrusted = vec![trusted[0].clone(), trusted[1].clone(), system];
+        for (what, environment) in [("untrusted", untrusted), ("misnamed", misnamed.environment())]
+        {
+            let driver = driver_with(&scratch.join(what), &store, environment).await;
+            driver.kubelet().inline("1", &PHI3).publish().await.unwrap();
+            eventually(what, SOON, async || {
+                driver.log().contains("exporting spans of traces failed").then_some(())
+            })
+            .await;
+            let failed = driver.metric("trace_spans_total{result=\"failed\"}").await;
+            assert!(failed > 0, "{what}");
+        }
+        assert_eq!((collector.traces(ROOT).len(), misnamed.traces(ROOT).len()), (1, 0));
+
+        let empty = scratch.join("empty.pem");
+        std::fs::write(&empty, "no certificate").unwrap();
+        for (what, file) in [("missing", scratch.join("none.pem")), ("empty", empty)] {
+            let mut environment = trusted.clone();
+            environment[2].1 = file.display().to_string();
+            let driver = driver_with(&scratch.join(what), &store, environment).await;
+            driver.kubelet().inline("1", &PHI3).publish().await.unwrap();
+            let log = driver.log();
+            assert!(log.contains("no traces are exported"), "{what}: {log}");
+            assert!(log.contains("OTEL_EXPORTER_OTLP_CERTIFICATE"), "{what}: {log}");
+        }
+    });
+}

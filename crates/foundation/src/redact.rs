@@ -13,7 +13,7 @@ pub fn has_par(text: &str) -> bool {
 }
 
 /// The same text without the credentials of pre-authenticated requests: the path segment after
-/// `/p/`, where `/n/` follows it.
+/// `/p/`, where `/n/` follows it, or where it is in a URL of the web, which may have been cut short.
 pub fn without_pars(text: &str) -> Option<String> {
     let mut hidden = String::new();
     let mut done = 0;
@@ -25,14 +25,26 @@ pub fn without_pars(text: &str) -> Option<String> {
     (done > 0).then(|| hidden + &text[done..])
 }
 
-/// The places of the segments between `/p/` and `/n/`.
+/// The places of the segments after `/p/` that are credentials.
 fn tokens(text: &str) -> impl Iterator<Item = (usize, usize)> {
-    let starts = text.match_indices("/p/").map(|(at, mark)| at + mark.len());
-    starts.filter_map(|start| {
-        let length = text[start..].find('/').filter(|length| *length > 0)?;
-        let end = start + length;
-        text[end..].starts_with("/n/").then_some((start, end))
+    let starts = text.match_indices("/p/").map(|(at, mark)| (at, at + mark.len()));
+    starts.filter_map(|(before, start)| {
+        let is_end = |c: char| c == '/' || ends_url(c);
+        let end = text[start..].find(is_end).map_or(text.len(), |length| start + length);
+        let is_token = text[end..].starts_with("/n/") || is_in_url(&text[..before]);
+        (end > start && is_token).then_some((start, end))
     })
+}
+
+/// What no URL has, and what text has around one.
+fn ends_url(c: char) -> bool {
+    c.is_whitespace() || "\"'`<>\\".contains(c)
+}
+
+/// Whether a text ends within a URL of the web.
+fn is_in_url(before: &str) -> bool {
+    let word = before.rsplit(ends_url).next().unwrap_or_default();
+    word.contains("http://") || word.contains("https://")
 }
 
 /// Whether the rest begins as the path of objects in a bucket.
@@ -73,7 +85,21 @@ mod tests {
         let expected = URL.replace("s3cret", "…");
         assert_eq!(shown, format!("a {expected} b {expected}"));
         assert_eq!(without_pars("models/p/x/y/z"), None);
+        assert_eq!(without_pars("see https://h/ and models/p/x/y/z"), None);
         let twice = without_pars("/p/s3cret/n/p/s3cret/n/").unwrap();
         assert!(!twice.contains("s3cret"), "{twice}");
+    }
+
+    #[test]
+    fn a_url_that_was_cut_short_has_no_part_of_its_credential() {
+        for (text, expected) in [
+            ("https://h/p/s3cr", "https://h/p/…"),
+            ("volume=\"https://h/p/s3cr…\" x", "volume=\"https://h/p/…\" x"),
+            ("https://h/p/s3cret/n", "https://h/p/…/n"),
+            ("to http://h:80/p/s3cret and on", "to http://h:80/p/… and on"),
+            ("https://h/p/", ""),
+        ] {
+            assert_eq!(without_pars(text).unwrap_or_default(), expected, "{text}");
+        }
     }
 }

@@ -2,7 +2,9 @@
 //! the trees of its spans.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -14,8 +16,9 @@ use opentelemetry_proto::tonic::collector::trace::v1::{
 };
 use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue, any_value::Value};
 use opentelemetry_proto::tonic::trace::v1::Span;
+use rcgen::{CertificateParams, KeyPair};
 use tokio_stream::wrappers::TcpListenerStream;
-use tonic::transport::Server;
+use tonic::transport::{Identity, Server, ServerTlsConfig};
 use tonic::{Request, Response, Status};
 
 use super::run::eventually;
@@ -27,6 +30,8 @@ const SOON: Duration = Duration::from_secs(30);
 #[derive(Debug, Clone)]
 pub(crate) struct Collector {
     pub(crate) address: SocketAddr,
+    /// The certificate to trust, of one that speaks TLS.
+    certificate: Option<PathBuf>,
     state: Arc<Mutex<State>>,
 }
 
@@ -48,21 +53,49 @@ pub(crate) struct Trace {
 
 impl Collector {
     pub(crate) async fn start() -> Self {
+        Self::serve(Server::builder(), None).await
+    }
+
+    /// A collector that speaks TLS under this name, with a certificate of its own in `scratch`.
+    pub(crate) async fn start_with_tls(scratch: &Path, name: &str) -> Self {
+        let key = KeyPair::generate().expect("a key");
+        let certificate = CertificateParams::new([name.to_owned()]).expect("a name");
+        let certificate = certificate.self_signed(&key).expect("a certificate").pem();
+        let file = scratch.join(format!("{name}.pem"));
+        fs::write(&file, &certificate).expect("the certificate's file");
+        let identity = Identity::from_pem(certificate, key.serialize_pem());
+        let tls = ServerTlsConfig::new().identity(identity);
+        Self::serve(Server::builder().tls_config(tls).expect("TLS"), Some(file)).await
+    }
+
+    async fn serve(mut server: Server, certificate: Option<PathBuf>) -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("its address");
-        let collector = Self { address, state: Arc::default() };
-        let service = TraceServiceServer::new(collector.clone());
-        let serving = Server::builder().add_service(service);
+        let collector = Self { address, certificate, state: Arc::default() };
+        let serving = server.add_service(TraceServiceServer::new(collector.clone()));
         tokio::spawn(serving.serve_with_incoming(TcpListenerStream::new(listener)));
         collector
     }
 
     /// The variables of a driver that exports to this collector at once.
     pub(crate) fn environment(&self) -> Vec<(&'static str, String)> {
-        vec![
-            ("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{}", self.address)),
+        let port = self.address.port();
+        let endpoint = match &self.certificate {
+            Some(_) => format!("https://localhost:{port}"),
+            None => format!("http://{}", self.address),
+        };
+        let mut variables = vec![
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint),
             ("OTEL_BSP_SCHEDULE_DELAY", "50".to_owned()),
-        ]
+        ];
+        let file = self.certificate.iter().map(|file| file.display().to_string());
+        variables.extend(file.map(|file| ("OTEL_EXPORTER_OTLP_CERTIFICATE", file)));
+        variables
+    }
+
+    /// All that has arrived, as text.
+    pub(crate) fn text(&self) -> String {
+        format!("{:#?}", self.state().spans)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
