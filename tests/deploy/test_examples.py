@@ -9,6 +9,7 @@ import yaml
 
 EXAMPLES = REPOSITORY / "deploy/examples"
 DRIVER = "oci-model-csi.dev"
+NODES = (REPOSITORY / "docs/nodes.md").read_text()
 
 
 # Manifests for an API server; values for the chart are `.yml`.
@@ -27,6 +28,21 @@ def pod_specs():
             yield name, one["spec"]
         if one["kind"] in ("Deployment", "DaemonSet"):
             yield name, one["spec"]["template"]["spec"]
+
+
+def pod_specs_of_pages():
+    """Deployments and InferenceServices in the blocks of the pages."""
+    for path in sorted((REPOSITORY / "docs").glob("*.md")):
+        for block in re.findall(r"```yaml\n(.*?)```", path.read_text(), re.DOTALL):
+            for one in yaml.safe_load_all(block):
+                if not isinstance(one, dict):
+                    continue
+                spec = one.get("spec", {})
+                if one.get("kind") == "Deployment" and "containers" in spec.get("template", {}).get("spec", {}):
+                    yield path.name, spec["template"]["spec"]
+                if one.get("kind") == "InferenceService":
+                    predictor = spec["predictor"]
+                    yield path.name, {"containers": [predictor.get("model")], **predictor}
 
 
 def code(text):
@@ -82,6 +98,19 @@ def test_every_mount_has_a_volume_and_every_volume_a_mount():
         assert mounted == {volume["name"] for volume in spec["volumes"]}, name
 
 
+def test_every_pod_with_a_gpu_tolerates_the_taint_of_gpu_nodes_in_the_one_documented_form():
+    expected = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+    assert yaml.safe_load(re.search(r"```yaml\n(tolerations:.*?)```", NODES, re.DOTALL)[1]) == {"tolerations": expected}
+    seen = 0
+    for name, spec in [*pod_specs(), *pod_specs_of_pages()]:
+        if "nvidia.com/gpu" in str([one.get("resources") for one in spec["containers"]]) or name == "prefetch-pool.yaml":
+            assert spec.get("tolerations") == expected, name
+            seen += 1
+        else:
+            assert "tolerations" not in spec, name
+    assert seen >= 11
+
+
 def test_the_values_for_new_nodes_prefetch_models_and_remove_the_taint():
     path = EXAMPLES / "prefetch-values.yml"
     found = chart("--values", BASE, "--values", path)
@@ -91,7 +120,7 @@ def test_the_values_for_new_nodes_prefetch_models_and_remove_the_taint():
     assert "--model-labels=32" in arguments
     assert not any(one.startswith("--startup-taint") for one in arguments), "the driver's default, which takes it off"
     taint = re.search(r"--register-with-taints=(\S+)=:NoSchedule", path.read_text())[1]
-    assert f"{taint}:NoSchedule" in (REPOSITORY / "docs/nodes.md").read_text()
+    assert f"{taint}:NoSchedule" in NODES
 
 
 def test_examples_are_what_users_run():
