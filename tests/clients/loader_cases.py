@@ -93,10 +93,38 @@ def onnx_external(model):
     return onnx_matrix(model / "onnx/model.onnx")
 
 
+def onnx_by_hand(model):
+    """As `onnx_external`, with the function of docs/loaders.md."""
+    return onnx_tensors(load_onnx(model / "onnx/model.onnx"))
+
+
+def load_onnx(path):
+    import onnx
+    from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+    directory = Path(path).resolve().parent
+    model = onnx.load(path, load_external_data=False)
+    for tensor in model.graph.initializer:
+        if uses_external_data(tensor):
+            data = ExternalDataInfo(tensor)
+            file = (directory / data.location).resolve()
+            if not file.is_relative_to(directory):
+                raise ValueError(f"{tensor.name} is outside of {directory}")
+            with open(file, "rb") as opened:
+                opened.seek(data.offset or 0)
+                tensor.raw_data = opened.read(-1 if data.length is None else data.length)
+            tensor.data_location = onnx.TensorProto.DEFAULT
+            del tensor.external_data[:]
+    return model
+
+
 def onnx_matrix(path):
     import onnx
+    return onnx_tensors(onnx.load(path))
+
+
+def onnx_tensors(loaded):
+    import onnx
     from onnx import numpy_helper
-    loaded = onnx.load(path)
     onnx.checker.check_model(loaded)
     [tensor] = loaded.graph.initializer
     return digests({tensor.name: numpy_helper.to_array(tensor)})
@@ -152,6 +180,7 @@ CASES = {
     "ONNX, onnx.load": onnx_inside,
     "ONNX with external data, onnx.load": onnx_external,
     "ONNX with external data, onnx.load of a copy": onnx_copied,
+    "ONNX with external data, load_onnx (below)": onnx_by_hand,
     "ONNX with external data, onnxruntime": onnxruntime_session,
     "tokenizer.json, tokenizers": tokenizer_file,
     "config.json and tokenizer.json, transformers": transformers_auto,

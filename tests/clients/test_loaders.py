@@ -1,6 +1,7 @@
 """Models in all formats, opened from volumes by the libraries that read these formats."""
 
 import http.server
+import inspect
 import re
 import threading
 
@@ -10,7 +11,7 @@ import loader_models as models
 from conftest import REPOSITORY, read_tree
 from container import UNPRIVILEGED, container
 from driver import in_one_mount_namespace
-from loader_cases import CASES, digest, tokenizer_file
+from loader_cases import CASES, digest, load_onnx, tokenizer_file
 from loader_volumes import PLACES, Mounted, listing, push
 
 DOCUMENT = REPOSITORY / "docs/loaders.md"
@@ -242,6 +243,15 @@ def test_a_snapshot_of_a_hub_cache_is_pushed_as_its_files(request):
     push(mounted.store, mounted.snapshot, "oci://b/snapshot/")
     target = mounted.driver.publish("of-a-snapshot", bucket="b", prefix="snapshot/")
     assert read_tree(target) == read_tree(mounted.files)
+
+
+def test_the_documented_function_is_the_one_that_was_tried():
+    [documented] = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.S)
+    imports, function = documented.split("\n\n\n")
+    # Each case imports its own library.
+    lines = inspect.getsource(load_onnx).splitlines(keepends=True)
+    assert "".join(line for line in lines if "import" not in line) == function
+    assert {line.strip() for line in lines if "import" in line} < set(imports.splitlines())
 
 
 def test_the_documented_table_has_every_case_with_its_result():
