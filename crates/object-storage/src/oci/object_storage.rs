@@ -307,7 +307,7 @@ impl std::fmt::Debug for ObjectStorage {
     }
 }
 
-impl<'a> UnsignedRequest<'a> {
+impl UnsignedRequest<'_> {
     /// Parses the headers of an answer without a range.
     fn head_of_whole(
         &self,
