@@ -1,24 +1,26 @@
 //! API keys that pods present in the Secrets of their volumes.
 //!
 //! Reading a key takes time, and its author may have made it as slow as possible: so few are read
-//! at once, off the reactor, each only once, and what it may cost is limited
-//! ([`KeyCost::OF_PODS`]). What was read is kept as long as the pod's calls use it.
+//! at once, off the reactor, those of a Kubernetes namespace one after the other ([`KeyTurns`]),
+//! and what a key may cost is limited ([`KeyCost::OF_PODS`]). What was read is kept as long as the
+//! pod's calls use it.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, Weak};
 
 use aws_lc_rs::digest::{Context, SHA256};
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, ready};
-use tokio::sync::Semaphore;
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 
 use super::recently_used::RecentlyUsed;
-use super::{Credential, CredentialSource, Identity};
+use super::{Credential, CredentialSource, Identity, lock};
 use crate::oci::clock::Clock;
 use crate::oci::error::{StorageError, StorageErrorKind};
 use crate::oci::key::{KeyCost, KeyError, KeyPair, hex};
 use crate::source::{ApiKeySecret, PodKey};
 
-/// Keys that are read at once.
+/// Keys that are read at once, each of another namespace.
 const AT_ONCE: usize = 2;
 
 /// What was attempted, in errors.
@@ -32,7 +34,24 @@ const CONVERT: &str = "convert it: openssl pkcs8 -topk8 -v2 aes-256-cbc -in OLD.
 pub(crate) struct PodKeys {
     /// By the digest of the whole Secret, so that a wrong passphrase does not find a key.
     known: RecentlyUsed<[u8; 32], LoadedKey>,
-    turns: Arc<Semaphore>,
+    turns: KeyTurns,
+}
+
+/// Turns for reading keys, by Kubernetes namespace; cheap to clone.
+///
+/// A namespace reads one key or waits for one place at a time, in the order of arrival. So one with
+/// many slow keys delays another by the key that it reads, and takes its next turn after that.
+#[derive(Clone)]
+struct KeyTurns {
+    places: Arc<Semaphore>,
+    /// Of the namespaces that read or wait.
+    queues: Arc<Mutex<HashMap<String, Weak<Semaphore>>>>,
+}
+
+/// A turn; it ends when it is dropped, its place first.
+struct KeyTurn {
+    _place: OwnedSemaphorePermit,
+    _queue: OwnedSemaphorePermit,
 }
 
 /// A key that was read, or why it cannot be used.
@@ -40,7 +59,7 @@ type LoadedKey = Result<(Identity, PodKey), StorageError>;
 
 impl PodKeys {
     pub(crate) fn new() -> Self {
-        Self { known: RecentlyUsed::default(), turns: Arc::new(Semaphore::new(AT_ONCE)) }
+        Self { known: RecentlyUsed::default(), turns: KeyTurns::new() }
     }
 
     /// The identity of a pod's key, and what distinguishes it from others.
@@ -56,7 +75,7 @@ impl PodKeys {
         let id = digest_of(secret);
         let loaded = match self.known.get(&id) {
             Some(loaded) => loaded,
-            None => self.load(id, secret, clock).await?,
+            None => self.load(id, namespace, secret, clock).await?,
         };
         let (identity, key) = loaded?;
         Ok((identity, PodKey { namespace: namespace.to_owned(), ..key }))
@@ -65,23 +84,50 @@ impl PodKeys {
     async fn load(
         &self,
         id: [u8; 32],
+        namespace: &str,
         secret: &ApiKeySecret,
         clock: &Clock,
     ) -> Result<LoadedKey, StorageError> {
         let ended = |why: String| StorageError::new(StorageErrorKind::Unavailable, READING, why);
-        let turn = Arc::clone(&self.turns).acquire_owned().await;
-        let turn = turn.map_err(|error| ended(error.to_string()))?;
+        let turn = self.turns.enter(namespace).await.map_err(|error| ended(error.to_string()))?;
         // Another call may have read it while this one waited.
         if let Some(loaded) = self.known.get(&id) {
             return Ok(loaded);
         }
-        let (secret, clock) = (secret.clone(), clock.clone());
+        let (secret, clock, known) = (secret.clone(), clock.clone(), self.known.clone());
+        let namespace = namespace.to_owned();
         let loading = tokio::task::spawn_blocking(move || {
             let _turn = turn;
-            load(&secret, clock)
+            let loaded = load(&secret, clock);
+            // Here, since the call may have gone away: its next one finds the key.
+            known.get_or_insert_of(&namespace, &id, || loaded)
         });
-        let loaded = loading.await.map_err(|error| ended(error.to_string()))?;
-        Ok(self.known.get_or_insert_with(&id, || loaded))
+        loading.await.map_err(|error| ended(error.to_string()))
+    }
+}
+
+impl KeyTurns {
+    fn new() -> Self {
+        Self { places: Arc::new(Semaphore::new(AT_ONCE)), queues: Arc::default() }
+    }
+
+    /// Waits for a turn. Cancellation safe: a caller that leaves loses its turn.
+    async fn enter(&self, namespace: &str) -> Result<KeyTurn, AcquireError> {
+        let queue = self.queue_of(namespace).acquire_owned().await?;
+        let place = Arc::clone(&self.places).acquire_owned().await?;
+        Ok(KeyTurn { _place: place, _queue: queue })
+    }
+
+    /// The queue of a namespace. Those without a reader or waiter are dropped.
+    fn queue_of(&self, namespace: &str) -> Arc<Semaphore> {
+        let mut queues = lock(&self.queues);
+        queues.retain(|_, queue| queue.strong_count() > 0);
+        let known = queues.get(namespace).and_then(Weak::upgrade);
+        known.unwrap_or_else(|| {
+            let queue = Arc::new(Semaphore::new(1));
+            queues.insert(namespace.to_owned(), Arc::downgrade(&queue));
+            queue
+        })
     }
 }
 

@@ -1,5 +1,7 @@
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
+
 use super::*;
 use crate::oci::sign::tests::vectors;
 use crate::text::pem;
@@ -108,4 +110,39 @@ async fn a_key_that_is_made_to_be_slow_is_refused_at_once() {
     let loading = tokio::time::timeout(Duration::from_secs(30), of(&keys, &slow));
     let error = loading.await.expect("minutes of PBKDF2").unwrap_err();
     assert!(error.to_string().contains("takes 90000000 iterations"), "{error}");
+}
+
+#[tokio::test]
+async fn a_namespace_with_many_keys_delays_another_by_no_more_than_the_key_that_it_reads() {
+    let turns = KeyTurns::new();
+    let mut loud: Vec<_> = (0..50).map(|_| turns.enter("loud").boxed()).collect();
+    let mut reading: Vec<_> = loud.iter_mut().filter_map(FutureExt::now_or_never).collect();
+    assert_eq!(reading.len(), 1, "its own keys wait for each other");
+    let quiet = turns.enter("quiet").now_or_never();
+    assert!(quiet.is_some(), "a place is free for another one");
+    let mut third = turns.enter("third").boxed();
+    assert!((&mut third).now_or_never().is_none(), "all places are taken");
+    reading.clear();
+    assert!(loud[1].as_mut().now_or_never().is_none(), "it asked before, and had its turn");
+    let third = third.now_or_never();
+    assert!(third.is_some());
+    drop(quiet);
+    let next = loud[1].as_mut().now_or_never();
+    assert!(next.is_some(), "its next turn");
+    // Of those that leave, and of those that ended, nothing is kept.
+    drop((loud, third, next));
+    drop(turns.enter("last").await);
+    assert_eq!(lock(&turns.queues).len(), 1, "the last one");
+}
+
+#[tokio::test]
+async fn a_key_whose_caller_has_gone_away_is_kept_for_its_next_call() {
+    let (keys, secret) = (PodKeys::new(), secret(ENCRYPTED, Some("hunter2")));
+    assert!(of(&keys, &secret).now_or_never().is_none(), "the premise: it is read elsewhere");
+    let kept = async {
+        while !keys.known.has(&digest_of(&secret)) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), kept).await.expect("the key is kept");
 }

@@ -21,6 +21,8 @@ pub(super) struct RecentlyUsed<K, V>(Arc<Mutex<HashMap<K, UsedEntry<V>>>>);
 struct UsedEntry<V> {
     value: V,
     used: Instant,
+    /// The Kubernetes namespace that it is counted for.
+    owner: String,
 }
 
 impl<K, V> Clone for RecentlyUsed<K, V> {
@@ -48,18 +50,23 @@ where
         Some(entry.value.clone())
     }
 
-    /// The value of a key, made if there is none; it counts as used. Drops idle entries, and
-    /// those that were used the longest ago, until no more than [`KEPT`] are left.
+    /// As [`get_or_insert_of`](Self::get_or_insert_of), all of one owner.
     pub(super) fn get_or_insert_with(&self, key: &K, make: impl FnOnce() -> V) -> V {
+        self.get_or_insert_of("", key, make)
+    }
+
+    /// The value of a key, made if there is none; it counts as used. Drops idle entries, and of the
+    /// owner with the most entries those that were used the longest ago, until no more than
+    /// [`KEPT`] are left: one owner cannot displace what others use.
+    pub(super) fn get_or_insert_of(&self, owner: &str, key: &K, make: impl FnOnce() -> V) -> V {
         let mut entries = lock(&self.0);
         let begun = entries.is_empty();
         entries.retain(|other, entry| other == key || entry.used.elapsed() < IDLE);
         while entries.len() >= KEPT && !entries.contains_key(key) {
-            let oldest = entries.iter().min_by_key(|(_, entry)| entry.used);
-            let Some(oldest) = oldest.map(|(other, _)| other.clone()) else { break };
+            let Some(oldest) = oldest_of_the_largest(&entries) else { break };
             entries.remove(&oldest);
         }
-        let new = || UsedEntry { value: make(), used: Instant::now() };
+        let new = || UsedEntry { value: make(), used: Instant::now(), owner: owner.to_owned() };
         let entry = entries.entry(key.clone()).or_insert_with(new);
         entry.used = Instant::now();
         let value = entry.value.clone();
@@ -85,6 +92,17 @@ where
             }
         });
     }
+}
+
+/// The entry that was used the longest ago, of the owner with the most.
+fn oldest_of_the_largest<K: Clone, V>(entries: &HashMap<K, UsedEntry<V>>) -> Option<K> {
+    let mut counts: HashMap<&str, usize> = HashMap::new();
+    for entry in entries.values() {
+        *counts.entry(&entry.owner).or_default() += 1;
+    }
+    let (largest, _) = counts.into_iter().max_by_key(|(_, count)| *count)?;
+    let theirs = entries.iter().filter(|(_, entry)| entry.owner == largest);
+    theirs.min_by_key(|(_, entry)| entry.used).map(|(key, _)| key.clone())
 }
 
 #[cfg(test)]
@@ -118,5 +136,17 @@ mod tests {
         assert_eq!(kept.len(), 1, "the one that was used since");
         tokio::time::sleep(IDLE * 2).await;
         assert_eq!(kept.len(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_owner_with_many_entries_displaces_its_own_and_not_those_of_others() {
+        let kept = RecentlyUsed::default();
+        kept.get_or_insert_of("quiet", &0, || 0);
+        for n in 1..KEPT * 2 {
+            tokio::time::advance(Duration::from_millis(1)).await;
+            kept.get_or_insert_of("loud", &n, || n);
+        }
+        assert!(kept.has(&0), "the oldest, and the only one of its owner");
+        assert!(kept.len() == KEPT && !kept.has(&1) && kept.has(&(KEPT * 2 - 1)));
     }
 }
