@@ -20,6 +20,7 @@ use super::proto::{
 };
 use super::publish_traces::PublishTraces;
 use super::readiness::Readiness;
+use super::request::WipedRequest;
 use super::rpc::{RefusalLog, RpcCall, not_served};
 use super::{deadline, request, status, target};
 use crate::blocking::blocking;
@@ -71,12 +72,12 @@ impl NodeService {
         &self,
         request: Request<NodePublishVolumeRequest>,
     ) -> Result<NodePublishVolumeResponse> {
-        self.readiness.check()?;
         let wait = deadline::wait(request.metadata());
-        let request = request.into_inner();
+        let request = WipedRequest::new(request.into_inner());
+        self.readiness.check()?;
         let pod_secrets = self.options.pod_secrets;
         let incoming = self
-            .parse_blocking(move |kubelet| request::publish(&request, kubelet, pod_secrets))
+            .parse_blocking(move |kubelet| request::publish(request.get(), kubelet, pod_secrets))
             .await?;
         self.volumes.publish(incoming, wait).await?;
         Ok(NodePublishVolumeResponse {})

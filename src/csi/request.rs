@@ -6,6 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 
+use zeroize::{Zeroize, ZeroizeOnDrop};
+
 use super::capability;
 use super::proto::{CapacityRange, CreateVolumeRequest, NodePublishVolumeRequest};
 use super::target::{self, ConfinedTarget};
@@ -34,6 +36,35 @@ const POD_NAME: &str = "csi.storage.k8s.io/pod.name";
 
 /// The same.
 const POD_NAMESPACE: &str = "csi.storage.k8s.io/pod.namespace";
+
+/// A publish whose Secret and tokens are wiped from memory when it is dropped.
+pub(super) struct WipedRequest(NodePublishVolumeRequest);
+
+impl WipedRequest {
+    pub(super) fn new(request: NodePublishVolumeRequest) -> Self {
+        Self(request)
+    }
+
+    pub(super) fn get(&self) -> &NodePublishVolumeRequest {
+        &self.0
+    }
+}
+
+impl Drop for WipedRequest {
+    fn drop(&mut self) {
+        wipe(&mut self.0);
+    }
+}
+
+impl ZeroizeOnDrop for WipedRequest {}
+
+/// Wipes what is secret in a publish.
+fn wipe(request: &mut NodePublishVolumeRequest) {
+    request.secrets.values_mut().for_each(Zeroize::zeroize);
+    if let Some(tokens) = request.volume_context.get_mut(TOKENS) {
+        tokens.zeroize();
+    }
+}
 
 /// Validates a volume id.
 ///

@@ -312,3 +312,15 @@ fn tokens_come_from_the_secrets_or_the_context_and_are_never_printed() {
     assert_eq!(incoming(&request).unwrap().key, key, "tokens do not change the request");
     assert!(!format!("{with_both:?}").contains("of the"));
 }
+
+#[test]
+fn a_secret_and_tokens_are_wiped_when_a_request_is_dropped_and_nothing_else_is() {
+    fn assert_wiped_on_drop(_: &impl ZeroizeOnDrop) {}
+    let mut request = from_kubelet("true", &[(TOKENS, "of the context")]);
+    request.secrets = context(&[(TOKENS, "of the secrets"), ("key", "pem"), ("user", "u")]);
+    assert_wiped_on_drop(&WipedRequest::new(request.clone()));
+    wipe(&mut request);
+    assert!(request.secrets.values().all(String::is_empty), "{:?}", request.secrets);
+    assert_eq!(request.volume_context[TOKENS], "");
+    assert_eq!(request.volume_context["bucket"], "ai-model-cache");
+}

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use zeroize::Zeroizing;
+
 use super::{Bucket, RegionName, Workload};
 
 /// An identity of a pod's own: answers, proofs and credentials of two of them are never mixed.
@@ -90,7 +92,7 @@ pub enum PodCredential<'a> {
 }
 
 /// The Secret of a volume (`nodePublishSecretRef`), as far as it can be checked without the key.
-/// `Debug` does not print it.
+/// `Debug` does not print it, and it is wiped from memory when it is dropped.
 #[derive(Clone, PartialEq, Eq)]
 pub enum PodSecret {
     /// A user's API key.
@@ -101,7 +103,7 @@ pub enum PodSecret {
 
 /// The URL of a pre-authenticated request, as a Secret has it: short enough, and not blank.
 #[derive(Clone, PartialEq, Eq)]
-pub struct ParSecret(pub String);
+pub struct ParSecret(pub Zeroizing<String>);
 
 /// A user's API key, as a Secret has it; values that are short enough, and not empty.
 #[derive(Clone, PartialEq, Eq)]
@@ -113,9 +115,9 @@ pub struct ApiKeySecret {
     /// Fingerprint of the key, in lower case.
     pub fingerprint: String,
     /// The private key in PEM.
-    pub key: String,
+    pub key: Zeroizing<String>,
     /// What the key is encrypted with.
-    pub passphrase: Option<String>,
+    pub passphrase: Option<Zeroizing<String>>,
     /// The region that the pod's author expects.
     pub region: Option<RegionName>,
 }
@@ -146,17 +148,29 @@ impl fmt::Debug for PodCredential<'_> {
 
 #[cfg(test)]
 mod tests {
+    use zeroize::ZeroizeOnDrop;
+
     use super::*;
 
     #[test]
     fn a_pods_secret_and_credential_print_nothing() {
-        let [user, tenancy, fingerprint, key] = ["u", "t", "f", "hunter2"].map(str::to_owned);
-        let passphrase = Some("hunter2".to_owned());
+        let [user, tenancy, fingerprint] = ["u", "t", "f"].map(str::to_owned);
+        let key = Zeroizing::new("hunter2".to_owned());
+        let passphrase = Some(key.clone());
         let key = ApiKeySecret { user, tenancy, fingerprint, key, passphrase, region: None };
         let secret = PodSecret::ApiKey(key.clone());
         let credential = PodCredential::Secret { namespace: "team-a", secret: &secret };
-        let url = ParSecret("https://x/p/hunter2/n/ns/b/bk/o/".to_owned());
+        let url = ParSecret("https://x/p/hunter2/n/ns/b/bk/o/".to_owned().into());
         let shown = format!("{key:?} {secret:?} {credential:?} {url:?}");
         assert_eq!(shown, "ApiKeySecret(..) PodSecret(..) PodCredential(..) ParSecret(..)");
+    }
+
+    #[test]
+    fn what_is_secret_in_a_pods_secret_is_wiped_when_it_is_dropped() {
+        // Whether it is, the compiler says.
+        fn secrets<'a>(key: &'a ApiKeySecret, par: &'a ParSecret) -> [&'a dyn ZeroizeOnDrop; 3] {
+            [&key.key, &key.passphrase, &par.0]
+        }
+        let _ = secrets;
     }
 }

@@ -8,6 +8,10 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use zeroize::Zeroizing;
+
+/// Room for the text of a key, so that no part of it stays behind in memory when more is added.
+const ROOM: usize = 16 * 1024;
 
 /// The text between `-----BEGIN LABEL-----` and `-----END LABEL-----`.
 pub struct Block<'a> {
@@ -17,15 +21,15 @@ pub struct Block<'a> {
     pub line: usize,
     /// `Name: value` lines before the base64.
     pub headers: Vec<(&'a str, &'a str)>,
-    /// The base64 without line ends.
-    pub base64: String,
+    /// The base64 without line ends; wiped from memory when it is dropped, since it may be a key.
+    pub base64: Zeroizing<String>,
 }
 
 impl Block<'_> {
     /// Decodes the bytes, or says why that fails.
     pub fn der(&self) -> Result<Vec<u8>, String> {
         BASE64
-            .decode(&self.base64)
+            .decode(self.base64.as_str())
             .map_err(|_| format!("the text between the {} markers is not base64", self.label))
     }
 
@@ -62,7 +66,8 @@ fn scan(text: &str) -> (Vec<Block<'_>>, Option<String>) {
         if let Some(label) = marker(line, "-----BEGIN ") {
             let before = open.take();
             problem = problem.or_else(|| before.as_ref().map(endless));
-            open = Some(Block { label, line: number, headers: Vec::new(), base64: String::new() });
+            let base64 = Zeroizing::new(String::with_capacity(ROOM.min(text.len())));
+            open = Some(Block { label, line: number, headers: Vec::new(), base64 });
         } else if let Some(label) = marker(line, "-----END ") {
             match open.take() {
                 Some(block) if block.label == label => blocks.push(block),

@@ -57,7 +57,7 @@ fn par(own: &HashMap<&str, &str>) -> Result<ParSecret> {
             "par in the volume's Secret is empty: it has the URL of a pre-authenticated request",
         )
     })?;
-    Ok(ParSecret(url.trim().to_owned()))
+    Ok(ParSecret(url.trim().to_owned().into()))
 }
 
 /// Whether a volume has a Secret at all.
@@ -101,10 +101,10 @@ fn api_key(own: &HashMap<&str, &str>) -> Result<ApiKeySecret> {
              between them, as the OCI Console shows it",
         ));
     }
-    let key = required("key")?.to_owned();
+    let key = required("key")?.to_owned().into();
     // A file that an editor saved ends with a line break, which no passphrase has.
     let passphrase = value(own, "passphrase")?;
-    let passphrase = passphrase.map(|text| text.trim_end_matches(['\r', '\n']).to_owned());
+    let passphrase = passphrase.map(|text| text.trim_end_matches(['\r', '\n']).to_owned().into());
     let region = value(own, "region")?.map(|text| text.trim().parse());
     let region = region.transpose().map_err(|_| {
         Error::invalid(
@@ -187,7 +187,7 @@ mod tests {
     fn a_pre_authenticated_request_is_alone_in_its_secret() {
         let of = |url: &str| parse_pod_secret(&[("par".to_owned(), url.to_owned())].into());
         assert!(
-            matches!(of(" https://x\n"), Ok(Some(PodSecret::Par(url))) if url.0 == "https://x")
+            matches!(of(" https://x\n"), Ok(Some(PodSecret::Par(url))) if *url.0 == "https://x")
         );
         for (error, named) in [
             (of(" \n").unwrap_err(), "par in the volume's Secret is empty"),
@@ -205,11 +205,13 @@ mod tests {
         let key = parse(&[("passphrase", " s3cret\r\n"), ("region", " IAD\n")]).unwrap();
         assert_eq!(key.tenancy, "ocid1.tenancy.oc1..t");
         assert_eq!(key.fingerprint, FINGERPRINT.to_lowercase());
-        assert_eq!(key.passphrase.as_deref(), Some(" s3cret"), "blanks may be meant");
+        let passphrase = key.passphrase.as_ref().map(|text| text.as_str());
+        assert_eq!(passphrase, Some(" s3cret"), "blanks may be meant");
         assert_eq!(key.region.unwrap().as_str(), "iad");
         let of_cli = [("key", ""), ("key_content", "pem"), ("pass_phrase", "word")];
         let key = parse(&of_cli).unwrap();
-        assert_eq!((key.key.as_str(), key.passphrase.as_deref()), ("pem", Some("word")));
+        let passphrase = key.passphrase.as_ref().map(|text| text.as_str());
+        assert_eq!((key.key.as_str(), passphrase), ("pem", Some("word")));
     }
 
     #[test]

@@ -6,14 +6,16 @@ use std::fmt;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::Deserialize;
+use zeroize::Zeroizing;
 
 use super::PodIdentity;
 use crate::error::{Error, ErrorKind, Result};
 
 /// The tokens of a pod's service account, as kubelet sends them (`tokenRequests`
-/// of the CSIDriver object). `Debug` does not print them.
+/// of the CSIDriver object). `Debug` does not print them, and they are wiped from memory when this
+/// is dropped.
 #[derive(Clone, PartialEq, Eq)]
-pub struct PodTokens(String);
+pub struct PodTokens(Zeroizing<String>);
 
 #[derive(Deserialize)]
 struct TokenEntry {
@@ -44,7 +46,7 @@ struct BoundObject {
 impl PodTokens {
     /// The value of `csi.storage.k8s.io/serviceAccount.tokens`.
     pub fn new(json: impl Into<String>) -> Self {
-        Self(json.into())
+        Self(Zeroizing::new(json.into()))
     }
 
     /// The token for the cluster's own audience, `""`, or the only one.

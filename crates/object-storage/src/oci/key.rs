@@ -12,6 +12,7 @@ use aws_lc_rs::rsa::{KeyPair as RsaKeyPair, KeySize};
 use aws_lc_rs::signature::{KeyPair as _, RSA_PKCS1_SHA256};
 use md5::{Digest as _, Md5};
 use pkcs8::pkcs5::pbes2::Kdf;
+use zeroize::Zeroizing;
 
 use super::legacy_pem as legacy;
 use crate::text::pem;
@@ -141,7 +142,7 @@ impl KeyPair {
             };
             return Err(KeyError::Missing { found });
         };
-        let der = block.der().map_err(|why| KeyError::Malformed { why })?;
+        let der = Zeroizing::new(block.der().map_err(|why| KeyError::Malformed { why })?);
         let key = match block.label {
             "PRIVATE KEY" => Self::from_pkcs8(&der)?,
             "ENCRYPTED PRIVATE KEY" => Self::from_encrypted_pkcs8(&der, passphrase, cost)?,

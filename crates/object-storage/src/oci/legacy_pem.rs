@@ -7,6 +7,7 @@
 use aes::cipher::block_padding::Pkcs7;
 use aes::cipher::{BlockModeDecrypt, KeyIvInit};
 use md5::{Digest, Md5};
+use zeroize::Zeroizing;
 
 /// Why a block could not be decrypted.
 pub(crate) enum LegacyError {
@@ -21,7 +22,7 @@ pub(crate) fn decrypt(
     info: &str,
     encrypted: &[u8],
     passphrase: &[u8],
-) -> Result<Vec<u8>, LegacyError> {
+) -> Result<Zeroizing<Vec<u8>>, LegacyError> {
     let unsupported = || LegacyError::Unsupported(format!("DEK-Info {info:?}"));
     let (cipher, iv) = info.split_once(',').ok_or_else(unsupported)?;
     let iv = hex(iv.trim()).ok_or_else(unsupported)?;
@@ -40,24 +41,26 @@ fn cbc<Cipher: BlockModeDecrypt + KeyIvInit>(
     encrypted: &[u8],
     passphrase: &[u8],
     iv: &[u8],
-) -> Option<Result<Vec<u8>, aes::cipher::block_padding::Error>> {
+) -> Option<Result<Zeroizing<Vec<u8>>, aes::cipher::block_padding::Error>> {
     let salt = iv.get(..8)?;
     let key = bytes_to_key(passphrase, salt, Cipher::key_size());
     let cipher = Cipher::new_from_slices(&key, iv).ok()?;
-    let mut buffer = encrypted.to_vec();
-    Some(cipher.decrypt_padded::<Pkcs7>(&mut buffer).map(<[u8]>::to_vec))
+    let mut buffer = Zeroizing::new(encrypted.to_vec());
+    Some(cipher.decrypt_padded::<Pkcs7>(&mut buffer).map(|plain| plain.to_vec().into()))
 }
 
-fn bytes_to_key(passphrase: &[u8], salt: &[u8], length: usize) -> Vec<u8> {
-    let mut key = Vec::new();
-    let mut last = Vec::new();
+fn bytes_to_key(passphrase: &[u8], salt: &[u8], length: usize) -> Zeroizing<Vec<u8>> {
+    // With room for the last digest: what grows leaves copies.
+    let mut key = Zeroizing::new(Vec::with_capacity(length + Md5::output_size()));
+    let mut last = Zeroizing::new(Vec::new());
     while key.len() < length {
         last = Md5::new()
-            .chain_update(&last)
+            .chain_update(&*last)
             .chain_update(passphrase)
             .chain_update(salt)
             .finalize()
-            .to_vec();
+            .to_vec()
+            .into();
         key.extend_from_slice(&last);
     }
     key.truncate(length);

@@ -24,7 +24,7 @@ impl InstanceCertificate {
         let der = block.der()?;
         let parsed = Certificate::from_der(&der)
             .map_err(|error| format!("the certificate cannot be read: {error}"))?;
-        Ok(Self { der, base64: block.base64.clone(), parsed })
+        Ok(Self { der, base64: block.base64.to_string(), parsed })
     }
 
     /// Base64 of the DER, in one line, as the federation endpoint expects it.

@@ -68,7 +68,8 @@ impl World {
         let spki = pem::blocks(file["public_key_spki"].as_str().unwrap())[0].der().unwrap();
         verify(seen, &spki);
         let body: Value = serde_json::from_slice(&seen.body).unwrap();
-        let leaf = pem::blocks(file["leaf_certificate_pem"].as_str().unwrap())[0].base64.clone();
+        let leaf =
+            pem::blocks(file["leaf_certificate_pem"].as_str().unwrap())[0].base64.to_string();
         assert_eq!(body["certificate"], leaf);
         assert_eq!(body["intermediateCertificates"], serde_json::json!([leaf]));
         assert_eq!(body["fingerprintAlgorithm"], "SHA256");

@@ -137,7 +137,8 @@ fn load(secret: &ApiKeySecret, clock: Clock) -> LoadedKey {
     let refuse = |(why, remedy): (String, &str)| {
         StorageError::new(StorageErrorKind::Invalid, READING, why).with_remedy(remedy)
     };
-    let pair = KeyPair::from_pem_within(key, passphrase.as_deref(), &KeyCost::OF_PODS)
+    let passphrase = passphrase.as_ref().map(|text| text.as_str());
+    let pair = KeyPair::from_pem_within(key, passphrase, &KeyCost::OF_PODS)
         .map_err(|error| refuse(explain(error)))?;
     let broken = |error: KeyError| refuse(explain(error));
     let actual = pair.fingerprint().map_err(broken)?;
@@ -189,7 +190,7 @@ fn explain(error: KeyError) -> (String, &'static str) {
 fn digest_of(secret: &ApiKeySecret) -> [u8; 32] {
     let ApiKeySecret { user, tenancy, fingerprint, key, passphrase, region: _ } = secret;
     // An empty passphrase is none.
-    let passphrase = passphrase.as_deref().unwrap_or_default();
+    let passphrase = passphrase.as_ref().map_or("", |text| text.as_str());
     let fields = [user.as_str(), tenancy, fingerprint, key, passphrase];
     digest_of_fields(fields.map(str::as_bytes))
 }

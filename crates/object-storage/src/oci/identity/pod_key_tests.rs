@@ -14,8 +14,8 @@ fn secret(form: &str, passphrase: Option<&str>) -> ApiKeySecret {
         user: text("user"),
         tenancy: text("tenancy"),
         fingerprint: text("fingerprint_md5_of_spki_der"),
-        key: text(form),
-        passphrase: passphrase.map(str::to_owned),
+        key: text(form).into(),
+        passphrase: passphrase.map(|text| text.to_owned().into()),
         region: None,
     }
 }
@@ -72,12 +72,12 @@ fn with_iterations(count: u32) -> String {
 async fn a_secret_without_a_usable_key_is_refused_with_the_remedy_and_not_quoted() {
     let keys = PodKeys::new();
     let (plain, encrypted) = (secret(PLAIN, None), secret(ENCRYPTED, None));
-    let with_key = |key: &str| ApiKeySecret { key: key.to_owned(), ..plain.clone() };
+    let with_key = |key: &str| ApiKeySecret { key: key.to_owned().into(), ..plain.clone() };
     let of_another = ApiKeySecret { fingerprint: ["00"; 16].join(":"), ..plain.clone() };
     let rc2 = include_str!("../../../../../tests/vectors/keys/legacy-aes-128-cbc.pem")
         .replace("AES-128-CBC", "RC2-CBC");
     let pbes1 = include_str!("../../../../../tests/vectors/keys/pbes1-3des.pem");
-    let passphrase = Some("not-hunter2".to_owned());
+    let passphrase = Some("not-hunter2".to_owned().into());
     for (secret, remedy) in [
         (with_key("hunter2 no markers"), "its first and last line"),
         (secret("public_key_spki", None), "put the private key"),
@@ -103,8 +103,8 @@ async fn a_secret_without_a_usable_key_is_refused_with_the_remedy_and_not_quoted
 async fn a_key_that_is_made_to_be_slow_is_refused_at_once() {
     let keys = PodKeys::new();
     let slow = ApiKeySecret {
-        key: with_iterations(90_000_000),
-        passphrase: Some("hunter2".to_owned()),
+        key: with_iterations(90_000_000).into(),
+        passphrase: Some("hunter2".to_owned().into()),
         ..secret(PLAIN, None)
     };
     let loading = tokio::time::timeout(Duration::from_secs(30), of(&keys, &slow));
