@@ -71,7 +71,8 @@ impl ParArgs {
                 Err(Error::invalid(format!(
                     "{uri} is not what the pre-authenticated request permits: leave URI out, or \
                      name a prefix of bucket {} in namespace {} below {permitted:?}",
-                    bucket.name, bucket.namespace
+                    text::shown(&bucket.name, 256),
+                    text::shown(&bucket.namespace, 256)
                 )))
             }
         }

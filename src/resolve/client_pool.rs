@@ -14,6 +14,9 @@ use crate::source::{
 };
 use crate::text::shown;
 
+/// The longest name of a Secret that is quoted, in characters: buckets have 256.
+const NAME: usize = 256;
+
 /// The prefix of an identity in a scope.
 const APART: &str = "auth/";
 
@@ -311,6 +314,7 @@ fn check_par(par: &PodPar, request: &ModelRequest) -> Result<()> {
     let Bucket { namespace, name } = &par.bucket;
     let named = request.namespace.as_ref();
     if request.bucket.as_str() != name || named.is_some_and(|named| named.as_str() != namespace) {
+        let (name, namespace) = (shown(name, NAME), shown(namespace, NAME));
         return Err(Error::invalid(format!(
             "the pre-authenticated request of the volume's Secret is of bucket {name} in namespace \
              {namespace}, and the volume names another one: correct one of the two"

@@ -251,6 +251,7 @@ fn each_mistake_in_a_request_of_a_pod_is_invalid_and_sends_nothing_anywhere() {
             ),
             (at("https://user@127.0.0.1"), "does not begin with https:// and a host"),
             (url.replace(BUCKET, "another-bucket"), "and the volume names another one"),
+            (url.replace(BUCKET, "a%0Ab%1b"), "of bucket a\\nb\\u{1b} in namespace"),
             (url.replace(store.namespace(), "othertenancy"), "of another bucket or namespace"),
             (format!("{url}other/"), "does not cover prefix"),
             (format!("{url}{PREFIX}config.json"), "does not cover prefix"),
@@ -262,6 +263,7 @@ fn each_mistake_in_a_request_of_a_pod_is_invalid_and_sends_nothing_anywhere() {
             assert_eq!(code, Code::InvalidArgument, "{named}: {message}");
             assert!(message.contains(named), "{named}: {message}");
             assert!(!url.contains("/p/") || !message.contains(token(&url)), "{message}");
+            assert!(!message.contains(char::is_control), "{message:?}");
         }
         let mut both = pod_with_par(&kubelet, &url, 40, &PHI3);
         both.secrets.insert("user".to_owned(), "ocid1.user.oc1..x".to_owned());

@@ -6,7 +6,9 @@
 use std::fmt;
 use std::net::IpAddr;
 
+use http::{HeaderMap, HeaderValue};
 use percent_encoding::percent_decode_str;
+use zeroize::Zeroizing;
 
 use super::encode::strict;
 use super::endpoint::Endpoint;
@@ -17,6 +19,12 @@ use crate::source::Bucket;
 /// The longest URL that is read: an object's name of 1,024 bytes, each of them encoded.
 const LONGEST: usize = 4096;
 
+/// The shortest token that is looked for in answers; the service's have 64 characters.
+const SHORTEST_TOKEN: usize = 16;
+
+/// What replaces it there. Headers are ASCII.
+const HIDDEN: &[u8] = b"...";
+
 /// The form, for messages.
 const FORM: &str = "https://HOST/p/TOKEN/n/NAMESPACE/b/BUCKET/o/";
 
@@ -24,7 +32,7 @@ const FORM: &str = "https://HOST/p/TOKEN/n/NAMESPACE/b/BUCKET/o/";
 #[derive(Clone, PartialEq, Eq)]
 pub struct ParUrl {
     endpoint: Endpoint,
-    token: String,
+    token: Zeroizing<String>,
     bucket: Bucket,
     object: String,
 }
@@ -71,7 +79,8 @@ impl ParUrl {
         if bucket.namespace.is_empty() || bucket.name.is_empty() {
             return Err(refuse("it names no namespace or no bucket"));
         }
-        Ok(Self { endpoint, token: token.to_owned(), bucket, object: decoded(object)? })
+        let token = Zeroizing::new(token.to_owned());
+        Ok(Self { endpoint, token, bucket, object: decoded(object)? })
     }
 
     /// The bucket that it is about.
@@ -103,6 +112,33 @@ impl ParUrl {
         hex(sha256(self.token.as_bytes()).as_ref())
     }
 
+    /// The body of an answer without the token. Proxies and portals quote the URL of a request, in
+    /// whatever way they encode it, and a message may end in the middle of it.
+    pub(super) fn hidden_in(&self, body: &[u8]) -> Vec<u8> {
+        let token = self.token.as_bytes();
+        let (mut hidden, mut rest) = (Vec::with_capacity(body.len()), body);
+        if token.len() >= SHORTEST_TOKEN {
+            while let Some(at) = rest.windows(token.len()).position(|part| part == token) {
+                hidden.extend_from_slice(&rest[..at]);
+                hidden.extend_from_slice(HIDDEN);
+                rest = &rest[at + token.len()..];
+            }
+        }
+        hidden.extend_from_slice(rest);
+        hidden
+    }
+
+    /// The headers of an answer without the token.
+    pub(super) fn hidden_in_headers(&self, headers: &HeaderMap) -> HeaderMap {
+        let mut headers = headers.clone();
+        for value in headers.values_mut() {
+            if let Ok(hidden) = HeaderValue::from_bytes(&self.hidden_in(value.as_bytes())) {
+                *value = hidden;
+            }
+        }
+        headers
+    }
+
     /// The target of a request about a bucket, sent with the token in place of a signature.
     ///
     /// # Errors
@@ -121,7 +157,7 @@ impl ParUrl {
         let below = below.ok_or(NotPermitted::Operation)?;
         // The service wants a slash before the query of a listing.
         let slash = if below.starts_with('?') { "/" } else { "" };
-        Ok(format!("/p/{}{objects}{slash}{below}", self.token))
+        Ok(format!("/p/{}{objects}{slash}{below}", *self.token))
     }
 }
 
@@ -152,6 +188,9 @@ pub(super) fn how_to_create(bucket: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::oci::test_server::{ScriptedAnswer, TestServer};
+    use crate::oci::{Environment, ObjectStorage, Settings};
+    use crate::source::AuthMethod;
 
     const URL: &str =
         "https://objectstorage.us-ashburn-1.oraclecloud.com/p/s3cret_T-1/n/ns/b/bk/o/m/a%20b/";
@@ -194,6 +233,48 @@ mod tests {
         ] {
             assert_eq!(par.target(bucket.as_ref(), target), Err(why), "{target}");
         }
+    }
+
+    #[test]
+    fn the_token_is_hidden_wherever_an_answer_has_it() {
+        let token = "s3cret".repeat(10);
+        let par = ParUrl::parse(&URL.replace("s3cret_T-1", &token)).unwrap();
+        let body = format!("%2Fp%2F{token}%2Fn, \\/p\\/{token}\\/n and {token}");
+        let hidden = String::from_utf8(par.hidden_in(body.as_bytes())).unwrap();
+        assert_eq!(hidden, "%2Fp%2F...%2Fn, \\/p\\/...\\/n and ...");
+        let mut headers = HeaderMap::new();
+        headers.insert("location", format!("/blocked/p/{token}").parse().unwrap());
+        assert_eq!(par.hidden_in_headers(&headers)["location"], "/blocked/p/...");
+        assert_eq!(par.hidden_in(b"as it is"), b"as it is");
+    }
+
+    #[tokio::test]
+    async fn no_error_has_the_token_that_an_answer_repeats_encoded_or_cut_short() {
+        let token = "s3cret".repeat(10);
+        let encoded = format!("%2Fp%2F{token}%2Fn%2Fns");
+        let server = TestServer::start(move |number, _| match number {
+            0 => ScriptedAnswer::new(302, "").header("location", &format!("/x?{encoded}")),
+            1 => ScriptedAnswer::new(302, "").header("location", &format!("/x/{encoded}")),
+            _ => {
+                let message = format!("{:x<280}{encoded}", "");
+                ScriptedAnswer::new(403, format!(r#"{{"message":"{message}"}}"#))
+            }
+        })
+        .await;
+        let url = format!("{}/p/{}/n/ns/b/bk/o/", server.url, "s3cret".repeat(10));
+        let settings = Settings {
+            endpoint: Some(server.url.clone()),
+            environment: Environment::empty(),
+            par: Some(ParUrl::parse(&url).unwrap()),
+            ..Settings::new(AuthMethod::None)
+        };
+        let client = ObjectStorage::connect(settings).await.unwrap();
+        let object = std::sync::Arc::new(Bucket::new("ns", "bk")).object("m/x");
+        for said in ["to /x, which", "to /x/%2Fp%2F...%2Fn%2Fns, which", "xx%2Fp%2F...%2Fn%2Fns"] {
+            let error = client.get_object(&object, "e", None).await.unwrap_err().to_string();
+            assert!(error.contains(said) && !error.contains("s3cret"), "{error}");
+        }
+        assert!(server.seen().iter().all(|one| one.target.contains("s3cret")), "the premise");
     }
 
     #[test]

@@ -205,9 +205,13 @@ impl ObjectStorageInner {
         if response.status().is_success() {
             return Ok(response);
         }
-        let (parts, body) = response.into_parts();
+        let (mut parts, body) = response.into_parts();
         // The status is what counts; without the body only the message is missing.
-        let body = self.transport.read(body, LONGEST_ERROR).await.unwrap_or_default();
+        let mut body = self.transport.read(body, LONGEST_ERROR).await.unwrap_or_default();
+        if let Some(par) = &self.par {
+            parts.headers = par.hidden_in_headers(&parts.headers);
+            body = par.hidden_in(&body).into();
+        }
         Err(self.refusal(call, endpoint, &parts, &body))
     }
 }

@@ -13,6 +13,7 @@ use crate::oci::par::{NotPermitted, ParUrl};
 use crate::oci::sign;
 use crate::random;
 use crate::source::{Bucket, ObjectName, UploadBody};
+use crate::text::shown;
 use crate::transport::RequestBody;
 
 const USER_AGENT: &str = concat!("oci-model-csi/", env!("CARGO_PKG_VERSION"));
@@ -110,6 +111,7 @@ impl<'a> UnsignedRequest<'a> {
             ),
             NotPermitted::Bucket => {
                 let Bucket { namespace, name } = par.bucket();
+                let (namespace, name) = (shown(namespace, 256), shown(name, 256));
                 self.error(
                     StorageErrorKind::Invalid,
                     "the pre-authenticated request is of another bucket or namespace",
