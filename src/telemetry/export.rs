@@ -203,3 +203,40 @@ impl SpanExporter for CountedExporter {
         self.inner.set_resource(resource);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use opentelemetry::trace::{Event, SpanContext, SpanId, SpanKind};
+    use opentelemetry_sdk::trace::{SpanEvents, SpanLinks};
+
+    use super::*;
+
+    #[test]
+    fn no_part_of_a_span_has_the_credential_of_a_url() {
+        let url = "GET https://x/p/s3cret/n/ns/b/bk/o/m";
+        let attributes = || vec![KeyValue::new("exception.message", url)];
+        let mut events = SpanEvents::default();
+        events.events.push(Event::new(url, SystemTime::UNIX_EPOCH, attributes(), 0));
+        let mut span = SpanData {
+            span_context: SpanContext::empty_context(),
+            parent_span_id: SpanId::INVALID,
+            parent_span_is_remote: false,
+            span_kind: SpanKind::Internal,
+            name: "publish".into(),
+            start_time: SystemTime::UNIX_EPOCH,
+            end_time: SystemTime::UNIX_EPOCH,
+            attributes: attributes(),
+            dropped_attributes_count: 0,
+            events,
+            links: SpanLinks::default(),
+            status: Status::error(url),
+            instrumentation_scope: opentelemetry::InstrumentationScope::default(),
+        };
+        redact(&mut span);
+        let shown = format!("{span:?}");
+        assert!(!shown.contains("s3cret"), "{shown}");
+        assert_eq!(shown.matches("/p/…/n/ns").count(), 4, "{shown}");
+    }
+}
