@@ -49,7 +49,16 @@ pub(crate) struct World {
     pub(crate) api: ApiServer,
     /// Objects of downloads that run meanwhile: requests for them are not the pod's.
     pub(crate) elsewhere: &'static str,
+    /// What the pods of these Kubernetes namespaces read with, in place of their accounts.
+    pub(crate) secrets: BTreeMap<&'static str, TeamSecret>,
     pods: AtomicU32,
+}
+
+/// The Secret of a namespace's pods, and the caller of the requests that are sent with it.
+#[derive(Debug, Clone)]
+pub(crate) struct TeamSecret {
+    pub(crate) content: BTreeMap<String, String>,
+    pub(crate) caller: String,
 }
 
 impl World {
@@ -68,7 +77,8 @@ impl World {
             ["--kubernetes-api", &api.url, "--service-account-dir", &account, "--model-labels=32"];
         setup.arguments.extend(arguments.map(str::to_owned));
         let driver = setup.start().await;
-        Self { store, driver, api, elsewhere: "/elsewhere", pods: AtomicU32::new(1) }
+        let (elsewhere, secrets, pods) = ("/elsewhere", BTreeMap::new(), AtomicU32::new(1));
+        Self { store, driver, api, elsewhere, secrets, pods }
     }
 
     /// A new pod of this Kubernetes namespace that asks the question.
@@ -78,7 +88,11 @@ impl World {
         // Long enough for a refusal that is retried, and short for those that wait.
         kubelet.deadline = Duration::from_secs(30);
         let volume = kubelet.inline(&n, &question.attributes());
-        workloads::of_team(volume, &self.store, team)
+        let mut volume = workloads::of_team(volume, &self.store, team);
+        if let Some(secret) = self.secrets.get(team) {
+            volume.secrets.clone_from(&secret.content);
+        }
+        volume
     }
 
     /// The answer to a pod of this namespace.
@@ -161,7 +175,8 @@ impl World {
 
     /// What Object Storage was asked for this pod: each kind of request once, with its status.
     fn requests(&self, question: &Question, team: &str) -> String {
-        let own = Some(workloads::caller(team));
+        let secret = self.secrets.get(team).map(|secret| secret.caller.clone());
+        let own = secret.or_else(|| Some(workloads::caller(team)));
         let of_pod =
             |one: &RequestRecord| !one.target.contains(self.elsewhere) || one.caller == own;
         let sent = self.store.requests().into_iter().filter(of_pod);
