@@ -62,7 +62,6 @@ mod revisions;
 mod safetensors;
 mod scale;
 mod secrets;
-mod secrets_of_identities;
 mod several_addresses;
 mod single_flight;
 mod soak;

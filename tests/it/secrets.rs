@@ -1,185 +1,336 @@
-//! No credential appears in the log, an error, a metric or a span, or is written to disk.
+//! No credential is found in the log, an error, an event, a trace, a page or a file, whatever the
+//! identity and whatever fails: of the driver, of its commands, of pods, and of a proxy.
+//!
+//! Another secret needs a line in [`Secrets::of`], another reader one in [`Reads`]
+//! (`secrets/subject.rs`), another failure one in [`failures`].
 
+mod subject;
+
+use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crate::support::collector::Collector;
-use crate::support::driver::{Driver, Setup};
-use crate::support::kubelet::Volume;
-use crate::support::models::{BUCKET, PHI3, put};
-use crate::support::pod_keys::{self, ALLOWED};
-use crate::support::run::end_to_end;
-use localstore::{Action, LocalStore, Operation, Rule};
+use localstore::{Action, Operation, Rule};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixStream;
 
-/// The tokens that kubelet may send for a pod.
-const POD_TOKEN: &str = "pods-own-token-5e0f9c";
+use self::subject::{PASSPHRASE, POD_TOKEN, Reads, Subject, broken_key, broken_secrets, prepared};
+use crate::support::api_server::ApiServer;
+use crate::support::commands::Commands;
+use crate::support::driver::Driver;
+use crate::support::models::{BUCKET, PHI3, content_of};
+use crate::support::pod_keys;
+use crate::support::proxy::Behaviour;
+use crate::support::run::{end_to_end_within, eventually, figure};
+use crate::support::workloads::TOKENS;
 
-/// What begins every token (a JWT) and every signature, and ends every key.
-const MARKS: [&str; 6] = ["eyJ", "ST$", "Signature version=", "PRIVATE KEY", POD_TOKEN, PASSPHRASE];
+/// What begins every token (a JWT) and every signature, and ends every key; what the tests know of
+/// other secrets, and that login in base64.
+const MARKS: [&str; 8] = [
+    "eyJ",
+    "ST$",
+    "Signature version=",
+    "PRIVATE KEY",
+    POD_TOKEN,
+    PASSPHRASE,
+    "proxys-own-5c1e",
+    "bWU6cHJveHlz",
+];
 
-/// The identity that the driver reads with.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Who {
-    ApiKey,
-    Instance,
-    Pod,
-    /// A pod with the key in its Secret.
-    PodKey,
-    /// A pod with a pre-authenticated request in its Secret.
-    Par,
+/// Each token has to be replaced in each failure.
+const LIMIT: Duration = Duration::from_secs(300);
+
+const URI: &str = "oci://ai-model-cache/models/phi3-mini/";
+
+/// The services that give an identity its tokens.
+fn services_of(auth: &str) -> &'static [Operation] {
+    match auth {
+        "instance_principal" => &[Operation::Imds, Operation::Federation],
+        "oke_workload_identity" => &[Operation::WorkloadIdentity],
+        _ => &[],
+    }
 }
 
-/// The passphrase of a key that is not encrypted with it.
-const PASSPHRASE: &str = "pods-own-passphrase-77d1";
-
-/// Everything that goes right and wrong once, with every log line there is.
-async fn live(
-    scratch: &Path,
-    store: &LocalStore,
-    collector: &Collector,
-    who: Who,
-) -> (Driver, String) {
-    let mut setup = Setup::new(scratch, store);
-    setup.environment.extend(collector.environment());
-    match who {
-        Who::ApiKey => {}
-        Who::Instance => setup = setup.with_instance_principal(store),
-        Who::Pod => {
-            setup.auth = "oke_workload_identity";
-            setup.arguments = vec!["--oke-endpoint".to_owned(), store.endpoint()];
-        }
-        Who::PodKey | Who::Par => setup = setup.with_config(ALLOWED),
+/// What goes wrong, one after the other; each with an operation of the store.
+fn failures(auth: &str) -> Vec<(&'static str, Rule)> {
+    let of = |name, action, operation| (name, Rule::new(action).operation(operation));
+    let once = |(name, rule): (&'static str, Rule)| (name, rule.times(1));
+    let (list, get) = (Operation::List, Operation::Get);
+    let mut found = vec![
+        of("listing: 401", Action::status(401), list),
+        of("listing: 403", Action::status(403), list),
+        of("listing: 404", Action::status(404), list),
+        once(of("listing: 429", Action::status(429), list)),
+        once(of("listing: 500", Action::status(500), list)),
+        once(of("listing: reset", Action::Disconnect, list)),
+        of("listing: a page", Action::Page { code: 200 }, list),
+        of("listing: a redirect", Action::Page { code: 302 }, list),
+        of("listing: another clock", Action::DateOffset { secs: -600 }, list),
+        of("read: 401", Action::status(401), get),
+        of("read: 403", Action::status(403), get),
+        once(of("read: 500", Action::status(500), get)),
+        once(of("read: reset", Action::ResetAfter { bytes: 3 }, get)),
+        once(of("read: a flipped byte", Action::FlipByte { offset: 1 }, get)),
+    ];
+    for &service in services_of(auth) {
+        found.extend([
+            of("identity: 401", Action::status(401), service),
+            of("identity: 403", Action::status(403), service),
+            once(of("identity: 429", Action::status(429), service)),
+            once(of("identity: 500", Action::status(500), service)),
+            once(of("identity: reset", Action::Disconnect, service)),
+            once(of("identity: a page", Action::Page { code: 200 }, service)),
+        ]);
     }
-    let user = store.make_api_key("pod").unwrap();
-    fs::write(scratch.join("oci/pods_key.pem"), &user.pem).unwrap();
-    let url = store.make_par(BUCKET, "", true, Duration::from_secs(3600)).unwrap();
-    fs::write(scratch.join("oci/token_of_par"), pod_keys::token(&url)).unwrap();
-    let with_secret = |mut volume: Volume| {
-        if who == Who::Par {
-            volume.secrets.insert("par".to_owned(), url.clone());
+    found
+}
+
+/// What must not be found.
+struct Secrets(Vec<String>);
+
+impl Secrets {
+    /// The marks of all secrets, and the words of those in these files: of keys each line, since a
+    /// log could leave out the marks.
+    fn of(subject: &Subject<'_>) -> Self {
+        let mut secrets: Vec<String> = MARKS.map(str::to_owned).to_vec();
+        let files = ["oci/api_key.pem", "oci/token", "account/token"];
+        let texts = files.map(|name| fs::read_to_string(subject.scratch.join(name)).unwrap());
+        let of_pod = ["key", "par"].into_iter().filter_map(|key| subject.secret.get(key).cloned());
+        // And what is broken on purpose.
+        let broken = subject.secret.get("key").map(|key| broken_key(key));
+        for text in texts.into_iter().chain(of_pod).chain(broken) {
+            secrets.extend(text.lines().filter(|line| line.len() > 60).map(str::to_owned));
+            secrets.extend(text.contains("://").then(|| pod_keys::token(&text)[..20].to_owned()));
+            // The signature of a token, and a part of it.
+            secrets.extend(text.trim().rsplit_once('.').map(|(_, end)| end[..40].to_owned()));
         }
-        if who == Who::PodKey {
-            volume.secrets = pod_keys::secret(&user);
-            volume.secrets.insert("passphrase".to_owned(), PASSPHRASE.to_owned());
+        assert!(secrets.len() > 25, "the premise: a key in PEM and tokens: {}", secrets.len());
+        Self(secrets)
+    }
+}
+
+/// What was looked through.
+#[derive(Debug, Default)]
+struct Search {
+    lines: AtomicUsize,
+    pages: AtomicUsize,
+    scenarios: AtomicUsize,
+}
+
+impl Search {
+    /// Counts the lines of a page and looks for secrets in them.
+    #[track_caller]
+    fn look(&self, what: &str, text: &str, secrets: &Secrets) {
+        assert!(!text.is_empty(), "there is nothing in {what}");
+        self.pages.fetch_add(1, Ordering::Relaxed);
+        for line in text.lines() {
+            self.lines.fetch_add(1, Ordering::Relaxed);
+            let found = secrets.0.iter().find(|secret| line.contains(secret.as_str()));
+            assert_eq!(found, None, "in {what}: {line:?}");
         }
-        volume
-    };
-    setup.arguments.extend(["--log-level", "trace"].map(str::to_owned));
-    let driver = setup.start().await;
+    }
+}
+
+/// The answer to a GET over the driver's socket for the administrator.
+async fn page(driver: &Driver, path: &str) -> String {
+    let socket = driver.setup.cache.join("admin.sock");
+    let mut stream = UnixStream::connect(socket).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{path}: {answer}");
+    answer
+}
+
+async fn assert_discreet(scratch: &Path, reads: Reads) {
+    let store = prepared(scratch, reads);
+    let subject = Subject::new(scratch, &store, reads).await;
+    let (api, search) = (ApiServer::start().await, Search::default());
+    let mut driver = subject.driver(&api).await;
+    let secrets = Secrets::of(&subject);
     let kubelet = driver.kubelet();
     let tokens = format!("{{\"\":{{\"token\":\"{POD_TOKEN}\"}}}}");
-    let with_token = [PHI3.as_slice(), &[("csi.storage.k8s.io/serviceAccount.tokens", &tokens)]];
-    let volume = with_secret(kubelet.inline("1", &with_token.concat()));
-    volume.publish().await.unwrap();
-    let mut output = String::new();
-    for (pod, key) in [("10", "key"), ("11", "user"), ("12", "fingerprint"), ("13", "other")] {
-        let mut broken = with_secret(kubelet.inline(pod, &PHI3));
-        if who == Who::PodKey {
-            let value = user.pem.replace('A', "B");
-            broken.secrets.insert(key.to_owned(), value);
-            output.push_str(&broken.refused().await.1);
-        }
-        if who == Who::Par {
-            let (host, path) = url.split_once("/p/").unwrap();
-            let broken_url = match key {
-                "key" => format!("http://127.0.0.1:1/p/{path}"),
-                "user" => format!("{host}/p/{path}?x=y"),
-                "fingerprint" => format!("{host}/p/{path}x/\n/p/{path}"),
-                _ => url.replace(BUCKET, "other"),
-            };
-            broken.secrets.insert("par".to_owned(), broken_url);
-            output.push_str(&broken.refused().await.1);
-        }
-    }
-    for (pod, status, prefix) in [("2", 401, "a"), ("3", 403, "b"), ("4", 404, "c")] {
-        let rule = Rule::new(Action::status(status)).operation(Operation::List);
+    let namespace = ("namespace", store.namespace().to_owned());
+    let volume = |pod: &str, prefix: &str| {
+        let attributes = [("bucket", BUCKET), ("prefix", prefix), (TOKENS, tokens.as_str())];
+        let attributes = [&attributes[..], &[(namespace.0, namespace.1.as_str())]].concat();
+        let mut volume = kubelet.inline(pod, &attributes);
+        volume.secrets.clone_from(&subject.secret);
+        volume
+    };
+    volume("0", PHI3[1].1).publish().await.unwrap();
+    let (mut answers, mut pods) = (String::new(), 0);
+    for (number, (name, rule)) in (1..).zip(failures(reads.auth())) {
+        search.scenarios.fetch_add(1, Ordering::Relaxed);
+        let prefix = format!("m{number}/");
+        store.put(BUCKET, &format!("{prefix}config.json"), name).unwrap();
         let rule = store.faults().add(rule);
-        let token = ("csi.storage.k8s.io/serviceAccount.tokens", tokens.as_str());
-        let refused = kubelet.inline(pod, &[("bucket", BUCKET), ("prefix", prefix), token]);
-        let refused = with_secret(refused);
-        output.push_str(&refused.refused().await.1);
+        eventually(name, Duration::from_secs(30), async || {
+            pods += 1;
+            if let Err(status) = volume(&pods.to_string(), &prefix).publish().await {
+                let _ = writeln!(answers, "{name}: {}", status.message());
+            }
+            let rules = store.faults().list();
+            rules.iter().any(|one| one.id == rule && one.hits > 0).then_some(())
+        })
+        .await;
         store.faults().remove(rule);
     }
-    output.push_str(&driver.metrics().await);
-    (driver, output)
-}
-
-/// Every file below a directory, as far as it is text.
-fn text_below(directory: &Path) -> String {
-    let content = crate::support::models::content_of(directory);
-    content
-        .into_values()
-        .flatten()
-        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
-        .collect()
-}
-
-#[track_caller]
-fn assert_no_secret(what: &str, text: &str, secrets: &[String]) {
-    assert!(!text.is_empty(), "there is nothing in {what}");
-    for secret in MARKS.iter().copied().chain(secrets.iter().map(String::as_str)) {
-        let line = text.lines().find(|line| line.contains(secret));
-        assert!(line.is_none(), "{secret:?} is in {what}: {line:?}");
+    for (number, secret) in (900..).zip(broken_secrets(&subject.secret)) {
+        search.scenarios.fetch_add(1, Ordering::Relaxed);
+        let mut broken = volume(&number.to_string(), PHI3[1].1);
+        broken.secrets = secret;
+        let _ = writeln!(answers, "a broken Secret: {}", broken.refused().await.1);
     }
-}
-
-async fn assert_discreet(scratch: &Path, who: Who) {
-    let mut builder = LocalStore::builder();
-    if who == Who::Pod {
-        builder = builder.cluster_token(POD_TOKEN, "team-a", "default");
+    if reads == Reads::ThroughProxy {
+        let ask = async |pod: &str| volume(pod, &format!("{pod}/")).refused().await.1;
+        answers += &refused_by_proxy(&subject, &search, ask).await;
     }
-    let store = builder.start().unwrap();
-    for name in ["config.json", "tokenizer/vocab.txt", "model.safetensors"] {
-        put(&store, name, name);
+    search.look("the answers", &answers, &secrets);
+    let commands = Commands::of(&driver.setup);
+    for words in [&["ls"][..], &["inspect", URI], &["ls", "--output", "json"]] {
+        search.look("cache", &commands.run(words).await.stdout, &secrets);
     }
-    let collector = Collector::start().await;
-    let (mut driver, output) = live(scratch, &store, &collector, who).await;
-    let exchanged = store.stats().requests_of(Operation::WorkloadIdentity) > 0;
-    assert_eq!(exchanged, who == Who::Pod, "the premise: the pod's token is used");
-    // The lines of the key file, whose marks alone a log could leave out.
-    let keys = text_below(&scratch.join("oci"));
-    let lines = |text: &str| -> Vec<String> {
-        text.lines().filter(|line| line.len() == 64).map(str::to_owned).collect()
-    };
-    // And of the one that was broken on purpose.
-    let secrets = [lines(&keys), lines(&keys.replace('A', "B"))].concat();
-    assert!(secrets.len() > 10, "the premise: a key in PEM");
-    assert_no_secret("errors and metrics", &output, &secrets);
-    assert_no_secret("the log", &driver.log(), &secrets);
+    for path in ["/status", "/metrics"] {
+        search.look(path, &page(&driver, path).await, &secrets);
+    }
+    search.look("/metrics of the cluster", &driver.metrics().await, &secrets);
+    let events: Vec<String> = api.events().iter().map(ToString::to_string).collect();
+    assert!(events.len() > 5, "the premise: events are sent: {events:?}");
+    search.look("the events", &events.join("\n"), &secrets);
+    commands_are_discreet(&subject, &search, &secrets).await;
     assert!(driver.log().contains("TRACE"), "the premise: everything is logged");
-    // A running driver has a socket in the cache, which is neither file nor directory.
+    search.look("the log", &driver.log(), &secrets);
+    // A running driver has a socket in the cache, which is neither file nor directory; and it
+    // exports the rest of its spans when it ends.
     driver.terminate().await;
     driver.ended().await;
-    assert!(collector.traces("publish volume").len() > 3, "the premise: traces are exported");
-    assert_no_secret("spans", &collector.text(), &secrets);
-    assert_no_secret("the cache", &text_below(&driver.setup.cache), &secrets);
-    let lease = &driver.in_cache("leases")[0];
-    let lease = fs::read_to_string(driver.setup.cache.join("leases").join(lease)).unwrap();
-    assert_no_secret("a lease", &lease, &secrets);
+    let spans = subject.collector.text();
+    assert!(spans.contains(PHI3[1].1), "the premise: spans of publishes are exported: {spans}");
+    search.look("the traces", &spans, &secrets);
+    let cached = content_of(&driver.setup.cache).into_values().flatten();
+    let cached: String = cached.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).collect();
+    search.look("the cache", &cached, &secrets);
+    let Search { lines, pages, scenarios } = search;
+    let [lines, pages, scenarios] = [lines, pages, scenarios].map(AtomicUsize::into_inner);
+    assert!(lines > 1000 && pages > 20, "{lines} lines, {pages} pages");
+    figure(format_args!(
+        "secrets found, {}: 0 of {lines} lines and {pages} pages over {scenarios} scenarios",
+        reads.name()
+    ));
+}
+
+/// What commands print of this identity, in good times and in bad ones.
+async fn commands_are_discreet(subject: &Subject<'_>, search: &Search, secrets: &Secrets) {
+    let source = subject.scratch.join("local");
+    fs::create_dir_all(&source).unwrap();
+    fs::write(source.join("config.json"), "{}").unwrap();
+    let (source, target) = (source.to_str().unwrap().to_owned(), subject.path("fetched"));
+    let uri = format!("oci://{BUCKET}@{}/models/", subject.store.namespace());
+    let model = format!("{uri}phi3-mini/");
+    let pushed = format!("{uri}pushed/");
+    let file = subject.path("oci/par");
+    fs::write(&file, subject.secret.get("par").map_or("", String::as_str)).unwrap();
+    let own: [&[&str]; 4] = [
+        &["fetch", &model, &target],
+        &["ls", &uri],
+        &["push", &source, &pushed],
+        &["doctor", &model, "--kubelet-dir", "/absent", "--cache-dir", "/absent"],
+    ];
+    let with_par: [&[&str]; 4] = [
+        &["fetch", "--par-file", &file, &model, &target],
+        &["ls", "--par-file", &file, &uri],
+        &["ls", "--par-file", &file, "--objects", &model],
+        &["fetch", "--par-file", &file, "oci://another-bucket/models/", &target],
+    ];
+    let all = if subject.reads == Reads::WithPar { with_par } else { own };
+    for status in [None, Some(401), Some(403), Some(404)] {
+        search.scenarios.fetch_add(all.len(), Ordering::Relaxed);
+        let rule = status.map(|status| {
+            let operations = [Operation::List, Operation::Get, Operation::Put, Operation::Head];
+            operations.map(|one| {
+                subject.store.faults().add(Rule::new(Action::status(status)).operation(one))
+            })
+        });
+        for words in all {
+            search.look(words[0], &subject.command(words).await, secrets);
+        }
+        for rule in rule.into_iter().flatten() {
+            subject.store.faults().remove(rule);
+        }
+    }
+}
+
+/// The answers to pods while the proxy refuses. Returns them.
+async fn refused_by_proxy(
+    subject: &Subject<'_>,
+    search: &Search,
+    ask: impl AsyncFn(&str) -> String,
+) -> String {
+    let seen = subject.proxy.seen();
+    assert!(seen.iter().all(|one| one.login.is_some()), "the premise: it gets the login");
+    assert!(seen.len() > 5, "the premise: it is used: {seen:?}");
+    let mut answers = String::new();
+    for (pod, answer) in [
+        ("800", "HTTP/1.1 407 X\r\ncontent-length: 0\r\n\r\n"),
+        ("801", "HTTP/1.1 403 X\r\ncontent-length: 6\r\n\r\n<html>"),
+    ] {
+        search.scenarios.fetch_add(1, Ordering::Relaxed);
+        subject.proxy.becomes(Behaviour::Answer(answer));
+        let _ = writeln!(answers, "{}", ask(pod).await);
+    }
+    subject.proxy.becomes(Behaviour::Forward);
+    answers
 }
 
 #[test]
-fn neither_an_api_key_nor_a_pods_token_is_found_anywhere() {
-    end_to_end(async |scratch| assert_discreet(scratch, Who::ApiKey).await);
+fn no_secret_of_an_api_key_is_found_anywhere() {
+    end_to_end_within(LIMIT, async |scratch| assert_discreet(scratch, Reads::As("api_key")).await);
 }
 
 #[test]
-fn neither_an_instances_token_nor_its_key_is_found_anywhere() {
-    end_to_end(async |scratch| assert_discreet(scratch, Who::Instance).await);
+fn no_secret_of_a_session_is_found_anywhere() {
+    let reads = Reads::As("security_token");
+    end_to_end_within(LIMIT, async |scratch| assert_discreet(scratch, reads).await);
 }
 
 #[test]
-fn neither_a_pods_session_token_nor_its_own_is_found_anywhere() {
-    end_to_end(async |scratch| assert_discreet(scratch, Who::Pod).await);
+fn no_secret_of_a_resource_principal_is_found_anywhere() {
+    let reads = Reads::As("resource_principal");
+    end_to_end_within(LIMIT, async |scratch| assert_discreet(scratch, reads).await);
+}
+
+#[test]
+fn no_secret_of_an_instance_is_found_anywhere() {
+    let reads = Reads::As("instance_principal");
+    end_to_end_within(LIMIT, async |scratch| assert_discreet(scratch, reads).await);
+}
+
+#[test]
+fn no_secret_of_a_pod_or_of_the_drivers_own_account_is_found_anywhere() {
+    let reads = Reads::As("oke_workload_identity");
+    end_to_end_within(LIMIT, async |scratch| assert_discreet(scratch, reads).await);
+}
+
+#[test]
+fn no_secret_is_found_where_requests_are_unsigned() {
+    end_to_end_within(LIMIT, async |scratch| assert_discreet(scratch, Reads::As("none")).await);
+}
+
+#[test]
+fn no_password_of_a_proxy_is_found_anywhere() {
+    end_to_end_within(LIMIT, async |scratch| assert_discreet(scratch, Reads::ThroughProxy).await);
 }
 
 #[test]
 fn neither_the_key_in_a_pods_secret_nor_its_passphrase_is_found_anywhere() {
-    end_to_end(async |scratch| assert_discreet(scratch, Who::PodKey).await);
+    end_to_end_within(LIMIT, async |scratch| assert_discreet(scratch, Reads::AsKeyOfPod).await);
 }
 
 #[test]
-fn a_pre_authenticated_request_in_a_pods_secret_is_found_nowhere() {
-    end_to_end(async |scratch| assert_discreet(scratch, Who::Par).await);
+fn no_pre_authenticated_request_is_found_anywhere() {
+    end_to_end_within(LIMIT, async |scratch| assert_discreet(scratch, Reads::WithPar).await);
 }

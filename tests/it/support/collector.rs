@@ -110,6 +110,11 @@ impl Collector {
         self.state().tenants.clone()
     }
 
+    /// All that has arrived, a span in each line.
+    pub(crate) fn text(&self) -> String {
+        self.state().spans.iter().map(|span| format!("{span:?}\n")).collect()
+    }
+
     /// The traces whose root has this name, as far as they have arrived.
     pub(crate) fn traces(&self, root: &str) -> Vec<Trace> {
         let mut traces: BTreeMap<Vec<u8>, Vec<Span>> = BTreeMap::new();
