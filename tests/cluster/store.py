@@ -1,6 +1,8 @@
 """The local Object Storage, on an address that pods reach."""
 
+import base64
 import configparser
+import hashlib
 import json
 import os
 import shutil
@@ -10,14 +12,42 @@ import urllib.request
 from node import ADDRESS, LOGS, PKI, SCRATCH, run, until
 
 ENDPOINT = f"http://{ADDRESS}:8080"
-# Service accounts of the one name may read this bucket and no other, those of the other name all but it.
+# Service accounts and users of the one name may read this bucket and no other, those of the other name all but it.
 PRIVATE, READER, STRANGER = "private", "reader", "stranger"
+TENANCY = "ocid1.tenancy.oc1..e2e"
+
+
+class User:
+    """A user of Object Storage with an API key."""
+
+    def __init__(self, name, directory):
+        self.name, self.ocid = name, f"ocid1.user.oc1..{name}"
+        self.key, self.public = directory / f"{name}.key", directory / f"{name}.pub"
+
+    def make(self):
+        run("openssl", "genrsa", "-out", self.key, 2048)
+        run("openssl", "rsa", "-in", self.key, "-pubout", "-out", self.public)
+
+    @property
+    def fingerprint(self):
+        text = "".join(line for line in self.public.read_text().splitlines() if not line.startswith("-----"))
+        return hashlib.md5(base64.b64decode(text)).digest().hex(":")
+
+    @property
+    def caller(self):
+        return f"{TENANCY}/{self.ocid}/{self.fingerprint}"
+
+    def secret(self):
+        """The Secret of docs/identities.md."""
+        content = {"user": self.ocid, "tenancy": TENANCY, "fingerprint": self.fingerprint, "key": self.key.read_text()}
+        return {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": self.name}, "stringData": content}
 
 
 class Store:
     def __init__(self):
         self.root, self.config = SCRATCH / "buckets", SCRATCH / "oci"
         self.ready = SCRATCH / "store.json"
+        self.users = {name: User(name, SCRATCH) for name in (READER, STRANGER)}
         self.rules = []
 
     def up(self):
@@ -25,10 +55,15 @@ class Store:
             return
         self.root.mkdir()
         run("openssl", "rsa", "-in", PKI / "tokens.key", "-pubout", "-out", PKI / "tokens.pub")
+        reader, stranger = self.users[READER], self.users[STRANGER]
+        reader.make()
+        stranger.make()
         with (LOGS / "localstore.log").open("w") as log:
             subprocess.Popen(
                 [os.environ["LOCALSTORE_BIN"], "serve", "--root", self.root, "--listen", f"{ADDRESS}:8080",
                  "--allow-non-loopback", "--cluster-keys", PKI / "tokens.pub",
+                 "--api-key", f"{reader.caller}={reader.public}", "--api-key", f"{stranger.caller}={stranger.public}",
+                 "--allow", f"{reader.caller}={PRIVATE}", "--hide", f"{stranger.caller}={PRIVATE}",
                  "--allow", f"system:serviceaccount:*:{READER}={PRIVATE}",
                  "--hide", f"system:serviceaccount:*:{STRANGER}={PRIVATE}", "--write-config", self.config, "--ready-file", self.ready],
                 stdout=subprocess.DEVNULL, stderr=log, start_new_session=True)
