@@ -18,7 +18,6 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use super::Route;
 use super::known_buckets::{BucketOperation, KnownBuckets};
 use super::proofs::Proofs;
-use super::refusals::Refusals;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Manifest, ManifestFile, ModelKey, ModelSource};
 use crate::source::{
@@ -58,7 +57,6 @@ enum Probe {
 #[derive(Debug, Default)]
 pub(super) struct Authorizer {
     proofs: Proofs,
-    refused: Refusals,
 }
 
 impl Authorizer {
@@ -76,14 +74,14 @@ impl Authorizer {
         manifest: &Manifest,
     ) -> Result<Permission> {
         let Some(principal) = route.principal() else { return Ok(Permission::Granted) };
-        if let Some(error) = self.refused.recent(principal, &manifest.key()) {
+        if let Some(error) = route.refusal().of(&manifest.key()) {
             return Err(error);
         }
         let asked = probe_all(buckets, route, principal, manifest).await;
         let place = (route.location(), manifest.source.bucket.as_str());
         match &asked {
             Err(error) if is_refusal(error.kind()) => {
-                self.refused.record(principal, manifest.key(), error);
+                route.refusal().record(manifest.key(), error);
                 self.proofs.forget(principal, place);
             }
             Ok(Permission::Granted) => self.proofs.record(principal, manifest.key(), place),

@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use super::refusals::CallRefusal;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{
     ModelRequest, NamespaceName, PodIdentity, PodTokens, RequestDigest, Tenant, account_uid,
@@ -100,6 +101,7 @@ pub struct Route {
     location: String,
     scope: String,
     tenant: Tenant,
+    refusal: CallRefusal,
 }
 
 impl Route {
@@ -116,6 +118,11 @@ impl Route {
     /// The tenant to which the request's work is accounted.
     pub fn tenant(&self) -> &Tenant {
         &self.tenant
+    }
+
+    /// What the call of this route was refused.
+    pub(super) fn refusal(&self) -> &CallRefusal {
+        &self.refusal
     }
 
     /// The cache scope: which identities share a cached copy.
@@ -250,7 +257,8 @@ impl ClientPool {
         if let (Err(error), None) = (&namer, &request.namespace) {
             return Err(error.clone());
         }
-        Ok(Route { client, namer, location, scope, tenant: caller.tenant() })
+        let (tenant, refusal) = (caller.tenant(), CallRefusal::default());
+        Ok(Route { client, namer, location, scope, tenant, refusal })
     }
 
     /// The client of a request, without a pod's own identity, and the usual

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use futures_util::FutureExt as _;
+use futures_util::FutureExt;
 
 use super::*;
 use crate::oci::sign::tests::vectors;
