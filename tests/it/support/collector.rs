@@ -93,11 +93,6 @@ impl Collector {
         variables
     }
 
-    /// All that has arrived, as text.
-    pub(crate) fn text(&self) -> String {
-        format!("{:#?}", self.state().spans)
-    }
-
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -112,7 +107,9 @@ impl Collector {
 
     /// All that has arrived, a span in each line.
     pub(crate) fn text(&self) -> String {
-        self.state().spans.iter().map(|span| format!("{span:?}\n")).collect()
+        let state = self.state();
+        let lines: Vec<_> = state.spans.iter().map(|span| format!("{span:?}")).collect();
+        lines.join("\n")
     }
 
     /// The traces whose root has this name, as far as they have arrived.
