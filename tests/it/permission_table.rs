@@ -32,6 +32,11 @@ const ENDLESS: &str = "endless.bin";
 /// No answer about anything else may have one of these words.
 const SECRETS: [&str; 3] = ["falcon", HOLDER, VAULT];
 
+/// A file that was read, among the requests and in the metrics.
+const READ: &str = "Get 206, ";
+const READ_COUNTED: &str =
+    "oci_model_csi_object_storage_requests_total{operation=\"GetObject\",status=\"206\"} ";
+
 /// What is true of a prefix: the facts that the channels must not reveal.
 const FACTS: [(&str, &str, &str); 8] = [
     ("none", BUCKET, "falcon/none/"),
@@ -221,10 +226,17 @@ async fn ask_all(world: &World, who: &Who, revision: &str, tally: &mut Tally) {
             }
             let more: Vec<(&str, &str)> = more.iter().map(|(k, v)| (*k, v.as_str())).collect();
             let question = Question::new(bucket, &format!("{prefix}{below}"), &more);
-            let answer = match who.asks {
+            let mut answer = match who.asks {
                 Asks::Pod => world.answer(who.team, &question).await,
                 Asks::Claim => world.answer_to_claim(who.team, &question).await,
             };
+            if who.may == May::ReadSome {
+                // Files are asked for side by side, and the first refusal ends that: whether the
+                // answer for another one is counted before is chance.
+                for allowed in [READ, READ_COUNTED] {
+                    answer.shown = answer.shown.map(|text| text.replace(allowed, ""));
+                }
+            }
             tally.time(who.team, fact, answer.took);
             answers.insert(fact, answer);
         }
