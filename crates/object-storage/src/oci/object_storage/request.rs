@@ -210,6 +210,7 @@ pub(super) enum Authority<'a> {
     /// Nothing: the bucket is public.
     Nothing,
 }
+
 /// 32 hex digits, by which Oracle's support finds the request in its logs.
 fn client_request_id() -> String {
     format!("{:032X}", u128::from_be_bytes(random::bytes()))
